@@ -1,0 +1,3 @@
+from hfstrat.cli import main
+
+main()

@@ -1,0 +1,177 @@
+"""What to answer to a key or a value that a recipe cannot have."""
+
+from __future__ import annotations
+
+import types
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from hfstrat.config import Recipe
+from hfstrat.strategies import STRATEGIES
+
+FOREIGN = {
+    # other tools' names -> ours
+    "strategy.r": "lora_rank lora_r rank adapter_rank",
+    "strategy.alpha": "lora_alpha",
+    "strategy.dropout": "lora_dropout",
+    "strategy.target_modules": "lora_target lora_target_modules lora_target_linear lora_modules target_linear",
+    "strategy.modules_to_save": "lora_modules_to_save additional_target",
+    "strategy.use_dora": "dora peft_use_dora",
+    "strategy.use_rslora": "rslora peft_use_rslora",
+    "strategy.init_lora_weights": "pissa_init peft_init_lora_weights init_weights",
+    "strategy.adapter": "adapter_name_or_path lora_model_dir adapter_path",
+    "strategy.last_n_layers": "freeze_trainable_layers num_layers_to_train last_n_blocks last_n",
+    "strategy.patterns": "unfrozen_parameters freeze_trainable_modules trainable_params",
+    "strategy.name": "finetuning_type method peft_type peft use_peft",
+    "model.name_or_path": "base_model model_name_or_path model_name pretrained_model_name_or_path model_id checkpoint_path",
+    "model.dtype": "torch_dtype bf16 fp16 tf32 precision mixed_precision compute_dtype",
+    "model.attn_implementation": "flash_attention flash_attn use_flash_attention_2 flash_attention_2 sdpa_attention",
+    "model.revision": "model_revision revision_of_model",
+    "model.tokenizer": "tokenizer_name tokenizer_name_or_path tokenizer_config",
+    "model.add_tokens": "added_tokens new_special_tokens special_tokens add_special_tokens",
+    "data.train": "dataset datasets dataset_name dataset_path train_file train_dataset data_path dataset_dir",
+    "data.eval": "eval_dataset test_datasets validation_file val_file valid eval_file test_file",
+    "data.eval_size": "val_size val_set_size test_size validation_split split_ratio",
+    "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len seq_len seq_length context_length block_size",
+    "data.format": "type dataset_format formatting prompt_style",
+    "data.columns": "dataset_text_field text_field field_messages column_mapping",
+    "data.template": "chat_template chat_template_path",
+    "data.train_on": "train_on_inputs train_on_prompt mask_prompt completion_only_loss assistant_only_loss",
+    "training.learning_rate": "lr max_lr peak_lr",
+    "training.num_train_epochs": "epochs num_epochs n_epochs max_epochs",
+    "training.max_steps": "steps num_steps total_steps num_train_steps max_iters",
+    "training.max_time": "time_limit max_runtime timeout",
+    "training.global_batch_size": "batch_size effective_batch_size total_batch_size train_batch_size "
+    "gradient_accumulation_steps grad_accumulation_steps",
+    "training.per_device_train_batch_size": "micro_batch_size per_device_batch_size device_batch_size",
+    "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
+    "training.lr_scheduler_type": "lr_scheduler scheduler scheduler_type schedule",
+    "training.warmup_steps": "warmup_ratio lr_warmup_steps num_warmup_steps warmup",
+    "training.optim": "optimizer optim_type",
+    "training.max_grad_norm": "gradient_clipping grad_clip max_norm clip_grad_norm",
+    "training.activation_checkpointing": "gradient_checkpointing use_gradient_checkpointing",
+    "training.eval_steps": "evals_per_epoch eval_strategy evaluation_strategy eval_interval val_interval do_eval",
+    "training.save_steps": "saves_per_epoch save_strategy save_interval checkpoint_interval",
+    "training.logging_steps": "log_interval logging_strategy log_every_n_steps",
+    "training.resume": "resume_from_checkpoint auto_resume_from_checkpoints resume_from",
+    "hub.repo": "hub_model_id hub_repo repo_id",
+    "hub.push": "push_to_hub push_to_hub_model",
+    "hub.private": "hub_private_repo",
+    "output_dir": "out_dir save_dir output_path checkpoint_dir",
+    "seed": "random_seed data_seed",
+    "evaluation.max_new_tokens": "generation_max_new_tokens max_tokens",
+}
+OURS = {theirs: ours for ours, names in FOREIGN.items() for theirs in names.split()}
+ELSEWHERE = {
+    "overwrite_output_dir": "it is a flag: `hfstrat train RECIPE --overwrite`",
+    "deepspeed": "how to distribute is not in the recipe: `hfstrat train RECIPE --accelerate-config NAME`",
+    "fsdp": "how to distribute is not in the recipe: `hfstrat train RECIPE --accelerate-config NAME`",
+    "num_processes": "how to distribute is not in the recipe: `hfstrat train RECIPE --num-processes N`",
+    "load_in_4bit": "this version does not quantize: remove it",
+    "load_in_8bit": "this version does not quantize: remove it",
+    "quantization": "this version does not quantize: remove it",
+    "packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
+    "sample_packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
+    "report_to": "it is passed on as it is: `training.extra.report_to`",
+    "wandb_project": "trackers are named in `training.extra.report_to`",
+}
+
+
+def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
+    """Every section of the recipe by its path; `strategy` has several classes."""
+    found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}
+    for name, field in model.model_fields.items():
+        classes = list(STRATEGIES.values()) if name == "strategy" else [_section(field.annotation)]
+        for cls in filter(None, classes):
+            found.setdefault((*prefix, name), []).append(cls)
+    return found
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def field_of(path: tuple[str, ...], strategy: str | None) -> FieldInfo | None:
+    """The field that a dotted path means, if there is one."""
+    for cls in sections_of(Recipe).get(path[:-1], []):
+        if path[:-1] == ("strategy",) and strategy in STRATEGIES and cls is not STRATEGIES[strategy]:
+            continue
+        if path[-1] in cls.model_fields:
+            return cls.model_fields[path[-1]]
+    return None
+
+
+def expected(field: FieldInfo) -> str:
+    """What a field takes, in words."""
+    limits = {type(item).__name__: item for item in field.metadata}
+    text = _words(field.annotation)
+    for kind, attribute, words in (
+        ("Ge", "ge", "at least"),
+        ("Gt", "gt", "more than"),
+        ("Le", "le", "at most"),
+        ("Lt", "lt", "less than"),
+    ):
+        if kind in limits:
+            text += f", {words} {getattr(limits[kind], attribute)}"
+    return text.replace("text, at least 1", "text that is not empty")
+
+
+def _words(annotation: Any) -> str:
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+    if annotation in plain:
+        return plain[annotation]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(args[0])
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        kept = [arg for arg in args if arg is not type(None) and not (arg is int and float in args)]
+        return " or ".join(_words(arg) for arg in kept)
+    if origin is list:
+        return f"a list, each {_words(args[0])}"
+    if origin is dict:
+        return "a mapping"
+    return "a mapping of keys"
+
+
+def unknown_key(path: tuple[str, ...], strategy: str | None) -> str:
+    """The answer to a key that does not exist where it stands: the nearest right name, and what is allowed."""
+    key, parent = path[-1], path[:-1]
+    classes = sections_of(Recipe).get(parent, [])
+    if parent == ("strategy",) and strategy in STRATEGIES:
+        classes = [STRATEGIES[strategy]]
+    allowed = sorted({name for cls in classes for name in cls.model_fields})
+    place = f"'{'.'.join(parent)}'" if parent else "a recipe"
+    if parent == ("strategy",) and strategy in STRATEGIES:
+        place = f"strategy {strategy}"
+    return f"no such key in {place}; {_nearest(key, parent, strategy, allowed)} (allowed: {', '.join(allowed)})"
+
+
+def _nearest(key: str, parent: tuple[str, ...], strategy: str | None, allowed: list[str]) -> str:
+    if key in ELSEWHERE:
+        return ELSEWHERE[key]
+    if near := get_close_matches(key, allowed, n=1, cutoff=0.8):
+        return f"did you mean '{near[0]}'?"
+    owners = [name for name, cls in STRATEGIES.items() if key in cls.model_fields and name != strategy]
+    if parent == ("strategy",) and owners:
+        return f"it belongs to strategy {' and '.join(owners)}"
+    if (homes := _homes(key)) and parent not in homes:
+        return f"did you mean '{'.'.join((*homes[0], key))}'?"
+    if key in OURS:
+        return f"hfstrat calls it '{OURS[key]}'"
+    if near := get_close_matches(key, allowed, n=1, cutoff=0.6):
+        return f"did you mean '{near[0]}'?"
+    everywhere = {name: path for path, classes in sections_of(Recipe).items() for cls in classes for name in cls.model_fields}
+    if near := get_close_matches(key, [*everywhere, *OURS], n=1, cutoff=0.75):
+        return f"did you mean '{OURS.get(near[0]) or '.'.join((*everywhere[near[0]], near[0]))}'?"
+    return "`hfstrat schema` lists every key; other TrainingArguments go under training.extra"
+
+
+def _homes(key: str) -> list[tuple[str, ...]]:
+    return [path for path, classes in sections_of(Recipe).items() if any(key in cls.model_fields for cls in classes)]

@@ -1,0 +1,168 @@
+"""The recipe: frozen, typed sections. How a recipe file becomes a `Recipe` is in `loading.py`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from hfstrat.strategies import AnyStrategy, Section
+
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+Optimizer = Literal[
+    "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
+]
+_UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """'90s', '10min' or '1.5h' in seconds. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)", text.strip())
+    if not match or float(match.group(1)) <= 0:
+        raise ValueError("a time such as 90s, 10min or 1.5h is expected")
+    return float(match.group(1)) * _UNITS[match.group(2)]
+
+
+class Model(Section):
+    """Which weights to start from, and in which form."""
+
+    name_or_path: str = Field(min_length=1, description="Hub id, local folder, or a .gguf file")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub")
+    tokenizer: str | None = Field(None, description="Hub id or folder of another tokenizer than the model's own")
+    add_tokens: list[str] = Field([], description="New special tokens; their embeddings learn")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Of frozen weights and of the forward pass; auto: 16 bits where the hardware has them"
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto", description="Attention kernel; auto: the library's choice"
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model")
+
+    @property
+    def gguf_file(self) -> bool:
+        return self.name_or_path.endswith(".gguf")
+
+
+class Data(Section):
+    """Which rows to train on, and how they become tokens."""
+
+    train: str = Field(min_length=1, description="Local .json, .jsonl, .csv, .tsv, .parquet or .txt file, or a Hub id")
+    eval: str | None = Field(None, description="The same, for evaluation; if not given, rows of train are held out")
+    eval_size: int | float = Field(0.05, gt=0, description="Rows to hold out, below 1 a share (never more than 1000)")
+    config: str | None = Field(None, description="Configuration name of a Hub data set")
+    split: str = Field("train", description="Split of a Hub data set to train on")
+    eval_split: str | None = Field(None, description="Split of a Hub data set to evaluate on")
+    format: Literal["auto", "text", "prompt-completion", "alpaca", "messages"] = Field(
+        "auto", description="What a row is; auto: told from its columns"
+    )
+    columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's chat template; plain: prompt, newline, completion; auto: chat if there is one"
+    )
+    train_on: Literal["completions", "all"] = Field("completions", description="Which tokens carry loss")
+    max_length: int = Field(1024, ge=8, description="Tokens per row, at most")
+    overflow: Literal["truncate", "drop", "error"] = Field("truncate", description="What happens to longer rows")
+
+
+class Training(Section):
+    """How long, how fast, how often. Names and meanings are those of TrainingArguments where it has them."""
+
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; default by strategy")
+    num_train_epochs: float | None = Field(None, gt=0, description="Passes over the data; 3 if no length is given")
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, at most")
+    max_time: str | None = Field(None, description="Wall-clock time of training, such as 10min; the schedule follows it")
+    global_batch_size: int = Field(16, ge=1, description="Sequences per optimiser step, over all processes")
+    per_device_train_batch_size: int | Literal["auto"] = Field(
+        "auto", description="Sequences per forward pass; auto: what fits. Accumulation makes up the rest"
+    )
+    per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
+    lr_scheduler_type: Schedule = Field("cosine", description="Shape of the learning rate after the warm-up")
+    warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1 a share of all steps")
+    optim: Optimizer = Field("adamw_torch_fused", description="Optimiser; the 8-bit and paged ones need bitsandbytes")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm")
+    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time")
+    logging_steps: int = Field(5, ge=1, description="Steps between logged losses")
+    eval_steps: int | float = Field(0.25, gt=0, description="Steps between evaluations; below 1 a share of the run")
+    save_steps: int | float | None = Field(None, gt=0, description="Steps between checkpoints; default as eval_steps")
+    save_total_limit: int = Field(2, ge=1, description="Complete checkpoints to keep (the best is always kept)")
+    load_best_model_at_end: bool = Field(True, description="End with the weights of the lowest evaluation loss")
+    early_stopping_patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without gain")
+    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint")
+    extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed on as they are")
+
+    @field_validator("per_device_train_batch_size", "per_device_eval_batch_size")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("a whole number of at least 1, or auto, is expected")
+        return value
+
+    @field_validator("max_time")
+    @classmethod
+    def _readable_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds(value)
+        return value
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Training:
+        for name in ("eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if isinstance(value, float) and value > 1:
+                raise ValueError(f"{name}: a share below 1 or a whole number of steps is expected, given {value}")
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+        return self
+
+
+class Evaluation(Section):
+    """What is measured and shown beside the training loss."""
+
+    before: bool = Field(True, description="Measure the evaluation loss before training too")
+    max_rows: int | None = Field(None, ge=1, description="Evaluate on so many rows at most")
+    prompts: list[str] = Field([], description="Prompts to answer before and after; default: from the evaluation rows")
+    samples: int = Field(3, ge=0, description="How many evaluation rows to answer if no prompts are given")
+    max_new_tokens: int = Field(48, ge=1, description="Length of an answer, at most")
+
+
+class Hub(Section):
+    """Where the result goes on the Hugging Face Hub."""
+
+    push: bool = Field(False, description="Upload the result after it was verified")
+    repo: str | None = Field(None, description="Repository, such as me/my-model")
+    private: bool = Field(True, description="Whether a repository made for it is private")
+
+    @model_validator(mode="after")
+    def _has_a_repo(self) -> Hub:
+        if self.push and not self.repo:
+            raise ValueError("push: true needs repo, such as repo: me/my-model")
+        return self
+
+
+def _from_string(key: str) -> BeforeValidator:
+    """`strategy: lora` and `model: some/id` say all there is to say."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class Recipe(Section):
+    """One training run. How to distribute it is not in here: that is the Accelerate config's."""
+
+    task: Literal["causal-lm"] = Field("causal-lm", description="What the model learns to do")
+    model: Annotated[Model, _from_string("name_or_path")]
+    strategy: Annotated[AnyStrategy, _from_string("name")]
+    data: Annotated[Data, _from_string("train")]
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    hub: Hub = Hub()
+    seed: int = Field(42, ge=0, description="Of initialisation, data order and dropout")
+    output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> Recipe:
+        if self.data.eval_split and self.data.eval:
+            raise ValueError("data: give eval or eval_split, not both")
+        return self

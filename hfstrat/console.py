@@ -1,0 +1,120 @@
+"""What a run says: one voice (the first process's), a progress bar, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from transformers import TrainerCallback
+
+from hfstrat.data.batches import BatchOrder
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+def make_console(main: bool) -> Console:
+    console = Console(quiet=not main, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(quiet=not main, highlight=False, soft_wrap=True, width=200)
+    return console
+
+
+def clock_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class ProgressReport(TrainerCallback):
+    """Steps, loss, real tokens per second and time left, as a bar or as lines."""
+
+    def __init__(self, console: Console, order: BatchOrder, time_limit: float | None = None) -> None:
+        self.console, self.order, self.time_limit = console, order, time_limit
+        self.tokens = 0
+        self.seconds = 0.0  # in steps: without evaluations and checkpoints
+        self.loss: float | None = None
+        self._bar: Progress | None = None
+        self._started = self._step_started = self._last_line = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._last_line = time.monotonic()
+        self._first_step = state.global_step
+        if state.is_world_process_zero and self.console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+            self._bar = Progress(*columns, console=self.console, transient=False)
+            total = None if self.time_limit else state.max_steps
+            self._task = self._bar.add_task("", total=total, completed=state.global_step, status="")
+            self._bar.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step_started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._step_started
+        self.tokens += self.order.tokens(state.global_step - 1)
+        if not state.is_world_process_zero:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, status=self._status(state, now))
+        elif now - self._last_line > LINE_EVERY or state.global_step == state.max_steps:
+            self._last_line = now
+            total = "" if self.time_limit else f"/{state.max_steps}"
+            self.console.print(f"step {state.global_step}{total}  {self._status(state, now)}")
+
+    def _status(self, state: Any, now: float) -> str:
+        done = state.global_step - self._first_step
+        if self.time_limit:
+            left = max(0.0, self.time_limit - (now - self._started))
+        else:
+            left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
+        return f"{loss}{self.tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if metrics and state.is_world_process_zero:
+            self.console.print(
+                f"evaluation at step {state.global_step}: loss {metrics['eval_loss']:.4f}, "
+                f"perplexity {metrics['eval_perplexity']:.2f}, token accuracy {metrics['eval_token_accuracy']:.1%}"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_answers(console: Console, answers: list[dict[str, str]]) -> None:
+    """Prompts answered before and after, side by side."""
+    if not answers:
+        return
+    table = Table(show_lines=True, width=min(console.width, 160))
+    for name in ("prompt", "before", "after", "reference"):
+        if any(answer.get(name) for answer in answers):
+            table.add_column(name, ratio=3 if name == "prompt" else 2, overflow="fold")
+    names = [str(column.header) for column in table.columns]
+    for answer in answers:
+        table.add_row(*(escape(_short(answer.get(name, ""))) for name in names))
+    console.print(table)
+
+
+def _short(text: str, limit: int = 420) -> str:
+    text = text.strip()
+    return text if len(text) <= limit else text[: limit - 3] + "..."

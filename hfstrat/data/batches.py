@@ -1,0 +1,84 @@
+"""Which rows make up which batch, and how they become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from hfstrat.data.render import IGNORED
+
+
+class BatchOrder(Sampler[int]):
+    """The whole run as one stream of row numbers, a function of seed and position only.
+
+    Step `s` takes rows `s*G ... (s+1)*G` of an endless sequence of seeded permutations, so every optimiser step has
+    exactly `G` rows for any number of processes and any micro-batch, and a resumed run finds its place without
+    reading a row. Within a step rows are sorted by length, longest first: micro-batches pad little, processes get
+    like work, and the gradient, a sum over the step's tokens, is the same.
+    """
+
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, steps: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.global_batch_size = global_batch_size
+        self.steps = steps
+        self.seed = seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+
+    def batch(self, step: int) -> np.ndarray:
+        """Row numbers of one optimiser step, longest first: shape `[global_batch_size]`."""
+        positions = np.arange(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+        epochs, places = np.divmod(positions, len(self.lengths))
+        rows = np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        return rows[np.lexsort((rows, -self.lengths[rows]))]
+
+    def tokens(self, step: int) -> int:
+        """Real (unpadded) tokens of one optimiser step, over all processes."""
+        return int(self.lengths[self.batch(step)].sum())
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.steps):
+            yield from self.batch(step).tolist()
+
+    def __len__(self) -> int:
+        return self.steps * self.global_batch_size
+
+
+class Collator:
+    """Pads rows on the right to a rounded length: few shapes, so that kernels are compiled once.
+
+    Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and, for models
+    that take it, `logits_to_keep` (bool `[B, T]`): the positions whose next token carries loss. Only these go
+    through the LM head.
+    """
+
+    def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool) -> None:
+        self.pad_token_id, self.multiple, self.masks_logits = pad_token_id, multiple, masks_logits
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
+        shape = (len(rows), width)
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.as_tensor(row["input_ids"])
+            labels[index, :length] = torch.as_tensor(row["labels"])
+            mask[index, :length] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if self.masks_logits:
+            batch["logits_to_keep"] = shift(labels) != IGNORED
+        return batch
+
+
+def shift(labels: torch.Tensor) -> torch.Tensor:
+    """What each position has to predict: the label to its right (`[B, T]`, -100 at the end)."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)

@@ -1,0 +1,52 @@
+"""The ways a run can end, each with an exit code of its own."""
+
+from __future__ import annotations
+
+import errno
+
+OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTEFACT, DISK_FULL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+
+NAMES = {
+    OK: "done",
+    CRASH: "crashed",
+    USER: "refused",
+    NON_FINITE: "non-finite",
+    OUT_OF_MEMORY: "out-of-memory",
+    ARTEFACT: "artefact-differs",
+    DISK_FULL: "disk-full",
+    INTERRUPTED: "interrupted",
+}
+
+
+class RunError(Exception):
+    """An end that has a name and a sentence; it is shown without a traceback."""
+
+    code = CRASH
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = self.code if code is None else code
+
+
+class UserError(RunError):
+    """Something the user can put right: what was given, what was expected, what to write instead."""
+
+    code = USER
+
+
+def named(error: BaseException) -> RunError:
+    """The end that an exception means; an unknown one is a crash."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return RunError("interrupted; the same command goes on from the last complete checkpoint", INTERRUPTED)
+    text = str(error)
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
+        return RunError(
+            "out of memory. The cheapest ways out, in this order: training.per_device_train_batch_size=1 (the same result, "
+            "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
+            OUT_OF_MEMORY,
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return RunError(f"the disk is full ({error.filename or 'while writing'}); complete checkpoints are kept", DISK_FULL)
+    return RunError(f"{type(error).__name__}: {text}", CRASH)

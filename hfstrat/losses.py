@@ -1,0 +1,47 @@
+"""Losses over rows that carry one. Sums and counts only: how they are averaged is the Trainer's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from hfstrat.data.batches import shift
+from hfstrat.data.render import IGNORED
+
+
+def supervised_rows(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[n, V]` in float32 and targets `[n]` of the positions that carry loss.
+
+    Args:
+        logits: `[n, V]` if the model projected only those positions, else `[B, T, V]`.
+        labels: `[B, T]`, not shifted, -100 where there is no loss.
+    """
+    targets = shift(labels)
+    keep = targets != IGNORED
+    if logits.dim() == 3:
+        logits = logits[keep]
+    return logits.float(), targets[keep]
+
+
+def causal_lm_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+    """Cross-entropy summed over this micro-batch and divided by the supervised tokens of the whole optimiser step.
+
+    `num_items_in_batch` counts over all micro-batches and processes, so that any split of a batch has the same
+    gradient; None means this micro-batch alone. A batch without supervised tokens gives a finite zero.
+    """
+    logits, targets = supervised_rows(outputs["logits"], labels)
+    total = functional.cross_entropy(logits, targets, reduction="sum")
+    count = num_items_in_batch if num_items_in_batch is not None else targets.numel()
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def causal_lm_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Per row of the batch: summed negative log-likelihood (nats), supervised tokens, right top-1 guesses: `[B, 3]`."""
+    logits, targets = supervised_rows(logits, labels)
+    nll = functional.cross_entropy(logits, targets, reduction="none")
+    right = (logits.argmax(-1) == targets).float()
+    row = (shift(labels) != IGNORED).nonzero()[:, 0]
+    sums = torch.zeros(labels.shape[0], 3, device=logits.device, dtype=torch.float64 if not logits.is_mps else None)
+    return sums.index_add_(0, row, torch.stack([nll, torch.ones_like(nll), right], dim=1).to(sums.dtype))

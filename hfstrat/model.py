@@ -1,0 +1,211 @@
+"""Tokenizer and base model: pretrained weights for a task, and the precision policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfstrat.config import Model
+
+
+@dataclass
+class Base:
+    """A loaded base model, and what a strategy needs to know about it."""
+
+    model: PreTrainedModel
+    name_or_path: str
+    revision: str | None
+    new_token_ids: list[int]
+    compute_dtype: torch.dtype
+    published_dtype: torch.dtype
+    initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the input embeddings' own weight."""
+        head = self.model.get_output_embeddings()
+        return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    def say(self, remark: str) -> None:
+        self.remarks.append(remark)
+
+
+def source_of(model: Model) -> tuple[str, dict[str, Any]]:
+    """The first argument and the keywords for `from_pretrained`; a .gguf file is its folder and its name."""
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision:
+        options["revision"] = model.revision
+    if not model.gguf_file:
+        return model.name_or_path, options
+    folder, _, name = model.name_or_path.rpartition("/")
+    return folder or ".", {**options, "gguf_file": name}
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer, with `add_tokens` added and a padding token (used for shape only: masks go by position)."""
+    from transformers import AutoTokenizer
+
+    source, options = (model.tokenizer, {}) if model.tokenizer else source_of(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        key = "model.tokenizer" if model.tokenizer else "model.name_or_path"
+        raise UserError(f"{key}: {source}: no tokenizer can be loaded from it: {_first_line(error)}") from error
+    known = set(tokenizer.get_vocab())
+    if already := [token for token in model.add_tokens if token in known]:
+        raise UserError(f"model.add_tokens: the vocabulary has {', '.join(already)} already; remove what is there")
+    if model.add_tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": model.add_tokens}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_base(model: Model, tokenizer: PreTrainedTokenizerBase) -> Base:
+    """Load the causal LM in its checkpoint's own precision, so that nothing is rounded before it is decided what learns.
+
+    Raises:
+        UserError: weights that are no causal LM, cannot be read, or lack parameters.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+
+    source, options = source_of(model)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping and not model.trust_remote_code:
+        raise UserError(
+            f"model.name_or_path: {model.name_or_path} is a {config.model_type} model, which is no causal LM; "
+            "expected a decoder such as a Llama, Qwen or GPT model"
+        )
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
+    if model.gguf_file:
+        options["quantization_config"] = GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
+        options["dtype"] = torch.float32
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            source, **{"dtype": "auto", **options}, output_loading_info=True
+        )
+    except Exception as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: it is no causal LM or is damaged"
+        )
+    own = getattr(loaded, "dtype", torch.float32)
+    compute = compute_dtype(model.dtype)
+    published = own if own in (torch.bfloat16, torch.float16) and model.dtype == "auto" else compute
+    new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
+    if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+        loaded.resize_token_embeddings(len(tokenizer))
+    return Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, published)
+
+
+def compute_dtype(wanted: str) -> torch.dtype:
+    """The precision of frozen weights and of the forward pass on this machine.
+
+    Raises:
+        UserError: float16 on a CPU, where it would be slower than float32 and overflow.
+    """
+    import torch
+
+    if wanted == "float16" and not torch.cuda.is_available():
+        raise UserError("model.dtype: float16 needs a GPU; on this machine use auto, bfloat16 or float32")
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.backends.mps.is_available():
+        return torch.bfloat16
+    has_bf16: Callable[[], bool] = torch.cpu._is_avx512_bf16_supported
+    return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def set_precision(model: nn.Module, compute: torch.dtype) -> None:
+    """Frozen floating-point weights in `compute`, learning ones in float32, which small updates need to add up."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Learning and all parameters, each tied weight once."""
+    sizes = {id(p): (p.numel(), p.requires_grad) for p in model.parameters()}
+    return sum(n for n, learns in sizes.values() if learns), sum(n for n, _ in sizes.values())
+
+
+def read_config(model: Model) -> dict[str, Any] | None:
+    """The local `config.json`, without torch; None where there is none to read."""
+    file = Path(model.name_or_path).expanduser() / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
+    return config if isinstance(config, dict) else None
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def takes_logits_mask(model: nn.Module) -> bool:
+    """Whether the forward pass can be told which positions go through the LM head."""
+    import inspect
+
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
+    """Recompute activations in the backward pass, in the blocks that have one.
+
+    transformers makes the embeddings' output require gradients, which reentrant checkpointing needs and which drags
+    the backward pass through every frozen block. Checkpointing here is not reentrant, so that is taken back, and
+    blocks before the first learning parameter are left alone.
+    """
+    if not enable:
+        return
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
+    learns_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) and not hasattr(module, "layers"):
+            learns_before = learns_before or any(p.requires_grad for p in module.parameters())
+            module.gradient_checkpointing = learns_before
+
+
+def main_dtype(model: nn.Module) -> torch.dtype:
+    """The precision that most of the weights are in."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])

@@ -1,0 +1,143 @@
+"""How many steps, how many sequences at a time: the recipe's wishes as numbers for this machine and these data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfstrat.config import Training, seconds
+from hfstrat.errors import UserError
+
+CPU_TOKENS = 512  # per forward pass: more only grows the activations past the caches (benchmarks/micro_batch.py)
+MOST_TOKENS = 16_384  # of the longest rows in one forward pass, where memory is not measured
+ENDLESS = 10**7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a run. `micro_batch` x `accumulation` x `processes` = `global_batch_size`, always."""
+
+    steps: int
+    global_batch_size: int
+    processes: int
+    micro_batch: int
+    eval_batch: int
+    eval_every: int
+    save_every: int
+    rows: int
+    time_limit: float | None = None
+    eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch_size // (self.processes * self.micro_batch)
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.global_batch_size / self.rows
+
+
+def make_plan(
+    training: Training, lengths: Sequence[int], eval_lengths: Sequence[int], processes: int, stored_micro_batch: int | None = None
+) -> Plan:
+    """Turn the recipe's `training:` into numbers.
+
+    Args:
+        lengths: tokens of each training row.
+        eval_lengths: tokens of each evaluation row, longest first.
+        processes: how many share a global batch.
+        stored_micro_batch: what an interrupted run chose; it is kept, so that the resumed run is the same run.
+
+    Raises:
+        UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
+    """
+    share = _share(training.global_batch_size, processes)
+    steps = _steps(training, len(lengths))
+    by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
+    eval_every = steps if by_clock else _every(training.eval_steps, steps)
+    save_every = eval_every if training.save_steps is None else _every(training.save_steps, steps)
+    if training.load_best_model_at_end and save_every % eval_every:
+        raise UserError(
+            f"training.save_steps: {save_every} is no multiple of eval_steps = {eval_every}, so the best weights could not be "
+            f"kept; {max(1, round(save_every / eval_every)) * eval_every} would do, or load_best_model_at_end: false"
+        )
+    micro = training.per_device_train_batch_size
+    if micro == "auto":
+        micro = stored_micro_batch or modest_micro_batch(share, lengths)
+    elif share % micro:
+        raise UserError(
+            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
+            f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
+        )
+    eval_batch = training.per_device_eval_batch_size
+    if eval_batch == "auto":
+        longest = max(eval_lengths, default=1)
+        eval_batch = max(1, min(2 * micro, MOST_TOKENS // longest))
+    return Plan(
+        steps=steps,
+        global_batch_size=training.global_batch_size,
+        processes=processes,
+        micro_batch=micro,
+        eval_batch=eval_batch,
+        eval_every=eval_every,
+        save_every=save_every,
+        rows=len(lengths),
+        time_limit=seconds(training.max_time) if training.max_time else None,
+        eval_share=float(training.eval_steps) if by_clock else None,
+    )
+
+
+def _share(global_batch_size: int, processes: int) -> int:
+    if global_batch_size % processes:
+        below = global_batch_size // processes * processes
+        near = [str(size) for size in (below, below + processes) if size]
+        raise UserError(
+            f"training.global_batch_size: {global_batch_size} sequences cannot be split over {processes} processes; "
+            f"the nearest sizes are {' and '.join(near)}"
+        )
+    return global_batch_size // processes
+
+
+def _steps(training: Training, rows: int) -> int:
+    wishes = [ENDLESS] if training.max_time else []
+    if training.max_steps is not None:
+        wishes.append(training.max_steps)
+    if training.num_train_epochs is not None:
+        wishes.append(max(1, math.ceil(training.num_train_epochs * rows / training.global_batch_size)))
+    return min(wishes)
+
+
+def _every(wish: int | float, steps: int) -> int:
+    return max(1, min(steps, round(wish * steps) if isinstance(wish, float) and wish <= 1 else int(wish)))
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def modest_micro_batch(share: int, lengths: Sequence[int]) -> int:
+    """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
+    wanted = min(CPU_TOKENS / np.mean(lengths), MOST_TOKENS / max(lengths))
+    return max(d for d in divisors(share) if d <= max(1.0, wanted))
+
+
+def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest divisor of `share` for which a measured worst-case step fits into memory.
+
+    Raises:
+        UserError: not even one sequence fits.
+    """
+    for micro in reversed(divisors(share)):
+        if fits(micro):
+            return micro
+    raise UserError(
+        "training.per_device_train_batch_size: not even one sequence of the longest length fits into memory; "
+        "set training.activation_checkpointing: true, lower data.max_length, or take strategy lora"
+    )

@@ -1,0 +1,136 @@
+"""report.json: what ran, on what, how long, how much memory, how good."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import NAMES, RunError
+from hfstrat.loading import Loaded
+
+LIBRARIES = ("hfstrat", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers", "safetensors", "bitsandbytes")
+
+
+def environment(model: str, files: list[Path]) -> dict[str, Any]:
+    """Versions, hardware, and what identifies the model and the data."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": devices,
+        "model_sha256": model_fingerprint(model),
+        "data_sha256": {str(file): sha256(file) for file in files},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_fingerprint(name_or_path: str) -> str | None:
+    """A hash over a local model's weight files, or the commit of a cached Hub model."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return sha256(path)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin")):
+            digest.update(bytes.fromhex(sha256(file)))
+        return digest.hexdigest()
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name_or_path, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def make(loaded: Loaded, result: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
+    """The whole report: `run`, `result`, `environment`."""
+    recipe = loaded.recipe
+    files = [Path(source) for source in (recipe.data.train, recipe.data.eval) if source and Path(source).is_file()]
+    return {
+        "run": {**_run(loaded), "data": account},
+        "result": result,
+        "environment": environment(recipe.model.name_or_path, files),
+    }
+
+
+def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:
+    """A report of how a run ended that did not come to its end."""
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        write({"run": _run(loaded), "result": {"status": NAMES[error.code], "message": str(error)}}, folder)
+
+
+def _run(loaded: Loaded) -> dict[str, Any]:
+    return {
+        "recipe": loaded.recipe.model_dump(),
+        "source": loaded.source,
+        "origins": {".".join(path): origin for path, origin in sorted(loaded.origins.items())},
+    }
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write report.json in one move, so that it is whole or not there."""
+    file = folder / "report.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The report in a few lines for a person."""
+    run, result = report["run"], report["result"]
+    before, after = result["metrics_before"], result["metrics_after"]
+    lines = []
+    if before:
+        gain = before["loss"] - after["loss"]
+        lines.append(
+            f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({'-' if gain >= 0 else '+'}{abs(gain):.4f}); "
+            f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}, "
+            f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
+        )
+    else:
+        lines.append(f"evaluation loss  {after['loss']:.4f} after (perplexity {after['perplexity']:.2f})")
+    lines.append(
+        f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
+        f"({result['trainable_parameters'] / result['total_parameters']:.2%}), strategy {run['recipe']['strategy']['name']}"
+    )
+    lines.append(
+        f"cost             {result['train_seconds']:.0f} s training at {result['tokens_per_second']:,.0f} real tokens/s, "
+        f"{result['total_seconds']:.0f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+    check = result["verified"]
+    same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
+    lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process: the same logits {same}")
+    return lines

@@ -1,0 +1,151 @@
+"""From a recipe to a job that is ready to train: data, plan, model. Nothing is written before all of them stand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from accelerate.utils import gather
+from rich.console import Console
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+
+from hfstrat import arguments, checkpoints, console, memory, model, workspace
+from hfstrat.clock import Clock
+from hfstrat.config import Recipe
+from hfstrat.data import Prepared, prepare
+from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.loading import Loaded
+from hfstrat.model import Base
+from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
+from hfstrat.trainer import StrategyTrainer
+
+
+@dataclass
+class Job:
+    """What a run is made of once everything that can be refused has been."""
+
+    loaded: Loaded
+    screen: Console
+    data: Prepared
+    plan: Plan
+    base: Base
+    trainer: StrategyTrainer
+    progress: console.ProgressReport
+    compute_dtype: torch.dtype
+    checkpoint: Path | None
+    lock: IO[str] | None  # held until the process ends
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output_dir).expanduser()
+
+    @property
+    def prompts(self) -> list[Any]:
+        return self.recipe.evaluation.prompts or [sample["prompt"] for sample in self.data.samples]
+
+
+def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
+    """Load everything, decide every number, and claim the output folder last.
+
+    Raises:
+        UserError: whatever can be known to be wrong before training.
+    """
+    recipe = loaded.recipe
+    screen = console.make_console(world.is_main_process)
+    checkpoint, remarks = (None, [])
+    if not overwrite:
+        folder = Path(recipe.output_dir).expanduser()
+        checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+    stored = checkpoints.state_of(checkpoint) if checkpoint else {}
+
+    tokenizer = model.load_tokenizer(recipe.model)
+    data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    lengths, eval_lengths = data.train["length"], data.eval["length"]
+    plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
+    dtype = model.compute_dtype(recipe.model.dtype)
+    # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
+    args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
+
+    set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
+    base = model.load_base(recipe.model, tokenizer)
+    trained = recipe.strategy.build_model(base)
+    model.set_precision(trained, dtype)
+    model.checkpoint_activations(base.model, recipe.training.activation_checkpointing)
+    multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
+    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model))
+    if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
+        plan = measure_micro_batch(plan, args, trained, collate, data, dtype)
+    for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
+        screen.print(line)
+
+    lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
+    world.wait_for_everyone()
+    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed)
+    progress = console.ProgressReport(screen, order, plan.time_limit)
+    trainer = recipe.strategy.build_trainer(
+        model=trained,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=[progress, *early_stopping(recipe)],
+        order=order,
+        clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
+        keep=recipe.training.save_total_limit,
+        state={"recipe": recipe.model_dump(), "micro_batch": plan.micro_batch},
+    )
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
+
+
+def measure_micro_batch(
+    plan: Plan, args: TrainingArguments, trained: Any, collate: Collator, data: Prepared, dtype: torch.dtype
+) -> Plan:
+    """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
+    longest = data.train[max(range(len(data.train)), key=data.train["length"].__getitem__)]
+    trained.to(args.device)
+    share = plan.global_batch_size // plan.processes
+    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, longest, dtype))
+    if plan.processes > 1:
+        micro = int(gather(torch.tensor([micro], device=args.device)).min())
+    plan = replace(plan, micro_batch=micro, eval_batch=micro)
+    args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, micro
+    args.gradient_accumulation_steps = plan.accumulation
+    return plan
+
+
+def early_stopping(recipe: Recipe) -> list[Any]:
+    patience = recipe.training.early_stopping_patience
+    return [EarlyStoppingCallback(patience)] if patience else []
+
+
+def data_lines(data: Prepared) -> list[str]:
+    lines = [f"{name:<9} {account.line()}" for name, account in data.accounts.items()]
+    if "eval" not in data.accounts:
+        lines.append(f"{'eval':<9} {len(data.eval):,} rows held out, {len(data.train):,} left to train on")
+    return lines
+
+
+def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
+    """What will run, in words."""
+    learning, total = model.count_parameters(trained)
+    length = f"{plan.steps:,} steps" if plan.steps < ENDLESS else f"{plan.time_limit:.0f} s"
+    if plan.time_limit and plan.steps < ENDLESS:
+        length += f" or {plan.time_limit:.0f} s"
+    epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
+    return [
+        f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}), "
+        f"forward in {str(dtype).removeprefix('torch.')}",
+        f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
+        f"{plan.accumulation} x {plan.micro_batch}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
+    ]
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    return asdict(plan) | {"accumulation": plan.accumulation, "epochs": plan.epochs}

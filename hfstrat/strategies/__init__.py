@@ -1,0 +1,20 @@
+"""The tagged union of strategies. A new strategy is one file and one name here."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.strategies.full import Full
+from hfstrat.strategies.lora import Lora
+from hfstrat.strategies.partial import Partial
+
+AnyStrategy = Annotated[Full | Lora | Partial, Field(discriminator="name")]
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])
+}
+
+__all__ = ["STRATEGIES", "AnyStrategy", "Default", "Footprint", "Section", "Shapes", "Strategy"]

@@ -1,0 +1,84 @@
+"""What a strategy has to answer. A strategy is its section of the recipe; torch is imported inside the methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hfstrat.model import Base
+    from hfstrat.trainer import StrategyTrainer
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, typed, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class Default(NamedTuple):
+    """A default for a `training:` key that depends on the strategy, and where it comes from."""
+
+    value: Any
+    source: str
+
+
+class Footprint(NamedTuple):
+    """Parameter counts: those that learn, and all that sit in memory (adapters included)."""
+
+    trainable: int
+    total: int
+
+
+Shapes = dict[str, tuple[int, ...]]
+"""Parameter name to shape, each tied weight once, as in the safetensors headers."""
+
+
+class Strategy(Section, ABC):
+    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys."""
+
+    name: str
+    defaults: ClassVar[dict[str, Default]] = {}
+
+    @abstractmethod
+    def build_model(self, base: Base) -> nn.Module:
+        """Decide which of the loaded base model's weights learn; return the model to train."""
+
+    @abstractmethod
+    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
+        """How many parameters learn and how many only sit in memory, without torch.
+
+        Args:
+            shapes: the base model's parameters.
+            tied: whether the output head shares the input embeddings' weight.
+        """
+
+    def prepare_data(self, data: Any, model: nn.Module) -> Any:
+        """What can be computed once before training? By default nothing."""
+        return data
+
+    def build_trainer(self, **arguments: Any) -> StrategyTrainer:
+        """What is minimised? By default the task's own loss."""
+        from hfstrat.trainer import StrategyTrainer
+
+        return StrategyTrainer(**arguments)
+
+    def finish(self, model: nn.Module, base: Base) -> nn.Module:
+        """Bring the trained weights into the precision they are published in, before the last evaluation."""
+        return model
+
+    def checkpoint_bytes(self, footprint: Footprint) -> int:
+        """Bytes of one checkpoint: all weights, and for what learns its float32 copy and two Adam moments."""
+        return 2 * footprint.total + 12 * footprint.trainable
+
+    def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
+        """Write what is worth keeping, loadable by plain transformers or peft."""
+        trainer.save_model(str(folder))
+        if trainer.args.should_save:
+            # transformers adds the pickled arguments; they name local paths and load only with this code
+            (folder / "training_args.bin").unlink(missing_ok=True)

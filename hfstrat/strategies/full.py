@@ -1,0 +1,33 @@
+"""Full fine-tuning: every weight learns."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hfstrat.model import Base
+
+
+class Full(Strategy):
+    """Every parameter learns, in float32 with a 16-bit forward where the hardware has one."""
+
+    name: Literal["full"] = "full"
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
+    }
+
+    def build_model(self, base: Base) -> nn.Module:
+        base.model.requires_grad_(True)
+        return base.model
+
+    def finish(self, model: nn.Module, base: Base) -> nn.Module:
+        return model.to(base.published_dtype)
+
+    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
+        total = sum(prod(shape) for shape in shapes.values())
+        return Footprint(total, total)

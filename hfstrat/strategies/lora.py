@@ -1,0 +1,158 @@
+"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen linear layers, by PEFT."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import shutil
+import tempfile
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hfstrat.errors import UserError
+from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.strategies.partial import EMBEDDING, HEAD
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import nn
+
+    from hfstrat.model import Base
+    from hfstrat.trainer import StrategyTrainer
+
+Initialisation = Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
+CHANGES_BASE = ("pissa", "olora")  # initialisations that subtract the fresh adapter from the base's weights
+SHAPE_KEYS = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save")
+
+
+class Lora(Strategy):
+    """Adapters learn, the base is frozen (in 16 bits where the hardware has them)."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1, description="Rank of the adapters")
+    alpha: int | None = Field(
+        None, ge=1, description="Scale: the update is multiplied by alpha/r; default 2r (arXiv 2405.09673, section 4)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head"
+    )
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv 2402.09353)")
+    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (arXiv 2312.03732)")
+    init_lora_weights: Initialisation = Field("default", description="PEFT's initialisation by name")
+    modules_to_save: list[str] = Field([], description="Modules that learn whole and are saved with the adapter")
+    adapter: str | None = Field(None, description="Folder or Hub id of an adapter to go on from, instead of a fresh one")
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(2e-4, "QLoRA (arXiv 2305.14314, table 9); ten times full, as in 'LoRA Without Regret'"),
+    }
+
+    @model_validator(mode="after")
+    def _initialisation_can_be_undone(self) -> Lora:
+        if self.init_lora_weights.startswith(CHANGES_BASE) and (self.use_dora or self.modules_to_save):
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights} changes the base's weights, and PEFT cannot save it as an "
+                "ordinary adapter together with use_dora or modules_to_save; take one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_brings_its_shape(self) -> Lora:
+        if self.adapter is not None and (given := sorted(self.model_fields_set & set(SHAPE_KEYS))):
+            raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
+        return self
+
+    def config(self, base: Base) -> LoraConfig:
+        """The PEFT configuration for a fresh adapter."""
+        from peft import LoraConfig, TaskType
+
+        new_tokens: Any = base.new_token_ids or None
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=self.r,
+            lora_alpha=self.alpha or 2 * self.r,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
+            modules_to_save=self.modules_to_save or None,
+            trainable_token_indices=new_tokens,
+            revision=base.revision,
+        )
+
+    def build_model(self, base: Base) -> nn.Module:
+        from peft import PeftModel, get_peft_model
+
+        if self.adapter is not None:
+            check_adapter(self.adapter)
+            model = PeftModel.from_pretrained(base.model, self.adapter, is_trainable=True)
+            base.say(f"going on from the adapter {self.adapter}")
+            return model
+        try:
+            model = get_peft_model(base.model, self.config(base))
+            if self.init_lora_weights.startswith(CHANGES_BASE):
+                self._keep_initial(model, base)
+            return model
+        except ValueError as error:
+            names = sorted({name.rsplit(".", 1)[-1] for name, _ in base.model.named_modules() if "." in name})
+            raise UserError(
+                f"strategy: PEFT refused this adapter: {error} (this model's modules are named {', '.join(names)})"
+            ) from error
+
+    def _keep_initial(self, model: Any, base: Base) -> None:
+        """Keep the adapter as it was initialised; saving needs it to say what was learnt."""
+        base.initial_adapter = Path(tempfile.mkdtemp(prefix="hfstrat-initial-"))
+        atexit.register(shutil.rmtree, base.initial_adapter, ignore_errors=True)
+        config = model.peft_config["default"]
+        given, config.init_lora_weights = config.init_lora_weights, True
+        model.save_pretrained(str(base.initial_adapter))
+        config.init_lora_weights = given
+
+    def checkpoint_bytes(self, footprint: Footprint) -> int:
+        return 12 * footprint.trainable  # the base is not saved
+
+    def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
+        if base.initial_adapter is None:
+            super().save(trainer, folder, base)
+        elif trainer.args.should_save:
+            # the initialisation moved part of the base's weights into the adapter: what is published is the
+            # difference to the untouched base, an ordinary adapter of twice the rank
+            trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(base.initial_adapter))
+            trainer.processing_class.save_pretrained(str(folder))
+
+    def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
+        module = name.removesuffix(".weight")
+        if not name.endswith(".weight") or len(shape) != 2:
+            return False
+        if self.target_modules == "all-linear":
+            return not (HEAD.search(name) or EMBEDDING.search(name) or re.search(r"\.(wpe|embed_positions)\.", name))
+        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+
+    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
+        base = sum(prod(shape) for shape in shapes.values())
+        adapters = sum(self.r * sum(shape) for name, shape in shapes.items() if self._is_target(name, shape))
+        if self.use_dora:  # one magnitude per output row; Conv1D stores its weight transposed, as in GPT-2
+            adapters += sum(
+                shape[1] if fnmatchcase(name, "*.c_*.weight") else shape[0]
+                for name, shape in shapes.items()
+                if self._is_target(name, shape)
+            )
+        whole = sum(
+            prod(shape) for name, shape in shapes.items() if any(part in self.modules_to_save for part in name.split("."))
+        )
+        return Footprint(adapters + whole, base + adapters + whole)
+
+
+def check_adapter(path: str) -> None:
+    """Refuse a local folder that holds no PEFT adapter."""
+    folder = Path(path).expanduser()
+    config = folder / "adapter_config.json"
+    if folder.exists() and not config.exists():
+        raise UserError(f"strategy.adapter: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
+    if config.exists() and json.loads(config.read_text()).get("peft_type") != "LORA":
+        raise UserError(f"strategy.adapter: {path} is no LoRA adapter; give the folder of one")

@@ -1,0 +1,178 @@
+"""One run, from recipe to report: `python -m hfstrat.train RECIPE [key=value ...] [--overwrite]`.
+
+`run` is the page to read. Every process of a distributed run calls it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat import errors, preflight, report
+from hfstrat.loading import Loaded, load_recipe
+
+if TYPE_CHECKING:
+    from hfstrat.setup import Job
+
+Report = dict[str, Any]
+
+
+def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
+    """Carry out a recipe; the first process gets the report, the others None.
+
+    Raises:
+        RunError: an end with a name: the user's mistake, a non-finite loss, an artefact that does not reload.
+    """
+    started = time.monotonic()
+    preflight.check(loaded, overwrite)  # before torch is imported
+
+    from hfstrat.setup import set_up
+    from hfstrat.world import join_world, leave_world
+
+    world = join_world()
+    job = set_up(loaded, world, overwrite)
+    try:
+        before = answer_prompts(job)
+        seconds = fit(job, before)
+        facts, probe = conclude(job, seconds)
+        after = answer_prompts(job)
+        partial = save(job)
+        del job.trainer, job.base  # the fresh process that reloads the artefact gets the memory
+        leave_world()
+        if not world.is_main_process:
+            return None
+        return publish(job, facts, probe, partial, before, after, started)
+    except BaseException as error:
+        if world.is_main_process:
+            report.write_failure(job.loaded, job.folder, errors.named(error))
+        raise
+
+
+def answer_prompts(job: Job) -> list[str]:
+    """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
+    from hfstrat import checkpoints
+    from hfstrat.evaluate import answer
+
+    if job.checkpoint and job.trainer.state.global_step == 0:
+        return list(checkpoints.state_of(job.checkpoint).get("answers", []))
+    if not job.trainer.is_world_process_zero():
+        return []
+    model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
+    return [answer(model, job.data.renderer, prompt, length, job.compute_dtype) for prompt in job.prompts]
+
+
+def fit(job: Job, before: list[str]) -> float:
+    """Train; returns the seconds it took, evaluations and checkpoints included."""
+    job.trainer.marker_state["answers"] = before
+    if job.checkpoint:
+        job.screen.print(f"going on from {job.checkpoint}")
+    started = time.monotonic()
+    try:
+        job.trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    finally:
+        job.progress.close()
+    return time.monotonic() - started
+
+
+def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
+    """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
+    from hfstrat import memory, model, verify
+    from hfstrat.setup import plan_facts
+
+    trainer = job.trainer
+    history = trainer.state.log_history
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    precision = model.main_dtype(trained)
+    job.recipe.strategy.finish(trained, job.base)
+    last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
+    best = trainer.state.best_global_step if job.recipe.training.load_best_model_at_end else None
+    unchanged = model.main_dtype(trained) == precision and best in (None, trainer.state.global_step)
+    if last is None or last["step"] != trainer.state.global_step or not unchanged:
+        last = trainer.evaluate()
+    first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
+    learning, total = model.count_parameters(trained)
+    facts = {
+        "metrics_before": _metrics(first),
+        "metrics_after": _metrics(last),
+        "steps": trainer.state.global_step,
+        "best_step": best,
+        "resumed_from": str(job.checkpoint) if job.checkpoint else None,
+        "train_seconds": seconds,
+        "step_seconds": job.progress.seconds,
+        "tokens": job.progress.tokens,
+        "tokens_per_second": job.progress.tokens_per_second,
+        "peak_memory_bytes": memory.peak_bytes(),
+        "trainable_parameters": learning,
+        "total_parameters": total,
+        "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
+        "plan": plan_facts(job.plan),
+    }
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
+    ids = job.data.probe()
+    return facts, {"ids": ids, "logits": verify.probe_logits(trained, ids), "dtype": str(precision_of(trained))}
+
+
+def precision_of(model: Any) -> str:
+    from hfstrat.model import main_dtype
+
+    return str(main_dtype(model)).removeprefix("torch.")
+
+
+def _metrics(entry: Report | None) -> dict[str, float] | None:
+    names = ("loss", "perplexity", "token_accuracy", "tokens")
+    return {name: float(entry[f"eval_{name}"]) for name in names} if entry else None
+
+
+def save(job: Job) -> Path:
+    """Write the result beside its final place."""
+    partial = job.folder / "final.partial"
+    job.recipe.strategy.save(job.trainer, partial, job.base)
+    job.trainer.accelerator.wait_for_everyone()
+    return partial
+
+
+def publish(
+    job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float
+) -> Report:
+    """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
+    from hfstrat import console, hub, verify, workspace
+    from hfstrat.evaluate import prompt_text
+    from hfstrat.model import source_of
+
+    source, options = source_of(job.recipe.model)
+    if job.recipe.model.attn_implementation != "auto":
+        options["attn_implementation"] = job.recipe.model.attn_implementation
+    facts["verified"] = verify.verify(partial, probe["ids"], probe["logits"], probe["dtype"], {"source": source, **options})
+    final = workspace.publish(partial)
+    references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
+    facts["answers"] = [
+        {"prompt": prompt_text(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
+        for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
+    ]
+    facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}
+    facts["total_seconds"] = time.monotonic() - started
+    whole = report.make(job.loaded, facts, job.data.account())
+    file = report.write(whole, job.folder)
+    console.show_answers(job.screen, facts["answers"])
+    for line in (*report.summary(whole), f"result           {final}", f"report           {file}", *hub.push(job.recipe, final)):
+        job.screen.print(line)
+    return whole
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry for `python -m hfstrat.train` and `accelerate launch -m hfstrat.train`; ends with the run's exit code."""
+    from hfstrat import outcome
+
+    words = sys.argv[1:] if argv is None else argv
+    overwrite = "--overwrite" in words
+    words = [word for word in words if word != "--overwrite"]
+    with outcome.reported():
+        if not words:
+            raise errors.UserError("usage: python -m hfstrat.train RECIPE [key=value ...] [--overwrite]")
+        run(load_recipe(words[0], words[1:]), overwrite)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The one subclass of Trainer: our order of rows, per-row evaluation sums, complete checkpoints, no NaN unnoticed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, Trainer
+from transformers.optimization import get_scheduler
+from transformers.trainer_callback import PrinterCallback
+
+from hfstrat import checkpoints, errors
+from hfstrat.clock import Clock
+from hfstrat.data.batches import BatchOrder
+from hfstrat.losses import causal_lm_loss, causal_lm_sums
+
+VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
+
+
+class StrategyTrainer(Trainer):
+    """Trainer with the guarantees of hfstrat.
+
+    Args:
+        order: which rows make up which optimiser step.
+        clock: the time limit, if there is one; the learning rate follows it.
+        keep: complete checkpoints to keep.
+        state: what a checkpoint's marker holds beside the file sizes (the recipe, the chosen micro-batch).
+    """
+
+    def __init__(
+        self, *, order: BatchOrder, clock: Clock | None = None, keep: int = 2, state: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("compute_loss_func", causal_lm_loss)
+        kwargs.setdefault("compute_metrics", mean_of_sums)
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+        self.order, self.clock, self.keep, self.marker_state = order, clock, keep, state or {}
+        self._bad_steps: torch.Tensor | None = None
+        if clock is not None:
+            self.add_callback(clock)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
+        return self.order
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The usual schedule, or one whose position is the share of time used, where that is ahead of the steps."""
+        if self.clock is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        warmup = self.args.get_warmup_steps(VIRTUAL_STEPS)
+        shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS).lr_lambdas[0]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: shape(round(VIRTUAL_STEPS * max(self.clock.share, step / num_training_steps)))
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()  # makes the callbacks anew
+        self.clock = next((cb for cb in self.callback_handler.callbacks if isinstance(cb, Clock)), None)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Per-row sums instead of a mean of batch means: the result depends on no batch size and no process count."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sums = causal_lm_sums(model(**inputs)["logits"], labels)
+        return None, sums, sums
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if not math.isfinite(metrics[f"{prefix}_loss"]):
+            self._stop_non_finite("evaluation loss")
+        return metrics
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is not None:
+            return norm  # float16 looks for its scale by overflowing; its losses are checked when logged
+        bad = ~torch.isfinite(torch.as_tensor(norm))
+        self._bad_steps = bad if self._bad_steps is None else self._bad_steps | bad
+        if bad.device.type == "cpu":
+            self._check_finite()  # elsewhere it would wait for the device: there at each log and before each save
+        return norm
+
+    def _check_finite(self) -> None:
+        if self._bad_steps is not None and bool(self._bad_steps):
+            self._stop_non_finite("gradient")
+
+    def _stop_non_finite(self, what: str) -> None:
+        good = [p for p in checkpoints.all_checkpoints(Path(str(self.args.output_dir))) if checkpoints.is_complete(p)]
+        kept = f"; the last good checkpoint is {good[-1]}" if good else "; there was no checkpoint yet"
+        raise errors.RunError(
+            f"the {what} is not finite at step {self.state.global_step + 1}{kept}. Halve training.learning_rate, "
+            "lengthen warmup_steps, or look for broken rows with `hfstrat check`",
+            errors.NON_FINITE,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_finite()
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self._stop_non_finite("loss")
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_finite()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # the marker says that every process has written its part
+        if self.args.should_save:
+            output_dir = Path(str(self.args.output_dir))
+            checkpoints.mark_complete(output_dir / f"checkpoint-{self.state.global_step}", self.marker_state)
+            checkpoints.rotate(output_dir, self.keep, self.state.best_model_checkpoint)
+
+
+def mean_of_sums(prediction: EvalPrediction) -> dict[str, float]:
+    """Loss (nats a token), perplexity and token accuracy from per-row sums."""
+    nll, tokens, right = prediction.predictions.astype("float64").sum(axis=0)
+    loss = nll / max(tokens, 1)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / max(tokens, 1), "tokens": tokens}

@@ -1,0 +1,119 @@
+"""Is the artefact what was trained? It is loaded by plain transformers or peft in a fresh process and compared.
+
+Run as `python -m hfstrat.verify SPEC.json`: prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hfstrat import errors
+
+PROBE_ROWS, PROBE_TOKENS = 2, 128
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "PMI_", "OMPI_")
+
+
+def probe_logits(model: Any, ids: Any) -> Any:
+    """Logits `[rows, tokens, V]` in float32 on the CPU, without autocast."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits.float().cpu()
+
+
+def verify(folder: Path, ids: Any, logits: Any, dtype: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Reload `folder` in a fresh process and compare its logits with `logits`.
+
+    Args:
+        ids: token ids `[rows, tokens]` of the probe.
+        logits: what the trained model said to them, `[rows, tokens, V]`, float32.
+        dtype: precision to load in; the comparison is within it.
+        options: keywords for loading the base of an adapter (`source`, and those of `from_pretrained`).
+
+    Raises:
+        RunError: the artefact does not load, or says something else.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="hfstrat-verify-") as scratch:
+        probe, spec = Path(scratch) / "probe.pt", Path(scratch) / "spec.json"
+        torch.save({"ids": ids, "logits": logits}, probe)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        spec.write_text(
+            json.dumps({"folder": str(folder), "probe": str(probe), "dtype": dtype, "device": device, "options": options})
+        )
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
+        child = subprocess.run(
+            [sys.executable, "-m", "hfstrat.verify", str(spec)], env=environment, capture_output=True, text=True, check=False
+        )
+    lines = child.stdout.strip().splitlines()
+    if child.returncode or not lines:
+        cause = (child.stderr.strip().splitlines() or ["no output"])[-1]
+        raise errors.RunError(f"the artefact in {folder} does not load in a fresh process: {cause}", errors.ARTEFACT)
+    result: dict[str, Any] = json.loads(lines[-1])
+    if not result["max_difference"] <= TOLERANCE[dtype] * result["max_logit"]:  # NaN fails too
+        raise errors.RunError(
+            f"the artefact in {folder} does not say what the trained model said: logits differ by "
+            f"{result['max_difference']:.3g} (largest logit {result['max_logit']:.3g}); it is kept for inspection",
+            errors.ARTEFACT,
+        )
+    return result
+
+
+def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
+    """A run's result by plain peft (an adapter) or plain transformers (a whole model)."""
+    from transformers import AutoModelForCausalLM
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
+    if options.get("gguf_file"):  # a GGUF base is nothing that peft finds by itself
+        from peft import PeftModel
+        from transformers import AutoTokenizer, GgufConfig
+
+        rest = {k: v for k, v in options.items() if k != "source"}
+        base = AutoModelForCausalLM.from_pretrained(
+            options["source"], dtype=dtype, quantization_config=GgufConfig(dequantize=True), **rest
+        )
+        words = len(AutoTokenizer.from_pretrained(folder))
+        if words > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(words)
+        return PeftModel.from_pretrained(base, folder)
+    from peft import AutoPeftModelForCausalLM
+
+    keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
+    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
+
+
+def _main(spec_file: str) -> None:
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    spec = json.loads(Path(spec_file).read_text())
+    probe = torch.load(spec["probe"], weights_only=True)
+    model = load_artefact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
+    logits, expected = probe_logits(model, probe["ids"]), probe["logits"]
+    if logits.shape != expected.shape:
+        raise SystemExit(f"the logits have shape {tuple(logits.shape)}, expected {tuple(expected.shape)}")
+    result = {
+        "max_difference": float((logits - expected).abs().max()),
+        "max_logit": float(expected.abs().max()),
+        "bit_equal": bool(torch.equal(logits, expected)),
+        "top1_agreement": float((logits.argmax(-1) == expected.argmax(-1)).float().mean()),
+        "loaded_with": type(model).__name__,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
