@@ -109,7 +109,8 @@ def start(launch: Launch) -> int:
     if told["code"] == errors.CRASH:
         sys.stderr.writelines(kept)
     if told["sentence"]:
-        print(f"{'' if told['rank'] == 0 else f'rank {told["rank"]}: '}{told['sentence']}", file=sys.stderr)
+        rank = f"rank {told['rank']}: " if told["rank"] else ""
+        print(rank + told["sentence"], file=sys.stderr)
     return int(told["code"])
 
 

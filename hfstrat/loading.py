@@ -16,6 +16,7 @@ from hfstrat.recipe_file import KeyPath
 from hfstrat.strategies import STRATEGIES
 
 COMMAND_LINE = "command line"
+SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,13 @@ class Loaded:
     origins: dict[KeyPath, str]
 
     def origin(self, path: KeyPath) -> str:
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.origins:
-                return self.origins[path[:length]]
-        return "default"
+        """Where this very value came from."""
+        return self.origins.get(path, "default")
+
+    def place(self, path: KeyPath) -> str:
+        """Where to look for this value: its own place, or that of the section it would stand in."""
+        found = (self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins)
+        return next((place for place in found if not place.startswith("default")), self.source)
 
 
 def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loaded:
@@ -49,6 +53,9 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loade
         strategy = _strategy_name(data)
         messages = _messages(error.errors(), origins, path, strategy)
         raise UserError("\n".join(messages)) from None
+    for section, key in SHORT_FORMS.items():
+        if isinstance(data.get(section), str):
+            origins[section, key] = origins[section,]
     return Loaded(_with_defaults(recipe, origins), path, origins)
 
 
@@ -61,11 +68,13 @@ def _apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> 
     for depth, key in enumerate(path[:-1]):
         inner = target.get(key)
         if isinstance(inner, str) and depth == 0:  # the short form, such as `model: some/id`
-            inner = {"model": {"name_or_path": inner}, "strategy": {"name": inner}, "data": {"train": inner}}.get(key)
+            inner = {SHORT_FORMS[key]: inner} if key in SHORT_FORMS else inner
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
             raise UserError(f"{COMMAND_LINE}: {override!r}: '{'.'.join(path[: depth + 1])}' is no section")
+        if depth == 0 and target.get(key) != inner and (key,) in origins:
+            origins[key, SHORT_FORMS[key]] = origins[key,]
         target[key] = inner
         target = inner
     target[path[-1]] = recipe_file.parse_value(text)

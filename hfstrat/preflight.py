@@ -47,8 +47,7 @@ def _located(message: str, loaded: Loaded) -> str:
     match = re.match(r"([a-z_]+(?:\.[a-z_]+)*):", message)
     if not match:
         return message
-    origin = loaded.origin(tuple(match.group(1).split(".")))
-    return message if origin.startswith("default") else f"{origin}: {message}"
+    return f"{loaded.place(tuple(match.group(1).split('.')))}: {message}"
 
 
 def _check_data(recipe: Recipe) -> None:

@@ -1,0 +1,114 @@
+"""`hfstrat check`: the resolved recipe, what learns, and the first rows as the model will see them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hfstrat.data.render import IGNORED
+from hfstrat.loading import Loaded
+from hfstrat.outcome import quiet_libraries
+from hfstrat.strategies import Footprint
+
+SHOWN_TOKENS = 160
+
+
+def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
+    """Print everything; what needs no torch comes first."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=160)
+    show_recipe(console, loaded)
+    if footprint:
+        console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
+    quiet_libraries()
+    from hfstrat import model
+    from hfstrat.data import prepare
+
+    recipe = loaded.recipe
+    tokenizer = model.load_tokenizer(recipe.model)
+    data = prepare(recipe.data, tokenizer, recipe.seed)
+    base = model.load_base(recipe.model, tokenizer)
+    trained = recipe.strategy.build_model(base)
+    model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
+    show_model(console, trained)
+    for remark in base.remarks:
+        console.print(remark)
+    from hfstrat.setup import data_lines
+
+    for line in data_lines(data):
+        console.print(line)
+    for index in range(min(rows, len(data.train))):
+        show_row(console, tokenizer, data.train[index], index)
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every value of a resolved recipe by its path."""
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += leaves(value, (*path, key))
+        else:
+            found.append(((*path, key), value))
+    return found
+
+
+def show_recipe(console: Console, loaded: Loaded) -> None:
+    table = Table("key", "value", "from", title=str(Path(loaded.source)), title_justify="left")
+    for path, value in leaves(loaded.recipe.model_dump()):
+        table.add_row(".".join(path), escape(json.dumps(value, ensure_ascii=False)), escape(loaded.origin(path)))
+    console.print(table)
+
+
+def show_model(console: Console, trained: Any) -> None:
+    """Module, parameters, how many learn and in which precision; blocks of the same shape stand together."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained.named_parameters():
+        parts = name.split(".")
+        key = ".".join("*" if part.isdigit() else part for part in parts[:-1])
+        group = groups.setdefault(key, {"count": set(), "all": 0, "learn": 0, "dtype": set()})
+        group["count"].add(".".join(parts[:-1]))
+        group["all"] += parameter.numel()
+        group["learn"] += parameter.numel() * parameter.requires_grad
+        group["dtype"].add(str(parameter.dtype).removeprefix("torch."))
+    table = Table("module", "x", "parameters", "learn", "precision", title="what learns", title_justify="left")
+    for key, group in groups.items():
+        learn = f"{group['learn']:,}" if group["learn"] else "-"
+        table.add_row(escape(key), str(len(group["count"])), f"{group['all']:,}", learn, ", ".join(sorted(group["dtype"])))
+    total, learning = (sum(group[key] for group in groups.values()) for key in ("all", "learn"))
+    table.add_section()
+    table.add_row("all", "", f"{total:,}", f"{learning:,}", f"{learning / total:.2%}")
+    console.print(table)
+
+
+def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) -> None:
+    """One row as the model sees it; what carries loss is coloured, and stands in [[ ]] where there is no terminal."""
+    trained = sum(label != IGNORED for label in row["labels"])
+    console.print(f"\nrow {index}: {row['length']} tokens, {trained} carry loss")
+    text = Text()
+    piece: list[int] = []
+    pairs = list(zip(row["input_ids"], row["labels"], strict=True))[:SHOWN_TOKENS]
+    for position, (token, label) in enumerate(pairs):
+        piece.append(token)
+        last = position + 1 == len(pairs)
+        if last or (pairs[position + 1][1] != IGNORED) != (label != IGNORED):
+            _append(text, tokenizer.decode(piece), label != IGNORED, console.is_terminal)
+            piece = []
+    if len(row["input_ids"]) > SHOWN_TOKENS:
+        text.append(f" ... {len(row['input_ids']) - SHOWN_TOKENS} more tokens", style="dim")
+    console.print(text)
+
+
+def _append(text: Text, words: str, trained: bool, colour: bool) -> None:
+    if not trained:
+        text.append(words, style="dim")
+    elif colour:
+        text.append(words, style="bold green")
+    else:
+        text.append(f"[[{words}]]")

@@ -1,0 +1,149 @@
+"""Commands: arguments in, one call out. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfstrat import __version__
+from hfstrat.errors import RunError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune language models by a recipe that names a strategy: full, partial, lora.",
+)
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The recipes that come with hfstrat.")
+app.add_typer(recipes_app, name="recipes")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
+Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, an adapter, a model folder or a Hub id")]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    accelerate_config: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, cpu_ddp or a file of yours")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes, such as one a GPU")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Carry out a recipe."""
+    from hfstrat import hub, launch, preflight
+    from hfstrat.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
+    started = launch.plan_launch(arguments, accelerate_config, num_processes)
+    preflight.check(loaded, overwrite)
+    hub.check_access(loaded.recipe)
+    print(f"hfstrat {__version__}: {started.line()}", flush=True)
+    if started.processes < (gpus := launch.count_gpus()):
+        print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
+    raise typer.Exit(launch.start(started))
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many training rows to show")] = 3,
+) -> None:
+    """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
+    from hfstrat import checkup, preflight
+    from hfstrat.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    footprint = preflight.check(loaded, overwrite=True)
+    checkup.show(loaded, footprint, rows)
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List them."""
+    from hfstrat import shipped
+
+    for name in shipped.names("recipes"):
+        print(f"{name:<24} {shipped.title(shipped.find('recipes', name))}")
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A name from `hfstrat recipes ls`")],
+    target: Annotated[Path | None, typer.Argument(help="File or folder to copy to")] = None,
+) -> None:
+    """Copy one here, to be changed."""
+    import shutil
+
+    from hfstrat import shipped
+    from hfstrat.errors import UserError
+
+    source = shipped.find("recipes", name)
+    target = target or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists already; name another file")
+    shutil.copyfile(source, target)
+    print(target)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    import json
+
+    from hfstrat.config import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command()
+def generate(
+    target: Target,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times")] = None,
+    file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most")] = 128,
+) -> None:
+    """Answer prompts, greedily."""
+    from hfstrat import use
+
+    use.generate(target, prompt or [], file, output, max_new_tokens)
+
+
+@app.command()
+def merge(
+    target: Target,
+    output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],
+) -> None:
+    """Merge an adapter into its base in 16 bits, and say how far the merged model is from base with adapter."""
+    from hfstrat import use
+
+    use.merge(target, output)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The `hfstrat` command: a RunError is one sentence and its exit code, never a traceback."""
+    try:
+        app()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,156 @@
+"""Using what was trained: answers to prompts, and an adapter merged into its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import UserError
+from hfstrat.outcome import quiet_libraries
+
+PROBE_TEXT = "Once upon a time there was a model that learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
+
+
+def resolve(target: str) -> tuple[str, dict[str, Any]]:
+    """The folder or Hub id to load, and the run's recipe where `target` is a run.
+
+    Raises:
+        UserError: a run without a result, or a path where there is nothing.
+    """
+    folder = Path(target).expanduser()
+    if (folder / "final").is_dir():
+        return str(folder / "final"), _recipe(folder)
+    if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{target}: this run has no result yet; `hfstrat train` with its recipe goes on")
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{target}: this folder holds no model and no adapter (no config.json, no adapter_config.json)")
+    if not folder.exists() and (target.startswith((".", "/", "~")) or target.count("/") != 1):
+        raise UserError(f"{target}: no such folder; expected a run's folder, a model folder or a Hub id")
+    return target, _recipe(folder.parent) if folder.name == "final" else {}
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    file = run / "report.json"
+    if not file.is_file():
+        return {}
+    recipe: dict[str, Any] = json.loads(file.read_text())["run"]["recipe"]
+    return recipe
+
+
+def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and the recipe behind them, for inference on this machine's device."""
+    quiet_libraries()
+    import torch
+    from transformers import AutoTokenizer
+
+    from hfstrat.config import Model
+    from hfstrat.model import compute_dtype, source_of
+    from hfstrat.verify import load_artefact
+
+    folder, recipe = resolve(target)
+    wanted = recipe.get("model", {}).get("dtype", "auto")
+    source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
+    try:
+        model = load_artefact(folder, compute_dtype(wanted), {"source": source, **options})
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"{target}: cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, recipe
+
+
+def generate(target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int) -> None:
+    """Answer prompts on the terminal, or into a .jsonl with `prompt` and `completion`.
+
+    Raises:
+        UserError: no prompts, a file that cannot be read, an output that exists.
+    """
+    asked: list[Any] = [*prompts, *(_prompts(file) if file else [])]
+    if not asked:
+        raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
+    if output and output.exists():
+        raise UserError(f"{output} exists already; name another file")
+    model, tokenizer, recipe = load(target)
+    import torch
+
+    from hfstrat.data.render import Renderer
+    from hfstrat.evaluate import answer, prompt_text
+
+    renderer = Renderer(tokenizer, recipe.get("data", {}).get("template", "auto"), "completions")
+    with _lines(output) as say:
+        for prompt in asked:
+            text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast
+            if output:
+                say(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+            else:
+                say(f"> {prompt_text(prompt)}\n{text}\n" if len(asked) > 1 else text)
+
+
+@contextmanager
+def _lines(output: Path | None) -> Iterator[Any]:
+    if output is None:
+        yield lambda line: print(line, flush=True)
+        return
+    with output.open("w", encoding="utf-8") as file:
+        yield lambda line: file.write(line + "\n")
+
+
+def _prompts(file: Path) -> list[Any]:
+    from hfstrat.data import sources
+
+    path = sources.local_file(str(file), "--file")
+    if path is None:
+        raise UserError(f"--file: {file}: no such file")
+    if sources.kind_of(path) == "text":
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = list(sources.glance(path, limit=None))
+    for number, row in enumerate(rows, 1):
+        if not ({"prompt", "messages"} & row.keys()):
+            raise UserError(f"{file}: row {number} has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
+    return [row.get("prompt") or row["messages"] for row in rows]
+
+
+def merge(target: str, output: Path) -> None:
+    """Merge an adapter into its 16-bit base and write an ordinary model folder.
+
+    The sum is made in float32 and rounded once. Prints the mean KL divergence (nats a token) of the merged model
+    from base with adapter, on the run's own prompts and answers, and how often both choose the same token.
+
+    Raises:
+        UserError: no adapter, or an output folder in use.
+    """
+    folder, _ = resolve(target)
+    if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output} is in use; name a new folder")
+    model, tokenizer, _ = load(target)
+    import torch
+
+    if not hasattr(model, "merge_and_unload"):
+        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
+    ids = _probe(Path(target), tokenizer, model.device)
+    with torch.no_grad():
+        before = model(input_ids=ids).logits.float().log_softmax(-1)
+        dtype = model.get_base_model().dtype
+        merged = model.float().merge_and_unload(safe_merge=True)
+        dtype = dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+        merged = merged.to(dtype)
+        after = merged(input_ids=ids).logits.float().log_softmax(-1)
+    divergence = (before.exp() * (before - after)).sum(-1).mean().item()
+    agreement = (before.argmax(-1) == after.argmax(-1)).float().mean().item()
+    merged.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}")
+    print(f"KL(adapter || merged) = {divergence:.2e} nats a token, the same top token in {agreement:.2%} of {ids.numel()} places")
+
+
+def _probe(run: Path, tokenizer: Any, device: Any) -> Any:
+    import torch
+
+    file = run / "report.json"
+    answers = json.loads(file.read_text())["result"].get("answers", []) if file.is_file() else []
+    text = "\n\n".join([*(f"{a['prompt']}\n\n{a['after']}" for a in answers), PROBE_TEXT])
+    return torch.tensor([tokenizer(text)["input_ids"][:512]], device=device)
