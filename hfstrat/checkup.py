@@ -38,11 +38,11 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
-    for remark in base.remarks:
-        console.print(remark)
+    from hfstrat.plan import make_plan
     from hfstrat.setup import data_lines
 
-    for line in data_lines(data):
+    plan = make_plan(recipe.training, data.train["length"], data.eval["length"], processes=1)
+    for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
         console.print(line)
     for index in range(min(rows, len(data.train))):
         show_row(console, tokenizer, data.train[index], index)

@@ -57,13 +57,14 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="How many training rows to show")] = 3,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
     from hfstrat import checkup, preflight
     from hfstrat.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    footprint = preflight.check(loaded, overwrite=True)
+    footprint = preflight.check(loaded, overwrite)
     checkup.show(loaded, footprint, rows)
 
 

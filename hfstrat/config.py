@@ -114,6 +114,13 @@ class Training(Section):
             value = getattr(self, name)
             if isinstance(value, float) and value > 1:
                 raise ValueError(f"{name}: a share below 1 or a whole number of steps is expected, given {value}")
+        if self.load_best_model_at_end and isinstance(self.eval_steps, int) and isinstance(self.save_steps, int):
+            if self.save_steps % self.eval_steps:
+                nearest = max(1, round(self.save_steps / self.eval_steps)) * self.eval_steps
+                raise ValueError(
+                    f"save_steps: {self.save_steps} is no multiple of eval_steps = {self.eval_steps}, so the best weights "
+                    f"could not be kept; {nearest} would do, or load_best_model_at_end: false"
+                )
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         return self

@@ -37,6 +37,7 @@ class ProgressReport(TrainerCallback):
         self.tokens = 0
         self.seconds = 0.0  # in steps: without evaluations and checkpoints
         self.loss: float | None = None
+        self.evaluated = ""  # what an evaluation outside of training is of
         self._bar: Progress | None = None
         self._started = self._step_started = self._last_line = 0.0
 
@@ -87,7 +88,7 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         if metrics and state.is_world_process_zero:
             self.console.print(
-                f"evaluation at step {state.global_step}: loss {metrics['eval_loss']:.4f}, "
+                f"{self.evaluated or f'evaluation at step {state.global_step}'}: loss {metrics['eval_loss']:.4f}, "
                 f"perplexity {metrics['eval_perplexity']:.2f}, token accuracy {metrics['eval_token_accuracy']:.1%}"
             )
 
@@ -107,7 +108,7 @@ def show_answers(console: Console, answers: list[dict[str, str]]) -> None:
         return
     table = Table(show_lines=True, width=min(console.width, 160))
     for name in ("prompt", "before", "after", "reference"):
-        if any(answer.get(name) for answer in answers):
+        if name != "reference" or any(answer.get(name) for answer in answers):
             table.add_column(name, ratio=3 if name == "prompt" else 2, overflow="fold")
     names = [str(column.header) for column in table.columns]
     for answer in answers:

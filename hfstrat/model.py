@@ -26,8 +26,8 @@ class Base:
     name_or_path: str
     revision: str | None
     new_token_ids: list[int]
-    compute_dtype: torch.dtype
-    published_dtype: torch.dtype
+    compute_dtype: torch.dtype  # of frozen weights and of the forward pass
+    own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
 
@@ -108,13 +108,12 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase) -> Base:
             f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: it is no causal LM or is damaged"
         )
-    own = getattr(loaded, "dtype", torch.float32)
     compute = compute_dtype(model.dtype)
-    published = own if own in (torch.bfloat16, torch.float16) and model.dtype == "auto" else compute
+    own = main_dtype(loaded) if model.dtype == "auto" else compute
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         loaded.resize_token_embeddings(len(tokenizer))
-    return Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, published)
+    return Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own)
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
@@ -144,6 +143,13 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """All floating-point weights in `dtype`; buffers stay, since rotary frequencies must not be rounded."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

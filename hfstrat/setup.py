@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather
 from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers.utils import logging
 
 from hfstrat import arguments, checkpoints, console, memory, model, workspace
 from hfstrat.clock import Clock
@@ -57,6 +58,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         UserError: whatever can be known to be wrong before training.
     """
     recipe = loaded.recipe
+    logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
     checkpoint, remarks = (None, [])
     if not overwrite:

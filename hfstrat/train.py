@@ -90,6 +90,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     best = trainer.state.best_global_step if job.recipe.training.load_best_model_at_end else None
     unchanged = model.main_dtype(trained) == precision and best in (None, trainer.state.global_step)
     if last is None or last["step"] != trainer.state.global_step or not unchanged:
+        job.progress.evaluated = f"the result (weights of step {best or trainer.state.global_step}, as published)"
         last = trainer.evaluate()
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = model.count_parameters(trained)

@@ -68,9 +68,8 @@ class Strategy(Section, ABC):
 
         return StrategyTrainer(**arguments)
 
-    def finish(self, model: nn.Module, base: Base) -> nn.Module:
+    def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
-        return model
 
     def checkpoint_bytes(self, footprint: Footprint) -> int:
         """Bytes of one checkpoint: all weights, and for what learns its float32 copy and two Adam moments."""

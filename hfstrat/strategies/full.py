@@ -25,8 +25,10 @@ class Full(Strategy):
         base.model.requires_grad_(True)
         return base.model
 
-    def finish(self, model: nn.Module, base: Base) -> nn.Module:
-        return model.to(base.published_dtype)
+    def finish(self, model: nn.Module, base: Base) -> None:
+        from hfstrat.model import cast_weights
+
+        cast_weights(model, base.own_dtype)
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         total = sum(prod(shape) for shape in shapes.values())

@@ -96,8 +96,10 @@ class Partial(Strategy):
             base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
         return model
 
-    def finish(self, model: nn.Module, base: Base) -> nn.Module:
-        return model.to(base.published_dtype)
+    def finish(self, model: nn.Module, base: Base) -> None:
+        from hfstrat.model import cast_weights
+
+        cast_weights(model, base.compute_dtype)  # the frozen weights were rounded to it
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         chosen = self.chosen(shapes, tied)

@@ -1,0 +1,146 @@
+"""Tiny models and data made on the spot: no network, nothing from outside the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a Hub id costs a minute of retries before its error
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "the a cat dog sat ran on under mat hat red blue one two three what where who is was it and not".split()
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    import random
+
+    source = random.Random(seed)
+    return [" ".join(source.choices(WORDS, k=source.randint(2, 14))) for _ in range(count)]
+
+
+def make_tokenizer(chat: bool = True) -> Any:
+    """A byte-level BPE of 320 tokens whose padding token is its end token, as in SmolLM2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(sentences(200), trainer)
+    end = "<|im_end|>"
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end, unk_token="<|endoftext|>")
+    if chat:
+        fast.chat_template = TEMPLATE
+    return fast
+
+
+def make_model(folder: Path, family: str = "llama", tied: bool = False, dtype: str = "float32", chat: bool = True) -> Path:
+    """Save a random model of some 50 thousand parameters with its tokenizer."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(chat)
+    torch.manual_seed(0)
+    common = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    common |= {"bos_token_id": 1, "tie_word_embeddings": tied}
+    if family == "gpt2":
+        model: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=256, **common))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                **common,
+            )
+        )
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`models(family=..., tied=..., dtype=..., chat=...)` gives a folder, made once a session."""
+    made: dict[Any, Path] = {}
+
+    def get(**kind: Any) -> Path:
+        key = tuple(sorted(kind.items()))
+        if key not in made:
+            made[key] = make_model(tmp_path_factory.mktemp("model"), **kind)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(models: Callable[..., Path]) -> Path:
+    return models()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 prompt/completion rows of unequal lengths."""
+    said = sentences(120, seed=1)
+    data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
+
+
+@pytest.fixture
+def recipe(tiny: Path, rows: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`recipe("training.max_steps=3", ...)` loads a small LoRA recipe with overrides."""
+    from hfstrat.loading import load_recipe
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"model: {tiny}\nstrategy: {{name: lora, r: 4}}\ndata: {{train: {rows}, eval_size: 12, max_length: 128}}\n"
+        "training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, learning_rate: 1e-2,\n"
+        "  eval_steps: 2, logging_steps: 1}\n"
+        f"evaluation: {{samples: 1, max_new_tokens: 4}}\noutput_dir: {tmp_path / 'run'}\n"
+    )
+
+    def load(*overrides: str) -> Any:
+        return load_recipe(str(file), list(overrides))
+
+    return load
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared, which this checkout does not have")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group() -> Iterator[None]:
+    """Runs in this process leave no distributed state behind."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
