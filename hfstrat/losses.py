@@ -12,7 +12,7 @@ from hfstrat.data.render import IGNORED
 
 
 def supervised_rows(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[n, V]` in float32 and targets `[n]` of the positions that carry loss.
+    """Logits `[n, V]` in at least float32 and targets `[n]` of the positions that carry loss.
 
     Args:
         logits: `[n, V]` if the model projected only those positions, else `[B, T, V]`.
@@ -22,7 +22,7 @@ def supervised_rows(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.T
     keep = targets != IGNORED
     if logits.dim() == 3:
         logits = logits[keep]
-    return logits.float(), targets[keep]
+    return (logits.float() if logits.dtype.itemsize < 4 else logits), targets[keep]
 
 
 def causal_lm_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:

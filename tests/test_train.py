@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,277 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfstrat import errors
+from hfstrat import checkpoints, errors, train
+from hfstrat.errors import RunError, UserError
 from hfstrat.train import run
+
+UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the reload in a fresh process, which has tests of its own."""
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: UNVERIFIED)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "final").glob("*.safetensors")))
+
+
+def folder_of(loaded: Any) -> Path:
+    return Path(loaded.recipe.output_dir)
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    ["{name: lora, r: 4}", "full", "{name: partial, last_n_layers: 1}"],
-    ids=["lora", "full", "partial"],
+    "overrides",
+    [
+        ("strategy={name: lora, r: 4}",),
+        ("strategy=full",),
+        ("strategy={name: partial, last_n_layers: 1}",),
+        ("strategy={name: lora, r: 4, init_lora_weights: pissa}", "model.dtype=float32"),
+        ("strategy={name: lora, r: 4, use_dora: true}", "model.add_tokens=['<think>']"),
+    ],
+    ids=["lora", "full", "partial", "pissa", "dora-and-new-tokens"],
 )
-def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, strategy: str) -> None:
-    loaded = recipe(f"strategy={strategy}")
+def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides: tuple[str, ...]) -> None:
+    loaded = recipe(*overrides)
     report = run(loaded)
     assert report is not None
-    result = report["result"]
-    folder = Path(loaded.recipe.output_dir)
+    result, folder = report["result"], folder_of(loaded)
     assert result["status"] == "done"
-    assert result["verified"]["bit_equal"]
+    assert result["verified"]["bit_equal"] or "pissa" in overrides[0]
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
-    assert json.loads((folder / "report.json").read_text())["result"]["status"] == "done"
+    assert result["steps"] == 4
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report, default=str))
     assert not (folder / "final.partial").exists()
-    assert not list(folder.rglob("training_args.bin*")) or True
     names = {path.name for path in (folder / "final").iterdir()}
     assert "training_args.bin" not in names
     assert {"tokenizer.json", "chat_template.jinja"} <= names
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next((folder / "final").glob("*.safetensors")))
+def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, quick: None) -> None:
+    first, second = (recipe(f"output_dir={tmp_path / name}") for name in ("a", "b"))
+    run(first)
+    run(second)
+    for name, tensor in weights(folder_of(first)).items():
+        assert torch.equal(tensor, weights(folder_of(second))[name])
+    other = recipe(f"output_dir={tmp_path / 'c'}", "seed=7")
+    run(other)
+    assert any(not torch.equal(t, weights(folder_of(other))[n]) for n, t in weights(folder_of(first)).items())
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process dies in the middle of an optimiser step."""
+    from hfstrat.trainer import StrategyTrainer
+
+    original = StrategyTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StrategyTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["{name: lora, r: 4, dropout: 0.1}", "full", "{name: partial, last_n_layers: 1}", "{name: lora, init_lora_weights: pissa}"],
+    ids=["lora", "full", "partial", "pissa"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
+) -> None:
+    settings = (f"strategy={strategy}", "training.max_steps=6", "training.early_stopping_patience=3")
+    whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
+    run(whole)
+    broken = recipe(*settings, f"output_dir={tmp_path / 'broken'}")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken)
+    report = json.loads((folder_of(broken) / "report.json").read_text())
+    assert report["result"]["status"] == "interrupted"
+    (folder_of(broken) / "checkpoint-5").mkdir()  # a half-written one is passed over
+    again = run(broken)
+    assert again is not None
+    assert again["result"]["resumed_from"].endswith("checkpoint-4")
+    assert again["result"]["metrics_before"] is not None
+    assert again["result"]["answers"][0]["before"]
+    expected = weights(folder_of(whole))
+    for name, tensor in weights(folder_of(broken)).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_changed_recipe_does_not_go_on(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe())
+    with pytest.raises(UserError, match=r"learning_rate was 0.01, is 0.02"):
+        run(recipe("training.learning_rate=0.02"))
+    run(recipe("training.logging_steps=3"))
+
+
+def test_a_finished_run_is_not_overwritten_unasked(recipe: Any, quick: None) -> None:
+    run(recipe())
+    before = weights(folder_of(recipe()))
+    with pytest.raises(UserError, match="--overwrite"):
+        run(recipe())
+    report = run(recipe("strategy.r=2"), overwrite=True)
+    assert report is not None
+    assert weights(folder_of(recipe())).keys() == before.keys()
+
+
+def test_two_runs_do_not_share_a_folder(recipe: Any) -> None:
+    from hfstrat import workspace
+
+    lock = workspace.claim(recipe().recipe, overwrite=False)
+    with pytest.raises(UserError, match="is going on"):
+        workspace.claim(recipe().recipe, overwrite=False)
+    lock.close()
+
+
+def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfstrat.trainer import StrategyTrainer
+
+    original = StrategyTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if self.model.training and self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(StrategyTrainer, "compute_loss", compute_loss)
+    loaded = recipe("training.max_steps=6")
+    with pytest.raises(RunError, match="not finite at step 4; the last good checkpoint is .*checkpoint-2") as info:
+        run(loaded)
+    assert info.value.code == errors.NON_FINITE
+    folder = folder_of(loaded)
+    assert [p.name for p in checkpoints.all_checkpoints(folder)] == ["checkpoint-2"]
+    assert all(t.isfinite().all() for t in load_file(folder / "checkpoint-2" / "adapter_model.safetensors").values())
+    assert json.loads((folder / "report.json").read_text())["result"]["status"] == "non-finite"
+
+
+def test_a_learning_rate_that_explodes_is_caught(recipe: Any) -> None:
+    with pytest.raises(RunError, match="not finite") as info:
+        run(recipe("strategy=full", "training.learning_rate=1e30", "training.warmup_steps=0", "model.dtype=float32"))
+    assert info.value.code == errors.NON_FINITE
+
+
+def test_max_time_ends_the_run_and_the_schedule_with_it(recipe: Any, quick: None) -> None:
+    report = run(recipe("training={max_time: 3s, eval_steps: 0.5, logging_steps: 1, global_batch_size: 8}"))
+    assert report is not None
+    assert 1 < report["result"]["train_seconds"] < 20
+    assert report["result"]["steps"] > 4
+    rates = [e["learning_rate"] for e in log_history(report) if "learning_rate" in e]
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def log_history(report: dict[str, Any]) -> list[dict[str, Any]]:
+    folder = Path(report["run"]["recipe"]["output_dir"])
+    newest = checkpoints.all_checkpoints(folder)[-1]
+    history: list[dict[str, Any]] = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return history
+
+
+def test_the_best_weights_are_the_result(recipe: Any, quick: None) -> None:
+    report = run(recipe("strategy=full", "training.learning_rate=0.3", "training.max_steps=8", "training.eval_steps=1"))
+    assert report is not None
+    losses = {e["step"]: e["eval_loss"] for e in log_history(report) if "eval_loss" in e and e["step"] > 0}
+    best = min(losses, key=lambda step: losses[step])
+    assert report["result"]["best_step"] == best
+    assert report["result"]["metrics_after"]["loss"] == pytest.approx(losses[best], rel=2e-2)
+
+
+def test_early_stopping_stops(recipe: Any, quick: None) -> None:
+    settings = ("strategy=full", "training.learning_rate=0.5", "training.max_steps=20", "training.eval_steps=1")
+    report = run(recipe(*settings, "training.early_stopping_patience=1"))
+    assert report is not None
+    assert report["result"]["steps"] < 20
+
+
+def test_an_adapter_goes_on_from_another(recipe: Any, tmp_path: Path, quick: None) -> None:
+    first = run(recipe())
+    assert first is not None
+    adapter = first["result"]["artefact"]
+    second = run(recipe(f"strategy={{name: lora, adapter: {adapter}}}", f"output_dir={tmp_path / 'second'}"))
+    assert second is not None
+    before, after = first["result"]["metrics_after"]["loss"], second["result"]["metrics_before"]["loss"]
+    assert before == pytest.approx(after, rel=1e-3)
+
+
+def test_an_artefact_that_differs_is_found(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved adapter that is not the trained one: the run does not say done."""
+    from hfstrat.strategies.base import Strategy
+
+    original = Strategy.save
+
+    def save(self: Any, trainer: Any, folder: Path, base: Any) -> None:
+        original(self, trainer, folder, base)
+        from safetensors.torch import save_file
+
+        file = folder / "adapter_model.safetensors"
+        save_file({name: torch.zeros_like(t) for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(Strategy, "save", save)
+    with pytest.raises(RunError, match="does not say what the trained model said") as info:
+        run(recipe("training.learning_rate=0.1"))
+    assert info.value.code == errors.ARTEFACT
+    assert not (folder_of(recipe()) / "final").exists()
+
+
+def test_out_of_memory_names_three_ways_out(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.trainer import StrategyTrainer
+
+    def training_step(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(StrategyTrainer, "training_step", training_step)
+    loaded = recipe()
+    with pytest.raises(torch.OutOfMemoryError):
+        run(loaded)
+    told = json.loads((folder_of(loaded) / "report.json").read_text())["result"]
+    assert told["status"] == "out-of-memory"
+    for way in ("per_device_train_batch_size", "activation_checkpointing", "max_length"):
+        assert way in told["message"]
+
+
+def test_main_ends_with_one_sentence_and_the_code(
+    recipe: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = recipe().source
+    with pytest.raises(SystemExit) as info:
+        train.main([source, "training.learning_rat=1"])
+    assert info.value.code == errors.USER
+    told = capsys.readouterr().err
+    assert "did you mean 'learning_rate'" in told
+    assert "Traceback" not in told
+
+
+def test_checkpoints_rotate_and_the_best_stays(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x" * step)
+        checkpoints.mark_complete(folder, {"recipe": {}})
+    (tmp_path / "checkpoint-7").mkdir()  # incomplete
+    checkpoints.rotate(tmp_path, 1, str(tmp_path / "checkpoint-4"))
+    assert [p.name for p in checkpoints.all_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_an_incomplete_checkpoint_is_none(tmp_path: Path) -> None:
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        checkpoints.mark_complete(folder, {"recipe": {"seed": 1}})
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"wei")  # truncated
+    found, remarks = checkpoints.find_resume(tmp_path, "auto", {"seed": 1})
+    assert found == tmp_path / "checkpoint-2"
+    assert "checkpoint-4 is incomplete" in remarks[0]
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert checkpoints.find_resume(tmp_path, "auto", {"seed": 1})[0] is None
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        checkpoints.find_resume(tmp_path, str(tmp_path / "checkpoint-4"), {"seed": 1})

@@ -1,0 +1,525 @@
+"""A corpus of bad recipes: each a sound recipe with one thing wrong, and what must be answered to it.
+
+No torch here: the file is also run by a process that must not have it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SOUND = """\
+model: model
+strategy:
+  name: lora
+  r: 4
+data:
+  train: rows.jsonl
+  eval_size: 2
+training:
+  max_steps: 4
+  learning_rate: 1e-3
+output_dir: run
+"""
+MODEL, STRATEGY, NAME, R, DATA, TRAIN, EVAL_SIZE, TRAINING, STEPS, RATE, OUTPUT = range(1, 12)  # its lines
+COMMAND = "command line"
+KIBIBYTE = 1024
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One case.
+
+    `lines` replaces lines of the sound recipe by number (a replacement may have several), `text` replaces it whole.
+    `files` are made beside it: a name with a slash at its end is a folder, None removes a file. `at` is where the
+    message has to point, as file and line; `says` are fragments that it has to contain.
+    """
+
+    name: str
+    at: str
+    says: list[str]
+    lines: dict[int, str] = field(default_factory=dict)
+    text: str | bytes | None = None
+    overrides: list[str] = field(default_factory=list)
+    files: dict[str, str | bytes | None] = field(default_factory=dict)
+    recipe: str = "recipe.yaml"
+    free: int | None = None  # bytes on the disk
+
+
+def at(line: int) -> str:
+    return f"recipe.yaml:{line}: "
+
+
+def key(name: str, line: int, old: str, says: list[str], more: int = 0) -> Bad:
+    """A case that writes another line in the recipe; `more` is how many lines below it the mistake is."""
+    return Bad(name, at(line + more), says, lines={line: old})
+
+
+def given(name: str, override: str, says: list[str]) -> Bad:
+    """A case that is given on the command line."""
+    return Bad(name, f"{COMMAND}: {override}: ", says, overrides=[override])
+
+
+def small_model() -> dict[str, str | bytes]:
+    """A model as the checks see it: a config and the header of a weights file."""
+    shapes = {"model.embed_tokens.weight": [32, 8], "model.norm.weight": [8], "lm_head.weight": [32, 8]}
+    for layer in range(2):
+        shapes[f"model.layers.{layer}.self_attn.q_proj.weight"] = [8, 8]
+        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = [16, 8]
+    header: dict[str, Any] = {name: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for name, s in shapes.items()}
+    packed = json.dumps(header).encode()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
+    return {
+        "model/config.json": json.dumps(config),
+        "model/model.safetensors": len(packed).to_bytes(8, "little") + packed,
+    }
+
+
+def config_of(architecture: str, **more: Any) -> dict[str, str | bytes | None]:
+    return {"model/config.json": json.dumps({"architectures": [architecture], **more})}
+
+
+def rows(*lines: str) -> dict[str, str | bytes | None]:
+    return {"rows.jsonl": "".join(f"{line}\n" for line in lines)}
+
+
+GOOD_ROW = json.dumps({"prompt": "a", "completion": "b"})
+MARKER = json.dumps({"sizes": {}, "recipe": {}})
+
+
+def build(case: Bad, folder: Path) -> None:
+    """Write the case's recipe and files into an empty folder."""
+    lines = SOUND.splitlines()
+    for number, line in case.lines.items():
+        lines[number - 1] = line
+    text = case.text if case.text is not None else "".join(f"{line}\n" for line in lines)
+    sound: dict[str, Any] = {"recipe.yaml": text, "rows.jsonl": f"{GOOD_ROW}\n" * 8, **small_model()}
+    for name, content in (sound | case.files).items():
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        elif content is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+UNKNOWN_KEYS = [
+    key("a typo at the top", OUTPUT, "output_dir: run\nsede: 1", ["sede = 1", "no such key in a recipe", "'seed'"], 1),
+    key("a typo in model", MODEL, "model:\n  name_or_path: model\n  dtpye: float32", ["model.dtpye", "did you mean 'dtype'?"], 2),
+    key("a typo in strategy", R, "  alhpa: 4", ["strategy.alhpa = 4", "strategy lora", "did you mean 'alpha'?", "dropout"]),
+    key("a typo in data", EVAL_SIZE, "  max_lenght: 64", ["data.max_lenght = 64", "did you mean 'max_length'?"]),
+    key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
+    key("a typo in evaluation", OUTPUT, "output_dir: run\nevaluation: {sample: 1}", ["evaluation.sample", "'samples'"], 1),
+    key("a typo in hub", OUTPUT, "output_dir: run\nhub: {privat: true}", ["hub.privat", "did you mean 'private'?"], 1),
+    key("a section misspelt", TRAINING, "trainning:", ["trainning", "did you mean 'training'?"]),
+    key("nonsense at the top", OUTPUT, "output_dir: run\nxyzzy: 1", ["xyzzy = 1", "hfstrat schema", "allowed:"], 1),
+    key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "allowed:"]),
+    key("a key of partial under lora", R, "  last_n_layers: 2", ["strategy.last_n_layers", "belongs to strategy partial"]),
+    Bad(
+        "a key of lora under full",
+        at(R),
+        ["strategy.r = 4", "strategy full", "belongs to strategy lora"],
+        lines={NAME: "  name: full"},
+    ),
+    Bad(
+        "a key of lora under partial",
+        at(R),
+        ["strategy.target_modules", "strategy partial", "belongs to strategy lora"],
+        lines={NAME: "  name: partial", R: "  target_modules: all-linear"},
+    ),
+    key("eval_steps at the top", OUTPUT, "output_dir: run\neval_steps: 2", ["eval_steps", "'training.eval_steps'"], 1),
+    key("max_length in training", RATE, "  max_length: 64", ["training.max_length", "'data.max_length'"]),
+    key("learning_rate in strategy", R, "  learning_rate: 1e-3", ["strategy.learning_rate", "'training.learning_rate'"]),
+    key("seed in training", RATE, "  seed: 1", ["training.seed = 1", "'seed'"]),
+    key("output_dir in training", RATE, "  output_dir: x", ["training.output_dir", "'output_dir'"]),
+    key("r at the top", OUTPUT, "output_dir: run\nr: 8", ["r = 8", "'strategy.r'"], 1),
+    given("an unknown key on the command line", "training.learning_rat=1e-3", ["did you mean 'learning_rate'?"]),
+    given("an unknown section on the command line", "optimizer.lr=1e-3", ["optimizer", "no such key", "training.optim"]),
+    given("a list as keys", "training.extra.0.x.y=1", ["training.extra", "0 is no field"]),
+]
+
+THEIRS = [  # key of another tool, where it stands (line after which), what we say
+    ("lora_rank", "8", "strategy.r"),
+    ("lora_alpha", "8", "strategy.alpha"),
+    ("lora_target", "q_proj", "strategy.target_modules"),
+    ("finetuning_type", "lora", "strategy.name"),
+    ("base_model", "x/y", "model.name_or_path"),
+    ("model_name_or_path", "x/y", "model.name_or_path"),
+    ("bf16", "true", "model.dtype"),
+    ("torch_dtype", "bfloat16", "model.dtype"),
+    ("flash_attention", "true", "model.attn_implementation"),
+    ("datasets", "[x]", "data.train"),
+    ("val_size", "0.1", "data.eval_size"),
+    ("val_set_size", "0.1", "data.eval_size"),
+    ("cutoff_len", "512", "data.max_length"),
+    ("sequence_len", "512", "data.max_length"),
+    ("train_on_inputs", "true", "data.train_on"),
+    ("lr", "1e-3", "training.learning_rate"),
+    ("num_epochs", "3", "training.num_train_epochs"),
+    ("micro_batch_size", "2", "training.per_device_train_batch_size"),
+    ("gradient_accumulation_steps", "4", "training.global_batch_size"),
+    ("warmup_ratio", "0.1", "training.warmup_steps"),
+    ("optimizer", "adamw", "training.optim"),
+    ("gradient_checkpointing", "true", "training.activation_checkpointing"),
+    ("eval_strategy", "steps", "training.eval_steps"),
+    ("resume_from_checkpoint", "x", "training.resume"),
+    ("push_to_hub", "true", "hub.push"),
+    ("hub_model_id", "me/x", "hub.repo"),
+    ("overwrite_output_dir", "true", "hfstrat train RECIPE --overwrite"),
+    ("deepspeed", "ds.json", "--accelerate-config"),
+    ("fsdp", "full_shard", "--accelerate-config"),
+    ("load_in_4bit", "true", "does not quantize"),
+    ("packing", "true", "does not pack"),
+    ("sample_packing", "true", "does not pack"),
+    ("report_to", "wandb", "training.extra.report_to"),
+]
+FOREIGN_KEYS = [
+    *(
+        key(f"{name} at the top", OUTPUT, f"output_dir: run\n{name}: {value}", [name, says, "no such key in a recipe"], 1)
+        for name, value, says in THEIRS
+    ),
+    *(
+        key(f"{name} in training", RATE, f"  {name}: {value}", [f"training.{name}", says, "no such key in 'training'"])
+        for name, value, says in THEIRS
+    ),
+    key("lora_rank in strategy", R, "  lora_rank: 4", ["strategy.lora_rank", "'strategy.r'"]),
+    key("cutoff_len in data", EVAL_SIZE, "  cutoff_len: 64", ["data.cutoff_len", "'data.max_length'"]),
+    key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "does not pack"]),
+    key("batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1),
+]
+
+WRONG_TYPES = [
+    key("a quoted rate", RATE, '  learning_rate: "1e-3"', ['training.learning_rate = "1e-3"', "a number", "remove the quotes"]),
+    key("a quoted count", STEPS, "  max_steps: '4'", ['training.max_steps = "4"', "a whole number", "remove the quotes"]),
+    key("a quoted batch", RATE, '  global_batch_size: "16"', ["a whole number, at least 1", "remove the quotes"]),
+    key("a quoted micro-batch", RATE, '  per_device_train_batch_size: "4"', ["a whole number or auto", "remove the quotes"]),
+    key("a quoted share", EVAL_SIZE, '  eval_size: "0.1"', ["data.eval_size", "a number", "remove the quotes"]),
+    key("a quoted bool", RATE, '  load_best_model_at_end: "true"', ["true or false", "remove the quotes"]),
+    key("text for a number", RATE, "  learning_rate: fast", ['learning_rate = "fast"', "expected a number, more than 0"]),
+    key("a number with an underscore", STEPS, "  max_steps: 1_000", ['max_steps = "1_000"', "a whole number", "1000"]),
+    key("a number with a comma", STEPS, "  max_steps: 1,000", ['max_steps = "1,000"', "a whole number", "1000"]),
+    key("a number with a unit", STEPS, "  max_steps: 4k", ['max_steps = "4k"', "a whole number"]),
+    key("a percentage", EVAL_SIZE, "  eval_size: 5%", ['eval_size = "5%"', "a number", "0.05"]),
+    key("a fraction for a count", STEPS, "  max_steps: 4.5", ["max_steps = 4.5", "a whole number"]),
+    key("a fraction for a rank", R, "  r: 4.5", ["strategy.r = 4.5", "a whole number, at least 1"]),
+    key("a whole number written as a float", R, "  r: 1e1", ["strategy.r = 10.0", "a whole number", "write 10"]),
+    key("on for a bool", RATE, "  activation_checkpointing: on", ['= "on"', "true or false", "write true"]),
+    key("off for a bool", RATE, "  load_best_model_at_end: off", ['= "off"', "true or false", "write false"]),
+    key("no for a bool", RATE, "  load_best_model_at_end: no", ['= "no"', "true or false", "write false"]),
+    key("yes for a bool", R, "  use_dora: yes", ["strategy.use_dora", '= "yes"', "true or false", "write true"]),
+    key("one for a bool", R, "  use_dora: 1", ["strategy.use_dora = 1", "true or false"]),
+    key("no for a number", STEPS, "  max_steps: no", ['max_steps = "no"', "a whole number"]),
+    key("true for a number", STEPS, "  max_steps: true", ["max_steps = true", "a whole number"]),
+    key("true for a rate", RATE, "  learning_rate: true", ["learning_rate = true", "a number"]),
+    key("a list for a number", RATE, "  learning_rate: [1e-3, 1e-4]", ["learning_rate = [0.001, 0.0001]", "a number"]),
+    key("a mapping for a number", RATE, "  learning_rate: {peak: 1e-3}", ["learning_rate", "a number", "peak"]),
+    key("a mapping for a text", OUTPUT, "output_dir: {path: run}", ["output_dir", "text", "path"]),
+    key("a list for a text", TRAIN, "  train: [a.jsonl, b.jsonl]", ["data.train", "text", "a.jsonl"]),
+    key("a number for a text", OUTPUT, "output_dir: 2024", ["output_dir = 2024", "text", "quotes"]),
+    key("a number for a revision", MODEL, "model: {name_or_path: model, revision: 12345}", ["revision = 12345", "text", "quotes"]),
+    key("null for a whole number", R, "  r: null", ["strategy.r = null", "a whole number", "remove"]),
+    key("nothing after the colon", OUTPUT, "output_dir:", ["output_dir = null", "text"]),
+    key("null for a section", TRAINING, "training: null\nevaluation:", ["training = null", "a mapping of keys"]),
+    key("a text for a list", R, "  modules_to_save: lm_head", ['modules_to_save = "lm_head"', "a list", "[lm_head]"]),
+    key("a number in a list of texts", R, "  target_modules: [q_proj, 3]", ["strategy.target_modules", "3", "a list, each text"]),
+    key("a text for modules", R, "  target_modules: q_proj", ['target_modules = "q_proj"', "all-linear or a list", "[q_proj]"]),
+    key("a list for a mapping", EVAL_SIZE, "  columns: [a, b]", ["data.columns", "a mapping", '["a", "b"]']),
+    key("a number in a mapping of texts", EVAL_SIZE, "  columns: {a: 3}", ["data.columns.a = 3", "text"]),
+    key("a list for a section", TRAINING, "training: [1]\nevaluation:", ["training", "[1]", "a mapping of keys"]),
+    key("a text for a section", TRAINING, "training: fast\nevaluation:", ['training = "fast"', "a mapping of keys"]),
+    key("a number for a strategy", STRATEGY, "strategy: 3\nhub:", ["strategy = 3", "full, lora, partial"]),
+    key("a list for a strategy", STRATEGY, "strategy: [lora]\nhub:", ["strategy", "full, lora, partial"]),
+    key("a time without a unit", STEPS, "  max_time: 10", ["max_time = 10", "10min"]),
+    key("a time in words", STEPS, "  max_time: ten minutes", ['max_time = "ten minutes"', "90s, 10min or 1.5h"]),
+    key("a time of nothing", STEPS, "  max_time: 0min", ['max_time = "0min"', "90s, 10min or 1.5h"]),
+    given("text for a number on the command line", "training.learning_rate=fast", ["expected a number"]),
+    given("no for a bool on the command line", "training.load_best_model_at_end=no", ['= "no"', "true or false"]),
+    given("nothing on the command line", "training.learning_rate=", ["training.learning_rate"]),
+]
+
+BOUNDS = [
+    key("a rate of zero", RATE, "  learning_rate: 0", ["learning_rate = 0", "a number, more than 0"]),
+    key("a negative rate", RATE, "  learning_rate: -1e-3", ["learning_rate = -0.001", "more than 0"]),
+    key("an infinite rate", RATE, "  learning_rate: .inf", ["learning_rate", "a finite number, more than 0"]),
+    key("a rate that is no number", RATE, "  learning_rate: .nan", ["learning_rate", "a finite number"]),
+    key("an infinite share", RATE, "  eval_steps: .inf", ["eval_steps", "a finite number"]),
+    key("a huge rate", RATE, "  learning_rate: 1e999", ["learning_rate", "a finite number"]),
+    key("no steps", STEPS, "  max_steps: 0", ["max_steps = 0", "a whole number, at least 1"]),
+    key("steps as the Trainer's default", STEPS, "  max_steps: -1", ["max_steps = -1", "at least 1", "remove"]),
+    key("no epochs", STEPS, "  num_train_epochs: 0", ["num_train_epochs = 0", "more than 0"]),
+    key("no rank", R, "  r: 0", ["strategy.r = 0", "at least 1"]),
+    key("all dropout", R, "  dropout: 1.0", ["strategy.dropout = 1.0", "at least 0", "less than 1"]),
+    key("short rows", EVAL_SIZE, "  max_length: 4", ["max_length = 4", "at least 8"]),
+    key("no eval rows", EVAL_SIZE, "  eval_size: 0", ["eval_size = 0", "more than 0"]),
+    key("an empty path", OUTPUT, 'output_dir: ""', ['output_dir = ""', "text that is not empty"]),
+    key("an empty model", MODEL, 'model: ""', ["model.name_or_path", "text that is not empty"]),
+    key("no micro-batch", RATE, "  per_device_train_batch_size: 0", ["per_device_train_batch_size = 0", "at least 1, or auto"]),
+    key("a negative seed", OUTPUT, "output_dir: run\nseed: -1", ["seed = -1", "at least 0"], 1),
+    key("a share above one", RATE, "  eval_steps: 2.5", ["eval_steps", "a share below 1 or a whole number", "2.5"]),
+    given("a bound on the command line", "training.warmup_steps=-1", ["warmup_steps = -1", "at least 0"]),
+]
+
+CHOICES = [
+    key("an unknown strategy", NAME, "  name: qlora", ['strategy.name = "qlora"', "full, lora, partial", "did you mean 'lora'?"]),
+    key("an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, lora, partial"]),
+    key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, lora, partial"], -1),
+    key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
+    key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
+    key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
+    key("an unknown overflow", EVAL_SIZE, "  overflow: split", ['data.overflow = "split"', "truncate, drop, error"]),
+    key("an unknown dtype", MODEL, "model: {name_or_path: model, dtype: bf16}", ['"bf16"', "did you mean 'bfloat16'?"]),
+    key("an unknown task", OUTPUT, "output_dir: run\ntask: sft", ['task = "sft"', "causal-lm"], 1),
+    key("upper case", NAME, "  name: LoRA", ['"LoRA"', "did you mean 'lora'?"]),
+    given("a choice on the command line", "training.optim=adam", ['training.optim = "adam"', "adamw_torch"]),
+]
+
+MISSING = [
+    Bad("no model", "recipe.yaml: ", ["model: missing", "name_or_path", "Hub id"], lines={MODEL: "seed: 1"}),
+    Bad("no strategy", "recipe.yaml: ", ["strategy: missing", "full, lora, partial"], text="model: m\ndata: d\noutput_dir: o\n"),
+    Bad("no data", "recipe.yaml: ", ["data: missing", "train"], text="model: m\nstrategy: full\noutput_dir: o\n"),
+    Bad("no output", "recipe.yaml: ", ["output_dir: missing", "Folder"], lines={OUTPUT: "seed: 1"}),
+    key("no training rows", TRAIN, "  split: train", ["data.train: missing", "jsonl"], -1),
+    key("no weights named", MODEL, "model: {dtype: auto}", ["model.name_or_path: missing", "Hub id"]),
+]
+
+FILES = [
+    Bad("an empty recipe", "recipe.yaml: ", ["mapping", "model, strategy, data", "given nothing"], text=""),
+    Bad("only comments", "recipe.yaml: ", ["mapping", "given nothing"], text="# nothing\n\n"),
+    Bad("a list", "recipe.yaml: ", ["mapping", "given a list"], text="- model: x\n- strategy: y\n"),
+    Bad("a sentence", "recipe.yaml: ", ["mapping", "given a text"], text="train a model please\n"),
+    Bad("two documents", "recipe.yaml:", ["one document", "---"], text=f"{SOUND}---\n{SOUND}"),
+    key("a tab", R, "\tr: 4", ["no valid YAML", "tab", "spaces"]),
+    Bad("an unclosed quote", "recipe.yaml:", ["no valid YAML", "quote"], lines={OUTPUT: 'output_dir: "run'}),
+    Bad("an unclosed bracket", "recipe.yaml:", ["no valid YAML", "bracket"], lines={R: "  target_modules: [q_proj, v_proj"}),
+    key("a wrong indentation", R, "   r: 4", ["no valid YAML", "indentation"]),
+    key("a second colon", TRAIN, "  train: data: rows.jsonl", ["no valid YAML", "colon"]),
+    key("an unknown tag", R, "  r: !!python/object:os.system 4", ["no valid YAML", "tag"]),
+    key("an unknown alias", R, "  r: *rank", ["no valid YAML", "alias"]),
+    key("a key given twice", RATE, "  learning_rate: 1e-3\n  max_steps: 5", ["training.max_steps", "twice", "line 9"], 1),
+    key("a section given twice", OUTPUT, "output_dir: run\ntraining: {seed: 1}", ["training", "twice", "line 8"], 1),
+    key("a mapping as a key", R, "  {a: b}: 4", ["strategy", "key"]),
+    key("a number as a key", R, "  4: 4", ["strategy.4", "no such key"]),
+    Bad("a recipe in Latin-1", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode() + b"# caf\xe9\n"),
+    Bad("a recipe in UTF-16", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode("utf-16")),
+    Bad("a control character", "recipe.yaml:", ["no valid YAML", "character"], text=SOUND + "# \x00\n"),
+    Bad("no such recipe", "recipes.yaml: ", ["no such recipe file", "did you mean recipe.yaml?"], recipe="recipes.yaml"),
+    Bad("no such recipe, nothing near", "zzz: ", ["no such recipe file", "hfstrat recipes ls"], recipe="zzz"),
+    Bad("a shipped name", "quickstart: ", ["no such recipe file", "hfstrat recipes cp quickstart"], recipe="quickstart"),
+    Bad("a folder as recipe", "model: ", ["is a folder", "name a recipe file"], recipe="model"),
+]
+
+OVERRIDES = [
+    Bad("an override without =", COMMAND, ["'training.max_steps'", "key=value"], overrides=["training.max_steps"]),
+    Bad("an override with a colon", COMMAND, ["'seed: 1'", "key=value"], overrides=["seed: 1"]),
+    Bad("an override as a flag's value", COMMAND, ["'=1'", "key=value"], overrides=["=1"]),
+    Bad("an empty part", COMMAND, ["'training..max_steps=1'", "key=value"], overrides=["training..max_steps=1"]),
+    Bad("through a value", COMMAND, ["'output_dir'", "is no section"], overrides=["output_dir.name=x"]),
+    Bad("through a number", COMMAND, ["'training.max_steps'", "is no section"], overrides=["training.max_steps.x=1"]),
+    Bad("a short form on the command line", f"{COMMAND}: strategy=loar: ", ["'lora'"], overrides=["strategy=loar"]),
+    Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "no valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
+    Bad("a section as text", f"{COMMAND}: training=3: ", ["a mapping of keys"], overrides=["training=3"]),
+    Bad("two mistakes", at(RATE), [f"{COMMAND}: seed=x: ", "seed", "learning_rat"], {RATE: "  learning_rat: 1"}, None, ["seed=x"]),
+]
+
+COMBINATIONS = [
+    Bad(
+        "early stopping without the best",
+        at(RATE + 1),
+        ["early_stopping_patience", "load_best_model_at_end: true"],
+        lines={RATE: "  load_best_model_at_end: false\n  early_stopping_patience: 2"},
+    ),
+    key("push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2),
+    key(
+        "saving between evaluations",
+        RATE,
+        "  eval_steps: 3\n  save_steps: 4",
+        ["save_steps: 4", "multiple of eval_steps = 3", "3 would do", "load_best_model_at_end: false"],
+        1,
+    ),
+    key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
+    key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
+    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
+    key("olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]),
+    Bad(
+        "partial with nothing",
+        at(R),
+        ["nothing would learn", "last_n_layers, patterns or head"],
+        lines={NAME: "  name: partial", R: "  head: false"},
+    ),
+    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["eval or eval_split, not both"], 1),
+    key("extra with a key of ours", RATE, "  extra: {max_steps: 3}", ["training.extra", "max_steps", "a key of the recipe itself"]),
+    key("extra with a seed", RATE, "  extra: {seed: 3}", ["training.extra", "seed", "a key of the recipe itself"]),
+    key("extra with a typo", RATE, "  extra: {adam_beta: 0.9}", ["adam_beta", "did you mean 'adam_beta1'?"]),
+    key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["xyzzy", "no field of this transformers' TrainingArguments"]),
+    key("extra with what we decide", RATE, "  extra: {gradient_accumulation_steps: 2}", ["gradient_acc", "global_batch_size"]),
+    key("extra with bf16", RATE, "  extra: {bf16: true}", ["training.extra", "bf16", "model.dtype"]),
+    key("extra with deepspeed", RATE, "  extra: {deepspeed: ds.json}", ["training.extra", "deepspeed", "--accelerate-config"]),
+    Bad(
+        "rows held out for nothing",
+        at(OUTPUT + 1),
+        ["evaluation.max_rows", "data.eval_size = 2"],
+        lines={OUTPUT: "output_dir: run\nevaluation: {max_rows: 1}"},
+    ),
+]
+
+DATA_FILES = [
+    key("a missing data file", TRAIN, "  train: row.jsonl", ["data.train: row.jsonl", "no such file", "did you mean rows.jsonl?"]),
+    key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "looked in"]),
+    key("a missing evaluation file", EVAL_SIZE, "  eval: evals.jsonl", ["data.eval: evals.jsonl", "no such file"]),
+    key("a folder as data", TRAIN, "  train: model", ["data.train: model", "a folder", "name a file"]),
+    Bad("an empty data file", at(TRAIN), ["data.train: rows.jsonl", "empty"], files={"rows.jsonl": ""}),
+    Bad("a blank data file", at(TRAIN), ["rows.jsonl", "holds no row"], files={"rows.jsonl": " \n\n  \n"}),
+    Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "no valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
+    Bad("a row that is a list", at(TRAIN), ["rows.jsonl:2", "an object", "[1, 2]"], files=rows(GOOD_ROW, "[1, 2]")),
+    Bad("a row that is a text", at(TRAIN), ["rows.jsonl:1", "an object", '"hello"'], files=rows('"hello"', GOOD_ROW)),
+    Bad("a JSON array of texts", at(TRAIN), ["rows.jsonl", "row 1", "an object", '"a"'], files=rows('["a", "b"]')),
+    Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "no valid JSON"], files=rows("[", "{]")),
+    Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "holds no row"], files=rows("[]")),
+    Bad("one JSON object over lines", at(TRAIN), ["rows.jsonl:1", "no valid JSON", "one row a line"], files=rows("{", '"a": 1}')),
+    Bad("unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')),
+    key("columns that the format lacks", EVAL_SIZE, "  format: alpaca", ["format alpaca needs", "instruction, output", "prompt"]),
+    key("a mapped column that is not there", EVAL_SIZE, "  columns: {promt: prompt}", ["'promt'", "did you mean 'prompt'?"]),
+    key("columns mapped the wrong way", EVAL_SIZE, "  columns: {text: prompt}", ["data.columns", "'text'", "{prompt: text}"]),
+    key("columns mapped to nothing known", EVAL_SIZE, "  columns: {prompt: promt}", ["data.columns", "promt", "'prompt'"]),
+    key("two columns under one name", EVAL_SIZE, "  columns: {prompt: completion}", ["data.columns", "two columns", "completion"]),
+    Bad("an unread suffix", at(TRAIN), ["rows.xlsx", "not read", ".jsonl"], {TRAIN: "  train: rows.xlsx"}, files={"rows.xlsx": "x"}),
+    Bad("no suffix", at(TRAIN), ["data.train: rows", "not read", ".jsonl"], {TRAIN: "  train: rows"}, files={"rows": GOOD_ROW}),
+    Bad("data in Latin-1", at(TRAIN), ["rows.jsonl", "UTF-8"], files={"rows.jsonl": b'{"prompt": "caf\xe9", "completion": "x"}\n'}),
+    Bad(
+        "a csv with a header only",
+        at(TRAIN),
+        ["rows.csv", "holds no row"],
+        {TRAIN: "  train: rows.csv"},
+        files={"rows.csv": "prompt,completion\n"},
+    ),
+    Bad(
+        "a csv with other columns",
+        at(TRAIN),
+        ["rows.csv", "q, a", "prompt"],
+        {TRAIN: "  train: rows.csv"},
+        files={"rows.csv": "q,a\n1,2\n"},
+    ),
+    Bad(
+        "a csv row with too many fields",
+        at(TRAIN),
+        ["rows.csv:3", "3 fields", "2 columns"],
+        {TRAIN: "  train: rows.csv"},
+        files={"rows.csv": "prompt,completion\na,b\na,b,c\n"},
+    ),
+    Bad(
+        "a gz that is none",
+        at(TRAIN),
+        ["rows.jsonl.gz", "cannot be read"],
+        {TRAIN: "  train: rows.jsonl.gz"},
+        files={"rows.jsonl.gz": "plain"},
+    ),
+    Bad(
+        "a number where text belongs",
+        at(TRAIN),
+        ["rows.jsonl:2", "'completion' is int, expected text"],
+        files=rows(GOOD_ROW, '{"prompt": "a", "completion": 3}'),
+    ),
+    Bad(
+        "a missing column in one row",
+        at(TRAIN),
+        ["rows.jsonl:2", "'completion'", "expected text"],
+        files=rows(GOOD_ROW, '{"prompt": "a"}'),
+    ),
+    Bad("evaluation data empty", at(EVAL_SIZE), ["data.eval", "empty"], {EVAL_SIZE: "  eval: e.jsonl"}, files={"e.jsonl": ""}),
+    given("a missing file on the command line", "data.train=row.jsonl", ["no such file", "did you mean rows.jsonl?"]),
+]
+
+MODELS = [
+    key("a missing model folder", MODEL, "model: ./modle", ["model.name_or_path: ./modle", "no such folder", "did you mean model?"]),
+    key("a missing model path", MODEL, "model: a/b/c", ["model.name_or_path: a/b/c", "no such folder"]),
+    Bad("a folder without config", at(MODEL), ["has no config.json", "no model folder"], files={"model/config.json": None}),
+    Bad("a broken config", at(MODEL), ["config.json", "no valid JSON"], files={"model/config.json": '{"a": '}),
+    Bad("a config that is a list", at(MODEL), ["config.json", "an object"], files={"model/config.json": "[]"}),
+    Bad(
+        "an adapter as base",
+        at(MODEL),
+        ["is an adapter, not a base model", "(x/base)", "adapter: model"],
+        files={"model/config.json": None, "model/adapter_config.json": '{"base_model_name_or_path": "x/base"}'},
+    ),
+    Bad("a broken adapter as base", at(MODEL), ["adapter"], files={"model/config.json": None, "model/adapter_config.json": "{"}),
+    Bad("a translation model", at(MODEL), ["no causal LM"], files=config_of("T5ForConditionalGeneration", is_encoder_decoder=True)),
+    Bad("BERT", at(MODEL), ["BertForMaskedLM", "no causal LM", "ForCausalLM"], files=config_of("BertForMaskedLM")),
+    Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
+    Bad("no weights", at(MODEL), ["holds no weights", "safetensors"], files={"model/model.safetensors": None}),
+    Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
+    Bad("a pointer for weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": "version https"}),
+    Bad("a plain file", at(MODEL), ["is a file", "a model folder"], {MODEL: "model: rows.jsonl"}),
+    Bad("a false GGUF", at(MODEL), ["x.gguf", "no GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
+    key("a missing GGUF", MODEL, "model: y.gguf", ["y.gguf", "no such GGUF file"]),
+    key("a Hub id while offline", MODEL, "model: nobody/nothing", ["nobody/nothing", "not in the Hub cache", "HF_HUB_OFFLINE"]),
+    key("a near name while offline", MODEL, "model: modell", ["modell", "did you mean model?"]),
+    Bad("no valid Hub id", at(MODEL), ["model.name_or_path: a b", "Hub id"], {MODEL: "model: a b"}),
+    Bad(
+        "more layers than there are",
+        at(R),
+        ["strategy.last_n_layers", "given 9", "has 2 layers"],
+        {NAME: "  name: partial", R: "  last_n_layers: 9"},
+    ),
+    Bad(
+        "a pattern that matches nothing",
+        at(R),
+        ["strategy.patterns", "'*.ffn.*'", "matches no parameter", "model.embed_tokens.weight"],
+        {NAME: "  name: partial", R: "  patterns: ['*.ffn.*']"},
+    ),
+    Bad(
+        "a head that is tied",
+        at(STRATEGY),
+        ["nothing would learn", "tied", "head: true"],
+        {NAME: "  name: partial", R: "  last_n_layers: 0"},
+        files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
+    ),
+    key("modules that are not there", R, "  target_modules: [q_porj]", ["strategy.target_modules", "'q_porj'", "did you mean 'q_proj'?"]),
+    key("whole modules that are not there", R, "  modules_to_save: [lm_haed]", ["modules_to_save", "'lm_haed'", "'lm_head'"]),
+    key("an adapter that is not there", R, "  adapter: ./none", ["strategy.adapter: ./none", "no such folder"]),
+    key("an adapter that is none", R, "  adapter: model", ["strategy.adapter", "adapter_config.json"]),
+    key("a tokenizer that is not there", MODEL, "model: {name_or_path: model, tokenizer: ./tok}", ["model.tokenizer", "no such folder"]),
+    key("a tokenizer that is a file", MODEL, "model: {name_or_path: model, tokenizer: rows.jsonl}", ["model.tokenizer", "a file"]),
+]
+
+CHECKPOINT = {"run/recipe.yaml": "a: 1", "run/checkpoint-2/hfstrat_complete.json": MARKER}
+OUTPUTS: list[Bad] = [
+    key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
+    key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
+    Bad("output holds other files", at(OUTPUT), ["run is in use", "name another folder"], files={"run/thesis.txt": "mine"}),
+    key("output is the model", OUTPUT, "output_dir: model", ["output_dir: model", "name another folder"]),
+    Bad(
+        "output holds a finished run",
+        at(OUTPUT),
+        ["holds a finished run", "another folder", "--overwrite"],
+        files={"run/report.json": '{"result": {"status": "done"}}'},
+    ),
+    Bad("output holds a broken report", at(OUTPUT), ["report.json"], files={"run/report.json": "{"}),
+    Bad("never to resume", at(RATE), ["checkpoints", "training.resume=auto", "--overwrite"], {RATE: "  resume: never"}, files={**CHECKPOINT}),
+    key("resume from nothing", RATE, "  resume: run/checkpoint-9", ["training.resume: run/checkpoint-9", "no such folder"]),
+    Bad(
+        "resume from half a checkpoint",
+        at(RATE),
+        ["training.resume: run/checkpoint-2", "no complete checkpoint"],
+        {RATE: "  resume: run/checkpoint-2"},
+        files={"run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
+    ),
+    Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files={**CHECKPOINT}),
+    Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),
+]
+
+CASES = [
+    *UNKNOWN_KEYS,
+    *FOREIGN_KEYS,
+    *WRONG_TYPES,
+    *BOUNDS,
+    *CHOICES,
+    *MISSING,
+    *FILES,
+    *OVERRIDES,
+    *COMBINATIONS,
+    *DATA_FILES,
+    *MODELS,
+    *OUTPUTS,
+]
