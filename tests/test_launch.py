@@ -1,0 +1,153 @@
+"""One process, two processes, a launcher that fails: the same numbers and one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfstrat import errors, launch, shipped
+from hfstrat.errors import UserError
+from hfstrat.train import run
+from hfstrat.world import join_world
+
+PYTHON = [sys.executable, "-m"]
+
+
+def hfstrat(*words: str, module: str = "hfstrat", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PYTHON, module, *words], capture_output=True, text=True, timeout=180, check=False, env={**os.environ, **environment}
+    )
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "final" / "adapter_model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((folder / "report.json").read_text())["result"]["losses"]]
+
+
+def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
+    """Same loss, same gradients, so the same weights; the evaluation rows (an odd number) are each counted once."""
+    settings = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]
+    one = recipe(*settings, f"output_dir={tmp_path / 'one'}")
+    run(one)
+    words = ["train", one.source, *settings, f"output_dir={tmp_path / 'two'}", "--num-processes", "2"]
+    done = hfstrat(*words)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es) x 2 x 2" in done.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    for name, tensor in adapter(tmp_path / "one").items():
+        torch.testing.assert_close(adapter(tmp_path / "two")[name], tensor, rtol=1e-3, atol=2e-5)
+    reports = [json.loads((tmp_path / name / "report.json").read_text())["result"] for name in ("one", "two")]
+    assert reports[0]["metrics_before"] == pytest.approx(reports[1]["metrics_before"], rel=1e-6)
+    assert reports[1]["verified"]["bit_equal"]
+
+
+def test_a_mistake_on_every_rank_is_one_sentence(recipe: Any, tmp_path: Path) -> None:
+    """Found after torch is there, by both processes: the launcher's own traceback does not reach the user."""
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 300 + '{"prompt": "a", "completion": null}\n')
+    done = hfstrat("train", recipe().source, f"data.train={file}", "--num-processes", "2")
+    assert done.returncode == errors.USER
+    assert done.stderr.count("row 301: 'completion' is null, expected text") == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "ChildFailed" not in done.stderr + done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_accelerate_launch_enters_the_same_page(recipe: Any, tmp_path: Path) -> None:
+    config = shipped.find("accelerate_configs", "cpu_ddp")
+    words = ["--config_file", str(config), "--main_process_port", "0", "-m", "hfstrat.train", recipe().source, "seed=3"]
+    done = hfstrat(*words, module="accelerate.commands.launch")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["recipe"]["seed"] == 3
+
+
+def test_a_killed_rank_ends_the_run_with_a_word(recipe: Any, tmp_path: Path) -> None:
+    words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", "2"]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 90)
+        victims = ranks_of(child.pid)
+        os.kill(victims[-1], signal.SIGKILL)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == errors.CRASH, out + err
+    assert "no process said why" in err
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def ranks_of(parent: int) -> list[int]:
+    """The training processes below the launcher."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_text().split("\0")
+            environment = (entry / "environ").read_text()
+        except OSError:
+            continue
+        if "-m" in words and "hfstrat.train" in words and "\0LOCAL_RANK=" in environment:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_one_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    planned = launch.plan_launch(["r.yaml"], None, None)
+    assert planned.environment["CUDA_VISIBLE_DEVICES"] == "2"
+    assert planned.command[1:] == ["-m", "hfstrat.train", "r.yaml"]
+
+
+def test_threads_are_shared_between_local_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    planned = launch.plan_launch(["r.yaml"], "cpu_ddp", 2)
+    assert planned.environment["OMP_NUM_THREADS"] == "4"
+    assert "--num_processes 2" in planned.line()
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "words"),
+    [
+        ("ddpp", None, "did you mean 'ddp'"),
+        ("single", 2, "is for one process"),
+        ("ddp", 2, r"has 0 GPU\(s\)"),
+    ],
+)
+def test_what_cannot_be_launched(monkeypatch: pytest.MonkeyPatch, config: str, processes: int | None, words: str) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: 0)
+    with pytest.raises(UserError, match=words):
+        launch.plan_launch(["r.yaml"], config, processes)
+
+
+def test_lone_processes_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate can start N separate runs where one run of N was asked for."""
+    monkeypatch.setenv("HFSTRAT_PROCESSES", "2")
+    with pytest.raises(UserError, match="alone in a world of 1"):
+        join_world()
+
+
+def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HFSTRAT_PROCESSES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UserError, match="--num-processes 4"):
+        join_world()
