@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -141,34 +142,41 @@ def expected(field: FieldInfo) -> str:
     return text
 
 
-def instead(value: Any, kind: str, field: FieldInfo | None) -> str:
-    """What to write in place of a value that was not accepted for the reason `kind`; empty where nobody knows."""
+def instead(value: Any, kinds: set[str], field: FieldInfo | None) -> str:
+    """What to write in place of a value that pydantic did not accept for these reasons; empty where nobody knows."""
     if value is None:
         return "remove the key to get its default" if field is None or not field.is_required() else ""
     if value == -1 and field is not None and field.default is None:
         return "remove the key to set none"
-    if kind == "bool_type" and isinstance(value, str):
-        plain = SWITCHES.get(value.lower())
-        return f"write {plain}, without quotes" if plain else ""
-    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+    if isinstance(value, str):
+        return _for_text(value, kinds, field)
+    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer():
         return f"write {value:.0f}"
-    if kind == "string_type" and isinstance(value, int | float):
-        return f'put it in quotes: "{str(value).lower()}"'
-    if kind == "literal_error" and isinstance(value, str) and field is not None:
-        return _choice(value, field.annotation)
-    return _number(value) if kind in ("int_type", "float_type") and isinstance(value, str) else ""
+    if "string_type" in kinds and isinstance(value, int | float):
+        return f'put it in quotes: "{json.dumps(value)}"'
+    return ""
 
 
-def _choice(value: str, annotation: Any) -> str:
-    """The choice that was meant, or a list around the one text."""
+def _for_text(value: str, kinds: set[str], field: FieldInfo | None) -> str:
+    if "bool_type" in kinds and value.lower() in SWITCHES:
+        return f"write {SWITCHES[value.lower()]}, without quotes"
+    if kinds & {"int_type", "float_type"} and (number := _number(value)):
+        return number
+    if "literal_error" in kinds and field is not None and (near := nearest(value, _choices(field.annotation))):
+        return f"did you mean '{near}'?"
+    return f"write a list: [{value}]" if "list_type" in kinds else ""
+
+
+def nearest(value: str, choices: list[str]) -> str | None:
+    """The choice that was meant: one that begins like it, or is spelt much like it."""
+    value = value.lower()
+    longer = [choice for choice in choices if len(value) > 2 and choice.startswith(value)]
+    return next(iter(longer or get_close_matches(value, choices, n=1, cutoff=0.5)), None)
+
+
+def _choices(annotation: Any) -> list[str]:
     options = [annotation, *get_args(annotation)]
-    choices = [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
-    longer = [choice for choice in choices if choice.startswith(value.lower())]
-    if near := longer or get_close_matches(value.lower(), choices, n=1, cutoff=0.5):
-        return f"did you mean '{near[0]}'?"
-    if any(get_origin(option) is list for option in options):
-        return f"write a list: [{value}]"
-    return _number(value) if int in options else ""
+    return [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
 
 
 def _number(text: str) -> str:

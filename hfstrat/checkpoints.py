@@ -72,7 +72,7 @@ def find_resume(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[
             raise UserError(f"training.resume: {resume}: {state}; expected auto, never or a checkpoint-N folder")
         _same_recipe(folder, recipe)
         return folder, []
-    remarks = []
+    remarks: list[str] = []
     for folder in reversed(all_checkpoints(output_dir)):
         if is_complete(folder):
             _same_recipe(folder, recipe)

@@ -93,6 +93,8 @@ def recipes_cp(
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise UserError(f"{target} exists already; name another file")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder; make it first, or name another")
     shutil.copyfile(source, target)
     print(target)
 

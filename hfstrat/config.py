@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from hfstrat.strategies import AnyStrategy, Section
+from hfstrat.strategies import STRATEGIES, AnyStrategy, Section
 
-Schedule = Literal[
-    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
-]
+Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
 ]
+StrategyName: Any = Literal[tuple(STRATEGIES)]
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
@@ -60,11 +59,18 @@ class Data(Section):
     )
     columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the tokenizer's chat template; plain: prompt, newline, completion; auto: chat if there is one"
+        "auto",
+        description="chat: the tokenizer's chat template; plain: prompt, newline, completion; auto: chat if there is one",
     )
     train_on: Literal["completions", "all"] = Field("completions", description="Which tokens carry loss")
     max_length: int = Field(1024, ge=8, description="Tokens per row, at most")
     overflow: Literal["truncate", "drop", "error"] = Field("truncate", description="What happens to longer rows")
+
+    @model_validator(mode="after")
+    def _evaluation_has_one_source(self) -> Data:
+        if self.eval_split and self.eval:
+            raise ValueError("eval_split: give eval or eval_split, not both")
+        return self
 
 
 class Training(Section):
@@ -101,11 +107,11 @@ class Training(Section):
             raise ValueError("a whole number of at least 1, or auto, is expected")
         return value
 
-    @field_validator("max_time")
+    @field_validator("max_time", mode="before")
     @classmethod
-    def _readable_time(cls, value: str | None) -> str | None:
+    def _readable_time(cls, value: Any) -> Any:
         if value is not None:
-            seconds(value)
+            seconds(value if isinstance(value, str) else "")
         return value
 
     @model_validator(mode="after")
@@ -114,13 +120,13 @@ class Training(Section):
             value = getattr(self, name)
             if isinstance(value, float) and value > 1:
                 raise ValueError(f"{name}: a share below 1 or a whole number of steps is expected, given {value}")
-        if self.load_best_model_at_end and isinstance(self.eval_steps, int) and isinstance(self.save_steps, int):
-            if self.save_steps % self.eval_steps:
-                nearest = max(1, round(self.save_steps / self.eval_steps)) * self.eval_steps
-                raise ValueError(
-                    f"save_steps: {self.save_steps} is no multiple of eval_steps = {self.eval_steps}, so the best weights "
-                    f"could not be kept; {nearest} would do, or load_best_model_at_end: false"
-                )
+        save, every = self.save_steps, self.eval_steps
+        if self.load_best_model_at_end and isinstance(save, int) and isinstance(every, int) and save % every:
+            nearest = max(1, round(save / every)) * every
+            raise ValueError(
+                f"save_steps: {save} is no multiple of eval_steps = {every}, so the best weights "
+                f"could not be kept; {nearest} would do, or load_best_model_at_end: false"
+            )
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         return self
@@ -150,26 +156,20 @@ class Hub(Section):
         return self
 
 
-def _from_string(key: str) -> BeforeValidator:
-    """`strategy: lora` and `model: some/id` say all there is to say."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+def _from_string(key: str, either: Any) -> BeforeValidator:
+    """`strategy: lora` and `model: some/id` say all there is to say; `either` is what the JSON schema allows."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
 
 
 class Recipe(Section):
     """One training run. How to distribute it is not in here: that is the Accelerate config's."""
 
     task: Literal["causal-lm"] = Field("causal-lm", description="What the model learns to do")
-    model: Annotated[Model, _from_string("name_or_path")]
-    strategy: Annotated[AnyStrategy, _from_string("name")]
-    data: Annotated[Data, _from_string("train")]
+    model: Annotated[Model, _from_string("name_or_path", Model | str)]
+    strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
+    data: Annotated[Data, _from_string("train", Data | str)]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
     seed: int = Field(42, ge=0, description="Of initialisation, data order and dropout")
     output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")
-
-    @model_validator(mode="after")
-    def _evaluation_has_rows(self) -> Recipe:
-        if self.data.eval_split and self.data.eval:
-            raise ValueError("data: give eval or eval_split, not both")
-        return self

@@ -83,9 +83,7 @@ class ProgressReport(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.loss = (logs or {}).get("loss", self.loss)
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if metrics and state.is_world_process_zero:
             self.console.print(
                 f"{self.evaluated or f'evaluation at step {state.global_step}'}: loss {metrics['eval_loss']:.4f}, "

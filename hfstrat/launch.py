@@ -103,7 +103,7 @@ def start(launch: Launch) -> int:
         if not file.exists():
             sys.stderr.writelines(kept)
             if code:
-                print(f"the launcher ended with code {code}, and no process said why (killed, or out of memory?)", file=sys.stderr)
+                print(f"the launcher ended with code {code}; no process said why (killed, or out of memory?)", file=sys.stderr)
             return errors.CRASH if code else errors.OK
         told = json.loads(file.read_text())
     if told["code"] == errors.CRASH:

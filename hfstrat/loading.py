@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,9 @@ class Loaded:
 
     def place(self, path: KeyPath) -> str:
         """Where to look for this value: its own place, or that of the section it would stand in."""
-        found = (self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins)
-        return next((place for place in found if not place.startswith("default")), self.source)
+        return _place(
+            {key: origin for key, origin in self.origins.items() if not origin.startswith("default")}, path, self.source
+        )
 
 
 def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loaded:
@@ -50,9 +52,8 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loade
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        strategy = _strategy_name(data)
-        messages = _messages(error.errors(), origins, path, strategy)
-        raise UserError("\n".join(messages)) from None
+        answers = Answers(origins, path, _strategy_name(data))
+        raise UserError("\n".join(answers.to(error.errors()))) from None
     for section, key in SHORT_FORMS.items():
         if isinstance(data.get(section), str):
             origins[section, key] = origins[section,]
@@ -73,11 +74,14 @@ def _apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> 
             inner = {}
         if not isinstance(inner, dict):
             raise UserError(f"{COMMAND_LINE}: {override!r}: '{'.'.join(path[: depth + 1])}' is no section")
-        if depth == 0 and target.get(key) != inner and (key,) in origins:
+        if depth == 0 and isinstance(target.get(key), str) and (key,) in origins:
             origins[key, SHORT_FORMS[key]] = origins[key,]
         target[key] = inner
         target = inner
-    target[path[-1]] = recipe_file.parse_value(text)
+    try:
+        target[path[-1]] = recipe_file.parse_value(text)
+    except UserError as error:
+        raise UserError(f"{COMMAND_LINE}: {override}: {error}") from None
     for stale in [known for known in origins if known[: len(path)] == path]:
         del origins[stale]
     origins[path] = f"{COMMAND_LINE}: {override}"
@@ -102,13 +106,76 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     return recipe.model_copy(update={"training": training.model_copy(update=update)}) if update else recipe
 
 
-def _messages(errors: list[ErrorDetails], origins: dict[KeyPath, str], source: str, strategy: str | None) -> list[str]:
-    messages: dict[KeyPath, str] = {}
-    for error in errors:
-        path = _path(error["loc"])
-        key = path if error["type"] != "extra_forbidden" else (*path, "")
-        messages.setdefault(key, _message(error, path, origins, source, strategy))
-    return list(messages.values())
+@dataclass(frozen=True)
+class Answers:
+    """Turns pydantic's errors into sentences: where, what was given, what is expected, what to write."""
+
+    origins: dict[KeyPath, str]
+    source: str
+    strategy: str | None
+
+    def to(self, errors: list[ErrorDetails]) -> list[str]:
+        """One sentence for each place; a union complains once for each of its members."""
+        groups: dict[tuple[KeyPath, bool], list[ErrorDetails]] = {}
+        for error in errors:
+            is_unknown = error["type"] in ("extra_forbidden", "invalid_key")
+            groups.setdefault((_path(error["loc"]), is_unknown), []).append(error)
+        return [
+            self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
+        ]
+
+    def _where(self, path: KeyPath) -> str:
+        return _place(self.origins, path, self.source)
+
+    def _unknown(self, path: KeyPath, error: ErrorDetails) -> str:
+        return f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {advice.unknown_key(path, self.strategy)}"
+
+    def _known(self, path: KeyPath, errors: list[ErrorDetails]) -> str:
+        kind, value = errors[0]["type"], errors[0]["input"]
+        if path == ("strategy",) and kind != "missing":
+            named = value.get("name") if isinstance(value, dict) else value
+            if named is None or kind.startswith("union_tag"):
+                return self._no_strategy(named, in_section=isinstance(value, dict))
+        if kind == "value_error":
+            return self._refused(path, errors[0])
+        wanted = advice.wanted(_without_index(path), self.strategy)
+        dotted, field = ".".join(path), advice.field_of(_without_index(path), self.strategy)
+        if kind == "missing":
+            about = f" ({field.description})" if field and field.description else ""
+            return f"{self._where(path)}: {dotted}: missing; expected {wanted}{about}"
+        kinds = {error["type"] for error in errors}
+        if "finite_number" in kinds:
+            wanted = wanted.replace("a number", "a finite number", 1)
+        hint = advice.instead(value, kinds, field)
+        return f"{self._where(path)}: {dotted} = {_show(value)}: expected {wanted}{f'; {hint}' if hint else ''}"
+
+    def _no_strategy(self, name: Any, in_section: bool) -> str:
+        names = ", ".join(STRATEGIES)
+        where = self._where(("strategy", "name"))
+        if name is None:
+            return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
+        near = advice.nearest(str(name), list(STRATEGIES))
+        hint = f"; did you mean '{near}'?" if near else ""
+        return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
+
+    def _refused(self, path: KeyPath, error: ErrorDetails) -> str:
+        """The sentence of a validator; one over a whole section stands at the first given key that it speaks of."""
+        text = error["msg"].removeprefix("Value error, ")
+        if not isinstance(error["input"], dict):
+            return f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {text}"
+        spoken = ((*path, word) for word in re.findall(r"[a-z_]+", text))
+        at = next((key for key in spoken if key in self.origins), path)
+        said_already = text.startswith(f"{at[-1]}:") if at else False
+        dotted = ".".join(at[:-1] if said_already else at)
+        return f"{self._where(at)}: {dotted or 'recipe'}{'.' if said_already else ': '}{text}"
+
+
+def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:
+    """The place of a key or of the nearest section around it; of a section that the command line made, that of a key in it."""
+    around = (origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins)
+    within = (origin for known, origin in origins.items() if path and known[: len(path)] == path)
+    exact = origins.get(path)
+    return exact or next(within, None) or next(around, None) or source
 
 
 def _path(loc: tuple[int | str, ...]) -> KeyPath:
@@ -124,52 +191,10 @@ def _path(loc: tuple[int | str, ...]) -> KeyPath:
     return tuple(known)
 
 
-def _message(
-    error: ErrorDetails, path: KeyPath, origins: dict[KeyPath, str], source: str, strategy: str | None
-) -> str:
-    dotted = ".".join(path)
-    where = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), source)
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"{where}: {dotted} = {_show(error['input'])}: {advice.unknown_key(path, strategy)}"
-    if kind == "missing":
-        return f"{where}: {dotted}: missing; {_meaning(path, strategy)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        names = ", ".join(STRATEGIES)
-        given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
-        if given is None:
-            return f"{where}: strategy.name: missing; expected one of {names}"
-        near = advice.get_close_matches(str(given), list(STRATEGIES), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return f"{where}: strategy.name = {_show(given)}: no such strategy in this version; expected one of {names}{hint}"
-    if kind == "value_error":
-        return f"{where}: {dotted or 'recipe'}{_given(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
-    field = advice.field_of(_without_index(path), strategy)
-    wanted = advice.expected(field) if field else "a mapping of keys"
-    return f"{where}: {dotted}{_given(error['input'])}: expected {wanted}{_quoted_number(error['input'], kind)}"
-
-
 def _without_index(path: KeyPath) -> KeyPath:
     return tuple(part for part in path if not part.isdigit())
 
 
-def _meaning(path: KeyPath, strategy: str | None) -> str:
-    field = advice.field_of(path, strategy)
-    described = f" ({field.description})" if field and field.description else ""
-    return f"expected {advice.expected(field)}{described}" if field else "it is required"
-
-
-def _given(value: Any) -> str:
-    return "" if isinstance(value, dict | list) and value else f" = {_show(value)}"
-
-
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _quoted_number(value: Any, kind: str) -> str:
-    if isinstance(value, str) and kind in ("int_type", "float_type"):
-        if isinstance(recipe_file.parse_value(value), int | float):
-            return "; it is quoted: remove the quotes"
-    return ""

@@ -25,7 +25,10 @@ def peak_bytes() -> int:
 
 
 def fits_on_gpu(
-    model: nn.Module, collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]], row: dict[str, Any], dtype: torch.dtype
+    model: nn.Module,
+    collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    row: dict[str, Any],
+    dtype: torch.dtype,
 ) -> Callable[[int], bool]:
     """A test whether so many copies of the longest row go through forward, backward and an optimiser's state.
 
@@ -48,7 +51,7 @@ def fits_on_gpu(
             labels = batch.pop("labels")
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                 outputs = model(**batch, use_cache=False)
-            causal_lm_loss(outputs, labels).backward()
+            causal_lm_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
             del moments
             return torch.cuda.max_memory_reserved() < HEADROOM * torch.cuda.get_device_properties(device).total_memory
         except torch.cuda.OutOfMemoryError:

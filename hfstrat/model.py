@@ -98,9 +98,7 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase) -> Base:
         options["quantization_config"] = GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
         options["dtype"] = torch.float32
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            source, **{"dtype": "auto", **options}, output_loading_info=True
-        )
+        loaded, info = AutoModelForCausalLM.from_pretrained(source, **{"dtype": "auto", **options}, output_loading_info=True)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):

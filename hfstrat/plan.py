@@ -41,7 +41,11 @@ class Plan:
 
 
 def make_plan(
-    training: Training, lengths: Sequence[int], eval_lengths: Sequence[int], processes: int, stored_micro_batch: int | None = None
+    training: Training,
+    lengths: Sequence[int],
+    eval_lengths: Sequence[int],
+    processes: int,
+    stored_micro_batch: int | None = None,
 ) -> Plan:
     """Turn the recipe's `training:` into numbers.
 
@@ -72,10 +76,8 @@ def make_plan(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
-    eval_batch = training.per_device_eval_batch_size
-    if eval_batch == "auto":
-        longest = max(eval_lengths, default=1)
-        eval_batch = max(1, min(2 * micro, MOST_TOKENS // longest))
+    wish = training.per_device_eval_batch_size
+    eval_batch = max(1, min(2 * micro, MOST_TOKENS // max(eval_lengths, default=1))) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -124,7 +126,7 @@ def _listed(numbers: list[int]) -> str:
 
 def modest_micro_batch(share: int, lengths: Sequence[int]) -> int:
     """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
-    wanted = min(CPU_TOKENS / np.mean(lengths), MOST_TOKENS / max(lengths))
+    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / max(lengths))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
 
 

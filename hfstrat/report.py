@@ -13,7 +13,18 @@ from typing import Any
 from hfstrat.errors import NAMES, RunError
 from hfstrat.loading import Loaded
 
-LIBRARIES = ("hfstrat", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers", "safetensors", "bitsandbytes")
+LIBRARIES = (
+    "hfstrat",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+)
 
 
 def environment(model: str, files: list[Path]) -> dict[str, Any]:
@@ -24,8 +35,8 @@ def environment(model: str, files: list[Path]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
-        "processor": _processor(),
+        "libraries": {name: found for name in LIBRARIES if (found := installed(name))},
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "gpus": devices,
         "model_sha256": model_fingerprint(model),
@@ -33,17 +44,18 @@ def environment(model: str, files: list[Path]) -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0] if names else platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def sha256(file: Path) -> str:
@@ -116,7 +128,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     if before:
         gain = before["loss"] - after["loss"]
         lines.append(
-            f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({'-' if gain >= 0 else '+'}{abs(gain):.4f}); "
+            f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({-gain:+.4f}); "
             f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}, "
             f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
         )

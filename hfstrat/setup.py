@@ -60,7 +60,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     recipe = loaded.recipe
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
-    checkpoint, remarks = (None, [])
+    checkpoint, remarks = None, list[str]()
     if not overwrite:
         folder = Path(recipe.output_dir).expanduser()
         checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())

@@ -134,9 +134,7 @@ def save(job: Job) -> Path:
     return partial
 
 
-def publish(
-    job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float
-) -> Report:
+def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
     from hfstrat import console, hub, verify, workspace
     from hfstrat.evaluate import prompt_text

@@ -30,12 +30,19 @@ class StrategyTrainer(Trainer):
     """
 
     def __init__(
-        self, *, order: BatchOrder, clock: Clock | None = None, keep: int = 2, state: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        *,
+        order: BatchOrder,
+        clock: Clock | None = None,
+        keep: int = 2,
+        state: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         kwargs.setdefault("compute_loss_func", causal_lm_loss)
         kwargs.setdefault("compute_metrics", mean_of_sums)
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
+        self.lr_scheduler: Any
         self.order, self.clock, self.keep, self.marker_state = order, clock, keep, state or {}
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
@@ -50,9 +57,10 @@ class StrategyTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
         warmup = self.args.get_warmup_steps(VIRTUAL_STEPS)
+        clock = self.clock
         shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS).lr_lambdas[0]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: shape(round(VIRTUAL_STEPS * max(self.clock.share, step / num_training_steps)))
+            optimizer, lambda step: shape(round(VIRTUAL_STEPS * max(clock.share, step / num_training_steps)))
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler

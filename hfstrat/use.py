@@ -11,7 +11,7 @@ from typing import Any
 from hfstrat.errors import UserError
 from hfstrat.outcome import quiet_libraries
 
-PROBE_TEXT = "Once upon a time there was a model that learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
+PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
 
 
 def resolve(target: str) -> tuple[str, dict[str, Any]]:
@@ -144,7 +144,7 @@ def merge(target: str, output: Path) -> None:
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}")
-    print(f"KL(adapter || merged) = {divergence:.2e} nats a token, the same top token in {agreement:.2%} of {ids.numel()} places")
+    print(f"KL(adapter || merged) = {divergence:.2e} nats a token; the same top token at {agreement:.2%} of {ids.numel()}")
 
 
 def _probe(run: Path, tokenizer: Any, device: Any) -> Any:

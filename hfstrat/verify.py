@@ -17,7 +17,7 @@ from hfstrat import errors
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "PMI_", "OMPI_")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "HFSTRAT_")
 
 
 def probe_logits(model: Any, ids: Any) -> Any:

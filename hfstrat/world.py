@@ -26,8 +26,8 @@ def join_world() -> PartialState:
     asked = int(os.environ.get(ASKED) or os.environ.get("WORLD_SIZE") or 1)
     if world.num_processes != asked:
         raise UserError(
-            f"{asked} processes were asked for, but this one is alone in a world of {world.num_processes}: the launcher started "
-            "separate runs. On CPUs use `--accelerate-config cpu_ddp`, which says multi_gpu with use_cpu"
+            f"{asked} processes were asked for, but this one is alone in a world of {world.num_processes}: the launcher "
+            "started separate runs. On CPUs use `--accelerate-config cpu_ddp`, which says multi_gpu with use_cpu"
         )
     if world.num_processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(

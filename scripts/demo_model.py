@@ -35,8 +35,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = gguf_file()
+    print(f"dequantizing {source.name}, some 15 seconds", flush=True)
     options = {"gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options

@@ -73,6 +73,7 @@ def small_model() -> dict[str, str | bytes]:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
     return {
         "model/config.json": json.dumps(config),
+        "model/tokenizer.json": "{}",
         "model/model.safetensors": len(packed).to_bytes(8, "little") + packed,
     }
 
@@ -85,7 +86,10 @@ def rows(*lines: str) -> dict[str, str | bytes | None]:
     return {"rows.jsonl": "".join(f"{line}\n" for line in lines)}
 
 
+INDEX = json.dumps({"weight_map": {"x": "model.safetensors", "y": "b.safetensors"}})
+CUT_SHORT = b"\x3c" + bytes(7) + b'{"x": {"dtype": "F32", "shape": [9], "data_offsets":[0,36]}}' + bytes(20)
 GOOD_ROW = json.dumps({"prompt": "a", "completion": "b"})
+QUESTION = json.dumps({"messages": [{"role": "user", "content": "a"}]})
 MARKER = json.dumps({"sizes": {}, "recipe": {}})
 
 
@@ -107,7 +111,9 @@ def build(case: Bad, folder: Path) -> None:
 
 UNKNOWN_KEYS = [
     key("a typo at the top", OUTPUT, "output_dir: run\nsede: 1", ["sede = 1", "no such key in a recipe", "'seed'"], 1),
-    key("a typo in model", MODEL, "model:\n  name_or_path: model\n  dtpye: float32", ["model.dtpye", "did you mean 'dtype'?"], 2),
+    key(
+        "a typo in model", MODEL, "model:\n  name_or_path: model\n  dtpye: float32", ["model.dtpye", "did you mean 'dtype'?"], 2
+    ),
     key("a typo in strategy", R, "  alhpa: 4", ["strategy.alhpa = 4", "strategy lora", "did you mean 'alpha'?", "dropout"]),
     key("a typo in data", EVAL_SIZE, "  max_lenght: 64", ["data.max_lenght = 64", "did you mean 'max_length'?"]),
     key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
@@ -137,10 +143,10 @@ UNKNOWN_KEYS = [
     key("r at the top", OUTPUT, "output_dir: run\nr: 8", ["r = 8", "'strategy.r'"], 1),
     given("an unknown key on the command line", "training.learning_rat=1e-3", ["did you mean 'learning_rate'?"]),
     given("an unknown section on the command line", "optimizer.lr=1e-3", ["optimizer", "no such key", "training.optim"]),
-    given("a list as keys", "training.extra.0.x.y=1", ["training.extra", "0 is no field"]),
+    given("a list as keys", "training.extra.0.x.y=1", ["training.extra.0", "no field of"]),
 ]
 
-THEIRS = [  # key of another tool, where it stands (line after which), what we say
+THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("lora_rank", "8", "strategy.r"),
     ("lora_alpha", "8", "strategy.alpha"),
     ("lora_target", "q_proj", "strategy.target_modules"),
@@ -187,7 +193,9 @@ FOREIGN_KEYS = [
     key("lora_rank in strategy", R, "  lora_rank: 4", ["strategy.lora_rank", "'strategy.r'"]),
     key("cutoff_len in data", EVAL_SIZE, "  cutoff_len: 64", ["data.cutoff_len", "'data.max_length'"]),
     key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "does not pack"]),
-    key("batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1),
+    key(
+        "batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1
+    ),
 ]
 
 WRONG_TYPES = [
@@ -196,7 +204,7 @@ WRONG_TYPES = [
     key("a quoted batch", RATE, '  global_batch_size: "16"', ["a whole number, at least 1", "remove the quotes"]),
     key("a quoted micro-batch", RATE, '  per_device_train_batch_size: "4"', ["a whole number or auto", "remove the quotes"]),
     key("a quoted share", EVAL_SIZE, '  eval_size: "0.1"', ["data.eval_size", "a number", "remove the quotes"]),
-    key("a quoted bool", RATE, '  load_best_model_at_end: "true"', ["true or false", "remove the quotes"]),
+    key("a quoted bool", RATE, '  load_best_model_at_end: "true"', ["true or false", "write true, without quotes"]),
     key("text for a number", RATE, "  learning_rate: fast", ['learning_rate = "fast"', "expected a number, more than 0"]),
     key("a number with an underscore", STEPS, "  max_steps: 1_000", ['max_steps = "1_000"', "a whole number", "1000"]),
     key("a number with a comma", STEPS, "  max_steps: 1,000", ['max_steps = "1,000"', "a whole number", "1000"]),
@@ -218,12 +226,19 @@ WRONG_TYPES = [
     key("a mapping for a text", OUTPUT, "output_dir: {path: run}", ["output_dir", "text", "path"]),
     key("a list for a text", TRAIN, "  train: [a.jsonl, b.jsonl]", ["data.train", "text", "a.jsonl"]),
     key("a number for a text", OUTPUT, "output_dir: 2024", ["output_dir = 2024", "text", "quotes"]),
-    key("a number for a revision", MODEL, "model: {name_or_path: model, revision: 12345}", ["revision = 12345", "text", "quotes"]),
+    key(
+        "a number for a revision",
+        MODEL,
+        "model: {name_or_path: model, revision: 12345}",
+        ["revision = 12345", "text", "quotes"],
+    ),
     key("null for a whole number", R, "  r: null", ["strategy.r = null", "a whole number", "remove"]),
     key("nothing after the colon", OUTPUT, "output_dir:", ["output_dir = null", "text"]),
     key("null for a section", TRAINING, "training: null\nevaluation:", ["training = null", "a mapping of keys"]),
     key("a text for a list", R, "  modules_to_save: lm_head", ['modules_to_save = "lm_head"', "a list", "[lm_head]"]),
-    key("a number in a list of texts", R, "  target_modules: [q_proj, 3]", ["strategy.target_modules", "3", "a list, each text"]),
+    key(
+        "a number in a list of texts", R, "  target_modules: [q_proj, 3]", ["strategy.target_modules", "3", "a list, each text"]
+    ),
     key("a text for modules", R, "  target_modules: q_proj", ['target_modules = "q_proj"', "all-linear or a list", "[q_proj]"]),
     key("a list for a mapping", EVAL_SIZE, "  columns: [a, b]", ["data.columns", "a mapping", '["a", "b"]']),
     key("a number in a mapping of texts", EVAL_SIZE, "  columns: {a: 3}", ["data.columns.a = 3", "text"]),
@@ -236,7 +251,7 @@ WRONG_TYPES = [
     key("a time of nothing", STEPS, "  max_time: 0min", ['max_time = "0min"', "90s, 10min or 1.5h"]),
     given("text for a number on the command line", "training.learning_rate=fast", ["expected a number"]),
     given("no for a bool on the command line", "training.load_best_model_at_end=no", ['= "no"', "true or false"]),
-    given("nothing on the command line", "training.learning_rate=", ["training.learning_rate"]),
+    given("nothing on the command line", "training.optim=", ["training.optim = null", "remove the key to get its default"]),
 ]
 
 BOUNDS = [
@@ -262,7 +277,9 @@ BOUNDS = [
 ]
 
 CHOICES = [
-    key("an unknown strategy", NAME, "  name: qlora", ['strategy.name = "qlora"', "full, lora, partial", "did you mean 'lora'?"]),
+    key(
+        "an unknown strategy", NAME, "  name: qlora", ['strategy.name = "qlora"', "full, lora, partial", "did you mean 'lora'?"]
+    ),
     key("an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, lora, partial"]),
     key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, lora, partial"], -1),
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
@@ -277,7 +294,9 @@ CHOICES = [
 
 MISSING = [
     Bad("no model", "recipe.yaml: ", ["model: missing", "name_or_path", "Hub id"], lines={MODEL: "seed: 1"}),
-    Bad("no strategy", "recipe.yaml: ", ["strategy: missing", "full, lora, partial"], text="model: m\ndata: d\noutput_dir: o\n"),
+    Bad(
+        "no strategy", "recipe.yaml: ", ["strategy: missing", "full, lora, partial"], text="model: m\ndata: d\noutput_dir: o\n"
+    ),
     Bad("no data", "recipe.yaml: ", ["data: missing", "train"], text="model: m\nstrategy: full\noutput_dir: o\n"),
     Bad("no output", "recipe.yaml: ", ["output_dir: missing", "Folder"], lines={OUTPUT: "seed: 1"}),
     key("no training rows", TRAIN, "  split: train", ["data.train: missing", "jsonl"], -1),
@@ -296,6 +315,7 @@ FILES = [
     key("a wrong indentation", R, "   r: 4", ["no valid YAML", "indentation"]),
     key("a second colon", TRAIN, "  train: data: rows.jsonl", ["no valid YAML", "colon"]),
     key("an unknown tag", R, "  r: !!python/object:os.system 4", ["no valid YAML", "tag"]),
+    key("an alias to itself", R, "  target_modules: &a\n    b: *a", ["alias to itself"], 1),
     key("an unknown alias", R, "  r: *rank", ["no valid YAML", "alias"]),
     key("a key given twice", RATE, "  learning_rate: 1e-3\n  max_steps: 5", ["training.max_steps", "twice", "line 9"], 1),
     key("a section given twice", OUTPUT, "output_dir: run\ntraining: {seed: 1}", ["training", "twice", "line 8"], 1),
@@ -320,7 +340,14 @@ OVERRIDES = [
     Bad("a short form on the command line", f"{COMMAND}: strategy=loar: ", ["'lora'"], overrides=["strategy=loar"]),
     Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "no valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
     Bad("a section as text", f"{COMMAND}: training=3: ", ["a mapping of keys"], overrides=["training=3"]),
-    Bad("two mistakes", at(RATE), [f"{COMMAND}: seed=x: ", "seed", "learning_rat"], {RATE: "  learning_rat: 1"}, None, ["seed=x"]),
+    Bad(
+        "two mistakes",
+        at(RATE),
+        [f"{COMMAND}: seed=x: ", "seed", "learning_rat"],
+        {RATE: "  learning_rat: 1"},
+        None,
+        ["seed=x"],
+    ),
 ]
 
 COMBINATIONS = [
@@ -330,7 +357,9 @@ COMBINATIONS = [
         ["early_stopping_patience", "load_best_model_at_end: true"],
         lines={RATE: "  load_best_model_at_end: false\n  early_stopping_patience: 2"},
     ),
-    key("push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2),
+    key(
+        "push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2
+    ),
     key(
         "saving between evaluations",
         RATE,
@@ -341,19 +370,36 @@ COMBINATIONS = [
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
     key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
-    key("olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]),
+    key(
+        "olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]
+    ),
     Bad(
         "partial with nothing",
         at(R),
         ["nothing would learn", "last_n_layers, patterns or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
-    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["eval or eval_split, not both"], 1),
-    key("extra with a key of ours", RATE, "  extra: {max_steps: 3}", ["training.extra", "max_steps", "a key of the recipe itself"]),
-    key("extra with a seed", RATE, "  extra: {seed: 3}", ["training.extra", "seed", "a key of the recipe itself"]),
-    key("extra with a typo", RATE, "  extra: {adam_beta: 0.9}", ["adam_beta", "did you mean 'adam_beta1'?"]),
-    key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["xyzzy", "no field of this transformers' TrainingArguments"]),
-    key("extra with what we decide", RATE, "  extra: {gradient_accumulation_steps: 2}", ["gradient_acc", "global_batch_size"]),
+    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),
+    key(
+        "extra with a key of ours",
+        RATE,
+        "  extra: {max_steps: 3}",
+        ["training.extra.max_steps", "a key of the recipe", "set training.max_steps"],
+    ),
+    key("extra with a seed", RATE, "  extra: {seed: 3}", ["training.extra.seed", "a key of the recipe itself", "set seed"]),
+    key(
+        "extra with a typo",
+        RATE,
+        "  extra: {adam_beta: 0.9}",
+        ["training.extra.adam_beta: no field", "did you mean 'adam_beta"],
+    ),
+    key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["extra.xyzzy: no field of this transformers' TrainingArguments"]),
+    key(
+        "extra with what we decide",
+        RATE,
+        "  extra: {gradient_accumulation_steps: 2}",
+        ["hfstrat decides this itself", "training.global_batch_size"],
+    ),
     key("extra with bf16", RATE, "  extra: {bf16: true}", ["training.extra", "bf16", "model.dtype"]),
     key("extra with deepspeed", RATE, "  extra: {deepspeed: ds.json}", ["training.extra", "deepspeed", "--accelerate-config"]),
     Bad(
@@ -365,7 +411,12 @@ COMBINATIONS = [
 ]
 
 DATA_FILES = [
-    key("a missing data file", TRAIN, "  train: row.jsonl", ["data.train: row.jsonl", "no such file", "did you mean rows.jsonl?"]),
+    key(
+        "a missing data file",
+        TRAIN,
+        "  train: row.jsonl",
+        ["data.train: row.jsonl", "no such file", "did you mean rows.jsonl?"],
+    ),
     key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "looked in"]),
     key("a missing evaluation file", EVAL_SIZE, "  eval: evals.jsonl", ["data.eval: evals.jsonl", "no such file"]),
     key("a folder as data", TRAIN, "  train: model", ["data.train: model", "a folder", "name a file"]),
@@ -377,16 +428,53 @@ DATA_FILES = [
     Bad("a JSON array of texts", at(TRAIN), ["rows.jsonl", "row 1", "an object", '"a"'], files=rows('["a", "b"]')),
     Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "no valid JSON"], files=rows("[", "{]")),
     Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "holds no row"], files=rows("[]")),
-    Bad("one JSON object over lines", at(TRAIN), ["rows.jsonl:1", "no valid JSON", "one row a line"], files=rows("{", '"a": 1}')),
-    Bad("unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')),
-    key("columns that the format lacks", EVAL_SIZE, "  format: alpaca", ["format alpaca needs", "instruction, output", "prompt"]),
+    Bad(
+        "one JSON object over lines", at(TRAIN), ["rows.jsonl:1", "no valid JSON", "one row a line"], files=rows("{", '"a": 1}')
+    ),
+    Bad(
+        "unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')
+    ),
+    key(
+        "columns that the format lacks", EVAL_SIZE, "  format: alpaca", ["format alpaca needs", "instruction, output", "prompt"]
+    ),
     key("a mapped column that is not there", EVAL_SIZE, "  columns: {promt: prompt}", ["'promt'", "did you mean 'prompt'?"]),
     key("columns mapped the wrong way", EVAL_SIZE, "  columns: {text: prompt}", ["data.columns", "'text'", "{prompt: text}"]),
     key("columns mapped to nothing known", EVAL_SIZE, "  columns: {prompt: promt}", ["data.columns", "promt", "'prompt'"]),
-    key("two columns under one name", EVAL_SIZE, "  columns: {prompt: completion}", ["data.columns", "two columns", "completion"]),
-    Bad("an unread suffix", at(TRAIN), ["rows.xlsx", "not read", ".jsonl"], {TRAIN: "  train: rows.xlsx"}, files={"rows.xlsx": "x"}),
+    key(
+        "two columns under one name",
+        EVAL_SIZE,
+        "  columns: {prompt: completion}",
+        ["data.columns", "two columns", "completion"],
+    ),
+    Bad(
+        "a false parquet file",
+        at(TRAIN),
+        ["x.parquet", "no Parquet file"],
+        {TRAIN: "  train: x.parquet"},
+        files={"x.parquet": "x"},
+    ),
+    Bad("a blank text", at(TRAIN), ["x.txt", "holds no row"], {TRAIN: "  train: x.txt"}, files={"x.txt": " \n\n\t\n"}),
+    Bad("a conversation without answers", at(TRAIN), ["row 1", "no assistant turn"], files=rows(QUESTION)),
+    Bad(
+        "a message without content",
+        at(TRAIN),
+        ["row 1", "content is not text"],
+        files=rows(QUESTION.replace("content", "text")),
+    ),
+    Bad(
+        "an unread suffix",
+        at(TRAIN),
+        ["rows.xlsx", "not read", ".jsonl"],
+        {TRAIN: "  train: rows.xlsx"},
+        files={"rows.xlsx": "x"},
+    ),
     Bad("no suffix", at(TRAIN), ["data.train: rows", "not read", ".jsonl"], {TRAIN: "  train: rows"}, files={"rows": GOOD_ROW}),
-    Bad("data in Latin-1", at(TRAIN), ["rows.jsonl", "UTF-8"], files={"rows.jsonl": b'{"prompt": "caf\xe9", "completion": "x"}\n'}),
+    Bad(
+        "data in Latin-1",
+        at(TRAIN),
+        ["rows.jsonl", "UTF-8"],
+        files={"rows.jsonl": b'{"prompt": "caf\xe9", "completion": "x"}\n'},
+    ),
     Bad(
         "a csv with a header only",
         at(TRAIN),
@@ -418,13 +506,13 @@ DATA_FILES = [
     Bad(
         "a number where text belongs",
         at(TRAIN),
-        ["rows.jsonl:2", "'completion' is int, expected text"],
+        ["rows.jsonl: row 2", "'completion' is int, expected text"],
         files=rows(GOOD_ROW, '{"prompt": "a", "completion": 3}'),
     ),
     Bad(
         "a missing column in one row",
         at(TRAIN),
-        ["rows.jsonl:2", "'completion'", "expected text"],
+        ["rows.jsonl: row 2", "'completion' is null, expected text"],
         files=rows(GOOD_ROW, '{"prompt": "a"}'),
     ),
     Bad("evaluation data empty", at(EVAL_SIZE), ["data.eval", "empty"], {EVAL_SIZE: "  eval: e.jsonl"}, files={"e.jsonl": ""}),
@@ -432,24 +520,44 @@ DATA_FILES = [
 ]
 
 MODELS = [
-    key("a missing model folder", MODEL, "model: ./modle", ["model.name_or_path: ./modle", "no such folder", "did you mean model?"]),
+    key(
+        "a missing model folder",
+        MODEL,
+        "model: ./modle",
+        ["model.name_or_path: ./modle", "no such folder", "did you mean model?"],
+    ),
     key("a missing model path", MODEL, "model: a/b/c", ["model.name_or_path: a/b/c", "no such folder"]),
     Bad("a folder without config", at(MODEL), ["has no config.json", "no model folder"], files={"model/config.json": None}),
     Bad("a broken config", at(MODEL), ["config.json", "no valid JSON"], files={"model/config.json": '{"a": '}),
-    Bad("a config that is a list", at(MODEL), ["config.json", "an object"], files={"model/config.json": "[]"}),
+    Bad("a config that is a list", at(MODEL), ["config.json", "expected a JSON object"], files={"model/config.json": "[]"}),
     Bad(
         "an adapter as base",
         at(MODEL),
         ["is an adapter, not a base model", "(x/base)", "adapter: model"],
         files={"model/config.json": None, "model/adapter_config.json": '{"base_model_name_or_path": "x/base"}'},
     ),
-    Bad("a broken adapter as base", at(MODEL), ["adapter"], files={"model/config.json": None, "model/adapter_config.json": "{"}),
-    Bad("a translation model", at(MODEL), ["no causal LM"], files=config_of("T5ForConditionalGeneration", is_encoder_decoder=True)),
+    Bad(
+        "a broken adapter as base", at(MODEL), ["adapter"], files={"model/config.json": None, "model/adapter_config.json": "{"}
+    ),
+    Bad(
+        "a translation model",
+        at(MODEL),
+        ["no causal LM"],
+        files=config_of("T5ForConditionalGeneration", is_encoder_decoder=True),
+    ),
     Bad("BERT", at(MODEL), ["BertForMaskedLM", "no causal LM", "ForCausalLM"], files=config_of("BertForMaskedLM")),
     Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
     Bad("no weights", at(MODEL), ["holds no weights", "safetensors"], files={"model/model.safetensors": None}),
     Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
-    Bad("a pointer for weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": "version https"}),
+    Bad("weights cut short", at(MODEL), ["no whole safetensors file", "again"], files={"model/model.safetensors": CUT_SHORT}),
+    Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
+    Bad("no tokenizer", at(MODEL), ["holds no tokenizer", "model.tokenizer"], files={"model/tokenizer.json": None}),
+    Bad(
+        "a pointer for weights",
+        at(MODEL),
+        ["model.safetensors", "download"],
+        files={"model/model.safetensors": "version https"},
+    ),
     Bad("a plain file", at(MODEL), ["is a file", "a model folder"], {MODEL: "model: rows.jsonl"}),
     Bad("a false GGUF", at(MODEL), ["x.gguf", "no GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
     key("a missing GGUF", MODEL, "model: y.gguf", ["y.gguf", "no such GGUF file"]),
@@ -475,15 +583,24 @@ MODELS = [
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
     ),
-    key("modules that are not there", R, "  target_modules: [q_porj]", ["strategy.target_modules", "'q_porj'", "did you mean 'q_proj'?"]),
-    key("whole modules that are not there", R, "  modules_to_save: [lm_haed]", ["modules_to_save", "'lm_haed'", "'lm_head'"]),
     key("an adapter that is not there", R, "  adapter: ./none", ["strategy.adapter: ./none", "no such folder"]),
+    Bad("a broken adapter", at(R), ["strategy.adapter", "JSON"], {R: "  adapter: a"}, files={"a/adapter_config.json": "{"}),
     key("an adapter that is none", R, "  adapter: model", ["strategy.adapter", "adapter_config.json"]),
-    key("a tokenizer that is not there", MODEL, "model: {name_or_path: model, tokenizer: ./tok}", ["model.tokenizer", "no such folder"]),
-    key("a tokenizer that is a file", MODEL, "model: {name_or_path: model, tokenizer: rows.jsonl}", ["model.tokenizer", "a file"]),
+    key(
+        "a tokenizer that is not there",
+        MODEL,
+        "model: {name_or_path: model, tokenizer: ./tok}",
+        ["model.tokenizer", "no such folder"],
+    ),
+    key(
+        "a tokenizer that is a file",
+        MODEL,
+        "model: {name_or_path: model, tokenizer: rows.jsonl}",
+        ["model.tokenizer", "a file"],
+    ),
 ]
 
-CHECKPOINT = {"run/recipe.yaml": "a: 1", "run/checkpoint-2/hfstrat_complete.json": MARKER}
+CHECKPOINT: dict[str, str | bytes | None] = {"run/recipe.yaml": "a: 1", "run/checkpoint-2/hfstrat_complete.json": MARKER}
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
     key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
@@ -496,7 +613,13 @@ OUTPUTS: list[Bad] = [
         files={"run/report.json": '{"result": {"status": "done"}}'},
     ),
     Bad("output holds a broken report", at(OUTPUT), ["report.json"], files={"run/report.json": "{"}),
-    Bad("never to resume", at(RATE), ["checkpoints", "training.resume=auto", "--overwrite"], {RATE: "  resume: never"}, files={**CHECKPOINT}),
+    Bad(
+        "never to resume",
+        at(OUTPUT),
+        ["checkpoints", "training.resume=auto", "--overwrite"],
+        {RATE: "  resume: never"},
+        files=CHECKPOINT,
+    ),
     key("resume from nothing", RATE, "  resume: run/checkpoint-9", ["training.resume: run/checkpoint-9", "no such folder"]),
     Bad(
         "resume from half a checkpoint",
@@ -505,7 +628,7 @@ OUTPUTS: list[Bad] = [
         {RATE: "  resume: run/checkpoint-2"},
         files={"run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
     ),
-    Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files={**CHECKPOINT}),
+    Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
     Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),
 ]
 

@@ -20,7 +20,25 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "the a cat dog sat ran on under mat hat red blue one two three what where who is was it and not".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "hat",
+    "red",
+    "blue",
+    "one",
+    "two",
+    "three",
+    "and",
+    "not",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

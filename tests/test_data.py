@@ -85,7 +85,8 @@ def test_bos_is_there_once() -> None:
 
     tokenizer = make_tokenizer(chat=False)
     tokenizer.bos_token = "<|im_start|>"
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer.backend_tokenizer.post_processor = processor
     ids, _ = encode(Example(text="the cat"), tokenizer)
     assert ids.count(1) == 1
     assert ids[0] == 1
@@ -180,7 +181,7 @@ def test_losing_supervised_tokens_is_refused_with_the_length_that_would_do(tmp_p
     prepare(Data(train=str(file), max_length=enough), CHAT, seed=0)
     dropped = prepare(Data(train=str(file), max_length=40, overflow="drop"), CHAT, seed=0).accounts["train"]
     assert dropped.rows_dropped == 1
-    with pytest.raises(UserError, match="row 1: .* more than data.max_length = 40"):
+    with pytest.raises(UserError, match=r"row 1: .* more than data.max_length = 40"):
         prepare(Data(train=str(file), max_length=40, overflow="error"), CHAT, seed=0)
 
 

@@ -96,7 +96,8 @@ def test_masked_head_equals_the_full_head(models: Callable[..., Path]) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(models(), dtype=torch.float64)
-    rows = [{"input_ids": list(range(3, 20)), "labels": [-100] * 6 + list(range(9, 20))}, {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}]
+    rows = [{"input_ids": list(range(3, 20)), "labels": [-100] * 6 + list(range(9, 20))}]
+    rows.append({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]})
     batch = Collator(0, 8, masks_logits=True)(rows)
     keep, labels = batch.pop("logits_to_keep"), batch.pop("labels")
     full = causal_lm_loss(model(**batch), labels, 13)

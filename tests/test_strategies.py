@@ -69,7 +69,7 @@ def steps(model: Any, count: int = 2) -> dict[str, torch.Tensor]:
 def test_only_what_is_declared_moves_and_all_of_it(models: Callable[..., Path], name: str, tied: bool) -> None:
     if tied and name == "lora-and-head":
         pytest.skip("a tied head is the embeddings; PEFT would copy it")
-    model, base = built(models(tied=tied), STRATEGIES[name])
+    model, _ = built(models(tied=tied), STRATEGIES[name])
     set_precision(model, torch.bfloat16)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     gradients = steps(model)
@@ -119,9 +119,7 @@ def test_what_cannot_be_is_refused(models: Callable[..., Path], strategy: dict[s
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", ["lora", "full"])
-def test_added_tokens_learn_and_the_old_ones_are_frozen_under_lora(
-    models: Callable[..., Path], name: str, tied: bool
-) -> None:
+def test_added_tokens_learn_and_the_old_ones_are_frozen_under_lora(models: Callable[..., Path], name: str, tied: bool) -> None:
     model, base = built(models(tied=tied), STRATEGIES[name], add_tokens=["<think>", "</think>"])
     assert len(base.new_token_ids) == 2
     set_precision(model, torch.float32)

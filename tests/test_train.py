@@ -142,9 +142,7 @@ def test_two_runs_do_not_share_a_folder(recipe: Any) -> None:
     lock.close()
 
 
-def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(
-    recipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.trainer import StrategyTrainer
 
     original = StrategyTrainer.compute_loss
@@ -155,7 +153,7 @@ def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(StrategyTrainer, "compute_loss", compute_loss)
     loaded = recipe("training.max_steps=6")
-    with pytest.raises(RunError, match="not finite at step 4; the last good checkpoint is .*checkpoint-2") as info:
+    with pytest.raises(RunError, match=r"not finite at step 4; the last good checkpoint is .*checkpoint-2") as info:
         run(loaded)
     assert info.value.code == errors.NON_FINITE
     folder = folder_of(loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
@@ -75,13 +76,31 @@ FORMATS: dict[str, tuple[frozenset[str], Callable[[Mapping[str, Any]], Example]]
 }
 
 
+OUR_COLUMNS = sorted({"input", "system"}.union(*(needed for needed, _ in FORMATS.values())))
+
+
 def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    """Our name for each column. Raises UserError for a mapped column that the data do not have."""
+    """Our name for each column.
+
+    Raises:
+        UserError: a mapped column that the data do not have, or two columns that would get the same name.
+    """
     columns = list(columns)
-    for theirs in mapping:
+    for theirs, ours in mapping.items():
         if theirs not in columns:
-            raise UserError(f"data.columns: {source} has no column '{theirs}'; it has {', '.join(columns) or 'none'}")
-    return {column: mapping.get(column, column) for column in columns}
+            near = get_close_matches(theirs, columns, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            if ours in columns and not near:
+                hint = f"; it is written {{their name: our name}}: did you mean {{{ours}: {theirs}}}?"
+            raise UserError(f"data.columns: {source} has no column '{theirs}'; it has {', '.join(columns) or 'none'}{hint}")
+    names = {column: mapping.get(column, column) for column in columns}
+    for ours in mapping.values():
+        if len(same := [column for column in columns if names[column] == ours]) > 1:
+            raise UserError(
+                f"data.columns: {source}: two columns would be called '{ours}': {' and '.join(same)}; "
+                "map one of them to another name"
+            )
+    return names
 
 
 def choose(name: str, columns: Iterable[str], source: str) -> str:
@@ -95,15 +114,15 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
         for candidate, (needed, _) in FORMATS.items():
             if needed <= set(given):
                 return candidate
-        known = "; ".join(f"{key}: {' + '.join(sorted(needed))}" for key, (needed, _) in FORMATS.items())
+        known = "; ".join(f"{' + '.join(sorted(needed, reverse=True))} ({key})" for key, (needed, _) in FORMATS.items())
         raise UserError(
-            f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected one of {known}. "
+            f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. "
             "Map them, such as `columns: {question: prompt, answer: completion}` under data"
         )
     missing = sorted(FORMATS[name][0] - set(given))
     if missing:
         raise UserError(
-            f"{source}: format {name} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"this file has {', '.join(given) or 'none'}. Map them with `columns:` under data, or name another format"
+            f"data.format: {source}: format {name} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"there are {', '.join(given) or 'none'}. Map them with `columns:` under data, or name another format"
         )
     return name

@@ -134,9 +134,7 @@ def _tokenise(rows: Dataset, source: str, data: Data, renderer: Renderer) -> tup
     return out, account
 
 
-def _render(
-    row: dict[str, Any], names: dict[str, str], kind: str, renderer: Renderer, where: str
-) -> Rendered:
+def _render(row: dict[str, Any], names: dict[str, str], kind: str, renderer: Renderer, where: str) -> Rendered:
     try:
         return renderer.render(_example(row, names, kind))
     except BadRow as error:

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 GLANCE = 200  # rows that are read before anything is imported
+LONGEST_FIELD = 2**31 - 1  # of a csv; Python's own limit is 128 KiB
 
 
 def kind_of(path: Path) -> str | None:
@@ -52,8 +54,9 @@ def local_file(source: str, key: str) -> Path | None:
 
 
 def _open(path: Path) -> io.TextIOBase:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    return opened  # type: ignore[return-value]
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
+    return path.open(encoding="utf-8-sig")
 
 
 def glance(path: Path, limit: int | None = GLANCE) -> Iterator[dict[str, Any]]:
@@ -67,16 +70,33 @@ def glance(path: Path, limit: int | None = GLANCE) -> Iterator[dict[str, Any]]:
         with _open(path) as file:
             rows: Iterator[dict[str, Any]]
             if kind == "csv":
-                rows = csv.DictReader(file, delimiter="\t" if ".tsv" in path.suffixes else ",")
+                rows = _csv_rows(file, path)
             elif kind == "text":
                 rows = ({"text": line.rstrip("\n")} for line in file)
             else:
                 rows = _json_rows(file, path)
             yield from itertools.islice(rows, limit)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is no UTF-8 text; save the file as UTF-8") from None
-    except (csv.Error, gzip.BadGzipFile, EOFError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: this is no UTF-8 text; save the file as UTF-8") from None
+    except (csv.Error, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path}: this file cannot be read: {error}") from None
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+
+
+def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.DictReader(file, delimiter=_delimiter(path))
+    for row in reader:
+        if None in row:
+            named = len(reader.fieldnames or ())
+            raise UserError(
+                f"{path}:{reader.line_num}: this row has {named + len(row[None])} fields, but the first line names {named} "
+                "columns; a text that holds the separator belongs in double quotes"
+            )
+        yield row
 
 
 def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
@@ -101,29 +121,31 @@ def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}:{number}: this row is no valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}"
+                f"{path}:{number}: this row is no valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}; "
+                "expected one row a line, or one array of rows"
             ) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected an object with named columns, given {line.strip()[:60]}")
         yield row
 
 
-def columns_of(path: Path) -> list[str] | None:
-    """The column names, without `datasets`; None where only `datasets` can tell (parquet).
+def first_rows(path: Path) -> list[dict[str, Any]] | None:
+    """Some rows with all of their columns, without `datasets`; None where only `datasets` can tell (parquet).
 
     Raises:
         UserError: the file holds no row, or one of the first rows cannot be read.
     """
     if kind_of(path) == "parquet":
+        with path.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                raise UserError(f"{path}: this is no Parquet file")
         return None
-    names: dict[str, None] = {}
-    count = 0
-    for row in glance(path):
-        count += 1
-        names.update(dict.fromkeys(str(name) for name in row))
-    if not count:
-        raise UserError(f"{path}: the file holds no row")
-    return list(names)
+    rows = list(glance(path))
+    blank = kind_of(path) == "text" and not any(row["text"].strip() for row in glance(path, limit=None))
+    if not rows or blank:
+        raise UserError(f"{path}: the file holds no row; expected at least one")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 def load(source: str, key: str, config: str | None, split: str) -> Dataset:
@@ -139,14 +161,36 @@ def load(source: str, key: str, config: str | None, split: str) -> Dataset:
     if path is None:
         return _load_from_hub(source, key, config, split)
     kind = str(kind_of(path))
-    options: dict[str, Any] = {"delimiter": "\t"} if ".tsv" in path.suffixes else {}
     try:
-        return datasets.load_dataset(kind, data_files=str(path.resolve()), split="train", **options)
+        options = _csv_options(path) if kind == "csv" else {}
+        rows = datasets.load_dataset(kind, data_files=str(path.resolve()), split="train", **options)
+        return _plainly(path) if kind == "json" and "timestamp" in str(rows.features) else rows
     except Exception as error:
         for _ in glance(path, limit=None) if kind != "parquet" else ():
             pass  # finds and names the row that cannot be read
         cause = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{key}: {source}: the rows do not fit one table: {cause}") from error
+
+
+def _plainly(path: Path) -> Dataset:
+    """Rows as Python reads them: pyarrow makes a date of a text that looks like one."""
+    from datasets import Dataset
+
+    rows = list(glance(path, limit=None))
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Every field is text as it stands there: pandas would make 7.0 of 007, and nothing of NA."""
+    from datasets import Features, Value
+
+    columns = next(glance(path, limit=1), {})
+    return {
+        "delimiter": _delimiter(path),
+        "na_filter": False,
+        "features": Features({name: Value("string") for name in columns}),
+    }
 
 
 def _load_from_hub(source: str, key: str, config: str | None, split: str) -> Dataset:

@@ -1,0 +1,442 @@
+"""No setting is read by nothing: for every key of the recipe, another value makes a difference that can be seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import sentences, write_jsonl
+from datasets import Dataset
+from pydantic import BaseModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
+
+from hfstrat import advice, checkpoints, evaluate, hub, setup
+from hfstrat.config import Data, Recipe
+from hfstrat.data import prepare
+from hfstrat.errors import UserError
+from hfstrat.loading import load_recipe
+from hfstrat.setup import Job
+from hfstrat.strategies import STRATEGIES
+from hfstrat.train import answer_prompts
+
+SOUND = """\
+model: {name_or_path: MODEL, dtype: float32}
+strategy: {name: lora, r: 4}
+data: {train: ROWS, eval_size: 12, max_length: 128, overflow: drop}
+training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, learning_rate: 1e-2, eval_steps: 2}
+evaluation: {samples: 1, max_new_tokens: 4}
+output_dir: RUN
+"""
+
+
+@dataclass
+class Seen:
+    """A job that is ready to train, and the keywords that its weights and tokenizer were loaded with."""
+
+    job: Job
+    calls: dict[str, dict[str, Any]]
+
+    @property
+    def args(self) -> Any:
+        return self.job.trainer.args
+
+    @property
+    def model(self) -> Any:
+        return self.job.trainer.model
+
+    @property
+    def adapter(self) -> Any:
+        return self.model.peft_config["default"]
+
+    def layer(self) -> Any:
+        """The first linear layer with an adapter."""
+        return next(module for module in self.model.modules() if hasattr(module, "lora_A"))
+
+    def learning(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Set `overrides` (words in capitals stand for paths) and look: it differs, and is `wanted` where that is given.
+
+    `beside` is set both times.
+    """
+
+    overrides: list[str]
+    look: Callable[[Seen], Any]
+    wanted: Any = None
+    beside: list[str] = field(default_factory=list)
+
+
+def account(seen: Seen, name: str = "train") -> Any:
+    return seen.job.data.accounts[name]
+
+
+def first_row(seen: Seen) -> str:
+    """The text of the training row that was read first."""
+    return str(seen.job.data.renderer.tokenizer.decode(seen.job.data.train[0]["input_ids"]))
+
+
+def patience(seen: Seen) -> list[int]:
+    callbacks = seen.job.trainer.callback_handler.callbacks
+    return [callback.early_stopping_patience for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+
+def recomputes(seen: Seen) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in seen.model.modules())
+
+
+def dropouts(seen: Seen) -> list[float]:
+    return [module.p for module in seen.layer().lora_dropout.values() if hasattr(module, "p")]
+
+
+def blocks(seen: Seen) -> set[str]:
+    """The numbers of the transformer blocks that learn."""
+    return {name.split("layers.")[1].split(".")[0] for name in seen.learning() if "layers." in name}
+
+
+def asked_length(seen: Seen) -> list[int]:
+    """How long the answers may be that a run asks its model for."""
+    lengths: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "answer", lambda model, renderer, prompt, length, dtype: lengths.append(length))
+        answer_prompts(seen.job)
+    return lengths
+
+
+LORA, PARTIAL = "strategy={name: lora, r: 4}", "strategy={name: partial, head: false, last_n_layers: 1}"
+PROBES: dict[str, Probe] = {
+    "model.name_or_path": Probe(["model.name_or_path=GPT2"], lambda s: s.job.base.model.config.model_type, "gpt2"),
+    "model.revision": Probe(
+        ["model.revision=v1"], lambda s: (s.calls["model"].get("revision"), s.adapter.revision), ("v1", "v1")
+    ),
+    "model.tokenizer": Probe(["model.tokenizer=PLAIN"], lambda s: (s.calls["tokenizer"]["source"], account(s).template)),
+    "model.add_tokens": Probe(["model.add_tokens=['<a>', '<b>']"], lambda s: len(s.adapter.trainable_token_indices or []), 2),
+    "model.dtype": Probe(["model.dtype=bfloat16"], lambda s: s.layer().base_layer.weight.dtype, torch.bfloat16),
+    "model.attn_implementation": Probe(
+        ["model.attn_implementation=eager"], lambda s: s.job.base.model.config._attn_implementation, "eager"
+    ),
+    "model.trust_remote_code": Probe(["model.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True),
+    "data.train": Probe(["data.train=OTHER"], lambda s: account(s).rows_read, 40),
+    "data.eval": Probe(["data.eval=OTHER"], lambda s: len(s.job.data.eval), 40),
+    "data.eval_size": Probe(["data.eval_size=0.5"], lambda s: len(s.job.data.eval), 30),
+    "data.format": Probe(["data.format=text"], lambda s: account(s).format, "text"),
+    "data.columns": Probe(["data.columns={prompt: unused, spare: prompt}"], lambda s: "the spare column" in first_row(s), True),
+    "data.template": Probe(
+        ["data.template=plain"], lambda s: (account(s).template, "<|im_start|>" in first_row(s)), ("plain", False)
+    ),
+    "data.train_on": Probe(["data.train_on=all"], lambda s: account(s).tokens - account(s).supervised, 60),
+    "data.max_length": Probe(["data.max_length=40"], lambda s: account(s).rows_dropped > 0, True),
+    "data.overflow": Probe(["data.overflow=truncate"], lambda s: account(s).rows_cut, beside=["data.max_length=LONGEST"]),
+    "training.learning_rate": Probe(["training.learning_rate=3e-4"], lambda s: s.args.learning_rate, 3e-4),
+    "training.num_train_epochs": Probe(
+        ["training={num_train_epochs: 2, global_batch_size: 8}"], lambda s: s.job.plan.steps, 12
+    ),
+    "training.max_steps": Probe(["training.max_steps=3"], lambda s: s.args.max_steps, 3),
+    "training.max_time": Probe(["training.max_time=90s"], lambda s: s.job.trainer.clock and s.job.trainer.clock.limit, 90.0),
+    "training.global_batch_size": Probe(["training.global_batch_size=16"], lambda s: s.args.gradient_accumulation_steps, 4),
+    "training.per_device_train_batch_size": Probe(
+        ["training.per_device_train_batch_size=2"],
+        lambda s: (s.args.per_device_train_batch_size, s.args.gradient_accumulation_steps),
+        (2, 4),
+    ),
+    "training.per_device_eval_batch_size": Probe(
+        ["training.per_device_eval_batch_size=3"], lambda s: s.args.per_device_eval_batch_size, 3
+    ),
+    "training.lr_scheduler_type": Probe(
+        ["training.lr_scheduler_type=linear"], lambda s: s.args.lr_scheduler_type.value, "linear"
+    ),
+    "training.warmup_steps": Probe(["training.warmup_steps=2"], lambda s: s.args.get_warmup_steps(100), 2),
+    "training.optim": Probe(["training.optim=sgd"], lambda s: type(s.job.trainer.create_optimizer()).__name__, "SGD"),
+    "training.weight_decay": Probe(["training.weight_decay=0.1"], lambda s: s.args.weight_decay, 0.1),
+    "training.max_grad_norm": Probe(["training.max_grad_norm=0.5"], lambda s: s.args.max_grad_norm, 0.5),
+    "training.activation_checkpointing": Probe(["training.activation_checkpointing=true"], recomputes, True),
+    "training.logging_steps": Probe(["training.logging_steps=2"], lambda s: s.args.logging_steps, 2),
+    "training.eval_steps": Probe(["training.eval_steps=1"], lambda s: s.args.eval_steps, 1),
+    "training.save_steps": Probe(["training.save_steps=4"], lambda s: s.args.save_steps, 4),
+    "training.save_total_limit": Probe(["training.save_total_limit=5"], lambda s: s.job.trainer.keep, 5),
+    "training.load_best_model_at_end": Probe(
+        ["training.load_best_model_at_end=false"], lambda s: s.args.load_best_model_at_end, False
+    ),
+    "training.early_stopping_patience": Probe(["training.early_stopping_patience=2"], patience, [2]),
+    "training.resume": Probe(
+        ["training.resume=CHECKPOINT"], lambda s: s.job.checkpoint and s.job.checkpoint.name, "checkpoint-2"
+    ),
+    "training.extra": Probe(["training.extra.adam_beta2=0.9"], lambda s: s.args.adam_beta2, 0.9),
+    "evaluation.before": Probe(["evaluation.before=false"], lambda s: s.args.eval_on_start, False),
+    "evaluation.max_rows": Probe(["evaluation.max_rows=5"], lambda s: len(s.job.data.eval), 5),
+    "evaluation.prompts": Probe(["evaluation.prompts=[who]"], lambda s: s.job.prompts, ["who"]),
+    "evaluation.samples": Probe(["evaluation.samples=2"], lambda s: len(s.job.prompts), 2),
+    "evaluation.max_new_tokens": Probe(["evaluation.max_new_tokens=2"], asked_length, [2], ["seed=42"]),
+    "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.order.batch(0).tolist())),
+    "output_dir": Probe(
+        ["output_dir=ELSEWHERE"], lambda s: (s.job.folder.name, Path(s.args.output_dir).name), ("elsewhere",) * 2
+    ),
+    "strategy.full.name": Probe(["strategy=full"], lambda s: all(p.requires_grad for p in s.model.parameters()), True),
+    "strategy.lora.name": Probe([LORA], lambda s: hasattr(s.model, "peft_config"), True, ["strategy=full"]),
+    "strategy.partial.name": Probe([PARTIAL], blocks, {"3"}, ["strategy=full"]),
+    "strategy.lora.r": Probe(["strategy.r=2"], lambda s: s.layer().lora_A["default"].weight.shape[0], 2),
+    "strategy.lora.alpha": Probe(["strategy.alpha=4"], lambda s: s.layer().scaling["default"], 1.0),
+    "strategy.lora.dropout": Probe(["strategy.dropout=0.25"], dropouts, [0.25]),
+    "strategy.lora.target_modules": Probe(
+        ["strategy.target_modules=[q_proj]"], lambda s: {n.split(".")[-4] for n in s.learning()}, {"q_proj"}
+    ),
+    "strategy.lora.use_dora": Probe(["strategy.use_dora=true"], lambda s: any("magnitude" in n for n in s.learning()), True),
+    "strategy.lora.use_rslora": Probe(["strategy.use_rslora=true"], lambda s: s.layer().scaling["default"], 4.0),
+    "strategy.lora.init_lora_weights": Probe(
+        ["strategy.init_lora_weights=pissa"], lambda s: bool(s.layer().lora_B["default"].weight.any()), True
+    ),
+    "strategy.lora.modules_to_save": Probe(
+        ["strategy.modules_to_save=[lm_head]"], lambda s: any("lm_head" in name for name in s.learning()), True
+    ),
+    "strategy.lora.adapter": Probe(
+        ["strategy={name: lora, adapter: ADAPTER}"],
+        lambda s: (s.adapter.r, bool(s.layer().lora_B["default"].weight.any())),
+        (3, True),
+    ),
+    "strategy.partial.last_n_layers": Probe(["strategy.last_n_layers=2"], blocks, {"2", "3"}, [PARTIAL]),
+    "strategy.partial.patterns": Probe(["strategy.patterns=['*.0.mlp.*']"], blocks, {"0", "3"}, [PARTIAL]),
+    "strategy.partial.head": Probe(["strategy.head=true"], lambda s: "lm_head.weight" in s.learning(), True, [PARTIAL]),
+}
+APART = {  # keys that are probed by a test of their own, below
+    "task": "test_the_task_has_one_value",
+    "data.config": "test_what_a_hub_data_set_is_asked_for",
+    "data.split": "test_what_a_hub_data_set_is_asked_for",
+    "data.eval_split": "test_what_a_hub_data_set_is_asked_for",
+    "hub.push": "test_what_the_hub_is_asked_for",
+    "hub.repo": "test_what_the_hub_is_asked_for",
+    "hub.private": "test_what_the_hub_is_asked_for",
+}
+
+
+def keys() -> set[str]:
+    """Every key of the schema that is no section, with the strategy's name where it stands in one."""
+    sections = advice.sections_of(Recipe)
+    found = set()
+    for path, classes in sections.items():
+        for section in classes:
+            names = {name for name in section.model_fields if (*path, name) not in sections}
+            found |= {".".join((*path, *_strategy(section), name)) for name in names}
+    return found
+
+
+def _strategy(section: type[BaseModel]) -> list[str]:
+    return [name for name, cls in STRATEGIES.items() if cls is section]
+
+
+def test_every_key_has_a_probe_and_every_probe_a_key() -> None:
+    """A new key needs a line here that shows what it does."""
+    assert set(PROBES) | set(APART) == keys()
+    assert not set(PROBES) & set(APART)
+    assert all(callable(globals().get(test)) for test in APART.values())
+
+
+@pytest.fixture(scope="module")
+def data_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that several formats can read, in unequal lengths."""
+    said = sentences(120, seed=1)
+    rows = [
+        {"prompt": f"{n} {a}", "completion": b, "text": a, "spare": f"the spare column {n}"}
+        for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("live") / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def set_up(models: Any, data_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seen]:
+    """`set_up(["a.b=c"])` makes a job of the sound recipe, in a folder of its own."""
+
+    def get(overrides: list[str]) -> Seen:
+        folder = tmp_path_factory.mktemp("job")
+        recipe = folder / "recipe.yaml"
+        text = SOUND.replace("MODEL", str(models())).replace("ROWS", str(data_rows)).replace("RUN", str(folder / "run"))
+        recipe.write_text(text)
+        with recorded() as calls:
+            job = setup.set_up(load_recipe(str(recipe), overrides), one_process(), overwrite=False)
+        assert job.lock is not None
+        job.lock.close()
+        return Seen(job, calls)
+
+    return get
+
+
+def one_process() -> Any:
+    return SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
+
+
+class recorded:
+    """Keeps the source and the keywords that model and tokenizer are loaded with."""
+
+    def __enter__(self) -> dict[str, dict[str, Any]]:
+        self.patch, self.calls = pytest.MonkeyPatch(), {}
+        for name, loader in (("model", AutoModelForCausalLM), ("tokenizer", AutoTokenizer)):
+            self.patch.setattr(loader, "from_pretrained", self._recorder(name, loader.from_pretrained))
+        return self.calls
+
+    def _recorder(self, name: str, load: Callable[..., Any]) -> Callable[..., Any]:
+        def call(source: str, **options: Any) -> Any:
+            self.calls[name] = {"source": source, **options}
+            return load(source, **options)
+
+        return call
+
+    def __exit__(self, *_: Any) -> None:
+        self.patch.undo()
+
+
+@pytest.fixture(scope="module")
+def sound(set_up: Callable[..., Seen]) -> Seen:
+    return set_up([])
+
+
+@pytest.fixture
+def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
+    """Fills in what the capitals in a probe stand for, making what is asked for."""
+    makers: dict[str, Callable[[], Any]] = {
+        "GPT2": lambda: models(family="gpt2"),
+        "PLAIN": lambda: models(chat=False),
+        "OTHER": lambda: other_rows(tmp_path),
+        "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
+        "ELSEWHERE": lambda: tmp_path / "elsewhere",
+        "CHECKPOINT": lambda: checkpoint_of(sound, tmp_path),
+        "ADAPTER": lambda: adapter_for(sound, tmp_path),
+    }
+
+    def fill(override: str) -> str:
+        for word, make in makers.items():
+            if word in override:
+                override = override.replace(word, str(make()))
+        return override
+
+    return fill
+
+
+def other_rows(folder: Path) -> Path:
+    rows = [{"prompt": f"{n}", "completion": text} for n, text in enumerate(sentences(40, seed=9))]
+    return write_jsonl(folder / "other.jsonl", rows)
+
+
+def checkpoint_of(sound: Seen, folder: Path) -> Path:
+    """A complete checkpoint of the sound recipe."""
+    checkpoint = folder / "checkpoint-2"
+    checkpoint.mkdir()
+    recipe = sound.job.recipe.model_dump()
+    checkpoints.mark_complete(checkpoint, {"recipe": recipe, "micro_batch": 4})
+    return checkpoint
+
+
+def adapter_for(sound: Seen, folder: Path) -> Path:
+    """An adapter of rank 3 whose update is not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(sound.job.recipe.model.name_or_path)
+    config = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("key", PROBES)
+def test_another_value_makes_a_difference(set_up: Any, sound: Seen, paths: Callable[[str], str], key: str) -> None:
+    probe = PROBES[key]
+    beside, overrides = [paths(word) for word in probe.beside], [paths(word) for word in probe.overrides]
+    before = probe.look(set_up(beside) if beside else sound)
+    after = probe.look(set_up([*beside, *overrides]))
+    assert before != after
+    if probe.wanted is not None:
+        assert after == probe.wanted
+
+
+def test_the_task_has_one_value() -> None:
+    """Another task is refused, so the key says what a recipe is for and can say nothing else."""
+    sound = {"model": "m", "strategy": "lora", "data": "d", "output_dir": "o"}
+    assert Recipe.model_validate({**sound, "task": "causal-lm"}) == Recipe.model_validate(sound)
+    with pytest.raises(ValueError, match="causal-lm"):
+        Recipe.model_validate({**sound, "task": "classification"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"eval": "me/eval"}, [("me/set", None, "train"), ("me/eval", None, "train")]),
+        ({"eval": "me/eval", "config": "c"}, [("me/set", "c", "train"), ("me/eval", "c", "train")]),
+        ({"eval": "me/eval", "split": "s"}, [("me/set", None, "s"), ("me/eval", None, "s")]),
+        ({"eval_split": "test"}, [("me/set", None, "train"), ("me/set", None, "test")]),
+    ],
+    ids=["plain", "config", "split", "eval_split"],
+)
+def test_what_a_hub_data_set_is_asked_for(
+    sound: Seen, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], asked: list[Any]
+) -> None:
+    seen = []
+
+    def load_dataset(source: str, config: str | None, split: str) -> Dataset:
+        seen.append((source, config, split))
+        return Dataset.from_list([{"prompt": "who", "completion": "the cat"}] * 4)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    prepare(Data(train="me/set", **settings), sound.job.data.renderer.tokenizer, seed=1)
+    assert seen == asked
+
+
+class Api:
+    """Stands in for the Hub and keeps what it was asked for."""
+
+    asked: list[Any] = []
+
+    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+        self.asked.append(("create", repo, private))
+
+    def auth_check(self, repo: str, write: bool) -> None:
+        self.asked.append(("check", repo, write))
+
+    def upload_folder(self, repo_id: str, folder_path: Path, **_: Any) -> str:
+        self.asked.append(("upload", repo_id, folder_path.name))
+        return "url"
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"repo": "me/x"}, []),
+        ({"push": True, "repo": "me/x"}, [("create", "me/x", True), ("check", "me/x", True), ("upload", "me/x", "final")]),
+        ({"push": True, "repo": "me/y"}, [("create", "me/y", True), ("check", "me/y", True), ("upload", "me/y", "final")]),
+        (
+            {"push": True, "repo": "me/x", "private": False},
+            [("create", "me/x", False), ("check", "me/x", True), ("upload", "me/x", "final")],
+        ),
+    ],
+    ids=["no push", "push", "repo", "private"],
+)
+def test_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], asked: list[Any]) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(Api, "asked", [])
+    recipe = Recipe.model_validate({"model": "m", "strategy": "lora", "data": "d", "output_dir": "o", "hub": settings})
+    hub.check_access(recipe)
+    hub.push(recipe, Path("final"))
+    assert Api.asked == asked
+
+
+def test_overflow_can_refuse(set_up: Callable[..., Seen], paths: Callable[[str], str]) -> None:
+    """The third value of `data.overflow`."""
+    with pytest.raises(UserError, match="overflow: error"):
+        set_up(["data.overflow=error", paths("data.max_length=LONGEST")])
+
+
+def test_a_recipe_is_what_its_job_says(sound: Seen) -> None:
+    """The marker of a checkpoint holds the recipe as it was resolved."""
+    assert json.loads(json.dumps(sound.job.trainer.marker_state["recipe"])) == sound.job.recipe.model_dump()

@@ -1,0 +1,59 @@
+"""What comes with hfstrat works: every recipe loads and builds its arguments, from one copy, also out of the wheel."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hfstrat import shipped
+from hfstrat.arguments import training_arguments
+from hfstrat.loading import load_recipe
+from hfstrat.plan import make_plan
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", shipped.names("recipes"))
+def test_recipes_load_and_build_their_arguments(name: str, tmp_path: Path) -> None:
+    file = shipped.find("recipes", name)
+    assert shipped.title(file), "the first line says what it is for"
+    assert len(file.read_text().splitlines()) <= 40
+    recipe = load_recipe(str(file), [f"output_dir={tmp_path}"]).recipe
+    plan = make_plan(recipe.training, [100] * 2000, [100] * 50, processes=1)
+    args = training_arguments(recipe, plan, torch.bfloat16, evaluate_first=True)
+    assert args.learning_rate == recipe.training.learning_rate
+    assert args.max_steps == plan.steps
+
+
+@pytest.mark.parametrize("name", shipped.names("accelerate_configs"))
+def test_accelerate_reads_the_configs(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = shipped.find("accelerate_configs", name)
+    assert shipped.title(file), "the first line says when to pick it"
+    load_config_from_file(str(file))
+    assert "distributed_type" in yaml.safe_load(file.read_text())
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    for kind in ("recipes", "accelerate_configs"):
+        for name in shipped.names(kind):
+            assert f"hfstrat/_shipped/{kind}/{name}.yaml" in names
+    assert "hfstrat/data/prepare.py" in names
+
+
+def test_no_strategy_is_asked_for_its_name_outside_strategies() -> None:
+    for file in sorted((ROOT / "hfstrat").rglob("*.py")):
+        if "strategies" not in file.parts:
+            assert not re.search(r"strategy\.name\s*[!=]=|isinstance\([^)]*strategy", file.read_text()), file
