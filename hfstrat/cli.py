@@ -62,10 +62,12 @@ def check(
     """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
     from hfstrat import checkup, preflight
     from hfstrat.loading import load_recipe
+    from hfstrat.located import located
 
     loaded = load_recipe(recipe, overrides or [])
     footprint = preflight.check(loaded, overwrite)
-    checkup.show(loaded, footprint, rows)
+    with located(loaded):
+        checkup.show(loaded, footprint, rows)
 
 
 @recipes_app.command("ls")

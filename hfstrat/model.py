@@ -168,6 +168,15 @@ def read_config(model: Model) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where the file is broken."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none."""
     shapes: dict[str, tuple[int, ...]] = {}

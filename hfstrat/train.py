@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat import errors, preflight, report
 from hfstrat.loading import Loaded, load_recipe
+from hfstrat.located import located
 
 if TYPE_CHECKING:
     from hfstrat.setup import Job
@@ -32,7 +33,8 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     from hfstrat.world import join_world, leave_world
 
     world = join_world()
-    job = set_up(loaded, world, overwrite)
+    with located(loaded):
+        job = set_up(loaded, world, overwrite)
     try:
         before = answer_prompts(job)
         seconds = fit(job, before)
@@ -128,7 +130,9 @@ def _metrics(entry: Report | None) -> dict[str, float] | None:
 
 def save(job: Job) -> Path:
     """Write the result beside its final place."""
-    partial = job.folder / "final.partial"
+    from hfstrat import workspace
+
+    partial = job.folder / f"{workspace.RESULT}.partial"
     job.recipe.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
     return partial

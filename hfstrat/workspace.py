@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import IO
 
 import yaml
 
-from hfstrat import preflight
+from hfstrat import checkpoints
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
+from hfstrat.located import about
+from hfstrat.model import read_json
+from hfstrat.strategies import Footprint
 
 RESULT = "final"
+LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
+OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", "recipe.yaml")
+SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 
 def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
@@ -22,18 +29,17 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
     Raises:
         UserError: the folder is in use.
     """
-    preflight.check_output(recipe, overwrite)
+    check_output(recipe, overwrite)
     folder = Path(recipe.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
+    lock = (folder / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UserError(f"output_dir: {folder} is in use by a run that is going on; name another folder") from None
     if overwrite:
-        for path in folder.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in (path for pattern in OURS for path in folder.glob(pattern)):  # what is not ours stays
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     return lock
@@ -46,3 +52,57 @@ def publish(partial: Path) -> Path:
         shutil.rmtree(final)
     partial.rename(final)
     return final
+
+
+def check_output(recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output folder that is somebody else's, or holds a finished run.
+
+    Raises:
+        UserError: what is in the way, and how to go on.
+    """
+    folder = Path(recipe.output_dir).expanduser()
+    if folder.is_file():
+        raise UserError(f"output_dir: {folder} is a file; name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+        if parent.is_file():
+            raise UserError(f"output_dir: {folder}: {parent} is a file, so no folder can be made in it; name another folder")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"output_dir: {folder}: no permission to write in {parent}")
+        return
+    if not (folder / LOCK).is_file():
+        raise UserError(f"output_dir: {folder} is in use by something that is no run of hfstrat; name another folder")
+    if overwrite:
+        return
+    if (folder / "report.json").is_file():
+        report = read_json(folder / "report.json")
+        if not report:
+            raise UserError(
+                f"output_dir: {folder / 'report.json'} is no valid JSON, so nobody knows whether this run came to its end; "
+                "name another folder, or run with --overwrite to replace it"
+            )
+        if report.get("result", {}).get("status") == "done":
+            raise UserError(
+                f"output_dir: {folder} holds a finished run; name another folder, or run with --overwrite to replace it"
+            )
+    if recipe.training.resume == "never" and checkpoints.all_checkpoints(folder):
+        raise UserError(
+            f"output_dir: {folder} holds checkpoints of an earlier run; `training.resume=auto` goes on from them, "
+            "--overwrite replaces them"
+        )
+    with about("output_dir"):
+        checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+
+
+def check_disk(recipe: Recipe, footprint: Footprint | None) -> None:
+    if footprint is None:
+        return
+    folder = Path(recipe.output_dir).expanduser().absolute()
+    parent = next(p for p in [folder, *folder.parents] if p.exists())
+    need = recipe.strategy.checkpoint_bytes(footprint) + SPARE_BYTES
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise UserError(
+            f"output_dir: {folder}: one checkpoint needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+            "free some room or name a folder on another disk"
+        )

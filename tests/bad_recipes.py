@@ -526,6 +526,13 @@ MODELS = [
         "model: ./modle",
         ["model.name_or_path: ./modle", "no such folder", "did you mean model?"],
     ),
+    key(
+        "modules that are not there",
+        R,
+        "  target_modules: [q_porj]",
+        ["strategy.target_modules", "'q_porj'", "did you mean 'q_proj'?"],
+    ),
+    key("whole modules that are not there", R, "  modules_to_save: [lm_haed]", ["modules_to_save", "'lm_haed'"]),
     key("a missing model path", MODEL, "model: a/b/c", ["model.name_or_path: a/b/c", "no such folder"]),
     Bad("a folder without config", at(MODEL), ["has no config.json", "no model folder"], files={"model/config.json": None}),
     Bad("a broken config", at(MODEL), ["config.json", "no valid JSON"], files={"model/config.json": '{"a": '}),
@@ -600,7 +607,7 @@ MODELS = [
     ),
 ]
 
-CHECKPOINT: dict[str, str | bytes | None] = {"run/recipe.yaml": "a: 1", "run/checkpoint-2/hfstrat_complete.json": MARKER}
+CHECKPOINT: dict[str, str | bytes | None] = {"run/.hfstrat.lock": "", "run/checkpoint-2/hfstrat_complete.json": MARKER}
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
     key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
@@ -610,9 +617,9 @@ OUTPUTS: list[Bad] = [
         "output holds a finished run",
         at(OUTPUT),
         ["holds a finished run", "another folder", "--overwrite"],
-        files={"run/report.json": '{"result": {"status": "done"}}'},
+        files={"run/.hfstrat.lock": "", "run/report.json": '{"result": {"status": "done"}}'},
     ),
-    Bad("output holds a broken report", at(OUTPUT), ["report.json"], files={"run/report.json": "{"}),
+    Bad("output holds a broken report", at(OUTPUT), ["report.json"], files={"run/.hfstrat.lock": "", "run/report.json": "{"}),
     Bad(
         "never to resume",
         at(OUTPUT),
@@ -626,7 +633,7 @@ OUTPUTS: list[Bad] = [
         at(RATE),
         ["training.resume: run/checkpoint-2", "no complete checkpoint"],
         {RATE: "  resume: run/checkpoint-2"},
-        files={"run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
+        files={"run/.hfstrat.lock": "", "run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
     ),
     Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
     Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),

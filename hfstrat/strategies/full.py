@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Full(Strategy):
     """Every parameter learns, in float32 with a 16-bit forward where the hardware has one."""
 
-    name: Literal["full"] = "full"
+    name: Literal["full"]
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
     }

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -33,7 +34,7 @@ SHAPE_KEYS = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora
 class Lora(Strategy):
     """Adapters learn, the base is frozen (in 16 bits where the hardware has them)."""
 
-    name: Literal["lora"] = "lora"
+    name: Literal["lora"]
     r: int = Field(16, ge=1, description="Rank of the adapters")
     alpha: int | None = Field(
         None, ge=1, description="Scale: the update is multiplied by alpha/r; default 2r (arXiv 2405.09673, section 4)"
@@ -62,7 +63,8 @@ class Lora(Strategy):
 
     @model_validator(mode="after")
     def _adapter_brings_its_shape(self) -> Lora:
-        if self.adapter is not None and (given := sorted(self.model_fields_set & set(SHAPE_KEYS))):
+        given = [key for key in SHAPE_KEYS if getattr(self, key) != type(self).model_fields[key].default]
+        if self.adapter is not None and given:
             raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
         return self
 
@@ -88,21 +90,31 @@ class Lora(Strategy):
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
 
+        modules = [name for name, _ in base.model.named_modules() if name]
         if self.adapter is not None:
             check_adapter(self.adapter)
             model = PeftModel.from_pretrained(base.model, self.adapter, is_trainable=True)
             base.say(f"going on from the adapter {self.adapter}")
             return model
+        self._check_names(modules)
         try:
             model = get_peft_model(base.model, self.config(base))
             if self.init_lora_weights.startswith(CHANGES_BASE):
                 self._keep_initial(model, base)
             return model
         except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, _ in base.model.named_modules() if "." in name})
-            raise UserError(
-                f"strategy: PEFT refused this adapter: {error} (this model's modules are named {', '.join(names)})"
-            ) from error
+            raise UserError(f"strategy: PEFT refused this adapter: {error}") from error
+
+    def _check_names(self, modules: list[str]) -> None:
+        """PEFT looks for what it is given and is content with less: a name that matches no module is refused here."""
+        known = sorted({name.rsplit(".", 1)[-1] for name in modules if not name.rsplit(".", 1)[-1].isdigit()})
+        targets = [] if self.target_modules == "all-linear" else list(self.target_modules)
+        for key, names in (("target_modules", targets), ("modules_to_save", self.modules_to_save)):
+            for name in names:
+                if not any(module == name or module.endswith(f".{name}") for module in modules):
+                    near = get_close_matches(name, known, n=1)
+                    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+                    raise UserError(f"strategy.{key}: '{name}' matches no module of this model; {hint}")
 
     def _keep_initial(self, model: Any, base: Base) -> None:
         """Keep the adapter as it was initialised; saving needs it to say what was learnt."""
@@ -135,6 +147,12 @@ class Lora(Strategy):
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         base = sum(prod(shape) for shape in shapes.values())
+        if self.adapter is not None:
+            from hfstrat.model import read_shapes
+
+            theirs = sum(prod(shape) for shape in read_shapes(Path(self.adapter).expanduser()).values())
+            return Footprint(theirs, base + theirs)
+        self._check_names([*(name.rpartition(".")[0] for name in shapes), *(["lm_head"] if tied else [])])
         adapters = sum(self.r * sum(shape) for name, shape in shapes.items() if self._is_target(name, shape))
         if self.use_dora:  # one magnitude per output row; Conv1D stores its weight transposed, as in GPT-2
             adapters += sum(

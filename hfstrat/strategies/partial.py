@@ -27,7 +27,7 @@ FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|
 class Partial(Strategy):
     """Some of the model's own weights learn; the others are frozen and stay out of the optimiser."""
 
-    name: Literal["partial"] = "partial"
+    name: Literal["partial"]
     last_n_layers: int = Field(0, ge=0, description="How many of the last transformer blocks learn, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns over parameter names, such as '*.mlp.*', that learn too")
     head: bool | Literal["auto"] = Field(
