@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launch
 def reported() -> Iterator[None]:
     """Run the body; end the process with a named exit code and one sentence. Only a crash shows a traceback."""
     quiet_libraries()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except BaseException as error:
@@ -31,6 +33,11 @@ def reported() -> Iterator[None]:
         end(named.code, str(named))
     else:
         end(errors.OK, "")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A polite kill is an interruption: it ends with a sentence, and the run can be resumed."""
+    raise KeyboardInterrupt
 
 
 def end(code: int, sentence: str) -> None:

@@ -89,6 +89,22 @@ def test_a_killed_rank_ends_the_run_with_a_word(recipe: Any, tmp_path: Path) -> 
     assert "no process said why" in err
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_polite_kill_is_an_interruption(recipe: Any, tmp_path: Path, processes: str) -> None:
+    words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", processes]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 90)
+        time.sleep(1)
+        child.terminate()
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == errors.INTERRUPTED, out + err
+    assert err.count("goes on from the last complete checkpoint") == 1
+    assert "Traceback" not in err
+
+
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
