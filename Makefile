@@ -40,7 +40,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

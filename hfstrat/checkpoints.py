@@ -10,7 +10,16 @@ from typing import Any
 from hfstrat.errors import UserError
 
 MARKER = "hfstrat_complete.json"
-MAY_CHANGE = ("evaluation", "hub", "output_dir", "training.resume", "training.logging_steps", "training.save_total_limit")
+MAY_CHANGE = (
+    "evaluation",
+    "hub",
+    "output_dir",
+    "training.per_device_",
+    "training.activation_checkpointing",
+    "training.resume",
+    "training.logging_steps",
+    "training.save_total_limit",
+)
 
 
 def step_of(folder: Path) -> int:

@@ -38,14 +38,13 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe."""
-    from hfstrat import hub, launch, preflight
+    from hfstrat import launch, preflight
     from hfstrat.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
     started = launch.plan_launch(arguments, accelerate_config, num_processes)
     preflight.check(loaded, overwrite)
-    hub.check_access(loaded.recipe)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
     if started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)

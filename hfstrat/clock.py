@@ -24,26 +24,29 @@ class Clock(TrainerCallback, ExportableState):
         self.spent = 0.0
         self._marks = 0
         self._last: float | None = None
+        self._begun = 0.0
 
     @property
     def share(self) -> float:
         """Share of the time that is used, the same on every process."""
         return min(1.0, self.spent / self.limit)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._last = time.monotonic()
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = time.monotonic()
+        if self._last is None:  # the evaluation before training is not training
+            self._last = self._begun
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         now = time.monotonic()
-        step = now - (self._last if self._last is not None else now)
+        step = now - self._begun  # what the next one will take: an evaluation in between is no part of it
+        self.spent += now - (self._last if self._last is not None else now)
         self._last = now
-        self.spent += step
         if args.world_size > 1:  # the clocks differ; the first process's decides
             shared = broadcast(torch.tensor([self.spent, step], dtype=torch.float64, device=args.device))
             self.spent, step = shared.tolist()
         if self.spent + step > self.limit:
             control.should_training_stop = True
-            control.should_evaluate = control.should_save = self.interval is not None
+            control.should_evaluate = control.should_save = True
         elif self.interval is not None and self.share >= (self._marks + 1) * self.interval:
             self._marks = int(self.share / self.interval)
             control.should_evaluate = control.should_save = True

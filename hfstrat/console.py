@@ -39,6 +39,7 @@ class ProgressReport(TrainerCallback):
         self.loss: float | None = None
         self.evaluated = ""  # what an evaluation outside of training is of
         self._bar: Progress | None = None
+        self.first_step = 0  # of this session
         self._started = self._step_started = self._last_line = 0.0
 
     @property
@@ -47,7 +48,7 @@ class ProgressReport(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._last_line = time.monotonic()
-        self._first_step = state.global_step
+        self.first_step = state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, console=self.console, transient=False)
@@ -72,7 +73,7 @@ class ProgressReport(TrainerCallback):
             self.console.print(f"step {state.global_step}{total}  {self._status(state, now)}")
 
     def _status(self, state: Any, now: float) -> str:
-        done = state.global_step - self._first_step
+        done = state.global_step - self.first_step
         if self.time_limit:
             left = max(0.0, self.time_limit - (now - self._started))
         else:

@@ -47,6 +47,8 @@ def named(error: BaseException) -> RunError:
             "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
             OUT_OF_MEMORY,
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return RunError(f"the disk is full ({error.filename or 'while writing'}); complete checkpoints are kept", DISK_FULL)
+    # safetensors and torch.save have exceptions of their own for it
+    full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in text for words in full):
+        return RunError(f"the disk is full; complete checkpoints are kept ({text.splitlines()[0]})", DISK_FULL)
     return RunError(f"{type(error).__name__}: {text}", CRASH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,13 +58,14 @@ def plan_launch(arguments: list[str], config: str | None, processes: int | None)
     if wanted > 1 and not on_cpu and local > gpus:
         raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
     environment = dict(os.environ) | {"HFSTRAT_PROCESSES": str(wanted)}
-    if wanted == 1:
+    kind = str(settings.get("distributed_type"))
+    if wanted == 1 and kind in ("NO", "MULTI_GPU", "MULTI_CPU") and settings.get("mixed_precision") in (None, "no"):
         visible = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         single = {"CUDA_VISIBLE_DEVICES": visible, "ACCELERATE_USE_CPU": str(on_cpu).lower()}
         return Launch([sys.executable, "-m", "hfstrat.train", *arguments], environment | single, 1)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, local))))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(wanted)]
-    if "main_process_port" not in settings:
+    if "main_process_port" not in settings and local == wanted:
         command += ["--main_process_port", "0"]  # a free one, so that two runs do not meet
     return Launch([*command, "-m", "hfstrat.train", *arguments], environment, wanted)
 
@@ -82,24 +84,38 @@ def count_gpus() -> int:
     """GPUs of this machine that may be used, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = Path("/proc/driver/nvidia/gpus")
-    there = len(list(found.iterdir())) if found.is_dir() else 0
+    there = len(list(found.iterdir())) if found.is_dir() else _asked_nvidia_smi()
     return there if visible is None else min(there, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+
+
+def _asked_nvidia_smi() -> int:
+    """Where the driver has no folder in /proc, as under WSL2."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def start(launch: Launch) -> int:
     """Carry out a launch; returns the exit code. One process replaces this one and does not return."""
-    if launch.processes == 1:
+    if launch.command[2] == "hfstrat.train":
         sys.stdout.flush()
         os.execve(launch.command[0], launch.command, launch.environment)
     with tempfile.TemporaryDirectory(prefix="hfstrat-launch-") as scratch:
         file = Path(scratch) / "outcome.json"
         environment = launch.environment | {outcome.FILE: str(file)}
-        child = subprocess.Popen(launch.command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, frame: child.send_signal(received))
+        # a session of its own: a Ctrl-C reaches the processes once, through us
+        child = subprocess.Popen(
+            launch.command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        )
+        received = _forward_signals(child)
         assert child.stderr is not None
         kept = _relay(child.stderr)
         code = child.wait()
+        if received:
+            print(errors.named(KeyboardInterrupt()), file=sys.stderr)
+            return errors.INTERRUPTED
         if not file.exists():
             sys.stderr.writelines(kept)
             if code:
@@ -112,6 +128,19 @@ def start(launch: Launch) -> int:
         rank = f"rank {told['rank']}: " if told["rank"] else ""
         print(rank + told["sentence"], file=sys.stderr)
     return int(told["code"])
+
+
+def _forward_signals(child: subprocess.Popen[str]) -> list[int]:
+    """Pass Ctrl-C and a polite kill on; the list fills with what came."""
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    return received
 
 
 def _relay(stream: IO[str]) -> list[str]:

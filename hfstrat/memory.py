@@ -29,11 +29,12 @@ def fits_on_gpu(
     collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
     row: dict[str, Any],
     dtype: torch.dtype,
+    distributed: bool,
 ) -> Callable[[int], bool]:
-    """A test whether so many copies of the longest row go through forward, backward and an optimiser's state.
+    """A test whether so many copies of `row` go through forward, backward and an optimiser's state.
 
-    The optimiser's two moments are stood in for by a tensor of their size. Gradients and the random state are
-    put back, so that the measurement leaves no trace in the run.
+    The optimiser's two moments, and the gradient buckets of a distributed run, are stood in for by a tensor of their
+    size. Gradients, mode, peak and random state are put back, so that the measurement leaves no trace in the run.
     """
     import torch
 
@@ -42,11 +43,13 @@ def fits_on_gpu(
     device = torch.device("cuda", torch.cuda.current_device())
 
     def fits(micro: int) -> bool:
-        state = torch.cuda.get_rng_state()
+        state, was_training = torch.cuda.get_rng_state(), model.training
+        model.train()  # activations are checkpointed in training only
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            moments = torch.empty(2 * sum(p.numel() for p in model.parameters() if p.requires_grad), device=device)
+            learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            moments = torch.empty((3 if distributed else 2) * learning, device=device)
             batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
             labels = batch.pop("labels")
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
@@ -58,7 +61,9 @@ def fits_on_gpu(
             return False
         finally:
             model.zero_grad(set_to_none=True)
+            model.train(was_training)
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
             torch.cuda.set_rng_state(state)
 
     return fits

@@ -46,17 +46,18 @@ def source_of(model: Model) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if model.revision:
         options["revision"] = model.revision
-    if not model.gguf_file:
-        return model.name_or_path, options
-    folder, _, name = model.name_or_path.rpartition("/")
-    return folder or ".", {**options, "gguf_file": name}
+    path = Path(model.name_or_path).expanduser()
+    if model.gguf_file:
+        return str(path.absolute().parent), {**options, "gguf_file": path.name}
+    # a local folder by its full path: an adapter remembers it, and has to find its base from any working directory
+    return str(path.absolute()) if path.is_dir() else model.name_or_path, options
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The tokenizer, with `add_tokens` added and a padding token (used for shape only: masks go by position)."""
     from transformers import AutoTokenizer
 
-    source, options = (model.tokenizer, {}) if model.tokenizer else source_of(model)
+    source, options = (str(Path(model.tokenizer).expanduser()), {}) if model.tokenizer else source_of(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:

@@ -36,7 +36,9 @@ def reported() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """A polite kill is an interruption: it ends with a sentence, and the run can be resumed."""
+    """A polite kill is an interruption, with a sentence. Under a launcher only the parent knows whether it was meant."""
+    if FILE in os.environ:
+        os._exit(128 + number)
     raise KeyboardInterrupt
 
 

@@ -63,14 +63,21 @@ def make_plan(
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
     save_every = eval_every if training.save_steps is None else _every(training.save_steps, steps)
-    if training.load_best_model_at_end and save_every % eval_every:
+    if by_clock and training.save_steps is not None:
         raise UserError(
-            f"training.save_steps: {save_every} is no multiple of eval_steps = {eval_every}, so the best weights could not be "
-            f"kept; {max(1, round(save_every / eval_every)) * eval_every} would do, or load_best_model_at_end: false"
+            "training.save_steps: with max_time and eval_steps as a share, checkpoints come with the evaluations; "
+            "remove it, or give eval_steps as a whole number too"
+        )
+    if training.load_best_model_at_end and save_every % eval_every:
+        near = max(1, round(save_every / eval_every)) * eval_every
+        raise UserError(
+            f"training.save_steps: {save_every} is no multiple of eval_steps = {eval_every}, as Trainer wants it for "
+            f"load_best_model_at_end; {near} would do, or load_best_model_at_end: false"
         )
     micro = training.per_device_train_batch_size
     if micro == "auto":
-        micro = stored_micro_batch or modest_micro_batch(share, lengths)
+        kept = stored_micro_batch if stored_micro_batch and share % stored_micro_batch == 0 else None
+        micro = kept or modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "

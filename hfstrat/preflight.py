@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hfstrat import checkpoints, preflight_model, workspace
+from hfstrat import checkpoints, hub, preflight_model, workspace
 from hfstrat.config import Data, Recipe, Training
 from hfstrat.data import formats, sources
 from hfstrat.errors import UserError
@@ -38,6 +38,7 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
     **dict.fromkeys(("remove_unused_columns", "logging_nan_inf_filter", "disable_tqdm", "do_train", "do_predict"), _REMOVE),
     **dict.fromkeys(("restore_callback_states_from_checkpoint", "save_only_model", "local_rank"), _REMOVE),
     **dict.fromkeys(("ignore_data_skip", "ddp_find_unused_parameters"), _REMOVE),
+    **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group stands before the arguments; remove it"),
     "eval_on_start": "set evaluation.before",
     "save_strategy": "set training.save_steps",
     "resume_from_checkpoint": "set training.resume",
@@ -61,6 +62,8 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
         footprint = preflight_model.check_model(recipe, network)
         workspace.check_output(recipe, overwrite)
         workspace.check_disk(recipe, footprint)
+        if network:
+            hub.check_access(recipe)
     return footprint
 
 

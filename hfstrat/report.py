@@ -27,7 +27,7 @@ LIBRARIES = (
 )
 
 
-def environment(model: str, files: list[Path]) -> dict[str, Any]:
+def environment(model: str, revision: str | None, files: list[Path]) -> dict[str, Any]:
     """Versions, hardware, and what identifies the model and the data."""
     import torch
 
@@ -39,7 +39,7 @@ def environment(model: str, files: list[Path]) -> dict[str, Any]:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "gpus": devices,
-        "model_sha256": model_fingerprint(model),
+        "model_sha256": model_fingerprint(model, revision),
         "data_sha256": {str(file): sha256(file) for file in files},
     }
 
@@ -66,7 +66,7 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def model_fingerprint(name_or_path: str) -> str | None:
+def model_fingerprint(name_or_path: str, revision: str | None = None) -> str | None:
     """A hash over a local model's weight files, or the commit of a cached Hub model."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -78,7 +78,7 @@ def model_fingerprint(name_or_path: str) -> str | None:
         return digest.hexdigest()
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name_or_path, "config.json")
+    cached = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
@@ -93,7 +93,7 @@ def make(loaded: Loaded, result: dict[str, Any], account: dict[str, Any]) -> dic
     return {
         "run": {**_run(loaded), "data": account},
         "result": result,
-        "environment": environment(recipe.model.name_or_path, files),
+        "environment": environment(recipe.model.name_or_path, recipe.model.revision, files),
     }
 
 

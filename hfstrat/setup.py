@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
@@ -37,6 +39,7 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
+    untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
     def recipe(self) -> Recipe:
@@ -45,6 +48,14 @@ class Job:
     @property
     def folder(self) -> Path:
         return Path(self.recipe.output_dir).expanduser()
+
+    def release(self) -> None:
+        """Give back the memory of model and optimiser: they sit in reference cycles and in the allocator's cache."""
+        self.trainer.accelerator.free_memory()
+        del self.trainer, self.base
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def prompts(self) -> list[Any]:
@@ -65,9 +76,19 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         folder = Path(recipe.output_dir).expanduser()
         checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
     stored = checkpoints.state_of(checkpoint) if checkpoint else {}
+    if stored and stored["processes"] != world.num_processes:
+        remarks.append(
+            f"this run began with {stored['processes']} processes and goes on with {world.num_processes}: the same batches "
+            "in the same order, but other random numbers where there is dropout"
+        )
 
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    if stored and stored["data"] != data.fingerprint():
+        raise UserError(
+            f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
+            "--overwrite or another output_dir"
+        )
     lengths, eval_lengths = data.train["length"], data.eval["length"]
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
@@ -82,7 +103,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
     collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model))
     if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
-        plan = measure_micro_batch(plan, args, trained, collate, data, dtype)
+        plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
+    if recipe.model.gguf_file:
+        base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
         screen.print(line)
 
@@ -101,23 +124,37 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         order=order,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
-        state={"recipe": recipe.model_dump(), "micro_batch": plan.micro_batch},
+        state={
+            "recipe": recipe.model_dump(),
+            "micro_batch": plan.micro_batch,
+            "processes": plan.processes,
+            "data": data.fingerprint(),
+        },
     )
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
 
 
 def measure_micro_batch(
-    plan: Plan, args: TrainingArguments, trained: Any, collate: Collator, data: Prepared, dtype: torch.dtype
+    recipe: Recipe,
+    plan: Plan,
+    args: TrainingArguments,
+    trained: Any,
+    collate: Collator,
+    data: Prepared,
+    dtype: torch.dtype,
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
-    longest = data.train[max(range(len(data.train)), key=data.train["length"].__getitem__)]
+    longest = max(data.train["length"])
+    worst = {"input_ids": [1] * longest, "labels": [1] * longest}  # the longest row, with loss on all of it
     trained.to(args.device)
     share = plan.global_batch_size // plan.processes
-    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, longest, dtype))
+    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, worst, dtype, plan.processes > 1))
     if plan.processes > 1:
         micro = int(gather(torch.tensor([micro], device=args.device)).min())
-    plan = replace(plan, micro_batch=micro, eval_batch=micro)
-    args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, micro
+    plan = replace(plan, micro_batch=micro)
+    if recipe.training.per_device_eval_batch_size == "auto":
+        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, *data.eval["length"])))
+    args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, plan.eval_batch
     args.gradient_accumulation_steps = plan.accumulation
     return plan
 

@@ -41,15 +41,17 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         facts, probe = conclude(job, seconds)
         after = answer_prompts(job)
         partial = save(job)
-        del job.trainer, job.base  # the fresh process that reloads the artefact gets the memory
+        job.release()  # the fresh process that reloads the artefact gets the memory
         leave_world()
         if not world.is_main_process:
             return None
-        return publish(job, facts, probe, partial, before, after, started)
+        whole = publish(job, facts, probe, partial, before, after, started)
     except BaseException as error:
         if world.is_main_process:
             report.write_failure(job.loaded, job.folder, errors.named(error))
         raise
+    present(job, whole)
+    return whole
 
 
 def answer_prompts(job: Job) -> list[str]:
@@ -67,7 +69,10 @@ def answer_prompts(job: Job) -> list[str]:
 
 def fit(job: Job, before: list[str]) -> float:
     """Train; returns the seconds it took, evaluations and checkpoints included."""
+    from hfstrat.verify import untrained_logits
+
     job.trainer.marker_state["answers"] = before
+    job.untrained = untrained_logits(job.trainer.model, job.data.probe(), job.compute_dtype)
     if job.checkpoint:
         job.screen.print(f"going on from {job.checkpoint}")
     started = time.monotonic()
@@ -86,11 +91,12 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     trainer = job.trainer
     history = trainer.state.log_history
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    precision = model.main_dtype(trained)
+    precision = {name: p.dtype for name, p in trained.named_parameters()}
     job.recipe.strategy.finish(trained, job.base)
     last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
-    best = trainer.state.best_global_step if job.recipe.training.load_best_model_at_end else None
-    unchanged = model.main_dtype(trained) == precision and best in (None, trainer.state.global_step)
+    best = trainer.best_step()
+    unchanged = best in (None, trainer.state.global_step)
+    unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if last is None or last["step"] != trainer.state.global_step or not unchanged:
         job.progress.evaluated = f"the result (weights of step {best or trainer.state.global_step}, as published)"
         last = trainer.evaluate()
@@ -100,6 +106,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "metrics_before": _metrics(first),
         "metrics_after": _metrics(last),
         "steps": trainer.state.global_step,
+        "session_steps": trainer.state.global_step - job.progress.first_step,
         "best_step": best,
         "resumed_from": str(job.checkpoint) if job.checkpoint else None,
         "train_seconds": seconds,
@@ -114,13 +121,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     }
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     ids = job.data.probe()
-    return facts, {"ids": ids, "logits": verify.probe_logits(trained, ids), "dtype": str(precision_of(trained))}
-
-
-def precision_of(model: Any) -> str:
-    from hfstrat.model import main_dtype
-
-    return str(main_dtype(model)).removeprefix("torch.")
+    dtype = str(model.main_dtype(trained)).removeprefix("torch.")
+    return facts, {"ids": ids, "logits": verify.probe_logits(trained, ids), "dtype": dtype, "untrained": job.untrained}
 
 
 def _metrics(entry: Report | None) -> dict[str, float] | None:
@@ -140,14 +142,14 @@ def save(job: Job) -> Path:
 
 def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
-    from hfstrat import console, hub, verify, workspace
+    from hfstrat import verify, workspace
     from hfstrat.evaluate import prompt_text
     from hfstrat.model import source_of
 
     source, options = source_of(job.recipe.model)
     if job.recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = job.recipe.model.attn_implementation
-    facts["verified"] = verify.verify(partial, probe["ids"], probe["logits"], probe["dtype"], {"source": source, **options})
+    facts["verified"] = verify.verify(partial, probe, {"source": source, **options})
     final = workspace.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     facts["answers"] = [
@@ -157,11 +159,20 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}
     facts["total_seconds"] = time.monotonic() - started
     whole = report.make(job.loaded, facts, job.data.account())
-    file = report.write(whole, job.folder)
-    console.show_answers(job.screen, facts["answers"])
-    for line in (*report.summary(whole), f"result           {final}", f"report           {file}", *hub.push(job.recipe, final)):
-        job.screen.print(line)
+    report.write(whole, job.folder)
     return whole
+
+
+def present(job: Job, whole: Report) -> None:
+    """Show what came out, and publish it if asked. Whatever happens here, the result is on disk."""
+    from hfstrat import console, hub
+
+    final = Path(whole["result"]["artefact"])
+    console.show_answers(job.screen, whole["result"]["answers"])
+    for line in (*report.summary(whole), f"result           {final}", f"report           {job.folder / 'report.json'}"):
+        job.screen.print(line)
+    for line in hub.push(job.recipe, final):
+        job.screen.print(line)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -58,7 +58,8 @@ class StrategyTrainer(Trainer):
         optimizer = optimizer or self.optimizer
         warmup = self.args.get_warmup_steps(VIRTUAL_STEPS)
         clock = self.clock
-        shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS).lr_lambdas[0]
+        extra = {"scheduler_specific_kwargs": self.args.lr_scheduler_kwargs}
+        shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS, **extra).lr_lambdas[0]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: shape(round(VIRTUAL_STEPS * max(clock.share, step / num_training_steps)))
         )
@@ -83,7 +84,7 @@ class StrategyTrainer(Trainer):
         metrics = super().evaluate(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if not math.isfinite(metrics[f"{prefix}_loss"]):
-            self._stop_non_finite("evaluation loss")
+            self._stop_non_finite("evaluation loss", self.state.global_step)
         return metrics
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -98,31 +99,52 @@ class StrategyTrainer(Trainer):
 
     def _check_finite(self) -> None:
         if self._bad_steps is not None and bool(self._bad_steps):
-            self._stop_non_finite("gradient")
+            self._stop_non_finite("gradient", self.state.global_step + 1)
 
-    def _stop_non_finite(self, what: str) -> None:
+    def _stop_non_finite(self, what: str, step: int) -> None:
         good = [p for p in checkpoints.all_checkpoints(Path(str(self.args.output_dir))) if checkpoints.is_complete(p)]
         kept = f"; the last good checkpoint is {good[-1]}" if good else "; there was no checkpoint yet"
-        raise errors.RunError(
-            f"the {what} is not finite at step {self.state.global_step + 1}{kept}. Halve training.learning_rate, "
-            "lengthen warmup_steps, or look for broken rows with `hfstrat check`",
-            errors.NON_FINITE,
-        )
+        cure = "Halve training.learning_rate, lengthen warmup_steps, or look for broken rows with `hfstrat check`"
+        if step == 0:
+            cure = "Nothing was trained yet: the model's weights are broken, or need model.dtype: float32 or bfloat16"
+        raise errors.RunError(f"the {what} is not finite at step {step}{kept}. {cure}", errors.NON_FINITE)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_finite()
         if not math.isfinite(logs.get("loss", 0.0)):
-            self._stop_non_finite("loss")
+            self._stop_non_finite("loss", self.state.global_step)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_finite()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / checkpoints.MARKER).unlink(missing_ok=True)  # an older one of that name is being overwritten
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # the marker says that every process has written its part
         if self.args.should_save:
-            output_dir = Path(str(self.args.output_dir))
-            checkpoints.mark_complete(output_dir / f"checkpoint-{self.state.global_step}", self.marker_state)
-            checkpoints.rotate(output_dir, self.keep, self.state.best_model_checkpoint)
+            checkpoints.mark_complete(folder, self.marker_state)
+            checkpoints.rotate(folder.parent, self.keep, self.state.best_model_checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best weights so far are always saved, also between two regular checkpoints."""
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
+
+    def best_step(self) -> int | None:
+        """The step whose weights were put back at the end, or None where the last ones were kept."""
+        best = self.state.best_model_checkpoint
+        return checkpoints.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that does not fill the model is an error; transformers would log it and go on."""
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {}))
+        odd = sorted(set(load_result.missing_keys) - tied) or sorted(load_result.unexpected_keys)
+        if odd:
+            raise errors.RunError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH)
+        super()._issue_warnings_after_load(load_result)
 
 
 def mean_of_sums(prediction: EvalPrediction) -> dict[str, float]:

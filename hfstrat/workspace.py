@@ -73,6 +73,7 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
     if not (folder / LOCK).is_file():
         raise UserError(f"output_dir: {folder} is in use by something that is no run of hfstrat; name another folder")
     if overwrite:
+        _check_nothing_needed(recipe, folder)
         return
     if (folder / "report.json").is_file():
         report = read_json(folder / "report.json")
@@ -92,6 +93,22 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
         )
     with about("output_dir"):
         checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+
+
+def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
+    """Refuse to replace a run by one that is made of its parts."""
+    if recipe.training.resume not in ("auto", "never"):
+        raise UserError(f"training.resume: {recipe.training.resume} would be deleted by --overwrite; give one of them")
+    needed = {
+        "model.name_or_path": recipe.model.name_or_path,
+        "model.tokenizer": recipe.model.tokenizer,
+        "strategy.adapter": getattr(recipe.strategy, "adapter", None),
+        "data.train": recipe.data.train,
+        "data.eval": recipe.data.eval,
+    }
+    for key, source in needed.items():
+        if source and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{key}: {source} lies in output_dir = {folder}, which --overwrite replaces; name another folder")
 
 
 def check_disk(recipe: Recipe, footprint: Footprint | None) -> None:

@@ -45,9 +45,9 @@ def test_repository_is_made_and_written_to(api: type[Api], recipe: Any, tmp_path
     wanted = recipe("hub={push: true, repo: me/x, private: false}").recipe
     hub.check_access(wanted)
     assert hub.push(wanted, tmp_path) == ["pushed           the address"]
-    assert [name for name, _ in api.calls] == ["create_repo", "auth_check", "upload_folder"]
-    assert api.calls[0][1]["private"] is False
-    assert api.calls[2][1] == {"repo_id": "me/x", "folder_path": tmp_path, "commit_message": "hfstrat: trained and verified"}
+    assert [name for name, _ in api.calls] == ["whoami", "repo_exists", "auth_check", "create_repo", "upload_folder"]
+    assert api.calls[3][1]["private"] is False
+    assert api.calls[4][1] == {"repo_id": "me/x", "folder_path": tmp_path, "commit_message": "hfstrat: trained and verified"}
 
 
 def test_no_access_is_said_before_training(api: type[Api], recipe: Any) -> None:

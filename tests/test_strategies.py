@@ -128,7 +128,11 @@ def test_added_tokens_learn_and_the_old_ones_are_frozen_under_lora(models: Calla
         embeddings = model.get_input_embeddings()
         return embeddings(torch.arange(max(base.new_token_ids) + 1)).detach().clone()
 
-    before = table()
+    def head() -> torch.Tensor:
+        layer = model.get_output_embeddings()
+        return layer(torch.eye(32))[:, : max(base.new_token_ids) + 1].T.detach().clone()
+
+    before, head_before = table(), head()
     ids = torch.tensor([[5, base.new_token_ids[0], 6, base.new_token_ids[1], 7]])
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(2):
@@ -136,6 +140,8 @@ def test_added_tokens_learn_and_the_old_ones_are_frozen_under_lora(models: Calla
         model(input_ids=ids, labels=ids).loss.backward()
         optimiser.step()
     moved = (table() != before).any(dim=1)
+    head_moved = (head() != head_before).any(dim=1)
+    assert head_moved[base.new_token_ids].all(), "a token that cannot be said"
     assert moved[base.new_token_ids].all()
     if name == "lora":
         assert int(moved.sum()) == 2

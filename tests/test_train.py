@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,8 +42,9 @@ def folder_of(loaded: Any) -> Path:
         ("strategy={name: partial, last_n_layers: 1}",),
         ("strategy={name: lora, r: 4, init_lora_weights: pissa}", "model.dtype=float32"),
         ("strategy={name: lora, r: 4, use_dora: true}", "model.add_tokens=['<think>']"),
+        ("strategy={name: lora, r: 4, modules_to_save: [lm_head]}", "model.dtype=bfloat16"),
     ],
-    ids=["lora", "full", "partial", "pissa", "dora-and-new-tokens"],
+    ids=["lora", "full", "partial", "pissa", "dora-and-new-tokens", "lora-and-head"],
 )
 def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides: tuple[str, ...]) -> None:
     loaded = recipe(*overrides)
@@ -168,13 +171,20 @@ def test_a_learning_rate_that_explodes_is_caught(recipe: Any) -> None:
     assert info.value.code == errors.NON_FINITE
 
 
-def test_max_time_ends_the_run_and_the_schedule_with_it(recipe: Any, quick: None) -> None:
-    report = run(recipe("training={max_time: 3s, eval_steps: 0.5, logging_steps: 1, global_batch_size: 8}"))
+def test_max_time_ends_the_run_and_the_schedule_with_it(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """On a clock of our own: a second passes whenever somebody looks, two a step."""
+    ticks = itertools.count()
+    monkeypatch.setattr("hfstrat.clock.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    report = run(recipe("training={max_time: 40s, eval_steps: 0.5, logging_steps: 1, global_batch_size: 8}"))
     assert report is not None
-    assert 1 < report["result"]["train_seconds"] < 20
-    assert report["result"]["steps"] > 4
-    rates = [e["learning_rate"] for e in log_history(report) if "learning_rate" in e]
-    assert rates[-1] < 0.1 * max(rates)
+    steps = report["result"]["steps"]
+    assert 19 <= steps <= 21
+    history = log_history(report)
+    evaluated = [e["step"] for e in history if "eval_loss" in e]
+    assert evaluated == [0, pytest.approx(steps / 2, abs=1), steps]
+    rates = [e["learning_rate"] for e in history if "learning_rate" in e]
+    assert rates[-1] < 0.02 * max(rates)
+    assert sorted(rates[2:], reverse=True) == rates[2:]
 
 
 def log_history(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -191,6 +201,55 @@ def test_the_best_weights_are_the_result(recipe: Any, quick: None) -> None:
     best = min(losses, key=lambda step: losses[step])
     assert report["result"]["best_step"] == best
     assert report["result"]["metrics_after"]["loss"] == pytest.approx(losses[best], rel=2e-2)
+
+
+def test_the_best_is_kept_between_checkpoints(recipe: Any, quick: None) -> None:
+    settings = ("strategy=full", "training.learning_rate=0.3", "training.max_steps=8", "training.eval_steps=1")
+    report = run(recipe(*settings, "training.save_steps=8", "training.save_total_limit=1"))
+    assert report is not None
+    losses = {e["step"]: e["eval_loss"] for e in log_history(report) if "eval_loss" in e and e["step"] > 0}
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 8
+    assert report["result"]["best_step"] == best
+    assert report["result"]["metrics_after"]["loss"] == pytest.approx(losses[best], rel=2e-2)
+
+
+def test_other_rows_do_not_go_on(recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(rows.read_text())
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(f"data.train={mine}"))
+    mine.write_text(rows.read_text().replace("cat", "dog"))
+    with pytest.raises(UserError, match=r"not those that .*checkpoint-2 was made with"):
+        run(recipe(f"data.train={mine}"))
+
+
+def test_overwrite_does_not_eat_what_the_run_is_made_of(recipe: Any, quick: None) -> None:
+    first = run(recipe())
+    assert first is not None
+    adapter = first["result"]["artefact"]
+    with pytest.raises(UserError, match="lies in output_dir"):
+        run(recipe(f"strategy={{name: lora, adapter: {adapter}}}"), overwrite=True)
+    (folder_of(recipe()) / "notes.txt").write_text("mine")
+    run(recipe(), overwrite=True)
+    assert (folder_of(recipe()) / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "No space left on device"), errors.DISK_FULL),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3"), errors.DISK_FULL),
+        (MemoryError(), errors.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), errors.OUT_OF_MEMORY),
+        (KeyboardInterrupt(), errors.INTERRUPTED),
+        (ZeroDivisionError("x"), errors.CRASH),
+    ],
+)
+def test_ends_have_names(error: BaseException, code: int) -> None:
+    assert errors.named(error).code == code
 
 
 def test_early_stopping_stops(recipe: Any, quick: None) -> None:

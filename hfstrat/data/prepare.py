@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,13 @@ class Prepared:
         chosen = self.eval["input_ids"][:rows]
         width = min(tokens, *(len(ids) for ids in chosen)) if len(chosen) > 1 else min(tokens, len(chosen[0]))
         return torch.tensor([ids[:width] for ids in chosen])
+
+    def fingerprint(self) -> str:
+        """A hash of the training rows' ids, in order."""
+        digest = hashlib.sha256()
+        for ids in self.train.with_format("numpy")["input_ids"]:
+            digest.update(ids.tobytes() + b"|")
+        return digest.hexdigest()
 
     def account(self) -> dict[str, Any]:
         return {name: asdict(account) for name, account in self.accounts.items()}

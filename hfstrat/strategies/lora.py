@@ -72,7 +72,6 @@ class Lora(Strategy):
         """The PEFT configuration for a fresh adapter."""
         from peft import LoraConfig, TaskType
 
-        new_tokens: Any = base.new_token_ids or None
         return LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.r,
@@ -83,19 +82,29 @@ class Lora(Strategy):
             use_rslora=self.use_rslora,
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
             modules_to_save=self.modules_to_save or None,
-            trainable_token_indices=new_tokens,
+            trainable_token_indices=self._new_tokens(base),
             revision=base.revision,
         )
+
+    def _new_tokens(self, base: Base) -> Any:
+        """The rows of added tokens that learn: in the embeddings, and in the head where it is a matrix of its own."""
+        if not base.new_token_ids:
+            return None
+        if self.init_lora_weights.startswith(CHANGES_BASE):
+            raise UserError(
+                f"strategy.init_lora_weights: {self.init_lora_weights} together with model.add_tokens: PEFT would not save the "
+                "new tokens' embeddings; take another initialisation"
+            )
+        tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
+        names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
+        return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
 
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
 
         modules = [name for name, _ in base.model.named_modules() if name]
         if self.adapter is not None:
-            check_adapter(self.adapter)
-            model = PeftModel.from_pretrained(base.model, self.adapter, is_trainable=True)
-            base.say(f"going on from the adapter {self.adapter}")
-            return model
+            return self._go_on(base, PeftModel)
         self._check_names(modules)
         try:
             model = get_peft_model(base.model, self.config(base))
@@ -104,6 +113,28 @@ class Lora(Strategy):
             return model
         except ValueError as error:
             raise UserError(f"strategy: PEFT refused this adapter: {error}") from error
+
+    def _go_on(self, base: Base, peft_model: Any) -> nn.Module:
+        """The adapter of another run, on this recipe's base."""
+        assert self.adapter is not None
+        if base.new_token_ids:
+            raise UserError("model.add_tokens: an existing adapter has no place for new tokens, so they would stay random")
+        check_adapter(self.adapter)
+        path = Path(self.adapter).expanduser()
+        model = peft_model.from_pretrained(base.model, str(path) if path.exists() else self.adapter, is_trainable=True)
+        config, here = model.peft_config["default"], base.model.name_or_path
+        base.say(f"going on from the adapter {self.adapter}")
+        if config.base_model_name_or_path not in (None, here, base.name_or_path):
+            base.say(f"it was trained on {config.base_model_name_or_path}; from now on it names {here} as its base")
+        config.base_model_name_or_path, config.revision = here, base.revision
+        return model
+
+    def finish(self, model: nn.Module, base: Base) -> None:
+        """Modules saved whole go back to the base's precision: peft loads them beside it without a cast."""
+        for module in model.modules():
+            if type(module).__name__ == "ModulesToSaveWrapper":
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.to(base.compute_dtype)
 
     def _check_names(self, modules: list[str]) -> None:
         """PEFT looks for what it is given and is content with less: a name that matches no module is refused here."""
