@@ -76,15 +76,15 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         folder = Path(recipe.output_dir).expanduser()
         checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
     stored = checkpoints.state_of(checkpoint) if checkpoint else {}
-    if stored and stored["processes"] != world.num_processes:
+    if stored and stored.get("processes", 1) != world.num_processes:
         remarks.append(
-            f"this run began with {stored['processes']} processes and goes on with {world.num_processes}: the same batches "
+            f"this run began with {stored.get('processes')} processes and goes on with {world.num_processes}: the same batches "
             "in the same order, but other random numbers where there is dropout"
         )
 
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
-    if stored and stored["data"] != data.fingerprint():
+    if stored and stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"

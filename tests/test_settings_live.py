@@ -401,6 +401,11 @@ class Api:
     def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
         self.asked.append(("create", repo, private))
 
+    def whoami(self) -> None: ...
+
+    def repo_exists(self, repo: str) -> bool:
+        return True
+
     def auth_check(self, repo: str, write: bool) -> None:
         self.asked.append(("check", repo, write))
 
@@ -413,11 +418,11 @@ class Api:
     ("settings", "asked"),
     [
         ({"repo": "me/x"}, []),
-        ({"push": True, "repo": "me/x"}, [("create", "me/x", True), ("check", "me/x", True), ("upload", "me/x", "final")]),
-        ({"push": True, "repo": "me/y"}, [("create", "me/y", True), ("check", "me/y", True), ("upload", "me/y", "final")]),
+        ({"push": True, "repo": "me/x"}, [("check", "me/x", True), ("create", "me/x", True), ("upload", "me/x", "final")]),
+        ({"push": True, "repo": "me/y"}, [("check", "me/y", True), ("create", "me/y", True), ("upload", "me/y", "final")]),
         (
             {"push": True, "repo": "me/x", "private": False},
-            [("create", "me/x", False), ("check", "me/x", True), ("upload", "me/x", "final")],
+            [("check", "me/x", True), ("create", "me/x", False), ("upload", "me/x", "final")],
         ),
     ],
     ids=["no push", "push", "repo", "private"],
