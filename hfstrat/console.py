@@ -35,19 +35,19 @@ class ProgressReport(TrainerCallback):
     def __init__(self, console: Console, order: BatchOrder, time_limit: float | None = None) -> None:
         self.console, self.order, self.time_limit = console, order, time_limit
         self.tokens = 0
-        self.seconds = 0.0  # in steps: without evaluations and checkpoints
+        self.seconds = 0.0  # of training, loading of batches included, evaluations and checkpoints not
         self.loss: float | None = None
         self.evaluated = ""  # what an evaluation outside of training is of
         self._bar: Progress | None = None
         self.first_step = 0  # of this session
-        self._started = self._step_started = self._last_line = 0.0
+        self._started = self._since = self._last_line = 0.0
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = self._last_line = time.monotonic()
+        self._started = self._since = self._last_line = time.monotonic()
         self.first_step = state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
@@ -56,12 +56,13 @@ class ProgressReport(TrainerCallback):
             self._task = self._bar.add_task("", total=total, completed=state.global_step, status="")
             self._bar.start()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step_started = time.monotonic()
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        self.seconds += now - self._step_started
+        self.seconds += now - self._since
+        self._since = now
         self.tokens += self.order.tokens(state.global_step - 1)
         if not state.is_world_process_zero:
             return
@@ -85,6 +86,7 @@ class ProgressReport(TrainerCallback):
         self.loss = (logs or {}).get("loss", self.loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self._since = time.monotonic()
         if metrics and state.is_world_process_zero:
             self.console.print(
                 f"{self.evaluated or f'evaluation at step {state.global_step}'}: loss {metrics['eval_loss']:.4f}, "
