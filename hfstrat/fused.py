@@ -26,7 +26,7 @@ TOLERANCE = {4: 1e-3, 2: 2e-2}  # by the bytes of a weight; of the largest logit
 
 
 @dataclass
-class HeadLossOutput(ModelOutput):
+class HeadLossOutput(ModelOutput):  # type: ignore[misc]
     """What the bound forward gives.
 
     `total` is the summed loss (nats) and `loss` that over the number of supervised tokens. Outside training also, per
@@ -84,10 +84,9 @@ def _softcap(config: PretrainedConfig) -> float | None:
 
 
 def _scales(config: PretrainedConfig) -> Iterator[float]:
-    """Factors of the logits that this family may mean: Granite divides by what HyperCLOVA X, by the same name, multiplies by."""
-    named = [
-        getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
-    ]
+    """Factors that this family may mean: Granite divides its logits by what HyperCLOVA X, by the same name, multiplies by."""
+    names = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
+    named = [getattr(config, name, None) for name in names]
     given = [float(scale) for scale in named if isinstance(scale, int | float) and scale]
     yield from dict.fromkeys([*given, *(1 / scale for scale in given), 1.0])
 
@@ -160,7 +159,7 @@ def _loss_of_module(
 
 @torch.no_grad()
 def _differs(model: PreTrainedModel) -> str | None:
-    """Compare the bound forward's loss at some positions with the cross-entropy of the stock logits, in the model's own dtype."""
+    """Compare the bound forward's loss at some positions with that of the stock logits, in the model's own dtype."""
     was_training = model.training
     model.eval()
     try:

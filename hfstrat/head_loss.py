@@ -69,11 +69,9 @@ def head_scores(
     Arguments and errors are those of `head_loss`; there is no gradient.
     """
     nll, right = [], []
-    rows = chunk or chunk_rows(weight, False)
+    chunk, dtype = chunk or chunk_rows(weight, False), _compute_dtype(hidden, weight)
     with _without_autocast(hidden.device):
-        for _, _, wanted, logits in _chunks(
-            hidden, weight, targets, bias, softcap, scale, rows, _compute_dtype(hidden, weight)
-        ):
+        for _, _, wanted, logits in _chunks(hidden, weight, targets, bias, softcap, scale, chunk, dtype):
             right.append(logits.argmax(-1) == wanted)
             nll.append(-functional.log_softmax(logits, -1).gather(1, wanted[:, None])[:, 0])
     empty = torch.empty(0, dtype=_loss_dtype(weight.dtype), device=hidden.device)
