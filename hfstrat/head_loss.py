@@ -15,7 +15,8 @@ from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = {"cpu": 16 * 2**20}  # of a chunk's float32 logits: about a CPU's last cache
+CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
+CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
 GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
 
@@ -79,14 +80,14 @@ def head_scores(
 
 
 def chunk_rows(weight: torch.Tensor, learns: bool) -> int:
-    """Rows whose float32 logits fit into a cache.
+    """Rows at a time: as many as keep the logits in cache, but not so few that the weight's way from memory dominates.
 
-    A weight that learns is read and written once more for each chunk, for its gradient; that gradient is as large as
-    H rows of logits, so H/4 rows at a time cost little memory beside it and save most of that traffic.
+    The gradient of a weight that learns is read and written for each chunk too; it is as large as H rows of logits,
+    so H/4 rows at a time cost little memory beside it.
     """
     vocabulary, width = weight.shape
-    rows = CHUNK_BYTES.get(weight.device.type, GPU_CHUNK_BYTES) // (4 * vocabulary)
-    return max(1, rows, width // 4 if learns else 0)
+    size = CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(CHUNK_ROWS, size // (4 * vocabulary), width // 4 if learns else 0)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -149,11 +149,10 @@ def test_no_operation_holds_the_logits_of_all_rows(learns: bool) -> None:
     assert plain.elements == rows * vocabulary
 
 
-def test_a_chunk_is_at_least_one_row_and_larger_where_the_head_learns() -> None:
-    assert chunk_rows(torch.empty(10**9, 1, device="meta"), False) == 1
-    weight = torch.empty(2**17, 576)
-    assert chunk_rows(weight, False) == 32
-    assert chunk_rows(weight, True) == 144
+def test_a_chunk_fills_the_cache_and_is_larger_where_the_head_learns() -> None:
+    assert chunk_rows(torch.empty(2**12, 576), False) == 2**10
+    assert chunk_rows(torch.empty(2**17, 576), False) == 128
+    assert chunk_rows(torch.empty(2**17, 576), True) == 144
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
