@@ -355,3 +355,31 @@ def test_a_model_that_does_more_than_its_head_is_refused_with_a_reason(models: C
 def test_16_bit_weights_pass_the_proof(models: Callable[..., Path]) -> None:
     for model in (load(models()), family("Gemma2", final_logit_softcapping=3.0), family("Granite", logits_scaling=4.0)):
         assert bind_head_loss(model.to(torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("strategy", ["{name: lora, r: 4}", "full"], ids=["lora", "full"])
+def test_a_run_trains_by_it_saves_without_it_and_equals_the_fallback(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    from hfstrat import fused, train
+
+    save, seen, reports = train.save, [], []
+
+    def watched(job: Any) -> Path:
+        seen.append((job.trainer.data_collator.selects_rows, "forward" in vars(job.base.model)))
+        return save(job)
+
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
+    monkeypatch.setattr(train, "save", watched)
+    for name in ("bound", "stock"):
+        settings = [f"strategy={strategy}", "model.dtype=float32", f"output_dir={tmp_path / name}"]
+        report = train.run(recipe(*settings))
+        assert report is not None
+        reports.append(report["result"])
+        monkeypatch.setattr(fused, "bind_head_loss", lambda model: "a reason")
+    assert seen == [(True, False), (False, False)]
+    assert "which takes more memory: a reason" in capsys.readouterr().out
+    ours, theirs = ([entry["loss"] for entry in report["losses"]] for report in reports)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    for when in ("metrics_before", "metrics_after"):
+        assert reports[0][when] == pytest.approx(reports[1][when], rel=1e-5)
