@@ -109,10 +109,10 @@ class _HeadLoss(torch.autograd.Function):
         for_hidden = torch.empty_like(hidden) if learns[0] else None
         for_weight = torch.zeros_like(weight, dtype=_loss_dtype(weight.dtype)) if learns[1] else None
         for_bias = torch.zeros_like(bias, dtype=_loss_dtype(bias.dtype)) if bias is not None and learns[3] else None
-        cast = weight.to(dtype)
+        cast, space = weight.to(dtype), torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide, device=hidden.device)
         with _without_autocast(hidden.device):
             for part, rows, wanted, logits in _chunks(hidden, cast, targets, bias, softcap, scale, chunk, dtype):
-                gradient = functional.log_softmax(logits, -1)
+                gradient = torch.log_softmax(logits, -1, out=space[: len(wanted)])
                 total -= gradient.gather(1, wanted[:, None]).sum()
                 if not any(learns):
                     continue
@@ -151,10 +151,14 @@ def _chunks(
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """For each chunk: its slice, its rows `[c, H]` in `dtype`, its targets `[c]`, its logits `[c, V]` in float32 or wider."""
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    product = torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)  # fresh pages cost time
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         rows = hidden[part].to(dtype)
-        logits = functional.linear(rows, weight, bias).to(_loss_dtype(dtype))  # ours alone, so it may change in place
+        logits = torch.mm(rows, weight.T, out=product[: len(rows)])
+        if bias is not None:
+            logits += bias
+        logits = logits.to(_loss_dtype(dtype))
         if scale != 1.0:
             logits *= scale
         if softcap is not None:
