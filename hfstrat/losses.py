@@ -29,11 +29,17 @@ def causal_lm_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch
     """Cross-entropy summed over this micro-batch and divided by the supervised tokens of the whole optimiser step.
 
     `num_items_in_batch` counts over all micro-batches and processes, so that any split of a batch has the same
-    gradient; None means this micro-batch alone. A batch without supervised tokens gives a finite zero.
+    gradient; None means this micro-batch alone. A batch without supervised tokens gives a finite zero. A model with our
+    loss bound to it (`hfstrat.fused`) has summed it already; not every family is told the number of items.
     """
-    logits, targets = supervised_rows(outputs["logits"], labels)
-    total = functional.cross_entropy(logits, targets, reduction="sum")
-    count = num_items_in_batch if num_items_in_batch is not None else targets.numel()
+    if "total" in outputs:
+        if num_items_in_batch is None:
+            return outputs["loss"]
+        total, count = outputs["total"], num_items_in_batch
+    else:
+        logits, targets = supervised_rows(outputs["logits"], labels)
+        total = functional.cross_entropy(logits, targets, reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else targets.numel()
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
@@ -41,7 +47,11 @@ def causal_lm_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Per row of the batch: summed negative log-likelihood (nats), supervised tokens, right top-1 guesses: `[B, 3]`."""
     logits, targets = supervised_rows(logits, labels)
     nll = functional.cross_entropy(logits, targets, reduction="none")
-    right = (logits.argmax(-1) == targets).float()
     row = (shift(labels) != IGNORED).nonzero()[:, 0]
-    sums = torch.zeros(labels.shape[0], 3, device=logits.device, dtype=torch.float64 if not logits.is_mps else None)
-    return sums.index_add_(0, row, torch.stack([nll, torch.ones_like(nll), right], dim=1).to(sums.dtype))
+    return sums_by_row(nll, logits.argmax(-1) == targets, row, labels.shape[0])
+
+
+def sums_by_row(nll: torch.Tensor, right: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
+    """The sums of `causal_lm_sums`, `[rows, 3]`, from the supervised tokens (`[n]` each) and the row each is in."""
+    sums = torch.zeros(rows, 3, device=nll.device, dtype=torch.float64 if not nll.is_mps else None)
+    return sums.index_add_(0, row, torch.stack([nll, torch.ones_like(nll), right.to(nll.dtype)], dim=1).to(sums.dtype))

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, checkpoints, console, memory, model, workspace
+from hfstrat import arguments, checkpoints, console, fused, memory, model, workspace
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
@@ -97,11 +97,13 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = model.load_base(recipe.model, tokenizer)
+    if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
+        base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
     model.checkpoint_activations(base.model, recipe.training.activation_checkpointing)
     multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
-    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model))
+    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model), selects_rows=reason is None)
     if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
         plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
     if recipe.model.gguf_file:

@@ -85,7 +85,7 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import memory, model, verify
+    from hfstrat import fused, memory, model, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
@@ -120,6 +120,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "plan": plan_facts(job.plan),
     }
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
+    fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     ids = job.data.probe()
     dtype = str(model.main_dtype(trained)).removeprefix("torch.")
     return facts, {"ids": ids, "logits": verify.probe_logits(trained, ids), "dtype": dtype, "untrained": job.untrained}

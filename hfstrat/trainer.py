@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from hfstrat import checkpoints, errors
 from hfstrat.clock import Clock
 from hfstrat.data.batches import BatchOrder
-from hfstrat.losses import causal_lm_loss, causal_lm_sums
+from hfstrat.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
 VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
 
@@ -77,7 +77,12 @@ class StrategyTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = causal_lm_sums(model(**inputs)["logits"], labels)
+            outputs = model(**inputs)
+            if "nll" in outputs:
+                row = inputs["loss_rows"] // labels.shape[1]
+                sums = sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0])
+            else:
+                sums = causal_lm_sums(outputs["logits"], labels)
         return None, sums, sums
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -54,13 +54,15 @@ class BatchOrder(Sampler[int]):
 class Collator:
     """Pads rows on the right to a rounded length: few shapes, so that kernels are compiled once.
 
-    Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and, for models
-    that take it, `logits_to_keep` (bool `[B, T]`): the positions whose next token carries loss. Only these go
-    through the LM head.
+    Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and the positions
+    whose next token carries loss, since only these go through the LM head: for a model with our loss bound to it as
+    `loss_rows` (int64 `[n]`, indices into B*T) and `targets` (int64 `[n]`, those next tokens), found here so that nobody
+    waits for a device to count them; else, for models that take it, as `logits_to_keep` (bool `[B, T]`).
     """
 
-    def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool) -> None:
-        self.pad_token_id, self.multiple, self.masks_logits = pad_token_id, multiple, masks_logits
+    def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool, selects_rows: bool = False) -> None:
+        self.pad_token_id, self.multiple = pad_token_id, multiple
+        self.masks_logits, self.selects_rows = masks_logits, selects_rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
@@ -74,8 +76,12 @@ class Collator:
             labels[index, :length] = torch.as_tensor(row["labels"])
             mask[index, :length] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        if self.masks_logits:
-            batch["logits_to_keep"] = shift(labels) != IGNORED
+        targets = shift(labels)
+        if self.selects_rows:
+            batch["loss_rows"] = (targets != IGNORED).flatten().nonzero()[:, 0]
+            batch["targets"] = targets.flatten()[batch["loss_rows"]]
+        elif self.masks_logits:
+            batch["logits_to_keep"] = targets != IGNORED
         return batch
 
 
