@@ -16,7 +16,6 @@ plain HF Trainer near 120 (float32, random order, widths that change with every 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -186,6 +185,8 @@ def one(name: str) -> dict[str, float]:
     """Carry out one contender in this process."""
     from transformers.utils import logging
 
+    from hfstrat.memory import peak_bytes
+
     logging.disable_progress_bar()
     runs = {
         "hfstrat": run_hfstrat,
@@ -200,7 +201,7 @@ def one(name: str) -> dict[str, float]:
         data, _ = prepared(Path(scratch))
         tokens = sum(data.train["length"])
         seconds, loss = runs[name](Path(scratch))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "loss": loss, "peak_bytes": peak}
 
 

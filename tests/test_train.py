@@ -204,15 +204,24 @@ def test_the_best_weights_are_the_result(recipe: Any, quick: None) -> None:
     assert report["result"]["metrics_after"]["loss"] == pytest.approx(losses[best], rel=2e-2)
 
 
-def test_the_best_is_kept_between_checkpoints(recipe: Any, quick: None) -> None:
+def test_the_best_is_kept_between_checkpoints(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """The third step is said to be the best, the only regular checkpoint is the eighth: the third's weights come out."""
+    from hfstrat.trainer import StrategyTrainer
+
+    evaluate, kept = StrategyTrainer.evaluate, {}
+
+    def told(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        step = self.state.global_step
+        kept.setdefault(step, self.model.lm_head.weight.detach().clone())
+        return evaluate(self, *args, **kwargs) | {"eval_loss": 1.0 + abs(step - 3)}
+
+    monkeypatch.setattr(StrategyTrainer, "evaluate", told)
     settings = ("strategy=full", "training.learning_rate=0.3", "training.max_steps=8", "training.eval_steps=1")
-    report = run(recipe(*settings, "training.save_steps=8", "training.save_total_limit=1"))
+    loaded = recipe(*settings, "training.save_steps=8", "training.save_total_limit=1")
+    report = run(loaded)
     assert report is not None
-    losses = {e["step"]: e["eval_loss"] for e in log_history(report) if "eval_loss" in e and e["step"] > 0}
-    best = min(losses, key=lambda step: losses[step])
-    assert best != 8
-    assert report["result"]["best_step"] == best
-    assert report["result"]["metrics_after"]["loss"] == pytest.approx(losses[best], rel=2e-2)
+    assert report["result"]["best_step"] == 3
+    assert torch.equal(weights(folder_of(loaded))["lm_head.weight"], kept[3])
 
 
 def test_other_rows_do_not_go_on(recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
