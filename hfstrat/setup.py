@@ -17,6 +17,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.parts import overlap_lines
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
@@ -128,10 +129,10 @@ def early_stopping(recipe: Recipe) -> list[Any]:
 
 
 def data_lines(data: Prepared) -> list[str]:
-    lines = [f"{name:<9} {account.line()}" for name, account in data.accounts.items()]
+    lines = [f"{name:<9} {line}" for name, account in data.accounts.items() for line in account.lines()]
     if "eval" not in data.accounts:
         lines.append(f"{'eval':<9} {len(data.eval):,} rows held out, {len(data.train):,} left to train on")
-    return lines
+    return lines + [f"{'twice':<9} {line}" for line in overlap_lines(data.overlap)]
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
