@@ -17,7 +17,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
-from hfstrat.data.parts import overlap_lines
+from hfstrat.data.parts import column, overlap_lines
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
@@ -69,7 +69,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
-    lengths, eval_lengths = data.train["length"], data.eval["length"]
+    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -111,7 +111,7 @@ def measure_micro_batch(
     plan: Plan, args: TrainingArguments, trained: Any, collate: Collator, data: Prepared, dtype: torch.dtype
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
-    longest = data.train[max(range(len(data.train)), key=data.train["length"].__getitem__)]
+    longest = data.train[int(column(data.train, "length").argmax())]
     trained.to(args.device)
     share = plan.global_batch_size // plan.processes
     micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, longest, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -26,6 +27,15 @@ class Example(NamedTuple):
         """Whether there is anything to learn: a text, or an answer that is not blank."""
         answers = [m for m in self.messages or [] if m["role"] == "assistant"]
         return bool((self.text or "").strip()) or any(m["content"].strip() or m.get("tool_calls") for m in answers)
+
+    @property
+    def words(self) -> str:
+        """Everything that is said, without the template's marks: what tells two rows apart."""
+        said = (
+            f"{m['role']} {m['content']} {json.dumps(m['tool_calls']) if 'tool_calls' in m else ''}"
+            for m in self.messages or []
+        )
+        return self.text if self.text is not None else "\n".join(said)
 
 
 Row = Mapping[str, Any]

@@ -38,10 +38,6 @@ class Rendered(NamedTuple):
     segments: list[Segment]
     framed: bool
 
-    @property
-    def text(self) -> str:
-        return "".join(segment.text for segment in self.segments)
-
 
 class Renderer:
     """Renders examples for one tokenizer and one template.

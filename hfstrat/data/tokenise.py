@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hfstrat.data.account import Account, Overlong, check
+from hfstrat.data.formats import Example
 from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, check_train_on
 from hfstrat.data.render import IGNORED, Rendered, Renderer
@@ -68,14 +69,15 @@ def _batch(
     batch: list[tuple[int, Row]], reading: Reading, data: Data, renderer: Renderer, account: Account, overlong: Overlong
 ) -> list[Piece]:
     account.rows_read += len(batch)
-    rendered = [(index, *_render(row, reading, renderer, account, reading.where(index))) for index, row in batch]
+    pairs = [_render(row, reading, renderer, reading.where(index)) for index, row in batch]
     pieces: list[Piece] = []
-    encoded = renderer.encode([texts for _, texts, _ in rendered])
-    for (index, texts, says_something), (ids, labels) in zip(rendered, encoded, strict=True):
-        if says_something:
+    encoded = renderer.encode([texts for _, texts in pairs])
+    for (index, _), (example, _), (ids, labels) in zip(batch, pairs, encoded, strict=True):
+        account.rows_with_tools += bool(example.tools)
+        if example.says_something:
             parts = _fit(ids, labels, data, account, overlong, reading.where(index))
             kept = [(part, label) for part, label in parts if any(value != IGNORED for value in label)]
-            account.tokens_lost += sum(len(part) for part, label in parts) - sum(len(part) for part, _ in kept)
+            account.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
             account.rows_unreached += bool(parts) and not kept
         else:
             account.rows_blank += 1
@@ -83,17 +85,16 @@ def _batch(
             kept = []
         account.rows_kept += bool(kept)
         account.rows_dropped += not kept
-        pieces += [Piece(part, label, len(part), index, hash_of(texts.text)) for part, label in kept]
+        pieces += [Piece(part, label, len(part), index, hash_of(example.words)) for part, label in kept]
     account.supervised += sum(label != IGNORED for piece in pieces for label in piece.labels)
     account.tokens += sum(piece.length for piece in pieces)
     return pieces
 
 
-def _render(row: Row, reading: Reading, renderer: Renderer, account: Account, where: str) -> tuple[Rendered, bool]:
+def _render(row: Row, reading: Reading, renderer: Renderer, where: str) -> tuple[Example, Rendered]:
     try:
         example = reading.example(row)
-        account.rows_with_tools += bool(example.tools)
-        return renderer.render(example), example.says_something
+        return example, renderer.render(example)
     except BadRow as error:
         raise UserError(f"{where}: {error}") from None
 
