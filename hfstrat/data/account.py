@@ -53,6 +53,7 @@ class Account:
     supervised: int = 0
     tokens_lost: int = 0
     supervised_lost: int = 0
+    tools_as_text: bool = False  # the template does not know tools
     sources: list[Account] = field(default_factory=list)
 
     @classmethod
@@ -65,7 +66,9 @@ class Account:
         """One account of several sources; a single one stays as it is."""
         if len(accounts) == 1:
             return accounts[0]
-        total = cls(f"{len(accounts)} sources", template=accounts[0].template, train_on=accounts[0].train_on, sources=accounts)
+        total = cls(f"{len(accounts)} sources", template=accounts[0].template, sources=accounts)
+        total.tools_as_text = any(account.tools_as_text for account in accounts)
+        total.train_on = " and ".join(dict.fromkeys(account.train_on for account in accounts))
         total.format = " and ".join(dict.fromkeys(account.format for account in accounts))
         for name in COUNTS:
             setattr(total, name, sum(getattr(account, name) for account in accounts))
@@ -74,6 +77,8 @@ class Account:
     def line(self) -> str:
         text = f"{self.source}: {self.rows_kept:,} of {self.rows_read:,} rows as {self.format}"
         text += f" ({self.template} template, loss on {self.train_on})" if self.template and self.format != "text" else ""
+        if self.rows_with_tools:
+            text += f", {self.rows_with_tools:,} with tools{' as text: the template knows none' if self.tools_as_text else ''}"
         text += f", {self.tokens:,} tokens, {self.supervised:,} carry loss"
         if self.rows_cut or self.rows_split or self.rows_dropped:
             text += f"; {self.rows_cut:,} cut, {self.rows_split:,} split, {self.rows_dropped:,} dropped"

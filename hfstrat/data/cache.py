@@ -44,12 +44,11 @@ def digest_of(*files: Path) -> str:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Over the tokenizer's files as it would be saved, without the padding and cutting that its last call left behind."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        backend.no_padding()  # each call sets both anew
+        backend.no_truncation()
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
-        saved = Path(scratch) / "tokenizer.json"
-        if saved.is_file():
-            content = json.loads(saved.read_text(encoding="utf-8")) | {"padding": None, "truncation": None}
-            saved.write_text(json.dumps(content), encoding="utf-8")
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
         names = "\n".join(str(file.relative_to(scratch)) for file in files)
         return hashlib.sha256(f"{names}\n{digest_of(*files)}".encode()).hexdigest()

@@ -36,6 +36,12 @@ class Reading:
         named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
         return formats.FORMATS[self.kind][1](named)
 
+    def resolve(self, train_on: str) -> str:
+        """What `train_on: auto` comes to for these rows."""
+        if train_on != "auto":
+            return train_on
+        return {"text": "all", "messages": "assistant", "conversations": "assistant"}.get(self.kind, "completions")
+
     def where(self, index: int) -> str:
         return f"{self.source}: row {index + 1}"
 

@@ -53,7 +53,8 @@ def tokenise(rows: Iterable[Row], reading: Reading, data: Data, renderer: Render
     import pyarrow as pa
 
     check_train_on(data, reading)
-    account = Account(reading.source, reading.kind, renderer.template, renderer.train_on)
+    account = Account(reading.source, reading.kind, renderer.template, reading.resolve(data.train_on))
+    account.tools_as_text = not renderer.knows_tools
     overlong = Overlong()
     numbered = enumerate(rows)
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
