@@ -185,7 +185,7 @@ def test_blank_answers_are_counted_and_refused(tmp_path: Path) -> None:
     account = prepare(Data(train=str(file)), CHAT, seed=0).accounts["train"]
     assert (account.rows_blank, account.rows_dropped, account.rows_kept) == (3, 3, 97)
     write_jsonl(file, [*good, *[{"prompt": "a", "completion": ""}] * 10])
-    with pytest.raises(UserError, match=r"10 of 107 rows \(9\.3%\) have no token .* the answer is blank in 10"):
+    with pytest.raises(UserError, match=r"10 of 107 rows \(9\.3%\) have no token .* in 10 of them the answer is blank"):
         prepare(Data(train=str(file)), CHAT, seed=0)
 
 

@@ -32,8 +32,8 @@ class Account:
     """What became of the rows and tokens of one source, or of several together (then `sources` has one for each).
 
     `rows_read = rows_kept + rows_dropped`. Dropped are rows that are too long (`overflow: drop`), `rows_blank` without an
-    answer, and `rows_unreached` whose answer lies wholly beyond `max_length`. `supervised` tokens carry loss; the tokens of
-    a row count once, whatever its weight.
+    answer to learn, and `rows_unreached` whose answer lies wholly beyond `max_length`. `supervised` tokens carry loss;
+    the tokens of a row count once, whatever its weight.
     """
 
     source: str
@@ -137,7 +137,9 @@ def _check_rows(account: Account, data: Data) -> None:
     if without <= UNSUPERVISED_ALLOWED * account.rows_read:
         return
     if account.rows_blank >= account.rows_unreached:
-        cause = f"the answer is blank in {account.rows_blank:,} of them: check the columns, or remove these rows"
+        cause = (
+            f"in {account.rows_blank:,} of them the answer is blank, or of weight 0: check the columns, or remove these rows"
+        )
     else:
         cause = (
             f"in {account.rows_unreached:,} of them the prompt alone fills data.max_length = {data.max_length}: raise it, "

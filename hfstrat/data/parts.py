@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_HELD_OUT = 1000
 EXAMPLES = 3
-SHOWN = 80  # characters of an example
+BEFORE, AFTER = 24, 12  # tokens of an example, around where its answer begins
 
 
 def column(rows: Dataset, name: str) -> np.ndarray:
@@ -83,8 +84,14 @@ def _by_row(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texts(rows: Dataset, places: np.ndarray, tokenizer: Any) -> list[str]:
-    texts = (tokenizer.decode(rows[int(place)]["input_ids"], skip_special_tokens=True) for place in places[:EXAMPLES])
-    return [text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..." for text in (" ".join(t.split()) for t in texts)]
+    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all."""
+    shown = []
+    for place in places[:EXAMPLES]:
+        row = rows[int(place)]
+        first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
+        ids = row["input_ids"][max(0, first - BEFORE) : first + AFTER]
+        shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))
+    return shown
 
 
 def overlap_lines(found: dict[str, Any]) -> list[str]:

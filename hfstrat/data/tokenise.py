@@ -75,7 +75,7 @@ def _batch(
     encoded = renderer.encode([texts for _, texts in pairs])
     for (index, _), (example, _), (ids, labels) in zip(batch, pairs, encoded, strict=True):
         account.rows_with_tools += bool(example.tools)
-        if example.says_something:
+        if example.says_something and any(label != IGNORED for label in labels):
             parts = _fit(ids, labels, data, account, overlong, reading.where(index))
             kept = [(part, label) for part, label in parts if any(value != IGNORED for value in label)]
             account.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
