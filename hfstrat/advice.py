@@ -33,7 +33,9 @@ FOREIGN = {
     "model.revision": "model_revision revision_of_model",
     "model.tokenizer": "tokenizer_name tokenizer_name_or_path tokenizer_config",
     "model.add_tokens": "added_tokens new_special_tokens special_tokens add_special_tokens",
-    "data.train": "dataset datasets dataset_name dataset_path train_file train_dataset data_path dataset_dir",
+    "data.train": "dataset datasets dataset_name dataset_path train_file train_dataset data_path dataset_dir data_files",
+    "data.revision": "dataset_revision",
+    "data.train.weight": "probability probabilities interleave_probs mixing_weights",
     "data.eval": "eval_dataset test_datasets validation_file val_file valid eval_file test_file",
     "data.eval_size": "val_size val_set_size test_size validation_split split_ratio",
     "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len seq_len seq_length context_length block_size",
@@ -83,7 +85,7 @@ ELSEWHERE = {
 IN_SHORT = {  # sections that may be given as one text
     "model": "a Hub id or a model folder, or a mapping with name_or_path",
     "strategy": f"one of {', '.join(STRATEGIES)}, or a mapping with name",
-    "data": "a file or a Hub id, or a mapping with train",
+    "data": "a file, a folder or a Hub id, or a mapping with train",
 }
 SWITCHES = {"true": "true", "on": "true", "yes": "true", "false": "false", "off": "false", "no": "false"}
 
@@ -94,13 +96,15 @@ def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tu
     for name, field in model.model_fields.items():
         classes = list(STRATEGIES.values()) if name == "strategy" else [_section(field.annotation)]
         for cls in filter(None, classes):
-            found.setdefault((*prefix, name), []).append(cls)
+            for path, inner in sections_of(cls, (*prefix, name)).items():
+                found.setdefault(path, []).extend(inner)
     return found
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+    """The section that a field is, or that it is a list of."""
+    if get_origin(annotation) is not None:
+        return next(filter(None, map(_section, get_args(annotation))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
@@ -212,7 +216,7 @@ def _words(annotation: Any) -> str:
 
 def unknown_key(path: tuple[str, ...], strategy: str | None) -> str:
     """The answer to a key that does not exist where it stands: the nearest right name, and what is allowed."""
-    key, parent = path[-1], path[:-1]
+    key, parent = path[-1], tuple(part for part in path[:-1] if not part.isdigit())  # without places in a list
     classes = sections_of(Recipe).get(parent, [])
     if parent == ("strategy",) and strategy in STRATEGIES:
         classes = [STRATEGIES[strategy]]
@@ -237,7 +241,8 @@ def _nearest(key: str, parent: tuple[str, ...], strategy: str | None, allowed: l
         return f"hfstrat calls it '{OURS[key]}'"
     if near := get_close_matches(key, allowed, n=1, cutoff=0.6):
         return f"did you mean '{near[0]}'?"
-    everywhere = {name: path for path, classes in sections_of(Recipe).items() for cls in classes for name in cls.model_fields}
+    sections = reversed(sections_of(Recipe).items())  # an outer section's key comes before an inner one's
+    everywhere = {name: path for path, classes in sections for cls in classes for name in cls.model_fields}
     if near := get_close_matches(key, [*everywhere, *OURS], n=1, cutoff=0.75):
         return f"did you mean '{OURS.get(near[0]) or '.'.join((*everywhere[near[0]], near[0]))}'?"
     return "`hfstrat schema` lists every key; other TrainingArguments go under training.extra"

@@ -38,10 +38,12 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
+    from hfstrat.data.parts import column
     from hfstrat.plan import make_plan
     from hfstrat.setup import data_lines
 
-    plan = make_plan(recipe.training, data.train["length"], data.eval["length"], processes=1)
+    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
+    plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
     for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
         console.print(line)
     for index in range(min(rows, len(data.train))):

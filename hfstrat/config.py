@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from hfstrat.data_section import Data, Source
 from hfstrat.strategies import STRATEGIES, AnyStrategy, Section
+
+__all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"]
 Optimizer = Literal[
@@ -43,34 +46,6 @@ class Model(Section):
     @property
     def gguf_file(self) -> bool:
         return self.name_or_path.endswith(".gguf")
-
-
-class Data(Section):
-    """Which rows to train on, and how they become tokens."""
-
-    train: str = Field(min_length=1, description="Local .json, .jsonl, .csv, .tsv, .parquet or .txt file, or a Hub id")
-    eval: str | None = Field(None, description="The same, for evaluation; if not given, rows of train are held out")
-    eval_size: int | float = Field(0.05, gt=0, description="Rows to hold out, below 1 a share (never more than 1000)")
-    config: str | None = Field(None, description="Configuration name of a Hub data set")
-    split: str = Field("train", description="Split of a Hub data set to train on")
-    eval_split: str | None = Field(None, description="Split of a Hub data set to evaluate on")
-    format: Literal["auto", "text", "prompt-completion", "alpaca", "messages"] = Field(
-        "auto", description="What a row is; auto: told from its columns"
-    )
-    columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
-    template: Literal["auto", "chat", "plain"] = Field(
-        "auto",
-        description="chat: the tokenizer's chat template; plain: prompt, newline, completion; auto: chat if there is one",
-    )
-    train_on: Literal["completions", "all"] = Field("completions", description="Which tokens carry loss")
-    max_length: int = Field(1024, ge=8, description="Tokens per row, at most")
-    overflow: Literal["truncate", "drop", "error"] = Field("truncate", description="What happens to longer rows")
-
-    @model_validator(mode="after")
-    def _evaluation_has_one_source(self) -> Data:
-        if self.eval_split and self.eval:
-            raise ValueError("eval_split: give eval or eval_split, not both")
-        return self
 
 
 class Training(Section):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, compute_dtype: torch.dtype) -> str:
-    """The model's greedy answer to one prompt (a text or a list of messages), from the ids it was trained on.
+    """The model's greedy answer to one prompt (see `Renderer.prompt_ids`), from the ids it was trained on.
 
     One prompt at a time: no padding, so the answer depends on nothing else.
     """
@@ -41,4 +41,6 @@ def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, com
 
 
 def prompt_text(prompt: Any) -> str:
+    """A prompt in words, as it is shown."""
+    prompt = prompt["messages"] if isinstance(prompt, dict) else prompt
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import checkpoints, hub, preflight_model, workspace
-from hfstrat.config import Data, Recipe, Training
-from hfstrat.data import formats, sources
+from hfstrat.config import Data, Recipe, Source, Training
+from hfstrat.data import formats, readers, sources, templates
+from hfstrat.data.reading import Reading, check_train_on
+from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.located import about, located
@@ -69,16 +71,17 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
 
 def _check_data(recipe: Recipe, network: bool) -> None:
     data = recipe.data
-    for source, key in ((data.train, "data.train"), (data.eval, "data.eval")):
-        if source is None:
-            continue
-        if (path := sources.local_file(source, key)) is None:
-            preflight_model.check_hub(key, source, None, "", "dataset", network)
-            continue
-        with about(key):
-            rows = sources.first_rows(path)
-            if rows is not None:
-                _check_rows(rows, data, source)
+    templates.check_template(data.template)
+    asked = (sources.SPLITS.get(data.split, data.split),)
+    for source in data.train:
+        sources.check_split(source.path, "data.split", data.split)
+        _check_source(source, data, "data.train", asked, network)
+        if data.eval_split:
+            sources.check_split(source.path, "data.eval_split", data.eval_split)
+            evaluated = (sources.SPLITS.get(data.eval_split, data.eval_split),)
+            _check_source(source, data, "data.eval_split", evaluated, network=False)
+    for source in data.eval or []:
+        _check_source(source, data, "data.eval", sources.EVALUATION, network)
     held_out = data.eval is None and data.eval_split is None and data.eval_size >= 1
     if held_out and recipe.evaluation.max_rows and recipe.evaluation.max_rows < data.eval_size:
         raise UserError(
@@ -87,22 +90,33 @@ def _check_data(recipe: Recipe, network: bool) -> None:
         )
 
 
-def _check_rows(rows: list[dict[str, Any]], data: Data, source: str) -> None:
+def _check_source(source: Source, data: Data, key: str, splits: tuple[str, ...], network: bool) -> None:
+    """Refuse a source that is not there, and the first rows of each of its files that cannot be read."""
+    files = sources.local_files(source.path, key, splits)
+    if files is None:
+        preflight_model.check_hub(key, source.path, data.revision, "", "dataset", network)
+    for file in files or []:
+        with about(key):
+            _check_rows(readers.first_rows(file), data, source, str(file) if len(files or []) > 1 else source.path)
+
+
+def _check_rows(rows: list[dict[str, Any]], data: Data, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
-    names = formats.rename(rows[0], data.columns, source)
+    columns = data.columns if source.columns is None else source.columns
     try:
-        kind = formats.choose(data.format, names.values(), source)
+        reading = Reading.of(rows, name, source.format or data.format, columns)
     except UserError as error:
-        if not (strange := [ours for ours in data.columns.values() if ours not in formats.OUR_COLUMNS]):
+        if not (strange := [ours for ours in columns.values() if ours not in formats.OUR_COLUMNS]):
             raise
         near = get_close_matches(strange[0], formats.OUR_COLUMNS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(formats.OUR_COLUMNS)}"
         raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
-    for number, row in enumerate(rows, 1):
+    check_train_on(data, reading)
+    for number, row in enumerate(rows):
         try:
-            formats.FORMATS[kind][1]({names[column]: value for column, value in row.items()})
-        except formats.BadRow as error:
-            raise UserError(f"{source}: row {number}: {error}") from None
+            reading.example(row)
+        except BadRow as error:
+            raise UserError(f"{reading.where(number)}: {error}") from None
 
 
 def _check_training(recipe: Recipe) -> None:

@@ -188,7 +188,9 @@ def check_hub(key: str, source: str, revision: str | None, file: str, kind: str,
     except errors.GatedRepoError:
         raise UserError(f"{name}: gated; ask for access on its page and run `hf auth login`") from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"model.revision: {source} has no revision {revision}; see its page for branches and tags") from None
+        raise UserError(
+            f"{key.split('.')[0]}.revision: {source} has no revision {revision}; see its page for branches and tags"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(f"{name}: {here} no such {kind} on the Hub (or it is private: run `hf auth login`)") from None
     except (errors.HFValidationError, ValueError) as error:

@@ -89,7 +89,8 @@ def folder_bytes(folder: Path) -> int:
 def make(loaded: Loaded, result: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
     """The whole report: `run`, `result`, `environment`."""
     recipe = loaded.recipe
-    files = [Path(source) for source in (recipe.data.train, recipe.data.eval) if source and Path(source).is_file()]
+    named = [Path(source.path).expanduser() for source in (*recipe.data.train, *(recipe.data.eval or []))]
+    files = [path for path in named if path.is_file()]
     return {
         "run": {**_run(loaded), "data": account},
         "result": result,

@@ -18,6 +18,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.parts import column, overlap_lines
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
@@ -89,7 +90,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = data.train["length"], data.eval["length"]
+    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -146,7 +147,7 @@ def measure_micro_batch(
     dtype: torch.dtype,
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
-    longest = max(data.train["length"])
+    longest = int(column(data.train, "length").max())
     worst = {"input_ids": [1] * longest, "labels": [1] * longest}  # the longest row, with loss on all of it
     trained.to(args.device)
     share = plan.global_batch_size // plan.processes
@@ -155,7 +156,7 @@ def measure_micro_batch(
         micro = int(gather(torch.tensor([micro], device=args.device)).min())
     plan = replace(plan, micro_batch=micro)
     if recipe.training.per_device_eval_batch_size == "auto":
-        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, *data.eval["length"])))
+        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, int(column(data.eval, "length").max()))))
     args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, plan.eval_batch
     args.gradient_accumulation_steps = plan.accumulation
     return plan
@@ -167,10 +168,10 @@ def early_stopping(recipe: Recipe) -> list[Any]:
 
 
 def data_lines(data: Prepared) -> list[str]:
-    lines = [f"{name:<9} {account.line()}" for name, account in data.accounts.items()]
+    lines = [f"{name:<9} {line}" for name, account in data.accounts.items() for line in account.lines()]
     if "eval" not in data.accounts:
         lines.append(f"{'eval':<9} {len(data.eval):,} rows held out, {len(data.train):,} left to train on")
-    return lines
+    return lines + [f"{'twice':<9} {line}" for line in overlap_lines(data.overlap)]
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:

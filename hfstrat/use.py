@@ -76,9 +76,11 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
     import torch
 
     from hfstrat.data.render import Renderer
+    from hfstrat.data.templates import NAMES
     from hfstrat.evaluate import answer, prompt_text
 
-    renderer = Renderer(tokenizer, recipe.get("data", {}).get("template", "auto"), "completions")
+    template = recipe.get("data", {}).get("template", "auto")
+    renderer = Renderer(tokenizer, template if template in NAMES else "chat")  # a file's template is the tokenizer's own now
     with _lines(output) as say:
         for prompt in asked:
             text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast
@@ -98,14 +100,14 @@ def _lines(output: Path | None) -> Iterator[Any]:
 
 
 def _prompts(file: Path) -> list[Any]:
-    from hfstrat.data import sources
+    from hfstrat.data import readers, sources
 
     path = sources.local_file(str(file), "--file")
     if path is None:
         raise UserError(f"--file: {file}: no such file")
-    if sources.kind_of(path) == "text":
+    if readers.kind_of(path) == "text":
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = list(sources.glance(path, limit=None))
+    rows = list(readers.read(path))
     for number, row in enumerate(rows, 1):
         if not ({"prompt", "messages"} & row.keys()):
             raise UserError(f"{file}: row {number} has neither 'prompt' nor 'messages'; it has {', '.join(row)}")

@@ -103,10 +103,11 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
         "model.name_or_path": recipe.model.name_or_path,
         "model.tokenizer": recipe.model.tokenizer,
         "strategy.adapter": getattr(recipe.strategy, "adapter", None),
-        "data.train": recipe.data.train,
-        "data.eval": recipe.data.eval,
     }
-    for key, source in needed.items():
+    listed = [("data.train", each.path) for each in recipe.data.train] + [
+        ("data.eval", each.path) for each in recipe.data.eval or []
+    ]
+    for key, source in [*needed.items(), *listed]:
         if source and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {source} lies in output_dir = {folder}, which --overwrite replaces; name another folder")
 

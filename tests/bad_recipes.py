@@ -119,6 +119,7 @@ UNKNOWN_KEYS = [
     key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
     key("a typo in evaluation", OUTPUT, "output_dir: run\nevaluation: {sample: 1}", ["evaluation.sample", "'samples'"], 1),
     key("a typo in hub", OUTPUT, "output_dir: run\nhub: {privat: true}", ["hub.privat", "did you mean 'private'?"], 1),
+    key("a typo in a source", TRAIN, "  train: [{path: rows.jsonl, wieght: 2}]", ["train.0.wieght", "did you mean 'weight'?"]),
     key("a section misspelt", TRAINING, "trainning:", ["trainning", "did you mean 'training'?"]),
     key("nonsense at the top", OUTPUT, "output_dir: run\nxyzzy: 1", ["xyzzy = 1", "hfstrat schema", "allowed:"], 1),
     key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "allowed:"]),
@@ -224,7 +225,9 @@ WRONG_TYPES = [
     key("a list for a number", RATE, "  learning_rate: [1e-3, 1e-4]", ["learning_rate = [0.001, 0.0001]", "a number"]),
     key("a mapping for a number", RATE, "  learning_rate: {peak: 1e-3}", ["learning_rate", "a number", "peak"]),
     key("a mapping for a text", OUTPUT, "output_dir: {path: run}", ["output_dir", "text", "path"]),
-    key("a list for a text", TRAIN, "  train: [a.jsonl, b.jsonl]", ["data.train", "text", "a.jsonl"]),
+    key("a number for data", TRAIN, "  train: 3", ["data.train = 3", "text is expected", "Hub id"]),
+    key("a number in a list of data", TRAIN, "  train: [rows.jsonl, 3]", ["data.train.1 = 3", "a mapping of keys"]),
+    key("a weight in words", TRAIN, "  train: [{path: rows.jsonl, weight: twice}]", ["data.train.0.weight", "a number"]),
     key("a number for a text", OUTPUT, "output_dir: 2024", ["output_dir = 2024", "text", "quotes"]),
     key(
         "a number for a revision",
@@ -267,6 +270,9 @@ BOUNDS = [
     key("no rank", R, "  r: 0", ["strategy.r = 0", "at least 1"]),
     key("all dropout", R, "  dropout: 1.0", ["strategy.dropout = 1.0", "at least 0", "less than 1"]),
     key("short rows", EVAL_SIZE, "  max_length: 4", ["max_length = 4", "at least 8"]),
+    key("no source", TRAIN, "  train: []", ["data.train = []", "at least one"]),
+    key("a weight of nothing", TRAIN, "  train: [{path: rows.jsonl, weight: 0}]", ["weight = 0", "more than 0"]),
+    key("an empty source", TRAIN, "  train: ['']", ["data.train.0.path", "text that is not empty"]),
     key("no eval rows", EVAL_SIZE, "  eval_size: 0", ["eval_size = 0", "more than 0"]),
     key("an empty path", OUTPUT, 'output_dir: ""', ['output_dir = ""', "text that is not empty"]),
     key("an empty model", MODEL, 'model: ""', ["model.name_or_path", "text that is not empty"]),
@@ -285,7 +291,9 @@ CHOICES = [
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
     key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
     key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
-    key("an unknown overflow", EVAL_SIZE, "  overflow: split", ['data.overflow = "split"', "truncate, drop, error"]),
+    key("an unknown overflow", EVAL_SIZE, "  overflow: cut", ['data.overflow = "cut"', "truncate, split, drop, error"]),
+    key("an unknown mask", EVAL_SIZE, "  train_on: assistants", ['"assistants"', "did you mean 'assistant'?"]),
+    key("an unknown format of one source", TRAIN, "  train: [{path: rows.jsonl, format: chat}]", ['format = "chat"', "alpaca"]),
     key("an unknown dtype", MODEL, "model: {name_or_path: model, dtype: bf16}", ['"bf16"', "did you mean 'bfloat16'?"]),
     key("an unknown task", OUTPUT, "output_dir: run\ntask: sft", ['task = "sft"', "causal-lm"], 1),
     key("upper case", NAME, "  name: LoRA", ['"LoRA"', "did you mean 'lora'?"]),
@@ -300,6 +308,7 @@ MISSING = [
     Bad("no data", "recipe.yaml: ", ["data: missing", "train"], text="model: m\nstrategy: full\noutput_dir: o\n"),
     Bad("no output", "recipe.yaml: ", ["output_dir: missing", "Folder"], lines={OUTPUT: "seed: 1"}),
     key("no training rows", TRAIN, "  split: train", ["data.train: missing", "jsonl"], -1),
+    key("a source without a path", TRAIN, "  train: [{weight: 2}]", ["data.train.0.path: missing", "Hub id"]),
     key("no weights named", MODEL, "model: {dtype: auto}", ["model.name_or_path: missing", "Hub id"]),
 ]
 
@@ -380,6 +389,26 @@ COMBINATIONS = [
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),
+    key("a weight of evaluation rows", EVAL_SIZE, "  eval: [{path: rows.jsonl, weight: 2}]", ["data.eval", "remove weight"]),
+    key("a broken split", EVAL_SIZE, "  split: train[:10%", ["data.split", "train[:10%]"]),
+    key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "Hub data sets only"]),
+    key("a split of a file", EVAL_SIZE, "  split: test", ["data.split", "rows.jsonl has no splits"]),
+    key("an evaluation split of a file", EVAL_SIZE, "  eval_split: test", ["data.eval_split", "rows.jsonl has no splits"]),
+    Bad(
+        "turns of plain text",
+        at(EVAL_SIZE),
+        ["data.train_on: assistant", "plain text", "write all, or auto"],
+        {EVAL_SIZE: "  train_on: assistant"},
+        files={"rows.jsonl": '{"text": "a"}\n'},
+    ),
+    key("a template that is not there", EVAL_SIZE, "  template: chatml", ["data.template: chatml", "no such file", "plain"]),
+    Bad(
+        "a broken template",
+        at(EVAL_SIZE),
+        ["data.template", "t.jinja:2", "no valid jinja"],
+        {EVAL_SIZE: "  template: t.jinja"},
+        files={"t.jinja": "x\n{% for %}"},
+    ),
     key(
         "extra with a key of ours",
         RATE,
@@ -410,7 +439,74 @@ COMBINATIONS = [
     ),
 ]
 
+PREFERENCE = {"instruction": "a", "input": "", "output": "b", "chosen": "b", "rejected": "c"}
+LATER = {  # rows that are recognised and not trained on in this version
+    "preference pairs": PREFERENCE,
+    "preference pairs of ShareGPT": {"conversations": [], "chosen": {}, "rejected": {}},
+    "preference labels": {"messages": [], "label": True},
+    "multiple choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
+    "classification": {"text": "a", "label": "b"},
+    "classification of text pairs": {"premise": "a", "hypothesis": "b", "label": "c"},
+}
 DATA_FILES = [
+    *(
+        Bad(name, at(TRAIN), [name.split(" of S")[0], "kept for a later version"], files=rows(json.dumps(row)))
+        for name, row in LATER.items()
+    ),
+    Bad(
+        "another speaker",
+        at(TRAIN),
+        ["row 1", "'narrator'", "human"],
+        files=rows(json.dumps({"conversations": [{"from": "narrator", "value": "a"}]})),
+    ),
+    Bad(
+        "tools that are no JSON",
+        at(TRAIN),
+        ["row 1", "'tools' is no valid JSON"],
+        files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a"}], "tools": "[{"})),
+    ),
+    Bad(
+        "half a weight of a message",
+        at(TRAIN),
+        ["row 1", "weight 0.5", "(1) or not (0)"],
+        files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]})),
+    ),
+    Bad(
+        "a part of another kind",
+        at(TRAIN),
+        ["row 1", "'image'", "expected text"],
+        files=rows(json.dumps({"messages": [{"role": "user", "content": [{"type": "image", "value": "a.png"}]}]})),
+    ),
+    key("a glob without files", TRAIN, "  train: data/*.jsonl", ["data.train: data/*.jsonl", "no file matches"]),
+    Bad("a folder without rows", at(TRAIN), ["folder without rows"], {TRAIN: "  train: d"}, files={"d/a.bin": "x"}),
+    Bad(
+        "a folder without the split",
+        at(TRAIN),
+        ["data.train: d", "those of test", "none is of train"],
+        {TRAIN: "  train: d"},
+        files={"d/test.jsonl": GOOD_ROW},
+    ),
+    Bad(
+        "a bad row in a folder",
+        at(TRAIN),
+        ["b.jsonl: row 1", "'completion' is null"],
+        {TRAIN: "  train: d"},
+        files={"d/a.jsonl": GOOD_ROW, "d/b.jsonl": '{"prompt": "a", "completion": null}'},
+    ),
+    Bad(
+        "a bad second source",
+        at(TRAIN),
+        ["b.jsonl", "no known format", "answer: completion"],
+        {TRAIN: "  train: [rows.jsonl, {path: b.jsonl, columns: {question: prompt}}]"},
+        files={"b.jsonl": '{"question": "a", "answer": "b"}'},
+    ),
+    Bad(
+        "a false arrow file",
+        at(TRAIN),
+        ["x.arrow", "no Arrow file"],
+        {TRAIN: "  train: x.arrow"},
+        files={"x.arrow": "nothing of the kind"},
+    ),
     key(
         "a missing data file",
         TRAIN,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a Hub id costs a minute of retries before its error
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("HFSTRAT_CACHE", tempfile.mkdtemp(prefix="hfstrat-tests-"))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: two threads only wait for each other

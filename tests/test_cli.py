@@ -318,7 +318,7 @@ def test_short_forms_and_their_sections(load: Callable[..., Loaded], tmp_path: P
     file = tmp_path / "recipe.yaml"
     loaded = load("model.revision=main", "data.max_length=64", text="output_dir: o\nmodel: x\nstrategy: lora\ndata: y\n")
     assert (loaded.recipe.model.name_or_path, loaded.recipe.model.revision) == ("x", "main")
-    assert (loaded.recipe.data.train, loaded.recipe.data.max_length) == ("y", 64)
+    assert (loaded.recipe.data.train[0].path, loaded.recipe.data.max_length) == ("y", 64)
     assert loaded.origin(("model", "name_or_path")) == f"{file}:2"
     assert loaded.origin(("model", "revision")) == "command line: model.revision=main"
     assert loaded.origin(("strategy", "name")) == f"{file}:3"

@@ -125,8 +125,24 @@ PROBES: dict[str, Probe] = {
         ["model.attn_implementation=eager"], lambda s: s.job.base.model.config._attn_implementation, "eager"
     ),
     "model.trust_remote_code": Probe(["model.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True),
-    "data.train": Probe(["data.train=OTHER"], lambda s: account(s).rows_read, 40),
-    "data.eval": Probe(["data.eval=OTHER"], lambda s: len(s.job.data.eval), 40),
+    "data.train.path": Probe(["data.train=OTHER"], lambda s: account(s).rows_read, 40),
+    "data.train.weight": Probe(["data.train=[{path: DATA, weight: 2.5}]"], lambda s: len(s.job.data.train), 120),
+    "data.train.format": Probe(["data.train=[{path: DATA, format: text}]"], lambda s: account(s).format, "text"),
+    "data.train.columns": Probe(
+        ["data.train=[{path: DATA, columns: {prompt: unused, spare: prompt}}]"],
+        lambda s: "the spare column" in first_row(s),
+        True,
+    ),
+    "data.eval.path": Probe(["data.eval=OTHER"], lambda s: len(s.job.data.eval), 40),
+    "data.eval.weight": Probe(["data.eval=[{path: OTHER, weight: 1}]"], lambda s: len(s.job.data.eval), 40),
+    "data.eval.format": Probe(
+        ["data.eval=[{path: DATA, format: text}]"], lambda s: account(s, "eval").format, "text", ["data.eval=DATA"]
+    ),
+    "data.eval.columns": Probe(
+        ["data.eval=[{path: DATA, columns: {prompt: unused, spare: prompt}}]"],
+        lambda s: account(s, "eval").tokens,
+        beside=["data.eval=DATA"],
+    ),
     "data.eval_size": Probe(["data.eval_size=0.5"], lambda s: len(s.job.data.eval), 30),
     "data.format": Probe(["data.format=text"], lambda s: account(s).format, "text"),
     "data.columns": Probe(["data.columns={prompt: unused, spare: prompt}"], lambda s: "the spare column" in first_row(s), True),
@@ -209,6 +225,7 @@ PROBES: dict[str, Probe] = {
 APART = {  # keys that are probed by a test of their own, below
     "task": "test_the_task_has_one_value",
     "data.config": "test_what_a_hub_data_set_is_asked_for",
+    "data.revision": "test_what_a_hub_data_set_is_asked_for",
     "data.split": "test_what_a_hub_data_set_is_asked_for",
     "data.eval_split": "test_what_a_hub_data_set_is_asked_for",
     "hub.push": "test_what_the_hub_is_asked_for",
@@ -303,6 +320,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
     makers: dict[str, Callable[[], Any]] = {
         "GPT2": lambda: models(family="gpt2"),
         "PLAIN": lambda: models(chat=False),
+        "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",
@@ -372,21 +390,23 @@ def test_the_task_has_one_value() -> None:
 @pytest.mark.parametrize(
     ("settings", "asked"),
     [
-        ({"eval": "me/eval"}, [("me/set", None, "train"), ("me/eval", None, "train")]),
-        ({"eval": "me/eval", "config": "c"}, [("me/set", "c", "train"), ("me/eval", "c", "train")]),
-        ({"eval": "me/eval", "split": "s"}, [("me/set", None, "s"), ("me/eval", None, "s")]),
-        ({"eval_split": "test"}, [("me/set", None, "train"), ("me/set", None, "test")]),
+        ({"eval": "me/eval"}, [("me/set", None, "train", None), ("me/eval", None, "train", None)]),
+        ({"eval": "me/eval", "config": "c"}, [("me/set", "c", "train", None), ("me/eval", "c", "train", None)]),
+        ({"eval": "me/eval", "revision": "r"}, [("me/set", None, "train", "r"), ("me/eval", None, "train", "r")]),
+        ({"eval": "me/eval", "split": "s"}, [("me/set", None, "s", None), ("me/eval", None, "s", None)]),
+        ({"split": "train[:10%]"}, [("me/set", None, "train[:10%]", None)]),
+        ({"eval_split": "test"}, [("me/set", None, "train", None), ("me/set", None, "test", None)]),
     ],
-    ids=["plain", "config", "split", "eval_split"],
+    ids=["plain", "config", "revision", "split", "slice", "eval_split"],
 )
 def test_what_a_hub_data_set_is_asked_for(
     sound: Seen, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], asked: list[Any]
 ) -> None:
     seen = []
 
-    def load_dataset(source: str, config: str | None, split: str) -> Dataset:
-        seen.append((source, config, split))
-        return Dataset.from_list([{"prompt": "who", "completion": "the cat"}] * 4)
+    def load_dataset(source: str, config: str | None, split: str, revision: str | None) -> Dataset:
+        seen.append((source, config, split, revision))
+        return Dataset.from_list([{"prompt": f"who {n}", "completion": "the cat"} for n in range(4)])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     prepare(Data(train="me/set", **settings), sound.job.data.renderer.tokenizer, seed=1)
@@ -436,8 +456,13 @@ def test_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, settings: di
     assert Api.asked == asked
 
 
+def test_overflow_can_split(set_up: Callable[..., Seen], paths: Callable[[str], str]) -> None:
+    """Another value of `data.overflow`."""
+    assert account(set_up(["data.overflow=split", paths("data.max_length=LONGEST")])).rows_split > 0
+
+
 def test_overflow_can_refuse(set_up: Callable[..., Seen], paths: Callable[[str], str]) -> None:
-    """The third value of `data.overflow`."""
+    """The last value of `data.overflow`."""
     with pytest.raises(UserError, match="overflow: error"):
         set_up(["data.overflow=error", paths("data.max_length=LONGEST")])
 

@@ -2,81 +2,114 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from hfstrat.data.turns import BadRow, Message, text_of, tools_of, turns
 from hfstrat.errors import UserError
-
-Message = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """Either `messages` to be rendered by a template, or a `text` trained on as it is."""
+    """Either `messages` to be rendered by a template, or a `text` trained on as it is.
+
+    `prompt_turns`: how many of the messages are the prompt; 0 for a conversation, which has none apart.
+    """
 
     messages: list[Message] | None = None
     text: str | None = None
+    tools: list[Message] | None = None
+    prompt_turns: int = 0
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything to learn: a text, or an answer that is not blank."""
+        answers = [m for m in self.messages or [] if m["role"] == "assistant"]
+        return bool((self.text or "").strip()) or any(m["content"].strip() or m.get("tool_calls") for m in answers)
+
+    @property
+    def words(self) -> str:
+        """Everything that is said, without the template's marks: what tells two rows apart."""
+        said = (
+            f"{m['role']} {m['content']} {json.dumps(m['tool_calls']) if 'tool_calls' in m else ''}"
+            for m in self.messages or []
+        )
+        return self.text if self.text is not None else "\n".join(said)
 
 
-class BadRow(ValueError):
-    """A row that its format cannot read; the message says what was given."""
+Row = Mapping[str, Any]
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        raise BadRow(f"'{column}' is {type(value).__name__ if value is not None else 'null'}, expected text")
-    return value
+def text(row: Row) -> Example:
+    return Example(text=text_of(row["text"], "text"))
 
 
-def _turns(value: Any, column: str, role: str) -> list[Message]:
-    """A prompt or completion is a text, or already a list of messages (TRL's conversational form)."""
-    if isinstance(value, list):
-        for message in value:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise BadRow(f"'{column}' holds an entry that is no message with 'role' and 'content'")
-            if not isinstance(message.get("content"), str):
-                raise BadRow(f"'{column}' holds a message whose content is not text")
-        return [{"role": message["role"], "content": message["content"]} for message in value]
-    return [{"role": role, "content": _text({column: value}, column)}]
+def prompt_completion(row: Row) -> Example:
+    prompt = turns(row["prompt"], "prompt", "user")
+    messages = prompt + turns(row["completion"], "completion", "assistant")
+    return Example(messages, tools=tools_of(row.get("tools")), prompt_turns=len(prompt))
 
 
-def text(row: Mapping[str, Any]) -> Example:
-    return Example(text=_text(row, "text"))
-
-
-def prompt_completion(row: Mapping[str, Any]) -> Example:
-    prompt = _turns(row["prompt"], "prompt", "user")
-    return Example(messages=prompt + _turns(row["completion"], "completion", "assistant"))
-
-
-def alpaca(row: Mapping[str, Any]) -> Example:
+def alpaca(row: Row) -> Example:
     extra = row.get("input")
-    prompt = _text(row, "instruction") + (f"\n\n{extra}" if extra else "")
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _text(row, "output")}]
+    prompt = text_of(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
+    messages: list[Message] = []
     if row.get("system"):
-        messages.insert(0, {"role": "system", "content": _text(row, "system")})
-    return Example(messages=messages)
+        messages.append({"role": "system", "content": text_of(row["system"], "system")})
+    for asked, answered in row.get("history") or []:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    messages.append({"role": "user", "content": prompt})
+    return Example([*messages, *turns(text_of(row["output"], "output"), "output", "assistant")], prompt_turns=len(messages))
 
 
-def messages(row: Mapping[str, Any]) -> Example:
-    if not isinstance(row["messages"], list) or not row["messages"]:
-        raise BadRow("'messages' is not a list with at least one message")
-    turns = _turns(row["messages"], "messages", "user")
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise BadRow("'messages' has no assistant turn, so there is nothing to train on")
-    return Example(messages=turns)
+def messages(row: Row) -> Example:
+    return _conversation(row, "messages")
 
 
-FORMATS: dict[str, tuple[frozenset[str], Callable[[Mapping[str, Any]], Example]]] = {
+def conversations(row: Row) -> Example:
+    return _conversation(row, "conversations")
+
+
+def _conversation(row: Row, column: str) -> Example:
+    if not isinstance(row[column], list) or not row[column]:
+        raise BadRow(f"'{column}' is not a list with at least one message")
+    talk = turns(row[column], column, "user")
+    if not any(turn["role"] == "assistant" for turn in talk):
+        raise BadRow(f"'{column}' has no assistant turn, so there is nothing to train on")
+    if row.get("system") and talk[0]["role"] != "system":
+        talk.insert(0, {"role": "system", "content": text_of(row["system"], "system")})
+    return Example(talk, tools=tools_of(row.get("tools")))
+
+
+FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {
     "messages": (frozenset({"messages"}), messages),
+    "conversations": (frozenset({"conversations"}), conversations),
     "prompt-completion": (frozenset({"prompt", "completion"}), prompt_completion),
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
     "text": (frozenset({"text"}), text),
 }
+LATER = (  # what is recognised and not trained on yet: its name, and the columns that tell it
+    ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
+    ("preference labels (as KTO takes them)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
+    ("multiple choice", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
+    (
+        "classification of text pairs",
+        [
+            {one, two, label}
+            for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
+            for label in ("label", "labels")
+        ],
+    ),
+    ("classification", [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]),
+)
+ALIASES = {  # other names of a prompt and its answer, for the map that is proposed
+    "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),
+    "completion": ("answer", "response", "continuation", "output", "chosen", "target", "assistant", "solution"),
+}
 
 
-OUR_COLUMNS = sorted({"input", "system"}.union(*(needed for needed, _ in FORMATS.values())))
+OUR_COLUMNS = sorted({"input", "system", "tools", "history"}.union(*(needed for needed, _ in FORMATS.values())))
 
 
 def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
@@ -111,13 +144,14 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
     """
     given = list(columns)
     if name == "auto":
+        _refuse_later(given, source)
         for candidate, (needed, _) in FORMATS.items():
             if needed <= set(given):
                 return candidate
         known = "; ".join(f"{' + '.join(sorted(needed, reverse=True))} ({key})" for key, (needed, _) in FORMATS.items())
         raise UserError(
             f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. "
-            "Map them, such as `columns: {question: prompt, answer: completion}` under data"
+            f"Map them, such as `columns: {{{_proposal(given)}}}` under data"
         )
     missing = sorted(FORMATS[name][0] - set(given))
     if missing:
@@ -126,3 +160,21 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
             f"there are {', '.join(given) or 'none'}. Map them with `columns:` under data, or name another format"
         )
     return name
+
+
+def _refuse_later(given: list[str], source: str) -> None:
+    for name, shapes in LATER:
+        if any(shape <= set(given) for shape in shapes):
+            fits = [known for known, (needed, _) in FORMATS.items() if needed <= set(given)]
+            instead = f"; `format: {fits[0]}` would train on {' and '.join(sorted(FORMATS[fits[0]][0]))} alone" if fits else ""
+            raise UserError(
+                f"{source}: rows with the columns {', '.join(given)} are for {name}, which is kept for a later version{instead}"
+            )
+
+
+def _proposal(given: list[str]) -> str:
+    """A map of these columns, as far as their names tell it."""
+    pairs = {ours: next((alias for alias in aliases if alias in given), None) for ours, aliases in ALIASES.items()}
+    if all(pairs.values()):
+        return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
+    return "question: prompt, answer: completion"

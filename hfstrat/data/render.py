@@ -3,6 +3,9 @@
 A conversation is cut into segments where the assistant begins and ends to speak, by rendering it up to each
 message and taking the difference. Segments are tokenised apart and joined, so that the prompt's ids in training
 are exactly the ids that `generate` feeds to the model.
+
+The plain template, for models without one of their own: each turn that is not the assistant's is followed by a blank
+line, each turn of the assistant by the end token. There are no names of roles: who speaks is told by the end token.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfstrat.data.formats import BadRow, Example, Message
+from hfstrat.data.formats import Example
+from hfstrat.data.templates import NAMES, check_template, knows_tools, tools_as_text
+from hfstrat.data.turns import BadRow, Message
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +24,18 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-class Rendered(NamedTuple):
-    """Texts in order, each with whether its tokens carry loss; `framed`: the template wrote BOS and EOS itself."""
+class Segment(NamedTuple):
+    """A text that is tokenised by itself, whether it carries loss, and whether the end token follows it."""
 
-    segments: list[tuple[str, bool]]
+    text: str
+    trained: bool
+    ends: bool = False
+
+
+class Rendered(NamedTuple):
+    """Texts in order; `framed`: the template wrote BOS and EOS itself."""
+
+    segments: list[Segment]
     framed: bool
 
 
@@ -30,24 +43,29 @@ class Renderer:
     """Renders examples for one tokenizer and one template.
 
     Args:
-        template: `chat` (the tokenizer's own), `plain`, or `auto` (chat if there is one).
-        train_on: `completions` (assistant turns with their end) or `all`.
+        tokenizer: gets the template of a file as its own, so that it is saved with the result.
+        template: `chat` (the tokenizer's own), `plain`, `auto` (chat if there is one), or the path of a jinja file.
+        train_on: what carries loss, always with the end of each turn. `completions`: what answers the prompt, which is
+            the completion where rows have one, and the last turn of the assistant in a conversation (TRL's
+            `completion_only_loss` where it has a meaning there). `assistant`: every turn of the assistant, also those in a
+            prompt (TRL's `assistant_only_loss`). `all`: everything. `auto`: completions where rows have a completion,
+            assistant for conversations.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, train_on: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, train_on: str = "auto") -> None:
+        if template not in NAMES:
+            tokenizer.chat_template = check_template(template)
+            template = "chat"
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if template == "chat" and not has_template:
             raise UserError("data.template: chat was asked for, but this tokenizer has no chat template; use plain")
         self.tokenizer = tokenizer
         self.template = template if template != "auto" else ("chat" if has_template else "plain")
-        self.all = train_on == "all"
+        self.train_on = train_on
+        self.knows_tools = self.template == "chat" and knows_tools(tokenizer)
         probe = tokenizer("a")["input_ids"]
         self.bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []
         self.eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-
-    def _chat(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-        return str(text)
 
     def render(self, example: Example) -> Rendered:
         """The example as texts in order, each with whether it carries loss.
@@ -56,81 +74,109 @@ class Renderer:
             BadRow: the template cannot render the conversation, or rewrites an earlier turn.
         """
         if example.text is not None:
-            return Rendered([(example.text, True)], framed=False)
+            return Rendered([Segment(example.text, True, ends=True)] if example.text else [], framed=False)
         assert example.messages is not None
+        segments = self._segments(example.messages, example.tools, self._learnt(example))
+        return Rendered(segments, framed=self.template == "chat")
+
+    def _learnt(self, example: Example) -> set[int]:
+        """The numbers of the messages that carry loss."""
+        messages, after = example.messages or [], example.prompt_turns
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if self.train_on == "completions" or (self.train_on == "auto" and after):
+            answers = [index for index in answers if index >= after] if after else answers[-1:]
+        return {index for index in answers if messages[index].get("weight", 1)}
+
+    def _segments(
+        self, messages: list[Message], tools: list[Message] | None, learnt: set[int], asks: bool = False
+    ) -> list[Segment]:
+        """`asks`: up to where the assistant begins its next turn."""
+        if not self.knows_tools and (tools or any("tool_calls" in m or m["role"] == "tool" for m in messages)):
+            before = len(messages)
+            messages, tools = tools_as_text(messages, tools), None
+            learnt = {index + len(messages) - before for index in learnt}
         if self.template == "plain":
-            return Rendered(self._plain(example.messages), framed=False)
+            return self._plain(messages, learnt)
         try:
-            return Rendered(self._conversation(example.messages), framed=True)
+            return self._chatted(messages, tools, learnt, asks)
         except BadRow:
             raise
         except Exception as error:  # jinja raises many kinds, templates their own
             raise BadRow(f"the chat template cannot render this conversation: {error}") from error
 
-    def _conversation(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        full = self._chat(messages)
-        segments: list[tuple[str, bool]] = []
+    def _chat(self, messages: Sequence[Message], tools: list[Message] | None, asks: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=asks)
+        return str(text)
+
+    def _chatted(self, messages: list[Message], tools: list[Message] | None, learnt: set[int], asks: bool) -> list[Segment]:
+        whole = self._chat(messages, tools, asks)
+        everything = self.train_on == "all"
+        segments: list[Segment] = []
         done = 0
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before, after = self._chat(messages[:index], prompt=True), self._chat(messages[: index + 1])
-            if not (full.startswith(after) and after.startswith(before) and len(before) >= done):
+            last = index + 1 == len(messages) and not asks
+            before = self._chat(messages[:index], tools, asks=True)
+            after = whole if last else self._chat(messages[: index + 1], tools)
+            if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
                 raise BadRow(
                     f"the chat template renders message {index + 1} otherwise once more follow, so its tokens have no place"
                 )
-            segments += [(full[done : len(before)], self.all), (full[len(before) : len(after)], True)]
+            segments.append(Segment(whole[done : len(before)], everything))
+            segments.append(Segment(whole[len(before) : len(after)], everything or index in learnt))
             done = len(after)
-        return [segment for segment in [*segments, (full[done:], self.all)] if segment[0]]
+        return [segment for segment in [*segments, Segment(whole[done:], everything)] if segment.text]
 
-    def _plain(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        roles = [message["role"] for message in messages]
-        if roles[-1] != "assistant" or roles.count("assistant") != 1:
-            raise BadRow(
-                "this tokenizer has no chat template, and the plain one takes one prompt and one answer; "
-                "set model.tokenizer to a chat model's"
-            )
-        return [(plain_prompt(messages[:-1]), self.all), (messages[-1]["content"], True)]
+    def _plain(self, messages: list[Message], learnt: set[int]) -> list[Segment]:
+        everything = self.train_on == "all"
+        segments: list[Segment] = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                segments.append(Segment(message["content"], everything or index in learnt, ends=True))
+            elif segments and not segments[-1].ends:
+                segments[-1] = Segment(f"{segments[-1].text}{message['content']}\n\n", everything)
+            else:
+                segments.append(Segment(f"{message['content']}\n\n", everything))
+        return segments
 
     def encode(self, rows: list[Rendered]) -> list[tuple[list[int], list[int]]]:
         """Token ids and labels of each row, from one call of the tokenizer."""
-        texts = [text for row in rows for text, _ in row.segments]
+        texts = [segment.text for row in rows for segment in row.segments]
         pieces = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        return [self._join([(next(pieces), trained) for _, trained in row.segments], row.framed) for row in rows]
+        return [self._join([(next(pieces), segment) for segment in row.segments], row.framed) for row in rows]
 
-    def _join(self, pieces: list[tuple[list[int], bool]], framed: bool) -> tuple[list[int], list[int]]:
+    def _join(self, pieces: list[tuple[list[int], Segment]], framed: bool) -> tuple[list[int], list[int]]:
         ids = [] if framed else list(self.bos)
         labels = [IGNORED] * len(ids)
-        for piece, trained in pieces:
-            ids += piece
-            labels += piece if trained else [IGNORED] * len(piece)
-        if not framed and any(piece for piece, _ in pieces):
-            ids += self.eos
-            labels += self.eos
+        for piece, segment in pieces:
+            more = piece + self.eos if segment.ends else piece
+            ids += more
+            labels += more if segment.trained else [IGNORED] * len(more)
         if labels:
             labels[0] = IGNORED  # nothing predicts the first token
         return ids, labels
 
-    def prompt_ids(self, prompt: str | list[Message]) -> list[int]:
-        """What the model reads before it answers: the same ids as the prompt's in training."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if self.template == "chat":
-            text, start = self._chat(messages, prompt=True), []
-        else:
-            text, start = plain_prompt(messages), self.bos
-        return start + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def prompt_ids(self, prompt: Any) -> list[int]:
+        """What the model reads before it answers: the same ids as the prompt's in training.
+
+        Args:
+            prompt: a text, a list of messages, or `{"messages": [...], "tools": [...]}`.
+        """
+        asked = prompt if isinstance(prompt, dict) else {"messages": prompt}
+        talk = asked["messages"]
+        messages = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
+        segments = self._segments(messages, asked.get("tools"), set(), asks=True)
+        return self.encode([Rendered(segments, framed=self.template == "chat")])[0][0]
 
 
-def plain_prompt(messages: Sequence[Message]) -> str:
-    """Prompts for models without a chat template: the texts, and a blank line before the answer."""
-    return "\n\n".join(message["content"] for message in messages) + "\n\n"
-
-
-def prompt_of(example: Example) -> list[Message] | None:
-    """The messages up to the last assistant turn, or None for plain text."""
+def prompt_of(example: Example) -> Any:
+    """What stands before the last assistant turn, as `Renderer.prompt_ids` takes it; None for plain text."""
     messages = example.messages or []
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    return messages[:last] or None
+    if not messages[:last]:
+        return None
+    return {"messages": messages[:last], "tools": example.tools} if example.tools else messages[:last]
 
 
 def answer_of(example: Example) -> str:

@@ -1,49 +1,61 @@
-"""Where rows come from: local files and the Hub. The checks here need neither torch nor `datasets`."""
+"""Where rows come from: local files, folders, globs and the Hub. The checks here need neither torch nor `datasets`."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import itertools
-import json
-import zlib
-from collections.abc import Iterator
+import glob
+import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hfstrat.data.readers import KINDS, kind_of
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
-GLANCE = 200  # rows that are read before anything is imported
-LONGEST_FIELD = 2**31 - 1  # of a csv; Python's own limit is 128 KiB
-
-
-def kind_of(path: Path) -> str | None:
-    """Which loader of `datasets` reads this file, by its suffix (a .gz is looked through)."""
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return KINDS.get(suffixes[-1].lower()) if suffixes else None
+SPLITS = {  # words in file names, and the split they mean
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")  # beside the rows of a saved `datasets` folder
+EVALUATION = ("validation", "test")  # which files of a folder that is named for evaluation are read, the first there are
 
 
 def local_file(source: str, key: str) -> Path | None:
-    """The local file that `source` means, or None for a Hub id.
+    """The one local file that `source` means, or None for a Hub id.
 
     Raises:
         UserError: a missing or empty file, a folder, or a suffix that is not read.
     """
+    if Path(source).expanduser().is_dir():
+        raise UserError(f"{key}: {source}: this is a folder; name a file in it")
+    files = local_files(source, key)
+    if files is None or len(files) == 1:
+        return files[0] if files else None
+    raise UserError(f"{key}: {source}: {len(files)} files; name one of them")
+
+
+def local_files(source: str, key: str, splits: tuple[str, ...] = ("train",)) -> list[Path] | None:
+    """The local files that `source` means, in the order of their names, or None for a Hub id.
+
+    Where the files of a folder are named for splits (train.csv, test.csv), only those of the first of `splits` that is
+    there are taken, so that a folder never mixes its test rows into the training rows.
+
+    Raises:
+        UserError: a missing or empty file, a suffix that is not read, a folder or a glob without files.
+    """
     path = Path(source).expanduser()
     if path.is_file():
-        if kind_of(path) is None:
-            raise UserError(f"{key}: {source}: files of this kind are not read; expected one of {', '.join(KINDS)}")
-        if path.stat().st_size == 0:
-            raise UserError(f"{key}: {source}: the file is empty")
-        return path
+        return [_checked(path, source, key)]
     if path.is_dir():
-        raise UserError(f"{key}: {source}: this is a folder; name a file in it")
+        return _in_folder(path, source, key, splits)
+    if glob.has_magic(source):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not found:
+            raise UserError(f"{key}: {source}: no file matches; looked in {Path().resolve()}")
+        return [_checked(file, str(file), key) for file in found]
     looks_local = source.startswith(("/", ".", "~")) or kind_of(path) is not None or source.count("/") > 1
     if not looks_local:
         return None
@@ -53,154 +65,68 @@ def local_file(source: str, key: str) -> Path | None:
     raise UserError(f"{key}: {source}: no such file; {hint}")
 
 
-def _open(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
-    return path.open(encoding="utf-8-sig")
+def _checked(path: Path, source: str, key: str) -> Path:
+    if kind_of(path) is None:
+        raise UserError(f"{key}: {source}: files of this kind are not read; expected one of {', '.join(KINDS)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{key}: {source}: the file is empty")
+    return path
 
 
-def glance(path: Path, limit: int | None = GLANCE) -> Iterator[dict[str, Any]]:
-    """The first rows of a json, csv or text file, read plainly.
-
-    Raises:
-        UserError: what cannot be read, with the file and the row.
-    """
-    kind = kind_of(path)
-    try:
-        with _open(path) as file:
-            rows: Iterator[dict[str, Any]]
-            if kind == "csv":
-                rows = _csv_rows(file, path)
-            elif kind == "text":
-                rows = ({"text": line.rstrip("\n")} for line in file)
-            else:
-                rows = _json_rows(file, path)
-            yield from itertools.islice(rows, limit)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: this is no UTF-8 text; save the file as UTF-8") from None
-    except (csv.Error, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: this file cannot be read: {error}") from None
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-
-
-def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(file, delimiter=_delimiter(path))
-    for row in reader:
-        if None in row:
-            named = len(reader.fieldnames or ())
+def _in_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> list[Path]:
+    if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file() | any(folder.glob("*.safetensors")):
+        raise UserError(f"{key}: {source}: this is a folder with a model; name a file or a folder with rows")
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and kind_of(p) and p.name not in NO_ROWS]
+    if not files:
+        raise UserError(f"{key}: {source}: this is a folder without rows; expected files such as {', '.join(KINDS)} in it")
+    named = {file: split_of(file.name) for file in files}
+    there = {split for split in named.values() if split}
+    if there:
+        wanted = next((split for split in splits if split in there), None)
+        if wanted is None:
             raise UserError(
-                f"{path}:{reader.line_num}: this row has {named + len(row[None])} fields, but the first line names {named} "
-                "columns; a text that holds the separator belongs in double quotes"
+                f"{key}: {source}: the files in this folder are those of {', '.join(sorted(there))}, none is of {splits[0]}; "
+                "name one of them"
             )
-        yield row
+        files = [file for file, split in named.items() if split == wanted]
+    return [_checked(file, str(file), key) for file in files]
 
 
-def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
-    first = file.read(1)
-    while first.isspace():
-        first = file.read(1)
-    file.seek(0)
-    if first == "[":
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: this is no valid JSON: {error.msg} (column {error.colno})") from None
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: row {number}: expected an object with named columns, given {json.dumps(row)[:60]}")
-            yield row
-        return
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: this row is no valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}; "
-                "expected one row a line, or one array of rows"
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object with named columns, given {line.strip()[:60]}")
-        yield row
+def split_of(name: str) -> str | None:
+    """The split that a file's name speaks of, if it does: `my-valid.csv` is of validation."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
-def first_rows(path: Path) -> list[dict[str, Any]] | None:
-    """Some rows with all of their columns, without `datasets`; None where only `datasets` can tell (parquet).
+def check_split(source: str, key: str, split: str) -> None:
+    """Refuse a split that a local file or folder cannot have; Hub data sets are asked when they are loaded.
 
     Raises:
-        UserError: the file holds no row, or one of the first rows cannot be read.
+        UserError: a slice or a sum of a local source, or a split of one file.
     """
-    if kind_of(path) == "parquet":
-        with path.open("rb") as file:
-            if file.read(4) != b"PAR1":
-                raise UserError(f"{path}: this is no Parquet file")
-        return None
-    rows = list(glance(path))
-    blank = kind_of(path) == "text" and not any(row["text"].strip() for row in glance(path, limit=None))
-    if not rows or blank:
-        raise UserError(f"{path}: the file holds no row; expected at least one")
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in columns} for row in rows]
+    path = Path(source).expanduser()
+    if split == "train" or not (path.exists() or glob.has_magic(source)):
+        return
+    if re.search(r"[\[+]", split):
+        raise UserError(f"{key}: {split}: {source} is local, and parts of splits are taken of Hub data sets only; name files")
+    if not path.is_dir():
+        raise UserError(f"{key}: {split}: {source} has no splits; name another file")
 
 
-def load(source: str, key: str, config: str | None, split: str) -> Dataset:
-    """All rows of a local file or of a Hub data set.
+def load_from_hub(source: str, key: str, config: str | None, split: str, revision: str | None) -> Dataset:
+    """All rows of a Hub data set, memory-mapped from the cache of `datasets`.
 
     Raises:
-        UserError: what cannot be read or reached, with file and row where there is one.
+        UserError: what cannot be reached.
     """
     import datasets
 
     datasets.disable_progress_bars()
-    path = local_file(source, key)
-    if path is None:
-        return _load_from_hub(source, key, config, split)
-    kind = str(kind_of(path))
     try:
-        options = _csv_options(path) if kind == "csv" else {}
-        rows = datasets.load_dataset(kind, data_files=str(path.resolve()), split="train", **options)
-        return _plainly(path) if kind == "json" and "timestamp" in str(rows.features) else rows
-    except Exception as error:
-        for _ in glance(path, limit=None) if kind != "parquet" else ():
-            pass  # finds and names the row that cannot be read
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{key}: {source}: the rows do not fit one table: {cause}") from error
-
-
-def _plainly(path: Path) -> Dataset:
-    """Rows as Python reads them: pyarrow makes a date of a text that looks like one."""
-    from datasets import Dataset
-
-    rows = list(glance(path, limit=None))
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Every field is text as it stands there: pandas would make 7.0 of 007, and nothing of NA."""
-    from datasets import Features, Value
-
-    columns = next(glance(path, limit=1), {})
-    return {
-        "delimiter": _delimiter(path),
-        "na_filter": False,
-        "features": Features({name: Value("string") for name in columns}),
-    }
-
-
-def _load_from_hub(source: str, key: str, config: str | None, split: str) -> Dataset:
-    import datasets
-
-    try:
-        return datasets.load_dataset(source, config, split=split)
+        return datasets.load_dataset(source, config, split=split, revision=revision)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{key}: {source} is neither a local file nor a data set that the Hub gives us ({first}); "
-            "check the name, data.config, data.split and your login"
+            "check the name, data.config, data.split, data.revision and your login"
         ) from error

@@ -1,0 +1,115 @@
+"""How many rows a second become token ids with a mask: hfstrat beside TRL's SFTTrainer, on the same rows and tokenizer.
+
+    python -m benchmarks.tokenise
+
+Writes benchmarks/results/tokenise.json and .md. Needs ../shared and models/SmolLM2-135M-Instruct (HFSTRAT_BENCH_MODEL names
+another folder). Each case is a fresh process with an empty cache, which loads its libraries first and then times the
+preparation alone: from the file to the prepared data set. TRL is timed from `load_dataset` to the end of the trainer's
+constructor, less the time that the same constructor takes for one row; its rows are made conversational by `map`, as its
+documentation has it. Both sides have prepared a row or two before, so that nothing is timed that happens once a process. The
+cases are interleaved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, machine, write
+
+FILE = ROOT.parent / "shared" / "data" / "llamafactory_demos" / "alpaca_en_demo.jsonl"
+MODEL = os.environ.get("HFSTRAT_BENCH_MODEL", str(ROOT / "models" / "SmolLM2-135M-Instruct"))
+CASES = ("hfstrat", "hfstrat, cached", "TRL")
+REPEATS = 5
+LENGTH = 1024
+
+
+def ours(cached: bool) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    from hfstrat.config import Data
+    from hfstrat.data import prepare
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    data = Data(train=str(FILE), max_length=LENGTH, eval_size=1)
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as few:  # the other side has seen two rows before it is timed too
+        few.writelines(FILE.read_text(encoding="utf-8").splitlines(keepends=True)[:2])
+        few.flush()
+        prepare(data if cached else Data(train=few.name, eval_size=1), tokenizer, seed=0)
+    started = time.perf_counter()
+    account = prepare(data, tokenizer, seed=0).accounts["train"]
+    return {"seconds": time.perf_counter() - started, "rows": account.rows_read, "tokens": account.tokens}
+
+
+def theirs() -> dict[str, Any]:
+    from datasets import disable_progress_bars, load_dataset
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+
+    def prepared(rows: Any) -> Any:
+        config = SFTConfig(output_dir=tempfile.mkdtemp(), report_to="none", use_cpu=True, bf16=False, max_length=LENGTH)
+        return SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer).train_dataset
+
+    def conversational(row: dict[str, str]) -> dict[str, Any]:
+        prompt = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+        return {
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": [{"role": "assistant", "content": row["output"]}],
+        }
+
+    def loaded(split: str) -> Any:
+        rows = load_dataset("json", data_files=str(FILE), split=split)
+        return rows.map(conversational, remove_columns=rows.column_names)
+
+    prepared(loaded("train[:1]"))
+    started = time.perf_counter()
+    prepared(loaded("train[1:2]"))
+    constant = time.perf_counter() - started
+    started = time.perf_counter()
+    rows = prepared(loaded("train"))
+    seconds = time.perf_counter() - started - constant
+    return {"seconds": seconds, "rows": len(rows), "tokens": sum(map(len, rows["input_ids"])), "constant": constant}
+
+
+def one(case: str) -> dict[str, Any]:
+    """Run a case in a process of its own, with caches of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = os.environ | {"HFSTRAT_CACHE": f"{scratch}/ours", "HF_DATASETS_CACHE": f"{scratch}/theirs"}
+        command = [sys.executable, "-m", "benchmarks.tokenise", case]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(theirs() if sys.argv[1] == "TRL" else ours("cached" in sys.argv[1])))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    for _ in range(REPEATS):
+        for case in CASES:
+            runs[case].append(one(case))
+    table = ["| | rows | tokens | median | fastest | rows/s | as a multiple of TRL |", "|---|---|---|---|---|---|---|"]
+    medians = {case: statistics.median(run["seconds"] for run in runs[case]) for case in CASES}
+    for case in CASES:
+        first, fastest = runs[case][0], min(run["seconds"] for run in runs[case])
+        table.append(
+            f"| {case} | {first['rows']:,} | {first['tokens']:,} | {medians[case]:.3f} s | {fastest:.3f} s | "
+            f"{first['rows'] / medians[case]:,.0f} | {medians['TRL'] / medians[case]:.1f}x |"
+        )
+    write("tokenise", {"machine": machine(), "file": FILE.name, "model": Path(MODEL).name, "runs": runs}, table)
+
+
+if __name__ == "__main__":
+    main()

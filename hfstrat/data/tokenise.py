@@ -1,0 +1,135 @@
+"""Rows of one source into an Arrow file of token ids, a batch at a time: memory does not grow with the data."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hfstrat.data.account import Account, Overlong, check
+from hfstrat.data.formats import Example
+from hfstrat.data.readers import Row
+from hfstrat.data.reading import Reading, check_train_on
+from hfstrat.data.render import IGNORED, Rendered, Renderer
+from hfstrat.data.turns import BadRow
+from hfstrat.data_section import Data
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH = 1000  # rows
+HASH_BYTES = 8
+
+
+class Piece(NamedTuple):
+    """A row of the prepared data: a row of the source, or a part of one (`overflow: split`)."""
+
+    input_ids: list[int]
+    labels: list[int]
+    length: int
+    row: int
+    text_hash: int
+
+
+def schema() -> pyarrow.Schema:
+    """Columns of the prepared data. `row` is the row of the source, `text_hash` that of its normalised text."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    return pa.schema(
+        {"input_ids": ids, "labels": ids, "length": pa.int32(), "row": pa.int64(), "text_hash": pa.int64()}.items()
+    )
+
+
+def tokenise(rows: Iterable[Row], reading: Reading, data: Data, renderer: Renderer, target: Path) -> Account:
+    """Write the prepared rows into an Arrow stream; see `schema`.
+
+    Raises:
+        UserError: rows that do not fit their format, or too much lost (`account.check`).
+    """
+    import pyarrow as pa
+
+    check_train_on(data, reading)
+    account = Account(reading.source, reading.kind, renderer.template, reading.resolve(data.train_on))
+    account.tools_as_text = not renderer.knows_tools
+    overlong = Overlong()
+    numbered = enumerate(rows)
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
+        while batch := list(itertools.islice(numbered, BATCH)):
+            pieces = _batch(batch, reading, data, renderer, account, overlong)
+            columns = zip(*pieces, strict=True) if pieces else [[]] * len(Piece._fields)
+            stream.write_batch(pa.record_batch([list(column) for column in columns], schema=schema()))
+    check(account, overlong, data)
+    return account
+
+
+def _batch(
+    batch: list[tuple[int, Row]], reading: Reading, data: Data, renderer: Renderer, account: Account, overlong: Overlong
+) -> list[Piece]:
+    account.rows_read += len(batch)
+    pairs = [_render(row, reading, renderer, reading.where(index)) for index, row in batch]
+    pieces: list[Piece] = []
+    encoded = renderer.encode([texts for _, texts in pairs])
+    for (index, _), (example, _), (ids, labels) in zip(batch, pairs, encoded, strict=True):
+        account.rows_with_tools += bool(example.tools)
+        if example.says_something and any(label != IGNORED for label in labels):
+            parts = _fit(ids, labels, data, account, overlong, reading.where(index))
+            kept = [(part, label) for part, label in parts if any(value != IGNORED for value in label)]
+            account.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
+            account.rows_unreached += bool(parts) and not kept
+        else:
+            account.rows_blank += 1
+            account.tokens_lost += len(ids)
+            kept = []
+        account.rows_kept += bool(kept)
+        account.rows_dropped += not kept
+        pieces += [Piece(part, label, len(part), index, hash_of(example.words)) for part, label in kept]
+    account.supervised += sum(label != IGNORED for piece in pieces for label in piece.labels)
+    account.tokens += sum(piece.length for piece in pieces)
+    return pieces
+
+
+def _render(row: Row, reading: Reading, renderer: Renderer, where: str) -> tuple[Example, Rendered]:
+    try:
+        example = reading.example(row)
+        return example, renderer.render(example)
+    except BadRow as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _fit(
+    ids: list[int], labels: list[int], data: Data, account: Account, overlong: Overlong, where: str
+) -> list[tuple[list[int], list[int]]]:
+    """The row within `max_length`, in one piece, several or none, with what it loses written into the account."""
+    limit = data.max_length
+    if len(ids) <= limit:
+        return [(ids, labels)]
+    if data.overflow == "error":
+        raise UserError(f"{where}: {len(ids)} tokens, more than data.max_length = {limit} (overflow: error)")
+    if data.overflow == "split":
+        account.rows_split += 1
+        return split(ids, labels, limit)
+    keep = limit if data.overflow == "truncate" else 0
+    lost = sum(label != IGNORED for label in labels[keep:])
+    account.rows_cut += keep > 0
+    account.tokens_lost += len(ids) - keep
+    account.supervised_lost += lost
+    overlong.add(len(ids), lost)
+    return [(ids[:keep], labels[:keep])] if keep else []
+
+
+def split(ids: list[int], labels: list[int], limit: int) -> list[tuple[list[int], list[int]]]:
+    """Pieces of at most `limit` tokens. Each begins with the last token of the one before, as context without loss, so that
+    every supervised token is predicted exactly once."""
+    starts = range(0, max(1, len(ids) - 1), limit - 1)
+    return [(ids[start : start + limit], [IGNORED, *labels[start + 1 : start + limit]]) for start in starts]
+
+
+def hash_of(text: str) -> int:
+    """A number for a text without regard to case and white space: rows with the same one are the same row."""
+    normal = " ".join(text.casefold().split())
+    digest = hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,98 @@
+"""The recipe's `data:` section: which rows to train on, and how they become tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
+
+from hfstrat.strategies import Section
+
+Format = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "conversations"]
+_PART = r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?"
+
+
+class Source(Section):
+    """One source of rows. What it leaves open is as `data` says.
+
+    A weight is how often each row is seen in one epoch: 2 is twice, 0.5 is one half of the rows, 2.5 is every row twice
+    and one half of them a third time. Which rows make up such a half is drawn once, by the recipe's seed: it is the same
+    in every epoch. Rows are held out for evaluation before weights apply, and stand there once.
+    """
+
+    path: str = Field(min_length=1, description="File, folder, glob or Hub id")
+    weight: float = Field(1.0, gt=0, le=1000, description="How often each of its rows is seen in one epoch")
+    format: Format | None = Field(None, description="What a row is, if not as data.format says")
+    columns: dict[str, str] | None = Field(None, description="Their name for our name, if not as data.columns says")
+
+
+def _as_list(value: Any) -> Any:
+    """`train: rows.jsonl` is [{path: rows.jsonl}]."""
+    if value is None or isinstance(value, Source):
+        return value if value is None else [value]
+    if not isinstance(value, str | list | dict):
+        raise ValueError("text is expected, in quotes where it looks like a number: a file, folder, glob or Hub id")
+    if value == []:
+        raise ValueError("at least one file, folder, glob or Hub id is expected")
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_as_list, json_schema_input_type=str | Source | list[str | Source])]
+MaybeSources = Annotated[
+    list[Source] | None, BeforeValidator(_as_list, json_schema_input_type=str | Source | list[str | Source] | None)
+]
+
+
+class Data(Section):
+    """Which rows to train on, and how they become tokens."""
+
+    train: Sources = Field(
+        description="File (.jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt, also .gz), folder, glob or Hub id; or a list, "
+        "each one of these or {path, weight, format, columns}"
+    )
+    eval: MaybeSources = Field(None, description="The same, for evaluation; if not given, rows of train are held out")
+    eval_size: int | float = Field(0.05, gt=0, description="Rows to hold out, below 1 a share (never more than 1000)")
+    config: str | None = Field(None, description="Configuration name of a Hub data set")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set")
+    split: str = Field("train", description="Split to train on, such as train or, of a Hub data set, train[:10%]")
+    eval_split: str | None = Field(None, description="Split to evaluate on, of the same Hub data set or folder")
+    format: Format = Field("auto", description="What a row is; auto: told from its columns")
+    columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
+    template: str = Field(
+        "auto",
+        min_length=1,
+        description="chat: the tokenizer's chat template; a .jinja file; plain: a blank line after each prompt, the end token "
+        "after each answer; auto: chat if there is one",
+    )
+    train_on: Literal["auto", "completions", "assistant", "all"] = Field(
+        "auto",
+        description="Which tokens carry loss. completions: the completion, or the last turn of the assistant; assistant: all "
+        "turns of the assistant; all: everything; auto: completions where rows have one, else assistant",
+    )
+    max_length: int = Field(1024, ge=8, description="Tokens per row, at most")
+    overflow: Literal["truncate", "split", "drop", "error"] = Field(
+        "truncate", description="What happens to longer rows; split: they become several, and no supervised token is lost"
+    )
+
+    @field_validator("split", "eval_split")
+    @classmethod
+    def _readable_split(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(rf"{_PART}(\+{_PART})*", value):
+            raise ValueError("a split such as train, train[:10%], train[100:] or train+validation is expected")
+        return value
+
+    @field_serializer("train", "eval")
+    def _short(self, value: list[Source] | None) -> Any:
+        """As it would be written by hand."""
+        short = [s.path if s.model_fields_set == {"path"} else s.model_dump(exclude_unset=True) for s in value or []]
+        return (short[0] if len(short) == 1 and isinstance(short[0], str) else short) if value else None
+
+    @model_validator(mode="after")
+    def _evaluation_has_one_source(self) -> Data:
+        if self.eval_split and self.eval:
+            raise ValueError("eval_split: give eval or eval_split, not both")
+        if any(source.weight != 1 for source in self.eval or []):
+            raise ValueError("eval: rows are evaluated once each; remove weight")
+        return self
