@@ -1,0 +1,74 @@
+"""Real tokens per second against the micro-batch and the rounding of lengths, on this machine.
+
+    make quickstart && python -m benchmarks.micro_batch
+
+One process, rounds interleaved, the same batches for every setting: steps of 16 rows of the quickstart's data, sorted by
+length within a step, LoRA r=16 on the demo model. `plan.CPU_TOKENS` and the collator's multiple on a CPU follow from it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from benchmarks.measure import ROOT, machine, write
+
+SETTINGS = [(32, 4), (16, 4), (8, 4), (16, 2), (16, 8)]  # lengths rounded up to, rows per forward pass
+ROUNDS, STEPS, ROWS = 3, 2, 16
+
+
+def main() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from hfstrat import fused, model
+    from hfstrat.config import Data, Model
+    from hfstrat.data import prepare
+    from hfstrat.data.batches import BatchOrder, Collator
+    from hfstrat.data.parts import column
+    from hfstrat.losses import causal_lm_loss
+
+    section = Model(name_or_path=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
+    tokenizer = model.load_tokenizer(section)
+    rows = prepare(
+        Data.model_validate({"train": str(ROOT / "data/docstrings/train.jsonl"), "max_length": 384}), tokenizer, 0
+    ).train
+    base = model.load_base(section, tokenizer)
+    fused.bind_head_loss(base.model)
+    trained = get_peft_model(base.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    model.set_precision(trained, torch.bfloat16)
+    trained.train()
+    optimiser = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    order = BatchOrder(column(rows, "length"), ROWS, 1000, seed=0)
+
+    def speed(multiple: int, micro: int, steps: range) -> float:
+        collate = Collator(0, multiple, masks_logits=True, selects_rows=True)
+        started = time.perf_counter()
+        for step in steps:
+            chosen = order.batch(step).tolist()
+            for start in range(0, ROWS, micro):
+                batch: dict[str, Any] = collate([rows[i] for i in chosen[start : start + micro]])
+                labels = batch.pop("labels")
+                with torch.autocast("cpu", torch.bfloat16):
+                    outputs = trained(**batch, use_cache=False)
+                causal_lm_loss(outputs, labels, 100).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad()
+        return sum(order.tokens(step) for step in steps) / (time.perf_counter() - started)
+
+    speeds: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
+    for turn in range(ROUNDS + 1):
+        for setting in SETTINGS:
+            measured = speed(*setting, range(turn * STEPS, (turn + 1) * STEPS))
+            if turn:  # the first round compiles kernels
+                speeds[setting].append(measured)
+    table = ["| lengths rounded to | rows per pass | real tokens/s (median) | rounds |", "|---|---|---|---|"]
+    for (multiple, micro), measured_all in speeds.items():
+        spread = ", ".join(f"{value:.0f}" for value in measured_all)
+        table.append(f"| {multiple} | {micro} | {statistics.median(measured_all):.0f} | {spread} |")
+    write("micro_batch", {"machine": machine(), "speeds": [[*key, value] for key, value in speeds.items()]}, table)
+
+
+if __name__ == "__main__":
+    main()
