@@ -78,7 +78,7 @@ class ProgressReport(TrainerCallback):
         if self.time_limit:
             left = max(0.0, self.time_limit - (now - self._started))
         else:
-            left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+            left = self.seconds / max(done, 1) * (state.max_steps - state.global_step)
         loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
         return f"{loss}{self.tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
 

@@ -116,6 +116,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_a_run_killed_after_its_last_step_is_finished_by_the_next(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    whole = recipe(f"output_dir={tmp_path / 'whole'}")
+    run(whole)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hfstrat.verify.verify", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe())
+    again = run(recipe())
+    assert again is not None
+    assert again["result"]["status"] == "done"
+    assert again["result"]["session_steps"] == 0
+    for name, tensor in weights(folder_of(whole)).items():
+        assert torch.equal(tensor, weights(folder_of(recipe()))[name])
+
+
 def test_a_changed_recipe_does_not_go_on(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, 3)

@@ -1,0 +1,50 @@
+"""Killed with -9 at any moment and started again: the result is that of a run that nobody killed, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+SETTINGS = ("training.max_steps=120", "training.eval_steps=8", "strategy.dropout=0.1", "training.logging_steps=7")
+
+
+def start(recipe: Any, folder: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "hfstrat", "train", recipe().source, *SETTINGS, f"output_dir={folder}"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def finished(recipe: Any, folder: Path) -> dict[str, torch.Tensor]:
+    child = start(recipe, folder)
+    said, _ = child.communicate(timeout=240)
+    assert child.returncode == 0, said
+    return load_file(folder / "final" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe: Any, tmp_path: Path, seed: int) -> None:
+    expected = finished(recipe, tmp_path / "whole")
+    folder, chance = tmp_path / "killed", random.Random(seed)
+    for _ in range(2):
+        child = start(recipe, folder)
+        before = len(list(folder.glob("checkpoint-*")))
+        end = time.monotonic() + 120
+        while len(list(folder.glob("checkpoint-*"))) <= before and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1.5))
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+    found = finished(recipe, folder) if not (folder / "final").is_dir() else load_file(next(folder.glob("final/*.safetensors")))
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
