@@ -51,8 +51,13 @@ types: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
+	$(BIN)/python -m benchmarks.head_loss
+	$(BIN)/python -m benchmarks.tokenise
+	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.quickstart
+	$(BIN)/python -m benchmarks.lora_sft
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

@@ -72,17 +72,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     recipe = loaded.recipe
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
-    checkpoint, remarks = None, list[str]()
-    if not overwrite:
-        folder = Path(recipe.output_dir).expanduser()
-        checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
-    stored = checkpoints.state_of(checkpoint) if checkpoint else {}
-    if stored and stored.get("processes", 1) != world.num_processes:
-        remarks.append(
-            f"this run began with {stored.get('processes')} processes and goes on with {world.num_processes}: the same batches "
-            "in the same order, but other random numbers where there is dropout"
-        )
-
+    checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
     if stored and stored.get("data", data.fingerprint()) != data.fingerprint():
@@ -135,6 +125,25 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         },
     )
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
+
+
+def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The checkpoint to go on from, what its marker holds, and what to say about it.
+
+    Raises:
+        UserError: it was made by another recipe, or is not complete.
+    """
+    if overwrite:
+        return None, {}, []
+    folder = Path(recipe.output_dir).expanduser()
+    checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+    stored = checkpoints.state_of(checkpoint) if checkpoint else {}
+    if stored and stored.get("processes", 1) != processes:
+        remarks.append(
+            f"this run began with {stored.get('processes')} processes and goes on with {processes}: the same batches in the "
+            "same order, but other random numbers where there is dropout"
+        )
+    return checkpoint, stored, remarks
 
 
 def measure_micro_batch(
