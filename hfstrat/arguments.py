@@ -57,6 +57,8 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "restore_callback_states_from_checkpoint": True,
         "ddp_find_unused_parameters": False,  # whatever learns is used in every step
         "label_names": ["labels"],
+        "log_level": "error",  # Trainer would set it to warning on the other processes
+        "log_level_replica": "error",
         "disable_tqdm": True,  # we show progress ourselves
         "report_to": "none",
     }

@@ -40,11 +40,17 @@ def train(
     """Carry out a recipe."""
     from hfstrat import launch, preflight
     from hfstrat.loading import load_recipe
+    from hfstrat.located import located
 
     loaded = load_recipe(recipe, overrides or [])
     arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
     started = launch.plan_launch(arguments, accelerate_config, num_processes)
     preflight.check(loaded, overwrite)
+    if started.processes > 1:
+        from hfstrat.plan import share_of
+
+        with located(loaded):
+            share_of(loaded.recipe.training.global_batch_size, started.processes)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
     if started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)

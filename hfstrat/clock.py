@@ -22,6 +22,7 @@ class Clock(TrainerCallback, ExportableState):
     def __init__(self, limit: float, interval: float | None = None) -> None:
         self.limit, self.interval = limit, interval
         self.spent = 0.0
+        self.is_over = False
         self._marks = 0
         self._last: float | None = None
         self._begun = 0.0
@@ -45,7 +46,7 @@ class Clock(TrainerCallback, ExportableState):
             shared = broadcast(torch.tensor([self.spent, step], dtype=torch.float64, device=args.device))
             self.spent, step = shared.tolist()
         if self.spent + step > self.limit:
-            control.should_training_stop = True
+            control.should_training_stop = self.is_over = True
             control.should_evaluate = control.should_save = True
         elif self.interval is not None and self.share >= (self._marks + 1) * self.interval:
             self._marks = int(self.share / self.interval)

@@ -39,7 +39,7 @@ def named(error: BaseException) -> RunError:
     if isinstance(error, RunError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return RunError("interrupted; the same command goes on from the last complete checkpoint", INTERRUPTED)
+        return RunError(str(error) or "interrupted; the same command goes on from the last complete checkpoint", INTERRUPTED)
     text = str(error)
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
         return RunError(

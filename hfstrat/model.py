@@ -115,6 +115,20 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase) -> Base:
     return Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own)
 
 
+def check_context(model: PreTrainedModel, longest: int) -> None:
+    """Refuse rows that are longer than what the model was made for.
+
+    Raises:
+        UserError: it names the model's context.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int) and longest > context:
+        raise UserError(
+            f"data.max_length: the longest row has {longest} tokens, and this model's context is {context} "
+            f"(max_position_embeddings); set max_length: {context}, with overflow: split to keep what is beyond"
+        )
+
+
 def compute_dtype(wanted: str) -> torch.dtype:
     """The precision of frozen weights and of the forward pass on this machine.
 

@@ -58,7 +58,7 @@ def make_plan(
     Raises:
         UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
     """
-    share = _share(training.global_batch_size, processes)
+    share = share_of(training.global_batch_size, processes)
     steps = _steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
@@ -99,7 +99,8 @@ def make_plan(
     )
 
 
-def _share(global_batch_size: int, processes: int) -> int:
+def share_of(global_batch_size: int, processes: int) -> int:
+    """Sequences of a global batch that one process has. Raises UserError with the nearest sizes that can be split."""
     if global_batch_size % processes:
         below = global_batch_size // processes * processes
         near = [str(size) for size in (below, below + processes) if size]

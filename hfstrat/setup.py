@@ -88,6 +88,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = model.load_base(recipe.model, tokenizer)
+    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
     trained = recipe.strategy.build_model(base)

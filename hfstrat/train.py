@@ -47,11 +47,25 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
             return None
         whole = publish(job, facts, probe, partial, before, after, started)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (interrupted(job),)
         if world.is_main_process:
             report.write_failure(job.loaded, job.folder, errors.named(error))
         raise
     present(job, whole)
     return whole
+
+
+def interrupted(job: Job) -> str:
+    """What an interruption leaves, in words."""
+    from hfstrat import checkpoints
+
+    complete = [p for p in checkpoints.all_checkpoints(job.folder) if checkpoints.is_complete(p)]
+    if not complete:
+        return (
+            "interrupted before the first checkpoint; the same command starts afresh (training.save_steps makes them earlier)"
+        )
+    return f"interrupted; the same command goes on from {complete[-1]}"
 
 
 def answer_prompts(job: Job) -> list[str]:
@@ -80,6 +94,10 @@ def fit(job: Job, before: list[str]) -> float:
         job.trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     finally:
         job.progress.close()
+    state = job.trainer.state
+    if state.global_step < state.max_steps:
+        reason = "max_time" if job.trainer.clock and job.trainer.clock.is_over else "early stopping"
+        job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
     return time.monotonic() - started
 
 

@@ -57,7 +57,10 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
         model = load_artefact(folder, compute_dtype(wanted), {"source": source, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise UserError(f"{target}: cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        here = "" if Path(folder).exists() else "no such folder here, and "
+        raise UserError(
+            f"{target}: {here}it cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, recipe
 
 
@@ -72,6 +75,8 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     if output and output.exists():
         raise UserError(f"{output} exists already; name another file")
+    if output and not output.absolute().parent.is_dir():
+        raise UserError(f"{output}: there is no folder {output.parent}; make it, or name another file")
     model, tokenizer, recipe = load(target)
     import torch
 
@@ -88,6 +93,8 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
                 say(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
             else:
                 say(f"> {prompt_text(prompt)}\n{text}\n" if len(asked) > 1 else text)
+    if output:
+        print(f"{output}: {len(asked)} answers")
 
 
 @contextmanager

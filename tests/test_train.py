@@ -62,6 +62,22 @@ def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides
     assert {"tokenizer.json", "chat_template.jinja"} <= names
 
 
+def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path) -> None:
+    long = tmp_path / "long.jsonl"
+    long.write_text('{"prompt": "a", "completion": "' + "cat " * 400 + '"}\n{"prompt": "b", "completion": "c"}\n')
+    with pytest.raises(UserError, match=r"data.max_length: .* this model's context is 256"):
+        run(recipe(f"data.train={long}", "data.eval_size=1", "data.max_length=4096"))
+    assert not folder_of(recipe()).exists()
+
+
+def test_an_interruption_says_what_it_leaves(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    for step, words in ((1, "before the first checkpoint"), (3, "goes on from .*checkpoint-2")):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(KeyboardInterrupt, match=words):
+                run(recipe())
+
+
 def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, quick: None) -> None:
     first, second = (recipe(f"output_dir={tmp_path / name}") for name in ("a", "b"))
     run(first)
