@@ -75,7 +75,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
-    if stored and stored.get("data", data.fingerprint()) != data.fingerprint():
+    fingerprint = data.fingerprint()
+    if stored.get("data", fingerprint) != fingerprint:
         raise UserError(
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
@@ -122,7 +123,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "recipe": recipe.model_dump(),
             "micro_batch": plan.micro_batch,
             "processes": plan.processes,
-            "data": data.fingerprint(),
+            "data": fingerprint,
         },
     )
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)

@@ -86,8 +86,8 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     """A run's result by plain peft (an adapter) or plain transformers (a whole model)."""
     from transformers import AutoModelForCausalLM
 
+    keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
     if not (Path(folder) / "adapter_config.json").is_file():
-        keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
     if options.get("gguf_file"):  # a GGUF base is nothing that peft finds by itself
         from peft import PeftModel
@@ -103,7 +103,6 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
         return PeftModel.from_pretrained(base, folder)
     from peft import AutoPeftModelForCausalLM
 
-    keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
     return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
 
 
