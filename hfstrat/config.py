@@ -60,6 +60,14 @@ class Training(Section):
         "auto", description="Sequences per forward pass; auto: what fits. Accumulation makes up the rest"
     )
     per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
+    train_sampling_strategy: Literal["group_by_length", "random"] = Field(
+        "group_by_length", description="Rows of a batch are of like length, or as they come; each is seen once an epoch"
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Several rows of a step side by side in one, shown on the model at hand not to see each other; auto: where "
+        "it saves padding, on a GPU",
+    )
     lr_scheduler_type: Schedule = Field("cosine", description="Shape of the learning rate after the warm-up")
     warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1 a share of all steps")
     optim: Optimizer = Field("adamw_torch_fused", description="Optimiser; the 8-bit and paged ones need bitsandbytes")

@@ -18,7 +18,7 @@ ENDLESS = 10**7
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run. `micro_batch` x `accumulation` x `processes` = `global_batch_size`, always."""
+    """Numbers of a run. `rows_at_once` x `accumulation` x `processes` = `global_batch_size` (or `bins`, if packed), always."""
 
     steps: int
     global_batch_size: int
@@ -30,10 +30,17 @@ class Plan:
     rows: int
     time_limit: float | None = None
     eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
+    bins: int | None = None  # rows of a step after packing; None: not packed
+    bins_at_once: int = 1  # of them in one forward pass
 
     @property
     def accumulation(self) -> int:
-        return self.global_batch_size // (self.processes * self.micro_batch)
+        return (self.bins or self.global_batch_size) // (self.processes * self.rows_at_once)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Batch rows of one forward pass: sequences, or bins of them."""
+        return self.bins_at_once if self.bins else self.micro_batch
 
     @property
     def epochs(self) -> float:
@@ -42,8 +49,8 @@ class Plan:
 
 def make_plan(
     training: Training,
-    lengths: Sequence[int],
-    eval_lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
+    eval_lengths: Sequence[int] | np.ndarray,
     processes: int,
     stored_micro_batch: int | None = None,
 ) -> Plan:
@@ -83,8 +90,8 @@ def make_plan(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
-    wish = training.per_device_eval_batch_size
-    eval_batch = max(1, min(2 * micro, MOST_TOKENS // max(eval_lengths, default=1))) if wish == "auto" else wish
+    wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
+    eval_batch = max(1, min(2 * micro, MOST_TOKENS // longest)) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -132,9 +139,9 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def modest_micro_batch(share: int, lengths: Sequence[int]) -> int:
+def modest_micro_batch(share: int, lengths: Sequence[int] | np.ndarray) -> int:
     """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
-    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / max(lengths))
+    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / float(np.max(lengths)))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
 
 

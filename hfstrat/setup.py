@@ -13,11 +13,11 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, checkpoints, console, fused, memory, model, workspace
+from hfstrat import arguments, batching, checkpoints, console, fused, memory, model, workspace
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
-from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.batches import Collator
 from hfstrat.data.parts import column, overlap_lines
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
@@ -81,7 +81,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
+    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -89,34 +89,41 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = model.load_base(recipe.model, tokenizer)
-    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
+    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
     model.checkpoint_activations(base.model, recipe.training.activation_checkpointing)
-    multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
-    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model), selects_rows=reason is None)
+    collate = Collator(
+        tokenizer.pad_token_id or 0,
+        batching.multiple_for(args.device),
+        model.takes_logits_mask(base.model),
+        selects_rows=reason is None,
+    )
     if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
         plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
+    batches = batching.make_batches(recipe, plan, data.train, lengths, base, collate, args.device)
+    plan = batches.plan
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.rows_at_once, plan.accumulation
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
+    said = (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
+    for line in (*said, f"{'batches':<9} {batches.line}"):
         screen.print(line)
 
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed)
-    progress = console.ProgressReport(screen, order, plan.time_limit)
+    progress = console.ProgressReport(screen, batches.order, plan.time_limit)
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
-        train_dataset=data.train,
+        train_dataset=batches.rows,
         eval_dataset=data.eval,
-        data_collator=collate,
+        data_collator=batches.collate,
         processing_class=tokenizer,
         callbacks=[progress, *early_stopping(recipe)],
-        order=order,
+        sampler=batches.sampler,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         state={
@@ -191,12 +198,13 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     length = f"{plan.steps:,} steps" if plan.steps < ENDLESS else f"{plan.time_limit:.0f} s"
     if plan.time_limit and plan.steps < ENDLESS:
         length += f" or {plan.time_limit:.0f} s"
+    passes = f"{plan.accumulation} x {plan.rows_at_once}{' packed rows' if plan.bins else ''}"
     epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
     return [
         f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}), "
         f"forward in {str(dtype).removeprefix('torch.')}",
         f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
-        f"{plan.accumulation} x {plan.micro_batch}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
+        f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
     ]
 
 
