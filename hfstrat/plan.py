@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Plan:
     rows: int
     time_limit: float | None = None
     eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
+    checkpointing: bool = False  # activations are recomputed
     bins: int | None = None  # rows of a step after packing; None: not packed
     bins_at_once: int = 1  # of them in one forward pass
 
@@ -52,7 +54,7 @@ def make_plan(
     lengths: Sequence[int] | np.ndarray,
     eval_lengths: Sequence[int] | np.ndarray,
     processes: int,
-    stored_micro_batch: int | None = None,
+    stored: dict[str, Any] | None = None,
 ) -> Plan:
     """Turn the recipe's `training:` into numbers.
 
@@ -60,11 +62,12 @@ def make_plan(
         lengths: tokens of each training row.
         eval_lengths: tokens of each evaluation row, longest first.
         processes: how many share a global batch.
-        stored_micro_batch: what an interrupted run chose; it is kept, so that the resumed run is the same run.
+        stored: what an interrupted run chose (its checkpoint's marker); it is kept, so that the resumed run is the same run.
 
     Raises:
         UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
     """
+    stored = stored or {}
     share = share_of(training.global_batch_size, processes)
     steps = _steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
@@ -83,8 +86,8 @@ def make_plan(
         )
     micro = training.per_device_train_batch_size
     if micro == "auto":
-        kept = stored_micro_batch if stored_micro_batch and share % stored_micro_batch == 0 else None
-        micro = kept or modest_micro_batch(share, lengths)
+        kept = stored.get("micro_batch")
+        micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
@@ -102,6 +105,7 @@ def make_plan(
         save_every=save_every,
         rows=len(lengths),
         time_limit=seconds(training.max_time) if training.max_time else None,
+        checkpointing=training.activation_checkpointing is True or bool(stored.get("checkpointing")),
         eval_share=float(training.eval_steps) if by_clock else None,
     )
 

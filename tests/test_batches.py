@@ -129,6 +129,6 @@ def test_the_measured_micro_batch_is_the_largest_that_fits() -> None:
 
 def test_a_stored_micro_batch_is_kept() -> None:
     training = Training(max_steps=5, global_batch_size=16)
-    assert make_plan(training, LENGTHS.tolist(), [20], 1, stored_micro_batch=2).micro_batch == 2
-    moved = make_plan(training, LENGTHS.tolist(), [20], 4, stored_micro_batch=16)  # resumed with more processes
+    assert make_plan(training, LENGTHS.tolist(), [20], 1, {"micro_batch": 2}).micro_batch == 2
+    moved = make_plan(training, LENGTHS.tolist(), [20], 4, {"micro_batch": 16})  # resumed with more processes
     assert moved.micro_batch * moved.accumulation * 4 == 16

@@ -170,6 +170,11 @@ PROBES: dict[str, Probe] = {
     "training.train_sampling_strategy": Probe(
         ["training.train_sampling_strategy=random"], lambda s: list(s.job.trainer._get_train_sampler())
     ),
+    "training.torch_compile": Probe(
+        ["training.torch_compile=true"],
+        lambda s: s.job.base.model.model.layers[0]._compiled_call_impl is not None,
+        True,
+    ),
     "training.packing": Probe(["training.packing=on"], lambda s: type(s.job.trainer.train_dataset).__name__, "PackedRows"),
     "training.lr_scheduler_type": Probe(
         ["training.lr_scheduler_type=linear"], lambda s: s.args.lr_scheduler_type.value, "linear"
