@@ -123,8 +123,8 @@ def _build(payload: Path, note: dict[str, Any], build: Callable[[Path], Any]) ->
         if errors.named(error).code != errors.DISK_FULL:
             raise
         raise errors.RunError(
-            f"the disk is full: {folder()} has no room for {note['description']}; nothing half written is left. Remove what you "
-            "need no more (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another disk",
+            f"the disk is full: {folder()} has no room for {note['description']}; nothing half written is left. Remove what "
+            "you need no more (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another disk",
             errors.DISK_FULL,
         ) from error
 
