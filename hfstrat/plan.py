@@ -42,8 +42,8 @@ class Plan:
 
 def make_plan(
     training: Training,
-    lengths: Sequence[int],
-    eval_lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
+    eval_lengths: Sequence[int] | np.ndarray,
     processes: int,
     stored_micro_batch: int | None = None,
 ) -> Plan:
@@ -84,7 +84,7 @@ def make_plan(
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
     wish = training.per_device_eval_batch_size
-    eval_batch = max(1, min(2 * micro, MOST_TOKENS // max(eval_lengths, default=1))) if wish == "auto" else wish
+    eval_batch = max(1, min(2 * micro, MOST_TOKENS // int(np.max(eval_lengths, initial=1)))) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -132,9 +132,9 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def modest_micro_batch(share: int, lengths: Sequence[int]) -> int:
+def modest_micro_batch(share: int, lengths: Sequence[int] | np.ndarray) -> int:
     """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
-    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / max(lengths))
+    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / int(np.max(lengths)))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
 
 

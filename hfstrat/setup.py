@@ -81,7 +81,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
+    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -89,7 +89,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = model.load_base(recipe.model, tokenizer)
-    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
+    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
     trained = recipe.strategy.build_model(base)

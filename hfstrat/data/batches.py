@@ -22,7 +22,7 @@ class BatchOrder(Sampler[int]):
     like work, and the gradient, a sum over the step's tokens, is the same.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, global_batch_size: int, steps: int, seed: int) -> None:
         self.lengths = np.asarray(lengths)
         self.global_batch_size = global_batch_size
         self.steps = steps
@@ -30,7 +30,8 @@ class BatchOrder(Sampler[int]):
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        return order.astype(np.int32) if len(order) < 2**31 else order  # two epochs' are kept
 
     def batch(self, step: int) -> np.ndarray:
         """Row numbers of one optimiser step, longest first: shape `[global_batch_size]`."""

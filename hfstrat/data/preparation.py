@@ -18,6 +18,7 @@ from hfstrat.data.formats import Example
 from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
+from hfstrat.data.selection import Selection, read_numbers
 from hfstrat.data.tokenise import tokenise
 from hfstrat.data_section import Data, Source
 
@@ -48,12 +49,10 @@ class Prepared:
         return torch.tensor([ids[:width] for ids in chosen])
 
     def fingerprint(self) -> str:
-        """A hash of the training rows' ids and of their order."""
-        digest = hashlib.sha256()
+        """A hash of the training rows' tokens and of their order."""
+        digest = hashlib.sha256(self.accounts["train"].sha256.encode())
         for name in ("row", "length"):
-            digest.update(parts.column(self.train, name).tobytes())
-        for chunk in self.train.data.column("input_ids").chunks:
-            digest.update(chunk.flatten().to_numpy().tobytes())
+            digest.update(np.ascontiguousarray(parts.column(self.train, name)).data)
         return digest.hexdigest()
 
     def account(self) -> dict[str, Any]:
@@ -63,7 +62,7 @@ class Prepared:
 class Table(NamedTuple):
     """The tokenised rows of all sources of one part, with the account, and how to find a row as it was written."""
 
-    rows: Dataset
+    rows: Selection
     account: Account
     origins: list[Origin]
     origin: np.ndarray  # the number of each row's source, `[rows]`
@@ -108,7 +107,12 @@ class Origin:
         if self.hub is None:
             return cache.digest_of(*(self.files or []))
         stored = [Path(file["filename"]) for file in self.hub.cache_files]
-        return cache.digest_of(*stored) if stored else cache.fingerprint({"rows": json.dumps(self.hub.to_list(), default=str)})
+        if stored:
+            return cache.digest_of(*stored)
+        digest = hashlib.sha256()
+        for row in self.hub:  # made in memory
+            digest.update(json.dumps(row, default=str).encode())
+        return digest.hexdigest()
 
 
 def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
@@ -128,7 +132,7 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
         splits = (sources.SPLITS.get(asked, asked),) if asked else sources.EVALUATION
         evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval", splits, asked or data.split)
         accounts["eval"], held = evaluated.account, evaluated.rows
-        held = held.select(range(min(max_eval_rows or len(held), len(held))))
+        held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
         left, out = parts.hold_out(train, data.eval_size, max_eval_rows, seed)
@@ -139,32 +143,35 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
         train = train.select(parts.weigh(origin, weights, seed))
     shown = _samples(evaluated, held, samples)
     # rows of like length share a forward pass; no sum depends on the order
-    held = held.select(np.argsort(-parts.column(held, "length"), kind="stable"))
-    return Prepared(train.remove_columns("text_hash"), held.remove_columns("text_hash"), renderer, accounts, shown, overlap)
+    held = held.select(np.argsort(-held.of(held.length), kind="stable"))
+    return Prepared(train.dataset(), held.dataset(), renderer, accounts, shown, overlap)
 
 
 def _table(
     given: list[Source], data: Data, renderer: Renderer, key: str, name: str, splits: tuple[str, ...], split: str
 ) -> Table:
-    from datasets import concatenate_datasets
+    from datasets import Dataset, concatenate_datasets
 
-    tables, accounts, origins = [], [], list[Origin]()
+    tables, numbers, accounts, origins = list[Dataset](), list[dict[str, np.ndarray]](), list[Account](), list[Origin]()
     for source in given:
         origin = Origin.of(source, data, name, splits, split)
-        rows, account = _tokenised(origin, renderer, key)
+        file, account = _tokenised(origin, renderer, key)
+        rows = Dataset.from_file(str(file))
+        found = read_numbers(file, ("row", "length", "text_hash"), len(rows))
         if before := sum(each.count for each in origins):
-            rows = rows.remove_columns("row").add_column("row", parts.column(rows, "row") + before)
+            found["row"] += before
+            rows = rows.remove_columns("row").add_column("row", found["row"])
         origin.count = account.rows_read
         tables.append(rows)
+        numbers.append(found)
         accounts.append(account)
         origins.append(origin)
-    numbers = np.repeat(np.arange(len(tables)), [len(rows) for rows in tables])
-    return Table(concatenate_datasets(tables), Account.together(accounts), origins, numbers)
+    of_source = np.repeat(np.arange(len(tables), dtype=np.int32), [len(rows) for rows in tables])
+    columns = numbers[0] if len(numbers) == 1 else {each: np.concatenate([n[each] for n in numbers]) for each in numbers[0]}
+    return Table(Selection(concatenate_datasets(tables), **columns), Account.together(accounts), origins, of_source)
 
 
-def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Dataset, Account]:
-    from datasets import Dataset
-
+def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
     source, data = origin.source, origin.data
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
     inputs = {
@@ -186,11 +193,11 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
     entry = cache.fetch("rows", cache.fingerprint(inputs), said, build)
     account = Account.of(entry.value)
     account.source, account.weight = source.path, source.weight
-    return Dataset.from_file(str(entry.path)), account
+    return entry.path, account
 
 
-def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
+def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
     """The first evaluation rows as prompt and reference; rows without a prompt (plain text) are none."""
-    chosen = dict.fromkeys(int(row) for row in parts.column(held, "row")) if count else {}
+    chosen = dict.fromkeys(map(int, held.of(held.row))) if count else {}
     examples = [table.example(row) for row in itertools.islice(chosen, count)]
     return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]
