@@ -80,13 +80,12 @@ def prepare_all(file: Path, tokenizer: Any, seen: dict[str, int]) -> int:
     from hfstrat.config import Data, Training
     from hfstrat.data import prepare
     from hfstrat.data.batches import BatchOrder, Collator
-    from hfstrat.data.parts import column
     from hfstrat.plan import make_plan
 
     data = prepare(Data(train=str(file)), tokenizer, seed=0, samples=3)
     seen["prepared"] = status("VmHWM")
     data.fingerprint()
-    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    lengths, eval_lengths = data.lengths, data.eval_lengths
     plan = make_plan(Training(max_steps=100), lengths, eval_lengths, 1)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, 0)
     Collator(0, 8, masks_logits=False)([data.train[row] for row in order.batch(0).tolist()])

@@ -18,7 +18,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
-from hfstrat.data.parts import column, overlap_lines
+from hfstrat.data.parts import overlap_lines
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
@@ -81,7 +81,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    lengths, eval_lengths = data.lengths, data.eval_lengths
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -158,7 +158,7 @@ def measure_micro_batch(
     dtype: torch.dtype,
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
-    longest = int(column(data.train, "length").max())
+    longest = int(data.lengths.max())
     worst = {"input_ids": [1] * longest, "labels": [1] * longest}  # the longest row, with loss on all of it
     trained.to(args.device)
     share = plan.global_batch_size // plan.processes
@@ -167,7 +167,7 @@ def measure_micro_batch(
         micro = int(gather(torch.tensor([micro], device=args.device)).min())
     plan = replace(plan, micro_batch=micro)
     if recipe.training.per_device_eval_batch_size == "auto":
-        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, int(column(data.eval, "length").max()))))
+        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, int(data.eval_lengths.max()))))
     args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, plan.eval_batch
     args.gradient_accumulation_steps = plan.accumulation
     return plan

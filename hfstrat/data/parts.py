@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,37 +87,45 @@ def overlap(train: Selection, held: Selection, tokenizer: Any) -> dict[str, Any]
 
     Rows are the same if their whole text is, without regard to case and white space.
     """
-    hashes, first = _by_row(train)
-    ordered = np.sort(hashes)
+    ordered = _hashes(train)
+    ordered.sort()
     again = ordered[1:] == ordered[:-1]
     second = again.copy()  # and not the third or fourth
     second[1:] &= ~again[:-1]
     twice = ordered[1:][np.flatnonzero(second)[:EXAMPLES]]
-    others, other_first = _by_row(held)
-    shared = is_in(others, ordered)
+    shared = is_in(_hashes(held), ordered)
+    del ordered, second
     return {
         "train_duplicates": int(np.count_nonzero(again)),
-        "train_duplicate_examples": _texts(train, [first(int(np.argmax(hashes == one))) for one in twice], tokenizer),
+        "train_duplicate_examples": _texts(train, [np.argmax(_hashes(train) == one) for one in twice], tokenizer),
         "eval_rows_in_train": int(np.count_nonzero(shared)),
-        "eval_rows_in_train_examples": _texts(held, map(other_first, np.flatnonzero(shared)[:EXAMPLES]), tokenizer),
+        "eval_rows_in_train_examples": _texts(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
     }
 
 
-def _by_row(part: Selection) -> tuple[np.ndarray, Callable[[int], int]]:
-    """The hash of each row, and what gives the position of the first piece of one of them."""
-    numbers, hashes = part.of(part.row), part.of(part.text_hash)
+def _begins(part: Selection) -> np.ndarray:
+    """Which pieces are the first of their row."""
+    numbers = part.of(part.row)
     begins = np.ones(len(numbers), bool)
     np.not_equal(numbers[1:], numbers[:-1], out=begins[1:])
-    if begins.all():
-        return hashes, int
-    return hashes[begins], lambda row: int(np.flatnonzero(begins)[row])
+    return begins
 
 
-def _texts(part: Selection, places: Iterable[int], tokenizer: Any) -> list[str]:
-    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all."""
+def _hashes(part: Selection) -> np.ndarray:
+    """The hash of each row, `[rows]`, a copy."""
+    return part.of(part.text_hash)[_begins(part)]
+
+
+def _texts(part: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
+    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all.
+
+    Args:
+        which: numbers of rows, not of pieces.
+    """
     shown = []
-    for place in places:
-        row = part.table[place if part.places is None else int(part.places[place])]
+    for number in which:
+        place = np.flatnonzero(_begins(part))[number]
+        row = part.table[int(place if part.places is None else part.places[place])]
         first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
         ids = row["input_ids"][max(0, first - BEFORE) : first + AFTER]
         shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))

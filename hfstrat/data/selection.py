@@ -1,4 +1,4 @@
-"""Rows of a mapped Arrow file, some of them, in some order: numbers for each row in memory (20 bytes), and no tokens."""
+"""Rows of a mapped Arrow file, some of them, in some order: numbers for each row in memory (16 bytes), and no tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import mmap
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,24 +14,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def read_numbers(file: Path, names: tuple[str, ...], count: int) -> dict[str, np.ndarray]:
-    """Columns of numbers of an Arrow stream, each `[count]`; `row` numbers that fit are int32.
+def read_numbers(file: Path, kinds: dict[str, Any], count: int) -> dict[str, np.ndarray]:
+    """Columns of numbers of an Arrow stream, `[count]` each, as the NumPy types in `kinds`.
 
     The file is mapped for this alone, and pages that were looked at are given back on the way: else the columns of short
     rows, which lie between their tokens, would bring all tokens into memory with them.
     """
     import pyarrow as pa
 
-    found = {name: np.empty(0) for name in names}
-    start = 0
+    found = {name: np.empty(count, kind) for name, kind in kinds.items()}
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 0
     for batch in pa.ipc.open_stream(pa.py_buffer(mapped)):
-        for name in names:
-            values = batch.column(name).to_numpy()
-            if start == 0 and not len(found[name]):
-                found[name] = np.empty(count, values.dtype)
-            found[name][start : start + len(values)] = values
+        for name, values in found.items():
+            values[start : start + len(batch)] = batch.column(name).to_numpy()
         start += len(batch)
         mapped.madvise(mmap.MADV_DONTNEED)
     return found
@@ -66,6 +63,17 @@ class Selection:
     def select(self, places: np.ndarray) -> Selection:
         """Some of these."""
         return replace(self, places=places if self.places is None else self.places[places])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, `[rows]`."""
+        return self.of(self.length)
+
+    def digest(self) -> str:
+        """SHA-256 over which rows these are, in which order and of which lengths."""
+        found = hashlib.sha256()
+        for column in (self.row, self.length):
+            found.update(np.ascontiguousarray(self.of(column)).data)
+        return found.hexdigest()
 
     def dataset(self) -> Dataset:
         """As a data set without the column `text_hash`.

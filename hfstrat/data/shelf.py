@@ -28,7 +28,7 @@ UNFINISHED = 3600.0  # seconds after which a folder that nobody builds in any mo
 _held: dict[Path, IO[bytes]] = {}  # payloads that this process uses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One thing in the cache. `value` is whatever its builder had to say beside the payload (any JSON)."""
 
