@@ -37,7 +37,7 @@ def _short(entry: Entry) -> str:
 def age(since: float) -> str:
     passed = max(0.0, time.time() - since)
     unit = next((unit for unit in "dhm" if passed >= AGES[unit]), "")
-    return f"{passed / AGES[unit]:.0f} {unit}" if unit else f"{passed:.0f} s"
+    return f"{int(passed / AGES[unit])} {unit}" if unit else f"{passed:.0f} s"
 
 
 def remove(names: list[str], every: bool, older_than: str | None) -> list[str]:

@@ -37,8 +37,9 @@ def make() -> Callable[..., cache.Entry]:
     """`make("a")` fetches an entry of SIZE bytes and lets go of it, as the end of a process would; `make.built` says which
     were built."""
     built: list[str] = []
+    clock = [time.time() - 10**6]
 
-    def get(name: str, kind: str = "rows", keep: bool = False, clock: list[float] = [time.time() - 10**6]) -> cache.Entry:
+    def get(name: str, kind: str = "rows", keep: bool = False) -> cache.Entry:
         def build(target: Path) -> dict[str, Any]:
             built.append(name)
             target.write_bytes(name.encode() * SIZE)
@@ -156,7 +157,7 @@ def test_a_full_disk_has_a_code_and_leaves_nothing(place: Path, error: OSError) 
         target.write_bytes(b"half")
         raise error
 
-    with pytest.raises(RunError, match="the disk is full: .* has no room for my rows") as caught:
+    with pytest.raises(RunError, match=r"the disk is full: .* has no room for my rows") as caught:
         cache.fetch("rows", "a", "my rows", build)
     assert caught.value.code == errors.DISK_FULL
     assert list(place.iterdir()) == []

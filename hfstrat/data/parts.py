@@ -113,7 +113,10 @@ def _begins(part: Selection) -> np.ndarray:
 
 def _hashes(part: Selection) -> np.ndarray:
     """The hash of each row, `[rows]`, a copy."""
-    return part.of(part.text_hash)[_begins(part)]
+    begins, hashes = _begins(part), part.of(part.text_hash)
+    if not begins.all():
+        return hashes[begins]
+    return hashes.copy() if part.places is None else hashes
 
 
 def _texts(part: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
