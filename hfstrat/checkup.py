@@ -38,11 +38,10 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
-    from hfstrat.data.parts import column
     from hfstrat.plan import make_plan
     from hfstrat.setup import data_lines
 
-    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    lengths, eval_lengths = data.lengths, data.eval_lengths
     model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
     for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):

@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The recipes that come with hfstrat.")
 app.add_typer(recipes_app, name="recipes")
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was prepared once and is kept on the disk.")
+app.add_typer(cache_app, name="cache")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
@@ -104,6 +106,26 @@ def recipes_cp(
         raise UserError(f"{target.parent}: no such folder; make it first, or name another")
     shutil.copyfile(source, target)
     print(target)
+
+
+@cache_app.command("ls")
+def cache_ls() -> None:
+    """List what is kept, the one used longest ago first."""
+    from hfstrat import cache_list
+
+    print("\n".join(cache_list.lines()))
+
+
+@cache_app.command("rm")
+def cache_rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names from `hfstrat cache ls`")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Remove everything")] = False,
+    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was not used for so long: 30d, 12h")] = None,
+) -> None:
+    """Remove what is kept. It is made again when it is needed; what a run is using stays."""
+    from hfstrat import cache_list
+
+    print("\n".join(cache_list.remove(names or [], every, older_than)))
 
 
 @app.command()

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, model_validator
 
 from hfstrat.strategies import Section
 
 Format = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "conversations"]
 _PART = r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?"
+
+
+def _readable_split(value: str) -> str:
+    if not re.fullmatch(rf"{_PART}(\+{_PART})*", value):
+        raise ValueError("a split such as train, train[:10%], train[100:] or train+validation is expected")
+    return value
+
+
+Split = Annotated[str, AfterValidator(_readable_split)]
 
 
 class Source(Section):
@@ -25,6 +34,9 @@ class Source(Section):
     weight: float = Field(1.0, gt=0, le=1000, description="How often each of its rows is seen in one epoch")
     format: Format | None = Field(None, description="What a row is, if not as data.format says")
     columns: dict[str, str] | None = Field(None, description="Their name for our name, if not as data.columns says")
+    config: str | None = Field(None, description="Configuration name of this Hub data set, if not data.config")
+    split: Split | None = Field(None, description="Split of this Hub data set or folder, if not as data.split says")
+    revision: str | None = Field(None, description="Branch, tag or commit of this Hub data set, if not data.revision")
 
 
 def _as_list(value: Any) -> Any:
@@ -50,14 +62,14 @@ class Data(Section):
 
     train: Sources = Field(
         description="File (.jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt, also .gz), folder, glob or Hub id; or a list, "
-        "each one of these or {path, weight, format, columns}"
+        "each one of these or {path, weight, format, columns, config, split, revision}"
     )
     eval: MaybeSources = Field(None, description="The same, for evaluation; if not given, rows of train are held out")
     eval_size: int | float = Field(0.05, gt=0, description="Rows to hold out, below 1 a share (never more than 1000)")
     config: str | None = Field(None, description="Configuration name of a Hub data set")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set")
-    split: str = Field("train", description="Split to train on, such as train or, of a Hub data set, train[:10%]")
-    eval_split: str | None = Field(None, description="Split to evaluate on, of the same Hub data set or folder")
+    split: Split = Field("train", description="Split to train on, such as train or, of a Hub data set, train[:10%]")
+    eval_split: Split | None = Field(None, description="Split to evaluate on, of the same Hub data set or folder")
     format: Format = Field("auto", description="What a row is; auto: told from its columns")
     columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
     template: str = Field(
@@ -76,12 +88,10 @@ class Data(Section):
         "truncate", description="What happens to longer rows; split: they become several, and no supervised token is lost"
     )
 
-    @field_validator("split", "eval_split")
-    @classmethod
-    def _readable_split(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(rf"{_PART}(\+{_PART})*", value):
-            raise ValueError("a split such as train, train[:10%], train[100:] or train+validation is expected")
-        return value
+    def of(self, source: Source, name: str) -> Any:
+        """What a source says, or what `data` says for all of them."""
+        value = getattr(source, name)
+        return getattr(self, name) if value is None else value
 
     @field_serializer("train", "eval")
     def _short(self, value: list[Source] | None) -> Any:

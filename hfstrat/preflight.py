@@ -73,16 +73,15 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
 def _check_data(recipe: Recipe, network: bool) -> None:
     data = recipe.data
     templates.check_template(data.template)
-    asked = (sources.SPLITS.get(data.split, data.split),)
     for source in data.train:
-        sources.check_split(source.path, "data.split", data.split)
-        _check_source(source, data, "data.train", asked, network)
+        sources.check_split(source.path, "data.train" if source.split else "data.split", data.of(source, "split"))
+        _check_source(source, data, "data.train", "data.train", network)
         if data.eval_split:
             sources.check_split(source.path, "data.eval_split", data.eval_split)
-            evaluated = (sources.SPLITS.get(data.eval_split, data.eval_split),)
-            _check_source(source, data, "data.eval_split", evaluated, network=False)
+            _check_source(source, data, "data.eval", "data.eval_split", network=False)
     for source in data.eval or []:
-        _check_source(source, data, "data.eval", sources.EVALUATION, network)
+        sources.check_split(source.path, "data.eval", source.split or "train")
+        _check_source(source, data, "data.eval", "data.eval", network)
     held_out = data.eval is None and data.eval_split is None and data.eval_size >= 1
     if held_out and recipe.evaluation.max_rows and recipe.evaluation.max_rows < data.eval_size:
         raise UserError(
@@ -91,11 +90,13 @@ def _check_data(recipe: Recipe, network: bool) -> None:
         )
 
 
-def _check_source(source: Source, data: Data, key: str, splits: tuple[str, ...], network: bool) -> None:
+def _check_source(source: Source, data: Data, part: str, key: str, network: bool) -> None:
     """Refuse a source that is not there, and the first rows of each of its files that cannot be read."""
-    files = sources.local_files(source.path, key, splits)
+    files = sources.local_files(source.path, key, sources.splits_of(source, data, part)[1])
     if files is None:
-        preflight_model.check_hub(key, source.path, data.revision, "", "dataset", network)
+        preflight_model.check_hub(key, source.path, data.of(source, "revision"), "", "dataset", network)
+    elif of_hub := next((name for name in ("config", "revision") if getattr(source, name)), None):
+        raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
     for file in files or []:
         with about(key):
             _check_rows(readers.first_rows(file), data, source, str(file) if len(files or []) > 1 else source.path)
@@ -103,9 +104,9 @@ def _check_source(source: Source, data: Data, key: str, splits: tuple[str, ...],
 
 def _check_rows(rows: list[dict[str, Any]], data: Data, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
-    columns = data.columns if source.columns is None else source.columns
+    columns = data.of(source, "columns")
     try:
-        reading = Reading.of(rows, name, source.format or data.format, columns)
+        reading = Reading.of(rows, name, data.of(source, "format"), columns)
     except UserError as error:
         if not (strange := [ours for ours in columns.values() if ours not in formats.OUR_COLUMNS]):
             raise

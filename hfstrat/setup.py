@@ -17,7 +17,7 @@ from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import Collator
-from hfstrat.data.parts import column, overlap_lines
+from hfstrat.data.parts import overlap_lines
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
@@ -80,7 +80,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    lengths, eval_lengths = data.lengths, data.eval_lengths
     plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored)
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading

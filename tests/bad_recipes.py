@@ -393,6 +393,13 @@ COMBINATIONS = [
     key("a broken split", EVAL_SIZE, "  split: train[:10%", ["data.split", "train[:10%]"]),
     key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "Hub data sets only"]),
     key("a split of a file", EVAL_SIZE, "  split: test", ["data.split", "rows.jsonl has no splits"]),
+    key("a split of one file", TRAIN, "  train: [{path: rows.jsonl, split: test}]", ["data.train", "rows.jsonl has no splits"]),
+    key(
+        "a split of one evaluation file", EVAL_SIZE, "  eval: [{path: rows.jsonl, split: test}]", ["data.eval", "has no splits"]
+    ),
+    key("a broken split of a source", TRAIN, "  train: [{path: a/b, split: 'train['}]", ["train.0.split", "train["]),
+    key("a config of a file", TRAIN, "  train: [{path: rows.jsonl, config: en}]", ["data.train", "is local", "has a config"]),
+    key("a revision of a file", EVAL_SIZE, "  eval: [{path: rows.jsonl, revision: v1}]", ["data.eval", "has a revision"]),
     key("an evaluation split of a file", EVAL_SIZE, "  eval_split: test", ["data.eval_split", "rows.jsonl has no splits"]),
     Bad(
         "turns of plain text",

@@ -68,7 +68,15 @@ def test_help_recipes_and_schema_import_no_torch() -> None:
     """What needs no model is answered at once."""
     heavy = "{'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)"
     lines = ["import sys, hfstrat.cli"]
-    for words in (["--help"], ["train", "--help"], ["recipes", "ls"], ["schema"], ["--version"], ["train", "none.yaml"]):
+    for words in (
+        ["--help"],
+        ["train", "--help"],
+        ["recipes", "ls"],
+        ["cache", "ls"],
+        ["schema"],
+        ["--version"],
+        ["train", "none.yaml"],
+    ):
         lines += [f"sys.argv = ['hfstrat', *{words}]", "try: hfstrat.cli.main()", "except SystemExit: pass"]
     done = python("-c", "\n".join([*lines, f"assert not {heavy}, {heavy}"]))
     assert done.returncode == 0, done.stderr

@@ -237,6 +237,11 @@ APART = {  # keys that are probed by a test of their own, below
     "data.revision": "test_what_a_hub_data_set_is_asked_for",
     "data.split": "test_what_a_hub_data_set_is_asked_for",
     "data.eval_split": "test_what_a_hub_data_set_is_asked_for",
+    **{
+        f"data.{part}.{name}": "test_each_source_asks_for_its_own"
+        for part in ("train", "eval")
+        for name in ("config", "split", "revision")
+    },
     "hub.push": "test_what_the_hub_is_asked_for",
     "hub.repo": "test_what_the_hub_is_asked_for",
     "hub.private": "test_what_the_hub_is_asked_for",
@@ -420,6 +425,36 @@ def test_what_a_hub_data_set_is_asked_for(
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     prepare(Data(train="me/set", **settings), sound.job.data.renderer.tokenizer, seed=1)
     assert seen == asked
+
+
+def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And another revision of the same rows is another entry in the cache."""
+    seen = []
+
+    def load_dataset(source: str, config: str | None, split: str, revision: str | None) -> Dataset:
+        seen.append((source, config, split, revision))
+        return Dataset.from_list([{"prompt": f"{source} {n}", "completion": "the cat"} for n in range(4)])
+
+    def asked(**settings: Any) -> set[str]:
+        seen.clear()
+        data = Data.model_validate({"config": "all", "revision": "main", **settings})
+        prepare(data, sound.job.data.renderer.tokenizer, seed=1)
+        return {path.stem for path in tmp_path.glob("*.arrow")}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
+    own = {"path": "me/a", "config": "c", "split": "s[:10%]", "revision": "r"}
+    before = asked(train=[own, "me/b"], eval=[own | {"split": "test"}, "me/c"])
+    assert seen == [
+        ("me/a", "c", "s[:10%]", "r"),
+        ("me/b", "all", "train", "main"),
+        ("me/a", "c", "test", "r"),
+        ("me/c", "all", "train", "main"),
+    ]
+    after = asked(train=[own | {"revision": "other"}, "me/b"], eval=[own | {"split": "test"}, "me/c"])
+    assert len(after - before) == 1
+    asked(train=[own], eval_split="validation")
+    assert [split for _, _, split, _ in seen] == ["s[:10%]", "validation"]
 
 
 class Api:

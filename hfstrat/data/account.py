@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -54,6 +55,7 @@ class Account:
     tokens_lost: int = 0
     supervised_lost: int = 0
     tools_as_text: bool = False  # the template does not know tools
+    sha256: str = ""  # of all token ids and labels, in their order
     sources: list[Account] = field(default_factory=list)
 
     @classmethod
@@ -70,6 +72,7 @@ class Account:
         total.tools_as_text = any(account.tools_as_text for account in accounts)
         total.train_on = " and ".join(dict.fromkeys(account.train_on for account in accounts))
         total.format = " and ".join(dict.fromkeys(account.format for account in accounts))
+        total.sha256 = hashlib.sha256(" ".join(account.sha256 for account in accounts).encode()).hexdigest()
         for name in COUNTS:
             setattr(total, name, sum(getattr(account, name) for account in accounts))
         return total

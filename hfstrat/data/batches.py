@@ -39,7 +39,8 @@ class BatchOrder(Sampler[int]):
         self._grouped = lru_cache(maxsize=2)(self._group)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        return order.astype(np.int32) if len(order) < 2**31 else order  # two epochs' are kept
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
         """Row numbers at positions `start ... stop` of the sequence of permutations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from hfstrat.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hfstrat.data.selection import Selection
+
 MAX_HELD_OUT = 1000
 EXAMPLES = 3
+BLOCK = 1 << 16  # numbers that are looked up at a time
 BEFORE, AFTER = 24, 12  # tokens of an example, around where its answer begins
 
 
@@ -22,27 +26,45 @@ def column(rows: Dataset, name: str) -> np.ndarray:
 
     Straight from the mapped file: `rows[name]` of selected rows would cost some 700 bytes of memory for each of them.
     """
-    values = rows.data.column(name).to_numpy()
+    chunks = [chunk.to_numpy() for chunk in rows.data.column(name).chunks]
+    values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return values if rows._indices is None else values[rows._indices.column(0).to_numpy()]
 
 
-def hold_out(rows: Dataset, size: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(rows: Selection, size: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions to train on and to evaluate on, `[n]` each; equal rows, and pieces of one row, stay on one side.
 
     Raises:
         UserError: too few different rows.
     """
     wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(rows))))
-    _, group, counts = np.unique(column(rows, "text_hash"), return_inverse=True, return_counts=True)
-    order = np.random.default_rng((seed, 0)).permutation(len(counts))
-    taken = int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1
-    if taken >= len(order):
+    hashes = rows.of(rows.text_hash)
+    ordered = np.sort(hashes)
+    begins = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    different = int(np.count_nonzero(begins))
+    order = np.random.default_rng((seed, 0)).permutation(different)[: wanted + 1].copy()  # each has one row at least
+    drawn = ordered[np.flatnonzero(begins)[order]]
+    counts = np.searchsorted(ordered, drawn, "right") - np.searchsorted(ordered, drawn)
+    taken = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
+    if taken >= different:
         raise UserError(
-            f"data: {len(rows)} rows ({len(counts)} different) are too few to hold out {wanted} for evaluation; "
+            f"data: {len(rows)} rows ({different} different) are too few to hold out {wanted} for evaluation; "
             "name data.eval, lower data.eval_size or bring more rows"
         )
-    held = np.isin(group, order[:taken])
+    del ordered, begins
+    held = is_in(hashes, np.sort(drawn[:taken]))
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which of the values are among the ordered ones, `[n]`. `np.isin` would sort all of them together."""
+    found = np.empty(len(values), bool)
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        places = np.searchsorted(ordered, block)
+        found[start : start + BLOCK] = ordered[np.minimum(places, len(ordered) - 1)] == block
+    return found
 
 
 def weigh(origin: np.ndarray, weights: list[float], seed: int) -> np.ndarray:
@@ -60,34 +82,53 @@ def weigh(origin: np.ndarray, weights: list[float], seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def overlap(train: Dataset, held: Dataset, tokenizer: Any) -> dict[str, Any]:
+def overlap(train: Selection, held: Selection, tokenizer: Any) -> dict[str, Any]:
     """Rows that stand in train more than once, and rows of the evaluation that stand in train too.
 
     Rows are the same if their whole text is, without regard to case and white space.
     """
-    hashes, places = _by_row(train)
-    found, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    others, other_places = _by_row(held)
-    shared = np.isin(others, found)
+    ordered = _hashes(train)
+    ordered.sort()
+    again = ordered[1:] == ordered[:-1]
+    second = again.copy()  # and not the third or fourth
+    second[1:] &= ~again[:-1]
+    twice = ordered[1:][np.flatnonzero(second)[:EXAMPLES]]
+    shared = is_in(_hashes(held), ordered)
+    del ordered, second
     return {
-        "train_duplicates": int((counts - 1).sum()),
-        "train_duplicate_examples": _texts(train, places[first[counts > 1]], tokenizer),
-        "eval_rows_in_train": int(shared.sum()),
-        "eval_rows_in_train_examples": _texts(held, other_places[shared], tokenizer),
+        "train_duplicates": int(np.count_nonzero(again)),
+        "train_duplicate_examples": _texts(train, [np.argmax(_hashes(train) == one) for one in twice], tokenizer),
+        "eval_rows_in_train": int(np.count_nonzero(shared)),
+        "eval_rows_in_train_examples": _texts(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
     }
 
 
-def _by_row(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The hash of each row and the position of its first piece."""
-    _, first = np.unique(column(rows, "row"), return_index=True)
-    return column(rows, "text_hash")[first], first
+def _begins(part: Selection) -> np.ndarray:
+    """Which pieces are the first of their row."""
+    numbers = part.of(part.row)
+    begins = np.ones(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=begins[1:])
+    return begins
 
 
-def _texts(rows: Dataset, places: np.ndarray, tokenizer: Any) -> list[str]:
-    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all."""
+def _hashes(part: Selection) -> np.ndarray:
+    """The hash of each row, `[rows]`, a copy."""
+    begins, hashes = _begins(part), part.of(part.text_hash)
+    if not begins.all():
+        return hashes[begins]
+    return hashes.copy() if part.places is None else hashes
+
+
+def _texts(part: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
+    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all.
+
+    Args:
+        which: numbers of rows, not of pieces.
+    """
     shown = []
-    for place in places[:EXAMPLES]:
-        row = rows[int(place)]
+    for number in which:
+        place = np.flatnonzero(_begins(part))[number]
+        row = part.table[int(place if part.places is None else part.places[place])]
         first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
         ids = row["input_ids"][max(0, first - BEFORE) : first + AFTER]
         shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))

@@ -18,11 +18,15 @@ from hfstrat.data.formats import Example
 from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
+from hfstrat.data.selection import Selection, read_numbers
 from hfstrat.data.tokenise import tokenise
 from hfstrat.data_section import Data, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+TOKENS_PER_TEXT = 2  # an id and a label, of four bytes each, for every four bytes of text or so
+PACKED = 3  # a compressed file, once it is text
 
 
 @dataclass
@@ -34,6 +38,9 @@ class Prepared:
 
     train: Dataset
     eval: Dataset
+    lengths: np.ndarray  # tokens of each training row, and of each evaluation row
+    eval_lengths: np.ndarray
+    order: str  # a hash of which rows train, in which order
     renderer: Renderer
     accounts: dict[str, Account]
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
@@ -48,13 +55,8 @@ class Prepared:
         return torch.tensor([ids[:width] for ids in chosen])
 
     def fingerprint(self) -> str:
-        """A hash of the training rows' ids and of their order."""
-        digest = hashlib.sha256()
-        for name in ("row", "length"):
-            digest.update(parts.column(self.train, name).tobytes())
-        for chunk in self.train.data.column("input_ids").chunks:
-            digest.update(chunk.flatten().to_numpy().tobytes())
-        return digest.hexdigest()
+        """A hash of the training rows' tokens and of their order."""
+        return hashlib.sha256(f"{self.accounts['train'].sha256} {self.order}".encode()).hexdigest()
 
     def account(self) -> dict[str, Any]:
         return {name: asdict(account) for name, account in self.accounts.items()} | {"overlap": self.overlap}
@@ -63,10 +65,10 @@ class Prepared:
 class Table(NamedTuple):
     """The tokenised rows of all sources of one part, with the account, and how to find a row as it was written."""
 
-    rows: Dataset
+    rows: Selection
     account: Account
     origins: list[Origin]
-    origin: np.ndarray  # the number of each row's source, `[rows]`
+    ends: np.ndarray  # where the rows of each source end, `[sources]`
 
     def example(self, row: int) -> Example:
         """The example of a row by its number over all sources."""
@@ -89,10 +91,13 @@ class Origin:
     count: int = 0
 
     @classmethod
-    def of(cls, source: Source, data: Data, key: str, splits: tuple[str, ...], split: str) -> Origin:
-        files = sources.local_files(source.path, key, splits)
-        hub = sources.load_from_hub(source.path, key, data.config, split, data.revision) if files is None else None
-        return cls(source, data, files, hub)
+    def of(cls, source: Source, data: Data, key: str) -> Origin:
+        split, of_files = sources.splits_of(source, data, key)
+        files = sources.local_files(source.path, key, of_files)
+        if files is not None:
+            return cls(source, data, files, None)
+        config, revision = data.of(source, "config"), data.of(source, "revision")
+        return cls(source, data, None, sources.load_from_hub(source.path, key, config, split, revision))
 
     def rows(self) -> Iterator[Row]:
         if self.hub is not None:
@@ -100,15 +105,34 @@ class Origin:
         return itertools.chain.from_iterable(map(readers.read, self.files or []))
 
     def read(self) -> tuple[Iterator[Row], Reading]:
-        columns = self.data.columns if self.source.columns is None else self.source.columns
-        return read_as(self.rows(), self.source.path, self.source.format or self.data.format, columns)
+        source, data = self.source, self.data
+        return read_as(self.rows(), source.path, data.of(source, "format"), data.of(source, "columns"))
+
+    def predicted(self) -> int:
+        """Bytes that the rows will take as tokens, roughly."""
+        if self.hub is not None:
+            return TOKENS_PER_TEXT * sum(Path(file["filename"]).stat().st_size for file in self.hub.cache_files)
+        packed = {".gz": PACKED, ".parquet": PACKED}
+        return TOKENS_PER_TEXT * sum(file.stat().st_size * packed.get(file.suffix, 1) for file in self.files or [])
+
+    def identity(self) -> list[Any] | None:
+        """Which data set of the Hub this is, if it is one."""
+        if self.hub is None:
+            return None
+        asked = [self.data.of(self.source, name) for name in ("config", "revision")]
+        return [self.source.path, *asked, str(self.hub.split), len(self.hub)]
 
     def digest(self) -> str:
         """Over the bytes that the rows come from."""
         if self.hub is None:
             return cache.digest_of(*(self.files or []))
         stored = [Path(file["filename"]) for file in self.hub.cache_files]
-        return cache.digest_of(*stored) if stored else cache.fingerprint({"rows": json.dumps(self.hub.to_list(), default=str)})
+        if stored:
+            return cache.digest_of(*stored)
+        digest = hashlib.sha256()
+        for row in self.hub:  # made in memory
+            digest.update(json.dumps(row, default=str).encode())
+        return digest.hexdigest()
 
 
 def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
@@ -120,71 +144,88 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     """
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
-    split = sources.SPLITS.get(data.split, data.split)
-    table = _table(data.train, data, renderer, key, "data.train", (split,), data.split)
-    accounts, train, origin = {"train": table.account}, table.rows, table.origin
+    table = _table(data.train, data, renderer, key, "data.train")
+    accounts, train = {"train": table.account}, table.rows
     if data.eval or data.eval_split:
-        asked = data.eval_split
-        splits = (sources.SPLITS.get(asked, asked),) if asked else sources.EVALUATION
-        evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval", splits, asked or data.split)
+        evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval")
         accounts["eval"], held = evaluated.account, evaluated.rows
-        held = held.select(range(min(max_eval_rows or len(held), len(held))))
+        held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
         left, out = parts.hold_out(train, data.eval_size, max_eval_rows, seed)
-        train, held, origin = train.select(left), train.select(out), origin[left]
+        train, held = train.select(left), train.select(out)
     overlap = parts.overlap(train, held, tokenizer)
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):
+        origin = np.searchsorted(table.ends, train.of(np.arange(len(table.rows))), "right")
         train = train.select(parts.weigh(origin, weights, seed))
     shown = _samples(evaluated, held, samples)
     # rows of like length share a forward pass; no sum depends on the order
-    held = held.select(np.argsort(-parts.column(held, "length"), kind="stable"))
-    return Prepared(train.remove_columns("text_hash"), held.remove_columns("text_hash"), renderer, accounts, shown, overlap)
+    held = held.select(np.argsort(-held.of(held.length), kind="stable"))
+    return Prepared(
+        train=train.dataset(),
+        eval=held.dataset(),
+        lengths=train.lengths(),
+        eval_lengths=held.lengths(),
+        order=train.digest(),
+        renderer=renderer,
+        accounts=accounts,
+        samples=shown,
+        overlap=overlap,
+    )
 
 
-def _table(
-    given: list[Source], data: Data, renderer: Renderer, key: str, name: str, splits: tuple[str, ...], split: str
-) -> Table:
-    from datasets import concatenate_datasets
+def _table(given: list[Source], data: Data, renderer: Renderer, key: str, name: str) -> Table:
+    from datasets import Dataset, concatenate_datasets
 
-    tables, accounts, origins = [], [], list[Origin]()
+    tables, numbers, accounts, origins = list[Dataset](), list[dict[str, np.ndarray]](), list[Account](), list[Origin]()
     for source in given:
-        origin = Origin.of(source, data, name, splits, split)
-        rows, account = _tokenised(origin, renderer, key)
-        if before := sum(each.count for each in origins):
-            rows = rows.remove_columns("row").add_column("row", parts.column(rows, "row") + before)
+        origin = Origin.of(source, data, name)
+        file, account = _tokenised(origin, renderer, key)
+        rows = Dataset.from_file(str(file))
+        before = sum(each.count for each in origins)
+        wide = np.int32 if before + account.rows_read < 2**31 else np.int64
+        found = read_numbers(file, {"row": wide, "length": np.int32, "text_hash": np.int64}, len(rows))
+        if before:
+            found["row"] += before
+            rows = rows.remove_columns("row").add_column("row", found["row"].astype(np.int64))
         origin.count = account.rows_read
         tables.append(rows)
+        numbers.append(found)
         accounts.append(account)
         origins.append(origin)
-    numbers = np.repeat(np.arange(len(tables)), [len(rows) for rows in tables])
-    return Table(concatenate_datasets(tables), Account.together(accounts), origins, numbers)
+    ends = np.cumsum([len(rows) for rows in tables])
+    columns = numbers[0] if len(numbers) == 1 else {each: np.concatenate([n[each] for n in numbers]) for each in numbers[0]}
+    return Table(Selection(concatenate_datasets(tables), **columns), Account.together(accounts), origins, ends)
 
 
-def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Dataset, Account]:
-    from datasets import Dataset
-
+def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
     source, data = origin.source, origin.data
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
     inputs = {
         "bytes": origin.digest(),
         "kinds": [readers.kind_of(file) for file in origin.files or []],
-        "hub": None if origin.hub is None else [source.path, data.config, str(origin.hub.split), len(origin.hub)],
+        "hub": origin.identity(),
         "tokenizer": tokenizer_key,
         "template": renderer.template,
-        "format": source.format or data.format,
-        "columns": data.columns if source.columns is None else source.columns,
+        "format": data.of(source, "format"),
+        "columns": data.of(source, "columns"),
         **options,
     }
 
-    file, account = cache.fetch(cache.fingerprint(inputs), lambda target: tokenise(*origin.read(), data, renderer, target))
+    said = f"{source.path}, at most {data.max_length} tokens a row"
+
+    def build(target: Path) -> dict[str, Any]:
+        return asdict(tokenise(*origin.read(), data, renderer, target))
+
+    entry = cache.fetch("rows", cache.fingerprint(inputs), said, build, origin.predicted())
+    account = Account.of(entry.value)
     account.source, account.weight = source.path, source.weight
-    return Dataset.from_file(str(file)), account
+    return entry.path, account
 
 
-def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
+def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
     """The first evaluation rows as prompt and reference; rows without a prompt (plain text) are none."""
-    chosen = dict.fromkeys(int(row) for row in parts.column(held, "row")) if count else {}
-    examples = [table.example(row) for row in itertools.islice(chosen, count)]
+    chosen = itertools.islice((row for row, _ in itertools.groupby(held.of(held.row))), count)
+    examples = [table.example(int(row)) for row in chosen]
     return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]

@@ -14,6 +14,8 @@ from hfstrat.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hfstrat.data_section import Data, Source
+
 SPLITS = {  # words in file names, and the split they mean
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
@@ -90,6 +92,19 @@ def _in_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> 
             )
         files = [file for file, split in named.items() if split == wanted]
     return [_checked(file, str(file), key) for file in files]
+
+
+def splits_of(source: Source, data: Data, key: str) -> tuple[str, tuple[str, ...]]:
+    """Which split of a Hub data set to load, and the files of which splits of a folder to read, the first there are.
+
+    Args:
+        key: `data.eval` for rows to evaluate on; `data.eval_split` names those of the training sources.
+    """
+    asked = data.eval_split if key == "data.eval" and data.eval_split else source.split
+    if asked is None and key == "data.eval":
+        return data.split, EVALUATION
+    asked = asked or data.split
+    return asked, (SPLITS.get(asked, asked),)
 
 
 def split_of(name: str) -> str | None:

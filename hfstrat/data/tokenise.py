@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.data.account import Account, Overlong, check
 from hfstrat.data.formats import Example
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH = 1000  # rows
+WRITTEN = 1 << 17  # tokens
 HASH_BYTES = 8
 
 
@@ -58,12 +59,42 @@ def tokenise(rows: Iterable[Row], reading: Reading, data: Data, renderer: Render
     overlong = Overlong()
     numbered = enumerate(rows)
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
+        writer = _Writer(stream)
         while batch := list(itertools.islice(numbered, BATCH)):
-            pieces = _batch(batch, reading, data, renderer, account, overlong)
-            columns = zip(*pieces, strict=True) if pieces else [[]] * len(Piece._fields)
-            stream.write_batch(pa.record_batch([list(column) for column in columns], schema=schema()))
+            writer.add(_batch(batch, reading, data, renderer, account, overlong))
+        writer.flush()
+    account.sha256 = writer.digest.hexdigest()
     check(account, overlong, data)
     return account
+
+
+class _Writer:
+    """Pieces into batches of about WRITTEN tokens: opening the file looks at the beginning of each, so let them be large."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+        self.batches: list[Any] = []
+        self.tokens = 0
+
+    def add(self, pieces: list[Piece]) -> None:
+        import pyarrow as pa
+
+        if not pieces:
+            return
+        batch = pa.record_batch([list(column) for column in zip(*pieces, strict=True)], schema=schema())
+        for name in ("input_ids", "labels"):
+            self.digest.update(batch.column(name).flatten().to_numpy().data)
+        self.batches.append(batch)
+        self.tokens += sum(piece.length for piece in pieces)
+        if self.tokens >= WRITTEN:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow as pa
+
+        for batch in pa.Table.from_batches(self.batches, schema()).combine_chunks().to_batches():
+            self.stream.write_batch(batch)
+        self.batches, self.tokens = [], 0
 
 
 def _batch(
