@@ -19,6 +19,7 @@ from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import Collator
 from hfstrat.data.parts import overlap_lines
 from hfstrat.errors import UserError
+from hfstrat.feed import Feed
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, make_plan
@@ -39,6 +40,7 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
+    feed: Feed
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
@@ -114,15 +116,17 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     for line in (*said, f"{'batches':<9} {batches.line}"):
         screen.print(line)
 
+    feed = Feed(batches.rows, data.eval, batches.collate, plan, dtype, args.device, world.num_processes, screen)
+    feed = recipe.strategy.prepare_data(feed, trained)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit)
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
-        train_dataset=batches.rows,
-        eval_dataset=data.eval,
-        data_collator=batches.collate,
+        train_dataset=feed.train,
+        eval_dataset=feed.eval,
+        data_collator=feed.collate,
         processing_class=tokenizer,
         callbacks=[progress, *early_stopping(recipe)],
         sampler=batches.sampler,
@@ -136,7 +140,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
