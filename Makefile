@@ -55,6 +55,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.tokenise
+	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.lora_sft

@@ -58,7 +58,11 @@ MaybeSources = Annotated[
 
 
 class Data(Section):
-    """Which rows to train on, and how they become tokens."""
+    """Which rows to train on, and how they become tokens.
+
+    Rows are read one after another and tokenised once, onto the disk (`$HFSTRAT_CACHE`, see `hfstrat cache ls`), from where
+    training reads them: they may be more than fits into memory, which holds some 20 bytes for each row.
+    """
 
     train: Sources = Field(
         description="File (.jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt, also .gz), folder, glob or Hub id; or a list, "

@@ -187,6 +187,8 @@ def check_room(needed: int, description: str) -> None:
 def alone(name: str) -> Iterator[None]:
     """One process at a time inside, for each name; the others wait."""
     path = folder() / f".{name}.lock"
+    if not os.access(folder(), os.W_OK):
+        raise UserError(f"{folder()}: nothing can be kept here, since we may not write to it; set HFSTRAT_CACHE to a folder")
     while True:
         with path.open("w") as lock:
             with suppress(OSError):  # a file system without locks: each builds for itself, and the last one's stays
@@ -202,6 +204,6 @@ def alone(name: str) -> Iterator[None]:
 
 def sweep(name: str = "") -> None:
     """Remove what killed processes left half built: of `name` (whose lock we have), or all that is old."""
-    for path in folder().glob(f".{name}*-building-*"):
+    for path in folder().glob(f".{name or '*'}-building-*"):
         if name or time.time() - path.stat().st_mtime > UNFINISHED:
             shutil.rmtree(path, ignore_errors=True)
