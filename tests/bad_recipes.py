@@ -769,9 +769,7 @@ CLASSIFICATION = [
         ["data.format: messages is for task: causal-lm"],
         {EVAL_SIZE: "  format: messages"},
     ),
-    classify(
-        "texts that are split", EVAL_SIZE, ["data.overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}
-    ),
+    classify("texts that are split", EVAL_SIZE, ["overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}),
     classify("a template without a chat", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
     classify("loss on turns", EVAL_SIZE, ["data.train_on", "causal-lm"], {EVAL_SIZE: "  train_on: all"}),
     classify("a frozen new head", R, ["strategy.head: false", "has to learn"], {NAME: "  name: partial", R: "  head: false"}),
@@ -788,6 +786,7 @@ CLASSIFICATION = [
         {R: "  adapter: other"},
         files=rows(*LABELS) | {"other/adapter_config.json": json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"})},
     ),
+    classify("a number of labels", EVAL_SIZE, ["labels are found in the training rows"], {EVAL_SIZE: "  num_labels: 2"}),
     key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
 ]
 CASES = [

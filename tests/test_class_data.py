@@ -158,9 +158,7 @@ def test_labels_that_cannot_be_learnt_are_answered(made: Any, labels: list[Any],
 
 
 def test_a_label_that_training_does_not_have_is_refused(made: Any) -> None:
-    with pytest.raises(
-        UserError, match=r"data.eval: .*2 rows have the label 'c', which no training row has; training has a, b"
-    ):
+    with pytest.raises(UserError, match=r"data.eval: .*2 rows have the label 'c', which no training row has; .* a, b"):
         made(texts_with(["a", "b"] * 4), texts_with(["a", "c", "c"]))
 
 
