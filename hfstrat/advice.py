@@ -41,7 +41,8 @@ FOREIGN = {
     "data.eval_size": "val_size val_set_size test_size validation_split split_ratio",
     "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len seq_len seq_length context_length block_size",
     "data.format": "type dataset_format formatting prompt_style",
-    "data.columns": "text_column label_column label_column_name text_column_name dataset_text_field text_field field_messages column_mapping",
+    "data.columns": "text_column label_column text_column_name label_column_name "
+    "dataset_text_field text_field field_messages column_mapping",
     "data.template": "chat_template chat_template_path",
     "data.train_on": "train_on_inputs train_on_prompt mask_prompt completion_only_loss assistant_only_loss",
     "training.learning_rate": "lr max_lr peak_lr",
