@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 from hfstrat.config import Recipe
-from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.batches import BatchOrder
 from hfstrat.data.packing import InTurn, PackedRows, PackingCollator, bins_for, leaks, packed_share, padded_share
 from hfstrat.errors import UserError
 from hfstrat.model import Base
@@ -42,7 +42,7 @@ def make_batches(
     rows: Any,
     lengths: np.ndarray,
     base: Base,
-    collate: Collator,
+    collate: Any,
     device: torch.device,
 ) -> Batches:
     """Decide, and say why.
@@ -78,7 +78,7 @@ def make_batches(
     return packed
 
 
-def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Collator) -> Batches:
+def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:
     """The same steps' rows side by side, in bins of at most `most` tokens and what one pass holds without packing.
 
     They are taken as they come, not grouped by length, so that all steps have like numbers of tokens.

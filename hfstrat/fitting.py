@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather
 from torch import nn
 
 from hfstrat import memory, model
 from hfstrat.config import Training
-from hfstrat.data.batches import Collator
+from hfstrat.data import Prepared
 from hfstrat.errors import UserError
-from hfstrat.losses import causal_lm_loss
+from hfstrat.model import Base
 from hfstrat.plan import Plan, largest_that_fits
 
 Fits = Callable[[Callable[[int], None]], Callable[[int], bool]]
@@ -25,9 +24,9 @@ def fit_to_memory(
     training: Training,
     plan: Plan,
     trained: nn.Module,
-    base: Any,
-    collate: Collator,
-    lengths: tuple[np.ndarray, np.ndarray],
+    base: Base,
+    collate: Any,
+    data: Prepared,
     dtype: torch.dtype,
     device: torch.device | None = None,
     fits: Fits = memory.fits_on_gpu,
@@ -43,13 +42,14 @@ def fit_to_memory(
     """
     device = device or torch.device("cuda", torch.cuda.current_device())
     trained.to(device)
-    longest, longest_eval = (int(each.max()) for each in lengths)
+    longest, longest_eval = int(data.lengths.max()), int(data.eval_lengths.max())
     if training.per_device_train_batch_size == "auto":
         share = plan.global_batch_size // plan.processes
-        step = worst_step(trained, collate, longest, dtype, device, plan.processes > 1)
+        row = base.task.worst_row(data, longest)
+        step = worst_step(trained, collate, row, base.task.loss, dtype, device, plan.processes > 1)
         micro = _largest(share, fits(step))
         if micro == 0 and training.activation_checkpointing == "auto":
-            model.checkpoint_activations(base, True)
+            model.checkpoint_activations(base.model, True)
             plan = replace(plan, checkpointing=True)
             micro = _largest(share, fits(step))
         micro = _least(micro, plan, device)
@@ -58,7 +58,7 @@ def fit_to_memory(
         plan = replace(plan, micro_batch=micro)
     if training.per_device_eval_batch_size == "auto":
         wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
-        evaluation = evaluation_pass(trained, collate, longest_eval, dtype, device)
+        evaluation = evaluation_pass(trained, collate, base.task.worst_row(data, longest_eval), dtype, device)
         while wanted > 1 and not fits(evaluation)(wanted):
             wanted //= 2
         plan = replace(plan, eval_batch=_least(wanted, plan, device))
@@ -77,9 +77,15 @@ def _least(number: int, plan: Plan, device: torch.device) -> int:
 
 
 def worst_step(
-    trained: nn.Module, collate: Collator, longest: int, dtype: torch.dtype, device: torch.device, distributed: bool
+    trained: nn.Module,
+    collate: Any,
+    row: dict[str, Any],
+    loss: Callable[..., torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    distributed: bool,
 ) -> Callable[[int], None]:
-    """A training step on so many copies of the longest row; gradients and mode are put back."""
+    """A training step on so many copies of a row; gradients and mode are put back."""
 
     def step(micro: int) -> None:
         was_training = trained.training
@@ -87,11 +93,11 @@ def worst_step(
         try:
             learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
             moments = torch.empty((3 if distributed else 2) * learning, device=device)
-            batch = {name: tensor.to(device) for name, tensor in collate([_row(longest)] * micro).items()}
+            batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
             labels = batch.pop("labels")
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                outputs = trained(**batch, use_cache=False)
-            causal_lm_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+                outputs = trained(**batch)
+            loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
             del moments
         finally:
             trained.zero_grad(set_to_none=True)
@@ -101,7 +107,7 @@ def worst_step(
 
 
 def evaluation_pass(
-    trained: nn.Module, collate: Collator, longest: int, dtype: torch.dtype, device: torch.device
+    trained: nn.Module, collate: Any, row: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> Callable[[int], None]:
     """An evaluation's forward pass on so many copies of its longest row."""
 
@@ -109,14 +115,10 @@ def evaluation_pass(
         was_training = trained.training
         trained.eval()
         try:
-            batch = {name: tensor.to(device) for name, tensor in collate([_row(longest)] * rows).items() if name != "labels"}
+            batch = {name: tensor.to(device) for name, tensor in collate([row] * rows).items() if name != "labels"}
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                trained(**batch, use_cache=False)
+                trained(**batch)
         finally:
             trained.train(was_training)
 
     return forward
-
-
-def _row(length: int) -> dict[str, list[int]]:
-    return {"input_ids": [1] * length, "labels": [1] * length}

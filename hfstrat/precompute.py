@@ -107,12 +107,11 @@ def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
     config, boundary = prefix.boundary.model.config, prefix.boundary
     if dropped := [name for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]:
         return f"whole layers are left out by chance ({dropped[0]} in the model's config)"
-    with torch.no_grad(), torch.random.fork_rng():
-        with evaluating(boundary.model):
-            calm = boundary.take(batch)
-            boundary.model.train()
-            torch.manual_seed(0)
-            trained = boundary.take(batch)
+    with torch.no_grad(), torch.random.fork_rng(), evaluating(boundary.model):
+        calm = boundary.take(batch)
+        boundary.model.train()
+        torch.manual_seed(0)
+        trained = boundary.take(batch)
     if calm.dtype not in RAW:
         return f"its hidden states are {str(calm.dtype).removeprefix('torch.')}"
     if not torch.equal(calm, trained):

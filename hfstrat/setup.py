@@ -12,17 +12,16 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, checkpoints, console, fitting, fused, model, workspace
+from hfstrat import arguments, batching, checkpoints, console, fitting, model, workspace
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
-from hfstrat.data import Prepared, prepare
-from hfstrat.data.batches import Collator
-from hfstrat.data.parts import overlap_lines
+from hfstrat.data import Prepared
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, make_plan
+from hfstrat.tasks import TASKS, Task
 from hfstrat.trainer import StrategyTrainer
 
 
@@ -41,11 +40,16 @@ class Job:
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
     feed: Feed
+    probe: dict[str, Any]  # inputs for comparing models
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.recipe.task]
 
     @property
     def folder(self) -> Path:
@@ -75,7 +79,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     screen = console.make_console(world.is_main_process)
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = model.load_tokenizer(recipe.model)
-    data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    task = TASKS[recipe.task]
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(
@@ -89,22 +94,16 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = model.load_base(recipe.model, tokenizer)
+    base = model.load_base(recipe.model, tokenizer, task, data)
     model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
-    if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
-        base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
+    task.own_the_loss(base)  # before anything wraps the model
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
     if recipe.training.torch_compile:
         base.say(model.compile_blocks(base.model))
-    collate = Collator(
-        tokenizer.pad_token_id or 0,
-        batching.multiple_for(args.device),
-        model.takes_logits_mask(base.model),
-        selects_rows=reason is None,
-    )
+    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
     if args.device.type == "cuda" and not stored:
-        plan = fitting.fit_to_memory(recipe.training, plan, trained, base.model, collate, (lengths, eval_lengths), dtype)
+        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, collate, data, dtype)
     model.checkpoint_activations(base.model, plan.checkpointing)
     batches = batching.make_batches(recipe, plan, data.train, lengths, base, collate, args.device)
     plan = batches.plan
@@ -112,7 +111,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args.per_device_eval_batch_size = plan.eval_batch
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    said = (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
+    said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
     for line in (*said, f"{'batches':<9} {batches.line}"):
         screen.print(line)
 
@@ -120,7 +119,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     feed = recipe.strategy.prepare_data(feed, trained)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    progress = console.ProgressReport(screen, batches.order, plan.time_limit)
+    progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
@@ -130,6 +129,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         processing_class=tokenizer,
         callbacks=[progress, *early_stopping(recipe)],
         sampler=batches.sampler,
+        task=task,
+        names=data.label_names,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         state={
@@ -140,7 +141,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed)
+    probe = task.probe(data, collate)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -165,13 +167,6 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
     return [EarlyStoppingCallback(patience)] if patience else []
-
-
-def data_lines(data: Prepared) -> list[str]:
-    lines = [f"{name:<9} {line}" for name, account in data.accounts.items() for line in account.lines()]
-    if "eval" not in data.accounts:
-        lines.append(f"{'eval':<9} {len(data.eval):,} rows held out, {len(data.train):,} left to train on")
-    return lines + [f"{'twice':<9} {line}" for line in overlap_lines(data.overlap)]
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:

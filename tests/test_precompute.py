@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, write_jsonl
 from datasets import Dataset
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import nn
 
-from hfstrat import train
 from hfstrat.boundary import COLUMN
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,6 @@ import numpy as np
 
 from hfstrat.data import cache, parts, readers, sources
 from hfstrat.data.account import Account
-from hfstrat.data.formats import Example
 from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
@@ -41,10 +40,11 @@ class Prepared:
     lengths: np.ndarray  # tokens of each training row, and of each evaluation row
     eval_lengths: np.ndarray
     order: str  # a hash of which rows train, in which order
-    renderer: Renderer
+    renderer: Any  # Renderer; of a classification Texts
     accounts: dict[str, Account]
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
     overlap: dict[str, Any] = field(default_factory=dict)  # of `parts.overlap`
+    label_names: tuple[str, ...] = ()  # of a classification, by the number that stands for each
 
     def probe(self, rows: int = 2, tokens: int = 128) -> Any:
         """Token ids `[rows, tokens]` of some evaluation rows, cut to the shortest, for comparing models."""
@@ -61,6 +61,13 @@ class Prepared:
     def account(self) -> dict[str, Any]:
         return {name: asdict(account) for name, account in self.accounts.items()} | {"overlap": self.overlap}
 
+    def lines(self) -> list[str]:
+        """The account in words."""
+        lines = [f"{name:<9} {line}" for name, account in self.accounts.items() for line in account.lines()]
+        if "eval" not in self.accounts:
+            lines.append(f"{'eval':<9} {len(self.eval):,} rows held out, {len(self.train):,} left to train on")
+        return lines + [f"{'twice':<9} {line}" for line in parts.overlap_lines(self.overlap)]
+
 
 class Table(NamedTuple):
     """The tokenised rows of all sources of one part, with the account, and how to find a row as it was written."""
@@ -70,7 +77,7 @@ class Table(NamedTuple):
     origins: list[Origin]
     ends: np.ndarray  # where the rows of each source end, `[sources]`
 
-    def example(self, row: int) -> Example:
+    def example(self, row: int) -> Any:
         """The example of a row by its number over all sources."""
         for origin in self.origins:
             if row < origin.count:
@@ -89,6 +96,7 @@ class Origin:
     files: list[Path] | None
     hub: Dataset | None
     count: int = 0
+    told: Callable[..., Any] = Reading.of  # how to read its rows, from the first of them
 
     @classmethod
     def of(cls, source: Source, data: Data, key: str) -> Origin:
@@ -104,9 +112,23 @@ class Origin:
             return (readers.without_fill(row) for row in self.hub)
         return itertools.chain.from_iterable(map(readers.read, self.files or []))
 
-    def read(self) -> tuple[Iterator[Row], Reading]:
-        source, data = self.source, self.data
-        return read_as(self.rows(), source.path, data.of(source, "format"), data.of(source, "columns"))
+    @property
+    def wanted(self) -> tuple[str, dict[str, str]]:
+        """Format and columns that the recipe names."""
+        return self.data.of(self.source, "format"), self.data.of(self.source, "columns")
+
+    def read(self) -> tuple[Iterator[Row], Any]:
+        return read_as(self.rows(), self.source.path, *self.wanted, self.told)
+
+    def inputs(self) -> dict[str, Any]:
+        """What its rows depend on, for a fingerprint."""
+        return {
+            "bytes": self.digest(),
+            "kinds": [readers.kind_of(file) for file in self.files or []],
+            "hub": self.identity(),
+            "format": self.wanted[0],
+            "columns": self.wanted[1],
+        }
 
     def predicted(self) -> int:
         """Bytes that the rows will take as tokens, roughly."""
@@ -135,6 +157,9 @@ class Origin:
         return digest.hexdigest()
 
 
+Tokenised = Callable[[Origin], tuple[Path, Account]]
+
+
 def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
     """Load, render and tokenise the training and evaluation rows of a recipe, or take them from the cache.
 
@@ -144,10 +169,11 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     """
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
-    table = _table(data.train, data, renderer, key, "data.train")
+    tokenised: Tokenised = lambda origin: _tokenised(origin, renderer, key)  # noqa: E731
+    table = table_of(data.train, data, "data.train", tokenised)
     accounts, train = {"train": table.account}, table.rows
     if data.eval or data.eval_split:
-        evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval")
+        evaluated = table_of(data.eval or data.train, data, "data.eval", tokenised)
         accounts["eval"], held = evaluated.account, evaluated.rows
         held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
     else:
@@ -175,13 +201,14 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     )
 
 
-def _table(given: list[Source], data: Data, renderer: Renderer, key: str, name: str) -> Table:
+def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised) -> Table:
+    """All rows of one part: of `data.train`, or of `data.eval`."""
     from datasets import Dataset, concatenate_datasets
 
     tables, numbers, accounts, origins = list[Dataset](), list[dict[str, np.ndarray]](), list[Account](), list[Origin]()
     for source in given:
         origin = Origin.of(source, data, name)
-        file, account = _tokenised(origin, renderer, key)
+        file, account = tokenised(origin)
         rows = Dataset.from_file(str(file))
         before = sum(each.count for each in origins)
         wide = np.int32 if before + account.rows_read < 2**31 else np.int64
@@ -202,17 +229,7 @@ def _table(given: list[Source], data: Data, renderer: Renderer, key: str, name: 
 def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
     source, data = origin.source, origin.data
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
-    inputs = {
-        "bytes": origin.digest(),
-        "kinds": [readers.kind_of(file) for file in origin.files or []],
-        "hub": origin.identity(),
-        "tokenizer": tokenizer_key,
-        "template": renderer.template,
-        "format": data.of(source, "format"),
-        "columns": data.of(source, "columns"),
-        **options,
-    }
-
+    inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, **options}
     said = f"{source.path}, at most {data.max_length} tokens a row"
 
     def build(target: Path) -> dict[str, Any]:

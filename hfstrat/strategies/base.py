@@ -41,10 +41,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Strategy(Section, ABC):
-    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys."""
+    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are what it can do."""
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
 
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:
