@@ -1,4 +1,4 @@
-"""Partial fine-tuning in whole runs: computed once or not, interrupted or not, thawed step by step, the result is what it has to be."""
+"""Partial fine-tuning in whole runs: computed once or each time, interrupted, thawed step by step."""
 
 from __future__ import annotations
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, write_jsonl
 from datasets import Dataset
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import nn
 
-from hfstrat import train
 from hfstrat.boundary import COLUMN
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
@@ -57,7 +53,8 @@ def distilbert() -> Any:
 
     return DistilBertForSequenceClassification(
         DistilBertConfig(
-            vocab_size=VOCABULARY, dim=WIDTH, n_layers=BLOCKS, n_heads=4, hidden_dim=48, max_position_embeddings=64, dropout=0.0,
+            vocab_size=VOCABULARY, dim=WIDTH, n_layers=BLOCKS, n_heads=4, hidden_dim=48, max_position_embeddings=64,
+            dropout=0.0,
             attention_dropout=0.0, seq_classif_dropout=0.0, num_labels=3,
         )
     )  # fmt: skip
