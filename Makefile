@@ -58,6 +58,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.lora_sft
+	$(BIN)/python -m benchmarks.short_rows
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

@@ -42,8 +42,8 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     from hfstrat.plan import make_plan
     from hfstrat.setup import data_lines
 
-    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
-    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
+    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
     for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
         console.print(line)

@@ -45,6 +45,8 @@ def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
         raise Refused(f"its blocks cannot be told apart ({type(error).__name__}: {error})") from error
     if not frozen:
         raise Refused(_what_learns(model))
+    if any(getattr(block.module, "_compiled_call_impl", None) for block in blocks):
+        raise Refused("its blocks are compiled, and a compiled block does not hand on what it is given")
     skipped = blocks[:frozen]
     norm = final_norm(model, blocks)
     if frozen == len(blocks) and norm and not any(p.requires_grad for p in norm.module.parameters()):
