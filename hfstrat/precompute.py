@@ -85,7 +85,7 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
         raise Refused("several processes train, and this version computes once in one process only")
     if feed.plan.bins:
         raise Refused(
-            "rows are packed, and this version gives states to rows that stand alone; training.packing: off allows it"
+            "rows are packed, and states are given only to rows that stand alone; training.packing: off allows it"
         )
     if not feed.is_endless:
         gain = predicted_gain(feed, prefix)
