@@ -32,8 +32,8 @@ class Named(NamedTuple):
 
 def find_blocks(model: nn.Module) -> list[Named]:
     """The transformer blocks, first to last; empty where nobody can tell which they are."""
-    config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    whole: Any = getattr(model, "config", None)
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
     count = getattr(config, "num_hidden_layers", None)
     if getattr(config, "is_encoder_decoder", False) or not count:
         return []

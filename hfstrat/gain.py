@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.feed import Feed
-    from hfstrat.precompute import Prefix
+    from hfstrat.prefix import Prefix
 
 
 def predicted_gain(feed: Feed, prefix: Prefix) -> float:

@@ -84,10 +84,12 @@ class StatesCollator:
         self.collate, self.boundary, self.dtype = collate, boundary, dtype
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        states = [row[COLUMN] for row in rows if COLUMN in row]
+        states: list[np.ndarray] = [row[COLUMN] for row in rows if COLUMN in row]
         batch = self.collate([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
         if len(states) == len(rows) and self.boundary.is_bound:
-            padded = np.zeros((len(rows), batch["input_ids"].shape[1], states[0].shape[1]), dtype=RAW[self.dtype])
+            padded: np.ndarray = np.zeros(
+                (len(rows), batch["input_ids"].shape[1], int(states[0].shape[1])), dtype=RAW[self.dtype]
+            )
             for index, row in enumerate(states):
                 padded[index, : len(row)] = row
             batch[COLUMN] = torch.from_numpy(padded).view(self.dtype)

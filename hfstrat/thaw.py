@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 
-class Thawing(TrainerCallback):
+class Thawing(TrainerCallback):  # type: ignore[misc]
     """What learns is a function of the step alone, so a resumed run is the uninterrupted one.
 
     The optimiser knows all parameters from the start. Those still frozen get no gradient, and without one there is no

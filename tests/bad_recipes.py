@@ -385,7 +385,7 @@ COMBINATIONS = [
     Bad(
         "partial with nothing",
         at(R),
-        ["nothing would learn", "last_n_layers, patterns or head"],
+        ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),

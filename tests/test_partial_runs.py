@@ -1,4 +1,4 @@
-"""Partial fine-tuning in whole runs: computed once or not, interrupted or not, thawed step by step, the result is what it has to be."""
+"""Partial fine-tuning in whole runs: computed once or each time, interrupted, thawed step by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def runs(recipe: Any, folder: Path, section: str, *overrides: str) -> Any:
 @pytest.fixture
 def short(tmp_path: Path) -> str:
     """Rows that all fill one and the same width, so that every batch has the same shape."""
-    rows = [{"text": "the cat sat on the mat " * (1 + number % 3) + f"{number}"} for number in range(60)]
+    rows = [{"text": "the cat sat on the mat " * (3 + number % 2) + f"{number}"} for number in range(60)]
     file = tmp_path / "short.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"data={{train: {file}, eval_size: 12, max_length: 30, train_on: all}}"

@@ -53,7 +53,8 @@ def distilbert() -> Any:
 
     return DistilBertForSequenceClassification(
         DistilBertConfig(
-            vocab_size=VOCABULARY, dim=WIDTH, n_layers=BLOCKS, n_heads=4, hidden_dim=48, max_position_embeddings=64, dropout=0.0,
+            vocab_size=VOCABULARY, dim=WIDTH, n_layers=BLOCKS, n_heads=4, hidden_dim=48, max_position_embeddings=64,
+            dropout=0.0,
             attention_dropout=0.0, seq_classif_dropout=0.0, num_labels=3,
         )
     )  # fmt: skip
@@ -341,3 +342,10 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"precompute: on, but .*hidden states of 28 rows will take about .* are free"):
         precompute(make_feed(), make("llama"), "on")
     assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["reason"]
+
+
+def test_packed_rows_and_compiled_blocks_are_not_computed_once_yet() -> None:
+    assert "rows are packed" in precompute(make_feed(bins=4), make("llama"), "auto").facts["reason"]
+    model = make("llama")
+    model.model.layers[0].compile()
+    assert "its blocks are compiled" in precompute(make_feed(), model, "auto").facts["reason"]

@@ -120,7 +120,7 @@ def stages(seen: Seen) -> list[int]:
 
 
 def rates(seen: Seen) -> list[float]:
-    return [round(group["lr"], 6) for group in seen.job.trainer.create_optimizer().param_groups]
+    return sorted({group["lr"] for group in seen.job.trainer.create_optimizer().param_groups})
 
 
 def stored(seen: Seen) -> bool:
@@ -263,7 +263,7 @@ PROBES: dict[str, Probe] = {
         ["strategy.thaw={every: 0.25}"], stages, [1, 2], ["strategy={name: partial, head: true, last_n_layers: 1}"]
     ),
     "strategy.partial.layer_decay": Probe(
-        ["strategy.layer_decay=0.5"], rates, [0.01, 0.005], ["strategy={name: partial, head: true, last_n_layers: 1}"]
+        ["strategy.layer_decay=0.5"], rates, [0.005, 0.01], ["strategy={name: partial, head: true, last_n_layers: 1}"]
     ),
     "strategy.partial.precompute": Probe(["strategy.precompute=on"], stored, True, [PARTIAL]),
     "strategy.partial.frozen_dropout": Probe(

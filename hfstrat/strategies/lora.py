@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hfstrat.class_heads import CLASS_HEAD
+from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
-from hfstrat.strategies.partial import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from peft import LoraConfig
