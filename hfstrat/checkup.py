@@ -32,9 +32,9 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     from hfstrat.data import prepare
 
     recipe = loaded.recipe
-    tokenizer = model.load_tokenizer(recipe.model)
-    data = prepare(recipe.data, tokenizer, recipe.seed)
-    base = model.load_base(recipe.model, tokenizer)
+    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
+    base = recipe.strategy.load_base(recipe, tokenizer)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
@@ -45,7 +45,9 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
     model.check_context(base.model, max(max(lengths), max(eval_lengths)))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
+    bars = recipe.strategy.bars(data, plan, base.model)
+    length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"
+    for line in (*base.remarks, *data_lines(data), length, *(bars.lines() if bars else [])):
         console.print(line)
     for index in range(min(rows, len(data.train))):
         show_row(console, tokenizer, data.train[index], index)

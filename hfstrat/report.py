@@ -68,6 +68,8 @@ def sha256(file: Path) -> str:
 
 def model_fingerprint(name_or_path: str, revision: str | None = None) -> str | None:
     """A hash over a local model's weight files, or the commit of a cached Hub model."""
+    if not name_or_path:
+        return None
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return sha256(path)
@@ -135,6 +137,16 @@ def summary(report: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(f"evaluation loss  {after['loss']:.4f} after (perplexity {after['perplexity']:.2f})")
+    if "bits_per_byte" in after:
+        earlier = f"{before['bits_per_byte']:.3f} before, " if before else ""
+        lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
+    if bars := result.get("bars"):
+        start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
+        margin = bars["unigram"] - after["loss"]
+        lines.append(
+            f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token {'under' if margin > 0 else 'ABOVE'} "
+            f"the unigram bar of {bars['unigram']:.3f}"
+        )
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
         f"({result['trainable_parameters'] / result['total_parameters']:.2%}), strategy {run['recipe']['strategy']['name']}"
@@ -147,3 +159,4 @@ def summary(report: dict[str, Any]) -> list[str]:
     same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
     lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process: the same logits {same}")
     return lines
+

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hfstrat import arguments, checkpoints, console, fused, memory, model, workspace
+from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
@@ -40,6 +41,7 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
+    bars: Bars | None = None  # to beat
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
@@ -73,8 +75,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
-    tokenizer = model.load_tokenizer(recipe.model)
-    data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    rows, held_out = recipe.evaluation.max_rows, recipe.strategy.held_out(recipe)
+    data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, rows, held_out)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(
@@ -88,7 +91,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = model.load_base(recipe.model, tokenizer)
+    base = recipe.strategy.load_base(recipe, tokenizer)
     model.check_context(base.model, max(max(lengths), max(eval_lengths)))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
@@ -101,7 +104,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
+    bars = recipe.strategy.bars(data, plan, base.model)
+    said = (*base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args), *(bars.lines() if bars else []))
+    for line in (*data_lines(data), *said):
         screen.print(line)
 
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
@@ -115,7 +120,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         eval_dataset=data.eval,
         data_collator=collate,
         processing_class=tokenizer,
-        callbacks=[progress, *early_stopping(recipe)],
+        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
         order=order,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
@@ -126,7 +131,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, bars)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:

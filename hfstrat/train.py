@@ -103,7 +103,7 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import fused, memory, model, verify
+    from hfstrat import bars, fused, memory, model, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
@@ -137,6 +137,9 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": plan_facts(job.plan),
     }
+    bars.add_bits_per_byte(facts, job.data)
+    facts |= {"bars": job.bars.facts() if job.bars else None, "overfitting": bars.overfitting(history)}
+    facts["reload"] = job.base.reload
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     ids = job.data.probe()
@@ -168,7 +171,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     source, options = source_of(job.recipe.model)
     if job.recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = job.recipe.model.attn_implementation
-    facts["verified"] = verify.verify(partial, probe, {"source": source, **options})
+    facts["verified"] = verify.verify(partial, probe, {"source": source, **options, **facts["reload"]})
     final = workspace.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     facts["answers"] = [

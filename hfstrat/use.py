@@ -15,33 +15,31 @@ PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    ret
 
 
 def resolve(target: str) -> tuple[str, dict[str, Any]]:
-    """The folder or Hub id to load, and the run's recipe where `target` is a run.
+    """The folder or Hub id to load, and the run's report where `target` is a run.
 
     Raises:
         UserError: a run without a result, or a path where there is nothing.
     """
     folder = Path(target).expanduser()
     if (folder / "final").is_dir():
-        return str(folder / "final"), _recipe(folder)
+        return str(folder / "final"), _report(folder)
     if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{target}: this run has no result yet; `hfstrat train` with its recipe goes on")
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{target}: this folder holds no model and no adapter (no config.json, no adapter_config.json)")
     if not folder.exists() and (target.startswith((".", "/", "~")) or target.count("/") != 1):
         raise UserError(f"{target}: no such folder; expected a run's folder, a model folder or a Hub id")
-    return target, _recipe(folder.parent) if folder.name == "final" else {}
+    return target, _report(folder.parent) if folder.name == "final" else {}
 
 
-def _recipe(run: Path) -> dict[str, Any]:
+def _report(run: Path) -> dict[str, Any]:
     file = run / "report.json"
-    if not file.is_file():
-        return {}
-    recipe: dict[str, Any] = json.loads(file.read_text())["run"]["recipe"]
-    return recipe
+    report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return report
 
 
 def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and the recipe behind them, for inference on this machine's device."""
+    """Model, tokenizer and the report behind them, for inference on this machine's device."""
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
@@ -50,9 +48,11 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     from hfstrat.model import compute_dtype, source_of
     from hfstrat.verify import load_artefact
 
-    folder, recipe = resolve(target)
+    folder, report = resolve(target)
+    recipe = report["run"]["recipe"] if report else {}
     wanted = recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
+    options |= report.get("result", {}).get("reload", {})
     try:
         model = load_artefact(folder, compute_dtype(wanted), {"source": source, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -61,7 +61,7 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
         raise UserError(
             f"{target}: {here}it cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, recipe
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, report
 
 
 def generate(target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int) -> None:
@@ -77,15 +77,17 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
         raise UserError(f"{output} exists already; name another file")
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"{output}: there is no folder {output.parent}; make it, or name another file")
-    model, tokenizer, recipe = load(target)
+    model, tokenizer, report = load(target)
     import torch
 
     from hfstrat.data.render import Renderer
     from hfstrat.data.templates import NAMES
     from hfstrat.evaluate import answer, prompt_text
 
-    template = recipe.get("data", {}).get("template", "auto")
+    run = report.get("run", {})
+    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
     renderer = Renderer(tokenizer, template if template in NAMES else "chat")  # a file's template is the tokenizer's own now
+    renderer.continues = run.get("data", {}).get("train", {}).get("format") == "text"
     with _lines(output) as say:
         for prompt in asked:
             text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast

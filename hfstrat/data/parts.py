@@ -32,17 +32,27 @@ def hold_out(rows: Dataset, size: float, limit: int | None, seed: int) -> tuple[
     Raises:
         UserError: too few different rows.
     """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(rows))))
-    _, group, counts = np.unique(column(rows, "text_hash"), return_inverse=True, return_counts=True)
+    return divide(rows, choose_held_out(column(rows, "text_hash"), size, limit, seed))
+
+
+def divide(rows: Dataset, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the rows that are not among these texts, and of those that are."""
+    held = np.isin(column(rows, "text_hash"), held_out)
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: int) -> np.ndarray:
+    """Hashes of the texts to hold out, drawn by seed, for rows with these hashes, `[n]`. Raises as `hold_out`."""
+    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    texts, counts = np.unique(hashes, return_counts=True)
     order = np.random.default_rng((seed, 0)).permutation(len(counts))
     taken = int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1
     if taken >= len(order):
         raise UserError(
-            f"data: {len(rows)} rows ({len(counts)} different) are too few to hold out {wanted} for evaluation; "
+            f"data: {len(hashes)} rows ({len(counts)} different) are too few to hold out {wanted} for evaluation; "
             "name data.eval, lower data.eval_size or bring more rows"
         )
-    held = np.isin(group, order[:taken])
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return texts[order[:taken]]
 
 
 def weigh(origin: np.ndarray, weights: list[float], seed: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
 from hfstrat.data.tokenise import tokenise
 from hfstrat.data_section import Data, Source
+from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,6 +88,7 @@ class Origin:
     files: list[Path] | None
     hub: Dataset | None
     count: int = 0
+    part: str = "all"  # of each file, where a file is a document: all, head (to train on) or tail (held out)
 
     @classmethod
     def of(cls, source: Source, data: Data, key: str, splits: tuple[str, ...], split: str) -> Origin:
@@ -97,7 +99,22 @@ class Origin:
     def rows(self) -> Iterator[Row]:
         if self.hub is not None:
             return (readers.without_fill(row) for row in self.hub)
+        if self.data.documents == "files":
+            return (self._cut(readers.read_whole(file), file) for file in self.files or [])
         return itertools.chain.from_iterable(map(readers.read, self.files or []))
+
+    def _cut(self, row: Row, file: Path) -> Row:
+        """The document's part, cut behind the line that its last `eval_size` begins in."""
+        if self.part == "all":
+            return row
+        text = row["text"]
+        place = text.find("\n", int(len(text) * (1 - self.data.eval_size))) + 1
+        if not text[:place].strip() or not text[place:].strip():
+            raise UserError(
+                f"data.eval_size: {file}: its last {self.data.eval_size:.0%} hold no whole line to hold out; "
+                "name data.eval, or raise eval_size"
+            )
+        return {"text": text[:place] if self.part == "head" else text[place:]}
 
     def read(self) -> tuple[Iterator[Row], Reading]:
         columns = self.data.columns if self.source.columns is None else self.source.columns
@@ -111,8 +128,18 @@ class Origin:
         return cache.digest_of(*stored) if stored else cache.fingerprint({"rows": json.dumps(self.hub.to_list(), default=str)})
 
 
-def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    tokenizer: Any,
+    seed: int,
+    samples: int = 0,
+    max_eval_rows: int | None = None,
+    held_out: np.ndarray | None = None,
+) -> Prepared:
     """Load, render and tokenise the training and evaluation rows of a recipe, or take them from the cache.
+
+    Args:
+        held_out: hashes of the texts to hold out, where that was decided before there was a tokenizer.
 
     Raises:
         UserError: data that cannot be read, rows that do not fit their format, no token that carries loss, or more
@@ -121,7 +148,9 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
     split = sources.SPLITS.get(data.split, data.split)
-    table = _table(data.train, data, renderer, key, "data.train", (split,), data.split)
+    own_tail = data.documents == "files" and not (data.eval or data.eval_split)
+    table = _table(data.train, data, renderer, key, "data.train", (split,), data.split, "head" if own_tail else "all")
+    renderer.continues = table.account.format == "text"
     accounts, train, origin = {"train": table.account}, table.rows, table.origin
     if data.eval or data.eval_split:
         asked = data.eval_split
@@ -129,9 +158,14 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
         evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval", splits, asked or data.split)
         accounts["eval"], held = evaluated.account, evaluated.rows
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
+    elif own_tail:
+        evaluated = _table(data.train, data, renderer, key, "data.train", (split,), data.split, "tail")
+        accounts["eval"], held = evaluated.account, evaluated.rows
+        held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
-        left, out = parts.hold_out(train, data.eval_size, max_eval_rows, seed)
+        chosen = parts.choose_held_out(parts.column(train, "text_hash"), data.eval_size, max_eval_rows, seed)
+        left, out = parts.divide(train, chosen if held_out is None else held_out)
         train, held, origin = train.select(left), train.select(out), origin[left]
     overlap = parts.overlap(train, held, tokenizer)
     weights = [source.weight for source in data.train]
@@ -144,13 +178,21 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
 
 
 def _table(
-    given: list[Source], data: Data, renderer: Renderer, key: str, name: str, splits: tuple[str, ...], split: str
+    given: list[Source],
+    data: Data,
+    renderer: Renderer,
+    key: str,
+    name: str,
+    splits: tuple[str, ...],
+    split: str,
+    part: str = "all",
 ) -> Table:
     from datasets import concatenate_datasets
 
     tables, accounts, origins = [], [], list[Origin]()
     for source in given:
         origin = Origin.of(source, data, name, splits, split)
+        origin.part = part
         rows, account = _tokenised(origin, renderer, key)
         if before := sum(each.count for each in origins):
             rows = rows.remove_columns("row").add_column("row", parts.column(rows, "row") + before)
@@ -166,11 +208,12 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
     from datasets import Dataset
 
     source, data = origin.source, origin.data
-    options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
+    options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on", "documents")}
     inputs = {
         "bytes": origin.digest(),
         "kinds": [readers.kind_of(file) for file in origin.files or []],
         "hub": None if origin.hub is None else [source.path, data.config, str(origin.hub.split), len(origin.hub)],
+        "part": [origin.part, data.eval_size if origin.part != "all" else None],
         "tokenizer": tokenizer_key,
         "template": renderer.template,
         "format": source.format or data.format,
@@ -185,12 +228,13 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
 
     entry = cache.fetch("rows", cache.fingerprint(inputs), said, build)
     account = Account.of(entry.value)
-    account.source, account.weight = source.path, source.weight
+    held = {"tail": f" (its last {data.eval_size:.0%})"}.get(origin.part, "")
+    account.source, account.weight = f"{source.path}{held}", source.weight
     return Dataset.from_file(str(entry.path)), account
 
 
 def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
-    """The first evaluation rows as prompt and reference; rows without a prompt (plain text) are none."""
+    """The first evaluation rows as prompt and reference; of plain text its beginning and how it goes on."""
     chosen = dict.fromkeys(int(row) for row in parts.column(held, "row")) if count else {}
     examples = [table.example(row) for row in itertools.islice(chosen, count)]
     return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]

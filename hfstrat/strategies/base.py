@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import nn
 
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from hfstrat.bars import Bars
+    from hfstrat.config import Recipe
+    from hfstrat.data import Prepared
     from hfstrat.model import Base
+    from hfstrat.plan import Plan
     from hfstrat.trainer import StrategyTrainer
 
 
@@ -22,7 +29,10 @@ class Section(BaseModel):
 
 
 class Default(NamedTuple):
-    """A default for a `training:` key that depends on the strategy, and where it comes from."""
+    """A default for a `training:` key that depends on the strategy, and where it comes from.
+
+    A mapping (of `extra`) is merged with what is given, which wins.
+    """
 
     value: Any
     source: str
@@ -44,6 +54,33 @@ class Strategy(Section, ABC):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
+    needs_weights: ClassVar[bool] = True  # whether `model:` has to name pretrained ones
+
+    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
+        """Refuse what cannot become a model, before torch; the footprint where it can be told."""
+        from hfstrat import preflight_model
+
+        return preflight_model.check_pretrained(recipe, network)
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        """The tokenizer of the run: by default that of `model:`."""
+        from hfstrat import model
+
+        return model.load_tokenizer(recipe.model)
+
+    def held_out(self, recipe: Recipe) -> np.ndarray | None:
+        """Hashes of the texts to hold out for evaluation, where that had to be decided before tokenising."""
+        return None
+
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
+        """Where do the weights come from? By default they are those of `model:`."""
+        from hfstrat import model
+
+        return model.load_base(recipe.model, tokenizer)
+
+    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+        """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""
+        return None
 
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:
