@@ -55,13 +55,13 @@ class Bars:
         lines.append(f"{text}, seen {self.epochs:.1f} times: {seen:.2g} each")
         if seen < OPTIMAL:
             lines.append(
-                f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. 2022, "
-                "arXiv 2203.15556): train longer on more text, or take a smaller model"
+                f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. "
+                "2022, arXiv 2203.15556): train longer on more text, or take a smaller model"
             )
         if self.epochs > WORTHWHILE:
             lines.append(
-                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeated tokens are worth less "
-                "and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
+                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeated tokens are worth "
+                "less and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
             )
         return lines
 
@@ -172,6 +172,6 @@ class OverfittingAlarm(TrainerCallback):
             last = found[-1]
             advice = "" if args.load_best_model_at_end else "; load_best_model_at_end: true would keep the best weights"
             self.console.print(
-                f"alarm: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while the "
-                f"training loss fell to {last['train_loss']:.4f}; training.early_stopping_patience would stop here{advice}"
+                f"alarm: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while "
+                f"the training loss fell to {last['train_loss']:.4f}; training.early_stopping_patience would stop here{advice}"
             )

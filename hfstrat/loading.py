@@ -101,8 +101,11 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     for key, default in recipe.strategy.defaults.items():
         if isinstance(default.value, dict):
             update[key] = {**default.value, **getattr(training, key)}
-            origins |= {("training", key, name): f"default of {recipe.strategy.name}: {default.source}" for name in default.value
-                        if name not in getattr(training, key)}
+            origins |= {
+                ("training", key, name): f"default of {recipe.strategy.name}: {default.source}"
+                for name in default.value
+                if name not in getattr(training, key)
+            }
         elif getattr(training, key) is None or key not in training.model_fields_set:
             update[key] = default.value
             origins["training", key] = f"default of {recipe.strategy.name}: {default.source}"

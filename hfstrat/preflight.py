@@ -96,6 +96,8 @@ def _check_source(source: Source, data: Data, key: str, splits: tuple[str, ...],
     if files is None:
         preflight_model.check_hub(key, source.path, data.revision, "", "dataset", network)
     for file in files or []:
+        if data.documents == "files" and readers.kind_of(file) != "text":
+            raise UserError(f"data.documents: {file}: files are documents only where they are .txt; remove documents")
         with about(key):
             _check_rows(readers.first_rows(file), data, source, str(file) if len(files or []) > 1 else source.path)
 

@@ -73,17 +73,23 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
     found = getattr(module, name)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class and found.can_generate()):
         raise UserError(
-            f"strategy.model_class: {named}: expected a subclass of PreTrainedModel and GenerationMixin with a config_class and "
-            "a forward that takes input_ids, attention_mask and **kwargs and returns logits"
+            f"strategy.model_class: {named}: expected a subclass of PreTrainedModel and GenerationMixin with a config_class "
+            "and a forward that takes input_ids, attention_mask and **kwargs and returns logits"
         )
     known = found.config_class().to_dict()
     sizes = {"vocab_size": len(tokenizer)} if "vocab_size" in known else {}
     if strange := [key for key in settings if key not in known]:
-        raise UserError(f"strategy.config.{strange[0]}: {found.config_class.__name__} has no such key; it has {', '.join(known)}")
+        raise UserError(
+            f"strategy.config.{strange[0]}: {found.config_class.__name__} has no such key; it has {', '.join(known)}"
+        )
     try:
         model = found(found.config_class(**{**sizes, **settings, **token_ids(tokenizer)}))
     except Exception as error:
         raise UserError(f"strategy.model_class: {named} cannot be made with this config: {_first_line(error)}") from error
+    if not hasattr(model.config, "num_hidden_layers"):
+        raise UserError(
+            f"strategy.model_class: {named}: its config has no num_hidden_layers, which generate reads; give it one"
+        )
     found.config_class.register_for_auto_class("AutoConfig")
     found.register_for_auto_class("AutoModelForCausalLM")
     base = finished(recipe, model, tokenizer)
@@ -94,7 +100,10 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
 
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     """The ids by which a config knows where a text ends."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
+        ids["pad_token_id"] = None  # as padding_idx it would keep the end token's embedding at zero for ever
+    return ids
 
 
 def finished(recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> Base:

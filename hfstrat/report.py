@@ -144,8 +144,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
         margin = bars["unigram"] - after["loss"]
         lines.append(
-            f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token {'under' if margin > 0 else 'ABOVE'} "
-            f"the unigram bar of {bars['unigram']:.3f}"
+            f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
+            f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}"
         )
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
@@ -159,4 +159,3 @@ def summary(report: dict[str, Any]) -> list[str]:
     same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
     lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process: the same logits {same}")
     return lines
-

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from torch import nn
-
     import numpy as np
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.bars import Bars

@@ -38,7 +38,9 @@ class Scratch(Strategy):
 
     name: Literal["scratch"]
     architecture: str | None = Field(
-        None, min_length=1, description="Family of the model, as transformers' model_type; llama unless model or model_class is given"
+        None,
+        min_length=1,
+        description="Family of the model, as transformers' model_type; llama unless model or model_class is given",
     )
     parameters: str | int | None = Field(
         None, description="Size, such as 10M: width, depth, heads and inner width are picked for the vocabulary"
@@ -105,7 +107,9 @@ class Scratch(Strategy):
         if model.tokenizer is not None:
             raise UserError("model.tokenizer: strategy.tokenizer trains one; remove one of them")
         if model.add_tokens:
-            raise UserError("model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there")
+            raise UserError(
+                "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
+            )
         check_supply(recipe, self.tokenizer)
         return self.tokenizer.vocab_size
 
@@ -161,8 +165,8 @@ class Scratch(Strategy):
         if self.parameters is None:
             if not self.config:
                 raise UserError(
-                    f"strategy.parameters: missing; how large shall it be? Say `parameters: 10M`, or the keys of {family}'s config "
-                    "under strategy.config, or name a model whose config is taken"
+                    "strategy.parameters: missing; how large shall it be? Say `parameters: 10M`, or the keys of "
+                    f"{family}'s config under strategy.config, or name a model whose config is taken"
                 )
             return settings
         if family not in families.SHAPES:
