@@ -48,6 +48,7 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
         name["tie_word_embeddings"]: True,
         **given,
     }
+    own = given.keys() - name.values()
     found: tuple[float, dict[str, Any]] | None = None
     nearest: tuple[float, int] = (math.inf, 0)
     for settings in _candidates(family, wanted, fixed):
@@ -62,8 +63,8 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
         why = f"{vocab_size:,} tokens alone take {readable(tables)} at a width of {NARROWEST}" if tables > wanted / 2 else ""
         raise UserError(
             f"strategy.parameters: no {family} of about {readable(wanted)} has these {vocab_size:,} tokens"
-            f"{' and this config' if given else ''}; the nearest has {readable(nearest[1])}"
-            f"{f' ({why})' if why else ''}. Take that, or {'a smaller vocabulary' if why else 'remove strategy.config'}"
+            f"{' and this config' if own else ''}; the nearest has {readable(nearest[1])}"
+            f"{f' ({why})' if why else ''}. Take that, or {'a smaller vocabulary' if why or not own else 'remove strategy.config'}"
         )
     return found[1]
 
@@ -108,7 +109,8 @@ def _widths() -> Iterator[int]:
 
 def _inners(family: str, width: int) -> list[int]:
     middle = 4 * width if family == "gpt2" else INNER * width
-    return sorted({max(32, round(middle * share / 32) * 32) for share in (0.9, 0.95, 1, 1.05, 1.1)})
+    step = 8 if width < 128 else 16 if width < 256 else 32
+    return sorted({round(middle * share / step) * step for share in (0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15)})
 
 
 def _ugliness(family: str, settings: dict[str, Any], aspect: float) -> float:

@@ -741,7 +741,7 @@ FROM_SCRATCH = [
         "too few parameters", "  parameters: 60k\n  tokenizer: {vocab_size: 4096}", ["parameters", "4,096 tokens", "smaller"]
     ),
     scratch("parameters in words", "  parameters: huge", ['parameters = "huge"', "300k, 10M or 1.5B"]),
-    scratch("no parameters", "  parameters: 0", ["parameters = 0", "300k, 10M or 1.5B"]),
+    scratch("zero parameters", "  parameters: 0", ["parameters = 0", "300k, 10M or 1.5B"]),
     scratch(
         "sizes of an unknown shape", f"  parameters: 10M\n  architecture: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
     ),

@@ -11,6 +11,8 @@ from typing import Any
 from hfstrat import families
 from hfstrat.errors import UserError
 
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
 
 def check_family(family: str, key: str) -> None:
     """Raises UserError for a family that transformers has no causal LM of."""
@@ -29,6 +31,11 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(list(known)[10:])}"
             raise UserError(f"strategy.config.{key}: the config of {family} has no such key; {hint}")
+    positive = {families.common_name(family, name) for name in COUNTS}
+    for key, value in config.items():
+        name = families.common_name(family, key)
+        if name in positive and value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"strategy.config.{key}: {value}: expected a whole number, at least 1")
 
 
 def check_heads(family: str, settings: dict[str, Any]) -> None:
