@@ -60,7 +60,7 @@ class Bars:
             )
         if self.epochs > WORTHWHILE:
             lines.append(
-                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeated tokens are worth "
+                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeats are worth "
                 "less and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
             )
         return lines

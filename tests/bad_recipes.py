@@ -751,7 +751,9 @@ FROM_SCRATCH = [
     scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "there already"]),
     scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
     scratch(
-        "a template that is not there", "  tokenizer: {chat_template: x.jinja, vocab_size: 300}", ["chat_template", "x.jinja"]
+        "a chat template that is not there",
+        "  tokenizer: {chat_template: x.jinja, vocab_size: 300}",
+        ["chat_template", "x.jinja"],
     ),
     scratch("a class that is not there", f"  model_class: own.py:Net\n{NEW}", ["model_class: own.py", "no such file"]),
     scratch(
