@@ -46,8 +46,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             runs[name] = one(name, Path(scratch) / "run")
     table = [
-        "| recipe | parameters | ln V | start loss | unigram bar (bits/byte) | loss after (bits/byte) | under the bar | epochs | "
-        "training | in all | tokens/s | peak |",
+        "| recipe | parameters | ln V | start loss | unigram bar (bits/byte) | loss after (bits/byte) | under the bar | "
+        "epochs | training | in all | tokens/s | peak |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(row(name, run) for name, run in sorted(runs.items())),
     ]

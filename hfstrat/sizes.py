@@ -61,10 +61,11 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
     if found is None:
         tables = vocab_size * NARROWEST
         why = f"{vocab_size:,} tokens alone take {readable(tables)} at a width of {NARROWEST}" if tables > wanted / 2 else ""
+        instead = "a smaller vocabulary" if why or not own else "remove strategy.config"
         raise UserError(
             f"strategy.parameters: no {family} of about {readable(wanted)} has these {vocab_size:,} tokens"
             f"{' and this config' if own else ''}; the nearest has {readable(nearest[1])}"
-            f"{f' ({why})' if why else ''}. Take that, or {'a smaller vocabulary' if why or not own else 'remove strategy.config'}"
+            f"{f' ({why})' if why else ''}. Take that, or {instead}"
         )
     return found[1]
 
