@@ -34,8 +34,7 @@ class Bars:
     unigram_bits_per_byte: float | None
     parameters: int
     unique_tokens: int  # supervised, of one epoch
-    tokens_seen: int | None  # over the whole run; None where the clock ends it
-    epochs: float | None
+    epochs: float | None  # over the whole run; None where the clock ends it
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,12 +46,16 @@ class Bars:
             f"{'bars':<9} random weights: ln V = {self.uniform:.3f} nats/token; frequencies of single tokens: "
             f"{self.unigram:.3f}{in_bytes} on the evaluation rows"
         ]
+        return [*lines, *self.supply()]
+
+    def supply(self) -> list[str]:
+        """Tokens a parameter, and whether they are too few."""
         unique = self.unique_tokens / self.parameters
         text = f"{'supply':<9} {self.unique_tokens:,} training tokens for {self.parameters:,} parameters: {unique:.2g} each"
-        if self.tokens_seen is None or self.epochs is None:
-            return [*lines, text]
-        seen = self.tokens_seen / self.parameters
-        lines.append(f"{text}, seen {self.epochs:.1f} times: {seen:.2g} each")
+        if self.epochs is None:
+            return [text]
+        seen = unique * self.epochs
+        lines = [f"{text}, seen {self.epochs:.1f} times: {seen:.2g} each"]
         if seen < OPTIMAL:
             lines.append(
                 f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. "
@@ -74,15 +77,13 @@ def measure(data: Prepared, plan: Plan, model: nn.Module) -> Bars:
     train, held = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
     nats = unigram(train, held)
     sizes = token_bytes(data.renderer.tokenizer)
-    unique = int(train.sum())
     endless = plan.steps >= ENDLESS
     return Bars(
         uniform=math.log(vocabulary),
         unigram=nats,
         unigram_bits_per_byte=None if sizes is None else bits_per_byte(nats, held, sizes),
         parameters=count_parameters(model)[1],
-        unique_tokens=unique,
-        tokens_seen=None if endless else round(unique * plan.epochs),
+        unique_tokens=int(train.sum()),
         epochs=None if endless else plan.epochs,
     )
 

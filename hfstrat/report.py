@@ -145,7 +145,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         margin = bars["unigram"] - after["loss"]
         lines.append(
             f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
-            f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}"
+            f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}; "
+            f"{bars['unique_tokens'] * bars['epochs'] / bars['parameters']:.2g} tokens a parameter in {bars['epochs']:.1f} epochs"
         )
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "

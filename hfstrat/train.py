@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "plan": plan_facts(job.plan),
     }
     bars.add_bits_per_byte(facts, job.data)
-    facts |= {"bars": job.bars.facts() if job.bars else None, "overfitting": bars.overfitting(history)}
+    bar = job.bars and replace(job.bars, epochs=trainer.state.global_step * job.plan.global_batch_size / job.plan.rows)
+    facts |= {"bars": bar.facts() if bar else None, "overfitting": bars.overfitting(history)}
     facts["reload"] = job.base.reload
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
