@@ -142,11 +142,11 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
     if bars := result.get("bars"):
         start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
-        margin = bars["unigram"] - after["loss"]
+        margin, each = bars["unigram"] - after["loss"], bars["unique_tokens"] * bars["epochs"] / bars["parameters"]
         lines.append(
             f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
             f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}; "
-            f"{bars['unique_tokens'] * bars['epochs'] / bars['parameters']:.2g} tokens a parameter in {bars['epochs']:.1f} epochs"
+            f"{each:.2g} tokens a parameter in {bars['epochs']:.1f} epochs"
         )
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
