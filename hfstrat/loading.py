@@ -97,18 +97,15 @@ def _strategy_name(data: dict[str, Any]) -> str | None:
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
-    training, update = recipe.training, {}
+    training, update = recipe.training, dict[str, Any]()
     for key, default in recipe.strategy.defaults.items():
+        source, given = f"default of {recipe.strategy.name}: {default.source}", getattr(training, key)
         if isinstance(default.value, dict):
-            update[key] = {**default.value, **getattr(training, key)}
-            origins |= {
-                ("training", key, name): f"default of {recipe.strategy.name}: {default.source}"
-                for name in default.value
-                if name not in getattr(training, key)
-            }
-        elif getattr(training, key) is None or key not in training.model_fields_set:
+            update[key] = {**default.value, **given}
+            origins |= {("training", key, name): source for name in default.value if name not in given}
+        elif given is None or key not in training.model_fields_set:
             update[key] = default.value
-            origins["training", key] = f"default of {recipe.strategy.name}: {default.source}"
+            origins["training", key] = source
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"

@@ -40,7 +40,7 @@ def of_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, family: str, s
     from transformers import AutoConfig, AutoModelForCausalLM
 
     drop = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "auto_map")
-    options = {"trust_remote_code": recipe.model.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     if recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = recipe.model.attn_implementation
     plain = {key: value for key, value in settings.items() if key not in drop}
@@ -70,8 +70,9 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"strategy.model_class: {file} cannot be imported: {_first_line(error)}") from error
-    found = getattr(module, name)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class and found.can_generate()):
+    found: Any = getattr(module, name)
+    fits = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if not (fits and found.config_class and found.can_generate()):
         raise UserError(
             f"strategy.model_class: {named}: expected a subclass of PreTrainedModel and GenerationMixin with a config_class "
             "and a forward that takes input_ids, attention_mask and **kwargs and returns logits"

@@ -24,7 +24,7 @@ from hfstrat.model import count_parameters, load_tokenizer
 from hfstrat.strategies.scratch import Scratch
 from hfstrat.train import run
 
-SIZES = [("80k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
+SIZES = [("150k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
 
 
 def meta(family: str, settings: dict[str, Any]) -> Any:

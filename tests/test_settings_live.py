@@ -245,18 +245,18 @@ PROBES: dict[str, Probe] = {
         ["strategy.parameters=300k"], lambda s: s.model.num_parameters() // 10_000 in (29, 30, 31), True, [WORDS, SCRATCH]
     ),
     "strategy.scratch.config": Probe(
-        ["strategy.config={num_hidden_layers: 3}"], lambda s: s.model.config.num_hidden_layers, 3, [WORDS, SCRATCH]
+        ["strategy.config={num_key_value_heads: 1}"], lambda s: s.model.config.num_key_value_heads, 1, [WORDS, SCRATCH]
     ),
     "strategy.scratch.model_class": Probe(
         ["strategy={name: scratch, model_class: 'CLASS:Bag'}"], lambda s: type(s.model).__name__, "Bag", [WORDS, SCRATCH]
     ),
-    "strategy.scratch.tokenizer.vocab_size": Probe(
-        ["strategy.tokenizer.vocab_size=310"], lambda s: len(tokens(s)), 310, [NO_MODEL, NEW_WORDS]
+    "strategy.tokenizer.vocab_size": Probe(
+        ["strategy.tokenizer.vocab_size=305"], lambda s: len(tokens(s)), 305, [NO_MODEL, NEW_WORDS]
     ),
-    "strategy.scratch.tokenizer.special_tokens": Probe(
+    "strategy.tokenizer.special_tokens": Probe(
         ["strategy.tokenizer.special_tokens=['<a>']"], lambda s: "<a>" in tokens(s), True, [NO_MODEL, NEW_WORDS]
     ),
-    "strategy.scratch.tokenizer.chat_template": Probe(
+    "strategy.tokenizer.chat_template": Probe(
         ["strategy.tokenizer.chat_template=none"], lambda s: account(s).template, "plain", [NO_MODEL, NEW_WORDS]
     ),
 }
