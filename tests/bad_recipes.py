@@ -781,6 +781,13 @@ FROM_SCRATCH = [
     scratch_model("tokens for a new tokenizer", "model: {add_tokens: [x]}", f"  parameters: 1M\n{NEW}", ["special_tokens"]),
     scratch_model("a revision of nothing", "model: {revision: main}", f"  parameters: 1M\n{NEW}", ["model.revision", "remove"]),
     scratch_model("weights for a config", "model: x.gguf", NEW, ["gguf", "config.json"]),
+    scratch_model(
+        "a model beside a class and a tokenizer",
+        "model: model",
+        f"  model_class: own.py:Net\n{NEW}",
+        ["model.name_or_path", "nothing would be read", "remove it"],
+        **{"own.py": "class Net: 1"},
+    ),
     scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "no valid JSON"], **{"c.json": "{"}),
     scratch_model("a config of nothing", "model: c.json", NEW, ["c.json", "model_type"], **{"c.json": "{}"}),
     scratch_model("a config out of reach", "model: no/model", NEW, ["no/model", "not in the Hub cache"]),

@@ -50,6 +50,23 @@ def test_a_picked_size_is_counted_right_and_near(family: str, more: dict[str, An
         assert count_parameters(made) == (count, count)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_hidden_layers": 8},
+        {"num_attention_heads": 3},
+        {"hidden_size": 192, "num_key_value_heads": 2},
+        {"intermediate_size": 999},
+    ],
+    ids=lambda given: "-".join(given),
+)
+def test_what_is_given_stays(given: dict[str, int]) -> None:
+    settings = sizes.pick("llama", 3_000_000, 4096, 128, given)
+    assert given.items() <= settings.items()
+    assert abs(sizes.count_of("llama", settings) / 3e6 - 1) <= 0.05
+    assert settings["hidden_size"] % settings["num_attention_heads"] == 0
+
+
 ODD: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2, "head_dim": 24},
     "mistral": {"num_key_value_heads": 1},

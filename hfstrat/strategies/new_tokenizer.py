@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,6 @@ from hfstrat.errors import UserError
 from hfstrat.strategies.base import Section
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.config import Recipe
@@ -42,14 +41,7 @@ class NewTokenizer(Section):
         return self
 
 
-class Trained(NamedTuple):
-    """A tokenizer and the texts that it has not seen, because they are held out for evaluation."""
-
-    tokenizer: PreTrainedTokenizerBase
-    held_out: np.ndarray | None
-
-
-def train(recipe: Recipe, options: NewTokenizer) -> Trained:
+def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     """Train on the recipe's training rows, or take what the same bytes and options gave from the cache.
 
     Raises:
@@ -98,7 +90,7 @@ def train(recipe: Recipe, options: NewTokenizer) -> Trained:
     )
     tokenizer.chat_template = text
     tokenizer.padding_side = "right"
-    return Trained(tokenizer, corpus.held_out)
+    return tokenizer
 
 
 def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:

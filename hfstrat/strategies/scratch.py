@@ -75,6 +75,11 @@ class Scratch(Strategy):
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         vocabulary = self._check_words(recipe, network)
         if self.model_class is not None:
+            if self.tokenizer and recipe.model.name_or_path:
+                raise UserError(
+                    f"model.name_or_path: {recipe.model.name_or_path}: strategy.model_class brings the model and "
+                    "strategy.tokenizer the tokenizer, so nothing would be read from it; remove it"
+                )
             blueprint.check_class(self.model_class)
             return None
         source = recipe.model.name_or_path
@@ -182,12 +187,12 @@ class Scratch(Strategy):
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         from hfstrat.strategies import new_tokenizer
 
-        return new_tokenizer.train(recipe, self.tokenizer).tokenizer if self.tokenizer else super().load_tokenizer(recipe)
+        return new_tokenizer.train(recipe, self.tokenizer) if self.tokenizer else super().load_tokenizer(recipe)
 
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
-        from hfstrat.strategies import new_tokenizer
+        from hfstrat.data.corpus import open_corpus
 
-        return new_tokenizer.train(recipe, self.tokenizer).held_out if self.tokenizer else None
+        return open_corpus(recipe).held_out if self.tokenizer else None
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
         from hfstrat import random_model
