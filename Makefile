@@ -62,6 +62,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.lora_sft
+	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 
 clean:

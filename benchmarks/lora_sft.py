@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def held_out_loss(model: Any, data: Any) -> float:
     return float(total[0] / total[1])
 
 
-def run_hfstrat(folder: Path) -> tuple[float, float]:
+def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
     from hfstrat.loading import load_recipe
     from hfstrat.train import run
 
@@ -88,7 +89,7 @@ def run_hfstrat(folder: Path) -> tuple[float, float]:
         "  eval_steps: 1.0, lr_scheduler_type: linear, warmup_steps: 0}\n"
         f"evaluation: {{before: false, samples: 0}}\noutput_dir: {folder / 'run'}\n"
     )
-    report = run(load_recipe(str(recipe)))
+    report = run(load_recipe(str(recipe), words))
     assert report is not None
     return report["result"]["step_seconds"], report["result"]["metrics_after"]["loss"]
 
@@ -108,7 +109,7 @@ def run_trl(folder: Path, **settings: Any) -> tuple[float, float]:
         for r in map(json.loads, (folder / "train.jsonl").read_text().splitlines())
     ]
     model: Any = str(MODEL)
-    if settings:
+    if "bf16" in settings:
         model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
     config = SFTConfig(
         output_dir=str(folder / "trl"),
@@ -183,24 +184,28 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
 
 def one(name: str) -> dict[str, float]:
     """Carry out one contender in this process."""
+    by_hand = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+    runs: dict[str, Callable[[Path], tuple[float, float]]] = {
+        "hfstrat": run_hfstrat,
+        "trl-defaults": run_trl,
+        "trl-tuned": lambda folder: run_trl(folder, **by_hand),
+        "hf-trainer": run_hf_trainer,
+        "bare-loop": run_bare_loop,
+    }
+    return measured(runs[name])
+
+
+def measured(run: Callable[[Path], tuple[float, float]]) -> dict[str, float]:
+    """Real tokens, seconds, loss and peak memory of a contender in this process."""
     from transformers.utils import logging
 
     from hfstrat.memory import peak_bytes
 
     logging.disable_progress_bar()
-    runs = {
-        "hfstrat": run_hfstrat,
-        "trl-defaults": run_trl,
-        "trl-tuned": lambda folder: run_trl(
-            folder, bf16=True, gradient_checkpointing=False, train_sampling_strategy="group_by_length"
-        ),
-        "hf-trainer": run_hf_trainer,
-        "bare-loop": run_bare_loop,
-    }
     with tempfile.TemporaryDirectory() as scratch:
         data, _ = prepared(Path(scratch))
         tokens = sum(data.train["length"])
-        seconds, loss = runs[name](Path(scratch))
+        seconds, loss = run(Path(scratch))
     peak = peak_bytes()
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "loss": loss, "peak_bytes": peak}
 

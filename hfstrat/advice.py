@@ -52,6 +52,8 @@ FOREIGN = {
     "training.max_time": "time_limit max_runtime timeout",
     "training.global_batch_size": "batch_size effective_batch_size total_batch_size train_batch_size "
     "gradient_accumulation_steps grad_accumulation_steps",
+    "training.packing": "sample_packing packing_strategy neat_packing",
+    "training.train_sampling_strategy": "group_by_length sampling_strategy",
     "training.per_device_train_batch_size": "micro_batch_size per_device_batch_size device_batch_size",
     "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
     "training.lr_scheduler_type": "lr_scheduler scheduler scheduler_type schedule",
@@ -79,8 +81,6 @@ ELSEWHERE = {
     "load_in_4bit": "this version does not quantize: remove it",
     "load_in_8bit": "this version does not quantize: remove it",
     "quantization": "this version does not quantize: remove it",
-    "packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
-    "sample_packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
     "report_to": "it is passed on as it is: `training.extra.report_to`",
     "wandb_project": "trackers are named in `training.extra.report_to`",
 }

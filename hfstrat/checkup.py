@@ -26,7 +26,7 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
         console = Console(highlight=False, soft_wrap=True, width=160)
     show_recipe(console, loaded)
     if footprint:
-        console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
+        console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
     quiet_libraries()
     from hfstrat import model
     from hfstrat.data import prepare
@@ -42,8 +42,8 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     from hfstrat.plan import make_plan
     from hfstrat.setup import data_lines
 
-    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
-    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
+    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
     bars = recipe.strategy.bars(data, plan, base.model)
     length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"

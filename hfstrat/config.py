@@ -60,12 +60,25 @@ class Training(Section):
         "auto", description="Sequences per forward pass; auto: what fits. Accumulation makes up the rest"
     )
     per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
+    train_sampling_strategy: Literal["group_by_length", "random"] = Field(
+        "group_by_length", description="Rows of a batch are of like length, or as they come; each is seen once an epoch"
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Several rows of a step side by side in one, shown on the model at hand not to see each other; auto: where "
+        "it saves padding, on a GPU",
+    )
     lr_scheduler_type: Schedule = Field("cosine", description="Shape of the learning rate after the warm-up")
     warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1 a share of all steps")
     optim: Optimizer = Field("adamw_torch_fused", description="Optimiser; the 8-bit and paged ones need bitsandbytes")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm")
-    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="Recompute activations: less memory, more time; auto: on a GPU where not one row fits without"
+    )
+    torch_compile: bool = Field(
+        False, description="Compile the model's blocks: up to minutes for each new width of a batch, faster steps after that"
+    )
     logging_steps: int = Field(5, ge=1, description="Steps between logged losses")
     eval_steps: int | float = Field(0.25, gt=0, description="Steps between evaluations; below 1 a share of the run")
     save_steps: int | float | None = Field(None, gt=0, description="Steps between checkpoints; default as eval_steps")

@@ -6,11 +6,6 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 HEADROOM = 0.92  # share of the device's memory that a measured step may take
 
@@ -28,44 +23,21 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def fits_on_gpu(
-    model: nn.Module,
-    collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
-    row: dict[str, Any],
-    dtype: torch.dtype,
-    distributed: bool,
-) -> Callable[[int], bool]:
-    """A test whether so many copies of `row` go through forward, backward and an optimiser's state.
-
-    The optimiser's two moments, and the gradient buckets of a distributed run, are stood in for by a tensor of their
-    size. Gradients, mode, peak and random state are put back, so that the measurement leaves no trace in the run.
-    """
+def fits_on_gpu(attempt: Callable[[int], None]) -> Callable[[int], bool]:
+    """A test whether `attempt(n)` stays within this process's GPU. Peak and random state are put back afterwards."""
     import torch
 
-    from hfstrat.losses import causal_lm_loss
-
-    device = torch.device("cuda", torch.cuda.current_device())
-
-    def fits(micro: int) -> bool:
-        state, was_training = torch.cuda.get_rng_state(), model.training
-        model.train()  # activations are checkpointed in training only
+    def fits(count: int) -> bool:
+        state = torch.cuda.get_rng_state()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            moments = torch.empty((3 if distributed else 2) * learning, device=device)
-            batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
-            labels = batch.pop("labels")
-            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-                outputs = model(**batch, use_cache=False)
-            causal_lm_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
-            del moments
-            return torch.cuda.max_memory_reserved() < HEADROOM * torch.cuda.get_device_properties(device).total_memory
+            attempt(count)
+            total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            return torch.cuda.max_memory_reserved() < HEADROOM * total
         except torch.cuda.OutOfMemoryError:
             return False
         finally:
-            model.zero_grad(set_to_none=True)
-            model.train(was_training)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.set_rng_state(state)

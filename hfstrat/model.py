@@ -216,6 +216,32 @@ def takes_logits_mask(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
+def blocks(model: nn.Module) -> list[Any]:
+    """The model's layers, in order: what transformers can checkpoint, one by one."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    # code that comes with a model may be older than that class
+    return found or [m for m in model.modules() if hasattr(m, "gradient_checkpointing") and not hasattr(m, "layers")]
+
+
+def compile_blocks(model: PreTrainedModel) -> str:
+    """Have each block compiled when it first runs, all of them once for each width; returns what to expect, in words.
+
+    Blocks rather than the whole model: they share one compiled function, and nothing around them has to be traceable.
+    What is saved knows nothing of it.
+    """
+    compiled = blocks(model)
+    for block in compiled:
+        block.compile()  # type: ignore[no-untyped-call]
+    if not compiled:
+        return "torch_compile: no block of this model can be told apart, so nothing is compiled"
+    return (
+        f"torch_compile: {len(compiled)} blocks are compiled at the first step of each new width, which takes up to minutes; "
+        "on a CPU under 16-bit autocast it gains nothing"
+    )
+
+
 def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
     """Recompute activations in the backward pass, in the blocks that have one.
 
@@ -228,8 +254,8 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
     learns_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) and not hasattr(module, "layers"):
+    for module in blocks(model):
+        if getattr(module, "gradient_checkpointing", False):
             learns_before = learns_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = learns_before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ ENDLESS = 10**7
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run. `micro_batch` x `accumulation` x `processes` = `global_batch_size`, always."""
+    """Numbers of a run. `rows_at_once` x `accumulation` x `processes` = `global_batch_size` (or `bins`, if packed), always."""
 
     steps: int
     global_batch_size: int
@@ -30,10 +31,18 @@ class Plan:
     rows: int
     time_limit: float | None = None
     eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
+    checkpointing: bool = False  # activations are recomputed
+    bins: int | None = None  # rows of a step after packing; None: not packed
+    bins_at_once: int = 1  # of them in one forward pass
 
     @property
     def accumulation(self) -> int:
-        return self.global_batch_size // (self.processes * self.micro_batch)
+        return (self.bins or self.global_batch_size) // (self.processes * self.rows_at_once)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Batch rows of one forward pass: sequences, or bins of them."""
+        return self.bins_at_once if self.bins else self.micro_batch
 
     @property
     def epochs(self) -> float:
@@ -42,10 +51,10 @@ class Plan:
 
 def make_plan(
     training: Training,
-    lengths: Sequence[int],
-    eval_lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
+    eval_lengths: Sequence[int] | np.ndarray,
     processes: int,
-    stored_micro_batch: int | None = None,
+    stored: dict[str, Any] | None = None,
 ) -> Plan:
     """Turn the recipe's `training:` into numbers.
 
@@ -53,11 +62,12 @@ def make_plan(
         lengths: tokens of each training row.
         eval_lengths: tokens of each evaluation row, longest first.
         processes: how many share a global batch.
-        stored_micro_batch: what an interrupted run chose; it is kept, so that the resumed run is the same run.
+        stored: what an interrupted run chose (its checkpoint's marker); it is kept, so that the resumed run is the same run.
 
     Raises:
         UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
     """
+    stored = stored or {}
     share = share_of(training.global_batch_size, processes)
     steps = _steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
@@ -76,15 +86,15 @@ def make_plan(
         )
     micro = training.per_device_train_batch_size
     if micro == "auto":
-        kept = stored_micro_batch if stored_micro_batch and share % stored_micro_batch == 0 else None
-        micro = kept or modest_micro_batch(share, lengths)
+        kept = stored.get("micro_batch")
+        micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
-    wish = training.per_device_eval_batch_size
-    eval_batch = max(1, min(2 * micro, MOST_TOKENS // max(eval_lengths, default=1))) if wish == "auto" else wish
+    wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
+    eval_batch = max(1, min(2 * micro, MOST_TOKENS // longest)) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -95,6 +105,7 @@ def make_plan(
         save_every=save_every,
         rows=len(lengths),
         time_limit=seconds(training.max_time) if training.max_time else None,
+        checkpointing=training.activation_checkpointing is True or bool(stored.get("checkpointing")),
         eval_share=float(training.eval_steps) if by_clock else None,
     )
 
@@ -132,9 +143,9 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def modest_micro_batch(share: int, lengths: Sequence[int]) -> int:
+def modest_micro_batch(share: int, lengths: Sequence[int] | np.ndarray) -> int:
     """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
-    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / max(lengths))
+    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / float(np.max(lengths)))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
 
 

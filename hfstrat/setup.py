@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from accelerate.utils import gather
 from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, checkpoints, console, fused, memory, model, workspace
+from hfstrat import arguments, batching, checkpoints, console, fitting, fused, model, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared, prepare
-from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.batches import Collator
 from hfstrat.data.parts import column, overlap_lines
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
-from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
+from hfstrat.plan import ENDLESS, Plan, make_plan
 from hfstrat.trainer import StrategyTrainer
 
 
@@ -84,49 +83,59 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
-    plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored.get("micro_batch"))
+    lengths, eval_lengths = column(data.train, "length"), column(data.eval, "length")
+    plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored)
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = recipe.strategy.load_base(recipe, tokenizer)
-    model.check_context(base.model, max(max(lengths), max(eval_lengths)))
+    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
-    model.checkpoint_activations(base.model, recipe.training.activation_checkpointing)
-    multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
-    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model), selects_rows=reason is None)
-    if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
-        plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
+    if recipe.training.torch_compile:
+        base.say(model.compile_blocks(base.model))
+    collate = Collator(
+        tokenizer.pad_token_id or 0,
+        batching.multiple_for(args.device),
+        model.takes_logits_mask(base.model),
+        selects_rows=reason is None,
+    )
+    if args.device.type == "cuda" and not stored:
+        plan = fitting.fit_to_memory(recipe.training, plan, trained, base.model, collate, (lengths, eval_lengths), dtype)
+    model.checkpoint_activations(base.model, plan.checkpointing)
+    batches = batching.make_batches(recipe, plan, data.train, lengths, base, collate, args.device)
+    plan = batches.plan
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.rows_at_once, plan.accumulation
+    args.per_device_eval_batch_size = plan.eval_batch
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     bars = recipe.strategy.bars(data, plan, base.model)
-    said = (*base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args), *(bars.lines() if bars else []))
-    for line in (*data_lines(data), *said):
+    said = (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
+    for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
         screen.print(line)
 
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed)
-    progress = console.ProgressReport(screen, order, plan.time_limit)
+    progress = console.ProgressReport(screen, batches.order, plan.time_limit)
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
-        train_dataset=data.train,
+        train_dataset=batches.rows,
         eval_dataset=data.eval,
-        data_collator=collate,
+        data_collator=batches.collate,
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
-        order=order,
+        sampler=batches.sampler,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         state={
             "recipe": recipe.model_dump(),
             "micro_batch": plan.micro_batch,
+            "checkpointing": plan.checkpointing,
             "processes": plan.processes,
             "data": fingerprint,
         },
@@ -153,31 +162,6 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
     return checkpoint, stored, remarks
 
 
-def measure_micro_batch(
-    recipe: Recipe,
-    plan: Plan,
-    args: TrainingArguments,
-    trained: Any,
-    collate: Collator,
-    data: Prepared,
-    dtype: torch.dtype,
-) -> Plan:
-    """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
-    longest = int(column(data.train, "length").max())
-    worst = {"input_ids": [1] * longest, "labels": [1] * longest}  # the longest row, with loss on all of it
-    trained.to(args.device)
-    share = plan.global_batch_size // plan.processes
-    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, worst, dtype, plan.processes > 1))
-    if plan.processes > 1:
-        micro = int(gather(torch.tensor([micro], device=args.device)).min())
-    plan = replace(plan, micro_batch=micro)
-    if recipe.training.per_device_eval_batch_size == "auto":
-        plan = replace(plan, eval_batch=max(1, micro * longest // max(longest, int(column(data.eval, "length").max()))))
-    args.per_device_train_batch_size, args.per_device_eval_batch_size = micro, plan.eval_batch
-    args.gradient_accumulation_steps = plan.accumulation
-    return plan
-
-
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
     return [EarlyStoppingCallback(patience)] if patience else []
@@ -196,12 +180,14 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     length = f"{plan.steps:,} steps" if plan.steps < ENDLESS else f"{plan.time_limit:.0f} s"
     if plan.time_limit and plan.steps < ENDLESS:
         length += f" or {plan.time_limit:.0f} s"
+    passes = f"{plan.accumulation} x {plan.rows_at_once}{' packed rows' if plan.bins else ''}"
     epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
+    recomputed = ", activations recomputed in the backward pass" if plan.checkpointing else ""
     return [
         f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}), "
-        f"forward in {str(dtype).removeprefix('torch.')}",
+        f"forward in {str(dtype).removeprefix('torch.')}{recomputed}",
         f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
-        f"{plan.accumulation} x {plan.micro_batch}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
+        f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
     ]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from hfstrat import checkpoints, errors
 from hfstrat.clock import Clock
-from hfstrat.data.batches import BatchOrder
 from hfstrat.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
 VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
@@ -23,7 +23,7 @@ class StrategyTrainer(Trainer):
     """Trainer with the guarantees of hfstrat.
 
     Args:
-        order: which rows make up which optimiser step.
+        sampler: the rows (or packed bins) of all steps, in order.
         clock: the time limit, if there is one; the learning rate follows it.
         keep: complete checkpoints to keep.
         state: what a checkpoint's marker holds beside the file sizes (the recipe, the chosen micro-batch).
@@ -32,7 +32,7 @@ class StrategyTrainer(Trainer):
     def __init__(
         self,
         *,
-        order: BatchOrder,
+        sampler: Sampler[int],
         clock: Clock | None = None,
         keep: int = 2,
         state: dict[str, Any] | None = None,
@@ -43,13 +43,13 @@ class StrategyTrainer(Trainer):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
-        self.order, self.clock, self.keep, self.marker_state = order, clock, keep, state or {}
+        self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
             self.add_callback(clock)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
-        return self.order
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The usual schedule, or one whose position is the share of time used, where that is ahead of the steps."""

@@ -178,8 +178,8 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("deepspeed", "ds.json", "--accelerate-config"),
     ("fsdp", "full_shard", "--accelerate-config"),
     ("load_in_4bit", "true", "does not quantize"),
-    ("packing", "true", "does not pack"),
-    ("sample_packing", "true", "does not pack"),
+    ("sample_packing", "true", "training.packing"),
+    ("group_by_length", "true", "training.train_sampling_strategy"),
     ("report_to", "wandb", "training.extra.report_to"),
 ]
 FOREIGN_KEYS = [
@@ -193,7 +193,7 @@ FOREIGN_KEYS = [
     ),
     key("lora_rank in strategy", R, "  lora_rank: 4", ["strategy.lora_rank", "'strategy.r'"]),
     key("cutoff_len in data", EVAL_SIZE, "  cutoff_len: 64", ["data.cutoff_len", "'data.max_length'"]),
-    key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "does not pack"]),
+    key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "'training.packing'"]),
     key(
         "batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1
     ),
@@ -214,7 +214,7 @@ WRONG_TYPES = [
     key("a fraction for a count", STEPS, "  max_steps: 4.5", ["max_steps = 4.5", "a whole number"]),
     key("a fraction for a rank", R, "  r: 4.5", ["strategy.r = 4.5", "a whole number, at least 1"]),
     key("a whole number written as a float", R, "  r: 1e1", ["strategy.r = 10.0", "a whole number", "write 10"]),
-    key("on for a bool", RATE, "  activation_checkpointing: on", ['= "on"', "true or false", "write true"]),
+    key("on for a bool", RATE, "  load_best_model_at_end: on", ['= "on"', "true or false", "write true"]),
     key("off for a bool", RATE, "  load_best_model_at_end: off", ['= "off"', "true or false", "write false"]),
     key("no for a bool", RATE, "  load_best_model_at_end: no", ['= "no"', "true or false", "write false"]),
     key("yes for a bool", R, "  use_dora: yes", ["strategy.use_dora", '= "yes"', "true or false", "write true"]),

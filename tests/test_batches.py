@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfstrat.config import Training
-from hfstrat.data.batches import BatchOrder, Collator, shift
+from hfstrat.data.batches import BatchOrder, Collator, rounded, shift
 from hfstrat.errors import UserError
 from hfstrat.plan import largest_that_fits, make_plan
 
@@ -39,6 +39,37 @@ def test_within_a_batch_the_longest_come_first() -> None:
         lengths = LENGTHS[order().batch(step)]
         assert (np.diff(lengths) <= 0).all()
         assert order().tokens(step) == lengths.sum()
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1000, 4), (37, 8), (1003, 64), (9, 300)])
+def test_grouping_by_length_takes_the_same_rows_an_epoch(rows: int, size: int) -> None:
+    lengths = np.random.default_rng(1).integers(4, 900, size=rows)
+    plain, grouped = (BatchOrder(lengths, size, 10**6, 0, group_by_length=on) for on in (False, True))
+    for epochs in (1, 2, 5):
+        steps = -(-epochs * rows // size)  # what a recipe of so many epochs has
+        seen = [np.bincount(np.concatenate([o.batch(s) for s in range(steps)]), minlength=rows) for o in (plain, grouped)]
+        assert (seen[0] == seen[1]).all()
+    assert all((np.diff(lengths[grouped.batch(s)]) <= 0).all() for s in range(6))
+    fresh = BatchOrder(lengths, size, 7, 0, group_by_length=True)
+    assert (fresh.batch(6) == grouped.batch(6)).all()  # of seed and step only
+
+
+def test_grouped_batches_pad_little() -> None:
+    lengths = np.random.default_rng(1).exponential(150, size=4000).astype(int) + 4
+
+    def padded(order: BatchOrder) -> float:
+        batches = [lengths[order.batch(s)] for s in range(500)]
+        return sum(len(b) * b.max() for b in batches) / sum(b.sum() for b in batches) - 1
+
+    assert padded(BatchOrder(lengths, 4, 1000, 0)) > 0.7
+    assert padded(BatchOrder(lengths, 4, 1000, 0, group_by_length=True)) < 0.1
+
+
+def test_widths_are_few_and_pad_little() -> None:
+    for multiple in (8, 16):
+        widths = [rounded(length, multiple) for length in range(1, 4097)]
+        assert all(w >= n and w % multiple == 0 and w - n < max(multiple, n / 8) for n, w in enumerate(widths, 1))
+        assert len(set(widths)) <= 8 * 10
 
 
 def test_a_batch_larger_than_the_data_goes_round() -> None:
@@ -98,6 +129,6 @@ def test_the_measured_micro_batch_is_the_largest_that_fits() -> None:
 
 def test_a_stored_micro_batch_is_kept() -> None:
     training = Training(max_steps=5, global_batch_size=16)
-    assert make_plan(training, LENGTHS.tolist(), [20], 1, stored_micro_batch=2).micro_batch == 2
-    moved = make_plan(training, LENGTHS.tolist(), [20], 4, stored_micro_batch=16)  # resumed with more processes
+    assert make_plan(training, LENGTHS.tolist(), [20], 1, {"micro_batch": 2}).micro_batch == 2
+    moved = make_plan(training, LENGTHS.tolist(), [20], 4, {"micro_batch": 16})  # resumed with more processes
     assert moved.micro_batch * moved.accumulation * 4 == 16

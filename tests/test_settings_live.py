@@ -183,6 +183,15 @@ PROBES: dict[str, Probe] = {
     "training.per_device_eval_batch_size": Probe(
         ["training.per_device_eval_batch_size=3"], lambda s: s.args.per_device_eval_batch_size, 3
     ),
+    "training.train_sampling_strategy": Probe(
+        ["training.train_sampling_strategy=random"], lambda s: list(s.job.trainer._get_train_sampler())
+    ),
+    "training.torch_compile": Probe(
+        ["training.torch_compile=true"],
+        lambda s: s.job.base.model.model.layers[0]._compiled_call_impl is not None,
+        True,
+    ),
+    "training.packing": Probe(["training.packing=on"], lambda s: type(s.job.trainer.train_dataset).__name__, "PackedRows"),
     "training.lr_scheduler_type": Probe(
         ["training.lr_scheduler_type=linear"], lambda s: s.args.lr_scheduler_type.value, "linear"
     ),
@@ -208,7 +217,7 @@ PROBES: dict[str, Probe] = {
     "evaluation.prompts": Probe(["evaluation.prompts=[who]"], lambda s: s.job.prompts, ["who"]),
     "evaluation.samples": Probe(["evaluation.samples=2"], lambda s: len(s.job.prompts), 2),
     "evaluation.max_new_tokens": Probe(["evaluation.max_new_tokens=2"], asked_length, [2], ["seed=42"]),
-    "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.order.batch(0).tolist())),
+    "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.sampler.batch(0).tolist())),
     "output_dir": Probe(
         ["output_dir=ELSEWHERE"], lambda s: (s.job.folder.name, Path(s.args.output_dir).name), ("elsewhere",) * 2
     ),

@@ -104,14 +104,24 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    ["{name: lora, r: 4, dropout: 0.1}", "full", "{name: partial, last_n_layers: 1}", "{name: lora, init_lora_weights: pissa}"],
+    ("strategy", "packing"),
+    [
+        ("{name: lora, r: 4, dropout: 0.1}", "off"),
+        ("full", "on"),
+        ("{name: partial, last_n_layers: 1}", "off"),
+        ("{name: lora, init_lora_weights: pissa}", "off"),
+    ],
     ids=["lora", "full", "partial", "pissa"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str, packing: str
 ) -> None:
-    settings = (f"strategy={strategy}", "training.max_steps=6", "training.early_stopping_patience=3")
+    settings = (
+        f"strategy={strategy}",
+        f"training.packing={packing}",
+        "training.max_steps=6",
+        "training.early_stopping_patience=3",
+    )
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
     run(whole)
     broken = recipe(*settings, f"output_dir={tmp_path / 'broken'}")

@@ -12,6 +12,8 @@ from torch.utils.data import Sampler
 
 from hfstrat.data.render import IGNORED
 
+WINDOW_ROWS = 256  # rows that are sorted by length together
+
 
 class BatchOrder(Sampler[int]):
     """The whole run as one stream of row numbers, a function of seed and position only.
@@ -20,24 +22,49 @@ class BatchOrder(Sampler[int]):
     exactly `G` rows for any number of processes and any micro-batch, and a resumed run finds its place without
     reading a row. Within a step rows are sorted by length, longest first: micro-batches pad little, processes get
     like work, and the gradient, a sum over the step's tokens, is the same.
+
+    With `group_by_length` the rows of several steps (WINDOW_ROWS of them, never over the end of an epoch) are first
+    sorted by length together, and the steps so made are shuffled: every row is still seen once an epoch.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, steps: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, global_batch_size: int, steps: int, seed: int, group_by_length: bool = False
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.global_batch_size = global_batch_size
         self.steps = steps
         self.seed = seed
+        self.window = max(1, WINDOW_ROWS // global_batch_size) if group_by_length else 1  # steps
         self._permutation = lru_cache(maxsize=2)(self._permute)
+        self._grouped = lru_cache(maxsize=2)(self._group)
 
     def _permute(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
 
+    def _stream(self, start: int, stop: int) -> np.ndarray:
+        """Row numbers at positions `start ... stop` of the sequence of permutations."""
+        epochs, places = np.divmod(np.arange(start, stop), len(self.lengths))
+        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def _longest_first(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.lexsort((rows, -self.lengths[rows]))]
+
+    def _group(self, first: int, stop: int) -> np.ndarray:
+        """Rows of the steps `first ... stop`, sorted together and dealt out again: `[stop - first, G]`."""
+        size = self.global_batch_size
+        steps = self._longest_first(self._stream(first * size, stop * size)).reshape(-1, size)
+        return np.random.default_rng((self.seed, first, 1)).permutation(steps)
+
     def batch(self, step: int) -> np.ndarray:
         """Row numbers of one optimiser step, longest first: shape `[global_batch_size]`."""
-        positions = np.arange(step * self.global_batch_size, (step + 1) * self.global_batch_size)
-        epochs, places = np.divmod(positions, len(self.lengths))
-        rows = np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-        return rows[np.lexsort((rows, -self.lengths[rows]))]
+        size, rows = self.global_batch_size, len(self.lengths)
+        if self.window == 1:
+            return self._longest_first(self._stream(step * size, (step + 1) * size))
+        epoch = step * size // rows
+        begin, end = -(-epoch * rows // size), -(-(epoch + 1) * rows // size)  # steps; windows end where epochs do
+        first = begin + (step - begin) // self.window * self.window
+        grouped: np.ndarray = self._grouped(first, min(first + self.window, end))
+        return grouped[step - first]
 
     def tokens(self, step: int) -> int:
         """Real (unpadded) tokens of one optimiser step, over all processes."""
@@ -52,7 +79,7 @@ class BatchOrder(Sampler[int]):
 
 
 class Collator:
-    """Pads rows on the right to a rounded length: few shapes, so that kernels are compiled once.
+    """Pads rows on the right to one of few widths (`rounded`).
 
     Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and the positions
     whose next token carries loss, since only these go through the LM head: for a model with our loss bound to it as
@@ -65,7 +92,7 @@ class Collator:
         self.masks_logits, self.selects_rows = masks_logits, selects_rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
+        width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
         shape = (len(rows), width)
         ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         labels = torch.full(shape, IGNORED, dtype=torch.long)
@@ -83,6 +110,16 @@ class Collator:
         elif self.masks_logits:
             batch["logits_to_keep"] = targets != IGNORED
         return batch
+
+
+def rounded(length: int, multiple: int) -> int:
+    """A width of at least `length`: a multiple of `multiple`, and of an eighth of the power of two below it.
+
+    Few widths, so that kernels (oneDNN compiles one for each shape, `torch.compile` too) and cached memory serve again;
+    never more than an eighth of padding beyond `multiple`.
+    """
+    step = max(multiple, 1 << max(0, (length - 1).bit_length() - 4))
+    return -(-length // step) * step
 
 
 def shift(labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,94 @@
+"""How rows become batches: packed, grouped by length, or as they come; decided for this model, these rows, this device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from hfstrat.config import Recipe
+from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.packing import InTurn, PackedRows, PackingCollator, bins_for, leaks, packed_share, padded_share
+from hfstrat.errors import UserError
+from hfstrat.model import Base
+from hfstrat.plan import Plan
+
+WORTH = 0.05  # share of the positions that packing has to save to be chosen
+CPU_MULTIPLE, MULTIPLE = 16, 8  # widths; on a CPU fewer, since kernels are compiled for each
+
+
+@dataclass
+class Batches:
+    """What the Trainer gets. `order` says which rows make up a step; `sampler` runs over `rows`, which may be bins."""
+
+    order: BatchOrder
+    rows: Any
+    sampler: Sampler[int]
+    collate: Any
+    plan: Plan
+    line: str
+
+
+def multiple_for(device: torch.device) -> int:
+    return CPU_MULTIPLE if device.type == "cpu" else MULTIPLE
+
+
+def make_batches(
+    recipe: Recipe,
+    plan: Plan,
+    rows: Any,
+    lengths: np.ndarray,
+    base: Base,
+    collate: Collator,
+    device: torch.device,
+) -> Batches:
+    """Decide, and say why.
+
+    Raises:
+        UserError: `packing: on`, and this model's examples see each other when packed, or cannot be shown not to.
+    """
+    training = recipe.training
+    grouped = training.train_sampling_strategy == "group_by_length"
+    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    padding = padded_share(order, plan.micro_batch, collate.multiple)
+    words = "batches of like length" if grouped else "batches as they come"
+    plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
+    if training.packing == "off":
+        return plain
+    if training.packing == "auto" and device.type == "cpu":
+        plain.line += "; not packed: on a CPU that is slower"
+        return plain
+    packed = _pack(plain, recipe.seed, recipe.data.max_length, base, collate)
+    saved = padding - packed_share(packed.rows)
+    if training.packing == "auto" and saved < WORTH:
+        plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
+        return plain
+    if reason := leaks(base.model, packed.collate.flatten) if collate.selects_rows else "it needs the loss bound to the model":
+        if training.packing == "on":
+            raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
+        plain.line += f"; not packed: {reason}"
+        return plain
+    packed.line = (
+        f"packed into {packed.plan.bins} rows a step, {packed_share(packed.rows):.0%} padding (else {padding:.0%}); shown on "
+        "this model that examples do not see each other"
+    )
+    return packed
+
+
+def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Collator) -> Batches:
+    """The same steps' rows side by side, in bins of at most `most` tokens and what one pass holds without packing.
+
+    They are taken as they come, not grouped by length, so that all steps have like numbers of tokens.
+    """
+    plan, longest = plain.plan, int(plain.order.lengths.max())
+    order = BatchOrder(plain.order.lengths, plan.global_batch_size, plan.steps, seed)
+    capacity = max(longest, min(most, plan.micro_batch * longest))
+    at_once = max(1, plan.micro_batch * longest // capacity)
+    bins = bins_for(order, capacity, plan.processes * at_once)
+    rows = PackedRows(plain.rows, order, bins, collate.multiple)
+    flatten = "flash" in str(base.model.config._attn_implementation)
+    collator = PackingCollator(collate, flatten)
+    return Batches(order, rows, InTurn(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")

@@ -1,0 +1,186 @@
+"""Several rows of a step side by side in one: no number of the run changes, only the padding goes.
+
+What is packed are the rows of one optimiser step, so a global batch is the same examples with or without packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from hfstrat.data.batches import BatchOrder, Collator, rounded, shift
+from hfstrat.data.render import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOOKED_AT = 200  # steps from which padding and the number of bins are told
+TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a weight, of the largest hidden value: alone against packed
+
+
+def evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Positions of the rows in each of `bins` bins: longest first, each into the emptiest (Graham 1969)."""
+    filled = [0] * bins
+    content: list[list[int]] = [[] for _ in range(bins)]
+    for position in sorted(range(len(lengths)), key=lambda p: -lengths[p]):
+        emptiest = min(range(bins), key=filled.__getitem__)
+        filled[emptiest] += int(lengths[position])
+        content[emptiest].append(position)
+    return content
+
+
+class PackedRows(Dataset[dict[str, Any]]):
+    """The bins of every step, one after another: item `step * bins + k` is bin `k` of that step, with the step's width.
+
+    Every step has the same number of bins, so that accumulation is constant; their width is the fullest's, rounded.
+    """
+
+    def __init__(self, rows: Any, order: BatchOrder, bins: int, multiple: int) -> None:
+        self.rows, self.order, self.bins, self.multiple = rows, order, bins, multiple
+        self.step = lru_cache(maxsize=4)(self._step)
+
+    def _step(self, step: int) -> tuple[list[np.ndarray], int]:
+        rows = self.order.batch(step)
+        lengths = self.order.lengths[rows]
+        packed = evenly(lengths.tolist(), self.bins)
+        return [rows[each] for each in packed], rounded(max(int(lengths[each].sum()) for each in packed), self.multiple)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        packed, width = self.step(item // self.bins)
+        return {"rows": [self.rows[int(row)] for row in packed[item % self.bins]], "width": width}
+
+    def __len__(self) -> int:
+        return self.order.steps * self.bins
+
+
+class InTurn(Sampler[int]):
+    """The items one after another: their order is that of the steps already."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.items))
+
+    def __len__(self) -> int:
+        return self.items
+
+
+class PackingCollator:
+    """Bins as batch rows: `input_ids`, `labels`, `position_ids` (int64 `[B, T]`), `loss_rows` and `targets` as `Collator`.
+
+    Position ids start again with each example, and there is no attention mask: from this transformers tells the examples
+    apart. One bin stays one batch row, since attention costs the square of a row's length; kernels for variable lengths
+    (flash attention), which know no such cost, get one row (`flatten`). The padding is an example of its own. Rows that
+    are not packed, those of the evaluation, go to `plain`.
+    """
+
+    def __init__(self, plain: Collator, flatten: bool) -> None:
+        self.plain, self.flatten = plain, flatten
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.packed(items) if "width" in items[0] else self.plain(items)
+
+    def packed(self, bins: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        shape = (len(bins), bins[0]["width"])
+        ids, labels = torch.full(shape, self.plain.pad_token_id), torch.full(shape, IGNORED)
+        positions = torch.zeros(shape, dtype=torch.long)
+        for index, each in enumerate(bins):
+            start = 0
+            for row in each["rows"]:
+                end = start + len(row["input_ids"])
+                ids[index, start:end] = torch.as_tensor(row["input_ids"])
+                labels[index, start + 1 : end] = torch.as_tensor(row["labels"][1:])  # the first is nobody's to predict
+                positions[index, start:end] = torch.arange(end - start)
+                start = end
+            positions[index, start:] = torch.arange(shape[1] - start)
+        if self.flatten:
+            ids, labels, positions = (tensor.reshape(1, -1) for tensor in (ids, labels, positions))
+        targets = shift(labels)
+        loss_rows = (targets != IGNORED).flatten().nonzero()[:, 0]
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return batch | {"loss_rows": loss_rows, "targets": targets.flatten()[loss_rows]}
+
+
+def bins_for(order: BatchOrder, capacity: int, unit: int) -> int:
+    """Bins per step, a multiple of `unit` (those of one pass of all processes), hardly ever fuller than `capacity` tokens."""
+    fullest = max(order.tokens(step) for step in range(min(LOOKED_AT, order.steps)))
+    wanted = -(-fullest // capacity)
+    return -(-wanted // unit) * unit
+
+
+def padded_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
+    """The share of positions that would be padding in batches of `micro_batch` rows."""
+    real = held = 0
+    for step in range(min(LOOKED_AT, order.steps)):
+        lengths = order.lengths[order.batch(step)]
+        real += int(lengths.sum())
+        held += sum(
+            len(part) * rounded(int(part[0]), multiple)
+            for part in np.split(lengths, range(micro_batch, len(lengths), micro_batch))
+        )
+    return 1 - real / held
+
+
+def packed_share(rows: PackedRows) -> float:
+    """The share of positions that would be padding in packed batches."""
+    steps = range(min(LOOKED_AT, rows.order.steps))
+    return 1 - sum(rows.order.tokens(step) for step in steps) / sum(rows.bins * rows.step(step)[1] for step in steps)
+
+
+@torch.no_grad()
+def leaks(model: PreTrainedModel, flatten: bool) -> str | None:
+    """Prove on this model and its attention that packed examples do not see each other.
+
+    Two bins of three random examples: each has to give what it gives alone, and when one example changes, every other
+    has to give exactly what it gave.
+
+    Returns:
+        None, or what was seen.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return _leaks(model, flatten)
+    except Exception as error:  # an architecture that was not foreseen can fail in any way
+        return f"its forward does not take packed rows ({type(error).__name__})"
+    finally:
+        model.train(was_training)
+
+
+def _leaks(model: PreTrainedModel, flatten: bool) -> str | None:
+    weight = model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    collate = PackingCollator(Collator(0, 1, masks_logits=False), flatten)
+
+    def example(length: int) -> list[int]:
+        return torch.randint(0, weight.shape[0], (length,), generator=generator).tolist()
+
+    def hidden(bins: list[list[list[int]]], width: int) -> list[list[torch.Tensor]]:
+        made = [{"rows": [{"input_ids": ids, "labels": ids} for ids in each], "width": width} for each in bins]
+        batch = {k: v.to(weight.device) for k, v in collate(made).items() if k in ("input_ids", "position_ids")}
+        out = model.base_model(**batch, use_cache=False).last_hidden_state.reshape(len(bins), width, -1)
+        return [list(row[: sum(map(len, each))].split([len(ids) for ids in each])) for row, each in zip(out, bins, strict=True)]
+
+    bins = [[example(n) for n in lengths] for lengths in ((5, 7, 4), (9, 3, 6))]
+    before = hidden(bins, 20)
+    size = TOLERANCE[min(4, before[0][0].dtype.itemsize)] * max(float(each.abs().max()) for row in before for each in row)
+    for row, examples in enumerate(bins):
+        for place, ids in enumerate(examples):
+            alone = hidden([[ids]], len(ids))[0][0]
+            if not float((alone - before[row][place]).abs().max()) <= size:
+                return "a packed example does not give what it gives alone"
+            changed = [[list(each) for each in other] for other in bins]
+            changed[row][place] = example(len(ids))
+            after = hidden(changed, 20)
+            for r, p in ((r, p) for r in range(2) for p in range(3) if (r, p) != (row, place)):
+                if not torch.equal(before[r][p], after[r][p]):
+                    return "a packed example changes with its neighbour"
+            if torch.equal(before[row][place], after[row][place]):
+                return "a changed example gives the same"
+    return None

@@ -1,0 +1,122 @@
+"""Micro-batch, evaluation batch and activation checkpointing from the memory at hand: measured on a worst step, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather
+from torch import nn
+
+from hfstrat import memory, model
+from hfstrat.config import Training
+from hfstrat.data.batches import Collator
+from hfstrat.errors import UserError
+from hfstrat.losses import causal_lm_loss
+from hfstrat.plan import Plan, largest_that_fits
+
+Fits = Callable[[Callable[[int], None]], Callable[[int], bool]]
+
+
+def fit_to_memory(
+    training: Training,
+    plan: Plan,
+    trained: nn.Module,
+    base: Any,
+    collate: Collator,
+    lengths: tuple[np.ndarray, np.ndarray],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    fits: Fits = memory.fits_on_gpu,
+) -> Plan:
+    """The plan with the largest micro-batch whose worst step fits, then the largest evaluation batch; what is not `auto` stays.
+
+    The worst step is copies of the longest row with loss on all of it: forward, backward, and the optimiser's moments (and
+    the gradient buckets of a distributed run) stood in for by tensors of their size. Activations are recomputed if
+    `activation_checkpointing` is auto and not one row fits otherwise. Of several processes the one with least room decides.
+
+    Raises:
+        UserError: not even one row fits.
+    """
+    device = device or torch.device("cuda", torch.cuda.current_device())
+    trained.to(device)
+    longest, longest_eval = (int(each.max()) for each in lengths)
+    if training.per_device_train_batch_size == "auto":
+        share = plan.global_batch_size // plan.processes
+        step = worst_step(trained, collate, longest, dtype, device, plan.processes > 1)
+        micro = _largest(share, fits(step))
+        if micro == 0 and training.activation_checkpointing == "auto":
+            model.checkpoint_activations(base, True)
+            plan = replace(plan, checkpointing=True)
+            micro = _largest(share, fits(step))
+        micro = _least(micro, plan, device)
+        if micro == 0:
+            largest_that_fits(1, lambda _: False)  # says what would help
+        plan = replace(plan, micro_batch=micro)
+    if training.per_device_eval_batch_size == "auto":
+        wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
+        evaluation = evaluation_pass(trained, collate, longest_eval, dtype, device)
+        while wanted > 1 and not fits(evaluation)(wanted):
+            wanted //= 2
+        plan = replace(plan, eval_batch=_least(wanted, plan, device))
+    return plan
+
+
+def _largest(share: int, fits: Callable[[int], bool]) -> int:
+    try:
+        return largest_that_fits(share, fits)
+    except UserError:
+        return 0
+
+
+def _least(number: int, plan: Plan, device: torch.device) -> int:
+    return int(gather(torch.tensor([number], device=device)).min()) if plan.processes > 1 else number
+
+
+def worst_step(
+    trained: nn.Module, collate: Collator, longest: int, dtype: torch.dtype, device: torch.device, distributed: bool
+) -> Callable[[int], None]:
+    """A training step on so many copies of the longest row; gradients and mode are put back."""
+
+    def step(micro: int) -> None:
+        was_training = trained.training
+        trained.train()  # activations are checkpointed in training only
+        try:
+            learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            moments = torch.empty((3 if distributed else 2) * learning, device=device)
+            batch = {name: tensor.to(device) for name, tensor in collate([_row(longest)] * micro).items()}
+            labels = batch.pop("labels")
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                outputs = trained(**batch, use_cache=False)
+            causal_lm_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+            del moments
+        finally:
+            trained.zero_grad(set_to_none=True)
+            trained.train(was_training)
+
+    return step
+
+
+def evaluation_pass(
+    trained: nn.Module, collate: Collator, longest: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[int], None]:
+    """An evaluation's forward pass on so many copies of its longest row."""
+
+    def forward(rows: int) -> None:
+        was_training = trained.training
+        trained.eval()
+        try:
+            batch = {name: tensor.to(device) for name, tensor in collate([_row(longest)] * rows).items() if name != "labels"}
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                trained(**batch, use_cache=False)
+        finally:
+            trained.train(was_training)
+
+    return forward
+
+
+def _row(length: int) -> dict[str, list[int]]:
+    return {"input_ids": [1] * length, "labels": [1] * length}
