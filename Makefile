@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL  := models/SmolLM2-135M-Instruct
 DATA   := data/docstrings
+TEXT   := data/stdlib
 
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -36,6 +37,9 @@ $(MODEL)/model.safetensors: | $(VENV)/.installed
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
 
+$(TEXT)/train.jsonl: scripts/demo_text.py | $(VENV)/.installed
+	$(BIN)/python scripts/demo_text.py $(TEXT)
+
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
@@ -51,7 +55,7 @@ types: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.tokenise
@@ -60,6 +64,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.short_rows
+	$(BIN)/python -m benchmarks.scratch_recipes
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

@@ -31,11 +31,11 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     from hfstrat import model
 
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
-    tokenizer = model.load_tokenizer(recipe.model)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed)
+    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
     if footprint := footprint and preflight_model.footprint_of(recipe, len(data.label_names)):
-        console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
-    base = model.load_base(recipe.model, tokenizer, task, data)
+        console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
+    base = recipe.strategy.load_base(recipe, tokenizer, data)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
@@ -44,7 +44,9 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     lengths, eval_lengths = data.lengths, data.eval_lengths
     model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    for line in (*base.remarks, *data.lines(), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
+    bars = recipe.strategy.bars(data, plan, base.model)
+    length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"
+    for line in (*base.remarks, *data.lines(), length, *(bars.lines() if bars else [])):
         console.print(line)
     for index in range(min(rows, len(data.train))):
         row = data.train[index]

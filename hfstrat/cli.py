@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune language models by a recipe that names a strategy: full, partial, lora.",
+    help="Train language models by a recipe that names a strategy: full, partial, lora, scratch.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The recipes that come with hfstrat.")
 app.add_typer(recipes_app, name="recipes")

@@ -29,9 +29,9 @@ def seconds(text: str) -> float:
 
 
 class Model(Section):
-    """Which weights to start from, and in which form."""
+    """Which weights to start from, and in which form. Under `scratch`: which config and which tokenizer, if any."""
 
-    name_or_path: str = Field(min_length=1, description="Hub id, local folder, or a .gguf file")
+    name_or_path: str = Field("", description="Hub id, local folder, or a .gguf file; under scratch also a config.json")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub")
     tokenizer: str | None = Field(None, description="Hub id or folder of another tokenizer than the model's own")
     add_tokens: list[str] = Field([], description="New special tokens; their embeddings learn")
@@ -153,7 +153,7 @@ class Recipe(Section):
     """One training run. How to distribute it is not in here: that is the Accelerate config's."""
 
     task: Literal["causal-lm", "text-classification"] = Field("causal-lm", description="What the model learns to do")
-    model: Annotated[Model, _from_string("name_or_path", Model | str)]
+    model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
     data: Annotated[Data, _from_string("train", Data | str)]
     training: Training = Training()

@@ -75,6 +75,11 @@ class Data(Section):
     split: Split = Field("train", description="Split to train on, such as train or, of a Hub data set, train[:10%]")
     eval_split: Split | None = Field(None, description="Split to evaluate on, of the same Hub data set or folder")
     format: Format = Field("auto", description="What a row is; auto: told from its columns")
+    documents: Literal["lines", "files"] = Field(
+        "lines",
+        description="What a document of a .txt is: a line that is not blank, or the whole file (overflow: split cuts it, and "
+        "the last eval_size of each file is held out in one piece)",
+    )
     columns: dict[str, str] = Field({}, description="Their name for our name, such as {response: completion}")
     template: str = Field(
         "auto",
@@ -107,6 +112,8 @@ class Data(Section):
     def _evaluation_has_one_source(self) -> Data:
         if self.eval_split and self.eval:
             raise ValueError("eval_split: give eval or eval_split, not both")
+        if self.documents == "files" and self.eval_size >= 1 and not (self.eval or self.eval_split):
+            raise ValueError("eval_size: with documents: files a share of the text is held out; give a number below 1")
         if any(source.weight != 1 for source in self.eval or []):
             raise ValueError("eval: rows are evaluated once each; remove weight")
         return self

@@ -21,7 +21,10 @@ def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, com
     """
     tokenizer = renderer.tokenizer
     device = next(model.parameters()).device
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ids = torch.tensor([renderer.prompt_ids(prompt)], device=device)
+    if isinstance(context, int):  # there are no positions beyond, and GPT-2 would crash there
+        max_new_tokens = max(1, min(max_new_tokens, context - ids.shape[1]))
     was_training = model.training
     model.eval()
     try:

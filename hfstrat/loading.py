@@ -49,11 +49,13 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loade
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         _apply(override, data, origins)
+    answers = Answers(origins, path, _strategy_name(data))
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        answers = Answers(origins, path, _strategy_name(data))
         raise UserError("\n".join(answers.to(error.errors()))) from None
+    if recipe.strategy.needs_weights and not recipe.model.name_or_path:
+        raise UserError(answers.no_model(given="model" in data))
     for section, key in SHORT_FORMS.items():
         if isinstance(data.get(section), str):
             origins[section, key] = origins[section,]
@@ -95,11 +97,15 @@ def _strategy_name(data: dict[str, Any]) -> str | None:
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
-    training, update = recipe.training, {}
+    training, update = recipe.training, dict[str, Any]()
     for key, default in recipe.strategy.defaults.items():
-        if getattr(training, key) is None:
+        source, given = f"default of {recipe.strategy.name}: {default.source}", getattr(training, key)
+        if isinstance(default.value, dict):
+            update[key] = {**default.value, **given}
+            origins |= {("training", key, name): source for name in default.value if name not in given}
+        elif given is None or key not in training.model_fields_set:
             update[key] = default.value
-            origins["training", key] = f"default of {recipe.strategy.name}: {default.source}"
+            origins["training", key] = source
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
@@ -148,6 +154,15 @@ class Answers:
             wanted = wanted.replace("a number", "a finite number", 1)
         hint = advice.instead(value, kinds, field)
         return f"{self._where(path)}: {dotted} = {_show(value)}: expected {wanted}{f'; {hint}' if hint else ''}"
+
+    def no_model(self, given: bool) -> str:
+        """The answer to a strategy without the weights that it starts from."""
+        if not given:
+            return f"{self.source}: model: missing; expected {advice.IN_SHORT['model']}"
+        return (
+            f"{self._where(('model', 'name_or_path'))}: model.name_or_path: missing; expected text that is not empty "
+            "(Hub id, local folder, or a .gguf file)"
+        )
 
     def _no_strategy(self, name: Any, in_section: bool) -> str:
         names = ", ".join(STRATEGIES)

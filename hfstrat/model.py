@@ -31,6 +31,7 @@ class Base:
     new_token_ids: list[int]
     compute_dtype: torch.dtype  # of frozen weights and of the forward pass
     own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
+    reload: dict[str, Any] = field(default_factory=dict)  # what `from_pretrained` needs for the result; nothing if it is plain
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
     task: Task = field(default_factory=CausalLM)
@@ -51,6 +52,8 @@ def source_of(model: Model) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if model.revision:
         options["revision"] = model.revision
+    if not model.name_or_path:
+        return "", options
     path = Path(model.name_or_path).expanduser()
     if model.gguf_file:
         return str(path.absolute().parent), {**options, "gguf_file": path.name}

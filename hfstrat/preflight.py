@@ -100,6 +100,8 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
     elif of_hub := next((name for name in ("config", "revision") if getattr(source, name)), None):
         raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
     for file in files or []:
+        if data.documents == "files" and readers.kind_of(file) != "text":
+            raise UserError(f"data.documents: {file}: files are documents only where they are .txt; remove documents")
         with about(key):
             _check_rows(readers.first_rows(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
 

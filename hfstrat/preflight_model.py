@@ -24,9 +24,15 @@ def check_model(recipe: Recipe, network: bool) -> Footprint | None:
     Raises:
         UserError: one sentence that begins with the key.
     """
-    footprint = _check_base(recipe, network)
-    _check_tokenizer(recipe.model, network)
+    footprint = recipe.strategy.check_model(recipe, network)
     _check_adapter(recipe)
+    return footprint
+
+
+def check_pretrained(recipe: Recipe, network: bool) -> Footprint | None:
+    """The same for pretrained weights with a tokenizer."""
+    footprint = _check_base(recipe, network)
+    check_tokenizer(recipe.model, network)
     return footprint
 
 
@@ -139,7 +145,7 @@ def _is_whole(file: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _check_tokenizer(model: Model, network: bool) -> None:
+def check_tokenizer(model: Model, network: bool) -> None:
     if model.tokenizer is None:
         folder = Path(model.name_or_path).expanduser()
         if folder.is_dir() and not _has_tokenizer(folder):

@@ -69,6 +69,8 @@ def sha256(file: Path) -> str:
 
 def model_fingerprint(name_or_path: str, revision: str | None = None) -> str | None:
     """A hash over a local model's weight files, or the commit of a cached Hub model."""
+    if not name_or_path:
+        return None
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return sha256(path)
@@ -137,6 +139,17 @@ def summary(report: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"evaluation       {task.said(after)} after")
     lines += task.table(result.get("evaluation", {}))
+    if "bits_per_byte" in after:
+        earlier = f"{before['bits_per_byte']:.3f} before, " if before else ""
+        lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
+    if bars := result.get("bars"):
+        start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
+        margin, each = bars["unigram"] - after["loss"], bars["unique_tokens"] * bars["epochs"] / bars["parameters"]
+        lines.append(
+            f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
+            f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}; "
+            f"{each:.2g} tokens a parameter in {bars['epochs']:.1f} epochs"
+        )
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
         f"({result['trainable_parameters'] / result['total_parameters']:.2%}), strategy {run['recipe']['strategy']['name']}"

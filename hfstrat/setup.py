@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hfstrat import arguments, batching, checkpoints, console, fitting, model, workspace
+from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
 from hfstrat.data import Prepared
@@ -41,6 +42,7 @@ class Job:
     lock: IO[str] | None  # held until the process ends
     feed: Feed
     probe: dict[str, Any]  # inputs for comparing models
+    bars: Bars | None = None  # to beat
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
@@ -78,9 +80,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
-    tokenizer = model.load_tokenizer(recipe.model)
-    task = TASKS[recipe.task]
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    tokenizer, task, wanted = recipe.strategy.load_tokenizer(recipe), TASKS[recipe.task], recipe.evaluation
+    held_out = recipe.strategy.held_out(recipe)
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.samples, wanted.max_rows, held_out)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(
@@ -94,7 +96,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = model.load_base(recipe.model, tokenizer, task, data)
+    base = recipe.strategy.load_base(recipe, tokenizer, data)
     model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
     trained = recipe.strategy.build_model(base)
@@ -112,7 +114,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
-    for line in (*said, f"{'batches':<9} {batches.line}"):
+    bars = recipe.strategy.bars(data, plan, base.model)
+    for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
         screen.print(line)
 
     feed = Feed(batches.rows, data.eval, batches.collate, plan, dtype, args.device, world.num_processes, screen)
@@ -127,7 +130,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         eval_dataset=feed.eval,
         data_collator=feed.collate,
         processing_class=tokenizer,
-        callbacks=[progress, *early_stopping(recipe)],
+        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
         sampler=batches.sampler,
         task=task,
         names=data.label_names,
@@ -142,7 +145,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         },
     )
     probe = task.probe(data, collate)
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:

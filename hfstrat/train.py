@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import fused, memory, model, verify
+    from hfstrat import bars, fused, memory, model, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
@@ -140,6 +141,10 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "plan": plan_facts(job.plan),
         **job.feed.facts,
     }
+    bars.add_bits_per_byte(facts, job.data)
+    bar = job.bars and replace(job.bars, epochs=trainer.state.global_step * job.plan.global_batch_size / job.plan.rows)
+    facts |= {"bars": bar.facts() if bar else None, "overfitting": bars.overfitting(history)}
+    facts["reload"] = job.base.reload
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     dtype = str(model.main_dtype(trained)).removeprefix("torch.")
@@ -169,7 +174,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     source, options = source_of(job.recipe.model)
     if job.recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = job.recipe.model.attn_implementation
-    facts["verified"] = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options})
+    facts["verified"] = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options, **facts["reload"]})
     final = workspace.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     facts["answers"] = [

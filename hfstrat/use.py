@@ -16,33 +16,31 @@ PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    ret
 
 
 def resolve(target: str) -> tuple[str, dict[str, Any]]:
-    """The folder or Hub id to load, and the run's recipe where `target` is a run.
+    """The folder or Hub id to load, and the run's report where `target` is a run.
 
     Raises:
         UserError: a run without a result, or a path where there is nothing.
     """
     folder = Path(target).expanduser()
     if (folder / "final").is_dir():
-        return str(folder / "final"), _recipe(folder)
+        return str(folder / "final"), _report(folder)
     if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{target}: this run has no result yet; `hfstrat train` with its recipe goes on")
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{target}: this folder holds no model and no adapter (no config.json, no adapter_config.json)")
     if not folder.exists() and (target.startswith((".", "/", "~")) or target.count("/") != 1):
         raise UserError(f"{target}: no such folder; expected a run's folder, a model folder or a Hub id")
-    return target, _recipe(folder.parent) if folder.name == "final" else {}
+    return target, _report(folder.parent) if folder.name == "final" else {}
 
 
-def _recipe(run: Path) -> dict[str, Any]:
+def _report(run: Path) -> dict[str, Any]:
     file = run / "report.json"
-    if not file.is_file():
-        return {}
-    recipe: dict[str, Any] = json.loads(file.read_text())["run"]["recipe"]
-    return recipe
+    report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return report
 
 
 def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and the recipe behind them, for inference on this machine's device."""
+    """Model, tokenizer and the report behind them, for inference on this machine's device."""
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
@@ -51,10 +49,12 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     from hfstrat.model import compute_dtype, source_of
     from hfstrat.verify import load_artefact
 
-    folder, recipe = resolve(target)
+    folder, report = resolve(target)
+    recipe = report["run"]["recipe"] if report else {}
     task = of_artefact(folder, recipe)
     wanted = recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
+    options |= report.get("result", {}).get("reload", {})
     try:
         model = load_artefact(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,7 +63,7 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
         raise UserError(
             f"{target}: {here}it cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, recipe
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, report
 
 
 def generate(target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int) -> None:
@@ -77,15 +77,17 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
     check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
-    model, tokenizer, recipe = load(target)
+    model, tokenizer, report = load(target)
     import torch
 
     from hfstrat.data.render import Renderer
     from hfstrat.data.templates import NAMES
     from hfstrat.evaluate import answer, prompt_text
 
-    template = recipe.get("data", {}).get("template", "auto")
+    run = report.get("run", {})
+    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
     renderer = Renderer(tokenizer, template if template in NAMES else "chat")  # a file's template is the tokenizer's own now
+    renderer.continues = run.get("data", {}).get("train", {}).get("format") == "text"
     with lines(output) as say:
         for prompt in asked:
             text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast
@@ -107,8 +109,8 @@ def check_output(output: Path | None) -> None:
 
 def check_task(target: str, wanted: Task, instead: str) -> None:
     """Raises UserError where a saved model is for another task."""
-    folder, recipe = resolve(target)
-    if of_artefact(folder, recipe).name != wanted.name:
+    folder, report = resolve(target)
+    if of_artefact(folder, report["run"]["recipe"] if report else {}).name != wanted.name:
         raise UserError(f"{target}: {instead}")
 
 
@@ -145,7 +147,7 @@ def merge(target: str, output: Path) -> None:
     Raises:
         UserError: no adapter, or an output folder in use.
     """
-    folder, recipe = resolve(target)
+    folder, report = resolve(target)
     if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
         raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
     if output.exists() and (output.is_file() or any(output.iterdir())):
@@ -168,7 +170,7 @@ def merge(target: str, output: Path) -> None:
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}")
-    unit = of_artefact(folder, recipe).unit
+    unit = of_artefact(folder, report["run"]["recipe"] if report else {}).unit
     count = before.shape[:-1].numel()
     print(f"KL(adapter || merged) = {divergence:.2e} nats a {unit}; the same first choice for {agreement:.2%} of {count}")
 

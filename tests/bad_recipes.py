@@ -743,6 +743,105 @@ MODELS = [
     ),
 ]
 
+ROWS = f"{GOOD_ROW}\n" * 400
+LONG: dict[str, str | bytes | None] = {"rows.jsonl": ROWS}
+NEW = "  tokenizer: {vocab_size: 300}"
+
+
+def scratch(name: str, line: str, says: list[str], **files: str | bytes | None) -> Bad:
+    """A case under strategy scratch; the mistake stands on line R."""
+    return Bad(name, at(R), says, {MODEL: "seed: 1", NAME: "  name: scratch", R: line}, files={**LONG, **files})
+
+
+def scratch_model(name: str, model: str, line: str, says: list[str], **files: str | bytes | None) -> Bad:
+    """A case under strategy scratch; the mistake stands in the model."""
+    return Bad(name, at(MODEL), says, {MODEL: model, NAME: "  name: scratch", R: line}, files={**LONG, **files})
+
+
+FROM_SCRATCH = [
+    scratch("an unknown family", f"  architecture: lama\n{NEW}", ["architecture: lama", "no causal LM", "'llama'"]),
+    scratch("a family that is no causal LM", f"  architecture: t5\n{NEW}", ["architecture: t5", "no causal LM"]),
+    scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
+    scratch(
+        "a key of another family's config",
+        f"  config: {{rms_norm_eps: 1e-5}}\n  architecture: gpt2\n{NEW}",
+        ["config.rms_norm_eps", "gpt2 has no such key", "layer_norm_epsilon"],
+    ),
+    scratch(
+        "heads that do not divide",
+        f"  config: {{hidden_size: 100, num_attention_heads: 3}}\n{NEW}",
+        ["num_attention_heads", "3 heads do not divide hidden_size = 100", "99"],
+    ),
+    scratch(
+        "heads that share unevenly",
+        f"  config: {{hidden_size: 96, num_attention_heads: 6, num_key_value_heads: 4}}\n{NEW}",
+        ["num_key_value_heads", "6 heads cannot share 4", "3 would do"],
+    ),
+    scratch(
+        "too few parameters", "  parameters: 60k\n  tokenizer: {vocab_size: 4096}", ["parameters", "4,096 tokens", "smaller"]
+    ),
+    scratch("parameters in words", "  parameters: huge", ['parameters = "huge"', "300k, 10M or 1.5B"]),
+    scratch("zero parameters", "  parameters: 0", ["parameters = 0", "300k, 10M or 1.5B"]),
+    scratch(
+        "sizes of an unknown shape", f"  parameters: 10M\n  architecture: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
+    ),
+    scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
+    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
+    scratch("fewer tokens than bytes", "  tokenizer: {vocab_size: 100}", ["vocab_size = 100", "at least 258"]),
+    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "there already"]),
+    scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
+    scratch(
+        "a chat template that is not there",
+        "  tokenizer: {chat_template: x.jinja, vocab_size: 300}",
+        ["chat_template", "x.jinja"],
+    ),
+    scratch("a class that is not there", f"  model_class: own.py:Net\n{NEW}", ["model_class: own.py", "no such file"]),
+    scratch(
+        "a class of another name", f"  model_class: own.py:Nets\n{NEW}", ["no class Nets", "Net?"], **{"own.py": "class Net: 1"}
+    ),
+    scratch("a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["no valid Python"], **{"own.py": "class Net"}),
+    scratch("a class without a file", f"  model_class: own.Net\n{NEW}", ["model_class", "my_model.py:TinyModel"]),
+    scratch("a class with a size", f"  model_class: own.py:Net\n  parameters: 1M\n{NEW}", ["model_class", "remove"]),
+    scratch("an adapter from scratch", "  adapter: x", ["strategy.adapter", "strategy scratch", "belongs to strategy lora"]),
+    scratch("fewer in the config", f"  config: {{vocab_size: 200}}\n{NEW}", ["config.vocab_size: 200", "300 tokens"]),
+    Bad(
+        "no size",
+        at(STRATEGY),
+        ["strategy.parameters: missing", "10M", "strategy.config"],
+        {MODEL: "seed: 1", NAME: "  name: scratch", R: NEW},
+        files=LONG,
+    ),
+    Bad(
+        "no tokenizer from scratch",
+        at(STRATEGY),
+        ["strategy.tokenizer: missing", "vocab_size: 4096", "model.tokenizer"],
+        {MODEL: "seed: 1", NAME: "  name: scratch", R: "  parameters: 1M"},
+    ),
+    scratch_model("two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains one"]),
+    scratch_model("tokens for a new tokenizer", "model: {add_tokens: [x]}", f"  parameters: 1M\n{NEW}", ["special_tokens"]),
+    scratch_model("a revision of nothing", "model: {revision: main}", f"  parameters: 1M\n{NEW}", ["model.revision", "remove"]),
+    scratch_model("weights for a config", "model: x.gguf", NEW, ["gguf", "config.json"]),
+    scratch_model(
+        "a model beside a class and a tokenizer",
+        "model: model",
+        f"  model_class: own.py:Net\n{NEW}",
+        ["model.name_or_path", "nothing would be read", "remove it"],
+        **{"own.py": "class Net: 1"},
+    ),
+    scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "no valid JSON"], **{"c.json": "{"}),
+    scratch_model("a config of nothing", "model: c.json", NEW, ["c.json", "model_type"], **{"c.json": "{}"}),
+    scratch_model("a config out of reach", "model: no/model", NEW, ["no/model", "not in the Hub cache"]),
+    Bad(
+        "a config and a family",
+        at(R),
+        ["strategy.architecture", "model brings a config", "remove one"],
+        {NAME: "  name: scratch", R: f"  architecture: gpt2\n{NEW}"},
+        files=LONG,
+    ),
+    key("rows as files", EVAL_SIZE, "  documents: files\n  eval_size: 0.1", ["data.documents", "rows.jsonl", ".txt"]),
+    key("rows of files", EVAL_SIZE, "  documents: files\n  eval_size: 2", ["eval_size", "a share of the text", "below 1"], 1),
+]
+
 CHECKPOINT: dict[str, str | bytes | None] = {"run/.hfstrat.lock": "", "run/checkpoint-2/hfstrat_complete.json": MARKER}
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
@@ -839,5 +938,6 @@ CASES = [
     *COMBINATIONS,
     *DATA_FILES,
     *MODELS,
+    *FROM_SCRATCH,
     *OUTPUTS,
 ]

@@ -202,7 +202,7 @@ def test_the_schema_takes_what_the_loader_takes(hfstrat: Run) -> None:
     code, said = hfstrat("schema")
     assert not code
     schema = json.loads(said)
-    assert set(schema["required"]) == {"model", "strategy", "data", "output_dir"}
+    assert set(schema["required"]) == {"strategy", "data", "output_dir"}  # a model is not needed from scratch
     assert schema["additionalProperties"] is False
     texts = [shipped.find("recipes", name).read_text() for name in shipped.names("recipes")]
     for text in (*texts, SOUND, "model: m\nstrategy: full\ndata: d\noutput_dir: o\n"):

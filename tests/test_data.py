@@ -263,6 +263,18 @@ def test_real_files(shared: Path, name: str) -> None:
     assert account.rows_kept == account.rows_read
 
 
+def test_the_demo_text_is_of_topics_and_docstrings_each_once(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    run_script("demo_text.py", str(tmp_path))
+    texts = [
+        [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "eval")
+    ]
+    assert len(texts[0]) > 3000
+    assert 0.04 < len(texts[1]) / len(texts[0]) < 0.06
+    assert not set(texts[0]) & set(texts[1])
+    assert any('The "if" statement' in text for text in (*texts[0], *texts[1]))
+
+
 def test_the_demo_data_come_from_the_standard_library(tmp_path: Path, run_script: Callable[..., str]) -> None:
     run_script("demo_data.py", str(tmp_path))
     parts = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("train", "eval")}

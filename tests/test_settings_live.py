@@ -16,6 +16,7 @@ from classifiers import labelled
 from conftest import sentences, write_jsonl
 from datasets import Dataset
 from pydantic import BaseModel
+from test_scratch import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
 
 from hfstrat import advice, checkpoints, evaluate, hub, setup
@@ -135,6 +136,15 @@ def drops(seen: Seen) -> list[bool]:
 
 
 LORA, PARTIAL = "strategy={name: lora, r: 4}", "strategy={name: partial, head: false, last_n_layers: 1}"
+SCRATCH = "strategy={name: scratch, parameters: 80k}"
+WORDS, NO_MODEL = "model={tokenizer: BASE, dtype: float32}", "model={dtype: float32}"
+NEW_WORDS = "strategy={name: scratch, parameters: 80k, tokenizer: {vocab_size: 300}}"
+
+
+def tokens(seen: Seen) -> dict[str, int]:
+    return dict(seen.job.data.renderer.tokenizer.get_vocab())
+
+
 PROBES: dict[str, Probe] = {
     "task": Probe(
         ["task=text-classification", "data.train=LABELLED"],
@@ -172,6 +182,12 @@ PROBES: dict[str, Probe] = {
     ),
     "data.eval_size": Probe(["data.eval_size=0.5"], lambda s: len(s.job.data.eval), 30),
     "data.format": Probe(["data.format=text"], lambda s: account(s).format, "text"),
+    "data.documents": Probe(
+        ["data.documents=files"],
+        lambda s: (account(s).rows_read, account(s, "eval").rows_read),
+        (1, 1),
+        ["data={train: TEXT, eval: TEXT}"],
+    ),
     "data.columns": Probe(["data.columns={prompt: unused, spare: prompt}"], lambda s: "the spare column" in first_row(s), True),
     "data.template": Probe(
         ["data.template=plain"], lambda s: (account(s).template, "<|im_start|>" in first_row(s)), ("plain", False)
@@ -270,6 +286,28 @@ PROBES: dict[str, Probe] = {
         ["strategy.frozen_dropout=false"], drops, [False, False, True], [PARTIAL, "model.name_or_path=GPT2"]
     ),
     "strategy.partial.head": Probe(["strategy.head=true"], lambda s: "lm_head.weight" in s.learning(), True, [PARTIAL]),
+    "strategy.scratch.name": Probe([SCRATCH], lambda s: s.job.bars is not None, True, [WORDS, "strategy=full", "model=BASE"]),
+    "strategy.scratch.architecture": Probe(
+        ["strategy.architecture=gpt2"], lambda s: s.model.config.model_type, "gpt2", [WORDS, SCRATCH]
+    ),
+    "strategy.scratch.parameters": Probe(
+        ["strategy.parameters=300k"], lambda s: s.model.num_parameters() // 10_000 in (29, 30, 31), True, [WORDS, SCRATCH]
+    ),
+    "strategy.scratch.config": Probe(
+        ["strategy.config={num_key_value_heads: 1}"], lambda s: s.model.config.num_key_value_heads, 1, [WORDS, SCRATCH]
+    ),
+    "strategy.scratch.model_class": Probe(
+        ["strategy={name: scratch, model_class: 'CLASS:Bag'}"], lambda s: type(s.model).__name__, "Bag", [WORDS, SCRATCH]
+    ),
+    "strategy.tokenizer.vocab_size": Probe(
+        ["strategy.tokenizer.vocab_size=305"], lambda s: len(tokens(s)), 305, [NO_MODEL, NEW_WORDS]
+    ),
+    "strategy.tokenizer.special_tokens": Probe(
+        ["strategy.tokenizer.special_tokens=['<a>']"], lambda s: "<a>" in tokens(s), True, [NO_MODEL, NEW_WORDS]
+    ),
+    "strategy.tokenizer.chat_template": Probe(
+        ["strategy.tokenizer.chat_template=none"], lambda s: account(s).template, "plain", [NO_MODEL, NEW_WORDS]
+    ),
 }
 APART = {  # keys that are probed by a test of their own, below
     "data.config": "test_what_a_hub_data_set_is_asked_for",
@@ -372,6 +410,9 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
     """Fills in what the capitals in a probe stand for, making what is asked for."""
     makers: dict[str, Callable[[], Any]] = {
         "GPT2": lambda: models(family="gpt2"),
+        "BASE": lambda: models(),
+        "CLASS": lambda: own_class(tmp_path),
+        "TEXT": lambda: some_text(tmp_path),
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
@@ -389,6 +430,16 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         return override
 
     return fill
+
+
+def own_class(folder: Path) -> Path:
+    (folder / "own_bag.py").write_text(OWN)
+    return folder / "own_bag.py"
+
+
+def some_text(folder: Path) -> Path:
+    (folder / "some.txt").write_text("\n".join(sentences(5)))
+    return folder / "some.txt"
 
 
 def other_rows(folder: Path) -> Path:

@@ -37,8 +37,18 @@ def hold_out(rows: Selection, size: float, limit: int | None, seed: int) -> tupl
     Raises:
         UserError: too few different rows.
     """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(rows))))
-    hashes = rows.of(rows.text_hash)
+    return divide(rows, choose_held_out(rows.of(rows.text_hash), size, limit, seed))
+
+
+def divide(rows: Selection, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the rows that are not among these texts (their hashes, in order), and of those that are."""
+    held = is_in(rows.of(rows.text_hash), held_out)
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: int) -> np.ndarray:
+    """Hashes of the texts to hold out, in order, drawn by seed, for rows with these hashes, `[n]`. Raises as `hold_out`."""
+    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
     ordered = np.sort(hashes)
     begins = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
@@ -49,12 +59,10 @@ def hold_out(rows: Selection, size: float, limit: int | None, seed: int) -> tupl
     taken = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
     if taken >= different:
         raise UserError(
-            f"data: {len(rows)} rows ({different} different) are too few to hold out {wanted} for evaluation; "
+            f"data: {len(hashes)} rows ({different} different) are too few to hold out {wanted} for evaluation; "
             "name data.eval, lower data.eval_size or bring more rows"
         )
-    del ordered, begins
-    held = is_in(hashes, np.sort(drawn[:taken]))
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return np.sort(drawn[:taken])
 
 
 def is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

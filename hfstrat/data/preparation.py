@@ -20,6 +20,7 @@ from hfstrat.data.render import Renderer, answer_of, prompt_of
 from hfstrat.data.selection import Selection, read_numbers
 from hfstrat.data.tokenise import tokenise
 from hfstrat.data_section import Data, Source
+from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,6 +98,7 @@ class Origin:
     hub: Dataset | None
     count: int = 0
     told: Callable[..., Any] = Reading.of  # how to read its rows, from the first of them
+    part: str = "all"  # of each file, where a file is a document: all, head (to train on) or tail (held out)
 
     @classmethod
     def of(cls, source: Source, data: Data, key: str) -> Origin:
@@ -110,6 +112,8 @@ class Origin:
     def rows(self) -> Iterator[Row]:
         if self.hub is not None:
             return (readers.without_fill(row) for row in self.hub)
+        if self.data.documents == "files":
+            return (self._cut(readers.read_whole(file), file) for file in self.files or [])
         return itertools.chain.from_iterable(map(readers.read, self.files or []))
 
     @property
@@ -120,6 +124,19 @@ class Origin:
     def read(self) -> tuple[Iterator[Row], Any]:
         return read_as(self.rows(), self.source.path, *self.wanted, self.told)
 
+    def _cut(self, row: Row, file: Path) -> Row:
+        """The document's part, cut behind the line that its last `eval_size` begins in."""
+        if self.part == "all":
+            return row
+        text = row["text"]
+        place = text.find("\n", int(len(text) * (1 - self.data.eval_size))) + 1
+        if not text[:place].strip() or not text[place:].strip():
+            raise UserError(
+                f"data.eval_size: {file}: its last {self.data.eval_size:.0%} hold no whole line to hold out; "
+                "name data.eval, or raise eval_size"
+            )
+        return {"text": text[:place] if self.part == "head" else text[place:]}
+
     def inputs(self) -> dict[str, Any]:
         """What its rows depend on, for a fingerprint."""
         return {
@@ -128,6 +145,7 @@ class Origin:
             "hub": self.identity(),
             "format": self.wanted[0],
             "columns": self.wanted[1],
+            "part": [self.part, self.data.eval_size if self.part != "all" else None],
         }
 
     def predicted(self) -> int:
@@ -160,8 +178,18 @@ class Origin:
 Tokenised = Callable[[Origin], tuple[Path, Account]]
 
 
-def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    tokenizer: Any,
+    seed: int,
+    samples: int = 0,
+    max_eval_rows: int | None = None,
+    held_out: np.ndarray | None = None,
+) -> Prepared:
     """Load, render and tokenise the training and evaluation rows of a recipe, or take them from the cache.
+
+    Args:
+        held_out: hashes of the texts to hold out, where that was decided before there was a tokenizer.
 
     Raises:
         UserError: data that cannot be read, rows that do not fit their format, no token that carries loss, or more
@@ -170,15 +198,23 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
     tokenised: Tokenised = lambda origin: _tokenised(origin, renderer, key)  # noqa: E731
-    table = table_of(data.train, data, "data.train", tokenised)
+    own_tail = data.documents == "files" and not (data.eval or data.eval_split)
+    table = table_of(data.train, data, "data.train", tokenised, "head" if own_tail else "all")
+    renderer.continues = table.account.format == "text"
     accounts, train = {"train": table.account}, table.rows
     if data.eval or data.eval_split:
         evaluated = table_of(data.eval or data.train, data, "data.eval", tokenised)
         accounts["eval"], held = evaluated.account, evaluated.rows
         held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
+    elif own_tail:
+        evaluated = table_of(data.train, data, "data.train", tokenised, "tail")
+        accounts["eval"], held = evaluated.account, evaluated.rows
+        held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
-        left, out = parts.hold_out(train, data.eval_size, max_eval_rows, seed)
+        if held_out is None:
+            held_out = parts.choose_held_out(train.of(train.text_hash), data.eval_size, max_eval_rows, seed)
+        left, out = parts.divide(train, held_out)
         train, held = train.select(left), train.select(out)
     overlap = parts.overlap(train, held, tokenizer)
     weights = [source.weight for source in data.train]
@@ -201,13 +237,14 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     )
 
 
-def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised) -> Table:
+def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised, part: str = "all") -> Table:
     """All rows of one part: of `data.train`, or of `data.eval`."""
     from datasets import Dataset, concatenate_datasets
 
     tables, numbers, accounts, origins = list[Dataset](), list[dict[str, np.ndarray]](), list[Account](), list[Origin]()
     for source in given:
         origin = Origin.of(source, data, name)
+        origin.part = part
         file, account = tokenised(origin)
         rows = Dataset.from_file(str(file))
         before = sum(each.count for each in origins)
@@ -228,7 +265,7 @@ def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised) -
 
 def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
     source, data = origin.source, origin.data
-    options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
+    options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on", "documents")}
     inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, **options}
     said = f"{source.path}, at most {data.max_length} tokens a row"
 
@@ -237,12 +274,13 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
 
     entry = cache.fetch("rows", cache.fingerprint(inputs), said, build, origin.predicted())
     account = Account.of(entry.value)
-    account.source, account.weight = source.path, source.weight
+    tail = f" (its last {data.eval_size:.0%})" if origin.part == "tail" else ""
+    account.source, account.weight = f"{source.path}{tail}", source.weight
     return entry.path, account
 
 
 def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
-    """The first evaluation rows as prompt and reference; rows without a prompt (plain text) are none."""
+    """The first evaluation rows as prompt and reference; of plain text its beginning and how it goes on."""
     chosen = itertools.islice((row for row, _ in itertools.groupby(held.of(held.row))), count)
     examples = [table.example(int(row)) for row in chosen]
     return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]

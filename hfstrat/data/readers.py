@@ -72,6 +72,19 @@ def read(path: Path, limit: int | None = None) -> Iterator[Row]:
         raise UserError(f"{path}: this file cannot be read: {error}") from None
 
 
+def read_whole(path: Path) -> Row:
+    """A text file as one row. Raises UserError: it is of another kind, or no UTF-8."""
+    if kind_of(path) != "text":
+        raise UserError(f"data.documents: {path}: files are documents only where they are .txt; remove documents")
+    try:
+        with _open(path) as file:
+            return {"text": file.read()}
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: this is no UTF-8 text; save the file as UTF-8") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path}: this file cannot be read: {error}") from None
+
+
 def first_rows(path: Path) -> list[Row]:
     """Some rows, each with all of their columns.
 

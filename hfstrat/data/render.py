@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+SHOWN = 60  # characters of a plain text that stand in for a prompt
 
 
 class Segment(NamedTuple):
@@ -62,6 +63,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = template if template != "auto" else ("chat" if has_template else "plain")
         self.train_on = train_on
+        self.continues = False  # trained on plain text: a prompt is a beginning, and goes in as it is
         self.knows_tools = self.template == "chat" and knows_tools(tokenizer)
         probe = tokenizer("a")["input_ids"]
         self.bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []
@@ -165,13 +167,17 @@ class Renderer:
         """
         asked = prompt if isinstance(prompt, dict) else {"messages": prompt}
         talk = asked["messages"]
+        if self.continues and isinstance(talk, str):
+            return self.encode([Rendered([Segment(talk, False)], framed=False)])[0][0]
         messages = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
         segments = self._segments(messages, asked.get("tools"), set(), asks=True)
         return self.encode([Rendered(segments, framed=self.template == "chat")])[0][0]
 
 
 def prompt_of(example: Example) -> Any:
-    """What stands before the last assistant turn, as `Renderer.prompt_ids` takes it; None for plain text."""
+    """What stands before the last assistant turn, as `Renderer.prompt_ids` takes it; of plain text its first words."""
+    if example.text is not None:
+        return _beginning(example.text) or None
     messages = example.messages or []
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     if not messages[:last]:
@@ -179,6 +185,13 @@ def prompt_of(example: Example) -> Any:
     return {"messages": messages[:last], "tools": example.tools} if example.tools else messages[:last]
 
 
+def _beginning(text: str) -> str:
+    """The first words of a text that has more of them."""
+    return text[:SHOWN].rpartition(" ")[0] if len(text) > SHOWN else text.rpartition(" ")[0]
+
+
 def answer_of(example: Example) -> str:
+    if example.text is not None:
+        return example.text[len(_beginning(example.text)) :][: 4 * SHOWN]
     messages: list[Any] = example.messages or []
     return next((str(m["content"]) for m in reversed(messages) if m["role"] == "assistant"), "")

@@ -10,8 +10,9 @@ from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strateg
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
+from hfstrat.strategies.scratch import Scratch
 
-AnyStrategy = Annotated[Full | Lora | Partial, Field(discriminator="name")]
+AnyStrategy = Annotated[Full | Lora | Partial | Scratch, Field(discriminator="name")]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])

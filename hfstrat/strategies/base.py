@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
+    from hfstrat.bars import Bars
+    from hfstrat.config import Recipe
+    from hfstrat.data import Prepared
     from hfstrat.feed import Feed
     from hfstrat.model import Base
+    from hfstrat.plan import Plan
     from hfstrat.trainer import StrategyTrainer
 
 
@@ -23,7 +29,10 @@ class Section(BaseModel):
 
 
 class Default(NamedTuple):
-    """A default for a `training:` key that depends on the strategy, and where it comes from."""
+    """A default for a `training:` key that depends on the strategy, and where it comes from.
+
+    A mapping (of `extra`) is merged with what is given, which wins.
+    """
 
     value: Any
     source: str
@@ -46,6 +55,34 @@ class Strategy(Section, ABC):
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
+    needs_weights: ClassVar[bool] = True  # whether `model:` has to name pretrained ones
+
+    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
+        """Refuse what cannot become a model, before torch; the footprint where it can be told."""
+        from hfstrat import preflight_model
+
+        return preflight_model.check_pretrained(recipe, network)
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        """The tokenizer of the run: by default that of `model:`."""
+        from hfstrat import model
+
+        return model.load_tokenizer(recipe.model)
+
+    def held_out(self, recipe: Recipe) -> np.ndarray | None:
+        """Hashes of the texts to hold out for evaluation, where that had to be decided before tokenising."""
+        return None
+
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+        """Where do the weights come from? By default they are those of `model:`."""
+        from hfstrat import model
+        from hfstrat.tasks import TASKS
+
+        return model.load_base(recipe.model, tokenizer, TASKS[recipe.task], data)
+
+    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+        """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""
+        return None
 
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:

@@ -63,8 +63,16 @@ class Task(ABC):
     # data
 
     @abstractmethod
-    def prepare(self, data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
-        """The rows of a run, tokenised; see `hfstrat.data`."""
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Prepared:
+        """The rows of a run, tokenised; see `hfstrat.data`. `held_out` are hashes of texts, where that was decided before."""
 
     @abstractmethod
     def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:

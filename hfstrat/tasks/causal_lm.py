@@ -59,10 +59,18 @@ class CausalLM(Task):
     def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
         return shapes, bool(config.get("tie_word_embeddings", False))
 
-    def prepare(self, data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Prepared:
         from hfstrat.data import prepare
 
-        return prepare(data, tokenizer, seed, samples, max_eval_rows)
+        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.batches import Collator

@@ -75,7 +75,15 @@ class TextClassification(Task):
         made = with_head(shapes, config, labels)
         return None if made is None else (made, False)
 
-    def prepare(self, data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Classes:
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Classes:
         from hfstrat.data.classes import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows)

@@ -1,0 +1,178 @@
+"""Bars to beat, and alarms: what a model that has learnt nothing, or only how often each token comes, would score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from hfstrat.data.render import IGNORED
+from hfstrat.plan import ENDLESS, Plan
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+    from torch import nn
+
+    from hfstrat.data import Prepared
+
+OPTIMAL = 20  # training tokens per parameter that spend a given compute best: Hoffmann et al. 2022, arXiv 2203.15556
+WORTHWHILE = 4  # epochs up to which a repeated token is worth about a new one: Muennighoff et al. 2023, arXiv 2305.16264
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Losses in nats per token of the evaluation rows, and what the training rows can carry."""
+
+    uniform: float  # ln V: what random weights say
+    unigram: float  # of a model that knows nothing but the training tokens' frequencies (add-one smoothed)
+    unigram_bits_per_byte: float | None
+    parameters: int
+    unique_tokens: int  # supervised, of one epoch
+    epochs: float | None  # over the whole run; None where the clock ends it
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """In words, before training."""
+        in_bytes = f" = {self.unigram_bits_per_byte:.3f} bits/byte" if self.unigram_bits_per_byte else ""
+        lines = [
+            f"{'bars':<9} random weights: ln V = {self.uniform:.3f} nats/token; frequencies of single tokens: "
+            f"{self.unigram:.3f}{in_bytes} on the evaluation rows"
+        ]
+        return [*lines, *self.supply()]
+
+    def supply(self) -> list[str]:
+        """Tokens a parameter, and whether they are too few."""
+        unique = self.unique_tokens / self.parameters
+        text = f"{'supply':<9} {self.unique_tokens:,} training tokens for {self.parameters:,} parameters: {unique:.2g} each"
+        if self.epochs is None:
+            return [text]
+        seen = unique * self.epochs
+        lines = [f"{text}, seen {self.epochs:.1f} times: {seen:.2g} each"]
+        if seen < OPTIMAL:
+            lines.append(
+                f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. "
+                "2022, arXiv 2203.15556): train longer on more text, or take a smaller model"
+            )
+        if self.epochs > WORTHWHILE:
+            lines.append(
+                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeats are worth "
+                "less and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
+            )
+        return lines
+
+
+def measure(data: Prepared, plan: Plan, model: nn.Module) -> Bars:
+    """The bars of prepared data for a model that is about to be trained on them."""
+    from hfstrat.model import count_parameters
+
+    vocabulary = max(int(model.get_input_embeddings().weight.shape[0]), len(data.renderer.tokenizer))  # type: ignore[operator]
+    train, held = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
+    nats = unigram(train, held)
+    sizes = token_bytes(data.renderer.tokenizer)
+    endless = plan.steps >= ENDLESS
+    return Bars(
+        uniform=math.log(vocabulary),
+        unigram=nats,
+        unigram_bits_per_byte=None if sizes is None else bits_per_byte(nats, held, sizes),
+        parameters=count_parameters(model)[1],
+        unique_tokens=int(train.sum()),
+        epochs=None if endless else plan.epochs,
+    )
+
+
+def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
+    """How often each token carries loss, `[vocabulary]`."""
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    for labels in _labels(rows):
+        counts += np.bincount(labels[labels != IGNORED], minlength=vocabulary)
+    return counts
+
+
+def _labels(rows: Dataset) -> Iterator[np.ndarray]:
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        yield table.column("labels").combine_chunks().flatten().to_numpy()
+
+
+def unigram(train: np.ndarray, held: np.ndarray) -> float:
+    """Cross-entropy (nats a token) of the tokens `held` under the add-one smoothed frequencies of `train`, `[V]` each."""
+    smoothed = np.log((train + 1) / (train.sum() + len(train)))
+    return float(-(held * smoothed).sum() / max(held.sum(), 1))
+
+
+def token_bytes(tokenizer: Any) -> np.ndarray | None:
+    """Bytes of UTF-8 that each token stands for, `[V]` (0 for special ones).
+
+    None for a tokenizer that is no byte-level BPE: there a token has no bytes of its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = json.loads(backend.to_str()) if backend is not None else {}
+    if (spec.get("decoder") or {}).get("type") != "ByteLevel" or spec.get("normalizer"):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, index in vocabulary.items():
+        sizes[index] = len(token)  # each character of a byte-level token is one byte
+    for added in spec["added_tokens"]:
+        sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return sizes
+
+
+def bits_per_byte(nats: float, held: np.ndarray, sizes: np.ndarray) -> float | None:
+    """From nats a token to bits a byte, for tokens with these counts and sizes; end tokens cost and have no bytes."""
+    total = int((held[: len(sizes)] * sizes[: len(held)]).sum())
+    return nats * int(held.sum()) / math.log(2) / total if total else None
+
+
+def add_bits_per_byte(facts: dict[str, Any], data: Prepared) -> None:
+    """Put `bits_per_byte` beside the losses of a report, where the tokenizer allows it to be exact."""
+    sizes = token_bytes(data.renderer.tokenizer)
+    if sizes is None:
+        return
+    held = token_counts(data.eval, len(sizes))
+    for metrics in (facts["metrics_before"], facts["metrics_after"]):
+        if metrics and (bits := bits_per_byte(metrics["loss"], held, sizes)) is not None:
+            metrics["bits_per_byte"] = bits
+
+
+def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Evaluations at which the evaluation loss had risen while the training loss fell, so that their gap grew.
+
+    Args:
+        history: the Trainer's log; the training loss of an evaluation is the mean of those logged since the one before.
+    """
+    found, losses, before = [], list[float](), None
+    for entry in history:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+        if "eval_loss" not in entry or not losses:
+            continue
+        now = {"step": entry["step"], "train_loss": sum(losses) / len(losses), "eval_loss": entry["eval_loss"]}
+        if before and now["eval_loss"] > before["eval_loss"] and now["train_loss"] < before["train_loss"]:
+            found.append(now)
+        before, losses = now, []
+    return found
+
+
+class OverfittingAlarm(TrainerCallback):
+    """Says so at the evaluation at which it shows."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = overfitting(state.log_history)
+        if found and state.is_world_process_zero and state.log_history[-1].get("eval_loss") == found[-1]["eval_loss"]:
+            last = found[-1]
+            advice = "" if args.load_best_model_at_end else "; load_best_model_at_end: true would keep the best weights"
+            self.console.print(
+                f"alarm: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while "
+                f"the training loss fell to {last['train_loss']:.4f}; training.early_stopping_patience would stop here{advice}"
+            )
