@@ -181,4 +181,5 @@ def _probe(run: Path, tokenizer: Any, device: Any) -> Any:
     file = run / "report.json"
     answers = json.loads(file.read_text())["result"].get("answers", []) if file.is_file() else []
     text = "\n\n".join([*(f"{a['prompt']}\n\n{a['after']}" for a in answers), PROBE_TEXT])
-    return torch.tensor([tokenizer(text)["input_ids"][:512]], device=device)
+    limit = min(512, tokenizer.model_max_length)
+    return torch.tensor([tokenizer(text, truncation=True, max_length=limit)["input_ids"]], device=device)

@@ -908,7 +908,12 @@ CLASSIFICATION = [
     classify("texts that are split", EVAL_SIZE, ["overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}),
     classify("a template without a chat", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
     classify("loss on turns", EVAL_SIZE, ["data.train_on", "causal-lm"], {EVAL_SIZE: "  train_on: all"}),
-    classify("a frozen new head", R, ["strategy.head: false", "has to learn"], {NAME: "  name: partial", R: "  head: false"}),
+    classify(
+        "a frozen new head",
+        R,
+        ["strategy.head: false", "has to learn"],
+        {NAME: "  name: partial", R: "  head: false\n  last_n_layers: 1"},
+    ),
     classify(
         "an encoder with a decoder",
         MODEL,

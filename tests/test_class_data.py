@@ -146,7 +146,7 @@ def test_how_unlike_the_classes_are_in_size_is_said(made: Any) -> None:
         ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* Scores \(regression\) are not learnt"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
-        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' holds a label twice; .* a vector of 0 and 1 is not read"),
+        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' holds a label twice; .*a vector of 0 and 1 is not read"),
         ([{"a": 1}, {"b": 1}], r"row 1: 'label' is dict"),
         ([f"id {n}" for n in range(9)], "each of 9 rows has a label of its own"),
     ],

@@ -64,7 +64,8 @@ def classify(tmp_path: Path, bodies: Any) -> Callable[..., Any]:
 def test_a_run_ends_with_a_verified_classifier(
     classify: Any, family: str, strategy: str, rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(classify(family, f"strategy={strategy}", **rows))
+    longer = ("training.max_steps=12", "training.eval_steps=4", "training.learning_rate=3e-3")
+    report = run(classify(family, f"strategy={strategy}", *longer, **rows))
     result = report["result"]
     assert result["verified"]["bit_equal"]
     assert result["verified"]["loaded_with"].endswith("ForSequenceClassification")

@@ -123,9 +123,8 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
     if isinstance(value, list | tuple):
         raise BadRow(f"'{column}' is a list, but other rows have one label; expected a list in all of them, or in none")
     if not isinstance(value, str | int) or not str(value).strip():
-        raise BadRow(
-            f"'{column}' is {'empty' if isinstance(value, str) else 'null'}; expected a label, a text or a whole number"
-        )
+        given = "empty" if isinstance(value, str) else "null" if value is None else type(value).__name__
+        raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number")
     return str(value).strip()
 
 
