@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class StrategyTrainer(Trainer):
         clock: the time limit, if there is one; the learning rate follows it.
         keep: complete checkpoints to keep.
         state: what a checkpoint's marker holds beside the file sizes (the recipe, the chosen micro-batch).
+        rate_of: the share of the learning rate that a parameter gets, by its name; by default all get the whole of it.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class StrategyTrainer(Trainer):
         clock: Clock | None = None,
         keep: int = 2,
         state: dict[str, Any] | None = None,
+        rate_of: Callable[[str], float] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("compute_loss_func", causal_lm_loss)
@@ -44,12 +47,27 @@ class StrategyTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
         self.order, self.clock, self.keep, self.marker_state = order, clock, keep, state or {}
+        self.rate_of = rate_of
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
             self.add_callback(clock)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The usual optimiser; its groups are split where parameters get different shares of the learning rate."""
+        if self.optimizer is not None or self.rate_of is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        share = {id(p): self.rate_of(name) for name, p in (model or self.model).named_parameters()}
+        optimizer.param_groups[:] = [
+            {**group, "params": [p for p in group["params"] if share[id(p)] == rate], "lr": group["lr"] * rate}
+            for rate in sorted({share[id(p)] for group in optimizer.param_groups for p in group["params"]}, reverse=True)
+            for group in optimizer.param_groups
+            if any(share[id(p)] == rate for p in group["params"])
+        ]  # nothing has a state yet; the largest rate is first, which is the one that is logged
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The usual schedule, or one whose position is the share of time used, where that is ahead of the steps."""

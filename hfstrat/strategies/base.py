@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import nn
 
+    from hfstrat.feed import Feed
     from hfstrat.model import Base
     from hfstrat.trainer import StrategyTrainer
 
@@ -58,7 +59,7 @@ class Strategy(Section, ABC):
             tied: whether the output head shares the input embeddings' weight.
         """
 
-    def prepare_data(self, data: Any, model: nn.Module) -> Any:
+    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         """What can be computed once before training? By default nothing."""
         return data
 

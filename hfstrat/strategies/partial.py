@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from hfstrat.depth import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from hfstrat.feed import Feed
     from hfstrat.model import Base
+    from hfstrat.trainer import StrategyTrainer
 
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
-HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
-EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
-FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|norm_f)\.(?:weight|bias)$")
+
+class Thaw(Section):
+    """Gradual unfreezing (ULMFiT, arXiv 1801.06146): head first, then the learning blocks one by one from the top down."""
+
+    every: int | float = Field(gt=0, description="Steps from one thawed block to the next; below 1 a share of the run")
+
+    @field_validator("every")
+    @classmethod
+    def _share_or_steps(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError(f"a share below 1 or a whole number of steps is expected, given {value}")
+        return value
 
 
 class Partial(Strategy):
@@ -33,14 +43,28 @@ class Partial(Strategy):
     head: bool | Literal["auto"] = Field(
         "auto", description="Whether the LM head learns; auto: yes, unless it is tied to the embeddings"
     )
+    embeddings: bool = Field(False, description="Whether the input embeddings learn")
+    thaw: Thaw | None = Field(None, description="Let what learns begin to learn step by step, from the top down")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Learning rate of a block, as a share of that of the block above it (the head has the whole one)",
+    )
+    precompute: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Keep the hidden states that the frozen blocks give on the disk instead of computing them in every epoch; "
+        "auto: if that can be done and pays",
+    )
+    frozen_dropout: bool = Field(True, description="Whether dropout stays active in what is frozen, as the model has it")
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(5e-5, "the BERT paper's upper choice (arXiv 1810.04805, A.3), as part of the weights learn"),
     }
 
     @model_validator(mode="after")
     def _something_learns(self) -> Partial:
-        if not (self.last_n_layers or self.patterns or self.head):
-            raise ValueError("nothing would learn: set last_n_layers, patterns or head")
+        if not (self.last_n_layers or self.patterns or self.head or self.embeddings):
+            raise ValueError("nothing would learn: set last_n_layers, patterns, embeddings or head")
         return self
 
     def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
@@ -61,6 +85,8 @@ class Partial(Strategy):
             chosen |= matched
         if self.head is True or (self.head == "auto" and not tied):
             chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name)}
+        if self.embeddings:
+            chosen |= {name for name in names if EMBEDDING.search(name)}
         if not chosen:
             raise UserError(
                 "strategy: nothing would learn: the LM head is tied to the embeddings, so `head: auto` leaves it frozen; "
@@ -95,6 +121,42 @@ class Partial(Strategy):
         elif tied:
             base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
         return model
+
+    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+        if self.thaw is not None and data.processes > 1:
+            raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
+        if self.thaw is not None:
+            self._thawing(model, data.plan.steps)
+        from hfstrat.precompute import precompute
+
+        return precompute(data, model, self.precompute, still=not self.frozen_dropout)
+
+    def build_trainer(self, **arguments: Any) -> StrategyTrainer:
+        model = arguments["model"]
+        if self.thaw is not None:
+            arguments["callbacks"] = [*arguments.get("callbacks", []), self._thawing(model, arguments["args"].max_steps)]
+        blocks = count_blocks(name for name, _ in model.named_parameters())
+        if self.layer_decay < 1:
+            arguments["rate_of"] = lambda name: self.layer_decay ** (blocks + 1 - height(name, blocks))
+        return super().build_trainer(**arguments)
+
+    def _thawing(self, model: nn.Module, steps: int) -> Any:
+        """Raises UserError where something would still be frozen when the run ends."""
+        from hfstrat.plan import ENDLESS
+        from hfstrat.thaw import Thawing
+
+        assert self.thaw is not None
+        learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        wish, parts = self.thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
+        if isinstance(wish, float) and steps >= ENDLESS:
+            raise UserError("strategy.thaw.every: with max_time nobody knows how many steps there will be; give whole steps")
+        every = max(1, round(wish * steps)) if isinstance(wish, float) else wish
+        if every * (len(parts) - 1) >= steps:
+            raise UserError(
+                f"strategy.thaw.every: {wish:g} ({every} steps) is too long for {len(parts)} parts in a run of {steps} steps; "
+                f"at most {max(1, (steps - 1) // max(1, len(parts) - 1))} steps would do, or a smaller last_n_layers"
+            )
+        return Thawing(parts, every)
 
     def finish(self, model: nn.Module, base: Base) -> None:
         from hfstrat.model import cast_weights

@@ -1,0 +1,297 @@
+"""What a frozen part computes, computed once: the hidden states at its end become a column of the data.
+
+Promised: a run with the column is the run without it. Rows computed in batches of the shape that training uses are the same
+bit for bit; where a row shares a batch with others than it was computed with, the batch may be of another width, for which
+other kernels add up in another order, and the last bit may differ (in float32 within 1e-5 of what follows). Rows are computed
+longest first, `micro_batch` at a time, in a fixed order, so that building again, after a kill or on another day, gives the
+same column, and so does resuming with it. Evaluation rows are computed in the very batches that evaluations use.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from hfstrat.boundary import (
+    COLUMN,
+    Batch,
+    Boundary,
+    Still,
+    evaluating,
+    final_norm,
+    find_blocks,
+    finished_before,
+    frozen_depth,
+)
+from hfstrat.data import cache, shelf
+from hfstrat.data.parts import column
+from hfstrat.errors import UserError
+from hfstrat.gain import predicted_gain
+from hfstrat.states import RAW, States, StatesCollator, WithStates, in_batches, write
+from hfstrat.unchanged import digest_of_rows, digest_of_weights, surroundings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hfstrat.feed import Feed
+
+KEY = "strategy.precompute"
+PAYS = 1.1  # predicted gain below which the room on the disk and the wait are not worth it
+TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: how far the whole model may be from the model with stored states
+Wish = Literal["auto", "on", "off"]
+
+
+class Refused(Exception):
+    """The frozen part cannot be computed once; the message says why."""
+
+
+@dataclass
+class Prefix:
+    """The frozen part of a model: its end, how many blocks are in it, and what else has done its work by then."""
+
+    boundary: Boundary
+    frozen: int
+    blocks: int
+    modules: dict[str, nn.Module]
+
+
+def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
+    """The longest frozen beginning of a model, bound.
+
+    Args:
+        batch: collated rows, without labels, on the model's device.
+
+    Raises:
+        Refused: with the reason.
+    """
+    if not (blocks := find_blocks(model)):
+        raise Refused(f"it cannot be told which modules of {type(model).__name__} are its transformer blocks")
+    try:
+        frozen = frozen_depth(model, blocks, batch)
+    except Exception as error:  # a structure that was not foreseen can fail in any way
+        raise Refused(f"its blocks cannot be told apart ({type(error).__name__}: {error})") from error
+    if not frozen:
+        raise Refused(_what_learns(model))
+    skipped = blocks[:frozen]
+    norm = final_norm(model, blocks)
+    if frozen == len(blocks) and norm and not any(p.requires_grad for p in norm.module.parameters()):
+        skipped = [*skipped, norm]
+    boundary = Boundary(model, skipped)
+    boundary.bind()
+    try:
+        return Prefix(boundary, frozen, len(blocks), finished_before(boundary, batch))
+    except Exception:
+        boundary.unbind()
+        raise
+
+
+def _what_learns(model: Any) -> str:
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any("lora_" in name for name in learning):
+        return "adapters learn in the first block, or before it"
+    embeddings = model.get_input_embeddings()
+    if any(parameter.requires_grad for parameter in embeddings.parameters()):
+        head = model.get_output_embeddings()
+        tied = head is not None and getattr(head, "weight", None) is embeddings.weight
+        return f"the input embeddings learn{', as they are tied to the LM head' if tied else ''}"
+    return f"something learns in the first block, or before it ({learning[0] if learning else 'nothing is frozen'})"
+
+
+def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
+    """Why what the prefix computes is not the same each time, or None."""
+    config, boundary = prefix.boundary.model.config, prefix.boundary
+    if dropped := [name for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]:
+        return f"whole layers are left out by chance ({dropped[0]} in the model's config)"
+    with torch.no_grad(), torch.random.fork_rng():
+        with evaluating(boundary.model):
+            calm = boundary.take(batch)
+            boundary.model.train()
+            torch.manual_seed(0)
+            trained = boundary.take(batch)
+    if calm.dtype not in RAW:
+        return f"its hidden states are {str(calm.dtype).removeprefix('torch.')}"
+    if not torch.equal(calm, trained):
+        active = [(name, value) for name, module in prefix.modules.items() if (value := _dropout_of(module))]
+        if active:
+            name, value = active[0]
+            return f"dropout is active in the frozen part ({name}: {value:g}); strategy.frozen_dropout: false would end that"
+        return "the frozen part computes something else in training than in evaluation"
+    return None
+
+
+def _dropout_of(module: nn.Module) -> float:
+    """The chance of a dropout module, or of an attention that drops by itself."""
+    values = [module.p] if isinstance(module, torch.nn.modules.dropout._DropoutNd) else []
+    values += [value for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+    return float(max(values, default=0.0))
+
+
+def precompute(feed: Feed, model: nn.Module, wish: Wish, still: bool = False) -> Feed:
+    """Compute what is frozen once, if that can be done and pays, and give the rows with it.
+
+    Args:
+        wish: `auto` decides, and says so; `on` makes a reason against it an error.
+        still: keep the frozen part in evaluation mode, without dropout, whether it is computed once or not.
+
+    Raises:
+        UserError: `on`, and it cannot be; or `still`, and nobody knows what is frozen.
+    """
+    if wish == "off" and not still:
+        return feed
+    model.to(feed.device)
+    with feed.computing():
+        try:
+            batch = feed.batch([len(feed.eval) - 1, 0] if len(feed.eval) > 1 else [0])
+            prefix = find_prefix(model, batch)
+        except Refused as refusal:
+            if still:
+                raise UserError(f"strategy.frozen_dropout: false: {refusal}; remove it") from None
+            return _refuse(feed, wish, str(refusal))
+        if still:
+            feed = feed.with_undo(Still(list(prefix.modules.values())).release)
+        try:
+            if wish == "off":
+                raise Refused("precompute: off")
+            return _once(feed, prefix, batch, wish)
+        except Refused as refusal:
+            prefix.boundary.unbind()
+            return feed if wish == "off" else _refuse(feed, wish, str(refusal))
+
+
+def _refuse(feed: Feed, wish: Wish, reason: str) -> Feed:
+    if wish == "on":
+        raise UserError(f"{KEY}: on, but {reason}; set auto or off, or change that")
+    feed.say(f"{'once':<9} nothing frozen is computed once: {reason}")
+    return replace(feed, facts={"precomputed": None, "reason": reason})
+
+
+def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
+    """Raises Refused with a reason against it."""
+    if reason := can_precompute(prefix, batch):
+        raise Refused(reason)
+    if feed.processes > 1:
+        raise Refused("several processes train, and this version computes once in one process only")
+    if not feed.is_endless:
+        gain = predicted_gain(feed, prefix)
+        if gain < PAYS and wish == "auto":
+            raise Refused(f"it would not pay (predicted {gain:.2f}x over {feed.epochs:.3g} epochs)")
+    elif wish == "auto":
+        raise Refused("max_time alone does not say how many epochs there will be; precompute: on does it all the same")
+    states = prefix.boundary.take(batch)
+    width, size = states.shape[2], states.dtype.itemsize
+    parts = {name: _Part.of(rows) for name, rows in (("train", feed.train), ("eval", feed.eval))}
+    needed = sum(int(part.lengths.sum()) for part in parts.values()) * width * size
+    text = f"hidden states of {sum(map(len, parts.values())):,} rows"
+    try:
+        shelf.check_room(needed, text)
+    except UserError as error:
+        raise Refused(str(error)) from None
+    more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
+    feed.say(f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {shelf.readable(needed)}{more}")
+    return _with_states(feed, prefix, parts, states.dtype, width)
+
+
+@dataclass
+class _Part:
+    """The different rows of a data set: which they are, their lengths, and which of them each row is."""
+
+    rows: Any
+    first: np.ndarray
+    lengths: np.ndarray
+    which: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Any) -> _Part:
+        indices = getattr(rows, "_indices", None)  # rows with a weight stand there more than once
+        numbers = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
+        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        return cls(rows, first, column(rows, "length")[first], which)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> Feed:
+    weights, built, size, started = digest_of_weights(prefix.boundary.model), [], 0, time.monotonic()
+    made: dict[str, Any] = {}
+    for name, part in parts.items():
+        batch_size = feed.plan.micro_batch if name == "train" else feed.plan.eval_batch
+        # evaluations take their rows as they stand, longest first
+        order = np.lexsort((part.first, -part.lengths)) if name == "train" else np.argsort(part.first)
+        inputs = {
+            "weights": weights,
+            "rows": digest_of_rows(part.rows, part.first[order]),
+            "boundary": prefix.boundary.skipped[-1].name,
+            "batch": batch_size,
+            **surroundings(feed, prefix.boundary.model, dtype),
+        }
+
+        def build(target: Path, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size) -> None:
+            built.append(name)
+            write(target, _computed(feed, prefix.boundary, part, order, size, whole=name == "train"), dtype)
+
+        needed = int(part.lengths.sum()) * width * dtype.itemsize
+        text = f"hidden states of {len(part):,} rows after {prefix.boundary.skipped[-1].name}"
+        entry = cache.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
+        places = np.argsort(order)[part.which]
+        made[name] = WithStates(part.rows, States(entry.path, width), places)
+        size += entry.size
+    seconds = time.monotonic() - started
+    collate = StatesCollator(feed.collate, prefix.boundary, dtype)
+    _check(replace(feed, **made, collate=collate), prefix.boundary.model)
+    feed.say(f"{'once':<9} {f'computed in {seconds:.1f} s' if built else 'found in the cache'}")
+    facts = {
+        "rows": {name: len(part) for name, part in parts.items()},
+        "bytes": size,
+        "seconds": seconds,
+        "built": built,
+        "blocks": [prefix.frozen, prefix.blocks],
+        "predicted_gain": None if feed.is_endless else predicted_gain(feed, prefix),
+    }
+    return replace(feed, **made, collate=collate, facts={"precomputed": facts}).with_undo(prefix.boundary.unbind)
+
+
+def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
+    """The states of each batch's rows; a last batch that is too small is filled up if `whole`."""
+    groups = list(in_batches(order, size))
+    with torch.no_grad(), evaluating(boundary.model):
+        for group in feed.track(groups, "computing what is frozen"):
+            filled = group + group[-1:] * (size - len(group)) if whole else group
+            states = boundary.take(feed.batch([int(part.first[i]) for i in filled], part.rows))
+            yield [states[place, : part.lengths[i]].cpu() for place, i in enumerate(group)]
+
+
+def _check(feed: Feed, model: nn.Module) -> None:
+    """Compare the model with stored states with the whole model, on the longest, the shortest and two other rows.
+
+    Raises:
+        Refused: they do not say the same.
+    """
+    lengths = column(feed.train.rows, "length")
+    by_length = np.argsort(-lengths, kind="stable")
+    chosen = by_length[np.unique(np.linspace(0, len(by_length) - 1, min(4, feed.plan.micro_batch)).astype(int))]
+    batch = feed.batch([int(i) for i in chosen], feed.train)
+    with torch.no_grad(), evaluating(model):
+        stored = model(**batch)
+        whole = model(**{name: value for name, value in batch.items() if name != COLUMN})
+    for name, value in whole.items():
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            continue
+        ours, theirs = (_real(tensor, batch["attention_mask"]).float() for tensor in (stored[name], value))
+        allowed = TOLERANCE[min(4, feed.dtype.itemsize)] * max(1.0, float(theirs.abs().max()))
+        if not float((ours - theirs).abs().max()) <= allowed:
+            raise Refused(
+                f"with stored hidden states {type(model).__name__} says something else ({name} differs by "
+                f"{float((ours - theirs).abs().max()):.2g}): its blocks pass on more than hidden states"
+            )
+
+
+def _real(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without padded positions, where a tensor has positions."""
+    return tensor[mask.bool()] if tensor.shape[:2] == mask.shape else tensor
+

@@ -1,0 +1,99 @@
+"""Hidden states of rows on the disk: written once, mapped, and carried by the rows themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import Dataset
+
+from hfstrat.boundary import COLUMN, Boundary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+RAW = {torch.float32: np.dtype("float32"), torch.bfloat16: np.dtype("int16"), torch.float16: np.dtype("int16")}
+
+
+def write(target: Path, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
+    """Write rows `[T, H]` as lists of `T * H` numbers: float32 as such, 16-bit floats as the integers of their bits."""
+    kind = pa.from_numpy_dtype(RAW[dtype])
+    schema = pa.schema([(COLUMN, pa.large_list(kind))])
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        for batch in batches:
+            ends = np.cumsum([0, *(row.numel() for row in batch)])
+            flat = torch.cat([row.flatten() for row in batch])
+            values = flat.view(torch.int16) if dtype != torch.float32 else flat
+            column = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(values.numpy(), kind))
+            stream.write_batch(pa.record_batch([column], schema=schema))
+
+
+class States:
+    """What `write` wrote, mapped into memory: `states[i]` is `[T, H]`, of the type in `RAW`."""
+
+    def __init__(self, file: Path, width: int) -> None:
+        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        chunks = table.column(COLUMN).chunks
+        self.width = width
+        self.parts = [(chunk.offsets.to_numpy(), chunk.values.to_numpy(zero_copy_only=True)) for chunk in chunks]
+        self.starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        offsets, values = self.parts[part]
+        place = index - int(self.starts[part])
+        return values[offsets[place] : offsets[place + 1]].reshape(-1, self.width)
+
+
+class WithStates(Dataset[dict[str, Any]]):
+    """Rows with one column more. Each row brings its own states, so no order of rows can mix them up.
+
+    Args:
+        rows: the tokenised rows.
+        places: where the states of each row are in `states`, `[len(rows)]`.
+    """
+
+    def __init__(self, rows: Any, states: States, places: np.ndarray) -> None:
+        self.rows, self.states, self.places = rows, states, places
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], COLUMN: self.states[int(self.places[index])]}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+class StatesCollator:
+    """Adds the rows' states, padded with zeros to the batch's width, while the boundary takes them.
+
+    What stands at padded positions reaches no other position: attention masks them, and they carry no loss.
+    """
+
+    def __init__(self, collate: Collate, boundary: Boundary, dtype: torch.dtype) -> None:
+        self.collate, self.boundary, self.dtype = collate, boundary, dtype
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        states = [row[COLUMN] for row in rows if COLUMN in row]
+        batch = self.collate([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
+        if len(states) == len(rows) and self.boundary.is_bound:
+            padded = np.zeros((len(rows), batch["input_ids"].shape[1], states[0].shape[1]), dtype=RAW[self.dtype])
+            for index, row in enumerate(states):
+                padded[index, : len(row)] = row
+            batch[COLUMN] = torch.from_numpy(padded).view(self.dtype)
+        return batch
+
+
+def in_batches(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
+    for start in range(0, len(places), size):
+        yield [int(place) for place in places[start : start + size]]
