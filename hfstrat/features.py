@@ -105,3 +105,25 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def extract_inputs(model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype) -> torch.Tensor:
+    """What a layer of a whole model is given for each row, `[rows, H]`, float32: for classes that pool in a way of their own."""
+    device = next(model.parameters()).device
+    taken: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
+    found: torch.Tensor | None = None
+    model.eval()
+    budget = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for batch in batches(lengths_of(rows, range(len(rows))), budget):
+                inputs = collate([rows[index] for index in batch])
+                model(**{name: value.to(device) for name, value in inputs.items() if name in INPUTS})
+                said = taken.pop().float().cpu()
+                found = torch.empty(len(rows), said.shape[1]) if found is None else found
+                found[batch] = said
+    finally:
+        hook.remove()
+    assert found is not None
+    return found
