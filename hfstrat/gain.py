@@ -26,7 +26,9 @@ def predicted_gain(feed: Feed, prefix: Prefix) -> float:
     blocks = find_blocks(prefix.boundary.model)
     costs = [_forward(block.module, length, prefix.boundary.model.config) for block in blocks]
     once = sum(costs[: prefix.frozen])
-    rest = sum(cost * (2 + _learning(b.module)) for cost, b in zip(costs[prefix.frozen :], blocks[prefix.frozen :], strict=True))
+    rest = sum(
+        cost * (2 + _learning(b.module)) for cost, b in zip(costs[prefix.frozen :], blocks[prefix.frozen :], strict=True)
+    )
     rest += _head(feed, prefix.boundary.model)
     return gain(once, rest, feed.epochs, feed.different_rows / len(feed.train))
 

@@ -192,7 +192,9 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     except UserError as error:
         raise Refused(str(error)) from None
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
-    feed.say(f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {shelf.readable(needed)}{more}")
+    feed.say(
+        f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {shelf.readable(needed)}{more}"
+    )
     return _with_states(feed, prefix, parts, states.dtype, width)
 
 
@@ -294,4 +296,3 @@ def _check(feed: Feed, model: nn.Module) -> None:
 def _real(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Without padded positions, where a tensor has positions."""
     return tensor[mask.bool()] if tensor.shape[:2] == mask.shape else tensor
-

@@ -680,6 +680,36 @@ MODELS = [
         {NAME: "  name: partial", R: "  patterns: ['*.ffn.*']"},
     ),
     Bad(
+        "a thaw that never comes",
+        at(R + 1),
+        ["strategy.thaw.every", "more than 0"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 0}"},
+    ),
+    Bad(
+        "a thaw by epochs",
+        at(R + 1),
+        ["strategy.thaw.every", "a share below 1 or a whole number of steps", "1.5"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 1.5}"},
+    ),
+    Bad(
+        "a thaw without its steps",
+        at(R + 1),
+        ["strategy.thaw"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
+    ),
+    Bad(
+        "a decay that grows",
+        at(R + 1),
+        ["strategy.layer_decay", "at most 1"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  layer_decay: 1.1"},
+    ),
+    Bad(
+        "precomputing that is a switch",
+        at(R + 1),
+        ["strategy.precompute", "auto", "on", "off"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  precompute: always"},
+    ),
+    Bad(
         "a head that is tied",
         at(STRATEGY),
         ["nothing would learn", "tied", "head: true"],

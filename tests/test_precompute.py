@@ -67,7 +67,9 @@ def modernbert() -> Any:
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
     return ModernBertForSequenceClassification(
-        ModernBertConfig(**SMALL, num_labels=3, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8)
+        ModernBertConfig(
+            **SMALL, num_labels=3, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8
+        )
     )
 
 

@@ -112,6 +112,27 @@ def asked_length(seen: Seen) -> list[int]:
     return lengths
 
 
+def stages(seen: Seen) -> list[int]:
+    """The steps between two thaws and how many stages there are, if anything is thawed."""
+    thawing = [cb for cb in seen.job.trainer.callback_handler.callbacks if hasattr(cb, "stages")]
+    return [number for cb in thawing for number in (cb.every, len(cb.stages))]
+
+
+def rates(seen: Seen) -> list[float]:
+    return [round(group["lr"], 6) for group in seen.job.trainer.create_optimizer().param_groups]
+
+
+def stored(seen: Seen) -> bool:
+    """Whether rows bring the hidden states of the frozen blocks."""
+    return "boundary_states" in seen.job.trainer.train_dataset[0]
+
+
+def drops(seen: Seen) -> list[bool]:
+    """Whether each dropout module is active in training."""
+    seen.model.train()
+    return [module.training for name, module in seen.model.named_modules() if name.endswith("resid_dropout")]
+
+
 LORA, PARTIAL = "strategy={name: lora, r: 4}", "strategy={name: partial, head: false, last_n_layers: 1}"
 PROBES: dict[str, Probe] = {
     "model.name_or_path": Probe(["model.name_or_path=GPT2"], lambda s: s.job.base.model.config.model_type, "gpt2"),
@@ -220,6 +241,19 @@ PROBES: dict[str, Probe] = {
     ),
     "strategy.partial.last_n_layers": Probe(["strategy.last_n_layers=2"], blocks, {"2", "3"}, [PARTIAL]),
     "strategy.partial.patterns": Probe(["strategy.patterns=['*.0.mlp.*']"], blocks, {"0", "3"}, [PARTIAL]),
+    "strategy.partial.embeddings": Probe(
+        ["strategy.embeddings=true"], lambda s: "model.embed_tokens.weight" in s.learning(), True, [PARTIAL]
+    ),
+    "strategy.thaw.every": Probe(
+        ["strategy.thaw={every: 0.25}"], stages, [1, 2], ["strategy={name: partial, head: true, last_n_layers: 1}"]
+    ),
+    "strategy.partial.layer_decay": Probe(
+        ["strategy.layer_decay=0.5"], rates, [0.01, 0.005], ["strategy={name: partial, head: true, last_n_layers: 1}"]
+    ),
+    "strategy.partial.precompute": Probe(["strategy.precompute=on"], stored, True, [PARTIAL]),
+    "strategy.partial.frozen_dropout": Probe(
+        ["strategy.frozen_dropout=false"], drops, [False, False, True], [PARTIAL, "model.name_or_path=GPT2"]
+    ),
     "strategy.partial.head": Probe(["strategy.head=true"], lambda s: "lm_head.weight" in s.learning(), True, [PARTIAL]),
 }
 APART = {  # keys that are probed by a test of their own, below
