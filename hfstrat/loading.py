@@ -96,7 +96,7 @@ def _strategy_name(data: dict[str, Any]) -> str | None:
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
     training, update = recipe.training, {}
-    for key, default in recipe.strategy.defaults.items():
+    for key, default in recipe.strategy.training_defaults().items():
         if getattr(training, key) is None:
             update[key] = default.value
             origins["training", key] = f"default of {recipe.strategy.name}: {default.source}"

@@ -46,6 +46,14 @@ class Strategy(Section, ABC):
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
 
+    def training_defaults(self) -> dict[str, Default]:
+        """What fills unset `training:` keys."""
+        return self.defaults
+
+    def prepare_base(self, base: Base, data: Feed) -> Feed:
+        """What has to be known of the data before the model can be built? By default nothing."""
+        return data
+
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:
         """Decide which of the loaded base model's weights learn; return the model to train."""

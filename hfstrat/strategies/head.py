@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from hfstrat.depth import BLOCK, EMBEDDING, HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
-from hfstrat.strategies.partial import BLOCK, EMBEDDING, HEAD, Partial
+from hfstrat.strategies.partial import Partial
 
 if TYPE_CHECKING:
     from torch import nn
