@@ -87,12 +87,12 @@ def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
     """
     config = base.model.config
     several = config.problem_type == "multi_label_classification"
+    base.model.requires_grad_(False)
     body, final = take_apart(base.model.base_model), final_linear(base.model)
     strategy._check_depth(body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     if strategy.then is not None:
         return go_on(strategy, base, data, body, final, reads_last, several)
-    base.model.requires_grad_(False)
     cast_weights(base.model.base_model, base.compute_dtype)  # what is frozen is in it, in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
     pooled = pool_rows(body, data, config.num_labels, several, strategy.layer, poolings, SEED)

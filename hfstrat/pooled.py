@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hfstrat import probe
 from hfstrat.bodies import Body
 from hfstrat.data import cache
-from hfstrat.data.parts import column
 from hfstrat.features import BATCH_TOKENS, extract
+from hfstrat.unchanged import digest_of_rows, digest_of_weights, surroundings
 
 if TYPE_CHECKING:
     from hfstrat.feed import Feed
@@ -67,10 +66,11 @@ def pool_rows(
     layers = probe.candidate_layers(depth, layer)
     labels = labels_of(feed.train, classes, several)
     inputs = {
-        "weights": weights_digest(body.model),
-        "rows": [rows_digest(feed.train), rows_digest(feed.eval)],
+        "weights": digest_of_weights(body.model),
+        "rows": [digest_of_rows(rows, np.arange(len(rows))) for rows in (feed.train, feed.eval)],
+        **surroundings(feed, body.model, feed.dtype),
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest() if len(layers) * len(poolings) > 1 else "",
-        "spec": [layers, list(poolings), str(feed.dtype), feed.device.type, BATCH_TOKENS, seed, probe.MOST_ROWS],
+        "spec": [layers, list(poolings), BATCH_TOKENS, seed, probe.MOST_ROWS],
     }
     built: list[bool] = []
 
@@ -161,23 +161,3 @@ def read(file: Path, width: int) -> torch.Tensor:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("features").chunks]
     return torch.from_numpy(np.concatenate(chunks).reshape(-1, width))
 
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the class, the config and every weight of a model as it is now."""
-    digest = hashlib.sha256(f"{type(model).__name__}{model.config.to_json_string()}{model.config._attn_implementation}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def rows_digest(rows: Any) -> str:
-    """SHA-256 over the ids of tokenised rows and their order."""
-    digest = hashlib.sha256()
-    for name in ("row", "length"):
-        digest.update(np.ascontiguousarray(column(rows, name)).tobytes())
-    for name in ("input_ids", "token_type_ids"):
-        for chunk in rows.data.column(name).chunks if name in rows.column_names else []:
-            digest.update(chunk.offsets.to_numpy().tobytes())
-            digest.update(chunk.flatten().to_numpy().tobytes())
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hfstrat.feed import Feed
     from hfstrat.model import Base
+    from hfstrat.tasks import Task
     from hfstrat.trainer import StrategyTrainer
 
 
@@ -41,10 +42,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Strategy(Section, ABC):
-    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys."""
+    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are what it can do."""
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
+
+    def check(self, task: Task) -> None:
+        """Refuse settings that do not go together with the task, before torch. Raises UserError."""
 
     def training_defaults(self) -> dict[str, Default]:
         """What fills unset `training:` keys."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hfstrat.feed import Feed
     from hfstrat.model import Base
+    from hfstrat.tasks import Task
     from hfstrat.trainer import StrategyTrainer
 
 THEN: dict[str, type[Strategy]] = {"partial": Partial, "lora": Lora, "full": Full}
@@ -116,9 +117,9 @@ class Head(Strategy):
 
     # before torch
 
-    def check(self, classifies: bool) -> None:
+    def check(self, task: Task) -> None:
         """Refuse what the task cannot have, and a result that could not be saved."""
-        if not classifies:
+        if task.unit == "token":
             odd = [key for key in ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then") if key in self.model_fields_set]
             if odd:
                 raise UserError(f"strategy.{odd[0]}: the LM head of a causal LM stands on its last layer; remove it")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.depth import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
@@ -41,7 +42,7 @@ class Partial(Strategy):
     last_n_layers: int = Field(0, ge=0, description="How many of the last transformer blocks learn, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns over parameter names, such as '*.mlp.*', that learn too")
     head: bool | Literal["auto"] = Field(
-        "auto", description="Whether the LM head learns; auto: yes, unless it is tied to the embeddings"
+        "auto", description="Whether the LM head learns; auto: yes, unless it is tied. A classifier's head always does"
     )
     embeddings: bool = Field(False, description="Whether the input embeddings learn")
     thaw: Thaw | None = Field(None, description="Let what learns begin to learn step by step, from the top down")
@@ -84,7 +85,7 @@ class Partial(Strategy):
                 )
             chosen |= matched
         if self.head is True or (self.head == "auto" and not tied):
-            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name)}
+            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
         if self.embeddings:
             chosen |= {name for name in names if EMBEDDING.search(name)}
         if not chosen:
