@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,dev]'
+	$(PIP) --editable '.[gguf,head,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed

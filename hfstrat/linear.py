@@ -113,9 +113,7 @@ def fit_logistic(
     return scale.fold(*split(exact, bias)), strength
 
 
-def choose_strength(
-    x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int
-) -> tuple[float, torch.Tensor]:
+def choose_strength(x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int) -> tuple[float, torch.Tensor]:
     """The strength of the lowest held-out loss, and the weights it gave; each fit starts from the one before."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     held, kept = order[: max(1, len(x) // 5)], order[max(1, len(x) // 5) :]
@@ -169,7 +167,12 @@ def minimise(
     if bias:
         penalty[:, -1] = 0
     optimiser = torch.optim.LBFGS(
-        [weights], max_iter=1000, tolerance_grad=tolerance, tolerance_change=0, history_size=HISTORY, line_search_fn="strong_wolfe"
+        [weights],
+        max_iter=1000,
+        tolerance_grad=tolerance,
+        tolerance_change=0,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
     )
 
     @torch.no_grad()

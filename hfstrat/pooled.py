@@ -160,4 +160,3 @@ def read(file: Path, width: int) -> torch.Tensor:
     table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("features").chunks]
     return torch.from_numpy(np.concatenate(chunks).reshape(-1, width))
-

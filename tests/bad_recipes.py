@@ -62,6 +62,13 @@ def given(name: str, override: str, says: list[str]) -> Bad:
     return Bad(name, f"{COMMAND}: {override}: ", says, overrides=[override])
 
 
+def headed(name: str, lines: str, says: list[str], more: int | None = 0) -> Bad:
+    """A classifier's head with another line in its section; `more` is how many lines below it the mistake is, None: anywhere."""
+    where = at(R + more) if more is not None else "recipe.yaml:"
+    given = {NAME: "  name: head", R: lines, OUTPUT: "output_dir: run\ntask: text-classification"}
+    return Bad(name, where, says, given, files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))))
+
+
 def small_model() -> dict[str, str | bytes]:
     """A model as the checks see it: a config and the header of a weights file."""
     shapes = {"model.embed_tokens.weight": [32, 8], "model.norm.weight": [8], "lm_head.weight": [32, 8]}
@@ -718,6 +725,29 @@ MODELS = [
         ["nothing would learn", "tied", "head: true"],
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
+    ),
+    Bad(
+        "an LM head that is tied",
+        at(STRATEGY),
+        ["strategy.untie", "tie_word_embeddings", "untie: true"],
+        {NAME: "  name: head", R: ""},
+        files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
+    ),
+    headed("a layer that is none", "  layer: 0", ["strategy.layer", "above 0"]),
+    headed("a layer beyond the last", "  layer: 9", ["strategy.layer", "given 9", "has 2 layers"]),
+    headed("a pooling that is none", "  pooling: max", ["strategy.pooling", "mean, last, first"]),
+    headed("a width without a hidden layer", "  hidden_size: 64", ["strategy.hidden_size", "head: mlp"]),
+    headed("an mlp that is solved", "  head: mlp\n  solver: exact", ["strategy.solver", "head: linear"], 1),
+    headed("a penalty for the trainer", "  solver: trainer\n  l2: 0.1", ["l2", "weight_decay"], None),
+    headed("a negative penalty", "  l2: -1", ["strategy.l2", "above 0"]),
+    headed("an untied classifier", "  untie: true", ["strategy.untie", "remove it"]),
+    headed("then what is no strategy", "  then: prefix", ["strategy.then", "'prefix'", "partial, lora, full"]),
+    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then", "rr", "did you mean 'r'?"]),
+    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then", "r:", "greater than or equal to 1"]),
+    headed("then after a mean", "  pooling: mean\n  then: full", ["then", "pools by mean", "remove pooling"], None),
+    headed("then after an mlp", "  head: mlp\n  then: full", ["then needs head: linear"], None),
+    Bad(
+        "a layer for an LM head", at(R), ["strategy.layer", "last layer", "remove it"], {NAME: "  name: head", R: "  layer: 1"}
     ),
     key("an adapter that is not there", R, "  adapter: ./none", ["strategy.adapter: ./none", "no such folder"]),
     Bad("a broken adapter", at(R), ["strategy.adapter", "JSON"], {R: "  adapter: a"}, files={"a/adapter_config.json": "{"}),

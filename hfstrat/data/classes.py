@@ -135,6 +135,7 @@ def _tokenised(origin: Origin, texts: Texts, key: str) -> tuple[Dataset, Account
     origin.told = partial(LabelReading.of, names=class_names(origin))
     options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
     inputs = {**origin.inputs(), "task": "text-classification", "tokenizer": key, "classes": class_names(origin), **options}
+
     def build(target: Path) -> dict[str, Any]:
         return asdict(class_rows.write(*origin.read(), data, texts, target))
 

@@ -47,14 +47,16 @@ class Head(Strategy):
     head: Literal["linear", "mlp"] = Field("linear", description="A linear layer, or one hidden layer of GELUs before it")
     hidden_size: int = Field(256, ge=1, description="Width of the hidden layer of head: mlp")
     solver: Literal["auto", "exact", "trainer"] = Field(
-        "auto", description="exact: a linear head's optimum in float64; trainer: step by step; auto: exact if that takes seconds"
+        "auto",
+        description="exact: a linear head's optimum in float64; trainer: step by step; auto: exact if that takes seconds",
     )
     l2: float | Literal["auto"] = Field(
         "auto", description="Penalty of the exact solver's squared weights, a row; auto: the best on held-out training rows"
     )
     untie: bool = Field(False, description="Give a causal LM whose head is its embeddings a head of its own, which learns")
     then: dict[str, Any] | None = Field(
-        None, description="Strategy to go on with from the solved head: partial, lora or full, or a section such as {name: lora}"
+        None,
+        description="Strategy to go on with from the solved head: partial, lora or full, or a section such as {name: lora}",
     )
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-3, "AdamW's own (arXiv 1711.05101); the features are standardised"),
@@ -120,7 +122,11 @@ class Head(Strategy):
     def check(self, task: Task) -> None:
         """Refuse what the task cannot have, and a result that could not be saved."""
         if task.unit == "token":
-            odd = [key for key in ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then") if key in self.model_fields_set]
+            odd = [
+                key
+                for key in ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then")
+                if key in self.model_fields_set
+            ]
             if odd:
                 raise UserError(f"strategy.{odd[0]}: the LM head of a causal LM stands on its last layer; remove it")
             return
@@ -150,7 +156,9 @@ class Head(Strategy):
     def _classifier(self, shapes: Shapes) -> str | None:
         """The name of the last linear layer of a classifier."""
         names = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-        return next((name for name in reversed(names) if name.rpartition(".")[2] in TOKEN_HEADS and not BLOCK.search(name)), None)
+        return next(
+            (name for name in reversed(names) if name.rpartition(".")[2] in TOKEN_HEADS and not BLOCK.search(name)), None
+        )
 
     def _beside(self, shapes: Shapes) -> set[str]:
         """Parameters of transformers' own head, which stands beside the body."""
