@@ -57,6 +57,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.tokenise
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quickstart
+	$(BIN)/python -m benchmarks.head_epochs
 	$(BIN)/python -m benchmarks.lora_sft
 
 clean:

@@ -108,7 +108,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
 
 
 def extract_inputs(model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype) -> torch.Tensor:
-    """What a layer of a whole model is given for each row, `[rows, H]`, float32: for classes that pool in a way of their own."""
+    """What a layer of a whole model is given, `[rows, H]`, float32: for classes that pool in a way of their own."""
     device = next(model.parameters()).device
     taken: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, args: taken.append(args[0]))

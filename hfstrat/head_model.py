@@ -30,13 +30,17 @@ class HeadModel(nn.Module):
     """Logits `[B, K]` of features `[B, H]`, or of token ids with their mask.
 
     Only the head learns, in float32, and only the head is in checkpoints.
+
+    Args:
+        config: of the classifier, with its labels.
+        is_solved: whether the head is solved, rather than trained step by step.
     """
 
-    def __init__(self, body: Body, layer: int, pooling: str, head: nn.Sequential) -> None:
+    def __init__(self, body: Body, layer: int, pooling: str, head: nn.Sequential, config: Any, is_solved: bool) -> None:
         super().__init__()
         self.body, self.head = body.model.requires_grad_(False), head
-        self.layer, self.pooling = layer, pooling
-        self.config = body.model.config
+        self.layer, self.pooling, self.is_solved = layer, pooling, is_solved
+        self.config = config
 
     def forward(
         self, features: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs: Any

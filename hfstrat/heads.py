@@ -89,7 +89,7 @@ def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
     several = config.problem_type == "multi_label_classification"
     base.model.requires_grad_(False)
     body, final = take_apart(base.model.base_model), final_linear(base.model)
-    strategy._check_depth(body.depth)
+    strategy.check_depth(body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     if strategy.then is not None:
         return go_on(strategy, base, data, body, final, reads_last, several)
@@ -104,12 +104,12 @@ def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
     width = pooled.train.shape[1]
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
     scale = None if exact else Scale.of(pooled.train, centred=not by_transformers)
-    model = HeadModel(body, pooled.layer, pooled.pooling, make_head(width, pooled.classes, hidden, scale, not by_transformers))
-    model.is_solved = exact
+    head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
+    model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
     base.prepared = Prepared(model, base, by_transformers)
     train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
     solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
-    base.say(f"features {'from the cache' if pooled.from_cache else 'computed once'}; {solved}")
+    base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
     return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": facts(pooled, base, exact)})
 
 
@@ -131,6 +131,7 @@ def facts(pooled: Pooled, base: Base, exact: bool) -> dict[str, Any]:
         "candidates": table,
         "features_from_cache": pooled.from_cache,
         "solved_exactly": exact,
+        "features_seconds": pooled.seconds,
     }
 
 
@@ -144,6 +145,7 @@ def is_exact(strategy: Head, pooled: Pooled) -> bool:
 def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, reads_last: bool, several: bool) -> Feed:
     """Solve the head of transformers' own class, so that another strategy goes on from it."""
     classes = base.model.config.num_labels
+    base.model.to(data.device)
     if reads_last:
         pooled = pool_rows(body, data, classes, several, strategy.layer, ("last",), SEED)
         shorten(base, body, pooled)
@@ -201,6 +203,14 @@ def final_linear(model: nn.Module) -> nn.Linear:
 
 def name_of(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def preview(base: Base) -> nn.Module:
+    """What learns, for those who only look: the layer is chosen when the run has its features."""
+    base.model.requires_grad_(False)
+    final_linear(base.model).requires_grad_(True)
+    base.say("the body runs once, when the run starts; a layer and a pooling that are auto are chosen then")
+    return base.model
 
 
 def language_head(base: Base) -> nn.Module:

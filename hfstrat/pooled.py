@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Pooled:
     classes: int
     table: list[probe.Candidate]
     from_cache: bool
+    seconds: float
 
 
 def labels_of(rows: Any, classes: int, several: bool) -> torch.Tensor:
@@ -62,8 +64,8 @@ def pool_rows(
         layer: a number from 1, or auto.
         poolings: one, or those to choose from.
     """
-    depth = body.depth
-    layers = probe.candidate_layers(depth, layer)
+    started = time.monotonic()
+    layers = probe.candidate_layers(body.depth, layer)
     labels = labels_of(feed.train, classes, several)
     inputs = {
         "weights": digest_of_weights(body.model),
@@ -94,6 +96,7 @@ def pool_rows(
         classes,
         table,
         from_cache=not built,
+        seconds=time.monotonic() - started,
     )
 
 

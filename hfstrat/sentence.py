@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from hfstrat.head_model import HeadModel
 
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
-LABELS = "hfstrat_labels.json"
 
 
 def check_installed() -> None:
     """Raises UserError where the library is not there. Imports nothing."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(
-            "strategy: a head on pooled hidden states is saved in the form of sentence-transformers: pip install 'hfstrat[head]'"
+            "strategy.name: a head on pooled hidden states is saved in the form of sentence-transformers: "
+            "pip install 'hfstrat[head]'"
         )
 
 
@@ -36,16 +36,18 @@ def save(model: HeadModel, tokenizer: Any, folder: Path, labels: dict[str, Any],
 
     The config says float32, so whoever loads it computes in float32; in the body's own 16 bits the head would be rounded.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Dense, Pooling, Transformer
-    from torch import nn
 
     folder.mkdir(parents=True, exist_ok=True)
     body = folder / "body.partial"
     model.body.save_pretrained(body)
     tokenizer.save_pretrained(body)
     transformer = Transformer(str(body), max_seq_length=max_length)
-    transformer.auto_model.load_state_dict(model.body.state_dict())
+    made_up = transformer.auto_model.load_state_dict(model.body.state_dict(), strict=False).missing_keys
+    for name in made_up:  # a pooler that the body came without: nothing reads it, and it should not be another one each time
+        torch.nn.init.zeros_(transformer.auto_model.get_parameter(name))
     modules: list[nn.Module] = [transformer, Pooling(model.config.get_text_config().hidden_size, POOLING[model.pooling])]
     for linear, activation in layers_of(model.head):
         dense = Dense(linear.in_features, linear.out_features, bias=linear.bias is not None, activation_function=activation)

@@ -63,7 +63,7 @@ def given(name: str, override: str, says: list[str]) -> Bad:
 
 
 def headed(name: str, lines: str, says: list[str], more: int | None = 0) -> Bad:
-    """A classifier's head with another line in its section; `more` is how many lines below it the mistake is, None: anywhere."""
+    """A classifier's head with other lines; `more` is how many lines below it the mistake is (None: anywhere)."""
     where = at(R + more) if more is not None else "recipe.yaml:"
     given = {NAME: "  name: head", R: lines, OUTPUT: "output_dir: run\ntask: text-classification"}
     return Bad(name, where, says, given, files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))))

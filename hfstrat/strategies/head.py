@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hfstrat.depth import BLOCK, EMBEDDING, HEAD
+from hfstrat import head_shapes
+from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.full import Full
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 THEN: dict[str, type[Strategy]] = {"partial": Partial, "lora": Lora, "full": Full}
 EXACT_WEIGHTS, EXACT_PRODUCTS = 2_000_000, 10_000_000_000  # of the head; of rows x weights: what is solved in seconds
-TOKEN_HEADS = ("score", "classifier", "out_proj")
 
 
 class Head(Strategy):
@@ -138,43 +138,21 @@ class Head(Strategy):
             check_installed()
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        classifier = self._classifier(shapes)
+        """With `layer: auto` nobody knows yet where the body will end, and all its blocks are counted."""
+        layer = None if self.layer == "auto" else self.layer
+        if layer is not None:
+            self.check_depth(head_shapes.depth_of(shapes))
+        classifier = head_shapes.classifier_of(shapes)
         if classifier is None:
             return self._of_language_head(shapes, tied)
         if (further := self.continuation) is not None:
-            return further.footprint(self._cut(shapes), tied)
-        classes, width = shapes[f"{classifier}.weight"]
-        head = prod((width, classes)) + classes
-        if self.head == "mlp":
-            head = width * self.hidden_size + self.hidden_size + self.hidden_size * classes + classes
-        elif self.pooling == "last" and f"{classifier}.bias" not in shapes:
-            head -= classes  # transformers' head for decoders has no bias
-        beside = self._beside(shapes)
-        body = sum(prod(shape) for name, shape in self._cut(shapes).items() if name not in beside)
-        return Footprint(head, body + head)
+            return further.footprint(head_shapes.cut(shapes, layer), tied)
+        hidden = self.hidden_size if self.head == "mlp" else None
+        head = head_shapes.head_size(shapes, classifier, hidden, reads_last=self.pooling == "last")
+        return Footprint(head, head + head_shapes.body_size(shapes, layer))
 
-    def _classifier(self, shapes: Shapes) -> str | None:
-        """The name of the last linear layer of a classifier."""
-        names = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-        return next(
-            (name for name in reversed(names) if name.rpartition(".")[2] in TOKEN_HEADS and not BLOCK.search(name)), None
-        )
-
-    def _beside(self, shapes: Shapes) -> set[str]:
-        """Parameters of transformers' own head, which stands beside the body."""
-        from hfstrat.class_heads import CLASS_HEAD
-
-        return {name for name in shapes if CLASS_HEAD.search(name) and ".pooler." not in name}
-
-    def _cut(self, shapes: Shapes) -> Shapes:
-        """Without the blocks that are cut off; with layer: auto nobody knows yet how many, and all are counted."""
-        if self.layer == "auto":
-            return shapes
-        depth = 1 + max((int(m.group(1)) for name in shapes if (m := BLOCK.search(name))), default=-1)
-        self._check_depth(depth)
-        return {n: s for n, s in shapes.items() if not (m := BLOCK.search(n)) or int(m.group(1)) < self.layer}
-
-    def _check_depth(self, depth: int) -> None:
+    def check_depth(self, depth: int) -> None:
+        """Raises UserError where the layer is beyond the last."""
         if self.layer != "auto" and self.layer > depth:
             raise UserError(f"strategy.layer: given {self.layer}, but this model has {depth} layers")
 
@@ -209,11 +187,11 @@ class Head(Strategy):
         if base.prepared is not None:
             model: nn.Module = base.prepared.model
             return model
-        from hfstrat.heads import language_head
+        from hfstrat.heads import language_head, preview
 
         if base.is_tied:
             self._check_tied()
-        return language_head(base)
+        return preview(base) if base.model.get_output_embeddings() is None else language_head(base)
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         if (further := self.continuation) is not None:
