@@ -2,12 +2,12 @@
 
     python -m benchmarks.head_epochs
 
-Writes benchmarks/results/head_epochs.json and .md. SmolLM2-135M-Instruct as a classifier (last token of the last layer, which is
-what transformers' class does) on 800 rows of SST-2, batches of 16, 3 epochs, bfloat16 autocast, AdamW, no evaluation within the
-run; each run in a process of its own, two rounds, interleaved. `Trainer` has the body's gradients switched off, pads each batch to its
-longest text, and is stock. Ours is `strategy: {name: head, layer: 30, pooling: last, solver: trainer}`: the same head, stepped to
-in the same number of steps. Seconds are those from the loaded model and tokenised rows to the end of training; an epoch of
-ours is one sixth of what 9 epochs take beyond 3. The last line is the exact solver, which takes no epochs.
+Writes benchmarks/results/head_epochs.json and .md. SmolLM2-135M-Instruct as a classifier (last token of the last layer, which
+is what transformers' class does) on 800 rows of SST-2, batches of 16, 3 epochs, bfloat16 autocast, AdamW, no evaluation within
+the run; each run in a process of its own, two rounds, interleaved. `Trainer` has the body's gradients switched off, pads each
+batch to its longest text, and is stock. Ours is `strategy: {name: head, layer: 30, pooling: last, solver: trainer}`: the same
+head, stepped to in the same number of steps. Seconds are those from the loaded model and tokenised rows to the end of
+training; an epoch of ours is one sixth of what 9 epochs take beyond 3. The last line is the exact solver, which has no epochs.
 
 Predicted before the first run: a Trainer's epoch is 15 s; ours takes 50 steps at 3 ms = 0.15 s, a hundredth. The whole job is
 3 x 15 s against one pass of some 10 s (texts of like length together) and half a second: 4x.

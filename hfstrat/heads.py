@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hfstrat.model import Base
 
 SEED = 42  # of the rows that are probed and of those that choose the penalty
+SAMPLE = 32  # evaluation rows that go through the whole published model
 NEAR = 0.1  # of the spread of the logits: how far the whole model may be from its head on features (16-bit forwards)
 
 
@@ -35,11 +36,24 @@ class Prepared:
     model: HeadModel
     base: Base
     by_transformers: bool  # its own class computes just this
+    sample: dict[str, torch.Tensor]  # some evaluation rows as token ids
+    features: torch.Tensor  # of the same rows
+    facts: dict[str, Any]  # for the report
 
+    @torch.no_grad()
     def publish(self) -> None:
-        """Fold the standardisation away and go to float32, in which the result computes."""
+        """Fold the standardisation away and go to float32, in which the result computes; compare the two on some rows."""
         self.model.fold()
         cast_weights(self.model, torch.float32)
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        cached = self.model(features=self.features.to(device)).logits
+        whole = self.model(**{name: value.to(device) for name, value in self.sample.items()}).logits
+        self.facts["published"] = {
+            "rows": len(cached),
+            "max_difference": float((cached - whole).abs().max()),
+            "top1_agreement": float((cached.argmax(1) == whole.argmax(1)).float().mean()),
+        }
 
     def save(self, trainer: StrategyTrainer, folder: Path) -> None:
         tokenizer: Any = trainer.processing_class
@@ -106,11 +120,14 @@ def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
     scale = None if exact else Scale.of(pooled.train, centred=not by_transformers)
     head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
     model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
-    base.prepared = Prepared(model, base, by_transformers)
+    batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
+    sample = {name: value for name, value in batch.items() if name != "labels"}
+    said = facts(pooled, base, exact)
+    base.prepared = Prepared(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
     train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
     solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
-    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": facts(pooled, base, exact)})
+    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": said})
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:

@@ -169,7 +169,7 @@ class Head(Strategy):
         if not self.untie:
             raise UserError(
                 "strategy.untie: this model's LM head is its input embeddings (tie_word_embeddings), so it cannot learn alone; "
-                "untie: true gives it a head of its own, at the cost of that many parameters more. Or take partial, lora or full"
+                "untie: true gives it a head of its own, for as many parameters more. Or take partial, lora or full"
             )
 
     # with torch
