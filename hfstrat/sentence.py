@@ -59,6 +59,7 @@ def save(model: HeadModel, tokenizer: Any, folder: Path, labels: dict[str, Any],
         file.unlink()
     body.rmdir()
     add_to_config(folder / "config.json", labels)
+    only_texts(folder / "sentence_bert_config.json")
     shrink(folder, dtype)
 
 
@@ -79,6 +80,13 @@ def add_to_config(file: Path, values: dict[str, Any]) -> None:
     """Labels and the like: `AutoConfig` reads them, and so does whoever looks for them."""
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(config | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def only_texts(file: Path) -> None:
+    """Where the tokenizer has a chat template, the library would put every text into it; the head was made for bare texts."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["modality_config"] = {"text": config["modality_config"]["text"]}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def shrink(folder: Path, dtype: torch.dtype) -> None:
