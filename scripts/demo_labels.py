@@ -45,7 +45,8 @@ def sentences(library: Path) -> Iterator[tuple[str, str]]:
 def build(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     rows = dict(sentences(library))
     kept = {label for label, _ in Counter(rows.values()).most_common(CLASSES)}
-    training, evaluation = [], []
+    training: list[dict[str, str]] = []
+    evaluation: list[dict[str, str]] = []
     for text, label in rows.items():
         if label in kept:
             held_out = hashlib.sha256(text.encode()).digest()[0] % EVAL_SHARE == 0
