@@ -108,7 +108,7 @@ def smallest(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return cast if torch.equal(cast.float(), tensor) else tensor
 
 
-def load(folder: str, dtype: Any = None) -> Any:
+def load(folder: str) -> Any:
     """The saved classifier with the forward of transformers' ones: token ids in, `.logits` out."""
     check_installed()
     from sentence_transformers import SentenceTransformer
@@ -118,7 +118,7 @@ def load(folder: str, dtype: Any = None) -> Any:
     class Classifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.whole = SentenceTransformer(folder, device="cpu", model_kwargs={} if dtype is None else {"dtype": dtype})
+            self.whole = SentenceTransformer(folder, device="cpu")
             self.config = self.whole[0].auto_model.config
 
         def forward(self, labels: Any = None, **inputs: Any) -> Any:

@@ -99,7 +99,7 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     auto = getattr(transformers, task.auto_class)
     keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
     if sentence.is_one(folder):
-        return sentence.load(folder, dtype)
+        return sentence.load(folder)  # in float32, as its config says: in 16 bits its head would be rounded
     if not (Path(folder) / "adapter_config.json").is_file():
         model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **keep)
         if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from classifiers import FAMILIES, labelled, make_any, write_recipe
 
-from hfstrat import errors, probe, sentence, setup, verify
+from hfstrat import errors, probe, sentence, setup, use, verify
 from hfstrat.bodies import cut, take_apart
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
+from hfstrat.evaluate import labels_of
 from hfstrat.features import POOLINGS, extract
 from hfstrat.heads import is_exact, language_head
 from hfstrat.loading import load_recipe
@@ -162,6 +163,10 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
     texts = [rows[place]["text"] for place in places]
     said = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(texts))
     torch.testing.assert_close(said, wanted, rtol=1e-3, atol=1e-3)
+    used, _, _ = use.load(str(folder))  # as hfstrat predict does
+    label, chance = labels_of(used, job.data.renderer, texts[0], torch.float32)[0]
+    assert label == job.data.label_names[int(wanted[0].argmax())]
+    assert chance == pytest.approx(float(wanted[0].softmax(-1).max()), abs=1e-3)
     dense = folder / "2_Dense" / "model.safetensors"
     save_file({name: tensor + 0.05 for name, tensor in load_file(dense).items()}, dense)
     inputs = job.probe
