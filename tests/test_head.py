@@ -12,7 +12,7 @@ import pytest
 import torch
 from classifiers import FAMILIES, labelled, make_any, write_recipe
 
-from hfstrat import errors, probe, sentence, setup, use, verify
+from hfstrat import checkup, errors, probe, sentence, setup, use, verify
 from hfstrat.bodies import cut, take_apart
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
@@ -245,6 +245,32 @@ def test_training_goes_on_from_the_solved_head(recipe_of: Any, family: str, furt
 def test_a_whole_run_goes_on_from_the_solved_head(recipe_of: Any) -> None:
     result = run(recipe_of("llama", "strategy={name: head, layer: 2, then: {name: lora, r: 2}}"))["result"]
     assert result["verified"]["max_difference"] <= 1e-4 * result["verified"]["max_logit"]
+
+
+def test_a_head_that_was_killed_goes_on_as_if_it_had_not_been(recipe_of: Any, tmp_path: Path) -> None:
+    """Checkpoints hold the head alone, and a resumed run is the uninterrupted one, bit for bit."""
+    from safetensors.torch import load_file
+
+    given = [
+        "strategy={name: head, head: mlp, hidden_size: 8, layer: 2, pooling: mean}",
+        "training.load_best_model_at_end=false",
+    ]
+    whole = job_of(recipe_of("bert", *given))
+    whole.trainer.train()
+    checkpoint = whole.folder / "checkpoint-2"
+    assert all(name.startswith("head.") for name in load_file(checkpoint / "model.safetensors"))
+    resumed = job_of(recipe_of("bert", *given, f"output_dir={tmp_path / 'again'}"))
+    resumed.trainer.train(resume_from_checkpoint=str(checkpoint))
+    ours, theirs = resumed.trainer.model.state_dict(), whole.trainer.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("strategy", ["head", "{name: head, layer: 2, then: full}"])
+def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`hfstrat check` shows what learns without running the body."""
+    checkup.show(recipe_of("llama", f"strategy={strategy}"), None, rows=1)
+    assert "score" in capsys.readouterr().out
 
 
 def test_ten_thousand_classes_are_not_solved_in_float64() -> None:
