@@ -73,7 +73,7 @@ def take_apart(model: PreTrainedModel) -> Body:
     raise UserError(f"strategy: the output of {name} is not that of its last block, normed or plain; take partial or lora")
 
 
-def find_blocks(model: nn.Module) -> nn.ModuleList | None:
+def find_blocks(model: Any) -> nn.ModuleList | None:
     """The one list of modules as long as the config says the model is deep, that is in no other such list."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}

@@ -17,6 +17,9 @@ from hfstrat.linear import Linear, Scale
 class Standardise(nn.Module):
     """`(x - mean) / spread`, as buffers: what learns behind it learns well, and it is folded away in the end."""
 
+    mean: torch.Tensor
+    spread: torch.Tensor
+
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         self.register_buffer("mean", scale.mean.float())
@@ -57,10 +60,10 @@ class HeadModel(nn.Module):
         self.body.eval()  # its dropout was not in the features either
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return {f"head.{name}": value for name, value in self.head.state_dict().items()}
 
-    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return self.head.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
 
     def fold(self) -> None:
@@ -69,7 +72,7 @@ class HeadModel(nn.Module):
         if not isinstance(first, Standardise):
             return
         linear: nn.Linear = self.head[1]  # type: ignore[assignment]
-        scale = Scale(first.mean.double(), first.spread.double())  # type: ignore[operator]
+        scale = Scale(first.mean.double(), first.spread.double())
         folded = scale.fold(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
         set_linear(linear, folded)
         self.head = nn.Sequential(*list(self.head)[1:])

@@ -61,7 +61,8 @@ class Prepared:
         if self.by_transformers:
             final = final_linear(self.base.model)
             final.float()
-            set_linear(final, Linear(self.model.head[0].weight.detach(), None))  # type: ignore[arg-type]
+            solved: Any = self.model.head[0]
+            set_linear(final, Linear(solved.weight.detach(), None))
             self.base.model.config.dtype = torch.float32
             self.base.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -205,7 +206,7 @@ def check_same(base: Base, data: Feed, final: nn.Linear, layer: Linear, features
         )
 
 
-def final_linear(model: nn.Module) -> nn.Linear:
+def final_linear(model: Any) -> nn.Linear:
     """The last linear layer of a classifier: it gives the logits."""
     body = model.base_model_prefix
     found = [
