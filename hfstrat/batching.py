@@ -53,6 +53,8 @@ def make_batches(
     training = recipe.training
     grouped = training.train_sampling_strategy == "group_by_length"
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    if not hasattr(collate, "multiple"):  # features: nothing pads
+        return Batches(order, rows, order, collate, plan, "rows of one size")
     padding = padded_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")

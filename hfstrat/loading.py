@@ -98,7 +98,7 @@ def _strategy_name(data: dict[str, Any]) -> str | None:
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
     training, update = recipe.training, dict[str, Any]()
-    for key, default in recipe.strategy.defaults.items():
+    for key, default in recipe.strategy.training_defaults().items():
         source, given = f"default of {recipe.strategy.name}: {default.source}", getattr(training, key)
         if isinstance(default.value, dict):
             update[key] = {**default.value, **given}

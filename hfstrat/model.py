@@ -35,6 +35,7 @@ class Base:
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
     task: Task = field(default_factory=CausalLM)
+    prepared: Any = None  # what a strategy made of the data before the model is built
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
 
     @property

@@ -63,6 +63,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
         preflight_model.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
+        recipe.strategy.check(TASKS[recipe.task])
         footprint = preflight_model.check_model(recipe, network)
         workspace.check_output(recipe, overwrite)
         workspace.check_disk(recipe, footprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,15 +99,17 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     base = recipe.strategy.load_base(recipe, tokenizer, data)
     model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
+    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
+    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen)
+    feed, probe = recipe.strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
     if recipe.training.torch_compile:
         base.say(model.compile_blocks(base.model))
-    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
     if args.device.type == "cuda" and not stored:
-        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, collate, data, dtype)
+        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, dtype)
     model.checkpoint_activations(base.model, plan.checkpointing)
-    batches = batching.make_batches(recipe, plan, data.train, lengths, base, collate, args.device)
+    batches = batching.make_batches(recipe, plan, feed.train, lengths, base, feed.collate, args.device)
     plan = batches.plan
     args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.rows_at_once, plan.accumulation
     args.per_device_eval_batch_size = plan.eval_batch
@@ -118,8 +120,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
         screen.print(line)
 
-    feed = Feed(batches.rows, data.eval, batches.collate, plan, dtype, args.device, world.num_processes, screen)
-    feed = recipe.strategy.prepare_data(feed, trained)
+    feed = recipe.strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
@@ -144,7 +145,6 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    probe = task.probe(data, collate)
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
 
 

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hfstrat import errors
+from hfstrat import errors, sentence
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)
@@ -98,6 +98,8 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     task = TASKS[options.get("task", CausalLM.name)]
     auto = getattr(transformers, task.auto_class)
     keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
+    if sentence.is_one(folder):
+        return sentence.load(folder)  # in float32, as its config says: in 16 bits its head would be rounded
     if not (Path(folder) / "adapter_config.json").is_file():
         model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **keep)
         if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):

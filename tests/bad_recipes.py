@@ -62,6 +62,15 @@ def given(name: str, override: str, says: list[str]) -> Bad:
     return Bad(name, f"{COMMAND}: {override}: ", says, overrides=[override])
 
 
+def headed(name: str, lines: str, says: list[str], more: int | None = 0) -> Bad:
+    """A classifier's head with other lines; `more` is how many lines below it the mistake is (None: anywhere)."""
+    where = at(R + more) if more is not None else "recipe.yaml:"
+    given = {NAME: "  name: head", R: lines, OUTPUT: "output_dir: run\ntask: text-classification"}
+    labelled = rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8)))
+    config = config_of("LlamaForCausalLM", model_type="llama", num_hidden_layers=2, hidden_size=8)
+    return Bad(name, where, says, given, files=labelled | config)
+
+
 def small_model() -> dict[str, str | bytes]:
     """A model as the checks see it: a config and the header of a weights file."""
     shapes = {"model.embed_tokens.weight": [32, 8], "model.norm.weight": [8], "lm_head.weight": [32, 8]}
@@ -247,8 +256,8 @@ WRONG_TYPES = [
     key("a number in a mapping of texts", EVAL_SIZE, "  columns: {a: 3}", ["data.columns.a = 3", "text"]),
     key("a list for a section", TRAINING, "training: [1]\nevaluation:", ["training", "[1]", "a mapping of keys"]),
     key("a text for a section", TRAINING, "training: fast\nevaluation:", ['training = "fast"', "a mapping of keys"]),
-    key("a number for a strategy", STRATEGY, "strategy: 3\nhub:", ["strategy = 3", "full, lora, partial"]),
-    key("a list for a strategy", STRATEGY, "strategy: [lora]\nhub:", ["strategy", "full, lora, partial"]),
+    key("a number for a strategy", STRATEGY, "strategy: 3\nhub:", ["strategy = 3", "full, head, lora, partial"]),
+    key("a list for a strategy", STRATEGY, "strategy: [lora]\nhub:", ["strategy", "full, head, lora, partial"]),
     key("a time without a unit", STEPS, "  max_time: 10", ["max_time = 10", "10min"]),
     key("a time in words", STEPS, "  max_time: ten minutes", ['max_time = "ten minutes"', "90s, 10min or 1.5h"]),
     key("a time of nothing", STEPS, "  max_time: 0min", ['max_time = "0min"', "90s, 10min or 1.5h"]),
@@ -284,10 +293,15 @@ BOUNDS = [
 
 CHOICES = [
     key(
-        "an unknown strategy", NAME, "  name: qlora", ['strategy.name = "qlora"', "full, lora, partial", "did you mean 'lora'?"]
+        "an unknown strategy",
+        NAME,
+        "  name: qlora",
+        ['strategy.name = "qlora"', "full, head, lora, partial", "did you mean 'lora'?"],
     ),
-    key("an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, lora, partial"]),
-    key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, lora, partial"], -1),
+    key(
+        "an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, head, lora, partial"]
+    ),
+    key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
     key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
     key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
@@ -303,7 +317,10 @@ CHOICES = [
 MISSING = [
     Bad("no model", "recipe.yaml: ", ["model: missing", "name_or_path", "Hub id"], lines={MODEL: "seed: 1"}),
     Bad(
-        "no strategy", "recipe.yaml: ", ["strategy: missing", "full, lora, partial"], text="model: m\ndata: d\noutput_dir: o\n"
+        "no strategy",
+        "recipe.yaml: ",
+        ["strategy: missing", "full, head, lora, partial"],
+        text="model: m\ndata: d\noutput_dir: o\n",
     ),
     Bad("no data", "recipe.yaml: ", ["data: missing", "train"], text="model: m\nstrategy: full\noutput_dir: o\n"),
     Bad("no output", "recipe.yaml: ", ["output_dir: missing", "Folder"], lines={OUTPUT: "seed: 1"}),
@@ -725,6 +742,29 @@ MODELS = [
         ["nothing would learn", "tied", "head: true"],
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
+    ),
+    Bad(
+        "an LM head that is tied",
+        at(STRATEGY),
+        ["strategy.untie", "tie_word_embeddings", "untie: true"],
+        {NAME: "  name: head", R: ""},
+        files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
+    ),
+    headed("a layer that is none", "  layer: 0", ["strategy.layer", "above 0"]),
+    headed("a layer beyond the last", "  layer: 9", ["strategy.layer", "given 9", "has 2 layers"]),
+    headed("a pooling that is none", "  pooling: max", ["strategy.pooling", "mean, last, first"]),
+    headed("a width without a hidden layer", "  hidden_size: 64", ["strategy.hidden_size", "head: mlp"]),
+    headed("an mlp that is solved", "  head: mlp\n  solver: exact", ["strategy.solver", "head: linear"], 1),
+    headed("a penalty for the trainer", "  solver: trainer\n  l2: 0.1", ["l2", "weight_decay"], None),
+    headed("a negative penalty", "  l2: -1", ["strategy.l2", "above 0"]),
+    headed("an untied classifier", "  untie: true", ["strategy.untie", "remove it"]),
+    headed("then what is no strategy", "  then: prefix", ["strategy.then", "'prefix'", "partial, lora, full"]),
+    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then", "rr", "did you mean 'r'?"]),
+    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then", "r:", "greater than or equal to 1"]),
+    headed("then after a mean", "  pooling: mean\n  then: full", ["then", "pools by mean", "remove pooling"], None),
+    headed("then after an mlp", "  head: mlp\n  then: full", ["then needs head: linear"], None),
+    Bad(
+        "a layer for an LM head", at(R), ["strategy.layer", "last layer", "remove it"], {NAME: "  name: head", R: "  layer: 1"}
     ),
     key("an adapter that is not there", R, "  adapter: ./none", ["strategy.adapter: ./none", "no such folder"]),
     Bad("a broken adapter", at(R), ["strategy.adapter", "JSON"], {R: "  adapter: a"}, files={"a/adapter_config.json": "{"}),

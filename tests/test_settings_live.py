@@ -105,6 +105,11 @@ def blocks(seen: Seen) -> set[str]:
     return {name.split("layers.")[1].split(".")[0] for name in seen.learning() if "layers." in name}
 
 
+def linears(seen: Seen) -> list[Any]:
+    """The linear layers of a head on features."""
+    return [module for module in seen.model.head if isinstance(module, torch.nn.Linear)]
+
+
 def asked_length(seen: Seen) -> list[int]:
     """How long the answers may be that a run asks its model for."""
     lengths: list[int] = []
@@ -145,6 +150,7 @@ def tokens(seen: Seen) -> dict[str, int]:
     return dict(seen.job.data.renderer.tokenizer.get_vocab())
 
 
+HEADED = ["task=text-classification", "data.train=LABELLED", "strategy={name: head, layer: 3, pooling: mean}"]
 PROBES: dict[str, Probe] = {
     "task": Probe(
         ["task=text-classification", "data.train=LABELLED"],
@@ -270,6 +276,21 @@ PROBES: dict[str, Probe] = {
         lambda s: (s.adapter.r, bool(s.layer().lora_B["default"].weight.any())),
         (3, True),
     ),
+    "strategy.head.name": Probe(["strategy=head"], lambda s: s.learning(), {"lm_head.weight"}, ["strategy=full"]),
+    "strategy.head.layer": Probe(["strategy.layer=1"], lambda s: s.model.layer, 1, HEADED),
+    "strategy.head.pooling": Probe(["strategy.pooling=first"], lambda s: s.model.pooling, "first", HEADED),
+    "strategy.head.head": Probe(["strategy.head=mlp"], lambda s: len(linears(s)), 2, HEADED),
+    "strategy.head.hidden_size": Probe(
+        ["strategy.hidden_size=8"], lambda s: linears(s)[0].out_features, 8, [*HEADED, "strategy.head=mlp"]
+    ),
+    "strategy.head.solver": Probe(["strategy.solver=trainer"], lambda s: hasattr(s.job.trainer, "strength"), False, HEADED),
+    "strategy.head.l2": Probe(["strategy.l2=0.5"], lambda s: s.job.trainer.strength, 0.5, HEADED),
+    "strategy.head.then": Probe(
+        ["strategy.then=full"],
+        lambda s: all(p.requires_grad for p in s.model.parameters()),
+        True,
+        [*HEADED[:2], "strategy={name: head, layer: 3}"],
+    ),
     "strategy.partial.last_n_layers": Probe(["strategy.last_n_layers=2"], blocks, {"2", "3"}, [PARTIAL]),
     "strategy.partial.patterns": Probe(["strategy.patterns=['*.0.mlp.*']"], blocks, {"0", "3"}, [PARTIAL]),
     "strategy.partial.embeddings": Probe(
@@ -310,6 +331,7 @@ PROBES: dict[str, Probe] = {
     ),
 }
 APART = {  # keys that are probed by a test of their own, below
+    "strategy.head.untie": "test_a_tied_head_can_be_untied",
     "data.config": "test_what_a_hub_data_set_is_asked_for",
     "data.revision": "test_what_a_hub_data_set_is_asked_for",
     "data.split": "test_what_a_hub_data_set_is_asked_for",
@@ -581,6 +603,13 @@ def test_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, settings: di
     hub.check_access(recipe)
     hub.push(recipe, Path("final"))
     assert Api.asked == asked
+
+
+def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> None:
+    tied = f"model.name_or_path={models(tied=True)}"
+    assert set_up([tied, "strategy={name: head, untie: true}"]).learning() == {"lm_head.weight"}
+    with pytest.raises(UserError, match=r"strategy\.untie"):
+        set_up([tied, "strategy={name: head, untie: false}"])
 
 
 def test_overflow_can_split(set_up: Callable[..., Seen], paths: Callable[[str], str]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hfstrat.feed import Feed
     from hfstrat.model import Base
     from hfstrat.plan import Plan
+    from hfstrat.tasks import Task
     from hfstrat.trainer import StrategyTrainer
 
 
@@ -83,6 +84,17 @@ class Strategy(Section, ABC):
     def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
         """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""
         return None
+
+    def check(self, task: Task) -> None:
+        """Refuse settings that do not go together with the task, before torch. Raises UserError."""
+
+    def training_defaults(self) -> dict[str, Default]:
+        """What fills unset `training:` keys."""
+        return self.defaults
+
+    def prepare_base(self, base: Base, data: Feed) -> Feed:
+        """What has to be known of the data before the model can be built? By default nothing."""
+        return data
 
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:

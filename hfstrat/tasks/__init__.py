@@ -22,6 +22,8 @@ def of_artefact(folder: str | Path, recipe: dict[str, Any]) -> Task:
         return TASKS[recipe.get("task", CausalLM.name)]
     path = Path(folder).expanduser()
     kind = read_json(path / "adapter_config.json").get("task_type")
+    if (path / "modules.json").is_file():  # of sentence-transformers: a head on pooled hidden states
+        return TASKS[TextClassification.name]
     architectures = read_json(path / "config.json").get("architectures") or [""]
     for task in TASKS.values():
         if kind == task.peft_type or (kind is None and str(architectures[0]).endswith(task.architecture)):
