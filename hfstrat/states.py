@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
-RAW: dict[torch.dtype, Any] = {torch.float32: np.dtype("float32"), torch.bfloat16: np.dtype("int16"), torch.float16: np.dtype("int16")}
+RAW: dict[torch.dtype, Any] = {
+    torch.float32: np.dtype("float32"),
+    torch.bfloat16: np.dtype("int16"),
+    torch.float16: np.dtype("int16"),
+}
 
 
 def write(target: Path, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
