@@ -41,7 +41,7 @@ $(TEXT)/train.jsonl: scripts/demo_text.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_text.py $(TEXT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"

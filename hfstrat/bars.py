@@ -97,8 +97,13 @@ def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
 
 
 def _labels(rows: Dataset) -> Iterator[np.ndarray]:
+    """The labels that are predicted: nobody predicts the first token of a row."""
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        yield table.column("labels").combine_chunks().flatten().to_numpy()
+        column = table.column("labels").combine_chunks()
+        labels = column.flatten().to_numpy().copy()
+        firsts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
+        labels[firsts[firsts < len(labels)]] = IGNORED
+        yield labels
 
 
 def unigram(train: np.ndarray, held: np.ndarray) -> float:
@@ -133,7 +138,7 @@ def bits_per_byte(nats: float, held: np.ndarray, sizes: np.ndarray) -> float | N
 
 def add_bits_per_byte(facts: dict[str, Any], data: Prepared) -> None:
     """Put `bits_per_byte` beside the losses of a report, where the tokenizer allows it to be exact."""
-    sizes = token_bytes(data.renderer.tokenizer)
+    sizes = None if data.label_names else token_bytes(data.renderer.tokenizer)
     if sizes is None:
         return
     held = token_counts(data.eval, len(sizes))

@@ -79,8 +79,6 @@ def _refuse(feed: Feed, wish: Wish, reason: str) -> Feed:
 
 def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     """Raises Refused with a reason against it."""
-    if feed.plan.bins:
-        raise Refused("the rows of a step are packed (training.packing: off would allow it)")
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
     if feed.processes > 1:

@@ -128,7 +128,7 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "[CLS]" in said
     assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
-    counted = next(line for line in said.splitlines() if line.startswith("from the file headers"))
+    counted = next(line for line in said.splitlines() if line.startswith("known without loading"))
     assert all(part in said.split("what learns")[1] for part in (counted.split()[4], counted.split()[6]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from hfstrat import fitting, fused, model
 from hfstrat.config import Training
 from hfstrat.data.batches import Collator
 from hfstrat.errors import UserError
+from hfstrat.model import Base
 from hfstrat.plan import Plan, make_plan
 
-LENGTHS = (np.array([40, 12, 33, 8]), np.array([50, 20]))
+DATA: Any = SimpleNamespace(lengths=np.array([40, 12, 33, 8]), eval_lengths=np.array([50, 20]))
 
 
 def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, list[int]]:
     """With room for so many rows of a step, of a step with recomputed activations, and of an evaluation."""
     settings = Training(max_steps=5, global_batch_size=16, **training)
-    plan = make_plan(settings, LENGTHS[0], LENGTHS[1], processes=1)
+    plan = make_plan(settings, DATA.lengths, DATA.eval_lengths, processes=1)
     tried: list[int] = []
 
     def fits(attempt: Callable[[int], None]) -> Callable[[int], bool]:
@@ -37,7 +39,8 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
         return inner
 
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
-    made = fitting.fit_to_memory(settings, plan, trained, trained, collate, LENGTHS, torch.float32, torch.device("cpu"), fits)
+    base = Base(trained, "", None, [], torch.float32, torch.float32)
+    made = fitting.fit_to_memory(settings, plan, trained, base, collate, DATA, torch.float32, torch.device("cpu"), fits)
     return made, tried
 
 

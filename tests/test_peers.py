@@ -14,6 +14,7 @@ from hfstrat.data.batches import BatchOrder
 from hfstrat.train import run
 
 STEPS = 6
+ORDER = "training.train_sampling_strategy=random"  # an order that both can have
 
 
 @pytest.mark.parametrize("strategy", ["{name: lora, r: 4}", "full"], ids=["lora", "full"])
@@ -22,7 +23,9 @@ def test_the_loss_curve_is_trls(recipe: Any, tmp_path: Path, monkeypatch: pytest
     from trl import SFTConfig, SFTTrainer
 
     monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
-    loaded = recipe(f"strategy={strategy}", f"training.max_steps={STEPS}", "model.dtype=float32", "training.eval_steps=6")
+    loaded = recipe(
+        f"strategy={strategy}", f"training.max_steps={STEPS}", "model.dtype=float32", "training.eval_steps=6", ORDER
+    )
     report = run(loaded)
     assert report is not None
     ours = [entry["loss"] for entry in report["result"]["losses"]]

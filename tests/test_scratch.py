@@ -344,7 +344,7 @@ def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:
     made = Recipe.model_validate({"data": "x", "output_dir": "x", **recipe, "strategy": {"name": "scratch", **strategy}})
     tokenizer = made.strategy.load_tokenizer(made)
     torch.manual_seed(0)
-    return made, made.strategy.load_base(made, tokenizer)
+    return made, made.strategy.load_base(made, tokenizer, None)
 
 
 def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
