@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, machine, write
+from benchmarks.measure import ROOT, machine, rounds, write
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 ROWS = ROOT.parent / "shared" / "data" / "llamafactory_demos" / "alpaca_en_demo.jsonl"
@@ -214,20 +213,7 @@ def main() -> None:
     if not ROWS.is_file():
         sys.exit(f"{ROWS} is not there: this benchmark runs on real instructions that the repository does not hold")
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(repeats):
-        for name in CONTENDERS:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.lora_sft", "--one", name],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                sys.exit(f"{name} failed: {done.stderr[-2000:]}")
-            runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(name, runs[name][-1], flush=True)
+    runs = rounds("lora_sft", [[name] for name in CONTENDERS], repeats)
     ours = statistics.median(run["tokens_per_second"] for run in runs["hfstrat"])
     table = ["| contender | real tokens/s | all runs | hfstrat is | peak memory | held-out loss |", "|---|---|---|---|---|---|"]
     for name, results in runs.items():

@@ -28,6 +28,32 @@ def interleaved(cases: dict[str, list[str]], repeats: int) -> dict[str, dict[str
     return {name: {"median": statistics.median(s), "min": min(s), "max": max(s), "all": s} for name, s in seconds.items()}
 
 
+def rounds(name: str, cases: list[list[str]], repeats: int) -> dict[str, list[dict[str, float]]]:
+    """What `python -m benchmarks.NAME --one CASE...` prints last, `repeats` times for each case, the rounds interleaved.
+
+    Each result is kept as it comes, so that a benchmark that was cut off goes on; `make clean` forgets them.
+    """
+    kept = ROOT / "runs" / "benchmarks" / f"{name}.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    for turn in range(repeats):
+        for case in cases:
+            if sum(entry["case"] == case for entry in done) > turn:
+                continue
+            words = [sys.executable, "-m", f"benchmarks.{name}", "--one", *case]
+            ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+            if ended.returncode:
+                sys.exit(f"{' '.join(case)} failed: {ended.stderr[-2000:]}")
+            done.append({"case": case, "result": json.loads(ended.stdout.strip().splitlines()[-1])})
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+            print(*case, done[-1]["result"], flush=True)
+    found = {" ".join(case): [entry["result"] for entry in done if entry["case"] == case][:repeats] for case in cases}
+    if all(len(results) == repeats for results in found.values()):
+        kept.unlink()
+    return found
+
+
 def machine() -> dict[str, Any]:
     from hfstrat.report import LIBRARIES, installed, processor
 
