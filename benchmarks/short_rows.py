@@ -16,14 +16,13 @@ from __future__ import annotations
 import gzip
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import lora_sft
-from benchmarks.measure import ROOT, machine, write
+from benchmarks.measure import ROOT, machine, rounds, write
 
 SHARED = ROOT.parent / "shared" / "data"
 SETS = {
@@ -74,15 +73,7 @@ def main() -> None:
     if missing := [str(file) for file, *_ in SETS.values() if not file.is_file()]:
         sys.exit(f"{missing[0]} is not there: this benchmark runs on real rows that the repository does not hold")
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    runs: dict[str, list[dict[str, float]]] = {f"{name} {c}": [] for name in SETS for c in CONTENDERS}
-    for _ in range(repeats):
-        for key, results in runs.items():
-            words = [sys.executable, "-m", "benchmarks.short_rows", "--one", *key.split()]
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{key} failed: {done.stderr[-2000:]}")
-            results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(key, results[-1], flush=True)
+    runs = rounds("short_rows", [[name, contender] for name in SETS for contender in CONTENDERS], repeats)
     table = [
         "| rows | contender | real tokens/s | all runs | times TRL unpacked | peak memory | held-out loss |",
         "|---" * 7 + "|",
