@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from hfstrat.divergences import DIVERGENCES, sampled_kl, top_k_kl
 from hfstrat.head_loss import (
+    CHUNK_ROWS,
     Head,
     RowsLoss,
-    chunk_rows,
     chunks,
     compute_dtype,
     loss_dtype,
@@ -76,8 +76,7 @@ def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher:
     """The same from logits `[n, V]` that a head of its own kind has made; these exist, and their gradient."""
     stand_in = Head(logits)  # decides chunks and dtypes only
     loss = row_loss(targets, apart_of(teacher, mix, logits, stand_in), teacher.width, mix)
-    chunk = chunk_rows(logits.detach().new_empty(0).expand(logits.shape[-1], 0), False)
-    total: torch.Tensor = _OfLogits.apply(logits, loss, chunk)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _OfLogits.apply(logits, loss)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -93,6 +92,15 @@ def distill_scores(
     ]
     empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
     return torch.cat([empty, *found])
+
+
+@torch.no_grad()
+def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature: float = 1.0) -> torch.Tensor:
+    """The same from logits `[n, V]`."""
+    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), logits, Head(logits))
+    scaled = logits[:, : teacher.width] / temperature
+    parts = (slice(start, start + CHUNK_ROWS) for start in range(0, len(logits), CHUNK_ROWS))
+    return torch.cat([logits.new_empty(0), *(apart(part, torch.log_softmax(scaled[part], -1))[0] for part in parts)])
 
 
 def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsLoss:
@@ -167,11 +175,11 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype) -> Apart:
 
 class _OfLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss, chunk: int) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss) -> torch.Tensor:
         wide = loss_dtype(logits.dtype)
         total, gradient = torch.zeros((), dtype=wide, device=logits.device), torch.empty_like(logits)
-        for start in range(0, len(logits), chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, len(logits), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
             rows = logits[part].to(wide)
             value, gradient[part] = loss(part, rows, torch.empty_like(rows))
             total += value
@@ -181,4 +189,4 @@ class _OfLogits(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return ctx.saved_tensors[0] * grad_output, None, None
+        return ctx.saved_tensors[0] * grad_output, None

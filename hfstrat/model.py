@@ -30,6 +30,7 @@ class Base:
     own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
+    beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
 
     @property
     def is_tied(self) -> bool:

@@ -145,8 +145,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
 
 
 def _metrics(entry: Report | None) -> dict[str, float] | None:
-    names = ("loss", "perplexity", "token_accuracy", "tokens")
-    return {name: float(entry[f"eval_{name}"]) for name in names} if entry else None
+    names = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
+    return {name: float(entry[f"eval_{name}"]) for name in names if f"eval_{name}" in entry} if entry else None
 
 
 def save(job: Job) -> Path:

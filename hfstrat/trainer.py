@@ -80,7 +80,8 @@ class StrategyTrainer(Trainer):
             outputs = model(**inputs)
             if "nll" in outputs:
                 row = inputs["loss_rows"] // labels.shape[1]
-                sums = sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0])
+                beside = [outputs["kl"]] if "kl" in outputs else []
+                sums = sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0], *beside)
             else:
                 sums = causal_lm_sums(outputs["logits"], labels)
         return None, sums, sums
@@ -153,7 +154,8 @@ class StrategyTrainer(Trainer):
 
 
 def mean_of_sums(prediction: EvalPrediction) -> dict[str, float]:
-    """Loss (nats a token), perplexity and token accuracy from per-row sums."""
-    nll, tokens, right = prediction.predictions.astype("float64").sum(axis=0)
-    loss = nll / max(tokens, 1)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / max(tokens, 1), "tokens": tokens}
+    """Loss (nats a token), perplexity, token accuracy and, with a teacher, the divergence from it, from per-row sums."""
+    nll, tokens, right, *beside = prediction.predictions.astype("float64").sum(axis=0)
+    loss, count = nll / max(tokens, 1), max(tokens, 1)
+    found = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / count, "tokens": tokens}
+    return found | ({"teacher_kl": beside[0] / count} if beside else {})

@@ -1,0 +1,86 @@
+"""What the Trainer is fed with: rows and how they become batches. A strategy may compute something once and add it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hfstrat.data.render import IGNORED
+from hfstrat.plan import ENDLESS, Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SAMPLED = 200  # rows from which the share of supervised tokens is told
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Rows, how they become batches, and the run they are for.
+
+    `facts` go into the report; `undo` is called before the model is saved for good, and takes off what was bound to it.
+    """
+
+    train: Any
+    eval: Any
+    collate: Any
+    plan: Plan
+    dtype: torch.dtype
+    device: torch.device
+    processes: int
+    screen: Console
+    facts: dict[str, Any] = field(default_factory=dict)
+    undo: tuple[Callable[[], None], ...] = ()
+
+    @property
+    def epochs(self) -> float:
+        return self.plan.epochs
+
+    @property
+    def is_endless(self) -> bool:
+        return self.plan.steps >= ENDLESS
+
+    @property
+    def different_rows(self) -> int:
+        """Training rows, each once, however often it stands there."""
+        indices = getattr(self.train, "_indices", None)
+        return len(self.train) if indices is None else len(np.unique(indices.column(0).to_numpy()))
+
+    @property
+    def supervised_share(self) -> float:
+        """The share of tokens that carry loss, from a sample of rows."""
+        step = max(1, len(self.train) // SAMPLED)
+        labels = [self.train[index].get("labels") for index in range(0, len(self.train), step)]
+        counted = np.concatenate([np.atleast_1d(row) for row in labels if row is not None] or [np.zeros(1)])
+        return float((counted != IGNORED).mean())
+
+    def say(self, line: str) -> None:
+        self.screen.print(line)
+
+    def with_undo(self, undo: Callable[[], None]) -> Feed:
+        return replace(self, undo=(*self.undo, undo))
+
+    def batch(self, places: list[int], rows: Any = None) -> dict[str, torch.Tensor]:
+        """A collated batch of evaluation (or the given) rows on the device, without what only the loss needs."""
+        rows = self.eval if rows is None else rows
+        batch = self.collate([rows[place] for place in places])
+        return {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """As the Trainer computes: in its precision."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def track(self, items: list[Any], words: str) -> Any:
+        """The items, with a progress bar where there is a terminal."""
+        from rich.progress import track
+
+        if not self.screen.is_terminal:
+            return items
+        return track(items, words, console=self.screen, transient=True)

@@ -1,0 +1,128 @@
+"""The teacher: loaded once in each process, and checked against the student it is to teach."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfstrat.model import Base
+    from hfstrat.strategies.distill_section import TeacherModel
+
+OTHER_WORDS = (
+    "their probabilities speak of different tokens; take a teacher of the student's family, train on what the teacher writes "
+    "(`strategy.level: sequence`), or use TRL's GOLD, which aligns tokenizers"
+)
+
+
+def load_teacher(section: TeacherModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen model in `dtype`.
+
+    Raises:
+        UserError: it is no causal LM, or cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = Path(section.name_or_path).expanduser()
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
+    if section.revision:
+        options["revision"] = section.revision
+    try:
+        name = str(source.absolute()) if source.is_dir() else section.name_or_path
+        model, info = AutoModelForCausalLM.from_pretrained(name, **options, output_loading_info=True)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: it is no causal LM")
+    loaded: PreTrainedModel = model
+    return loaded.requires_grad_(False).eval()
+
+
+def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
+    """The student's own base as it is now; a copy of it if its weights will change."""
+    from hfstrat.fused import unbind_head_loss
+    from hfstrat.model import cast_weights
+
+    unbind_head_loss(base.model)
+    if not will_change:
+        return base.model
+    teacher = copy.deepcopy(base.model)
+    cast_weights(teacher, base.compute_dtype)
+    return teacher.requires_grad_(False).eval()
+
+
+def words_of(model: PreTrainedModel) -> int:
+    """The size of a model's vocabulary, padding included."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
+    """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
+    from transformers import AutoTokenizer
+
+    source = Path(section.name_or_path).expanduser()
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(source) if source.is_dir() else section.name_or_path)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first}") from error
+    if differs := different_words(ours.get_vocab(), theirs.get_vocab(), shared):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+
+
+def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
+    """The first number that means two things; tokens beyond `shared`, or that only one side knows beyond its end, do not count."""
+    own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
+    for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
+        if own.get(number) != other.get(number):
+            return f"{number} is {own.get(number)!r} to the student and {other.get(number)!r} to the teacher"
+    return None
+
+
+def words_in(folder: Path) -> dict[str, int] | None:
+    """The vocabulary in a folder's tokenizer.json, without transformers; None where it cannot be told."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words = content["model"]["vocab"]
+        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
+        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def check_room(teacher: int, student: int, trainable: int, free: int | None, name: str) -> None:
+    """Refuse a teacher that does not fit beside the student.
+
+    Args:
+        teacher: its parameters; `student` and `trainable` those of the student.
+        free: bytes of memory, None where nobody knows.
+
+    Raises:
+        UserError: what would fit.
+    """
+    theirs, ours = 2 * teacher, 2 * student + 16 * trainable  # 16 bits frozen; weights, gradients, moments of what learns
+    if free is not None and theirs + ours > free:
+        raise UserError(
+            f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+            "are free; what would fit: a run with max_steps: 1 and `cache: hidden` on a larger machine, whose cache folder "
+            "(HFSTRAT_CACHE) is then used here without the teacher, a student of strategy lora, or a smaller teacher"
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that is free: of the GPU where there is one, else of the machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
