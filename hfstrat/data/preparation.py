@@ -178,9 +178,15 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
         **options,
     }
 
-    file, account = cache.fetch(cache.fingerprint(inputs), lambda target: tokenise(*origin.read(), data, renderer, target))
+    said = f"{source.path}, at most {data.max_length} tokens a row"
+
+    def build(target: Path) -> dict[str, Any]:
+        return asdict(tokenise(*origin.read(), data, renderer, target))
+
+    entry = cache.fetch("rows", cache.fingerprint(inputs), said, build)
+    account = Account.of(entry.value)
     account.source, account.weight = source.path, source.weight
-    return Dataset.from_file(str(file)), account
+    return Dataset.from_file(str(entry.path)), account
 
 
 def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rows out of local files, one after another: memory does not grow with the file (but for a .json that is one array).
+"""Rows out of local files, one after another: memory does not grow with the file.
 
 Rows are read by Python and not through a table, so every value is what stands in the file: 007 stays 007, a text that
 looks like a date stays text, and a tool's arguments do not get the names of other tools' arguments.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import itertools
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from hfstrat.data import json_array
 from hfstrat.errors import UserError
 
 KINDS = {
@@ -29,6 +29,8 @@ KINDS = {
 }
 GLANCE = 200  # rows that are read before anything is imported
 LONGEST_FIELD = 2**31 - 1  # of a csv; Python's own limit is 128 KiB
+BATCH = 1000  # rows of a table at a time
+BUFFER = 1 << 20  # bytes of a column that are read ahead
 Row = dict[str, Any]
 
 
@@ -38,9 +40,9 @@ def kind_of(path: Path) -> str | None:
     return KINDS.get(suffixes[-1].lower()) if suffixes else None
 
 
-def _open(path: Path) -> io.TextIOBase:
+def _open(path: Path) -> IO[str]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
 
@@ -87,7 +89,7 @@ def _delimiter(path: Path) -> str:
     return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
 
 
-def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[Row]:
+def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.DictReader(file, delimiter=_delimiter(path))
     for row in reader:
@@ -100,7 +102,7 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[Row]:
         yield row
 
 
-def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[Row]:
+def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
     first = file.read(1)
     while first.isspace():
         first = file.read(1)
@@ -108,18 +110,17 @@ def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[Row]:
     yield from _json_array(file, path) if first == "[" else _json_lines(file, path)
 
 
-def _json_array(file: io.TextIOBase, path: Path) -> Iterator[Row]:
+def _json_array(file: IO[str], path: Path) -> Iterator[Row]:
     try:
-        rows = json.load(file)
-    except json.JSONDecodeError as error:
+        for number, row in enumerate(json_array.items(file), 1):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: row {number}: expected an object with named columns, given {json.dumps(row)[:60]}")
+            yield row
+    except json_array.Broken as error:
         raise UserError(f"{path}:{error.lineno}: this is no valid JSON: {error.msg} (column {error.colno})") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number}: expected an object with named columns, given {json.dumps(row)[:60]}")
-        yield row
 
 
-def _json_lines(file: io.TextIOBase, path: Path) -> Iterator[Row]:
+def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -140,8 +141,9 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
 
     try:
         for batch in _parquet(path) if kind == "parquet" else _arrow(path):
-            for row in batch.to_pylist():
-                yield without_fill(row)
+            for start in range(0, batch.num_rows, BATCH):  # a file may be one batch
+                for row in batch.slice(start, BATCH).to_pylist():
+                    yield without_fill(row)
     except (pa.ArrowException, OSError) as error:
         name = "Parquet" if kind == "parquet" else "Arrow"
         raise UserError(f"{path}: this is no {name} file that can be read: {str(error).splitlines()[0]}") from None
@@ -150,8 +152,9 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=1000)
+    # with a buffer, and a map of the file, since else a whole row group, which may be the whole file, is read at once
+    with pq.ParquetFile(path, memory_map=True, buffer_size=BUFFER) as file:
+        yield from file.iter_batches(batch_size=BATCH)
 
 
 def _arrow(path: Path) -> Iterator[Any]:
