@@ -26,7 +26,25 @@ from benchmarks.measure import ROOT, machine, write
 
 SIZES = (10_000, 100_000, 1_000_000)
 KINDS = {10_000: ("jsonl", "json"), 100_000: ("jsonl", "json"), 1_000_000: ("jsonl",)}
-WORDS = "the a cat dog sat ran on under mat hat red blue one two three and not".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "hat",
+    "red",
+    "blue",
+    "one",
+    "two",
+    "three",
+    "and",
+    "not",
+]
 
 
 def make_rows(file: Path, count: int) -> Path:

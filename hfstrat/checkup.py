@@ -34,7 +34,7 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     recipe = loaded.recipe
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed)
-    base = model.load_base(recipe.model, tokenizer)
+    base = recipe.strategy.load_base(recipe, tokenizer)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)

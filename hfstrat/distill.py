@@ -32,16 +32,19 @@ class FrozenTeacher:
 
     It is no module of the student's, so no optimiser, wrapper or checkpoint finds it.
 
+    Its head is looked at here, so it has to be made before anything is bound to or wrapped around the model.
+
     Args:
-        model: the teacher; or the student's own base.
-        adapted: the PEFT model around that base, whose adapter is off while it teaches.
+        model: the teacher; or the student's own base, then `adapted` is the PEFT model around it, to be set before it is
+            asked: its adapter is off while it teaches.
     """
 
-    def __init__(self, model: PreTrainedModel, adapted: Any = None) -> None:
-        self.model, self.adapted = model, adapted
+    def __init__(self, model: PreTrainedModel, is_own: bool = False) -> None:
+        self.model = model
+        self.adapted: Any = None
         self.scale, self.softcap = proven_head(model)
         self._linear: Any = model.get_output_embeddings()
-        if adapted is None:
+        if not is_own:
             model.requires_grad_(False).eval()
 
     @property
@@ -51,7 +54,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor, all_layers: bool = False) -> Any:
-        """Last hidden states `[n, H]` of these rows; with `all_layers` also those of each layer (`[n, H]`, embeddings first)."""
+        """Last hidden states `[n, H]` of these rows; with `all_layers` also each layer's, the embeddings first."""
         if next(self.model.parameters()).device != rows.device:
             self.model.to(rows.device)
         was_training = self.model.training
@@ -134,7 +137,7 @@ class Distiller:
     def _ask(
         self, brought: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss_rows: torch.Tensor
     ) -> tuple[Teacher, list[torch.Tensor] | None]:
-        """What the teacher says, out of the batch or out of its mouth, and the states of its layers where they are asked for."""
+        """What the teacher says, out of the batch or out of its mouth, and its layers' states if they are asked for."""
         if brought:
             given = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
             if "hidden" in given:

@@ -1,4 +1,4 @@
-"""Layers of the student brought near to layers of the teacher: what TinyBERT (arXiv 1909.10351) calls hidden-state distillation."""
+"""Layers of the student brought near to layers of the teacher, as in TinyBERT (arXiv 1909.10351)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-
-from hfstrat.errors import UserError
 
 NAME = "distill_projections"  # of the submodule that learns beside the student and is not saved
 
@@ -41,22 +39,6 @@ class LayerMatch:
             else:
                 total = total + (1 - functional.cosine_similarity(made, wanted, dim=-1)).sum()
         return total * (self.weight / len(self.pairs))
-
-
-def even_pairs(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Each layer of the student with the last layer of the part of the teacher that it stands for."""
-    return [(layer, round((layer + 1) * teacher / student) - 1) for layer in range(student)]
-
-
-def check_pairs(pairs: list[tuple[int, int]], student: int, teacher: int) -> None:
-    """Raises UserError for a layer that is not there."""
-    for given in pairs:
-        for layer, count, who in zip(given, (student, teacher), ("student", "teacher"), strict=True):
-            if not 0 <= layer < count:
-                raise UserError(
-                    f"strategy.hidden.layers: {list(given)}: the {who} has no layer {layer}; its {count} layers are counted from 0 "
-                    f"to {count - 1}"
-                )
 
 
 def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:

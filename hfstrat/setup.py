@@ -20,6 +20,7 @@ from hfstrat.data import Prepared, prepare
 from hfstrat.data.batches import BatchOrder, Collator
 from hfstrat.data.parts import column, overlap_lines
 from hfstrat.errors import UserError
+from hfstrat.feed import Feed
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
@@ -40,6 +41,7 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
+    feed: Feed
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
@@ -88,7 +90,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = model.load_base(recipe.model, tokenizer)
+    base = recipe.strategy.load_base(recipe, tokenizer)
     model.check_context(base.model, max(max(lengths), max(eval_lengths)))
     if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
         base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
@@ -104,6 +106,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
         screen.print(line)
 
+    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen)
+    feed = recipe.strategy.prepare_data(feed, trained)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed)
@@ -111,9 +115,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        data_collator=collate,
+        train_dataset=feed.train,
+        eval_dataset=feed.eval,
+        data_collator=feed.collate,
         processing_class=tokenizer,
         callbacks=[progress, *early_stopping(recipe)],
         order=order,
@@ -126,7 +130,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:

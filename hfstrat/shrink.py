@@ -27,7 +27,7 @@ def kept_layers(wish: int | list[int], count: int) -> list[int]:
         return [round(place * (count - 1) / (wish - 1)) for place in range(wish)] if wish > 1 else [0]
     if outside := [layer for layer in wish if not 0 <= layer < count]:
         raise UserError(
-            f"strategy.shrink.layers: there is no layer {outside[0]} in a model of {count}; they are counted from 0 to {count - 1}"
+            f"strategy.shrink.layers: there is no layer {outside[0]} in a model of {count}, counted from 0 to {count - 1}"
         )
     if sorted(set(wish)) != wish:
         raise UserError(f"strategy.shrink.layers: {wish}: expected each layer once, in the order of the model")
@@ -70,7 +70,8 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
         smaller.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"strategy.shrink: layers of a {model.config.model_type} model cannot be left out: {str(error).splitlines()[-1].strip()}"
+            f"strategy.shrink: layers of a {model.config.model_type} model cannot be left out: "
+            f"{str(error).splitlines()[-1].strip()}"
         ) from error
     smaller.tie_weights()
     smaller.generation_config = copy.deepcopy(model.generation_config)

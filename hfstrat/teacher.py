@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.model import Base
+    from hfstrat.strategies import Footprint
     from hfstrat.strategies.distill_section import TeacherModel
 
 OTHER_WORDS = (
@@ -79,7 +80,7 @@ def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, share
 
 
 def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
-    """The first number that means two things; tokens beyond `shared`, or that only one side knows beyond its end, do not count."""
+    """The first number that means two things; tokens beyond `shared` or beyond an end do not count."""
     own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
     for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
         if own.get(number) != other.get(number):
@@ -98,21 +99,22 @@ def words_in(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def check_room(teacher: int, student: int, trainable: int, free: int | None, name: str) -> None:
+def check_room(teacher: int, student: Footprint, free: int | None, name: str) -> None:
     """Refuse a teacher that does not fit beside the student.
 
     Args:
-        teacher: its parameters; `student` and `trainable` those of the student.
+        teacher: its parameters, 0 where nobody knows.
         free: bytes of memory, None where nobody knows.
 
     Raises:
         UserError: what would fit.
     """
-    theirs, ours = 2 * teacher, 2 * student + 16 * trainable  # 16 bits frozen; weights, gradients, moments of what learns
-    if free is not None and theirs + ours > free:
+    ours = 2 * student.total + 14 * student.trainable  # 16 bits frozen; weights, gradients, moments of what learns
+    theirs = 2 * teacher
+    if teacher and free is not None and theirs + ours > free:
         raise UserError(
-            f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            "are free; what would fit: a run with max_steps: 1 and `cache: hidden` on a larger machine, whose cache folder "
+            f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; what would fit: a run with max_steps: 1 and `cache: hidden` on a larger machine, whose cache folder "
             "(HFSTRAT_CACHE) is then used here without the teacher, a student of strategy lora, or a smaller teacher"
         )
 

@@ -110,6 +110,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     history = trainer.state.log_history
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
+    for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
+        take_off()
     job.recipe.strategy.finish(trained, job.base)
     last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
     best = trainer.best_step()
@@ -136,6 +138,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "total_parameters": total,
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": plan_facts(job.plan),
+        **job.feed.facts,
     }
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
@@ -176,6 +179,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}
+    facts["comparison"] = job.recipe.strategy.compare(job.loaded, facts, final)
     facts["total_seconds"] = time.monotonic() - started
     whole = report.make(job.loaded, facts, job.data.account())
     report.write(whole, job.folder)

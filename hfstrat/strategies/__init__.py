@@ -7,11 +7,12 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.strategies.distill import Distill
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 
-AnyStrategy = Annotated[Full | Lora | Partial, Field(discriminator="name")]
+AnyStrategy = Annotated[Full | Lora | Partial | Distill, Field(discriminator="name")]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])

@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
+    from hfstrat.config import Recipe
+    from hfstrat.feed import Feed
+    from hfstrat.loading import Loaded
     from hfstrat.model import Base
     from hfstrat.trainer import StrategyTrainer
 
@@ -45,6 +49,18 @@ class Strategy(Section, ABC):
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
 
+    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
+        """Refuse what cannot become a model, before torch; the footprint where it can be told."""
+        from hfstrat import preflight_model
+
+        return preflight_model.check_pretrained(recipe, network)
+
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
+        """Where do the weights come from? By default they are those of `model:`."""
+        from hfstrat import model
+
+        return model.load_base(recipe.model, tokenizer)
+
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:
         """Decide which of the loaded base model's weights learn; return the model to train."""
@@ -58,7 +74,7 @@ class Strategy(Section, ABC):
             tied: whether the output head shares the input embeddings' weight.
         """
 
-    def prepare_data(self, data: Any, model: nn.Module) -> Any:
+    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         """What can be computed once before training? By default nothing."""
         return data
 
@@ -70,6 +86,18 @@ class Strategy(Section, ABC):
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
+
+    def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What the result has to be compared with, once it is saved and the memory is free; by default nothing.
+
+        Args:
+            facts: the report's `result` so far.
+            folder: of the result.
+
+        Returns:
+            For the report; its `lines` are shown with the summary.
+        """
+        return {}
 
     def checkpoint_bytes(self, footprint: Footprint) -> int:
         """Bytes of one checkpoint: all weights, and for what learns its float32 copy and two Adam moments."""
