@@ -118,10 +118,15 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"teacher          loss {teacher['loss']:.4f}, token accuracy {teacher['token_accuracy']:.1%}; {_shape(teacher)}",
         f"student          loss {student['loss']:.4f}, token accuracy {student['token_accuracy']:.1%}; {_shape(student)}",
     ]
-    kept = student["token_accuracy"] / max(teacher["token_accuracy"], 1e-9)
+    accuracy = teacher["token_accuracy"]
+    kept = (
+        f"{student['token_accuracy'] / accuracy:.1%} of the teacher's token accuracy"
+        if accuracy
+        else "the teacher knows nothing"
+    )
     smaller = 1 - student["parameters"] / teacher["parameters"]
     size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
-    said.append(f"distilled        {kept:.1%} of the teacher's token accuracy, {size}")
+    said.append(f"distilled        {kept}, {size}")
     if without:
         gain = without["loss"] - student["loss"]
         helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"

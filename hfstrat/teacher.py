@@ -99,23 +99,26 @@ def words_in(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def check_room(teacher: int, student: Footprint, free: int | None, name: str) -> None:
+def check_room(teacher: int, student: Footprint, stays: bool, free: int | None, name: str) -> None:
     """Refuse a teacher that does not fit beside the student.
 
     Args:
         teacher: its parameters, 0 where nobody knows.
+        stays: whether it is asked during training; else it goes before gradients and moments come.
         free: bytes of memory, None where nobody knows.
 
     Raises:
         UserError: what would fit.
     """
-    ours = 2 * student.total + 14 * student.trainable  # 16 bits frozen; weights, gradients, moments of what learns
+    ours = 2 * student.total + (14 if stays else 2) * student.trainable  # 16 bits; what learns: 32, gradients, moments
     theirs = 2 * teacher
+    cure = "a smaller teacher"
+    if stays:
+        cure = f"answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training, or {cure}"
     if teacher and free is not None and theirs + ours > free:
         raise UserError(
             f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free; what would fit: a run with max_steps: 1 and `cache: hidden` on a larger machine, whose cache folder "
-            "(HFSTRAT_CACHE) is then used here without the teacher, a student of strategy lora, or a smaller teacher"
+            f"{free / 1e9:.1f} GB are free; what would fit: {cure}"
         )
 
 

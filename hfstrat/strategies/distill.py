@@ -112,7 +112,9 @@ class Distill(Strategy):
             return teacher.own_teacher(base, will_change=self.shrink is None and self.student.name != "lora")
         shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters()}
         theirs = sum(map(prod, read_shapes(Path(self.teacher.name_or_path).expanduser()).values()))
-        teacher.check_room(theirs, self.footprint(shapes, base.is_tied), teacher.free_bytes(), self.teacher.name_or_path)
+        stays = self.cache.form == "off" or self.hidden is not None
+        size = self.footprint(shapes, base.is_tied)
+        teacher.check_room(theirs, size, stays, teacher.free_bytes(), self.teacher.name_or_path)
         found = teacher.load_teacher(self.teacher, base.compute_dtype)
         shared = min(teacher.words_of(found), teacher.words_of(base.model))
         teacher.check_tokenizers(tokenizer, self.teacher, shared)
