@@ -119,14 +119,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"student          loss {student['loss']:.4f}, token accuracy {student['token_accuracy']:.1%}; {_shape(student)}",
     ]
     accuracy = teacher["token_accuracy"]
-    kept = (
-        f"{student['token_accuracy'] / accuracy:.1%} of the teacher's token accuracy"
-        if accuracy
-        else "the teacher knows nothing"
-    )
+    share = f"{student['token_accuracy'] / accuracy:.1%}" if accuracy else "more than nothing"
     smaller = 1 - student["parameters"] / teacher["parameters"]
     size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
-    said.append(f"distilled        {kept}, {size}")
+    said.append(f"distilled        {share} of the teacher's token accuracy, {size}")
     if without:
         gain = without["loss"] - student["loss"]
         helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"

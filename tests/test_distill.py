@@ -287,10 +287,8 @@ def test_layers_are_brought_together_through_projections_that_are_not_saved(dist
     )
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     make_tokenizer().save_pretrained(tmp_path / "wide")
-    strategy = (
-        f"{{name: distill, teacher: {tmp_path / 'wide'}, student: full, hidden: {{loss: mse, layers: [[1, 2], [3, 5]]}}}}"
-    )
-    done = result(strategy)
+    pairs = "hidden: {loss: mse, layers: [[1, 2], [3, 5]]}"
+    done = distil(f"{{name: distill, teacher: {tmp_path / 'wide'}, student: full, {pairs}}}")
     assert done["optimised"] == done["learning"] + 2 * 32 * 48
     checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
     assert any("distill_projections" in name for name in load_file(checkpoint / "model.safetensors"))
