@@ -54,6 +54,7 @@ check: lint types test
 bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
+	$(BIN)/python -m benchmarks.kd_loss
 	$(BIN)/python -m benchmarks.tokenise
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quickstart
