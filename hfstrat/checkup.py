@@ -15,6 +15,7 @@ from hfstrat.data.render import IGNORED
 from hfstrat.loading import Loaded
 from hfstrat.outcome import quiet_libraries
 from hfstrat.strategies import Footprint
+from hfstrat.tasks import TASKS
 
 SHOWN_TOKENS = 160
 
@@ -29,26 +30,28 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
         console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
     quiet_libraries()
     from hfstrat import model
-    from hfstrat.data import prepare
 
-    recipe = loaded.recipe
+    recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
     tokenizer = model.load_tokenizer(recipe.model)
-    data = prepare(recipe.data, tokenizer, recipe.seed)
-    base = recipe.strategy.load_base(recipe, tokenizer)
+    data = task.prepare(recipe.data, tokenizer, recipe.seed)
+    base = recipe.strategy.load_base(recipe, tokenizer, data)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
     from hfstrat.data.parts import column
     from hfstrat.plan import make_plan
-    from hfstrat.setup import data_lines
 
     lengths, eval_lengths = column(data.train, "length").tolist(), column(data.eval, "length").tolist()
     model.check_context(base.model, max(max(lengths), max(eval_lengths)))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    for line in (*base.remarks, *data_lines(data), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
+    for line in (*base.remarks, *data.lines(), f"{plan.steps:,} steps of {plan.global_batch_size} sequences"):
         console.print(line)
     for index in range(min(rows, len(data.train))):
-        show_row(console, tokenizer, data.train[index], index)
+        row = data.train[index]
+        if data.label_names:
+            show_labelled(console, tokenizer, row, index, data.label_names)
+        else:
+            show_row(console, tokenizer, row, index)
 
 
 def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -106,6 +109,16 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) 
     if len(row["input_ids"]) > SHOWN_TOKENS:
         text.append(f" ... {len(row['input_ids']) - SHOWN_TOKENS} more tokens", style="dim")
     console.print(text)
+
+
+def show_labelled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
+    """One row of a classification, special tokens included, and what it is to be told as."""
+    labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
+    said = ", ".join(names[label] for label in labels) or "(none)"
+    console.print(f"\nrow {index}: {row['length']} tokens, label {escape(said)}")
+    words = tokenizer.decode(row["input_ids"][:SHOWN_TOKENS])
+    more = len(row["input_ids"]) - SHOWN_TOKENS
+    console.print(Text(words + (f" ... {more} more tokens" if more > 0 else ""), style="dim"))
 
 
 def _append(text: Text, words: str, trained: bool, colour: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -32,8 +33,10 @@ def clock_text(seconds: float) -> str:
 class ProgressReport(TrainerCallback):
     """Steps, loss, real tokens per second and time left, as a bar or as lines."""
 
-    def __init__(self, console: Console, order: BatchOrder, time_limit: float | None = None) -> None:
-        self.console, self.order, self.time_limit = console, order, time_limit
+    def __init__(
+        self, console: Console, order: BatchOrder, time_limit: float | None, said: Callable[[dict[str, float]], str]
+    ) -> None:
+        self.console, self.order, self.time_limit, self.said = console, order, time_limit, said
         self.tokens = 0
         self.seconds = 0.0  # of training, loading of batches included, evaluations and checkpoints not
         self.loss: float | None = None
@@ -88,10 +91,8 @@ class ProgressReport(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()
         if metrics and state.is_world_process_zero:
-            self.console.print(
-                f"{self.evaluated or f'evaluation at step {state.global_step}'}: loss {metrics['eval_loss']:.4f}, "
-                f"perplexity {metrics['eval_perplexity']:.2f}, token accuracy {metrics['eval_token_accuracy']:.1%}"
-            )
+            said = self.said({name.removeprefix("eval_"): value for name, value in metrics.items()})
+            self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {said}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

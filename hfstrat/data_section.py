@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator, 
 
 from hfstrat.strategies import Section
 
-Format = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "conversations"]
+Format = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "conversations", "text-classification"]
 _PART = r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?"
 
 

@@ -34,6 +34,7 @@ def fits_on_gpu(
     row: dict[str, Any],
     dtype: torch.dtype,
     distributed: bool,
+    loss: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> Callable[[int], bool]:
     """A test whether so many copies of `row` go through forward, backward and an optimiser's state.
 
@@ -41,8 +42,6 @@ def fits_on_gpu(
     size. Gradients, mode, peak and random state are put back, so that the measurement leaves no trace in the run.
     """
     import torch
-
-    from hfstrat.losses import causal_lm_loss
 
     device = torch.device("cuda", torch.cuda.current_device())
 
@@ -57,8 +56,8 @@ def fits_on_gpu(
             batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
             labels = batch.pop("labels")
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-                outputs = model(**batch, use_cache=False)
-            causal_lm_loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+                outputs = model(**batch)
+            loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
             del moments
             return torch.cuda.max_memory_reserved() < HEADROOM * torch.cuda.get_device_properties(device).total_memory
         except torch.cuda.OutOfMemoryError:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
+from hfstrat.tasks.base import Task
+from hfstrat.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.config import Model
+    from hfstrat.data import Prepared
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Base:
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
     beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
+    task: Task = field(default_factory=CausalLM)
+    head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
 
     @property
     def is_tied(self) -> bool:
@@ -75,45 +80,61 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(model: Model, tokenizer: PreTrainedTokenizerBase) -> Base:
-    """Load the causal LM in its checkpoint's own precision, so that nothing is rounded before it is decided what learns.
+def load_base(model: Model, tokenizer: PreTrainedTokenizerBase, task: Task | None = None, data: Prepared | None = None) -> Base:
+    """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
+    decided what learns.
 
     Raises:
-        UserError: weights that are no causal LM, cannot be read, or lack parameters.
+        UserError: weights that are nothing for this task, cannot be read, or lack parameters.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig
 
+    task = task or CausalLM()
     source, options = source_of(model)
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
-    if type(config) not in AutoModelForCausalLM._model_mapping and not model.trust_remote_code:
-        raise UserError(
-            f"model.name_or_path: {model.name_or_path} is a {config.model_type} model, which is no causal LM; "
-            "expected a decoder such as a Llama, Qwen or GPT model"
-        )
-    if model.attn_implementation != "auto":
-        options["attn_implementation"] = model.attn_implementation
-    if model.gguf_file:
-        options["quantization_config"] = GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
-        options["dtype"] = torch.float32
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(source, **{"dtype": "auto", **options}, output_loading_info=True)
-    except Exception as error:
-        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    if not model.trust_remote_code:
+        task.check_config(model.name_or_path, config)
+    loaded, missing, replaced = _load_weights(model, task, task.config_options(data, tokenizer))
+    head, missing = task.new_weights(loaded, missing)
+    if missing:
         raise UserError(
             f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
-            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: it is no causal LM or is damaged"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.lacking}"
         )
     compute = compute_dtype(model.dtype)
     own = main_dtype(loaded) if model.dtype == "auto" else compute
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         loaded.resize_token_embeddings(len(tokenizer))
-    return Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own)
+    base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
+    if replaced:
+        base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
+    task.adapt(base, tokenizer)
+    return base
+
+
+def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """The loaded model, the names of parameters that the checkpoint lacks, and of those that it has in another shape."""
+    import torch
+    import transformers
+
+    source, options = source_of(model)
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
+    if model.gguf_file:
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
+        options["dtype"] = torch.float32
+    try:
+        loaded, info = getattr(transformers, task.auto_class).from_pretrained(
+            source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
+        )
+    except Exception as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
+    replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
+    return loaded, sorted({*info["missing_keys"], *replaced}), replaced
 
 
 def check_context(model: PreTrainedModel, longest: int) -> None:
@@ -123,6 +144,10 @@ def check_context(model: PreTrainedModel, longest: int) -> None:
         UserError: it names the model's context.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    offset = getattr(positions, "padding_idx", None)
+    if isinstance(context, int) and offset is not None:
+        context -= offset + 1  # RoBERTa and its like count positions from behind it
     if isinstance(context, int) and longest > context:
         raise UserError(
             f"data.max_length: the longest row has {longest} tokens, and this model's context is {context} "

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import checkpoints, hub, preflight_model, workspace
-from hfstrat.config import Data, Recipe, Source, Training
-from hfstrat.data import formats, readers, sources, templates
-from hfstrat.data.reading import Reading, check_train_on
+from hfstrat.config import Recipe, Source, Training
+from hfstrat.data import readers, sources, templates
 from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.located import about, located
 from hfstrat.strategies import Footprint
+from hfstrat.tasks import TASKS
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
 _ORDER = "the order of rows is a function of seed and step; set seed"
@@ -59,6 +59,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
     """
     recipe = loaded.recipe
     with located(loaded):
+        preflight_model.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
         footprint = preflight_model.check_model(recipe, network)
@@ -75,13 +76,13 @@ def _check_data(recipe: Recipe, network: bool) -> None:
     asked = (sources.SPLITS.get(data.split, data.split),)
     for source in data.train:
         sources.check_split(source.path, "data.split", data.split)
-        _check_source(source, data, "data.train", asked, network)
+        _check_source(source, recipe, "data.train", asked, network)
         if data.eval_split:
             sources.check_split(source.path, "data.eval_split", data.eval_split)
             evaluated = (sources.SPLITS.get(data.eval_split, data.eval_split),)
-            _check_source(source, data, "data.eval_split", evaluated, network=False)
+            _check_source(source, recipe, "data.eval_split", evaluated, network=False)
     for source in data.eval or []:
-        _check_source(source, data, "data.eval", sources.EVALUATION, network)
+        _check_source(source, recipe, "data.eval", sources.EVALUATION, network)
     held_out = data.eval is None and data.eval_split is None and data.eval_size >= 1
     if held_out and recipe.evaluation.max_rows and recipe.evaluation.max_rows < data.eval_size:
         raise UserError(
@@ -90,28 +91,28 @@ def _check_data(recipe: Recipe, network: bool) -> None:
         )
 
 
-def _check_source(source: Source, data: Data, key: str, splits: tuple[str, ...], network: bool) -> None:
+def _check_source(source: Source, recipe: Recipe, key: str, splits: tuple[str, ...], network: bool) -> None:
     """Refuse a source that is not there, and the first rows of each of its files that cannot be read."""
     files = sources.local_files(source.path, key, splits)
     if files is None:
-        preflight_model.check_hub(key, source.path, data.revision, "", "dataset", network)
+        preflight_model.check_hub(key, source.path, recipe.data.revision, "", "dataset", network)
     for file in files or []:
         with about(key):
-            _check_rows(readers.first_rows(file), data, source, str(file) if len(files or []) > 1 else source.path)
+            _check_rows(readers.first_rows(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
 
 
-def _check_rows(rows: list[dict[str, Any]], data: Data, source: Source, name: str) -> None:
+def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
+    data, task = recipe.data, TASKS[recipe.task]
     columns = data.columns if source.columns is None else source.columns
     try:
-        reading = Reading.of(rows, name, source.format or data.format, columns)
+        reading = task.told(rows, name, data, source.format or data.format, columns)
     except UserError as error:
-        if not (strange := [ours for ours in columns.values() if ours not in formats.OUR_COLUMNS]):
+        if not (strange := [ours for ours in columns.values() if ours not in task.columns]):
             raise
-        near = get_close_matches(strange[0], formats.OUR_COLUMNS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(formats.OUR_COLUMNS)}"
+        near = get_close_matches(strange[0], task.columns, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.columns)}"
         raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
-    check_train_on(data, reading)
     for number, row in enumerate(rows):
         try:
             reading.example(row)

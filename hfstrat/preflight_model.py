@@ -11,11 +11,11 @@ from hfstrat.config import Model, Recipe
 from hfstrat.errors import UserError
 from hfstrat.located import about
 from hfstrat.model import read_config, read_json, read_shapes
-from hfstrat.strategies import Footprint
+from hfstrat.strategies import STRATEGIES, Footprint
 from hfstrat.strategies.lora import check_adapter
+from hfstrat.tasks import TASKS
 
 HUB_TIMEOUT = 4  # seconds
-NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 def check_model(recipe: Recipe, network: bool) -> Footprint | None:
@@ -83,19 +83,27 @@ def _check_folder(recipe: Recipe, path: Path) -> Footprint | None:
     config = read_config(model)
     if config is None:
         raise _no_model(path)
-    architectures = [str(name) for name in config.get("architectures") or []]
-    if config.get("is_encoder_decoder") or (architectures and architectures[0].endswith(NO_CAUSAL_LM)):
-        raise UserError(
-            f"model.name_or_path: {path} is a {architectures[0] if architectures else config.get('model_type')}, which is no "
-            "causal LM; expected a decoder, whose architecture ends in ForCausalLM or LMHeadModel"
-        )
+    task = TASKS[recipe.task]
+    task.check_architecture(str(path), config)
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
     _check_weights(path)
     if recipe.model.add_tokens or not (shapes := read_shapes(path)):
         return None
+    made = task.shapes(shapes, config, labels=2)  # how many there are is known when the data are read
+    if made is None:
+        return None
     with about("strategy"):
-        return recipe.strategy.footprint(shapes, tied=bool(config.get("tie_word_embeddings", False)))
+        return recipe.strategy.footprint(*made)
+
+
+def check_task(recipe: Recipe) -> None:
+    """Refuse a strategy that cannot do the task, and settings that the task cannot have."""
+    strategy = recipe.strategy
+    if recipe.task not in strategy.tasks:
+        can = [name for name, cls in STRATEGIES.items() if recipe.task in cls.tasks]
+        raise UserError(f"strategy.name: {strategy.name} is not for task: {recipe.task}; expected one of {', '.join(can)}")
+    TASKS[recipe.task].check(recipe)
 
 
 def _check_weights(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hfstrat.errors import NAMES, RunError
 from hfstrat.loading import Loaded
+from hfstrat.tasks import TASKS
 
 LIBRARIES = (
     "hfstrat",
@@ -125,16 +126,17 @@ def summary(report: dict[str, Any]) -> list[str]:
     """The report in a few lines for a person."""
     run, result = report["run"], report["result"]
     before, after = result["metrics_before"], result["metrics_after"]
+    task = TASKS[run["recipe"].get("task", "causal-lm")]
     lines = []
     if before:
         gain = before["loss"] - after["loss"]
         lines.append(
             f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({-gain:+.4f}); "
-            f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}, "
-            f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
+            f"{task.compared(before, after)}"
         )
     else:
-        lines.append(f"evaluation loss  {after['loss']:.4f} after (perplexity {after['perplexity']:.2f})")
+        lines.append(f"evaluation       {task.said(after)} after")
+    lines += task.table(result.get("evaluation", {}))
     lines.append(
         f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
         f"({result['trainable_parameters'] / result['total_parameters']:.2%}), strategy {run['recipe']['strategy']['name']}"

@@ -13,17 +13,18 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, checkpoints, console, fused, memory, model, workspace
+from hfstrat import arguments, checkpoints, console, memory, model, workspace
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
-from hfstrat.data import Prepared, prepare
-from hfstrat.data.batches import BatchOrder, Collator
-from hfstrat.data.parts import column, overlap_lines
+from hfstrat.data import Prepared
+from hfstrat.data.batches import BatchOrder
+from hfstrat.data.parts import column
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.plan import ENDLESS, Plan, largest_that_fits, make_plan
+from hfstrat.tasks import TASKS, Task
 from hfstrat.trainer import StrategyTrainer
 
 
@@ -42,11 +43,16 @@ class Job:
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
     feed: Feed
+    probe: dict[str, Any]  # inputs for comparing models
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.recipe.task]
 
     @property
     def folder(self) -> Path:
@@ -76,7 +82,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     screen = console.make_console(world.is_main_process)
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = model.load_tokenizer(recipe.model)
-    data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    task = TASKS[recipe.task]
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(
@@ -90,20 +97,19 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = recipe.strategy.load_base(recipe, tokenizer)
+    base = recipe.strategy.load_base(recipe, tokenizer, data)
     model.check_context(base.model, max(max(lengths), max(eval_lengths)))
-    if reason := fused.bind_head_loss(base.model):  # before anything wraps the model
-        base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
+    task.own_the_loss(base)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, dtype)
     model.checkpoint_activations(base.model, recipe.training.activation_checkpointing)
     multiple = 8 if args.device.type == "cuda" else 32  # kernels for a CPU are compiled for each new shape
-    collate = Collator(tokenizer.pad_token_id or 0, multiple, model.takes_logits_mask(base.model), selects_rows=reason is None)
+    collate = task.collator(base, data, tokenizer, multiple)
     if args.device.type == "cuda" and recipe.training.per_device_train_batch_size == "auto" and not stored:
         plan = measure_micro_batch(recipe, plan, args, trained, collate, data, dtype)
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    for line in (*data_lines(data), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
+    for line in (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args)):
         screen.print(line)
 
     feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen)
@@ -111,7 +117,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed)
-    progress = console.ProgressReport(screen, order, plan.time_limit)
+    progress = console.ProgressReport(screen, order, plan.time_limit, task.said)
     trainer = recipe.strategy.build_trainer(
         model=trained,
         args=args,
@@ -120,6 +126,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         data_collator=feed.collate,
         processing_class=tokenizer,
         callbacks=[progress, *early_stopping(recipe)],
+        task=task,
+        names=data.label_names,
         order=order,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
@@ -130,7 +138,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "data": fingerprint,
         },
     )
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed)
+    probe = task.probe(data, collate)
+    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe)
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -157,16 +166,17 @@ def measure_micro_batch(
     plan: Plan,
     args: TrainingArguments,
     trained: Any,
-    collate: Collator,
+    collate: Any,
     data: Prepared,
     dtype: torch.dtype,
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits into this GPU, or the smallest of all GPUs'."""
     longest = int(column(data.train, "length").max())
-    worst = {"input_ids": [1] * longest, "labels": [1] * longest}  # the longest row, with loss on all of it
+    task = TASKS[recipe.task]
+    worst = task.worst_row(data, longest)
     trained.to(args.device)
     share = plan.global_batch_size // plan.processes
-    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, worst, dtype, plan.processes > 1))
+    micro = largest_that_fits(share, memory.fits_on_gpu(trained, collate, worst, dtype, plan.processes > 1, task.loss))
     if plan.processes > 1:
         micro = int(gather(torch.tensor([micro], device=args.device)).min())
     plan = replace(plan, micro_batch=micro)
@@ -180,13 +190,6 @@ def measure_micro_batch(
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
     return [EarlyStoppingCallback(patience)] if patience else []
-
-
-def data_lines(data: Prepared) -> list[str]:
-    lines = [f"{name:<9} {line}" for name, account in data.accounts.items() for line in account.lines()]
-    if "eval" not in data.accounts:
-        lines.append(f"{'eval':<9} {len(data.eval):,} rows held out, {len(data.train):,} left to train on")
-    return lines + [f"{'twice':<9} {line}" for line in overlap_lines(data.overlap)]
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:

@@ -71,14 +71,13 @@ def interrupted(job: Job) -> str:
 def answer_prompts(job: Job) -> list[str]:
     """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
     from hfstrat import checkpoints
-    from hfstrat.evaluate import answer
 
     if job.checkpoint and job.trainer.state.global_step == 0:
         return list(checkpoints.state_of(job.checkpoint).get("answers", []))
     if not job.trainer.is_world_process_zero():
         return []
     model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
-    return [answer(model, job.data.renderer, prompt, length, job.compute_dtype) for prompt in job.prompts]
+    return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 
 
 def fit(job: Job, before: list[str]) -> float:
@@ -86,7 +85,7 @@ def fit(job: Job, before: list[str]) -> float:
     from hfstrat.verify import untrained_logits
 
     job.trainer.marker_state["answers"] = before
-    job.untrained = untrained_logits(job.trainer.model, job.data.probe(), job.compute_dtype)
+    job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
     if job.checkpoint:
         job.screen.print(f"going on from {job.checkpoint}")
     started = time.monotonic()
@@ -117,14 +116,15 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     best = trainer.best_step()
     unchanged = best in (None, trainer.state.global_step)
     unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if last is None or last["step"] != trainer.state.global_step or not unchanged:
+    if last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
         job.progress.evaluated = f"the result (weights of step {best or trainer.state.global_step}, as published)"
         last = trainer.evaluate()
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = model.count_parameters(trained)
     facts = {
-        "metrics_before": _metrics(first),
-        "metrics_after": _metrics(last),
+        "metrics_before": _metrics(first, job.task.metrics),
+        "metrics_after": _metrics(last, job.task.metrics),
+        **({"evaluation": trainer.details} if trainer.details else {}),
         "steps": trainer.state.global_step,
         "session_steps": trainer.state.global_step - job.progress.first_step,
         "best_step": best,
@@ -142,13 +142,12 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     }
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
-    ids = job.data.probe()
     dtype = str(model.main_dtype(trained)).removeprefix("torch.")
-    return facts, {"ids": ids, "logits": verify.probe_logits(trained, ids), "dtype": dtype, "untrained": job.untrained}
+    logits = verify.probe_logits(trained, job.probe)
+    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "untrained": job.untrained}
 
 
-def _metrics(entry: Report | None) -> dict[str, float] | None:
-    names = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
+def _metrics(entry: Report | None, names: tuple[str, ...]) -> dict[str, float] | None:
     return {name: float(entry[f"eval_{name}"]) for name in names if f"eval_{name}" in entry} if entry else None
 
 
@@ -165,17 +164,16 @@ def save(job: Job) -> Path:
 def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
     from hfstrat import verify, workspace
-    from hfstrat.evaluate import prompt_text
     from hfstrat.model import source_of
 
     source, options = source_of(job.recipe.model)
     if job.recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = job.recipe.model.attn_implementation
-    facts["verified"] = verify.verify(partial, probe, {"source": source, **options})
+    facts["verified"] = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options})
     final = workspace.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     facts["answers"] = [
-        {"prompt": prompt_text(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
+        {"prompt": job.task.prompt_text(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}

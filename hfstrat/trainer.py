@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from hfstrat import checkpoints, errors
 from hfstrat.clock import Clock
 from hfstrat.data.batches import BatchOrder
-from hfstrat.losses import causal_lm_loss, causal_lm_sums, sums_by_row
+from hfstrat.tasks import CausalLM, Task
 
 VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
 
@@ -27,6 +27,10 @@ class StrategyTrainer(Trainer):
         clock: the time limit, if there is one; the learning rate follows it.
         keep: complete checkpoints to keep.
         state: what a checkpoint's marker holds beside the file sizes (the recipe, the chosen micro-batch).
+        task: whose loss is minimised and whose metrics are measured.
+        names: of the labels, where the task has some.
+
+    `details` is what the last evaluation said beside its metrics.
     """
 
     def __init__(
@@ -36,10 +40,14 @@ class StrategyTrainer(Trainer):
         clock: Clock | None = None,
         keep: int = 2,
         state: dict[str, Any] | None = None,
+        task: Task | None = None,
+        names: tuple[str, ...] = (),
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("compute_loss_func", causal_lm_loss)
-        kwargs.setdefault("compute_metrics", mean_of_sums)
+        self.task, self.names = task or CausalLM(), names
+        self.details: dict[str, Any] | None = None
+        kwargs.setdefault("compute_loss_func", self.task.loss)
+        kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
@@ -72,19 +80,17 @@ class StrategyTrainer(Trainer):
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[None, Any, torch.Tensor]:
         """Per-row sums instead of a mean of batch means: the result depends on no batch size and no process count."""
         inputs = self._prepare_inputs(inputs)
-        labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-            if "nll" in outputs:
-                row = inputs["loss_rows"] // labels.shape[1]
-                beside = [outputs["kl"]] if "kl" in outputs else []
-                sums = sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0], *beside)
-            else:
-                sums = causal_lm_sums(outputs["logits"], labels)
-        return None, sums, sums
+            sums = self.task.sums(model, inputs)
+        return None, sums if len(sums) > 1 else sums[0], sums[0]
+
+    def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = prediction.predictions
+        metrics, self.details = self.task.measure(sums if isinstance(sums, tuple) else (sums,), self.names)
+        return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
@@ -151,11 +157,3 @@ class StrategyTrainer(Trainer):
         if odd:
             raise errors.RunError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH)
         super()._issue_warnings_after_load(load_result)
-
-
-def mean_of_sums(prediction: EvalPrediction) -> dict[str, float]:
-    """Loss (nats a token), perplexity, token accuracy and, with a teacher, the divergence from it, from per-row sums."""
-    nll, tokens, right, *beside = prediction.predictions.astype("float64").sum(axis=0)
-    loss, count = nll / max(tokens, 1), max(tokens, 1)
-    found = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / count, "tokens": tokens}
-    return found | ({"teacher_kl": beside[0] / count} if beside else {})

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,33 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the large
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "HFSTRAT_")
 
 
-def probe_logits(model: Any, ids: Any) -> Any:
-    """Logits `[rows, tokens, V]` in float32 on the CPU, without autocast."""
+def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
+    """Logits (`[rows, tokens, V]`; of a classifier `[rows, labels]`) in float32 on the CPU, without autocast."""
     import torch
 
     model.eval()
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     with torch.no_grad():
-        return model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits.float().cpu()
+        return model(**inputs).logits.float().cpu()
 
 
-def untrained_logits(model: Any, ids: Any, compute_dtype: Any) -> Any:
+def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:
     """What the model says to the probe before training: an artefact has to be nearer to the trained one than to this."""
     import torch
 
     device = next(model.parameters()).device
     with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
-        return probe_logits(model, ids)
+        return probe_logits(model, inputs)
 
 
 def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Reload `folder` in a fresh process and compare what it says with what the trained model said.
 
     Args:
-        probe: token `ids` `[rows, tokens]`; `logits` `[rows, tokens, V]` of the trained model and `untrained` of the one
-            before training, float32; `dtype` to load in.
-        options: keywords for loading the base of an adapter (`source`, and those of `from_pretrained`).
+        probe: `inputs` of a forward pass; `logits` of the trained model and `untrained` of the one before training, float32;
+            `dtype` to load in.
+        options: the `task`, and keywords for loading the base of an adapter (`source`, and those of `from_pretrained`).
 
     Raises:
         RunError: the artefact does not load, or says something else.
@@ -53,7 +56,7 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
 
     with tempfile.TemporaryDirectory(prefix="hfstrat-verify-") as scratch:
         file, spec = Path(scratch) / "probe.pt", Path(scratch) / "spec.json"
-        torch.save({"ids": probe["ids"], "logits": probe["logits"]}, file)
+        torch.save({"inputs": probe["inputs"], "logits": probe["logits"]}, file)
         dtype = probe["dtype"]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         spec.write_text(
@@ -83,27 +86,54 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
 
 
 def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
-    """A run's result by plain peft (an adapter) or plain transformers (a whole model)."""
-    from transformers import AutoModelForCausalLM
+    """A run's result by plain peft (an adapter) or plain transformers (a whole model).
 
+    Raises:
+        RunError: it lacks weights, which would be made up.
+    """
+    import transformers
+
+    from hfstrat.tasks import TASKS, CausalLM
+
+    task = TASKS[options.get("task", CausalLM.name)]
+    auto = getattr(transformers, task.auto_class)
     keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
     if not (Path(folder) / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
-    if options.get("gguf_file"):  # a GGUF base is nothing that peft finds by itself
-        from peft import PeftModel
-        from transformers import AutoTokenizer, GgufConfig
+        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **keep)
+        if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
+            raise errors.RunError(f"{folder} lacks {made_up[0]} and {len(made_up) - 1} more weights", errors.ARTEFACT)
+        return model
+    if options.get("gguf_file"):
+        return _on_gguf(folder, dtype, {k: v for k, v in options.items() if k != "task"})
+    import peft
+    from peft import PeftConfig, PeftModel
 
-        rest = {k: v for k, v in options.items() if k != "source"}
-        base = AutoModelForCausalLM.from_pretrained(
-            options["source"], dtype=dtype, quantization_config=GgufConfig(dequantize=True), **rest
-        )
-        words = len(AutoTokenizer.from_pretrained(folder))
-        if words > base.get_input_embeddings().weight.shape[0]:
-            base.resize_token_embeddings(words)
+    if not (special := task.load_options(folder)):
+        by_itself = getattr(peft, task.auto_class.replace("AutoModel", "AutoPeftModel"))
+        return by_itself.from_pretrained(folder, dtype=dtype, **keep)
+    config = PeftConfig.from_pretrained(folder)
+    base = auto.from_pretrained(config.base_model_name_or_path, revision=config.revision, dtype=dtype, **keep, **special)
+    words = len(transformers.AutoTokenizer.from_pretrained(folder))
+    if words > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(words)
+    with warnings.catch_warnings():  # the base's head is made up, and the adapter has to bring all of it
+        warnings.filterwarnings("error", message="Found missing adapter keys")
         return PeftModel.from_pretrained(base, folder)
-    from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **keep)
+
+def _on_gguf(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
+    """An adapter on a GGUF base, which is nothing that peft finds by itself."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    rest = {k: v for k, v in options.items() if k != "source"}
+    base = AutoModelForCausalLM.from_pretrained(
+        options["source"], dtype=dtype, quantization_config=GgufConfig(dequantize=True), **rest
+    )
+    words = len(AutoTokenizer.from_pretrained(folder))
+    if words > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(words)
+    return PeftModel.from_pretrained(base, folder)
 
 
 def _main(spec_file: str) -> None:
@@ -115,7 +145,7 @@ def _main(spec_file: str) -> None:
     spec = json.loads(Path(spec_file).read_text())
     probe = torch.load(spec["probe"], weights_only=True)
     model = load_artefact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
-    logits, expected = probe_logits(model, probe["ids"]), probe["logits"]
+    logits, expected = probe_logits(model, probe["inputs"]), probe["logits"]
     if logits.shape != expected.shape:
         raise SystemExit(f"the logits have shape {tuple(logits.shape)}, expected {tuple(expected.shape)}")
     result = {

@@ -445,13 +445,16 @@ LATER = {  # rows that are recognised and not trained on in this version
     "preference pairs of ShareGPT": {"conversations": [], "chosen": {}, "rejected": {}},
     "preference labels": {"messages": [], "label": True},
     "multiple choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
-    "classification": {"text": "a", "label": "b"},
-    "classification of text pairs": {"premise": "a", "hypothesis": "b", "label": "c"},
 }
+LABELLED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
         Bad(name, at(TRAIN), [name.split(" of S")[0], "kept for a later version"], files=rows(json.dumps(row)))
         for name, row in LATER.items()
+    ),
+    *(
+        Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
+        for name, row in LABELLED.items()
     ),
     Bad(
         "another speaker",

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from classifiers import labelled
 from conftest import sentences, write_jsonl
 from datasets import Dataset
 from pydantic import BaseModel
@@ -131,6 +132,11 @@ def asked_length(seen: Seen) -> list[int]:
 
 LORA, PARTIAL = "strategy={name: lora, r: 4}", "strategy={name: partial, head: false, last_n_layers: 1}"
 PROBES: dict[str, Probe] = {
+    "task": Probe(
+        ["task=text-classification", "data.train=LABELLED"],
+        lambda s: type(s.job.base.model).__name__,
+        "LlamaForSequenceClassification",
+    ),
     "model.name_or_path": Probe(["model.name_or_path=GPT2"], lambda s: s.job.base.model.config.model_type, "gpt2"),
     "model.revision": Probe(
         ["model.revision=v1"], lambda s: (s.calls["model"].get("revision"), s.adapter.revision), ("v1", "v1")
@@ -271,7 +277,6 @@ PROBES |= {
     "strategy.cache.budget": Probe(["strategy.cache.budget=1KB"], lambda s: bool(answers_kept(s)), False, [DISTILL]),
 }
 APART = {  # keys that are probed by a test of their own, below
-    "task": "test_the_task_has_one_value",
     "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
     "strategy.distill.baseline": "test_when_the_run_without_a_teacher_is_made",
     "data.config": "test_what_a_hub_data_set_is_asked_for",
@@ -377,6 +382,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
+        "LABELLED": lambda: labelled(tmp_path),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",
         "CHECKPOINT": lambda: checkpoint_of(sound, tmp_path),
@@ -470,14 +476,6 @@ def test_when_the_run_without_a_teacher_is_made(
         if runs:
             assert started[0].strategy.alpha == 0.0
             assert started[0].training == job.recipe.training
-
-
-def test_the_task_has_one_value() -> None:
-    """Another task is refused, so the key says what a recipe is for and can say nothing else."""
-    sound = {"model": "m", "strategy": "lora", "data": "d", "output_dir": "o"}
-    assert Recipe.model_validate({**sound, "task": "causal-lm"}) == Recipe.model_validate(sound)
-    with pytest.raises(ValueError, match="causal-lm"):
-        Recipe.model_validate({**sound, "task": "classification"})
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Account:
     tokens_lost: int = 0
     supervised_lost: int = 0
     tools_as_text: bool = False  # the template does not know tools
+    many_labels: bool = False  # a row of a classification has a list of labels
     sources: list[Account] = field(default_factory=list)
 
     @classmethod
@@ -68,6 +69,7 @@ class Account:
             return accounts[0]
         total = cls(f"{len(accounts)} sources", template=accounts[0].template, sources=accounts)
         total.tools_as_text = any(account.tools_as_text for account in accounts)
+        total.many_labels = accounts[0].many_labels
         total.train_on = " and ".join(dict.fromkeys(account.train_on for account in accounts))
         total.format = " and ".join(dict.fromkeys(account.format for account in accounts))
         for name in COUNTS:
@@ -79,7 +81,9 @@ class Account:
         text += f" ({self.template} template, loss on {self.train_on})" if self.template and self.format != "text" else ""
         if self.rows_with_tools:
             text += f", {self.rows_with_tools:,} with tools{' as text: the template knows none' if self.tools_as_text else ''}"
-        text += f", {self.tokens:,} tokens, {self.supervised:,} carry loss"
+        text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} carry loss" if self.train_on else "")
+        if self.rows_blank and not self.train_on:
+            text += f"; {self.rows_blank:,} without a text"
         if self.rows_cut or self.rows_split or self.rows_dropped:
             text += f"; {self.rows_cut:,} cut, {self.rows_split:,} split, {self.rows_dropped:,} dropped"
             text += f", {self.tokens_lost:,} tokens lost"

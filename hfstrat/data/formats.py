@@ -89,19 +89,15 @@ FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
     "text": (frozenset({"text"}), text),
 }
+LABELLED = [  # what tells rows of another task
+    {one, two, label}
+    for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
+    for label in ("label", "labels")
+] + [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]
 LATER = (  # what is recognised and not trained on yet: its name, and the columns that tell it
     ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
     ("preference labels (as KTO takes them)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
     ("multiple choice", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
-    (
-        "classification of text pairs",
-        [
-            {one, two, label}
-            for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
-            for label in ("label", "labels")
-        ],
-    ),
-    ("classification", [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]),
 )
 ALIASES = {  # other names of a prompt and its answer, for the map that is proposed
     "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),
@@ -143,6 +139,8 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
         UserError: the columns do not fit; it says which there are and how to map them.
     """
     given = list(columns)
+    if name == "text-classification":
+        raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
     if name == "auto":
         _refuse_later(given, source)
         for candidate, (needed, _) in FORMATS.items():
@@ -163,6 +161,11 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
 
 
 def _refuse_later(given: list[str], source: str) -> None:
+    if any(shape <= set(given) for shape in LABELLED):
+        raise UserError(
+            f"{source}: rows with the columns {', '.join(given)} are texts with labels; `task: text-classification` at the "
+            "top of the recipe learns them" + ("; `format: text` would train on text alone" if "text" in given else "")
+        )
     for name, shapes in LATER:
         if any(shape <= set(given) for shape in shapes):
             fits = [known for known, (needed, _) in FORMATS.items() if needed <= set(given)]

@@ -100,7 +100,8 @@ def overlap_lines(found: dict[str, Any]) -> list[str]:
     for count, examples, words in (
         ("train_duplicates", "train_duplicate_examples", "training rows stand there already"),
         ("eval_rows_in_train", "eval_rows_in_train_examples", "evaluation rows stand in train too"),
+        ("conflicting_texts", "conflicting_text_examples", "texts stand in train with different labels"),
     ):
-        if found[count]:
+        if found.get(count):
             lines.append(f"{found[count]:,} {words}, such as " + "; ".join(f'"{text}"' for text in found[examples]))
     return lines

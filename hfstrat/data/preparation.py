@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,6 @@ import numpy as np
 
 from hfstrat.data import cache, parts, readers, sources
 from hfstrat.data.account import Account
-from hfstrat.data.formats import Example
 from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
@@ -34,10 +33,11 @@ class Prepared:
 
     train: Dataset
     eval: Dataset
-    renderer: Renderer
+    renderer: Any  # Renderer; of a classification Texts
     accounts: dict[str, Account]
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
     overlap: dict[str, Any] = field(default_factory=dict)  # of `parts.overlap`
+    label_names: tuple[str, ...] = ()  # of a classification, by the number that stands for each
 
     def probe(self, rows: int = 2, tokens: int = 128) -> Any:
         """Token ids `[rows, tokens]` of some evaluation rows, cut to the shortest, for comparing models."""
@@ -59,6 +59,13 @@ class Prepared:
     def account(self) -> dict[str, Any]:
         return {name: asdict(account) for name, account in self.accounts.items()} | {"overlap": self.overlap}
 
+    def lines(self) -> list[str]:
+        """The account in words."""
+        lines = [f"{name:<9} {line}" for name, account in self.accounts.items() for line in account.lines()]
+        if "eval" not in self.accounts:
+            lines.append(f"{'eval':<9} {len(self.eval):,} rows held out, {len(self.train):,} left to train on")
+        return lines + [f"{'twice':<9} {line}" for line in parts.overlap_lines(self.overlap)]
+
 
 class Table(NamedTuple):
     """The tokenised rows of all sources of one part, with the account, and how to find a row as it was written."""
@@ -68,7 +75,7 @@ class Table(NamedTuple):
     origins: list[Origin]
     origin: np.ndarray  # the number of each row's source, `[rows]`
 
-    def example(self, row: int) -> Example:
+    def example(self, row: int) -> Any:
         """The example of a row by its number over all sources."""
         for origin in self.origins:
             if row < origin.count:
@@ -87,6 +94,7 @@ class Origin:
     files: list[Path] | None
     hub: Dataset | None
     count: int = 0
+    told: Callable[..., Any] = Reading.of  # how to read its rows, from the first of them
 
     @classmethod
     def of(cls, source: Source, data: Data, key: str, splits: tuple[str, ...], split: str) -> Origin:
@@ -99,9 +107,25 @@ class Origin:
             return (readers.without_fill(row) for row in self.hub)
         return itertools.chain.from_iterable(map(readers.read, self.files or []))
 
-    def read(self) -> tuple[Iterator[Row], Reading]:
+    @property
+    def wanted(self) -> tuple[str, dict[str, str]]:
+        """Format and columns that the recipe names."""
         columns = self.data.columns if self.source.columns is None else self.source.columns
-        return read_as(self.rows(), self.source.path, self.source.format or self.data.format, columns)
+        return self.source.format or self.data.format, columns
+
+    def read(self) -> tuple[Iterator[Row], Any]:
+        return read_as(self.rows(), self.source.path, *self.wanted, self.told)
+
+    def inputs(self) -> dict[str, Any]:
+        """What its rows depend on, for a fingerprint."""
+        path, hub = self.source.path, self.hub
+        return {
+            "bytes": self.digest(),
+            "kinds": [readers.kind_of(file) for file in self.files or []],
+            "hub": None if hub is None else [path, self.data.config, str(hub.split), len(hub)],
+            "format": self.wanted[0],
+            "columns": self.wanted[1],
+        }
 
     def digest(self) -> str:
         """Over the bytes that the rows come from."""
@@ -109,6 +133,9 @@ class Origin:
             return cache.digest_of(*(self.files or []))
         stored = [Path(file["filename"]) for file in self.hub.cache_files]
         return cache.digest_of(*stored) if stored else cache.fingerprint({"rows": json.dumps(self.hub.to_list(), default=str)})
+
+
+Tokenised = Callable[[Origin], "tuple[Dataset, Account]"]
 
 
 def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
@@ -120,13 +147,14 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     """
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
+    tokenised: Tokenised = lambda origin: _tokenised(origin, renderer, key)  # noqa: E731
     split = sources.SPLITS.get(data.split, data.split)
-    table = _table(data.train, data, renderer, key, "data.train", (split,), data.split)
+    table = table_of(data.train, data, "data.train", (split,), data.split, tokenised)
     accounts, train, origin = {"train": table.account}, table.rows, table.origin
     if data.eval or data.eval_split:
         asked = data.eval_split
         splits = (sources.SPLITS.get(asked, asked),) if asked else sources.EVALUATION
-        evaluated = _table(data.eval or data.train, data, renderer, key, "data.eval", splits, asked or data.split)
+        evaluated = table_of(data.eval or data.train, data, "data.eval", splits, asked or data.split, tokenised)
         accounts["eval"], held = evaluated.account, evaluated.rows
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
@@ -143,15 +171,14 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     return Prepared(train.remove_columns("text_hash"), held.remove_columns("text_hash"), renderer, accounts, shown, overlap)
 
 
-def _table(
-    given: list[Source], data: Data, renderer: Renderer, key: str, name: str, splits: tuple[str, ...], split: str
-) -> Table:
+def table_of(given: list[Source], data: Data, name: str, splits: tuple[str, ...], split: str, tokenised: Tokenised) -> Table:
+    """All rows of one part: of `data.train`, or of `data.eval`."""
     from datasets import concatenate_datasets
 
     tables, accounts, origins = [], [], list[Origin]()
     for source in given:
         origin = Origin.of(source, data, name, splits, split)
-        rows, account = _tokenised(origin, renderer, key)
+        rows, account = tokenised(origin)
         if before := sum(each.count for each in origins):
             rows = rows.remove_columns("row").add_column("row", parts.column(rows, "row") + before)
         origin.count = account.rows_read
@@ -167,17 +194,7 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
 
     source, data = origin.source, origin.data
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on")}
-    inputs = {
-        "bytes": origin.digest(),
-        "kinds": [readers.kind_of(file) for file in origin.files or []],
-        "hub": None if origin.hub is None else [source.path, data.config, str(origin.hub.split), len(origin.hub)],
-        "tokenizer": tokenizer_key,
-        "template": renderer.template,
-        "format": source.format or data.format,
-        "columns": data.columns if source.columns is None else source.columns,
-        **options,
-    }
-
+    inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, **options}
     said = f"{source.path}, at most {data.max_length} tokens a row"
 
     def build(target: Path) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from hfstrat.data import formats
 from hfstrat.data.formats import Example
@@ -46,13 +47,15 @@ class Reading:
         return f"{self.source}: row {index + 1}"
 
 
-def read_as(rows: Iterable[Row], source: str, wanted: str, mapping: dict[str, str]) -> tuple[Iterator[Row], Reading]:
-    """The rows, and how to read them."""
+def read_as(
+    rows: Iterable[Row], source: str, wanted: str, mapping: dict[str, str], told: Callable[..., Any] = Reading.of
+) -> tuple[Iterator[Row], Any]:
+    """The rows, and how to read them, which `told` tells from the first of them."""
     rows = iter(rows)
     head = list(itertools.islice(rows, GLANCE))
     if not head:
         raise UserError(f"{source}: there is no row; expected at least one")
-    return itertools.chain(head, rows), Reading.of(head, source, wanted, mapping)
+    return itertools.chain(head, rows), told(head, source, wanted, mapping)
 
 
 def check_train_on(data: Data, reading: Reading) -> None:

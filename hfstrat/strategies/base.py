@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.config import Recipe
+    from hfstrat.data import Prepared
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
@@ -44,10 +45,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Strategy(Section, ABC):
-    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys."""
+    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are what it can do."""
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         """Refuse what cannot become a model, before torch; the footprint where it can be told."""
@@ -55,11 +57,12 @@ class Strategy(Section, ABC):
 
         return preflight_model.check_pretrained(recipe, network)
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""
         from hfstrat import model
+        from hfstrat.tasks import TASKS
 
-        return model.load_base(recipe.model, tokenizer)
+        return model.load_base(recipe.model, tokenizer, TASKS[recipe.task], data)
 
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:

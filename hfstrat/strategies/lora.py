@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.partial import EMBEDDING, HEAD
@@ -73,7 +74,7 @@ class Lora(Strategy):
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType[base.task.peft_type],
             r=self.r,
             lora_alpha=self.alpha or 2 * self.r,
             lora_dropout=self.dropout,
@@ -81,7 +82,7 @@ class Lora(Strategy):
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
-            modules_to_save=self.modules_to_save or None,
+            modules_to_save=[*self.modules_to_save, *base.head_modules] or None,
             trainable_token_indices=self._new_tokens(base),
             revision=base.revision,
         )
@@ -167,13 +168,20 @@ class Lora(Strategy):
             # difference to the untouched base, an ordinary adapter of twice the rank
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(base.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
+        if trainer.args.should_save:
+            base.task.write_config(base, folder)
 
     def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
         module = name.removesuffix(".weight")
         if not name.endswith(".weight") or len(shape) != 2:
             return False
         if self.target_modules == "all-linear":
-            return not (HEAD.search(name) or EMBEDDING.search(name) or re.search(r"\.(wpe|embed_positions)\.", name))
+            return not (
+                HEAD.search(name)
+                or CLASS_HEAD.search(name)
+                or EMBEDDING.search(name)
+                or re.search(r"\.(wpe|embed_positions)\.", name)
+            )
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
@@ -192,7 +200,9 @@ class Lora(Strategy):
                 if self._is_target(name, shape)
             )
         whole = sum(
-            prod(shape) for name, shape in shapes.items() if any(part in self.modules_to_save for part in name.split("."))
+            prod(shape)
+            for name, shape in shapes.items()
+            if any(part in self.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
         )
         return Footprint(adapters + whole, base + adapters + whole)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 
@@ -31,7 +32,7 @@ class Partial(Strategy):
     last_n_layers: int = Field(0, ge=0, description="How many of the last transformer blocks learn, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns over parameter names, such as '*.mlp.*', that learn too")
     head: bool | Literal["auto"] = Field(
-        "auto", description="Whether the LM head learns; auto: yes, unless it is tied to the embeddings"
+        "auto", description="Whether the LM head learns; auto: yes, unless it is tied. A classifier's head always does"
     )
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(5e-5, "the BERT paper's upper choice (arXiv 1810.04805, A.3), as part of the weights learn"),
@@ -60,7 +61,7 @@ class Partial(Strategy):
                 )
             chosen |= matched
         if self.head is True or (self.head == "auto" and not tied):
-            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name)}
+            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
         if not chosen:
             raise UserError(
                 "strategy: nothing would learn: the LM head is tied to the embeddings, so `head: auto` leaves it frozen; "

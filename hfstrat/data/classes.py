@@ -1,0 +1,158 @@
+"""The data of a classification: tokenised once, labels discovered in training, an evaluation part in like proportions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfstrat.data import cache, class_rows, parts, sources
+from hfstrat.data.account import Account
+from hfstrat.data.class_parts import check_labels, conflicts, encode_labels, hold_out, overlap, unseen
+from hfstrat.data.labels import LabelReading, in_order
+from hfstrat.data.preparation import Origin, Prepared, Table, table_of
+from hfstrat.data.texts import Texts
+from hfstrat.data_section import Data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NAMES_SHOWN = 3
+
+
+@dataclass
+class Classes(Prepared):
+    """Rows with `input_ids`, `token_type_ids` (empty where all zero), `label`, `length`, `row`, memory-mapped.
+
+    `label` is a number, or a list of numbers where a row may have several labels (`many`); `label_names` is what they stand
+    for. `counts` are training rows by label, `[labels]`; `renderer` are the `Texts`.
+    """
+
+    many: bool = False
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(super().fingerprint().encode())
+        digest.update(repr((self.label_names, self.train["label"][:])).encode())
+        return digest.hexdigest()
+
+    def account(self) -> dict[str, Any]:
+        classes = dict(zip(self.label_names, map(int, self.counts), strict=True))
+        kind = "multi_label_classification" if self.many else "single_label_classification"
+        return super().account() | {"labels": {"problem_type": kind, "training_rows": classes}}
+
+    def lines(self) -> list[str]:
+        """The account in words, with how unlike the classes are in size."""
+        lines = super().lines()
+        small, large = int(self.counts.argmin()), int(self.counts.argmax())
+        names = ", ".join(self.label_names[:NAMES_SHOWN]) + (", ..." if len(self.label_names) > NAMES_SHOWN else "")
+        kind = "any number of them a row" if self.many else "one a row"
+        line = f"{len(self.label_names):,} ({names}), {kind}; training rows: smallest {self.label_names[small]} "
+        line += f"{self.counts[small]:,}, largest {self.label_names[large]} {self.counts[large]:,}"
+        if not self.many:
+            line += f" = {self.counts[large] / self.counts.sum():.1%}, the accuracy of always saying it"
+        cut = sum(account.rows_cut for account in self.accounts.values())
+        if cut and self.renderer.max_length:
+            lines.append(f"{'cut':<9} {cut:,} texts to {self.renderer.max_length:,} tokens, special tokens kept")
+        return [*lines, f"{'labels':<9} {line}"]
+
+
+def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Classes:
+    """Load, tokenise and label the training and evaluation rows of a recipe, or take them from the cache.
+
+    Raises:
+        UserError: data that cannot be read, rows that do not fit, fewer than two labels, labels that are no classes, or a
+            label in the evaluation that training does not have.
+    """
+    texts = Texts(tokenizer, data.max_length)
+    tokenised = partial(_tokenised, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    split = sources.SPLITS.get(data.split, data.split)
+    table = table_of(data.train, data, "data.train", (split,), data.split, tokenised)
+    many, origin = table.account.many_labels, table.origin
+    names = discovered(table)
+    train = encode_labels(table.rows, names, many, "data.train")
+    accounts = {"train": table.account}
+    check_labels(train, names, many, table.account)
+    if data.eval or data.eval_split:
+        asked = data.eval_split
+        splits = (sources.SPLITS.get(asked, asked),) if asked else sources.EVALUATION
+        evaluated = table_of(data.eval or data.train, data, "data.eval", splits, asked or data.split, tokenised)
+        unseen(evaluated.rows, names, evaluated.account)
+        accounts["eval"], held = evaluated.account, encode_labels(evaluated.rows, names, many, "data.eval")
+        held = held.select(range(min(max_eval_rows or len(held), len(held))))
+    else:
+        evaluated = table
+        left, out = hold_out(train, data.eval_size, max_eval_rows, seed)
+        train, held, origin = train.select(left), train.select(out), origin[left]
+    found = overlap(train, held, tokenizer) | conflicts(train, tokenizer)
+    counts = np.bincount(flat(train), minlength=len(names))
+    weights = [source.weight for source in data.train]
+    if any(weight != 1 for weight in weights):
+        train = train.select(parts.weigh(origin, weights, seed))
+    shown = _samples(evaluated, held, samples)
+    # rows of like length share a forward pass; no sum depends on the order
+    held = held.select(np.argsort(-parts.column(held, "length"), kind="stable"))
+    train, held = train.remove_columns("text_hash"), held.remove_columns("text_hash")
+    return Classes(train, held, texts, accounts, shown, found, tuple(names), many, counts)
+
+
+def flat(rows: Dataset) -> np.ndarray:
+    """The numbers of all labels of all rows, one after another."""
+    values = rows["label"][:]
+    return np.asarray(
+        [v for each in values for v in each] if values and isinstance(values[0], list) else values, dtype=np.int64
+    )
+
+
+def discovered(table: Table) -> list[str]:
+    """The labels of the training rows, in the data set's own order if all sources say the same one, else sorted naturally."""
+    import pyarrow.compute as pc
+
+    found = pc.unique(pc.list_flatten(table.rows.data.column("names"))).to_pylist()
+    orders = [class_names(origin) for origin in table.origins]
+    known = orders[0] if orders[0] is not None and all(order == orders[0] for order in orders) else None
+    return in_order(found, known)
+
+
+def class_names(origin: Origin) -> list[str] | None:
+    """What the numbers of a Hub data set's label column mean, where it says so."""
+    for name, feature in (origin.hub.features if origin.hub is not None else {}).items():
+        feature = getattr(feature, "feature", feature)  # of a list of labels
+        if origin.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
+            return list(feature.names)
+    return None
+
+
+def _tokenised(origin: Origin, texts: Texts, key: str) -> tuple[Dataset, Account]:
+    from datasets import Dataset
+
+    source, data = origin.source, origin.data
+    origin.told = partial(LabelReading.of, names=class_names(origin))
+    options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
+    inputs = {**origin.inputs(), "task": "text-classification", "tokenizer": key, "classes": class_names(origin), **options}
+    build = lambda target: class_rows.write(*origin.read(), data, texts, target)  # noqa: E731
+    file, account = cache.fetch(cache.fingerprint(inputs), build)
+    account.source, account.weight = source.path, source.weight
+    return Dataset.from_file(str(file)), account
+
+
+def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
+    """The first evaluation rows as prompt and reference, of as many labels as there are."""
+    rows = parts.column(held, "row")
+    seen: Counter[str] = Counter()
+    ranked = []
+    for place, label in enumerate(map(str, held["label"][: 100 * count])):
+        ranked.append((seen[label], place))
+        seen[label] += 1
+    examples = [table.example(int(rows[place])) for _, place in sorted(ranked)[:count]]
+    return [
+        {
+            "prompt": {"text": e.text} | ({"text_pair": e.pair} if e.pair is not None else {}),
+            "reference": ", ".join(e.labels),
+        }
+        for e in examples
+    ]

@@ -1,0 +1,29 @@
+"""The tasks by name. A new task is one file and one name here (and in `Recipe.task`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hfstrat.tasks.base import Task
+from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.text_classification import TextClassification
+
+TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
+
+__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artefact"]
+
+
+def of_artefact(folder: str | Path, recipe: dict[str, Any]) -> Task:
+    """The task that a saved model is for: its run's, or what its own files say."""
+    from hfstrat.model import read_json
+
+    if recipe:
+        return TASKS[recipe.get("task", CausalLM.name)]
+    path = Path(folder).expanduser()
+    kind = read_json(path / "adapter_config.json").get("task_type")
+    architectures = read_json(path / "config.json").get("architectures") or [""]
+    for task in TASKS.values():
+        if kind == task.peft_type or (kind is None and str(architectures[0]).endswith(task.architecture)):
+            return task
+    return TASKS[CausalLM.name]

@@ -1,0 +1,141 @@
+"""Predicting the next token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError
+from hfstrat.tasks.base import Metrics, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from hfstrat.config import Recipe
+    from hfstrat.data import Prepared
+    from hfstrat.data_section import Data
+    from hfstrat.model import Base
+
+NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
+
+class CausalLM(Task):
+    """Texts, prompts with completions and conversations, by models with an LM head."""
+
+    name = "causal-lm"
+    peft_type = "CAUSAL_LM"
+    auto_class = "AutoModelForCausalLM"
+    architecture = "ForCausalLM"
+    unit = "token"
+    metrics = ("loss", "perplexity", "token_accuracy", "tokens")
+    lacking = "it is no causal LM or is damaged"
+
+    @property
+    def columns(self) -> list[str]:
+        from hfstrat.data.formats import OUR_COLUMNS
+
+        return OUR_COLUMNS
+
+    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
+        from hfstrat.data.reading import Reading, check_train_on
+
+        reading = Reading.of(head, source, wanted, columns)
+        check_train_on(data, reading)
+        return reading
+
+    def check(self, recipe: Recipe) -> None:
+        """All settings are for this task."""
+
+    def check_architecture(self, path: str, config: dict[str, Any]) -> None:
+        architectures = [str(name) for name in config.get("architectures") or []]
+        if config.get("is_encoder_decoder") or (architectures and architectures[0].endswith(NO_CAUSAL_LM)):
+            raise UserError(
+                f"model.name_or_path: {path} is a {architectures[0] if architectures else config.get('model_type')}, which is "
+                "no causal LM; expected a decoder, whose architecture ends in ForCausalLM or LMHeadModel"
+            )
+
+    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
+        return shapes, bool(config.get("tie_word_embeddings", False))
+
+    def prepare(self, data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Prepared:
+        from hfstrat.data import prepare
+
+        return prepare(data, tokenizer, seed, samples, max_eval_rows)
+
+    def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
+        from hfstrat.data.batches import Collator
+        from hfstrat.model import takes_logits_mask
+
+        selects = "forward" in vars(base.model)  # our loss is bound to it
+        return Collator(tokenizer.pad_token_id or 0, multiple, takes_logits_mask(base.model), selects_rows=selects)
+
+    def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:
+        return {"input_ids": [1] * length, "labels": [1] * length}  # loss on all of it
+
+    def check_config(self, name: str, config: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            raise UserError(
+                f"model.name_or_path: {name} is a {config.model_type} model, which is no causal LM; "
+                "expected a decoder such as a Llama, Qwen or GPT model"
+            )
+
+    def adapt(self, base: Base, tokenizer: Any) -> None:
+        """The model is as it is."""
+
+    def own_the_loss(self, base: Base) -> None:
+        from hfstrat import fused
+
+        if reason := fused.bind_head_loss(base.model):
+            base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        from hfstrat.losses import causal_lm_loss
+
+        return causal_lm_loss(outputs, labels, num_items_in_batch)
+
+    def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        from hfstrat.losses import causal_lm_sums, sums_by_row
+
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        if "nll" not in outputs:
+            return (causal_lm_sums(outputs["logits"], labels),)
+        row = inputs["loss_rows"] // labels.shape[1]
+        return (sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0]),)
+
+    def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...] = ()) -> tuple[Metrics, dict[str, Any]]:
+        """Loss (nats a token), perplexity and token accuracy."""
+        nll, tokens, right = sums[0].astype("float64").sum(axis=0)
+        loss = nll / max(tokens, 1)
+        accuracy = right / max(tokens, 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": accuracy, "tokens": tokens}, {}
+
+    def said(self, metrics: Metrics) -> str:
+        loss, right = metrics["loss"], metrics["token_accuracy"]
+        return f"loss {loss:.4f}, perplexity {metrics['perplexity']:.2f}, token accuracy {right:.1%}"
+
+    def compared(self, before: Metrics, after: Metrics) -> str:
+        return (
+            f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}, "
+            f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
+        )
+
+    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+        return {"input_ids": data.probe(), "use_cache": False}
+
+    def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+        from hfstrat.evaluate import answer
+
+        return answer(model, data.renderer, prompt, max_new_tokens, dtype)
+
+    def prompt_text(self, prompt: Any) -> str:
+        from hfstrat.evaluate import prompt_text
+
+        return prompt_text(prompt)
+
+    def write_config(self, base: Base, folder: Path) -> None:
+        """An adapter's base knows everything."""
