@@ -137,8 +137,8 @@ class Answers:
             named = value.get("name") if isinstance(value, dict) else value
             if named is None or kind.startswith("union_tag"):
                 return self._no_strategy(named, in_section=isinstance(value, dict))
-        if path == ("strategy", "student") and kind.startswith("union_tag"):
-            return self._no_student(value)
+        if path == ("strategy", "student") and (kind == "missing" or kind.startswith("union_tag")):
+            return self._no_student(None if kind == "missing" else value)
         if kind == "value_error":
             return self._refused(path, errors[0])
         wanted = advice.wanted(_without_index(path), self.strategy)

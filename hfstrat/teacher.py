@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hfstrat.strategies.distill_section import TeacherModel
 
 OTHER_WORDS = (
-    "their probabilities speak of different tokens; take a teacher of the student's family, train on what the teacher writes "
-    "(`strategy.level: sequence`), or use TRL's GOLD, which aligns tokenizers"
+    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers and "
+    "fine-tune on them (sequence-level distillation), or use TRL's GOLD, which aligns tokenizers"
 )
 
 

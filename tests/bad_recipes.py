@@ -749,7 +749,9 @@ DISTILL: list[Bad] = [
         2,
         files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
     ),
-    distilled("more layers than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2),
+    distilled(
+        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
+    ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
     distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
     distilled(
@@ -762,14 +764,14 @@ DISTILL: list[Bad] = [
     distilled(
         "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
     ),
-    distilled("a student that is missing", "  alpha: 0.5", ["strategy.student: missing"], 0),
+    distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
     distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
     distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
     distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),
     distilled("a budget that is no size", "  student: full\n  cache: {budget: 10}", ["strategy.cache.budget", "10GB"], 2),
-    distilled("another tool's name for the teacher", "  student: full\n  teacher_model: x", ["'teacher'"], 2),
+    distilled("another tool's name for the teacher", "  student: full\n  teacher_model: x", ["'strategy.teacher'"], 2),
 ]
 
 OUTPUTS: list[Bad] = [
