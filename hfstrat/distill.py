@@ -24,6 +24,10 @@ from hfstrat.layer_match import LayerMatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hfstrat.feed import Feed
+    from hfstrat.model import Base
+    from hfstrat.strategies.distill_section import Cache
+
 COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy", "teacher_logprobs")
 
 
@@ -110,6 +114,28 @@ class Distiller:
         self.head: Head | None = None  # of a teacher whose hidden states the rows bring along
         self.width = 0  # tokens that both vocabularies share
         self.is_on = False
+
+    matches_layers = True
+
+    def bind(self, model: PreTrainedModel) -> str | None:
+        """Bind to the model; a reason where that cannot be."""
+        return fused.bind_head_loss(model, self)
+
+    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
+        """The teacher as it is asked. Raises ValueError with why it cannot be."""
+        return FrozenTeacher(teacher, is_own)
+
+    def begin(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
+        """From now on this teacher is asked."""
+        if teacher.model is base.model:
+            teacher.adapted = trained
+        ours = base.model.get_output_embeddings().weight.shape[0]
+        self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
+
+    def ask_once(self, feed: Feed, wish: Cache) -> Feed:
+        from hfstrat.teacher_once import ask_once
+
+        return ask_once(feed, self, wish)
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hfstrat.strategies.distill import Distill
 
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
+ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
 SPOKEN = 32  # tokens that are generated to tell the speed
 
 
@@ -34,7 +35,7 @@ def compare(strategy: Distill, loaded: Loaded, facts: dict[str, Any], folder: Pa
 
 
 def _quality(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: metrics[name] for name in ("loss", "token_accuracy", "teacher_kl") if name in metrics}
+    return {name: metrics[name] for name in ("loss", *ACCURACY, "teacher_kl") if name in metrics}
 
 
 def measure_teacher(strategy: Distill, loaded: Loaded) -> dict[str, Any]:
@@ -55,7 +56,10 @@ def speed_of(source: str, loaded: Loaded) -> float | None:
     from hfstrat.verify import load_artefact
 
     options = source_of(loaded.recipe.model)
-    model = load_artefact(source, compute_dtype(loaded.recipe.model.dtype), {"source": options[0], **options[1]})
+    given = {"source": options[0], **options[1], "task": loaded.recipe.task}
+    model = load_artefact(source, compute_dtype(loaded.recipe.model.dtype), given)
+    if not model.can_generate():
+        return None  # a classifier
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     words = torch.arange(5, 21, device=model.device)[None]
     with torch.no_grad():
@@ -114,20 +118,20 @@ def _set(tree: Any) -> Any:
 def lines(found: dict[str, Any]) -> list[str]:
     """Readable off it: how much of the teacher is left, at which size and speed, and whether the teacher helped."""
     teacher, student, without = found["teacher"], found["student"], found["without_teacher"]
+    key, words = next((name, text) for name, text in ACCURACY.items() if name in teacher)
     said = [
-        f"teacher          loss {teacher['loss']:.4f}, token accuracy {teacher['token_accuracy']:.1%}; {_shape(teacher)}",
-        f"student          loss {student['loss']:.4f}, token accuracy {student['token_accuracy']:.1%}; {_shape(student)}",
+        f"{who:<16} loss {one['loss']:.4f}, {words} {one[key]:.1%}; {_shape(one)}"
+        for who, one in (("teacher", teacher), ("student", student))
     ]
-    accuracy = teacher["token_accuracy"]
-    share = f"{student['token_accuracy'] / accuracy:.1%}" if accuracy else "more than nothing"
+    share = f"{student[key] / teacher[key]:.1%}" if teacher[key] else "more than nothing"
     smaller = 1 - student["parameters"] / teacher["parameters"]
     size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
-    said.append(f"distilled        {share} of the teacher's token accuracy, {size}")
+    said.append(f"distilled        {share} of the teacher's {words}, {size}")
     if without:
         gain = without["loss"] - student["loss"]
         helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"
         said.append(
-            f"without teacher  loss {without['loss']:.4f}, token accuracy {without['token_accuracy']:.1%} after as many steps: "
+            f"without teacher  loss {without['loss']:.4f}, {words} {without[key]:.1%} after as many steps: "
             f"{helped} ({-gain:+.4f})"
         )
     else:

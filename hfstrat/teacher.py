@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.model import Base
     from hfstrat.strategies import Footprint
     from hfstrat.strategies.distill_section import TeacherModel
+    from hfstrat.tasks.base import Task
 
 OTHER_WORDS = (
     "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers and "
@@ -23,13 +24,13 @@ OTHER_WORDS = (
 )
 
 
-def load_teacher(section: TeacherModel, dtype: torch.dtype) -> PreTrainedModel:
+def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTrainedModel:
     """The frozen model in `dtype`.
 
     Raises:
-        UserError: it is no causal LM, or cannot be read.
+        UserError: it is nothing for this task, or cannot be read.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     source = Path(section.name_or_path).expanduser()
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
@@ -37,12 +38,12 @@ def load_teacher(section: TeacherModel, dtype: torch.dtype) -> PreTrainedModel:
         options["revision"] = section.revision
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
-        model, info = AutoModelForCausalLM.from_pretrained(name, **options, output_loading_info=True)
+        model, info = getattr(transformers, task.auto_class).from_pretrained(name, **options, output_loading_info=True)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: it is no causal LM")
+        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
 
@@ -62,7 +63,8 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
 
 def words_of(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary, padding included."""
-    return int(model.get_output_embeddings().weight.shape[0])
+    head = model.get_output_embeddings()
+    return int((model.get_input_embeddings() if head is None else head).weight.shape[0])
 
 
 def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:

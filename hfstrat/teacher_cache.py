@@ -102,8 +102,9 @@ class Rows(NamedTuple):
         digest, lengths, supervised = hashlib.sha256(), [], []
         for place in first:
             row = rows[int(place)]
-            ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + labels.tobytes())
+            names = ("input_ids", "labels", "token_type_ids")
+            ids, labels, types = (np.asarray(row.get(name, ()), dtype=np.int64) for name in names)
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + labels.tobytes() + types.tobytes())
             lengths.append(len(ids))
             supervised.append(int((labels[1:] != IGNORED).sum()))
         return cls(first, which, np.array(lengths), np.array(supervised, dtype=np.int64), digest.hexdigest())

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.config import Recipe
-    from hfstrat.distill import Distiller, FrozenTeacher
+    from hfstrat.data import Prepared
+    from hfstrat.distill import Distiller
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
@@ -88,13 +89,12 @@ class Distill(Strategy):
         preflight_teacher.check(self, recipe, network)
         return footprint
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
-        from hfstrat.distill import Distiller
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         from hfstrat.distill_loss import Mix
         from hfstrat.shrink import drop_layers, kept_layers
 
-        base = self.student.load_base(recipe, tokenizer)
-        base.beside[KEY] = Distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
+        base = self.student.load_base(recipe, tokenizer, data)
+        base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
         if self.asks:
             base.beside["teacher"] = self._teacher(base, tokenizer)
         if self.shrink:
@@ -115,7 +115,7 @@ class Distill(Strategy):
         stays = self.cache.form == "off" or self.hidden is not None
         size = self.footprint(shapes, base.is_tied)
         teacher.check_room(theirs, size, stays, teacher.free_bytes(), self.teacher.name_or_path)
-        found = teacher.load_teacher(self.teacher, base.compute_dtype)
+        found = teacher.load_teacher(self.teacher, base.task, base.compute_dtype)
         shared = min(teacher.words_of(found), teacher.words_of(base.model))
         teacher.check_tokenizers(tokenizer, self.teacher, shared)
         if found.get_input_embeddings().weight.shape[0] < len(tokenizer):
@@ -127,40 +127,35 @@ class Distill(Strategy):
 
     def build_model(self, base: Base) -> nn.Module:
         from hfstrat import fused
-        from hfstrat.model import count_parameters
-        from hfstrat.teacher import words_of
+        from hfstrat.model import cast_weights, count_parameters
 
-        distiller: Distiller = base.beside[KEY]
-        teacher = base.beside.pop("teacher", None)
+        distiller = base.beside[KEY]
+        teacher: PreTrainedModel | None = base.beside.pop("teacher", None)
         fused.unbind_head_loss(base.model)
-        asked = self._frozen(base, teacher) if teacher is not None else None
-        words = words_of(base.model)
-        if reason := fused.bind_head_loss(base.model, distiller):
+        if teacher is not None:
+            if teacher is not base.model:
+                cast_weights(teacher, base.compute_dtype)
+            asked = self._wrapped(distiller, teacher, base)
+        if reason := distiller.bind(base.model):
             raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
         trained = self.student.build_model(base)
-        if asked is None:
+        if teacher is None:
             return trained
-        ours, theirs = count_parameters(trained)[1], count_parameters(asked.model)[1]
-        if asked.model is base.model:
-            asked.adapted = trained
-        elif theirs < ours:
+        ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]
+        if theirs < ours and teacher is not base.model:
             base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
-        distiller.teacher, distiller.width = asked, min(words, asked.head.weight.shape[0])
-        distiller.is_on = True
+        try:
+            distiller.begin(asked, base, trained)
+        except ValueError as error:
+            raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
         if self.hidden:
-            self._match_layers(base, distiller, asked.model)
+            self._match_layers(base, distiller, teacher)
         return trained
 
-    def _frozen(self, base: Base, teacher: PreTrainedModel) -> FrozenTeacher:
-        from hfstrat.distill import FrozenTeacher
-        from hfstrat.fused import unbind_head_loss
-        from hfstrat.model import cast_weights
-
-        unbind_head_loss(teacher)  # the whole model that the student was made of was bound before
-        if teacher is not base.model:
-            cast_weights(teacher, base.compute_dtype)
+    def _wrapped(self, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
+        """The teacher as it is asked; its head is looked at before anything is bound to it."""
         try:
-            return FrozenTeacher(teacher, is_own=teacher is base.model)
+            return distiller.frozen(teacher, is_own=teacher is base.model)
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
 
@@ -168,6 +163,8 @@ class Distill(Strategy):
         from hfstrat import layer_match, layer_pairs
 
         assert self.hidden is not None
+        if not distiller.matches_layers:
+            raise UserError("strategy.hidden: layers are brought together for causal-lm only; remove it")
         ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
         counts = ours.num_hidden_layers, theirs.num_hidden_layers
         pairs = [(pair[0], pair[1]) for pair in self.hidden.layers] if self.hidden.layers else layer_pairs.even_pairs(*counts)
@@ -180,13 +177,16 @@ class Distill(Strategy):
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
-        from hfstrat.distill import Distiller
-        from hfstrat.teacher_once import ask_once
 
-        distiller = fused.objective_of(model)
-        if not isinstance(distiller, Distiller) or distiller.teacher is None:
-            return data
-        return ask_once(data, distiller, self.cache)
+        distiller: Any = fused.objective_of(model)
+        return distiller.ask_once(data, self.cache) if distiller is not None and distiller.is_on else data
+
+    def build_trainer(self, **arguments: Any) -> StrategyTrainer:
+        from hfstrat import fused
+
+        if loss := getattr(fused.objective_of(arguments["model"]), "loss", None):
+            arguments["compute_loss_func"] = loss
+        return self.student.build_trainer(**arguments)
 
     def finish(self, model: nn.Module, base: Base) -> None:
         from hfstrat import layer_match
