@@ -327,7 +327,7 @@ def test_another_vocabulary_is_refused(recipe: Any, tmp_path: Path, models: Call
     words[first], words[second] = words[second], words[first]
     file.write_text(json.dumps(content))
     loaded = recipe(f"strategy={{name: distill, teacher: {tmp_path / 'other'}, student: full}}")
-    with pytest.raises(UserError, match=r"another vocabulary .* sequence.*GOLD"):
+    with pytest.raises(UserError, match=r"another vocabulary .*sequence.*GOLD"):
         run(loaded)
     assert not (tmp_path / "run").exists()
 
