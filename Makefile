@@ -57,6 +57,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/python -m benchmarks.kd_loss
 	$(BIN)/python -m benchmarks.tokenise
 	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.distill
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.lora_sft
 

@@ -10,7 +10,7 @@ interleaved repeats in one process; ratios are medians of the ratios within each
 of a fresh process over one forward and backward, gradients included.
 
 Predicted before the first run: frozen head 0.3x the time of plain (0.4x of three matrix products, and the softmaxes stay in
-cache) and 0.15x its memory; learning head 0.35x and 0.35x, as the weight's gradient (74 MB, held twice for a moment) is in both.
+cache) and 0.15x its memory; learning head 0.35x and 0.35x, for the weight's gradient (74 MB, held twice for a moment).
 TRL's kernel: 1.3x the time of plain, since it computes both products twice, and 0.5x its memory.
 """
 

@@ -151,13 +151,13 @@ class Distiller:
         if not self.is_on:
             return fused.cross_entropy(model, args, kwargs, loss_rows, targets, scale, softcap)
         said, theirs = self._ask(brought, args, kwargs, loss_rows)
-        if theirs is None:
-            rows, ours = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows), []
-        else:
-            rows, ours = layers_of(model, args, kwargs, loss_rows)
+        if theirs is None or self.match is None:
+            rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
+            return self._output(model, rows, targets, said, scale, softcap)
+        rows, ours = layers_of(model, args, kwargs, loss_rows)
         output = self._output(model, rows, targets, said, scale, softcap)
-        if theirs is not None and self.match is not None and torch.is_grad_enabled():
-            output.total = output.total + self.match(ours, theirs)
+        if torch.is_grad_enabled():
+            output.total += self.match(ours, theirs)
         return output
 
     def _ask(
@@ -165,11 +165,11 @@ class Distiller:
     ) -> tuple[Teacher, list[torch.Tensor] | None]:
         """What the teacher says, out of the batch or out of its mouth, and its layers' states if they are asked for."""
         if brought:
-            given = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
+            given: dict[str, Any] = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
             if "hidden" in given:
                 assert self.head is not None
                 self.head = head_on(self.head, loss_rows.device)
-                return Teacher(self.width, head=self.head, **given), None
+                return Teacher(self.width, given["hidden"], self.head), None
             return Teacher(self.width, **given), None
         assert self.teacher is not None, "no teacher, and rows that do not say what it said"
         found = self.teacher.hidden(args, kwargs, loss_rows, all_layers=self.match is not None)
@@ -192,7 +192,7 @@ class Distiller:
         head = Head(linear.weight, linear.bias, softcap, scale)
         if torch.is_grad_enabled() and model.training:
             return HeadLossOutput(total=distill_loss(rows, head, targets, said, mix))
-        nll, correct = head_scores(rows, *head[:1], targets, *head[1:])
+        nll, correct = head_scores(rows, head.weight, targets, head.bias, head.softcap, head.scale)
         kl = distill_scores(rows, head, said, mix.temperature)
         total = distill_loss(rows, head, targets, said, mix) if torch.is_grad_enabled() else nll.sum()
         return HeadLossOutput(total=total, nll=nll, correct=correct, kl=kl)

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.verify import LAUNCHER
+
 if TYPE_CHECKING:
     from hfstrat.loading import Loaded
     from hfstrat.strategies.distill import Distill
 
+KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
 SPOKEN = 32  # tokens that are generated to tell the speed
@@ -90,7 +93,8 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     recipe = folder.parent / "without-teacher.yaml"
     recipe.write_text(json.dumps(as_given(loaded)), encoding="utf-8")
     command = [sys.executable, "-m", "hfstrat.train", str(recipe), *words, "--overwrite"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER) or key in KEPT}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     report = folder / "report.json"
     if done.returncode or not report.is_file():
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -132,8 +132,8 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
 
 def objective_of(model: nn.Module) -> Objective | None:
     """What a model, or one within it, was bound to minimise."""
-    bound = (vars(module).get("forward") for module in model.modules())
-    return next((forward.objective for forward in bound if hasattr(forward, "objective")), None)
+    bound = (getattr(vars(module).get("forward"), "objective", None) for module in model.modules())
+    return next((objective for objective in bound if objective is not None), None)
 
 
 def cross_entropy(

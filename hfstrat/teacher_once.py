@@ -199,13 +199,13 @@ def _judge(feed: Feed, distiller: Distiller) -> Feed:
     """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None
-    size = feed.plan.eval_batch
+    head, size = teacher.head, feed.plan.eval_batch
     for start in feed.track(list(range(0, len(feed.eval), size)), "judging the teacher"):
         batch = feed.batch(list(range(start, min(start + size, len(feed.eval)))))
         hidden = batch.get("teacher_hidden")
         hidden = states_of(feed, teacher, batch) if hidden is None else hidden
         with feed.computing():
-            losses, correct = head_scores(hidden, *teacher.head[:1], batch["targets"], *teacher.head[1:])
+            losses, correct = head_scores(hidden, head.weight, batch["targets"], head.bias, head.softcap, head.scale)
         nll, right, count = nll + float(losses.sum()), right + float(correct.sum()), count + len(losses)
     from hfstrat.model import count_parameters
 
@@ -230,5 +230,5 @@ def digest_of_weights(model: nn.Module) -> str:
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -297,6 +297,25 @@ def test_layers_are_brought_together_through_projections_that_are_not_saved(dist
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
 
+@pytest.mark.parametrize("more", ["hidden: {loss: cosine}", "cache: {form: sampled, tokens: 8}"], ids=["layers", "draws"])
+def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path, more: str) -> None:
+    import shutil
+
+    from safetensors.torch import load_file
+
+    strategy = f"{{name: distill, teacher: TEACHER, shrink: {{layers: 3}}, student: full, {more}}}"
+    distil(strategy, "training.save_total_limit=5", name="whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    for name in ("checkpoint-4", "final"):
+        shutil.rmtree(tmp_path / "half" / name)
+    (tmp_path / "half" / "report.json").unlink()
+    again = distil(strategy, "training.save_total_limit=5", name="half")
+    assert again["resumed_from"].endswith("checkpoint-2")
+    ours, theirs = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("half", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_another_vocabulary_is_refused(recipe: Any, tmp_path: Path, models: Callable[..., Path]) -> None:
     import shutil
 
@@ -308,7 +327,7 @@ def test_another_vocabulary_is_refused(recipe: Any, tmp_path: Path, models: Call
     words[first], words[second] = words[second], words[first]
     file.write_text(json.dumps(content))
     loaded = recipe(f"strategy={{name: distill, teacher: {tmp_path / 'other'}, student: full}}")
-    with pytest.raises(UserError, match=r"another vocabulary .* sequence.*GOLD"):
+    with pytest.raises(UserError, match=r"another vocabulary .*sequence.*GOLD"):
         run(loaded)
     assert not (tmp_path / "run").exists()
 
