@@ -29,6 +29,7 @@ FOREIGN = {
     "strategy.temperature": "kd_temperature distill_temperature",
     "strategy.alpha": "lora_alpha kd_alpha kd_ratio lmbda",
     "strategy.loss": "beta kd_loss divergence distill_loss",
+    "task": "task_type problem_type stage",
     "strategy.name": "finetuning_type method peft_type peft use_peft",
     "model.name_or_path": "base_model model_name_or_path model_name pretrained_model_name_or_path model_id checkpoint_path",
     "model.dtype": "torch_dtype bf16 fp16 tf32 precision mixed_precision compute_dtype",
@@ -43,7 +44,8 @@ FOREIGN = {
     "data.eval_size": "val_size val_set_size test_size validation_split split_ratio",
     "data.max_length": "cutoff_len max_seq_length max_seq_len sequence_len seq_len seq_length context_length block_size",
     "data.format": "type dataset_format formatting prompt_style",
-    "data.columns": "dataset_text_field text_field field_messages column_mapping",
+    "data.columns": "text_column label_column text_column_name label_column_name "
+    "dataset_text_field text_field field_messages column_mapping",
     "data.template": "chat_template chat_template_path",
     "data.train_on": "train_on_inputs train_on_prompt mask_prompt completion_only_loss assistant_only_loss",
     "training.learning_rate": "lr max_lr peak_lr",
@@ -81,6 +83,7 @@ ELSEWHERE = {
     "quantization": "this version does not quantize: remove it",
     "packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
     "sample_packing": "this version does not pack rows: remove it (rows of like length share a forward pass)",
+    **dict.fromkeys(("num_labels", "num_classes", "id2label", "label2id"), "labels are found in the training rows: remove it"),
     "report_to": "it is passed on as it is: `training.extra.report_to`",
     "wandb_project": "trackers are named in `training.extra.report_to`",
 }

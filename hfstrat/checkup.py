@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hfstrat import preflight_model
 from hfstrat.data.render import IGNORED
 from hfstrat.loading import Loaded
 from hfstrat.outcome import quiet_libraries
@@ -26,14 +27,14 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=160)
     show_recipe(console, loaded)
-    if footprint:
-        console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
     quiet_libraries()
     from hfstrat import model
 
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
     tokenizer = model.load_tokenizer(recipe.model)
     data = task.prepare(recipe.data, tokenizer, recipe.seed)
+    if footprint := footprint and preflight_model.footprint_of(recipe, len(data.label_names)):
+        console.print(f"from the file headers: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
     base = recipe.strategy.load_base(recipe, tokenizer, data)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))

@@ -33,6 +33,8 @@ def with_head(shapes: Shapes, config: dict[str, Any], labels: int) -> Shapes | N
     if prefix is None:
         return None
     bare = not any(name.startswith(f"{prefix}.") for name in shapes)
+    if bare and any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or []):
+        return None  # a decoder whose body is called something else
     named = {f"{prefix}.{name}" if bare else name: shape for name, shape in shapes.items()}
     body = {name: shape for name, shape in named.items() if name.startswith(f"{prefix}.") and "position_ids" not in name}
     width = int(config.get("hidden_size") or config.get("n_embd") or config.get("dim") or config.get("d_model") or 0)

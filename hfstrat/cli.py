@@ -131,6 +131,19 @@ def generate(
 
 
 @app.command()
+def predict(
+    target: Target,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times")] = None,
+    file: Annotated[Path | None, typer.Option(help="Texts: lines of .txt, or rows with a text or a pair of texts")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl")] = None,
+) -> None:
+    """Say the labels that a classifier gives to texts."""
+    from hfstrat import predict as prediction
+
+    prediction.predict(target, text or [], file, output)
+
+
+@app.command()
 def merge(
     target: Target,
     output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],

@@ -88,9 +88,19 @@ def _check_folder(recipe: Recipe, path: Path) -> Footprint | None:
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
     _check_weights(path)
-    if recipe.model.add_tokens or not (shapes := read_shapes(path)):
+    return footprint_of(recipe, labels=2)  # how many there are is known when the data are read
+
+
+def footprint_of(recipe: Recipe, labels: int) -> Footprint | None:
+    """How many parameters learn and how many there are, from the weights' headers; None where they do not tell.
+
+    Args:
+        labels: how many the data have, which makes the head of a classifier.
+    """
+    path, config = Path(recipe.model.name_or_path).expanduser(), read_config(recipe.model)
+    if config is None or recipe.model.add_tokens or not (shapes := read_shapes(path)):
         return None
-    made = task.shapes(shapes, config, labels=2)  # how many there are is known when the data are read
+    made = TASKS[recipe.task].shapes(shapes, config, labels)
     if made is None:
         return None
     with about("strategy"):
@@ -171,6 +181,11 @@ def _check_adapter(recipe: Recipe) -> None:
             f"strategy.adapter: {path / 'adapter_config.json'} is no JSON object; give the folder of a PEFT adapter"
         )
     check_adapter(adapter)
+    kind, task = read_json(path / "adapter_config.json").get("task_type"), TASKS[recipe.task]
+    if kind in (other.peft_type for other in TASKS.values()) and kind != task.peft_type:
+        raise UserError(
+            f"strategy.adapter: {adapter} is an adapter for {kind}; task: {task.name} goes on from {task.peft_type}"
+        )
 
 
 def check_hub(key: str, source: str, revision: str | None, file: str, kind: str, network: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.outcome import quiet_libraries
+from hfstrat.tasks import CausalLM, Task, of_artefact
 
 PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
 
@@ -51,10 +52,11 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     from hfstrat.verify import load_artefact
 
     folder, recipe = resolve(target)
+    task = of_artefact(folder, recipe)
     wanted = recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     try:
-        model = load_artefact(folder, compute_dtype(wanted), {"source": source, **options})
+        model = load_artefact(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         here = "" if Path(folder).exists() else "no such folder here, and "
@@ -73,10 +75,8 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
     asked: list[Any] = [*prompts, *(_prompts(file) if file else [])]
     if not asked:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
-    if output and output.exists():
-        raise UserError(f"{output} exists already; name another file")
-    if output and not output.absolute().parent.is_dir():
-        raise UserError(f"{output}: there is no folder {output.parent}; make it, or name another file")
+    check_output(output)
+    check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
     model, tokenizer, recipe = load(target)
     import torch
 
@@ -86,7 +86,7 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
 
     template = recipe.get("data", {}).get("template", "auto")
     renderer = Renderer(tokenizer, template if template in NAMES else "chat")  # a file's template is the tokenizer's own now
-    with _lines(output) as say:
+    with lines(output) as say:
         for prompt in asked:
             text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast
             if output:
@@ -97,8 +97,23 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
         print(f"{output}: {len(asked)} answers")
 
 
+def check_output(output: Path | None) -> None:
+    """Raises UserError for a file that is there already, or that has no folder to be in."""
+    if output and output.exists():
+        raise UserError(f"{output} exists already; name another file")
+    if output and not output.absolute().parent.is_dir():
+        raise UserError(f"{output}: there is no folder {output.parent}; make it, or name another file")
+
+
+def check_task(target: str, wanted: Task, instead: str) -> None:
+    """Raises UserError where a saved model is for another task."""
+    folder, recipe = resolve(target)
+    if of_artefact(folder, recipe).name != wanted.name:
+        raise UserError(f"{target}: {instead}")
+
+
 @contextmanager
-def _lines(output: Path | None) -> Iterator[Any]:
+def lines(output: Path | None) -> Iterator[Any]:
     if output is None:
         yield lambda line: print(line, flush=True)
         return
@@ -130,7 +145,7 @@ def merge(target: str, output: Path) -> None:
     Raises:
         UserError: no adapter, or an output folder in use.
     """
-    folder, _ = resolve(target)
+    folder, recipe = resolve(target)
     if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
         raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
     if output.exists() and (output.is_file() or any(output.iterdir())):
@@ -153,7 +168,9 @@ def merge(target: str, output: Path) -> None:
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}")
-    print(f"KL(adapter || merged) = {divergence:.2e} nats a token; the same top token at {agreement:.2%} of {ids.numel()}")
+    unit = of_artefact(folder, recipe).unit
+    count = before.shape[:-1].numel()
+    print(f"KL(adapter || merged) = {divergence:.2e} nats a {unit}; the same first choice for {agreement:.2%} of {count}")
 
 
 def _probe(run: Path, tokenizer: Any, device: Any) -> Any:

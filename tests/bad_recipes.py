@@ -805,7 +805,59 @@ OUTPUTS: list[Bad] = [
     Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),
 ]
 
+LABELS = [json.dumps({"text": f"t {n}", "label": "ab"[n % 2]}) for n in range(8)]
+
+
+def classify(name: str, line: int, says: list[str], lines: dict[int, str] | None = None, **more: Any) -> Bad:
+    """A case of task: text-classification; its rows are sound unless `files` says otherwise."""
+    task = {OUTPUT: "output_dir: run\ntask: text-classification"}
+    return Bad(name, at(line), says, lines=task | (lines or {}), **{"files": rows(*LABELS), **more})
+
+
+def labels(*values: Any) -> dict[str, str | bytes | None]:
+    return rows(*(json.dumps({"text": "t", "label": value}) for value in values))
+
+
+CLASSIFICATION = [
+    classify("rows of another task", TRAIN, ["text + label", "prompt, completion", "columns:"], files=rows(GOOD_ROW)),
+    classify(
+        "columns that want a map",
+        TRAIN,
+        ["there are review, sentiment", "`columns: {review: text, sentiment: label}`"],
+        files=rows(json.dumps({"review": "a", "sentiment": "b"})),
+    ),
+    classify("a label that is null", TRAIN, ["row 2", "'label' is null"], files=labels("a", None)),
+    classify("scores for labels", TRAIN, ["row 1", "'label' is 0.5", "regression"], files=labels(0.5, 0.7)),
+    classify("a list among labels", TRAIN, ["row 1", "but other rows have a list"], files=labels("a", ["b"])),
+    classify("a vector for labels", TRAIN, ["row 1", "vector of 0 and 1"], files=labels([0, 1, 0], [1, 0, 0])),
+    classify(
+        "a format of the other task",
+        EVAL_SIZE,
+        ["data.format: messages is for task: causal-lm"],
+        {EVAL_SIZE: "  format: messages"},
+    ),
+    classify("texts that are split", EVAL_SIZE, ["overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}),
+    classify("a template without a chat", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
+    classify("loss on turns", EVAL_SIZE, ["data.train_on", "causal-lm"], {EVAL_SIZE: "  train_on: all"}),
+    classify("a frozen new head", R, ["strategy.head: false", "has to learn"], {NAME: "  name: partial", R: "  head: false"}),
+    classify(
+        "an encoder with a decoder",
+        MODEL,
+        ["encoder with a decoder", "BERT"],
+        files=rows(*LABELS) | config_of("T5ForConditionalGeneration", is_encoder_decoder=True, model_type="t5"),
+    ),
+    classify(
+        "an adapter of the other task",
+        R,
+        ["strategy.adapter", "CAUSAL_LM", "SEQ_CLS"],
+        {R: "  adapter: other"},
+        files=rows(*LABELS) | {"other/adapter_config.json": json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"})},
+    ),
+    classify("a number of labels", EVAL_SIZE, ["labels are found in the training rows"], {EVAL_SIZE: "  num_labels: 2"}),
+    key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
+]
 CASES = [
+    *CLASSIFICATION,
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
     *WRONG_TYPES,

@@ -87,7 +87,7 @@ def test_the_teacher_s_labels_are_put_into_the_student_s_order() -> None:
     student, teacher, distiller = Says(["a", "b", "c"]), Says(["c", "a", "b"]), ClassDistiller(Mix())
     distiller.begin(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
     assert distiller.ask((), {"input_ids": torch.ones(2, 3)}).tolist() == [[1.0, 2.0, 0.0]] * 2
-    with pytest.raises(ValueError, match="only one has d"):
+    with pytest.raises(ValueError, match="only one has c"):
         distiller.begin(Says(["a", "b", "d"]), SimpleNamespace(model=student), student)  # type: ignore[arg-type]
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from classifiers import labelled, make_any, write_recipe
+import torch
+from classifiers import LABELS, labelled, make_any, write_recipe
+from safetensors.torch import load_file
 
+from hfstrat import shipped, use
+from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
+from hfstrat.predict import predict
 from hfstrat.train import run
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the reload in a fresh process."""
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: UNVERIFIED)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +52,130 @@ def classify(tmp_path: Path, bodies: Any) -> Callable[..., Any]:
     return load
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_a_run_ends_with_a_verified_classifier(classify: Any, family: str) -> None:
-    report = run(classify(family))
+@pytest.mark.parametrize(
+    ("family", "strategy", "rows"),
+    [
+        ("bert", "{name: lora, r: 4}", {"pairs": True}),
+        ("llama", "full", {"many": True}),
+        ("modernbert", "{name: partial, last_n_layers: 1}", {}),
+    ],
+    ids=["bert-lora-pairs", "llama-full-several", "modernbert-partial"],
+)
+def test_a_run_ends_with_a_verified_classifier(
+    classify: Any, family: str, strategy: str, rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run(classify(family, f"strategy={strategy}", **rows))
     result = report["result"]
-    print(json.dumps(result, indent=1)[:3000])
     assert result["verified"]["bit_equal"]
+    assert result["verified"]["loaded_with"].endswith("ForSequenceClassification")
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
+    assert {"accuracy", "macro_f1", "rows"} <= result["metrics_after"].keys()
+    assert [row["label"] for row in result["evaluation"]["labels"]] == list(LABELS)
+    assert report["run"]["data"]["labels"]["training_rows"].keys() == set(LABELS)
+    assert all(answer["after"] and answer["reference"] is not None for answer in result["answers"])
+    printed = capsys.readouterr().out
+    for words in ("labels    3 (cat, dog, fish)", "accuracy", "macro-F1", "lowest F1", "verified"):
+        assert words in printed
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["result"]["status"] == "done"
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: Path, quick: None) -> None:
+    """Nor on how the data are cut: the same metrics from batches of 1 and of 7."""
+    found = []
+    for size in (1, 7):
+        folder = f"output_dir={tmp_path / str(size)}"
+        report = run(classify("bert", f"training.per_device_eval_batch_size={size}", folder, "model.dtype=float32"))
+        found.append(report["result"])
+    assert found[0]["metrics_after"] == pytest.approx(found[1]["metrics_after"], rel=1e-5)
+    assert found[0]["evaluation"]["confusion"] == found[1]["evaluation"]["confusion"]
+
+
+@pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4, dropout: 0.1}"], ids=["full", "lora"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
+) -> None:
+    from hfstrat.trainer import StrategyTrainer
+
+    original = StrategyTrainer.training_step
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    settings = (f"strategy={strategy}",)
+    run(classify("bert", *settings, f"output_dir={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        patch.setattr(StrategyTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(classify("bert", *settings))
+    again = run(classify("bert", *settings))
+    assert again["result"]["resumed_from"].endswith("checkpoint-2")
+    assert again["result"]["evaluation"]["labels"]
+    assert again["result"]["answers"][0]["before"]
+    for file in (tmp_path / "whole" / "final").glob("*.safetensors"):
+        expected = load_file(file)
+        for name, tensor in load_file(tmp_path / "run" / "final" / file.name).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from hfstrat import checkup, preflight
+
+    loaded = classify("bert")
+    checkup.show(loaded, preflight.check(loaded), rows=3)
+    said = capsys.readouterr().out
+    assert "[CLS]" in said
+    assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
+    counted = next(line for line in said.splitlines() if line.startswith("from the file headers"))
+    assert all(part in said.split("what learns")[1] for part in (counted.split()[4], counted.split()[6]))
+
+
+def test_predict_says_labels_and_generate_says_what_to_do(
+    classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path
+) -> None:
+    run(classify("bert", "strategy={name: lora, r: 4}"))
+    capsys.readouterr()
+    target = str(tmp_path / "run")
+    predict(target, ["the cat"], None, None)
+    assert capsys.readouterr().out.split()[0] in LABELS
+    output = tmp_path / "said.jsonl"
+    predict(target, [], tmp_path / "labelled.jsonl", output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 90
+    assert all(row["labels"][0] in LABELS and 0 < row["scores"][0] <= 1 for row in rows)
+    with pytest.raises(UserError, match="hfstrat predict"):
+        use.generate(target, ["a"], None, None, 4)
+    with pytest.raises(UserError, match="hfstrat generate"):
+        predict(str(tiny), ["a"], None, None)
+    use.merge(target, tmp_path / "merged")
+    assert "nats a text" in capsys.readouterr().out
+    predict(str(tmp_path / "merged"), ["the cat"], None, None)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.names("recipes") if name.endswith("classifier")])
+def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
+    data = labelled(tmp_path)
+    small = [f"model={bodies('llama')}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
+    report = run(load_recipe(str(shipped.find("recipes", name)), [*small, "training.max_steps=2"]))
+    assert report["result"]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies: Any) -> None:
+    """8 rows of one process are 2 x 4 rows of two: the same weights after three steps, and the same metrics."""
+    recipe = write_recipe(tmp_path, bodies("llama"), labelled(tmp_path))
+    found = []
+    for count in (1, 2):
+        folder = tmp_path / f"by{count}"
+        words = [str(recipe), "model.dtype=float32", "training.max_steps=3", f"output_dir={folder}"]
+        command = [sys.executable, "-m", "hfstrat", "train", *words]
+        if count == 2:
+            command += ["--accelerate-config", "cpu_ddp", "--num-processes", "2"]
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads((folder / "report.json").read_text())
+        found.append((load_file(folder / "final" / "model.safetensors"), report["result"]["metrics_after"]))
+    for name, tensor in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], tensor, rtol=1e-4, atol=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)

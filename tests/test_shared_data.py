@@ -10,6 +10,7 @@ from conftest import SHARED, make_tokenizer
 
 from hfstrat.config import Data
 from hfstrat.data import prepare
+from hfstrat.data.classes import prepare as prepare_classes
 from hfstrat.errors import UserError
 
 TOKENIZER = make_tokenizer()
@@ -19,17 +20,19 @@ MAPS = {  # two lines of `columns:` at most
     "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
 }
 LATER = {
-    "ag_news7k": "classification",
-    "banking77": "classification",
-    "imdb_counterfactual": "classification",
-    "sst2": "classification",
-    "trec6": "classification",
-    "nli_counterfactual": "classification of text pairs",
     "eval_dev": "multiple choice",
     "llamafactory_demos/dpo_en_demo.jsonl.gz": "preference pairs",
     "llamafactory_demos/v1_dpo_demo.jsonl": "preference pairs",
     "llamafactory_demos/kto_en_demo.jsonl": "preference labels",
     "llms_from_scratch/preference.jsonl": "preference pairs",
+}
+LABELLED = {  # folder -> how many labels
+    "ag_news7k": 4,
+    "banking77": 77,
+    "imdb_counterfactual": 2,
+    "sst2": 2,
+    "trec6": 6,
+    "nli_counterfactual": 3,
 }
 NO_DATA = ("gpt2_tokenizer", "cifar10_10k")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".txt")
@@ -49,6 +52,14 @@ def of(table: dict[str, Any], name: str) -> Any:
 def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
     mapped = of(MAPS, name)
     data = Data(train=str(shared / "data" / name), columns=mapped or {}, max_length=4096, overflow="split", eval_size=2)
+    if labels := of(LABELLED, name):
+        with pytest.raises(UserError, match="task: text-classification"):
+            prepare(data, TOKENIZER, seed=0)
+        classes = prepare_classes(data.model_copy(update={"overflow": "truncate", "eval_size": 100}), TOKENIZER, seed=0)
+        assert len(classes.label_names) == labels
+        assert classes.accounts["train"].rows_kept == classes.accounts["train"].rows_read
+        assert classes.overlap["eval_rows_in_train"] == 0
+        return
     later = None if mapped else of(LATER, name)
     if later:
         with pytest.raises(UserError, match=f"are for {later}.* kept for a later version"):

@@ -88,6 +88,6 @@ def test_footprint_counts_what_is_left(models: Callable[..., Path], tied: bool, 
 
     folder = models(tied=tied)
     recipe = recipe_of(folder, {"name": "distill", "shrink": {"layers": [0, 2]}, "student": student})
-    base = recipe.strategy.load_base(recipe, load_tokenizer(recipe.model))
+    base = recipe.strategy.load_base(recipe, load_tokenizer(recipe.model), None)
     trained = recipe.strategy.build_model(base)
     assert recipe.strategy.footprint(read_shapes(folder), tied) == count_parameters(trained)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,10 +135,15 @@ def _tokenised(origin: Origin, texts: Texts, key: str) -> tuple[Dataset, Account
     origin.told = partial(LabelReading.of, names=class_names(origin))
     options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
     inputs = {**origin.inputs(), "task": "text-classification", "tokenizer": key, "classes": class_names(origin), **options}
-    build = lambda target: class_rows.write(*origin.read(), data, texts, target)  # noqa: E731
-    file, account = cache.fetch(cache.fingerprint(inputs), build)
+
+    def build(target: Path) -> dict[str, Any]:
+        return asdict(class_rows.write(*origin.read(), data, texts, target))
+
+    said = f"{source.path}, at most {texts.max_length} tokens a row, with labels"
+    entry = cache.fetch("rows", cache.fingerprint(inputs), said, build)
+    account = Account.of(entry.value)
     account.source, account.weight = source.path, source.weight
-    return Dataset.from_file(str(file)), account
+    return Dataset.from_file(str(entry.path)), account
 
 
 def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:

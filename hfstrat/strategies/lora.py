@@ -180,7 +180,7 @@ class Lora(Strategy):
                 HEAD.search(name)
                 or CLASS_HEAD.search(name)
                 or EMBEDDING.search(name)
-                or re.search(r"\.(wpe|embed_positions)\.", name)
+                or re.search(r"\.(wpe|embed_positions|position_embeddings|token_type_embeddings)\.", name)
             )
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 

@@ -83,6 +83,8 @@ class Partial(Strategy):
         model = base.model
         tied = base.is_tied
         chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
+        head = tuple(f"{module}." for module in base.head_modules)  # is new, so that it learns whatever it is called
+        chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         shared = [name for name in chosen if tied and EMBEDDING.search(name)]

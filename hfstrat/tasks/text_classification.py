@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hfstrat.distill_loss import Mix
     from hfstrat.model import Base
 
-CONFUSIONS = 5  # that are printed
+CONFUSIONS = 3  # that are printed
+LONGEST = 24  # characters of a label there
 
 
 class TextClassification(Task):
@@ -173,13 +174,13 @@ class TextClassification(Task):
         lines = []
         if largest := details.get("largest_label"):
             share = largest["accuracy_of_always_saying_it"]
-            lines.append(f"to beat          accuracy {share:.1%} by always saying {largest['label']}")
+            lines.append(f"to beat          accuracy {share:.1%} by always saying {short(largest['label'])}")
         worst = sorted((row for row in details.get("labels", []) if row["support"]), key=lambda row: row["f1"])[:CONFUSIONS]
         if worst:
-            said = ", ".join(f"{row['label']} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
+            said = ", ".join(f"{short(row['label'])} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
             lines.append(f"lowest F1        {said}")
         if pairs := details.get("confusions", [])[:CONFUSIONS]:
-            said = ", ".join(f"{pair['true']} as {pair['predicted']} {pair['count']:,}x" for pair in pairs)
+            said = ", ".join(f"{short(pair['true'])} as {short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
             lines.append(f"taken for        {said}")
         return lines
 
@@ -191,6 +192,11 @@ class TextClassification(Task):
         from transformers import AutoConfig
 
         return {"config": AutoConfig.from_pretrained(folder)}
+
+
+def short(label: str) -> str:
+    """A label as it stands in a line with others."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."
 
 
 def pad_token_of(config: Any, tokenizer: Any) -> int:
