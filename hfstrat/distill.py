@@ -156,8 +156,8 @@ class Distiller:
             return self._output(model, rows, targets, said, scale, softcap)
         rows, ours = layers_of(model, args, kwargs, loss_rows)
         output = self._output(model, rows, targets, said, scale, softcap)
-        if torch.is_grad_enabled():
-            output.total += self.match(ours, theirs)
+        if torch.is_grad_enabled() and output.total is not None:
+            output.total = output.total + self.match(ours, theirs)
         return output
 
     def _ask(

@@ -74,7 +74,8 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
     smaller.tie_weights()
-    smaller.generation_config = copy.deepcopy(model.generation_config)
+    if hasattr(model, "generation_config"):
+        smaller.generation_config = copy.deepcopy(model.generation_config)
     for (_, ours), (_, theirs) in zip(_ordered(smaller), _ordered(model, keep), strict=True):
         ours.data = ours.data.to(theirs.dtype)  # a checkpoint may hold several precisions
     return smaller.train(model.training)
