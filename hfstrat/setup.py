@@ -77,6 +77,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = model.load_tokenizer(recipe.model)
     data = prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    data = recipe.strategy.rewrite(data, recipe, tokenizer, screen)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.config import Recipe
+    from hfstrat.data import Prepared
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
@@ -54,6 +56,10 @@ class Strategy(Section, ABC):
         from hfstrat import preflight_model
 
         return preflight_model.check_pretrained(recipe, network)
+
+    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+        """Other rows to train on than those that were read? By default the same."""
+        return data
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""
