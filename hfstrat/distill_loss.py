@@ -108,22 +108,23 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
     alpha, temperature = mix.alpha, mix.temperature
 
     def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shared = logits[:, :width]
-        whole = width == logits.shape[-1]
-        scaled = shared if temperature == 1.0 else shared / temperature
+        whole, wanted = width == logits.shape[-1], targets[part][:, None]
+        scaled = logits[:, :width] if temperature == 1.0 else logits[:, :width] / temperature
         student = torch.log_softmax(scaled, -1, out=space if whole else None)
+        value, own = torch.zeros((), dtype=logits.dtype, device=logits.device), torch.empty(0)
+        if alpha < 1.0:  # where both losses have one distribution it is made once
+            own = student if whole and temperature == 1.0 else torch.log_softmax(logits, -1)
+            value = own.gather(1, wanted).sum() * (alpha - 1)
+            own = own.exp() if own is student else own.exp_()
         values, gradient = apart(part, student)
-        value = values.sum() * (alpha * temperature**2)
+        value += values.sum() * (alpha * temperature**2)
         gradient *= alpha * temperature  # T^2, and 1/T from the chain rule
         if not whole:  # tokens that only the student has
             space.zero_()[:, :width] = gradient
             gradient = space
         if alpha == 1.0:
             return value, gradient
-        wanted = targets[part][:, None]
-        own = torch.log_softmax(logits, -1)
-        value -= own.gather(1, wanted).sum() * (1 - alpha)
-        gradient.add_(own.exp_(), alpha=1 - alpha)
+        gradient.add_(own, alpha=1 - alpha)
         return value, gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, alpha - 1))
 
     return loss

@@ -84,6 +84,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     tokenizer = model.load_tokenizer(recipe.model)
     task = TASKS[recipe.task]
     data = task.prepare(recipe.data, tokenizer, recipe.seed, recipe.evaluation.samples, recipe.evaluation.max_rows)
+    data = recipe.strategy.rewrite(data, recipe, tokenizer, screen)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(

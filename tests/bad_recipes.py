@@ -767,6 +767,12 @@ DISTILL: list[Bad] = [
     distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
+    distilled(
+        "layers of a teacher that only writes",
+        "  student: full\n  level: sequence\n  hidden: {loss: mse}",
+        ["hidden", "the teacher only writes"],
+        3,
+    ),
     distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
     distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
     distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),

@@ -252,6 +252,10 @@ PROBES |= {
     "strategy.distill.alpha": Probe(["strategy.alpha=0.0"], lambda s: distiller(s).is_on, False, [DISTILL]),
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
     "strategy.distill.skew": Probe(["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL]),
+    "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
+    "strategy.distill.max_new_tokens": Probe(
+        ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.level=sequence"]
+    ),
     "strategy.teacher.name_or_path": Probe(
         ["strategy.teacher.name_or_path=UNTIED"],
         lambda s: s.job.feed.facts["distillation"]["teacher"]["parameters"],

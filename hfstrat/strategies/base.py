@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +57,10 @@ class Strategy(Section, ABC):
         from hfstrat import preflight_model
 
         return preflight_model.check_pretrained(recipe, network)
+
+    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+        """Other rows to train on than those that were read? By default the same."""
+        return data
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""

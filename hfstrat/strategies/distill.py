@@ -16,6 +16,7 @@ from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,6 +56,10 @@ class Distill(Strategy):
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
     temperature: float = Field(1.0, gt=0, description="Of both distributions in the divergence")
     skew: float = Field(0.1, gt=0, lt=1, description="Share of the teacher in the mixture of skew_kl")
+    level: Literal["token", "sequence"] = Field(
+        "token", description="sequence: fine-tune on answers that the teacher writes (arXiv 1606.07947), asking it nothing else"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length of an answer that the teacher writes, at most")
     hidden: LayerPairs | None = Field(None, description="Bring layers together too")
     cache: Cache = Field(Cache(), description="How the teacher's answers are kept")
     baseline: bool | Literal["auto"] = Field(
@@ -68,7 +73,13 @@ class Distill(Strategy):
     @property
     def asks(self) -> bool:
         """Whether there is anything to learn from the teacher."""
-        return self.alpha > 0 or self.hidden is not None
+        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Distill:
+        if self.level == "sequence" and self.hidden:
+            raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _can_be_saved(self) -> Distill:
@@ -88,6 +99,25 @@ class Distill(Strategy):
         footprint = super().check_model(recipe, network)
         preflight_teacher.check(self, recipe, network)
         return footprint
+
+    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+        if self.level != "sequence":
+            return data
+        import torch
+
+        from hfstrat import teacher
+        from hfstrat.model import compute_dtype
+        from hfstrat.tasks import TASKS
+        from hfstrat.teacher_writes import rewritten
+
+        name = recipe.model.name_or_path
+        section = self.teacher or TeacherModel(name_or_path=name, trust_remote_code=recipe.model.trust_remote_code)
+        writer = teacher.load_teacher(section, TASKS[recipe.task], compute_dtype(recipe.model.dtype))
+        if not writer.can_generate():
+            raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
+        teacher.check_tokenizers(tokenizer, section, teacher.words_of(writer))
+        writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        return rewritten(data, writer, tokenizer, self.max_new_tokens, recipe.data.max_length, screen)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         from hfstrat.distill_loss import Mix
