@@ -97,9 +97,8 @@ def peak_growth(learns: bool, method: str) -> int:
     return resident("VmHWM") - before
 
 
-def in_fresh_process(learns: bool, method: str) -> int:
-    code = f"from benchmarks.kd_loss import peak_growth; print(peak_growth({learns!r}, {method!r}))"
-    return int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+def in_fresh(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def main() -> None:
@@ -108,7 +107,8 @@ def main() -> None:
     for learns in (False, True):
         methods = timings(learns)
         for name in METHODS:
-            methods[name]["peak_bytes"] = in_fresh_process(learns, name)
+            code = f"from benchmarks.kd_loss import peak_growth; print(peak_growth({learns!r}, {name!r}))"
+            methods[name]["peak_bytes"] = int(in_fresh(code))
         pairs = zip(methods["hfstrat"]["all"], methods["plain"]["all"], strict=True)
         ratio = {
             "time": statistics.median(ours / plain for ours, plain in pairs),
@@ -121,8 +121,10 @@ def main() -> None:
             f"| {'learns' if learns else 'frozen'} | {' | '.join(cells)} | "
             f"{ratio['time']:.2f}x time, {ratio['memory']:.2f}x memory |"
         )
-    goals = f"Goal: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain."
-    write("kd_loss", {"machine": machine(), "goals": GOAL, "results": results}, [*table, "", goals])
+    threads = int(in_fresh("import torch; print(torch.get_num_threads())"))
+    goals = f"Goal: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Threads: {threads}."
+    found = {"machine": machine(), "threads": threads, "goals": GOAL, "results": results}
+    write("kd_loss", found, [*table, "", goals])
 
 
 if __name__ == "__main__":
