@@ -58,9 +58,11 @@ check: lint types test
 bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
+	$(BIN)/python -m benchmarks.kd_loss
 	$(BIN)/python -m benchmarks.tokenise
 	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.distill
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.head_epochs
 	$(BIN)/python -m benchmarks.lora_sft

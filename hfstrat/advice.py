@@ -16,7 +16,6 @@ from hfstrat.strategies import STRATEGIES
 FOREIGN = {
     # other tools' names -> ours
     "strategy.r": "lora_rank lora_r rank adapter_rank",
-    "strategy.alpha": "lora_alpha",
     "strategy.dropout": "lora_dropout",
     "strategy.target_modules": "lora_target lora_target_modules lora_target_linear lora_modules target_linear",
     "strategy.modules_to_save": "lora_modules_to_save additional_target",
@@ -26,6 +25,10 @@ FOREIGN = {
     "strategy.adapter": "adapter_name_or_path lora_model_dir adapter_path",
     "strategy.last_n_layers": "freeze_trainable_layers num_layers_to_train last_n_blocks last_n",
     "strategy.patterns": "unfrozen_parameters freeze_trainable_modules trainable_params",
+    "strategy.teacher": "teacher_model teacher_model_name_or_path teacher_name_or_path teacher_model_path",
+    "strategy.temperature": "kd_temperature distill_temperature",
+    "strategy.alpha": "lora_alpha kd_alpha kd_ratio lmbda",
+    "strategy.loss": "beta kd_loss divergence distill_loss",
     "task": "task_type problem_type stage",
     "strategy.parameters": "num_parameters n_params model_size",
     "strategy.architecture": "model_type arch",
@@ -100,18 +103,17 @@ def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tu
     """Every section of the recipe by its path; `strategy` has several classes."""
     found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}
     for name, field in model.model_fields.items():
-        classes = list(STRATEGIES.values()) if name == "strategy" else [_section(field.annotation)]
-        for cls in filter(None, classes):
+        for cls in STRATEGIES.values() if name == "strategy" else _sections(field.annotation):
             for path, inner in sections_of(cls, (*prefix, name)).items():
                 found.setdefault(path, []).extend(inner)
     return found
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field is, or that it is a list of."""
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may be, or that it is a list of."""
     if get_origin(annotation) is not None:
-        return next(filter(None, map(_section, get_args(annotation))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        return [section for one in get_args(annotation) for section in _sections(one)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
 def field_of(path: tuple[str, ...], strategy: str | None) -> FieldInfo | None:

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "training.resume",
     "training.logging_steps",
     "training.save_total_limit",
+    "strategy.baseline",
 )
 
 

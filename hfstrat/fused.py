@@ -6,7 +6,7 @@ The loss has to be computed inside the model's forward, where FSDP has gathered 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from hfstrat.head_loss import head_loss, head_scores
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+OF_THE_HEAD = ("labels", "logits_to_keep", "return_dict", "use_cache")  # arguments that the body does not take
 PROBE_SHAPE = (2, 9)
 TOLERANCE = {4: 1e-3, 2: 2e-2}  # by the bytes of a weight; of the largest logit. 16-bit forwards round their soft-capping
 
@@ -30,21 +31,31 @@ class HeadLossOutput(ModelOutput):  # type: ignore[misc]
     """What the bound forward gives.
 
     `total` is the summed loss (nats) and `loss` that over the number of supervised tokens. Outside training also, per
-    supervised position, `nll` (`[n]`, nats) and `correct` (`[n]`, bool: the target is the top-1 guess).
+    supervised position, `nll` (`[n]`, nats) and `correct` (`[n]`, bool: the target is the top-1 guess); of a student with a
+    teacher also `kl` (`[n]`, nats).
     """
 
     loss: torch.Tensor | None = None
     total: torch.Tensor | None = None
     nll: torch.Tensor | None = None
     correct: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
 
 
-def bind_head_loss(model: PreTrainedModel) -> str | None:
+Objective = Callable[["PreTrainedModel", tuple[Any, ...], dict[str, Any], torch.Tensor, torch.Tensor, float, float | None], Any]
+"""From the model, its arguments, `loss_rows`, `targets`, and the head's scale and soft-capping: a `HeadLossOutput` without
+`loss`. It takes those keywords away that are its own."""
+
+
+def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -> str | None:
     """Bind the forward, and prove on a random batch that it says what the stock one says.
 
     Called with `loss_rows` (`[n]`, int64, flat indices into B*T of the positions that carry loss) and `targets` (`[n]`) the
     model then gives a `HeadLossOutput`; called in any other way it is what it was. To be bound before PEFT, Trainer or
     Accelerate wrap the model, and taken off again by `unbind_head_loss`.
+
+    Args:
+        objective: what is minimised; by default the cross-entropy. Its `nll` is what is compared with the stock model's.
 
     Returns:
         None, or why this model cannot be treated so; then nothing is bound.
@@ -53,7 +64,8 @@ def bind_head_loss(model: PreTrainedModel) -> str | None:
         return reason
     reasons = []
     for scale in _scales(model.config.get_text_config()):
-        model.forward = MethodType(_make_forward(type(model), scale, _softcap(model.config.get_text_config())), model)
+        softcap = _softcap(model.config.get_text_config())
+        model.forward = MethodType(_make_forward(type(model), scale, softcap, objective or cross_entropy), model)
         reasons.append(_differs(model))
         if reasons[-1] is None:
             return None
@@ -91,7 +103,7 @@ def _scales(config: PretrainedConfig) -> Iterator[float]:
     yield from dict.fromkeys([*given, *(1 / scale for scale in given), 1.0])
 
 
-def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | None) -> Any:
+def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | None, objective: Objective) -> Any:
     original = family.forward
 
     def forward(
@@ -106,22 +118,42 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return original(self, *args, **kwargs)
-        hidden = _last_hidden(self, args, kwargs)
-        rows = hidden.flatten(0, 1).index_select(0, loss_rows)
-        total, nll, correct = _loss(self.get_output_embeddings(), rows, targets, scale, softcap, not self.training)
-        count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch, device=total.device)
-        return HeadLossOutput(loss=total / count.clamp(min=1), total=total, nll=nll, correct=correct)
+        output = objective(self, args, kwargs, loss_rows, targets, scale, softcap)
+        count = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch, device=targets.device)
+        output.loss = output.total / count.clamp(min=1)
+        return output
 
     # generate and Trainer read the signature. Not functools.wraps: Accelerate would follow its `__wrapped__` past this
     # function when it takes its own wrapper off
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    forward.objective = objective  # type: ignore[attr-defined]
     return forward
 
 
-def _last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+def objective_of(model: nn.Module) -> Objective | None:
+    """What a model, or one within it, was bound to minimise."""
+    bound = (getattr(vars(module).get("forward"), "objective", None) for module in model.modules())
+    return next((objective for objective in bound if objective is not None), None)
+
+
+def cross_entropy(
+    model: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss_rows: torch.Tensor,
+    targets: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+) -> HeadLossOutput:
+    """The plain loss of supervised rows."""
+    rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
+    total, nll, correct = _loss(model.get_output_embeddings(), rows, targets, scale, softcap, not model.training)
+    return HeadLossOutput(total=total, nll=nll, correct=correct)
+
+
+def last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The body's last hidden states `[B, T, H]`, as the head gets them."""
-    of_the_head = ("labels", "logits_to_keep", "return_dict", "use_cache")
-    given = {name: value for name, value in kwargs.items() if value is not None and name not in of_the_head}
+    given = {name: value for name, value in kwargs.items() if value is not None and name not in OF_THE_HEAD}
     hidden: torch.Tensor = model.base_model(*args, **given, use_cache=False, return_dict=True).last_hidden_state
     return hidden
 
@@ -130,7 +162,7 @@ def _loss(
     head: Any, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None, scored: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Summed loss and, if `scored` or without gradients, loss and top-1 correctness of each row."""
-    if not _is_plain(head):
+    if not is_plain(head):
         return _loss_of_module(head, rows, targets, scale, softcap)
     nll = correct = None
     if scored or not torch.is_grad_enabled():
@@ -140,7 +172,7 @@ def _loss(
     return head_loss(rows, head.weight, targets, head.bias, softcap, scale), nll, correct
 
 
-def _is_plain(head: nn.Module) -> bool:
+def is_plain(head: nn.Module) -> bool:
     """Whether weight and bias are all there is to it: no adapter, quantization, sharding of its own, or hooks."""
     return type(head) is nn.Linear and not ("forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks)
 

@@ -6,9 +6,9 @@ them. Pure PyTorch, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import Version
@@ -19,6 +19,19 @@ CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last
 CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
 GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
+
+RowsLoss = Callable[[slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From a chunk's place, its logits `[c, V]` (to be left as they are) and memory of their size: the chunk's summed loss and
+its gradient by these logits, which may be in that memory."""
+
+
+class Head(NamedTuple):
+    """A language model's head: logits are `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`."""
+
+    weight: torch.Tensor  # [V, H]
+    bias: torch.Tensor | None = None  # [V]
+    softcap: float | None = None
+    scale: float = 1.0
 
 
 def head_loss(
@@ -49,10 +62,25 @@ def head_loss(
     """
     if not torch.is_grad_enabled():
         return head_scores(hidden, weight, targets, bias, softcap, scale, chunk)[0].sum()
-    dtype = _compute_dtype(hidden, weight)
-    chunk = chunk or chunk_rows(weight, weight.requires_grad)
-    total: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, bias, softcap, scale, chunk, dtype)  # type: ignore[no-untyped-call]
+    return rows_loss(hidden, Head(weight, bias, softcap, scale), _cross_entropy(targets), chunk)
+
+
+def rows_loss(hidden: torch.Tensor, head: Head, loss: RowsLoss, chunk: int | None = None) -> torch.Tensor:
+    """The sum of any loss of logits, each row of which depends on its own logits alone; as `head_loss` in all else."""
+    chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
+    dtype = compute_dtype(hidden, head.weight)
+    total: torch.Tensor = _HeadLoss.apply(hidden, *head, chunk, dtype, loss)  # type: ignore[no-untyped-call]
     return total
+
+
+def _cross_entropy(targets: torch.Tensor) -> RowsLoss:
+    def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = targets[part][:, None]
+        gradient = torch.log_softmax(logits, -1, out=space)
+        value = -gradient.gather(1, wanted).sum()
+        return value, gradient.exp_().scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))
+
+    return loss
 
 
 @torch.no_grad()
@@ -70,12 +98,10 @@ def head_scores(
     Arguments and errors are those of `head_loss`; there is no gradient.
     """
     nll, right = [], []
-    chunk, dtype = chunk or chunk_rows(weight, False), _compute_dtype(hidden, weight)
-    with _without_autocast(hidden.device):
-        for _, _, wanted, logits in _chunks(hidden, weight, targets, bias, softcap, scale, chunk, dtype):
-            right.append(logits.argmax(-1) == wanted)
-            nll.append(-functional.log_softmax(logits, -1).gather(1, wanted[:, None])[:, 0])
-    empty = torch.empty(0, dtype=_loss_dtype(weight.dtype), device=hidden.device)
+    for part, _, logits in chunks(hidden, Head(weight, bias, softcap, scale), chunk):
+        right.append(logits.argmax(-1) == targets[part])
+        nll.append(-functional.log_softmax(logits, -1).gather(1, targets[part][:, None])[:, 0])
+    empty = torch.empty(0, dtype=loss_dtype(weight.dtype), device=hidden.device)
     return torch.cat([empty, *nll]), torch.cat([empty.bool(), *right])
 
 
@@ -96,33 +122,31 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        targets: torch.Tensor,
         bias: torch.Tensor | None,
         softcap: float | None,
         scale: float,
         chunk: int,
         dtype: torch.dtype,
+        loss: RowsLoss,
     ) -> torch.Tensor:
-        wide = _loss_dtype(dtype)
+        wide = loss_dtype(dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         learns = ctx.needs_input_grad
         for_hidden = torch.empty_like(hidden) if learns[0] else None
-        for_weight = torch.zeros_like(weight, dtype=_loss_dtype(weight.dtype)) if learns[1] else None
-        for_bias = torch.zeros_like(bias, dtype=_loss_dtype(bias.dtype)) if bias is not None and learns[3] else None
-        cast, space = weight.to(dtype), torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide, device=hidden.device)
-        with _without_autocast(hidden.device):
-            for part, rows, wanted, logits in _chunks(hidden, cast, targets, bias, softcap, scale, chunk, dtype):
-                gradient = torch.log_softmax(logits, -1, out=space[: len(wanted)])
-                total -= gradient.gather(1, wanted[:, None]).sum()
-                if not any(learns):
-                    continue
-                gradient.exp_().scatter_add_(1, wanted[:, None], gradient.new_full((len(wanted), 1), -1.0))
+        for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if learns[1] else None
+        for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and learns[2] else None
+        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), softcap, scale)
+        space = torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide, device=hidden.device)
+        with without_autocast(hidden.device):
+            for part, rows, logits in chunks(hidden, head, chunk, dtype):
+                value, gradient = loss(part, logits, space[: len(rows)])
+                total += value
                 _through_softcap_(gradient, logits, softcap, scale)
                 if for_bias is not None:
                     for_bias += gradient.sum(0)
                 gradient = gradient.to(dtype)
                 if for_hidden is not None:
-                    for_hidden[part] = gradient @ cast
+                    for_hidden[part] = gradient @ head.weight
                 if for_weight is not None:
                     _add_product_(for_weight, gradient.T, rows)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
@@ -136,34 +160,37 @@ class _HeadLoss(torch.autograd.Function):
             None if gradient is None else (gradient * grad_output).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden, weight, None, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None
 
 
-def _chunks(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    softcap: float | None,
-    scale: float,
-    chunk: int,
-    dtype: torch.dtype,
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each chunk: its slice, its rows `[c, H]` in `dtype`, its targets `[c]`, its logits `[c, V]` in float32 or wider."""
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    product = torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)  # fresh pages cost time
+def chunks(
+    hidden: torch.Tensor, head: Head, chunk: int | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """For each chunk: its slice, rows `[c, H]` in `dtype`, and logits `[c, V]` in float32 or wider (until the next)."""
+    chunk = chunk or chunk_rows(head.weight, False)
+    dtype = dtype or compute_dtype(hidden, head.weight)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    head = head._replace(weight=head.weight.to(dtype), bias=bias)
+    space = torch.empty(min(chunk, len(hidden)), len(head.weight), dtype=dtype, device=hidden.device)  # fresh pages cost time
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         rows = hidden[part].to(dtype)
-        logits = torch.mm(rows, weight.T, out=product[: len(rows)])
-        if bias is not None:
-            logits += bias
-        logits = logits.to(_loss_dtype(dtype))
-        if scale != 1.0:
-            logits *= scale
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap)
-        yield part, rows, targets[part], logits
+        with without_autocast(hidden.device):
+            logits = project(rows, head, space[: len(rows)])
+        yield part, rows, logits
+
+
+def project(rows: torch.Tensor, head: Head, space: torch.Tensor) -> torch.Tensor:
+    """The logits `[c, V]`, in float32 or wider, of rows `[c, H]` of the head's dtype; `space` (`[c, V]`) is written to."""
+    logits = torch.mm(rows, head.weight.T, out=space)
+    if head.bias is not None:
+        logits += head.bias
+    logits = logits.to(loss_dtype(logits.dtype))
+    if head.scale != 1.0:
+        logits *= head.scale
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
 
 
 def _through_softcap_(gradient: torch.Tensor, logits: torch.Tensor, softcap: float | None, scale: float) -> None:
@@ -182,7 +209,7 @@ def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
-def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     """What a linear layer would compute in: autocast leaves float64 alone."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
@@ -190,10 +217,10 @@ def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype.itemsize >= 4 else torch.float32
 
 
-def _without_autocast(device: torch.device) -> Any:
+def without_autocast(device: torch.device) -> Any:
     """The dtypes are chosen here; autocast would round the float32 sums."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -15,6 +15,7 @@ from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.recipe_file import KeyPath
 from hfstrat.strategies import STRATEGIES
+from hfstrat.strategies.distill import StudentName
 
 COMMAND_LINE = "command line"
 SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
@@ -142,6 +143,8 @@ class Answers:
             named = value.get("name") if isinstance(value, dict) else value
             if named is None or kind.startswith("union_tag"):
                 return self._no_strategy(named, in_section=isinstance(value, dict))
+        if path == ("strategy", "student") and (kind == "missing" or kind.startswith("union_tag")):
+            return self._no_student(None if kind == "missing" else value)
         if kind == "value_error":
             return self._refused(path, errors[0])
         wanted = advice.wanted(_without_index(path), self.strategy)
@@ -173,6 +176,15 @@ class Answers:
         hint = f"; did you mean '{near}'?" if near else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 
+    def _no_student(self, value: Any) -> str:
+        names = [str(name) for name in get_args(StudentName)]
+        name = value.get("name") if isinstance(value, dict) else value
+        near = advice.nearest(str(name), names) if name is not None else None
+        given = "missing" if name is None else f"{_show(name)} is no strategy that a student can learn by"
+        hint = f"; did you mean '{near}'?" if near else ""
+        where = self._where(("strategy", "student", "name"))
+        return f"{where}: strategy.student.name: {given}; expected one of {', '.join(names)}{hint}"
+
     def _refused(self, path: KeyPath, error: ErrorDetails) -> str:
         """The sentence of a validator; one over a whole section stands at the first given key that it speaks of."""
         text = error["msg"].removeprefix("Value error, ")
@@ -198,6 +210,8 @@ def _path(loc: tuple[int | str, ...]) -> KeyPath:
     parts = list(loc)
     if parts[:1] == ["strategy"] and len(parts) > 1 and parts[1] in STRATEGIES:
         del parts[1]
+    if parts[:2] == ["strategy", "student"] and len(parts) > 2 and parts[2] in STRATEGIES:
+        del parts[2]
     known = []
     for part in parts:
         if isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool")):

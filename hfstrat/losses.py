@@ -51,10 +51,14 @@ def causal_lm_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return sums_by_row(nll, logits.argmax(-1) == targets, row, labels.shape[0])
 
 
-def sums_by_row(nll: torch.Tensor, right: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
-    """The sums of `causal_lm_sums`, `[rows, 3]`, from the supervised tokens (`[n]` each) and the row each is in."""
-    sums = torch.zeros(rows, 3, device=nll.device, dtype=torch.float64 if not nll.is_mps else None)
-    return sums.index_add_(0, row, torch.stack([nll, torch.ones_like(nll), right.to(nll.dtype)], dim=1).to(sums.dtype))
+def sums_by_row(nll: torch.Tensor, right: torch.Tensor, row: torch.Tensor, rows: int, *beside: torch.Tensor) -> torch.Tensor:
+    """The sums of `causal_lm_sums`, `[rows, 3]`, from the supervised tokens (`[n]` each) and the row each is in.
+
+    What else there is of each token (`beside`) is summed into columns of its own.
+    """
+    columns = [nll, torch.ones_like(nll), right, *beside]
+    sums = torch.zeros(rows, len(columns), device=nll.device, dtype=torch.float64 if not nll.is_mps else None)
+    return sums.index_add_(0, row, torch.stack([one.to(sums.dtype) for one in columns], dim=1))
 
 
 def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:

@@ -55,14 +55,14 @@ def _check_base(recipe: Recipe, network: bool) -> Footprint | None:
     if path.is_dir():
         return _check_folder(recipe, path)
     if model.name_or_path.startswith(("/", ".", "~")) or model.name_or_path.count("/") > 1:
-        raise UserError(f"model.name_or_path: {model.name_or_path}: no such folder{_near(path)}")
+        raise UserError(f"model.name_or_path: {model.name_or_path}: no such folder{near(path)}")
     check_hub("model.name_or_path", model.name_or_path, model.revision, "config.json", "model", network)
     return None
 
 
-def _near(path: Path) -> str:
-    near = get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+def near(path: Path) -> str:
+    found = get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], n=1)
+    return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
 def _no_model(path: Path) -> UserError:
@@ -159,7 +159,7 @@ def check_tokenizer(model: Model, network: bool) -> None:
         if not _has_tokenizer(path):
             raise UserError(f"{name} holds no tokenizer, such as tokenizer.json")
     elif model.tokenizer.startswith(("/", ".", "~")) or model.tokenizer.count("/") > 1:
-        raise UserError(f"{name}: no such folder{_near(path)}")
+        raise UserError(f"{name}: no such folder{near(path)}")
     else:
         check_hub("model.tokenizer", model.tokenizer, None, "tokenizer_config.json", "model", network)
 
@@ -175,7 +175,7 @@ def _check_adapter(recipe: Recipe) -> None:
         return
     path = Path(adapter).expanduser()
     if not path.exists() and (adapter.startswith(("/", ".", "~")) or adapter.count("/") > 1):
-        raise UserError(f"strategy.adapter: {adapter}: no such folder{_near(path)}")
+        raise UserError(f"strategy.adapter: {adapter}: no such folder{near(path)}")
     if (path / "adapter_config.json").is_file() and not read_json(path / "adapter_config.json"):
         raise UserError(
             f"strategy.adapter: {path / 'adapter_config.json'} is no JSON object; give the folder of a PEFT adapter"
@@ -203,8 +203,8 @@ def check_hub(key: str, source: str, revision: str | None, file: str, kind: str,
         return
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
 
-    name, near = f"{key}: {source}", _near(Path(source))
-    here = f"no such {'folder' if kind == 'model' else 'file'} here{near}, and"
+    name, hint = f"{key}: {source}", near(Path(source))
+    here = f"no such {'folder' if kind == 'model' else 'file'} here{hint}, and"
     try:
         if file and isinstance(try_to_load_from_cache(source, file, revision=revision), str):
             return

@@ -158,6 +158,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"cost             {result['train_seconds']:.0f} s training at {result['tokens_per_second']:,.0f} real tokens/s, "
         f"{result['total_seconds']:.0f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    lines += result.get("comparison", {}).get("lines", [])
     check = result["verified"]
     same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
     lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process: the same logits {same}")

@@ -83,6 +83,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     tokenizer, task, wanted = recipe.strategy.load_tokenizer(recipe), TASKS[recipe.task], recipe.evaluation
     held_out = recipe.strategy.held_out(recipe)
     data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.samples, wanted.max_rows, held_out)
+    data = recipe.strategy.rewrite(data, recipe, tokenizer, screen)
     fingerprint = data.fingerprint()
     if stored.get("data", fingerprint) != fingerprint:
         raise UserError(

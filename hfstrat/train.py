@@ -182,6 +182,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}
+    facts["comparison"] = job.recipe.strategy.compare(job.loaded, facts, final)
     facts["total_seconds"] = time.monotonic() - started
     whole = report.make(job.loaded, facts, job.data.account())
     report.write(whole, job.folder)

@@ -883,6 +883,79 @@ FROM_SCRATCH = [
 ]
 
 CHECKPOINT: dict[str, str | bytes | None] = {"run/.hfstrat.lock": "", "run/checkpoint-2/hfstrat_complete.json": MARKER}
+
+
+def distilled(name: str, keys: str, says: list[str], line: int = 1, **more: Any) -> Bad:
+    """A case of strategy distill with these keys after its name; the mistake is in the one with this number."""
+    return Bad(name, at(NAME + line), says, lines={NAME: "  name: distill", R: keys}, **more)
+
+
+def words(*tokens: str) -> str:
+    return json.dumps({"model": {"vocab": {token: number for number, token in enumerate(tokens)}}})
+
+
+def another_model(**config: Any) -> dict[str, str | bytes | None]:
+    """A second folder with a model, as the checks see it."""
+    made = {"other" + name.removeprefix("model"): content for name, content in small_model().items()}
+    return {**made, "other/config.json": json.dumps({"num_hidden_layers": 2, "vocab_size": 3, **config})}
+
+
+ADAPTER: dict[str, str | bytes | None] = {"other/adapter_config.json": "{}"}
+DISTILL: list[Bad] = [
+    distilled("a teacher that is not there", "  student: full\n  teacher: ./none", ["strategy.teacher", "no such folder"], 2),
+    distilled("a teacher that is a file", "  student: full\n  teacher: rows.jsonl", ["strategy.teacher", "is a file"], 2),
+    distilled(
+        "a teacher without weights",
+        "  student: full\n  teacher: other",
+        ["strategy.teacher: other holds no weights"],
+        2,
+        files={"other/config.json": '{"num_hidden_layers": 2}'},
+    ),
+    distilled(
+        "a teacher that is an adapter",
+        "  student: full\n  teacher: other",
+        ["strategy.teacher: other is an adapter", "hfstrat merge"],
+        2,
+        files=ADAPTER,
+    ),
+    distilled(
+        "a teacher with another vocabulary",
+        "  student: full\n  teacher: other",
+        ["strategy.teacher: other has another vocabulary", "1 is 'b' to the student and 'c' to the teacher", "GOLD"],
+        2,
+        files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
+    ),
+    distilled(
+        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
+    ),
+    distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
+    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
+    distilled(
+        "a pair with a layer that is not there",
+        "  student: full\n  hidden: {layers: [[0, 1], [1, 2]]}",
+        ["strategy.hidden.layers: [1, 2]", "the teacher has no layer 2"],
+        2,
+    ),
+    distilled("a pair of three", "  student: full\n  hidden: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
+    distilled(
+        "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
+    ),
+    distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
+    distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
+    distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
+    distilled(
+        "layers of a teacher that only writes",
+        "  student: full\n  level: sequence\n  hidden: {loss: mse}",
+        ["hidden", "the teacher only writes"],
+        3,
+    ),
+    distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
+    distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
+    distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),
+    distilled("a budget that is no size", "  student: full\n  cache: {budget: 10}", ["strategy.cache.budget", "10GB"], 2),
+    distilled("another tool's name for the teacher", "  student: full\n  teacher_model: x", ["'strategy.teacher'"], 2),
+]
+
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
     key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
@@ -984,5 +1057,6 @@ CASES = [
     *DATA_FILES,
     *MODELS,
     *FROM_SCRATCH,
+    *DISTILL,
     *OUTPUTS,
 ]

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from test_scratch import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
 
-from hfstrat import advice, checkpoints, evaluate, hub, setup
+from hfstrat import advice, checkpoints, evaluate, fused, hub, setup
 from hfstrat.config import Data, Recipe
 from hfstrat.data import prepare
 from hfstrat.errors import UserError
@@ -108,6 +108,23 @@ def blocks(seen: Seen) -> set[str]:
 def linears(seen: Seen) -> list[Any]:
     """The linear layers of a head on features."""
     return [module for module in seen.model.head if isinstance(module, torch.nn.Linear)]
+
+
+def distiller(seen: Seen) -> Any:
+    """What a student minimises, None where there is none."""
+    from hfstrat.distill import Distiller
+
+    objective = fused.objective_of(seen.model)
+    return objective if isinstance(objective, Distiller) else None
+
+
+def matched(seen: Seen, name: str) -> Any:
+    """Of the layers that are brought together."""
+    return getattr(distiller(seen).match, name, None)
+
+
+def answers_kept(seen: Seen) -> Any:
+    return seen.job.feed.facts["distillation"].get("cache", {})
 
 
 def asked_length(seen: Seen) -> list[int]:
@@ -330,8 +347,45 @@ PROBES: dict[str, Probe] = {
         ["strategy.tokenizer.chat_template=none"], lambda s: account(s).template, "plain", [NO_MODEL, NEW_WORDS]
     ),
 }
+DISTILL = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full}"
+PROBES |= {
+    "strategy.distill.name": Probe(["strategy={name: distill, student: full}"], lambda s: distiller(s) is not None, True),
+    "strategy.distill.loss": Probe(["strategy.loss=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
+    "strategy.distill.alpha": Probe(["strategy.alpha=0.0"], lambda s: distiller(s).is_on, False, [DISTILL]),
+    "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
+    "strategy.distill.skew": Probe(["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL]),
+    "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
+    "strategy.distill.max_new_tokens": Probe(
+        ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.level=sequence"]
+    ),
+    "strategy.teacher.name_or_path": Probe(
+        ["strategy.teacher.name_or_path=UNTIED"],
+        lambda s: s.job.feed.facts["distillation"]["teacher"]["parameters"],
+        56_800,
+        [DISTILL],
+    ),
+    "strategy.teacher.revision": Probe(
+        ["strategy.teacher.revision=v1"], lambda s: s.calls["model"].get("revision"), "v1", [DISTILL]
+    ),
+    "strategy.teacher.trust_remote_code": Probe(
+        ["strategy.teacher.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True, [DISTILL]
+    ),
+    "strategy.shrink.layers": Probe(
+        ["strategy.shrink={layers: [0, 3]}"], lambda s: s.job.base.model.config.num_hidden_layers, 2, [DISTILL]
+    ),
+    "strategy.hidden.loss": Probe(["strategy.hidden={loss: cosine}"], lambda s: matched(s, "kind"), "cosine", [DISTILL]),
+    "strategy.hidden.weight": Probe(["strategy.hidden={weight: 2.0}"], lambda s: matched(s, "weight"), 2.0, [DISTILL]),
+    "strategy.hidden.layers": Probe(["strategy.hidden={layers: [[0, 1]]}"], lambda s: matched(s, "pairs"), [(0, 1)], [DISTILL]),
+    "strategy.cache.form": Probe(["strategy.cache.form=sampled"], lambda s: answers_kept(s)["form"], "sampled", [DISTILL]),
+    "strategy.cache.tokens": Probe(
+        ["strategy.cache.tokens=7"], lambda s: answers_kept(s)["width"], 7, [DISTILL, "strategy.cache.form=top_k"]
+    ),
+    "strategy.cache.budget": Probe(["strategy.cache.budget=1KB"], lambda s: bool(answers_kept(s)), False, [DISTILL]),
+}
 APART = {  # keys that are probed by a test of their own, below
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
+    "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
+    "strategy.distill.baseline": "test_when_the_run_without_a_teacher_is_made",
     "data.config": "test_what_a_hub_data_set_is_asked_for",
     "data.revision": "test_what_a_hub_data_set_is_asked_for",
     "data.split": "test_what_a_hub_data_set_is_asked_for",
@@ -352,6 +406,9 @@ def keys() -> set[str]:
     sections = advice.sections_of(Recipe)
     found = set()
     for path, classes in sections.items():
+        if path[:2] == ("strategy", "student"):  # has every other strategy's keys
+            found.add("strategy.student")
+            continue
         for section in classes:
             names = {name for name in section.model_fields if (*path, name) not in sections}
             found |= {".".join((*path, *_strategy(section), name)) for name in names}
@@ -435,6 +492,8 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "BASE": lambda: models(),
         "CLASS": lambda: own_class(tmp_path),
         "TEXT": lambda: some_text(tmp_path),
+        "TEACHER": lambda: models(tied=True),
+        "UNTIED": lambda: models(),
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
@@ -504,6 +563,44 @@ def test_another_value_makes_a_difference(set_up: Any, sound: Seen, paths: Calla
     assert before != after
     if probe.wanted is not None:
         assert after == probe.wanted
+
+
+def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
+    """Every key of a student is read by the strategy that has it, which has probes of its own."""
+    sections: list[dict[str, Any]] = [
+        {"name": "full"},
+        {"name": "lora", "r": 2, "alpha": 3, "dropout": 0.5, "target_modules": ["q_proj"], "use_rslora": True},
+        {"name": "partial", "last_n_layers": 2, "patterns": ["*.0.*"], "head": True},
+    ]
+    recipe = sound.job.recipe.model_dump(exclude_none=True)
+    for section in sections:
+        alone = Recipe.model_validate({**recipe, "strategy": section}).strategy
+        nested = Recipe.model_validate({**recipe, "strategy": {"name": "distill", "student": section}}).strategy
+        assert nested.student == alone
+        assert nested.defaults == alone.defaults
+
+
+def test_when_the_run_without_a_teacher_is_made(
+    sound: Seen, set_up: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfstrat import distill_report
+
+    started: list[Any] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        started.append(load_recipe(command[3], command[4:-1]).recipe)
+        return SimpleNamespace(returncode=1, stderr="stopped here")
+
+    monkeypatch.setattr(distill_report.subprocess, "run", run)
+    for wish, seconds, runs in (("auto", 10, 1), ("auto", 1000, 0), ("true", 1000, 1), ("false", 10, 0)):
+        started.clear()
+        job = set_up([DISTILL.replace("TEACHER", sound.job.recipe.model.name_or_path), f"strategy.baseline={wish}"]).job
+        _, reason = distill_report._baseline(job.recipe.strategy, job.loaded, seconds)
+        assert len(started) == runs, reason
+        assert reason
+        if runs:
+            assert started[0].strategy.alpha == 0.0
+            assert started[0].training == job.recipe.training
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.strategies.distill import Distill
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.head import Head
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.strategies.scratch import Scratch
 
-AnyStrategy = Annotated[Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.feed import Feed
+    from hfstrat.loading import Loaded
     from hfstrat.model import Base
     from hfstrat.plan import Plan
     from hfstrat.tasks import Task
@@ -96,6 +98,10 @@ class Strategy(Section, ABC):
         """What has to be known of the data before the model can be built? By default nothing."""
         return data
 
+    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+        """Other rows to train on than those that were read? By default the same."""
+        return data
+
     @abstractmethod
     def build_model(self, base: Base) -> nn.Module:
         """Decide which of the loaded base model's weights learn; return the model to train."""
@@ -121,6 +127,18 @@ class Strategy(Section, ABC):
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
+
+    def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What the result has to be compared with, once it is saved and the memory is free; by default nothing.
+
+        Args:
+            facts: the report's `result` so far.
+            folder: of the result.
+
+        Returns:
+            For the report; its `lines` are shown with the summary.
+        """
+        return {}
 
     def checkpoint_bytes(self, footprint: Footprint) -> int:
         """Bytes of one checkpoint: all weights, and for what learns its float32 copy and two Adam moments."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
+    from hfstrat.distill_loss import Mix
     from hfstrat.model import Base
 
 Metrics = dict[str, float]
@@ -129,6 +130,10 @@ class Task(ABC):
     def table(self, details: dict[str, Any]) -> list[str]:
         """Details in a few lines."""
         return []
+
+    def distiller(self, mix: Mix) -> Any:
+        """What a student of this task minimises with a teacher: see `distill.Distiller` and `class_distill.ClassDistiller`."""
+        raise NotImplementedError
 
     # what the model says
 

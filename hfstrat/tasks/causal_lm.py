@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
+    from hfstrat.distill_loss import Mix
     from hfstrat.model import Base
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -29,7 +30,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     architecture = "ForCausalLM"
     unit = "token"
-    metrics = ("loss", "perplexity", "token_accuracy", "tokens")
+    metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
     lacking = "it is no causal LM or is damaged"
 
     @property
@@ -113,14 +114,21 @@ class CausalLM(Task):
         if "nll" not in outputs:
             return (causal_lm_sums(outputs["logits"], labels),)
         row = inputs["loss_rows"] // labels.shape[1]
-        return (sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0]),)
+        beside = [outputs["kl"]] if "kl" in outputs else []
+        return (sums_by_row(outputs["nll"], outputs["correct"], row, labels.shape[0], *beside),)
 
     def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...] = ()) -> tuple[Metrics, dict[str, Any]]:
-        """Loss (nats a token), perplexity and token accuracy."""
-        nll, tokens, right = sums[0].astype("float64").sum(axis=0)
+        """Loss (nats a token), perplexity, token accuracy and, with a teacher, the divergence from it."""
+        nll, tokens, right, *beside = sums[0].astype("float64").sum(axis=0)
         loss = nll / max(tokens, 1)
         accuracy = right / max(tokens, 1)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": accuracy, "tokens": tokens}, {}
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": accuracy, "tokens": tokens}
+        return found | ({"teacher_kl": beside[0] / max(tokens, 1)} if beside else {}), {}
+
+    def distiller(self, mix: Mix) -> Any:
+        from hfstrat.distill import Distiller
+
+        return Distiller(mix)
 
     def said(self, metrics: Metrics) -> str:
         loss, right = metrics["loss"], metrics["token_accuracy"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.data import Prepared
     from hfstrat.data.classes import Classes
     from hfstrat.data_section import Data
+    from hfstrat.distill_loss import Mix
     from hfstrat.model import Base
 
 CONFUSIONS = 3  # that are printed
@@ -148,6 +149,11 @@ class TextClassification(Task):
 
         totals, marks = sums
         return of_sums(totals, marks, names)
+
+    def distiller(self, mix: Mix) -> Any:
+        from hfstrat.class_distill import ClassDistiller
+
+        return ClassDistiller(mix)
 
     def said(self, metrics: Metrics) -> str:
         micro = f", micro-F1 {metrics['micro_f1']:.1%}" if "micro_f1" in metrics else ""

@@ -1,0 +1,64 @@
+"""What can be known to be wrong with a teacher before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat import preflight_model, shrink, teacher
+from hfstrat.errors import UserError
+from hfstrat.layer_pairs import check_pairs
+from hfstrat.model import read_json
+
+if TYPE_CHECKING:
+    from hfstrat.config import Recipe
+    from hfstrat.strategies.distill import Distill
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+WORDS = "vocab_size"
+
+
+def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
+    """Refuse a teacher that is not there, that speaks of other tokens, and layers that are not there.
+
+    Raises:
+        UserError: one sentence that begins with the key.
+    """
+    own = Path(recipe.model.name_or_path).expanduser()
+    config = read_json(own / "config.json")
+    count = _layers(config)
+    if strategy.shrink and count:
+        shrink.kept_layers(strategy.shrink.layers, count)
+    theirs = _check_teacher(strategy, own, network) if strategy.teacher else config
+    if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
+        below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
+        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
+
+
+def _check_teacher(strategy: Distill, own: Path, network: bool) -> dict[str, Any]:
+    """The teacher's config, empty where it is not at hand."""
+    assert strategy.teacher is not None
+    name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
+    if path.is_file():
+        raise UserError(f"strategy.teacher: {name} is a file; expected a model folder or a Hub id")
+    if not path.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise UserError(f"strategy.teacher: {name}: no such folder{preflight_model.near(path)}")
+        revision = strategy.teacher.revision
+        preflight_model.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
+        return {}
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"strategy.teacher: {name} is an adapter; `hfstrat merge` makes a model of it, give that")
+    if not (config := read_json(path / "config.json")):
+        raise UserError(f"strategy.teacher: {name} holds no model (config.json)")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise UserError(f"strategy.teacher: {name} holds no weights (*.safetensors); the download may be incomplete")
+    ours, theirs = teacher.words_in(own), teacher.words_in(path)
+    sizes = [size for size in (config.get(WORDS), read_json(own / "config.json").get(WORDS)) if isinstance(size, int)]
+    if ours and theirs and sizes and (differs := teacher.different_words(ours, theirs, min(sizes))):
+        raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {teacher.OTHER_WORDS}")
+    return config

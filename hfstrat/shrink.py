@@ -1,0 +1,101 @@
+"""A smaller model out of a larger one: whole layers left out, the rest as it was."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError
+from hfstrat.strategies.partial import BLOCK
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+PER_LAYER = re.compile(r"layer|block")  # names of configuration lists that speak of layers
+
+
+def kept_layers(wish: int | list[int], count: int) -> list[int]:
+    """The numbers of the layers that stay, out of `count`: those named, or so many, evenly spaced with the first and the last.
+
+    Raises:
+        UserError: more layers than there are, or a number outside of them.
+    """
+    if isinstance(wish, int):
+        if wish > count:
+            raise UserError(f"strategy.shrink.layers: {wish} of a model that has {count}; give at most {count}")
+        return [round(place * (count - 1) / (wish - 1)) for place in range(wish)] if wish > 1 else [0]
+    if outside := [layer for layer in wish if not 0 <= layer < count]:
+        raise UserError(
+            f"strategy.shrink.layers: there is no layer {outside[0]} in a model of {count}, counted from 0 to {count - 1}"
+        )
+    if sorted(set(wish)) != wish:
+        raise UserError(f"strategy.shrink.layers: {wish}: expected each layer once, in the order of the model")
+    return wish
+
+
+def renamed(names: list[str], keep: list[int]) -> dict[str, str]:
+    """For each parameter that stays, its name in the smaller model: old name to new."""
+    places = {layer: place for place, layer in enumerate(keep)}
+    found = {}
+    for name in names:
+        match = BLOCK.search(name)
+        if match is None:
+            found[name] = name
+        elif int(match.group(1)) in places:
+            found[name] = f"{name[: match.start(1)]}{places[int(match.group(1))]}{name[match.end(1) :]}"
+    return found
+
+
+def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
+    """A new model of the layers `keep`, with copies of their weights and everything around them; ties are tied again.
+
+    It is made anew from its configuration, so that nothing in it remembers the number of a layer that it no longer is.
+
+    Raises:
+        UserError: the smaller configuration does not describe a model of these layers.
+    """
+    import torch
+
+    config = smaller_config(model.config, keep)
+    names = renamed(list(model.state_dict()), keep)
+    weights = {names[name]: tensor for name, tensor in model.state_dict().items() if name in names}
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    state = torch.get_rng_state()  # fresh weights are drawn, only to be overwritten
+    smaller: PreTrainedModel = type(model)._from_config(
+        config, dtype=dtype, attn_implementation=model.config._attn_implementation
+    )
+    torch.set_rng_state(state)
+    try:
+        smaller.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"strategy.shrink: layers of a {model.config.model_type} model cannot be left out: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
+    smaller.tie_weights()
+    if hasattr(model, "generation_config"):
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    for (_, ours), (_, theirs) in zip(_ordered(smaller), _ordered(model, keep), strict=True):
+        ours.data = ours.data.to(theirs.dtype)  # a checkpoint may hold several precisions
+    return smaller.train(model.training)
+
+
+def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tuple[str, Any]]:
+    found = dict(model.named_parameters())
+    if keep is None:
+        return sorted(found.items())
+    names = renamed(list(found), keep)
+    return sorted((names[name], parameter) for name, parameter in found.items() if name in names)
+
+
+def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
+    """The configuration for these layers only: their number, and each list that has an entry for every layer."""
+    smaller = copy.deepcopy(config)
+    text = smaller.get_text_config()
+    count = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list | tuple) and len(value) == count and PER_LAYER.search(name):
+            setattr(text, name, [value[layer] for layer in keep])
+    text.num_hidden_layers = len(keep)
+    return smaller

@@ -1,0 +1,81 @@
+"""The sections within `strategy: {name: distill}`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from hfstrat.strategies.base import Section
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class TeacherModel(Section):
+    """The model that is learnt from. It is frozen, and no part of what is saved."""
+
+    name_or_path: str = Field(min_length=1, description="Hub id or local folder of the teacher")
+    revision: str | None = Field(None, description="Branch, tag or commit of the teacher on the Hub")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the teacher")
+
+
+class Shrink(Section):
+    """The student is `model:` with layers left out."""
+
+    layers: int | list[int] = Field(
+        description="How many layers stay (evenly spaced, the first and the last among them), or their numbers from 0"
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, value: int | list[int]) -> int | list[int]:
+        if not value or (isinstance(value, int) and value < 1):
+            raise ValueError("at least one layer has to stay")
+        return value
+
+
+class LayerPairs(Section):
+    """Hidden states of the student's layers brought near to those of the teacher's (arXiv 1909.10351)."""
+
+    loss: Literal["mse", "cosine"] = Field("mse", description="Mean squared distance, or 1 - cosine")
+    weight: float = Field(1.0, gt=0, description="Factor of it beside the rest of the loss")
+    layers: list[list[int]] | None = Field(
+        None, description="Pairs of a student's and a teacher's layer, from 0; default: each of the student's, evenly spread"
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _pairs(cls, value: list[list[int]] | None) -> list[list[int]] | None:
+        if value is not None and (not value or any(len(pair) != 2 for pair in value)):
+            raise ValueError("a list of pairs is expected, such as [[0, 1], [1, 3]]: student's layer, teacher's layer")
+        return value
+
+
+class Cache(Section):
+    """How the teacher's answers are kept, so that it runs once however many epochs there are."""
+
+    form: Literal["auto", "off", "hidden", "sampled", "top_k"] = Field(
+        "auto",
+        description="hidden: exact, 2 bytes a unit of width; sampled: draws; top_k: likeliest and the rest; auto: what fits",
+    )
+    tokens: int = Field(50, ge=1, description="How many tokens a position sampled draws or top_k keeps")
+    budget: str = Field("10GB", description="Disk that the answers may take, such as 500MB")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        size_of(value if isinstance(value, str) else "")
+        return value
+
+    @property
+    def bytes(self) -> float:
+        return size_of(self.budget)
+
+
+def size_of(text: str) -> float:
+    """'500MB' in bytes. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])B", text.strip().upper())
+    if match is None:
+        raise ValueError("a size such as 500MB or 10GB is expected")
+    return float(match[1]) * UNITS[match[2]]

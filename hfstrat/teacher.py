@@ -1,0 +1,135 @@
+"""The teacher: loaded once in each process, and checked against the student it is to teach."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfstrat.model import Base
+    from hfstrat.strategies import Footprint
+    from hfstrat.strategies.distill_section import TeacherModel
+    from hfstrat.tasks.base import Task
+
+OTHER_WORDS = (
+    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers and "
+    "fine-tune on them (sequence-level distillation), or use TRL's GOLD, which aligns tokenizers"
+)
+
+
+def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen model in `dtype`.
+
+    Raises:
+        UserError: it is nothing for this task, or cannot be read.
+    """
+    import transformers
+
+    source = Path(section.name_or_path).expanduser()
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
+    if section.revision:
+        options["revision"] = section.revision
+    try:
+        name = str(source.absolute()) if source.is_dir() else section.name_or_path
+        model, info = getattr(transformers, task.auto_class).from_pretrained(name, **options, output_loading_info=True)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
+    loaded: PreTrainedModel = model
+    return loaded.requires_grad_(False).eval()
+
+
+def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
+    """The student's own base as it is now; a copy of it if its weights will change."""
+    from hfstrat.fused import unbind_head_loss
+    from hfstrat.model import cast_weights
+
+    unbind_head_loss(base.model)
+    if not will_change:
+        return base.model
+    teacher = copy.deepcopy(base.model)
+    cast_weights(teacher, base.compute_dtype)
+    return teacher.requires_grad_(False).eval()
+
+
+def words_of(model: PreTrainedModel) -> int:
+    """The size of a model's vocabulary, padding included."""
+    head = model.get_output_embeddings()
+    return int((model.get_input_embeddings() if head is None else head).weight.shape[0])
+
+
+def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
+    """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
+    from transformers import AutoTokenizer
+
+    source = Path(section.name_or_path).expanduser()
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(source) if source.is_dir() else section.name_or_path)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first}") from error
+    if differs := different_words(ours.get_vocab(), theirs.get_vocab(), shared):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+
+
+def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
+    """The first number that means two things; tokens beyond `shared` or beyond an end do not count."""
+    own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
+    for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
+        if own.get(number) != other.get(number):
+            return f"{number} is {own.get(number)!r} to the student and {other.get(number)!r} to the teacher"
+    return None
+
+
+def words_in(folder: Path) -> dict[str, int] | None:
+    """The vocabulary in a folder's tokenizer.json, without transformers; None where it cannot be told."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words = content["model"]["vocab"]
+        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
+        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def check_room(teacher: int, student: Footprint, stays: bool, free: int | None, name: str) -> None:
+    """Refuse a teacher that does not fit beside the student.
+
+    Args:
+        teacher: its parameters, 0 where nobody knows.
+        stays: whether it is asked during training; else it goes before gradients and moments come.
+        free: bytes of memory, None where nobody knows.
+
+    Raises:
+        UserError: what would fit.
+    """
+    ours = 2 * student.total + (14 if stays else 2) * student.trainable  # 16 bits; what learns: 32, gradients, moments
+    theirs = 2 * teacher
+    cure = "a smaller teacher"
+    if stays:
+        cure = f"answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training, or {cure}"
+    if teacher and free is not None and theirs + ours > free:
+        raise UserError(
+            f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; what would fit: {cure}"
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that is free: of the GPU where there is one, else of the machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

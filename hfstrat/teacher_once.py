@@ -1,0 +1,234 @@
+"""Whether the teacher is asked once, in which form its answers are kept, and the asking."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hfstrat.data import cache, shelf
+from hfstrat.errors import UserError
+from hfstrat.head_loss import chunks, head_scores
+from hfstrat.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hfstrat.distill import Distiller, FrozenTeacher
+    from hfstrat.feed import Feed
+    from hfstrat.strategies.distill_section import Cache
+
+TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number; of the largest state: other batches, other kernels
+
+
+def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
+    """The feed whose rows bring along what the teacher says about them, where that pays and fits; said aloud either way.
+
+    Raises:
+        UserError: a form was asked for that cannot be.
+    """
+    teacher = distiller.teacher
+    assert teacher is not None
+    if wish.form == "off":
+        return _online(feed, distiller, "cache: off", wish)
+    if distiller.match is not None:
+        return _online(feed, distiller, "the states of its layers are compared, which are not kept", wish)
+    again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
+    rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.train)} if again else {})
+    positions = sum(int(part.supervised.sum()) for part in rows.values())
+    form, reason = choose(feed, distiller, wish, positions)
+    if form is None:
+        return _online(feed, distiller, reason, wish)
+    feed = _fetch(feed, distiller, form, rows, positions)
+    feed = _judge(feed, distiller)
+    if again:
+        distiller.head, distiller.teacher = _own(teacher.head), None  # its body can go
+    return feed
+
+
+def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tuple[Form | None, str]:
+    """The form, or None and why.
+
+    `auto` takes the exact one if the budget has room for it, then draws; never likeliest tokens, which are a lower bound.
+    """
+    assert distiller.teacher is not None
+    mix, dtype = distiller.mix, str(feed.dtype).removeprefix("torch.")
+    forms = {
+        "hidden": Form("hidden", distiller.teacher.head.weight.shape[1], dtype),
+        "sampled": Form("sampled", wish.tokens, temperature=mix.temperature),
+        "top_k": Form("top_k", min(wish.tokens, distiller.width), temperature=mix.temperature),
+    }
+    needed = {name: form.position.itemsize * positions for name, form in forms.items()}
+    if wish.form != "auto":
+        if wish.form != "hidden" and mix.divergence != "forward_kl":
+            raise UserError(
+                f"strategy.cache.form: {wish.form} tells some tokens' probabilities, and {mix.divergence} needs all of them; "
+                "take hidden, or loss: forward_kl"
+            )
+        if needed[wish.form] > wish.bytes:
+            raise UserError(
+                f"strategy.cache.budget: {wish.form} takes {shelf.readable(needed[wish.form])} for {positions:,} positions, "
+                f"more than {wish.budget}; raise it, or take auto"
+            )
+        return forms[wish.form], ""
+    fits = [name for name in ("hidden", "sampled") if needed[name] <= wish.bytes]
+    fits = [name for name in fits if name == "hidden" or mix.divergence == "forward_kl"]
+    if not fits:
+        return None, f"its hidden states take {shelf.readable(needed['hidden'])}, more than cache.budget {wish.budget}"
+    return forms[fits[0]], ""
+
+
+def _online(feed: Feed, distiller: Distiller, reason: str, wish: Cache) -> Feed:
+    if wish.form not in ("auto", "off"):
+        raise UserError(f"strategy.cache.form: {wish.form}, but {reason}; remove one of them")
+    feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
+    return _judge(feed, distiller)
+
+
+def _own(head: Any) -> Any:
+    """A head that keeps nothing else alive."""
+    return head._replace(weight=head.weight.clone(), bias=None if head.bias is None else head.bias.clone())
+
+
+def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows], positions: int) -> Feed:
+    teacher = distiller.teacher
+    assert teacher is not None
+    started, built, size, mass = time.monotonic(), list[str](), 0, 0.0
+    weights = digest_of_weights(teacher.model)
+    made: dict[str, Any] = {}
+    for name, part in parts.items():
+        rows = getattr(feed, name)
+        order = np.lexsort((part.first, -part.lengths))
+        inputs = {
+            "teacher": weights,
+            "rows": part.digest,
+            "order": hashlib.sha256(part.first[order].tobytes()).hexdigest(),
+            "form": [form.kind, form.width, form.dtype, form.temperature],
+            "vocabulary": distiller.width,
+            "batch": feed.plan.eval_batch,
+            "dtype": str(feed.dtype),
+            "head": [teacher.scale, teacher.softcap],
+            "adapter": teacher.adapted is not None,
+            "libraries": torch.__version__,
+        }
+
+        def build(target: Path, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
+            built.append(name)
+            kept = [0.0]
+            write(target, _answers(feed, distiller, form, rows, part, order, kept))
+            return {"mass": kept[0]}
+
+        needed = int(part.supervised.sum()) * form.position.itemsize
+        text = f"{form.kind} of a teacher for {len(part.first):,} rows"
+        entry = cache.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        made[name] = WithTeacher(rows, entry.path, np.argsort(order)[part.which])
+        size, mass = size + entry.size, mass + float(entry.value["mass"])
+    seconds, share = time.monotonic() - started, mass / max(positions, 1)
+    when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
+    what = {
+        "hidden": "hidden states, exact",
+        "sampled": f"{form.width} draws each",
+        "top_k": f"{form.width} likeliest and the rest",
+    }
+    which = "all rows" if "train" in parts else "evaluation rows (training asks once anyway)"
+    feed.say(
+        f"{'teacher':<9} {when} about {positions:,} positions of {which}: {what[form.kind]}, {shelf.readable(size)}, "
+        f"{share:.1%} of its probability mass"
+    )
+    facts = {"form": form.kind, "width": form.width, "bytes": size, "mass": share, "seconds": seconds, "built": built}
+    feed = replace(feed, **made, collate=TeacherCollator(feed.collate, form))
+    distiller.head = teacher.head
+    if form.kind == "hidden":
+        _check(feed, teacher)
+    return with_facts(feed, cache=facts)
+
+
+def _answers(
+    feed: Feed, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
+) -> Iterator[list[bytes]]:
+    """What is kept of each row, batch by batch, in this order; adds up the mass in `kept`."""
+    assert distiller.teacher is not None
+    size, generator = feed.plan.eval_batch, torch.Generator().manual_seed(0)
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    head = distiller.teacher.head
+    head = head._replace(
+        weight=head.weight[: distiller.width], bias=None if head.bias is None else head.bias[: distiller.width]
+    )
+
+    def logits(hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        return ((place, chunk) for place, _, chunk in chunks(hidden, head))
+
+    for group in feed.track(groups, "asking the teacher"):
+        hidden = states_of(feed, distiller.teacher, feed.batch([int(part.first[one]) for one in group], rows))
+        counts = part.supervised[group]
+        if counts.sum() != len(hidden):
+            raise RuntimeError("rows and batches disagree about which positions carry loss")
+        with torch.no_grad():
+            blob, mass = form.bytes_of(hidden, logits, generator)
+        kept[0] += mass
+        ends = np.cumsum([0, *counts]) * form.position.itemsize
+        yield [blob[start:end] for start, end in pairwise(ends)]
+
+
+def states_of(feed: Feed, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The teacher's hidden states of a batch's supervised positions, `[n, H]`."""
+    inputs = {name: tensor for name, tensor in batch.items() if not name.startswith(("teacher_", "loss_rows", "targets"))}
+    with feed.computing():
+        states: torch.Tensor = teacher.hidden((), inputs, batch["loss_rows"])
+    return states
+
+
+def _check(feed: Feed, teacher: FrozenTeacher) -> None:
+    """Compare what the rows bring along with what the teacher says, for some rows in another order."""
+    batch = feed.batch([len(feed.eval) - 1, 0] if len(feed.eval) > 1 else [0])
+    said, brought = states_of(feed, teacher, batch).float(), batch["teacher_hidden"].float()
+    allowed = TOLERANCE[batch["teacher_hidden"].dtype.itemsize] * float(said.abs().max())
+    if not float((said - brought).abs().max()) <= allowed:
+        raise RuntimeError("what the rows bring along is not what the teacher says")
+
+
+@torch.no_grad()
+def _judge(feed: Feed, distiller: Distiller) -> Feed:
+    """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
+    teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
+    assert teacher is not None
+    head, size = teacher.head, feed.plan.eval_batch
+    for start in feed.track(list(range(0, len(feed.eval), size)), "judging the teacher"):
+        batch = feed.batch(list(range(start, min(start + size, len(feed.eval)))))
+        hidden = batch.get("teacher_hidden")
+        hidden = states_of(feed, teacher, batch) if hidden is None else hidden
+        with feed.computing():
+            losses, correct = head_scores(hidden, head.weight, batch["targets"], head.bias, head.softcap, head.scale)
+        nll, right, count = nll + float(losses.sum()), right + float(correct.sum()), count + len(losses)
+    from hfstrat.model import count_parameters
+
+    found = {
+        "loss": nll / max(count, 1),
+        "token_accuracy": right / max(count, 1),
+        "parameters": count_parameters(teacher.model)[1],
+    }
+    feed.say(f"{'teacher':<9} evaluation loss {found['loss']:.4f}, token accuracy {found['token_accuracy']:.1%}")
+    return with_facts(feed, teacher=found)
+
+
+def with_facts(feed: Feed, **facts: Any) -> Feed:
+    return replace(feed, facts={**feed.facts, "distillation": {**feed.facts.get("distillation", {}), **facts}})
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Over all weights of a frozen model, in the precision it computes in."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if ".lora_" in name:  # an adapter that is off
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

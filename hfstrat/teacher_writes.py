@@ -1,0 +1,124 @@
+"""Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): the teacher writes the answers that the student is
+fine-tuned on. It writes in blocks that stay on the disk, so that an interrupted run goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hfstrat.data import cache
+from hfstrat.data.render import IGNORED
+from hfstrat.errors import UserError
+from hfstrat.teacher_cache import Rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from hfstrat.data import Prepared
+
+BLOCK = 32  # rows that are written together, and kept together
+
+
+def rewritten(
+    data: Prepared, teacher: PreTrainedModel, tokenizer: Any, max_new_tokens: int, max_length: int, screen: Console
+) -> Prepared:
+    """The data whose training rows end with what the teacher says, greedily, to what stands before their last answer.
+
+    Args:
+        max_new_tokens: of an answer; one that is longer ends without the end token.
+        max_length: of a row.
+
+    Raises:
+        UserError: rows without a prompt.
+    """
+    from datasets import Dataset
+
+    from hfstrat.teacher_once import digest_of_weights
+
+    rows = Rows.of(data.train)
+    prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
+    order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+    blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
+    options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "libraries": torch.__version__}
+    for block in _track(blocks, screen):
+        asked = [prompts[int(one)] for one in block]
+        name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": tokenizer.eos_token_id, **options})
+
+        def build(target: Path, asked: list[list[int]] = asked) -> None:
+            built.append(len(asked))
+            room = max(1, min(max_new_tokens, max_length - max(map(len, asked))))
+            table = pa.table({"answer": write_answers(teacher, asked, tokenizer, room)})
+            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+
+        entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
+        said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
+        answers |= {int(one): answer for one, answer in zip(block, said, strict=True)}
+    made = [{"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in answers]
+    made = [made[place] for place in np.argsort(list(answers))]
+    numbers = data.train["row"]
+    table = [{**made[int(i)], "length": len(made[int(i)]["input_ids"]), "row": numbers[n]} for n, i in enumerate(rows.which)]
+    ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
+    screen.print(
+        f"{'teacher':<9} {'wrote' if built else 'wrote before: found in the cache:'} {len(answers):,} answers, "
+        f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} were cut at {max_new_tokens} tokens"
+    )
+    order = hashlib.sha256(repr([row["input_ids"] for row in table]).encode()).hexdigest()
+    lengths = np.array([row["length"] for row in table], dtype=np.int32)
+    return replace(data, train=Dataset.from_list(table), lengths=lengths, order=order)
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """The ids before a row's last answer. Raises UserError where there are none."""
+    carries = np.asarray(row["labels"]) != IGNORED
+    begins = np.flatnonzero(carries & ~np.concatenate([[False], carries[:-1]]))
+    if not len(begins) or begins[-1] == 0 or (carries[1:].all() and len(carries) > 1):
+        raise UserError("strategy.level: sequence: a row has no prompt that the teacher could answer; give rows with prompts")
+    return [int(one) for one in row["input_ids"][: int(begins[-1])]]
+
+
+@torch.no_grad()
+def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer: Any, room: int) -> list[list[int]]:
+    """Greedy answers of at most `room` tokens, each with the end token where it came to its end."""
+    width, device = max(map(len, prompts)), teacher.device
+    pad = tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    out = teacher.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=room,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return [_until_end(answer, tokenizer.eos_token_id) for answer in out[:, width:].tolist()]
+
+
+def _until_end(answer: list[int], end: int | None) -> list[int]:
+    return answer[: answer.index(end) + 1] if end in answer else answer
+
+
+def _track(blocks: list[Any], screen: Console) -> Iterator[Any]:
+    from rich.progress import track
+
+    if screen.is_terminal:
+        yield from track(blocks, "the teacher writes", console=screen, transient=True)
+        return
+    for number, block in enumerate(blocks):
+        if number and not number % 10:
+            screen.print(f"the teacher has written {number} of {len(blocks)} blocks of {BLOCK} answers")
+        yield block

@@ -1,0 +1,95 @@
+"""Answers that a teacher writes: what it says to each prompt alone, kept block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tokenizer
+from rich.console import Console
+
+from hfstrat import teacher_writes
+from hfstrat.errors import UserError
+from hfstrat.teacher_writes import prompt_of, rewritten
+
+
+@dataclass
+class Rowed:
+    train: Any
+
+
+def some_data(count: int = 10) -> Rowed:
+    from datasets import Dataset
+
+    source, rows = torch.Generator().manual_seed(0), []
+    for number in range(count):
+        ids = torch.randint(5, 300, (6 + number % 5,), generator=source).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:], "length": len(ids), "row": number})
+    return Rowed(Dataset.from_list(rows))
+
+
+def load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+
+def test_each_answer_is_what_the_teacher_says_to_this_prompt_alone(
+    models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_writes, "BLOCK", 4)
+    teacher, tokenizer, data = load(models(tied=True)), make_tokenizer(), some_data()
+    made = rewritten(data, teacher, tokenizer, 5, 64, Console(quiet=True)).train  # type: ignore[arg-type]
+    assert made["row"][:] == data.train["row"][:]
+    for old, new in zip(data.train, made, strict=True):
+        prompt = old["input_ids"][:-2]
+        with torch.no_grad():
+            alone = teacher.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=2, pad_token_id=2)
+        answer = alone[0, len(prompt) :].tolist()
+        assert new["input_ids"] == prompt + answer
+        assert new["labels"] == [-100] * len(prompt) + answer
+        assert new["length"] == len(new["input_ids"])
+
+
+def test_an_interrupted_teacher_goes_on_with_the_next_block(
+    models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_writes, "BLOCK", 3)
+    teacher, tokenizer, data, calls = load(models()), make_tokenizer(), some_data(), list[int]()
+    write = teacher_writes.write_answers
+
+    def counted(*args: Any) -> Any:
+        calls.append(len(args[1]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    monkeypatch.setattr(teacher_writes, "write_answers", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rewritten(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
+    rewritten(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
+    assert calls == [3, 3, 3, 3, 1]
+
+
+def test_a_row_without_a_prompt_is_refused() -> None:
+    assert prompt_of({"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5]}) == [1, 2, 3]
+    for labels in ([1, 2, 3], [-100, 2, 3], [-100] * 3):
+        with pytest.raises(UserError, match="no prompt"):
+            prompt_of({"input_ids": [1, 2, 3], "labels": labels})
+
+
+def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
+    recipe: Any, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hfstrat.train import run
+
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
+    strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, level: sequence, max_new_tokens: 6}}"
+    report = run(recipe(strategy))
+    assert report is not None
+    assert "wrote 48 answers" in capsys.readouterr().out
+    assert "teacher_kl" not in report["result"]["metrics_after"]
