@@ -70,8 +70,8 @@ def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
     from torch.nn import functional
 
     from hfstrat.feed import Feed
+    from hfstrat.frozen.precompute import precompute
     from hfstrat.plan import Plan
-    from hfstrat.precompute import precompute
 
     model = model_of(dtype)
     steps = EPOCHS * ROWS // BATCH

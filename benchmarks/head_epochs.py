@@ -79,8 +79,9 @@ def by_trainer(folder: Path) -> dict[str, Any]:
 def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
     from types import SimpleNamespace
 
-    from hfstrat import heads, setup
+    from hfstrat import setup
     from hfstrat.loading import load_recipe
+    from hfstrat.probing import heads
 
     recipe = folder / "recipe.yaml"
     recipe.write_text(

@@ -5,7 +5,7 @@
 Writes benchmarks/results/kd_loss.json and .md. 1,024 tokens as 4 x 256, 40 % of them supervised, V = 32,000, width 576,
 float32, forward KL at temperature 1. Four ways to the same number and the same gradients: both models' logits of all positions,
 then the divergence of supervised ones (plain); TRL's GKD loss on the same logits; TRL's chunked kernel, which its
-DistillationTrainer calls (on a CPU with all positions, masked afterwards); and ours (`hfstrat.distill_loss`). Time: medians of
+DistillationTrainer calls (on a CPU with all positions, masked afterwards); and ours (`distillation.distill_loss`). Time: medians of
 interleaved repeats in one process; ratios are medians of the ratios within each round. Memory: growth of the peak resident size
 of a fresh process over one forward and backward, gradients included.
 
@@ -38,7 +38,7 @@ def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], fl
     from torch.nn import functional
 
     from hfstrat.data.batches import shift
-    from hfstrat.distill_loss import Mix, Teacher, distill_loss
+    from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss
     from hfstrat.head_loss import Head
 
     if any(name.startswith("trl") for name in methods):

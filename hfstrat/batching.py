@@ -68,7 +68,7 @@ def make_batches(
     if training.packing == "auto" and saved < WORTH:
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
-    if reason := leaks(base.model, packed.collate.flatten) if collate.selects_rows else "it needs the loss bound to the model":
+    if reason := _reason_against(recipe, base, packed):
         if training.packing == "on":
             raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
         plain.line += f"; not packed: {reason}"
@@ -78,6 +78,14 @@ def make_batches(
         "this model that examples do not see each other"
     )
     return packed
+
+
+def _reason_against(recipe: Recipe, base: Base, packed: Batches) -> str | None:
+    if not recipe.strategy.packs:
+        return f"strategy {recipe.strategy.name} goes by rows"
+    if not packed.collate.plain.selects_rows:
+        return "it needs the loss bound to the model"
+    return leaks(base.model, packed.collate.flatten)
 
 
 def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:

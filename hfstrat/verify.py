@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hfstrat import errors, sentence
+from hfstrat import errors
+from hfstrat.probing import sentence
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)

@@ -13,8 +13,8 @@ from classifiers import labelled, make_any, write_recipe
 from test_distill_loss import DIVERGENCES, divergence_of
 from torch.nn import functional
 
-from hfstrat.class_distill import ClassDistiller, class_distill_sum
-from hfstrat.distill_loss import Mix
+from hfstrat.distillation.class_distill import ClassDistiller, class_distill_sum
+from hfstrat.distillation.distill_loss import Mix
 from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
 from hfstrat.train import run

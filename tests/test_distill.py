@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from hfstrat import fused
 from hfstrat.data.batches import Collator, shift
-from hfstrat.distill import Distiller, FrozenTeacher
-from hfstrat.distill_loss import Mix
+from hfstrat.distillation.distill import Distiller, FrozenTeacher
+from hfstrat.distillation.distill_loss import Mix
+from hfstrat.distillation.teacher import check_room, different_words
+from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
 from hfstrat.losses import causal_lm_loss
-from hfstrat.teacher import check_room, different_words
-from hfstrat.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.train import run
 
 
@@ -219,7 +219,7 @@ def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(page, "save", watched)
     monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
-    monkeypatch.setattr("hfstrat.distill_report.speed_of", lambda *args: 1.0)
+    monkeypatch.setattr("hfstrat.distillation.distill_report.speed_of", lambda *args: 1.0)
 
     def start(strategy: str, *settings: str, name: str = "run") -> dict[str, Any]:
         text = strategy.replace("TEACHER", str(models(tied=True)))

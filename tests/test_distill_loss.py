@@ -9,7 +9,7 @@ import torch
 from test_head_loss import Largest
 from torch.nn import functional
 
-from hfstrat.distill_loss import Mix, Teacher, distill_loss, distill_loss_of_logits, distill_scores
+from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss, distill_loss_of_logits, distill_scores
 from hfstrat.head_loss import Head, head_loss
 
 ROWS, WIDTH, THEIRS, VOCABULARY = 10, 6, 5, 23

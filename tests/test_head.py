@@ -12,15 +12,16 @@ import pytest
 import torch
 from classifiers import FAMILIES, labelled, make_any, write_recipe
 
-from hfstrat import checkup, errors, probe, sentence, setup, use, verify
-from hfstrat.bodies import cut, take_apart
+from hfstrat import checkup, errors, setup, use, verify
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
 from hfstrat.evaluate import labels_of
-from hfstrat.features import POOLINGS, extract
-from hfstrat.heads import is_exact, language_head
 from hfstrat.loading import load_recipe
 from hfstrat.model import Base, count_parameters, read_shapes
+from hfstrat.probing import probe, sentence
+from hfstrat.probing.bodies import cut, take_apart
+from hfstrat.probing.features import POOLINGS, extract
+from hfstrat.probing.heads import is_exact, language_head
 from hfstrat.strategies.head import Head
 from hfstrat.tasks import TASKS
 from hfstrat.train import run
@@ -197,7 +198,7 @@ def test_features_are_kept_and_belong_to_what_they_were_made_of(recipe_of: Any, 
 
 def test_the_probe_finds_the_layer_that_knows() -> None:
     """Labels that can only be read at one layer, by one pooling."""
-    from hfstrat import linear
+    from hfstrat.probing import linear
 
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2

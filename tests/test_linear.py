@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hfstrat import linear
+from hfstrat.probing import linear
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from datasets import Dataset
 from rich.console import Console
 from torch import nn
 
-from hfstrat.boundary import COLUMN
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
-from hfstrat.gain import gain
+from hfstrat.frozen.boundary import COLUMN
+from hfstrat.frozen.gain import gain
+from hfstrat.frozen.precompute import precompute
+from hfstrat.frozen.states import States, WithStates, write
 from hfstrat.plan import Plan
-from hfstrat.precompute import precompute
-from hfstrat.states import States, WithStates, write
 
 VOCABULARY, WIDTH, BLOCKS = 96, 32, 4
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4}
@@ -99,7 +99,7 @@ def make(family: str, last: int = 2, **more: Any) -> Any:
 
 
 def learn_last(model: nn.Module, last: int, norm: bool = True) -> None:
-    from hfstrat.boundary import final_norm, find_blocks
+    from hfstrat.frozen.boundary import final_norm, find_blocks
 
     blocks = find_blocks(model)
     model.requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from conftest import sentences, write_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from hfstrat import bars, families, sizes
+from hfstrat import bars
 from hfstrat.config import Data, Model, Recipe
 from hfstrat.data import prepare
 from hfstrat.data.render import IGNORED
@@ -21,6 +21,7 @@ from hfstrat.data.tokenise import hash_of
 from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
 from hfstrat.model import count_parameters, load_tokenizer
+from hfstrat.scratch import families, sizes
 from hfstrat.strategies.scratch import Scratch
 from hfstrat.train import run
 

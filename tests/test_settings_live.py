@@ -112,7 +112,7 @@ def linears(seen: Seen) -> list[Any]:
 
 def distiller(seen: Seen) -> Any:
     """What a student minimises, None where there is none."""
-    from hfstrat.distill import Distiller
+    from hfstrat.distillation.distill import Distiller
 
     objective = fused.objective_of(seen.model)
     return objective if isinstance(objective, Distiller) else None
@@ -583,7 +583,7 @@ def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
 def test_when_the_run_without_a_teacher_is_made(
     sound: Seen, set_up: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfstrat import distill_report
+    from hfstrat.distillation import distill_report
 
     started: list[Any] = []
 

@@ -11,9 +11,9 @@ import torch
 from test_head_loss import family
 from test_strategies import recipe_of
 
+from hfstrat.distillation.shrink import drop_layers, kept_layers
 from hfstrat.errors import UserError
 from hfstrat.model import count_parameters, read_shapes
-from hfstrat.shrink import drop_layers, kept_layers
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 

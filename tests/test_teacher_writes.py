@@ -12,9 +12,9 @@ import torch
 from conftest import make_tokenizer
 from rich.console import Console
 
-from hfstrat import teacher_writes
+from hfstrat.distillation import teacher_writes
+from hfstrat.distillation.teacher_writes import prompt_of, rewritten
 from hfstrat.errors import UserError
-from hfstrat.teacher_writes import prompt_of, rewritten
 
 
 @dataclass

@@ -59,6 +59,7 @@ class Strategy(Section, ABC):
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
     needs_weights: ClassVar[bool] = True  # whether `model:` has to name pretrained ones
+    packs: ClassVar[bool] = True  # whether rows may stand side by side in one
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         """Refuse what cannot become a model, before torch; the footprint where it can be told."""

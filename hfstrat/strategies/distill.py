@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
-    from hfstrat.distill import Distiller
+    from hfstrat.distillation.distill import Distiller
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
@@ -66,6 +66,8 @@ class Distill(Strategy):
         "auto", description="Train the same student without the teacher too, to compare; auto: if training took under 5 minutes"
     )
 
+    packs: ClassVar[bool] = False  # what the teacher says is kept by row
+
     @property
     def defaults(self) -> dict[str, Default]:  # type: ignore[override]
         return type(self.student).defaults
@@ -94,7 +96,7 @@ class Distill(Strategy):
         return self
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
-        from hfstrat import preflight_teacher
+        from hfstrat.distillation import preflight_teacher
 
         footprint = super().check_model(recipe, network)
         preflight_teacher.check(self, recipe, network)
@@ -105,10 +107,10 @@ class Distill(Strategy):
             return data
         import torch
 
-        from hfstrat import teacher
+        from hfstrat.distillation import teacher
+        from hfstrat.distillation.teacher_writes import rewritten
         from hfstrat.model import compute_dtype
         from hfstrat.tasks import TASKS
-        from hfstrat.teacher_writes import rewritten
 
         name = recipe.model.name_or_path
         section = self.teacher or TeacherModel(name_or_path=name, trust_remote_code=recipe.model.trust_remote_code)
@@ -120,8 +122,8 @@ class Distill(Strategy):
         return rewritten(data, writer, tokenizer, self.max_new_tokens, recipe.data.max_length, screen)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
-        from hfstrat.distill_loss import Mix
-        from hfstrat.shrink import drop_layers, kept_layers
+        from hfstrat.distillation.distill_loss import Mix
+        from hfstrat.distillation.shrink import drop_layers, kept_layers
 
         base = self.student.load_base(recipe, tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
@@ -135,7 +137,7 @@ class Distill(Strategy):
         return base
 
     def _teacher(self, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        from hfstrat import teacher
+        from hfstrat.distillation import teacher
         from hfstrat.model import read_shapes
 
         if self.teacher is None:
@@ -190,7 +192,7 @@ class Distill(Strategy):
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
 
     def _match_layers(self, base: Base, distiller: Distiller, teacher: PreTrainedModel) -> None:
-        from hfstrat import layer_match, layer_pairs
+        from hfstrat.distillation import layer_match, layer_pairs
 
         assert self.hidden is not None
         if not distiller.matches_layers:
@@ -219,7 +221,7 @@ class Distill(Strategy):
         return self.student.build_trainer(**arguments)
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat import layer_match
+        from hfstrat.distillation import layer_match
 
         layer_match.take_off(model)
         distiller: Distiller = base.beside[KEY]
@@ -227,7 +229,7 @@ class Distill(Strategy):
         self.student.finish(model, base)
 
     def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
-        from hfstrat.distill_report import compare
+        from hfstrat.distillation.distill_report import compare
 
         return compare(self, loaded, facts, folder) if self.asks else {}
 
@@ -242,8 +244,8 @@ class Distill(Strategy):
 
     def _shrunk(self, shapes: Shapes) -> Shapes:
         """The shapes that are left."""
-        from hfstrat.shrink import kept_layers, renamed
-        from hfstrat.strategies.partial import BLOCK
+        from hfstrat.depth import BLOCK
+        from hfstrat.distillation.shrink import kept_layers, renamed
 
         if self.shrink is None:
             return shapes

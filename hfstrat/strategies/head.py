@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hfstrat import head_shapes
 from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
+from hfstrat.probing import head_shapes
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
@@ -133,7 +133,7 @@ class Head(Strategy):
         if self.untie:
             raise UserError("strategy.untie: a classifier's head is not tied to the embeddings; remove it")
         if self.then is None and not (self.pooling == "last" and self.head == "linear"):
-            from hfstrat.sentence import check_installed
+            from hfstrat.probing.sentence import check_installed
 
             check_installed()
 
@@ -177,7 +177,7 @@ class Head(Strategy):
     def prepare_base(self, base: Base, data: Feed) -> Feed:
         if base.model.get_output_embeddings() is not None:
             return data
-        from hfstrat.heads import classifier_head
+        from hfstrat.probing.heads import classifier_head
 
         return classifier_head(self, base, data)
 
@@ -187,7 +187,7 @@ class Head(Strategy):
         if base.prepared is not None:
             model: nn.Module = base.prepared.model
             return model
-        from hfstrat.heads import language_head, preview
+        from hfstrat.probing.heads import language_head, preview
 
         if base.is_tied:
             self._check_tied()
@@ -198,7 +198,7 @@ class Head(Strategy):
             return further.prepare_data(data, model)
         if hasattr(model, "pooling"):
             return data
-        from hfstrat.precompute import precompute
+        from hfstrat.frozen.precompute import precompute
 
         return precompute(data, model, "auto", still=True)
 
@@ -207,7 +207,7 @@ class Head(Strategy):
         if further is not None:
             return further.build_trainer(**arguments)
         if getattr(model, "is_solved", False):
-            from hfstrat.heads import SolvedTrainer
+            from hfstrat.probing.heads import SolvedTrainer
 
             strength = None if self.l2 == "auto" else float(self.l2)
             return SolvedTrainer(strength, **arguments)

@@ -130,7 +130,7 @@ class Partial(Strategy):
             raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
         if self.thaw is not None:
             self._thawing(model, data.plan.steps)
-        from hfstrat.precompute import precompute
+        from hfstrat.frozen.precompute import precompute
 
         return precompute(data, model, self.precompute, still=not self.frozen_dropout)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hfstrat import families, sizes
 from hfstrat.errors import UserError
+from hfstrat.scratch import families, sizes
 from hfstrat.strategies import blueprint
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.new_tokenizer import NewTokenizer, check_supply
@@ -196,7 +196,7 @@ class Scratch(Strategy):
         return open_corpus(recipe).held_out if self.tokenizer else None
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
-        from hfstrat import random_model
+        from hfstrat.scratch import random_model
 
         if self.model_class is not None:
             return random_model.of_class(recipe, tokenizer, self.model_class, self.config)

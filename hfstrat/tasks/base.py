@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
-    from hfstrat.distill_loss import Mix
+    from hfstrat.distillation.distill_loss import Mix
     from hfstrat.model import Base
 
 Metrics = dict[str, float]

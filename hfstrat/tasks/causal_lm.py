@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
-    from hfstrat.distill_loss import Mix
+    from hfstrat.distillation.distill_loss import Mix
     from hfstrat.model import Base
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -126,7 +126,7 @@ class CausalLM(Task):
         return found | ({"teacher_kl": beside[0] / max(tokens, 1)} if beside else {}), {}
 
     def distiller(self, mix: Mix) -> Any:
-        from hfstrat.distill import Distiller
+        from hfstrat.distillation.distill import Distiller
 
         return Distiller(mix)
 

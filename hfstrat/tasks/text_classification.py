@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.data import Prepared
     from hfstrat.data.classes import Classes
     from hfstrat.data_section import Data
-    from hfstrat.distill_loss import Mix
+    from hfstrat.distillation.distill_loss import Mix
     from hfstrat.model import Base
 
 CONFUSIONS = 3  # that are printed
@@ -151,7 +151,7 @@ class TextClassification(Task):
         return of_sums(totals, marks, names)
 
     def distiller(self, mix: Mix) -> Any:
-        from hfstrat.class_distill import ClassDistiller
+        from hfstrat.distillation.class_distill import ClassDistiller
 
         return ClassDistiller(mix)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from hfstrat.divergences import DIVERGENCES, sampled_kl, top_k_kl
+from hfstrat.distillation.divergences import DIVERGENCES, sampled_kl, top_k_kl
 from hfstrat.head_loss import (
     CHUNK_ROWS,
     Head,

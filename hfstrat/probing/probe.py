@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hfstrat.bodies import Body
-from hfstrat.features import Collate, extract
-from hfstrat.linear import leave_one_out, targets_of
+from hfstrat.probing.bodies import Body
+from hfstrat.probing.features import Collate, extract
+from hfstrat.probing.linear import leave_one_out, targets_of
 
 MOST_ROWS = 2000  # more would tell smaller differences apart than matter
 MOST_BYTES = 256 * 2**20  # of the candidates' features

@@ -6,8 +6,8 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.depth import BLOCK
 from hfstrat.errors import UserError
-from hfstrat.strategies.partial import BLOCK
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

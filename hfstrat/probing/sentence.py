@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hfstrat.head_model import HeadModel
+    from hfstrat.probing.head_model import HeadModel
 
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
 

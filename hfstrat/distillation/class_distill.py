@@ -14,11 +14,11 @@ import torch
 from transformers.utils import ModelOutput
 
 from hfstrat.data import cache, shelf
-from hfstrat.distill_loss import Mix, Teacher, distill_loss_of_logits
+from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
+from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.errors import UserError
 from hfstrat.head_loss import Head
 from hfstrat.losses import class_loss, class_sums
-from hfstrat.teacher_cache import COLUMN, Rows, WithTeacher, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,7 +143,7 @@ class ClassDistiller:
         return replace(feed, facts={**feed.facts, "distillation": facts})
 
     def _keep(self, feed: Feed) -> tuple[Feed, dict[str, Any]]:
-        from hfstrat.teacher_once import digest_of_weights
+        from hfstrat.distillation.teacher_once import digest_of_weights
 
         assert self.teacher is not None
         rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()

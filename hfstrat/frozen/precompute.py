@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from hfstrat.boundary import COLUMN, Batch, Boundary, Still, evaluating
 from hfstrat.data import cache, shelf
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
-from hfstrat.gain import predicted_gain
-from hfstrat.prefix import Prefix, Refused, can_precompute, find_prefix
-from hfstrat.states import States, StatesCollator, WithStates, in_batches, write
-from hfstrat.unchanged import digest_of_rows, digest_of_weights, surroundings
+from hfstrat.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating
+from hfstrat.frozen.gain import predicted_gain
+from hfstrat.frozen.prefix import Prefix, Refused, can_precompute, find_prefix
+from hfstrat.frozen.states import States, StatesCollator, WithStates, in_batches, write
+from hfstrat.frozen.unchanged import digest_of_rows, digest_of_weights, surroundings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfstrat.boundary import Batch, Boundary, evaluating, final_norm, find_blocks, finished_before, frozen_depth
-from hfstrat.states import RAW
+from hfstrat.frozen.boundary import Batch, Boundary, evaluating, final_norm, find_blocks, finished_before, frozen_depth
+from hfstrat.frozen.states import RAW
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hfstrat import sentence
-from hfstrat.bodies import cut, take_apart
 from hfstrat.errors import UserError
-from hfstrat.features import POOLINGS, extract_inputs
-from hfstrat.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
-from hfstrat.linear import Linear, Scale, fit_logistic
 from hfstrat.model import cast_weights
-from hfstrat.pooled import Pooled, labels_of, pool_rows
+from hfstrat.probing import sentence
+from hfstrat.probing.bodies import cut, take_apart
+from hfstrat.probing.features import POOLINGS, extract_inputs
+from hfstrat.probing.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
+from hfstrat.probing.linear import Linear, Scale, fit_logistic
+from hfstrat.probing.pooled import Pooled, labels_of, pool_rows
 from hfstrat.strategies.head import EXACT_PRODUCTS, EXACT_WEIGHTS, Head
 from hfstrat.trainer import StrategyTrainer
 
@@ -135,7 +135,7 @@ def shorten(base: Base, body: Any, pooled: Pooled) -> None:
     depth = body.depth
     cut(body, pooled.layer)
     if base.model.config is not body.model.config:
-        from hfstrat.bodies import shorten as shorten_config
+        from hfstrat.probing.bodies import shorten as shorten_config
 
         shorten_config(base.model.config, depth, pooled.layer)
     base.say(f"the body ends after layer {pooled.layer} of {depth}; pooled by {pooled.pooling}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
-from hfstrat.boundary import COLUMN, Boundary
+from hfstrat.frozen.boundary import COLUMN, Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hfstrat.bodies import Body
-from hfstrat.features import INPUTS, pool
-from hfstrat.linear import Linear, Scale
+from hfstrat.probing.bodies import Body
+from hfstrat.probing.features import INPUTS, pool
+from hfstrat.probing.linear import Linear, Scale
 
 
 class Standardise(nn.Module):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfstrat import probe
-from hfstrat.bodies import Body
 from hfstrat.data import cache
-from hfstrat.features import BATCH_TOKENS, extract
-from hfstrat.unchanged import digest_of_rows, digest_of_weights, surroundings
+from hfstrat.frozen.unchanged import digest_of_rows, digest_of_weights, surroundings
+from hfstrat.probing import probe
+from hfstrat.probing.bodies import Body
+from hfstrat.probing.features import BATCH_TOKENS, extract
 
 if TYPE_CHECKING:
     from hfstrat.feed import Feed

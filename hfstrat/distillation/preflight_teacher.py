@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat import preflight_model, shrink, teacher
+from hfstrat import preflight_model
+from hfstrat.distillation import shrink, teacher
+from hfstrat.distillation.layer_pairs import check_pairs
 from hfstrat.errors import UserError
-from hfstrat.layer_pairs import check_pairs
 from hfstrat.model import read_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfstrat.bodies import Body, hidden_of
+from hfstrat.probing.bodies import Body, hidden_of
 
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # of a CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache, shelf
+from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
 from hfstrat.head_loss import chunks, head_scores
-from hfstrat.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfstrat.distill import Distiller, FrozenTeacher
+    from hfstrat.distillation.distill import Distiller, FrozenTeacher
     from hfstrat.feed import Feed
     from hfstrat.strategies.distill_section import Cache
 

@@ -16,8 +16,8 @@ import torch
 
 from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
+from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
-from hfstrat.teacher_cache import Rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def rewritten(
     """
     from datasets import Dataset
 
-    from hfstrat.teacher_once import digest_of_weights
+    from hfstrat.distillation.teacher_once import digest_of_weights
 
     rows = Rows.of(data.train)
     prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
@@ -73,9 +73,9 @@ def rewritten(
         f"{'teacher':<9} {'wrote' if built else 'wrote before: found in the cache:'} {len(answers):,} answers, "
         f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} were cut at {max_new_tokens} tokens"
     )
-    order = hashlib.sha256(repr([row["input_ids"] for row in table]).encode()).hexdigest()
+    digest = hashlib.sha256(repr([row["input_ids"] for row in table]).encode()).hexdigest()
     lengths = np.array([row["length"] for row in table], dtype=np.int32)
-    return replace(data, train=Dataset.from_list(table), lengths=lengths, order=order)
+    return replace(data, train=Dataset.from_list(table), lengths=lengths, order=digest)
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-from hfstrat import families
 from hfstrat.errors import UserError
+from hfstrat.scratch import families
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 NARROWEST, WIDEST = 32, 16_384

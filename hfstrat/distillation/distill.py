@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfstrat import fused
-from hfstrat.distill_loss import (
+from hfstrat.distillation.distill_loss import (
     Mix,
     Teacher,
     distill_loss,
@@ -17,9 +17,9 @@ from hfstrat.distill_loss import (
     distill_scores,
     distill_scores_of_logits,
 )
+from hfstrat.distillation.layer_match import LayerMatch
 from hfstrat.fused import HeadLossOutput, is_plain, last_hidden
 from hfstrat.head_loss import Head, head_scores
-from hfstrat.layer_match import LayerMatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,7 +133,7 @@ class Distiller:
         self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
 
     def ask_once(self, feed: Feed, wish: Cache) -> Feed:
-        from hfstrat.teacher_once import ask_once
+        from hfstrat.distillation.teacher_once import ask_once
 
         return ask_once(feed, self, wish)
 

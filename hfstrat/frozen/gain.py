@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.boundary import find_blocks
 from hfstrat.data.parts import column
+from hfstrat.frozen.boundary import find_blocks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.feed import Feed
-    from hfstrat.prefix import Prefix
+    from hfstrat.frozen.prefix import Prefix
 
 
 def predicted_gain(feed: Feed, prefix: Prefix) -> float:
