@@ -3,11 +3,11 @@
     python -m benchmarks.kd_loss
 
 Writes benchmarks/results/kd_loss.json and .md. 1,024 tokens as 4 x 256, 40 % of them supervised, V = 32,000, width 576,
-float32, forward KL at temperature 1. Four ways to the same number and the same gradients: both models' logits of all positions,
-then the divergence of supervised ones (plain); TRL's GKD loss on the same logits; TRL's chunked kernel, which its
-DistillationTrainer calls (on a CPU with all positions, masked afterwards); and ours (`distillation.distill_loss`). Time: medians of
-interleaved repeats in one process; ratios are medians of the ratios within each round. Memory: growth of the peak resident size
-of a fresh process over one forward and backward, gradients included.
+float32, forward KL at temperature 1. Four ways to the same number and the same gradients: both models' logits of all
+positions, then the divergence of supervised ones (plain); TRL's GKD loss on the same logits; TRL's chunked kernel, which
+its DistillationTrainer calls (on a CPU with all positions, masked afterwards); and ours (`distillation.distill_loss`).
+Time: medians of interleaved repeats in one process; ratios are medians of the ratios within each round. Memory: growth of
+the peak resident size of a fresh process over one forward and backward, gradients included.
 
 Predicted before the first run: frozen head 0.3x the time of plain (0.4x of three matrix products, and the softmaxes stay in
 cache) and 0.15x its memory; learning head 0.35x and 0.35x, for the weight's gradient (74 MB, held twice for a moment).

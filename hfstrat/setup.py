@@ -76,56 +76,37 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     Raises:
         UserError: whatever can be known to be wrong before training.
     """
-    recipe = loaded.recipe
+    recipe, strategy, task = loaded.recipe, loaded.recipe.strategy, TASKS[loaded.recipe.task]
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
     checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
-    tokenizer, task, wanted = recipe.strategy.load_tokenizer(recipe), TASKS[recipe.task], recipe.evaluation
-    held_out = recipe.strategy.held_out(recipe)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.samples, wanted.max_rows, held_out)
-    data = recipe.strategy.rewrite(data, recipe, tokenizer, screen)
-    fingerprint = data.fingerprint()
-    if stored.get("data", fingerprint) != fingerprint:
-        raise UserError(
-            f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
-            "--overwrite or another output_dir"
-        )
-    lengths, eval_lengths = data.lengths, data.eval_lengths
-    plan = make_plan(recipe.training, lengths, eval_lengths, world.num_processes, stored)
+    tokenizer = strategy.load_tokenizer(recipe)
+    data = read_data(recipe, tokenizer, screen, checkpoint, stored)
+    plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = recipe.strategy.load_base(recipe, tokenizer, data)
-    model.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
+    base = strategy.load_base(recipe, tokenizer, data)
+    model.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
     collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
     feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen)
-    feed, probe = recipe.strategy.prepare_base(base, feed), task.probe(data, collate)
-    trained = recipe.strategy.build_model(base)
+    feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
+    trained = strategy.build_model(base)
     model.set_precision(trained, dtype)
-    if recipe.training.torch_compile:
-        base.say(model.compile_blocks(base.model))
-    if args.device.type == "cuda" and not stored:
-        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, dtype)
-    model.checkpoint_activations(base.model, plan.checkpointing)
-    batches = batching.make_batches(recipe, plan, feed.train, lengths, base, feed.collate, args.device)
-    plan = batches.plan
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.rows_at_once, plan.accumulation
-    args.per_device_eval_batch_size = plan.eval_batch
-    if recipe.model.gguf_file:
-        base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
+    batches = decide_batches(recipe, base, trained, feed, data, args, measure=not stored)
+    plan, bars = batches.plan, strategy.bars(data, batches.plan, base.model)
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
-    bars = recipe.strategy.bars(data, plan, base.model)
     for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
         screen.print(line)
 
-    feed = recipe.strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
+    feed = strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
-    trainer = recipe.strategy.build_trainer(
+    trainer = strategy.build_trainer(
         model=trained,
         args=args,
         train_dataset=feed.train,
@@ -143,10 +124,46 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "micro_batch": plan.micro_batch,
             "checkpointing": plan.checkpointing,
             "processes": plan.processes,
-            "data": fingerprint,
+            "data": data.fingerprint(),
         },
     )
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
+
+
+def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> Prepared:
+    """The rows of the run.
+
+    Raises:
+        UserError: they cannot be read, or are not those that the checkpoint was made with.
+    """
+    task, strategy, wanted = TASKS[recipe.task], recipe.strategy, recipe.evaluation
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.samples, wanted.max_rows, strategy.held_out(recipe))
+    data = strategy.rewrite(data, recipe, tokenizer, screen)
+    if stored.get("data", data.fingerprint()) != data.fingerprint():
+        raise UserError(
+            f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
+            "--overwrite or another output_dir"
+        )
+    return data
+
+
+def decide_batches(
+    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: Prepared, args: TrainingArguments, measure: bool
+) -> batching.Batches:
+    """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
+    if recipe.training.torch_compile:
+        base.say(model.compile_blocks(base.model))
+    if recipe.model.gguf_file:
+        base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
+    plan = feed.plan
+    if measure and args.device.type == "cuda":
+        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
+    model.checkpoint_activations(base.model, plan.checkpointing)
+    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device)
+    args.per_device_train_batch_size = batches.plan.rows_at_once
+    args.gradient_accumulation_steps = batches.plan.accumulation
+    args.per_device_eval_batch_size = batches.plan.eval_batch
+    return batches
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:

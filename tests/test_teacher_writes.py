@@ -20,6 +20,8 @@ from hfstrat.errors import UserError
 @dataclass
 class Rowed:
     train: Any
+    lengths: Any = None
+    order: str = ""
 
 
 def some_data(count: int = 10) -> Rowed:
@@ -93,5 +95,3 @@ def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     assert report is not None
     assert "wrote 48 answers" in capsys.readouterr().out
     assert "teacher_kl" not in report["result"]["metrics_after"]
-    lengths: Any = None
-    order: str = ""
