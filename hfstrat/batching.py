@@ -44,13 +44,18 @@ def make_batches(
     base: Base,
     collate: Any,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Batches:
-    """Decide, and say why.
+    """Decide, and say why. A resumed run goes on as it began.
+
+    Args:
+        dtype: of the forward pass.
 
     Raises:
         UserError: `packing: on`, and this model's examples see each other when packed, or cannot be shown not to.
     """
     training = recipe.training
+    wish = {None: training.packing, True: "on", False: "off"}[plan.packed]
     grouped = training.train_sampling_strategy == "group_by_length"
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
     if not hasattr(collate, "multiple"):  # features: nothing pads
@@ -58,18 +63,18 @@ def make_batches(
     padding = padded_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
-    if training.packing == "off":
+    if wish == "off":
         return plain
-    if training.packing == "auto" and device.type == "cpu":
+    if wish == "auto" and device.type == "cpu":
         plain.line += "; not packed: on a CPU that is slower"
         return plain
     packed = _pack(plain, recipe.seed, recipe.data.max_length, base, collate)
     saved = padding - packed_share(packed.rows)
-    if training.packing == "auto" and saved < WORTH:
+    if wish == "auto" and saved < WORTH:
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
-    if reason := _reason_against(recipe, base, packed):
-        if training.packing == "on":
+    if reason := _reason_against(recipe, base, packed, device, dtype):
+        if wish == "on":
             raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
         plain.line += f"; not packed: {reason}"
         return plain
@@ -80,12 +85,14 @@ def make_batches(
     return packed
 
 
-def _reason_against(recipe: Recipe, base: Base, packed: Batches) -> str | None:
+def _reason_against(recipe: Recipe, base: Base, packed: Batches, device: torch.device, dtype: torch.dtype) -> str | None:
     if not recipe.strategy.packs:
         return f"strategy {recipe.strategy.name} goes by rows"
     if not packed.collate.plain.selects_rows:
         return "it needs the loss bound to the model"
-    return leaks(base.model, packed.collate.flatten)
+    if device.type != "cpu":
+        base.model.to(device)  # type: ignore[arg-type]
+    return leaks(base.model, packed.collate.flatten, dtype)
 
 
 def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:

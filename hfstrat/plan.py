@@ -32,6 +32,7 @@ class Plan:
     time_limit: float | None = None
     eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
     checkpointing: bool = False  # activations are recomputed
+    packed: bool | None = None  # what an interrupted run did
     bins: int | None = None  # rows of a step after packing; None: not packed
     bins_at_once: int = 1  # of them in one forward pass
 
@@ -67,7 +68,7 @@ def make_plan(
     Raises:
         UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
     """
-    stored = stored or {}
+    stored, ask = stored or {}, training.activation_checkpointing
     share = share_of(training.global_batch_size, processes)
     steps = _steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
@@ -94,7 +95,7 @@ def make_plan(
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
-    eval_batch = max(1, min(2 * micro, MOST_TOKENS // longest)) if wish == "auto" else wish
+    eval_batch = (stored.get("eval_batch") or max(1, min(2 * micro, MOST_TOKENS // longest))) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -105,7 +106,8 @@ def make_plan(
         save_every=save_every,
         rows=len(lengths),
         time_limit=seconds(training.max_time) if training.max_time else None,
-        checkpointing=training.activation_checkpointing is True or bool(stored.get("checkpointing")),
+        checkpointing=bool(stored.get("checkpointing")) if ask == "auto" else bool(ask),
+        packed=stored.get("packed"),
         eval_share=float(training.eval_steps) if by_clock else None,
     )
 

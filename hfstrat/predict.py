@@ -22,13 +22,13 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
     check_task(target, TextClassification(), "this is no classifier: `hfstrat generate` gives its answers")
-    model, tokenizer, recipe = load(target)
+    model, tokenizer, report = load(target)
     import torch
 
     from hfstrat.data.texts import Texts
     from hfstrat.evaluate import in_words, labels_of
 
-    texts = Texts(tokenizer, recipe.get("data", {}).get("max_length", 1024))
+    texts = Texts(tokenizer, report["run"]["recipe"]["data"]["max_length"] if report else 1024)
     with lines(output) as say:
         for row in asked:
             found = labels_of(model, texts, row, torch.float32)  # as the weights are, without autocast

@@ -81,7 +81,7 @@ def _no_model(path: Path) -> UserError:
 def _check_folder(recipe: Recipe, path: Path) -> Footprint | None:
     model = recipe.model
     config = read_config(model)
-    if config is None:
+    if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
         raise _no_model(path)
     task = TASKS[recipe.task]
     task.check_architecture(str(path), config)

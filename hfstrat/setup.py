@@ -60,7 +60,7 @@ class Job:
     def release(self) -> None:
         """Give back the memory of model and optimiser: they sit in reference cycles and in the allocator's cache."""
         self.trainer.accelerator.free_memory()
-        del self.trainer, self.base
+        del self.trainer, self.base, self.feed  # the feed holds what is bound to the model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -122,6 +122,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         state={
             "recipe": recipe.model_dump(),
             "micro_batch": plan.micro_batch,
+            "eval_batch": plan.eval_batch,
+            "packed": plan.bins is not None,
             "checkpointing": plan.checkpointing,
             "processes": plan.processes,
             "data": data.fingerprint(),
@@ -156,10 +158,10 @@ def decide_batches(
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     plan = feed.plan
-    if measure and args.device.type == "cuda":
+    if measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
     model.checkpoint_activations(base.model, plan.checkpointing)
-    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device)
+    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch

@@ -53,6 +53,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         if world.is_main_process:
             report.write_failure(job.loaded, job.folder, errors.named(error))
         raise
+    compare(job, whole)
     present(job, whole)
     return whole
 
@@ -182,11 +183,22 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     facts |= {"artefact": str(final), "artefact_bytes": report.folder_bytes(final), "status": "done"}
-    facts["comparison"] = job.recipe.strategy.compare(job.loaded, facts, final)
     facts["total_seconds"] = time.monotonic() - started
     whole = report.make(job.loaded, facts, job.data.account())
     report.write(whole, job.folder)
     return whole
+
+
+def compare(job: Job, whole: Report) -> None:
+    """Put what else could have been had beside the result, where the strategy knows of something. The result stands anyway."""
+    try:
+        found = job.recipe.strategy.compare(job.loaded, whole["result"], Path(whole["result"]["artefact"]))
+    except Exception as error:
+        job.screen.print(f"not compared: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return
+    if found:
+        whole["result"]["comparison"] = found
+        report.write(whole, job.folder)
 
 
 def present(job: Job, whole: Report) -> None:

@@ -80,3 +80,10 @@ def test_compiled_blocks_compute_the_same_and_are_saved_as_they_were(trained: An
     assert "4 blocks are compiled" in model.compile_blocks(trained)
     torch.testing.assert_close(trained(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
     assert list(trained.state_dict()) == names
+
+
+def test_features_need_no_fitting(tmp_path: Path) -> None:
+    """Rows that are features already have no tokens to make a worst step of; set-up leaves them alone."""
+    from hfstrat.probing.head_model import as_they_are
+
+    assert not hasattr(as_they_are, "multiple")

@@ -18,7 +18,7 @@ from hfstrat import fused
 from hfstrat.batching import make_batches
 from hfstrat.config import Recipe
 from hfstrat.data.batches import BatchOrder, Collator
-from hfstrat.data.packing import PackedRows, PackingCollator, evenly, leaks, packed_share, padded_share
+from hfstrat.data.packing import PackedRows, PackingCollator, bins_for, evenly, leaks, packed_share, padded_share
 from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
 from hfstrat.model import Base
@@ -142,14 +142,14 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
     assert "do not see each other" in said
 
 
-def batches(model: Any, packing: str, device: str) -> Any:
+def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None = None) -> Any:
     rows = some_rows()
     lengths = np.array([len(row["input_ids"]) for row in rows])
     words = {"max_steps": 5, "global_batch_size": 8, "packing": packing}
     recipe = Recipe.model_validate(
         {"model": "m", "strategy": {"name": "lora"}, "data": {"train": "rows"}, "training": words, "output_dir": "run"}
     )
-    plan = make_plan(recipe.training, lengths, lengths, processes=1)
+    plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
     base = Base(model, "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     return make_batches(recipe, plan, rows, lengths, base, collate, torch.device(device))
@@ -164,3 +164,24 @@ def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None
     assert "not packed: a packed example" in made.line
     with pytest.raises(UserError, match=r"training\.packing: on: .*cannot be packed.*set auto or off"):
         batches(careless(tiny), "on", "cpu")
+
+
+def test_a_resumed_run_goes_on_packed_or_not_as_it_began(tiny: Path) -> None:
+    sound = AutoModelForCausalLM.from_pretrained(tiny)
+    packed, plain = (
+        batches(sound, "auto", "cpu", stored={"packed": True}),
+        batches(sound, "auto", "cpu", stored={"packed": False}),
+    )
+    assert packed.plan.bins
+    assert plain.plan.bins is None
+    with pytest.raises(UserError, match="cannot be packed"):
+        batches(careless(tiny), "auto", "cpu", stored={"packed": True})
+
+
+def test_no_bin_is_wider_than_what_was_measured() -> None:
+    lengths = [60, 60, 60, 60, 5, 5, 5, 5] * 10  # two of 60 would stand in one bin of 100
+    order = BatchOrder(lengths, 8, 10, seed=0)
+    bins = bins_for(order, 100, 1)
+    for step in range(10):
+        rows = order.lengths[order.batch(step)].tolist()
+        assert max(sum(rows[place] for place in each) for each in evenly(rows, bins)) <= 100

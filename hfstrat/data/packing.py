@@ -109,9 +109,12 @@ class PackingCollator:
 
 def bins_for(order: BatchOrder, capacity: int, unit: int) -> int:
     """Bins per step, a multiple of `unit` (those of one pass of all processes), hardly ever fuller than `capacity` tokens."""
-    fullest = max(order.tokens(step) for step in range(min(LOOKED_AT, order.steps)))
-    wanted = -(-fullest // capacity)
-    return -(-wanted // unit) * unit
+    steps = [order.lengths[order.batch(step)].tolist() for step in range(min(LOOKED_AT, order.steps))]
+    bins = -(-max(map(sum, steps)) // capacity)
+    bins = -(-bins // unit) * unit
+    while any(max(sum(step[place] for place in each) for each in evenly(step, bins)) > capacity for step in steps):
+        bins += unit  # with one row in each, the longest row is the fullest
+    return bins
 
 
 def padded_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
@@ -134,26 +137,30 @@ def packed_share(rows: PackedRows) -> float:
 
 
 @torch.no_grad()
-def leaks(model: PreTrainedModel, flatten: bool) -> str | None:
+def leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype = torch.float32) -> str | None:
     """Prove on this model and its attention that packed examples do not see each other.
 
     Two bins of three random examples: each has to give what it gives alone, and when one example changes, every other
     has to give exactly what it gave.
 
+    Args:
+        dtype: of the forward pass that trains.
+
     Returns:
         None, or what was seen.
     """
-    was_training = model.training
+    was_training, device = model.training, model.get_input_embeddings().weight.device.type
     model.eval()
     try:
-        return _leaks(model, flatten)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            return _leaks(model, flatten, dtype)
     except Exception as error:  # an architecture that was not foreseen can fail in any way
         return f"its forward does not take packed rows ({type(error).__name__})"
     finally:
         model.train(was_training)
 
 
-def _leaks(model: PreTrainedModel, flatten: bool) -> str | None:
+def _leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str | None:
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     collate = PackingCollator(Collator(0, 1, masks_logits=False), flatten)
@@ -169,7 +176,9 @@ def _leaks(model: PreTrainedModel, flatten: bool) -> str | None:
 
     bins = [[example(n) for n in lengths] for lengths in ((5, 7, 4), (9, 3, 6))]
     before = hidden(bins, 20)
-    size = TOLERANCE[min(4, before[0][0].dtype.itemsize)] * max(float(each.abs().max()) for row in before for each in row)
+    size = TOLERANCE[min(4, dtype.itemsize, before[0][0].dtype.itemsize)] * max(
+        float(each.abs().max()) for row in before for each in row
+    )
     for row, examples in enumerate(bins):
         for place, ids in enumerate(examples):
             alone = hidden([[ids]], len(ids))[0][0]

@@ -216,6 +216,10 @@ def prepare(
             held_out = parts.choose_held_out(train.of(train.text_hash), data.eval_size, max_eval_rows, seed)
         left, out = parts.divide(train, held_out)
         train, held = train.select(left), train.select(out)
+    if not len(held):
+        raise UserError(
+            "data.eval: no row is left to evaluate on, as all were dropped; raise data.max_length, or say overflow: truncate"
+        )
     overlap = parts.overlap(train, held, tokenizer)
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):

@@ -83,6 +83,7 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     """What the same student comes to without the teacher: same start, same rows in the same order, as many steps."""
     folder = Path(loaded.recipe.output_dir).expanduser() / "without-teacher"
     words = [f"strategy={json.dumps({**given_strategy(strategy), 'alpha': 0.0, 'baseline': False})}", f"output_dir={folder}"]
+    words += ["hub.push=false", "training.resume=never"]  # it is nobody's result
     by_hand = f"hfstrat train {loaded.source} strategy.alpha=0 output_dir={folder}"
     if strategy.baseline is False:
         return None, f"baseline: false; it would be `{by_hand}`"

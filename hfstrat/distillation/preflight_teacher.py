@@ -52,7 +52,7 @@ def _check_teacher(strategy: Distill, own: Path, network: bool) -> dict[str, Any
         revision = strategy.teacher.revision
         preflight_model.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
         return {}
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / "adapter_config.json").is_file():
         raise UserError(f"strategy.teacher: {name} is an adapter; `hfstrat merge` makes a model of it, give that")
     if not (config := read_json(path / "config.json")):
         raise UserError(f"strategy.teacher: {name} holds no model (config.json)")

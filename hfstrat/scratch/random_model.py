@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
@@ -61,6 +62,9 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
     from transformers import PreTrainedModel
 
     file, name = split_class(named)
+    there = importlib.util.find_spec(file.stem)
+    if there is not None and (there.origin is None or Path(there.origin).resolve() != file.resolve()):
+        raise UserError(f"strategy.model_class: {file}: a module has that name ({there.origin}); rename the file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None

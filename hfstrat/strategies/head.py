@@ -200,7 +200,10 @@ class Head(Strategy):
             return data
         from hfstrat.frozen.precompute import precompute
 
-        return precompute(data, model, "auto", still=True)
+        try:
+            return precompute(data, model, "auto", still=True)
+        except UserError:  # nobody knows what is frozen: it is computed in every step, and the run says so
+            return precompute(data, model, "auto")
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
         further, model = self.continuation, arguments["model"]

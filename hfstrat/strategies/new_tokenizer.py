@@ -61,8 +61,8 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
     special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *options.special_tokens]
     inputs = {
-        "sources": [(origin.digest(), origin.part, origin.source.model_dump(exclude={"weight"})) for origin in corpus.origins],
-        "data": recipe.data.model_dump(include={"format", "columns", "documents", "eval_size"}),
+        "sources": [origin.inputs() for origin in corpus.origins],
+        "data": recipe.data.model_dump(include={"documents", "eval_size"}),
         "held_out": None if corpus.held_out is None else corpus.held_out.tolist(),
         "vocab_size": options.vocab_size,
         "special": special,
