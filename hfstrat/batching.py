@@ -73,7 +73,7 @@ def make_batches(
     if wish == "auto" and saved < WORTH:
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
-    if reason := _reason_against(recipe, base, packed, device, dtype):
+    if reason := _reason_against(recipe, base, packed, dtype):
         if wish == "on":
             raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
         plain.line += f"; not packed: {reason}"
@@ -85,13 +85,11 @@ def make_batches(
     return packed
 
 
-def _reason_against(recipe: Recipe, base: Base, packed: Batches, device: torch.device, dtype: torch.dtype) -> str | None:
+def _reason_against(recipe: Recipe, base: Base, packed: Batches, dtype: torch.dtype) -> str | None:
     if not recipe.strategy.packs:
         return f"strategy {recipe.strategy.name} goes by rows"
     if not packed.collate.plain.selects_rows:
         return "it needs the loss bound to the model"
-    if device.type != "cpu":
-        base.model.to(device)  # type: ignore[arg-type]
     return leaks(base.model, packed.collate.flatten, dtype)
 
 

@@ -161,6 +161,8 @@ def decide_batches(
     if measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
     model.checkpoint_activations(base.model, plan.checkpointing)
+    if args.device.type == "cuda" and recipe.training.packing != "off":
+        base.model.to(args.device)  # type: ignore[arg-type]  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
