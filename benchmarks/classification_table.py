@@ -1,0 +1,83 @@
+"""The tables of benchmarks/classification.py, and their section in recipes/README.md."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks.measure import ROOT
+
+FLOORS = {"sst2": 0.813, "trec6": 0.886, "banking77": 0.894, "imdb": 0.865}  # TF-IDF of 1-2 grams, logistic regression
+REVISED_FLOOR = 0.521
+EXACT = {"sst2": 0.811, "trec6": 0.886, "banking77": 0.929}  # logistic regression on MiniLM's mean-pooled features
+MODELS = {"minilm": "all-MiniLM-L6-v2", "smollm2": "SmolLM2-135M-Instruct"}
+TITLE = "## Classification, measured"
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """The mean, and of several the smallest and the largest."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def row(way: str, found: list[dict[str, Any]], has_revised: bool) -> str:
+    model, strategy = way.split("-", 1)
+    columns = 7 + has_revised
+    if not found:
+        return f"| {MODELS[model]} | {strategy} |" + " not run yet |" + " - |" * (columns - 1)
+    if head := found[0].get("head"):
+        strategy = f"{strategy.split('-')[0]} ({head['pooling']} of layer {head['layer']}{', probed' if probed(way) else ''})"
+    accuracy, f1 = ([run["metrics_after"][key] for run in found] for key in ("accuracy", "macro_f1"))
+    revised = [spread([run["revised_accuracy"] for run in found])] if has_revised else []
+    cells = [
+        spread(accuracy),
+        *revised,
+        spread(f1),
+        f"{statistics.mean(run['total_seconds'] for run in found):.0f}",
+        f"{max(run['peak_memory_bytes'] for run in found) / 2**30:.2f} GiB",
+        f"{found[0]['trainable_parameters']:,}",
+        f"{found[0]['artefact_bytes'] / 1e6:.1f} MB",
+        str(len(found)),
+    ]
+    return f"| {MODELS[model]} | {strategy} | " + " | ".join(cells) + " |"
+
+
+def probed(way: str) -> bool:
+    return way != "minilm-head"
+
+
+def lines(runs: dict[str, Any], names: list[str], ways: list[str]) -> list[str]:
+    """A table for each data set; what was not run says so."""
+    out: list[str] = []
+    for name in names:
+        floor = f"{FLOORS[name]:.3f}" + (f" (revised {REVISED_FLOOR:.3f})" if name == "imdb" else "")
+        exact = f"; exact logistic regression on MiniLM's mean: {EXACT[name]:.3f}" if name in EXACT else ""
+        found = {way: [run for key, run in runs.items() if key.startswith(f"{name}/{way}/")] for way in ways}
+        best = (
+            max((run["metrics_after"]["accuracy"], way) for way in ways for run in found[way]) if any(found.values()) else None
+        )
+        out += [f"**{name}**: TF-IDF and logistic regression {floor}{exact}"]
+        if best:
+            out[-1] += f"; best so far {best[0]:.3f} ({best[1]}, {'above' if best[0] > FLOORS[name] else 'BELOW'} the floor)"
+        revised = " revised |" if name == "imdb" else ""
+        out += ["", f"| model | strategy | accuracy |{revised} macro-F1 | s | peak | learn | artefact | seeds |"]
+        out += ["|---" * (9 + bool(revised)) + "|", *(row(way, found[way], bool(revised)) for way in ways), ""]
+    return out[:-1]
+
+
+def put_into_readme(table: list[str]) -> None:
+    """Replace the section, or add it at the end."""
+    file = ROOT / "recipes" / "README.md"
+    before, _, rest = file.read_text(encoding="utf-8").partition(TITLE)
+    after = rest.partition("\n## ")[2]
+    words = [
+        TITLE,
+        "",
+        "Test sets, each measured once after the last step; `python -m benchmarks.classification` says what was run and goes on with",
+        "the rest ([results](../benchmarks/results/classification.json)). SmolLM2 by partial, lora and full has seen 1,000 rows,",
+        "everything else all of them. Seconds are of the whole command on one CPU core, from the recipe to the reloaded result.",
+        "",
+        *table,
+    ]
+    text = before.rstrip() + "\n\n" + "\n".join(words) + "\n"
+    file.write_text(text + (f"\n## {after}" if after else ""), encoding="utf-8")
