@@ -62,7 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "minilm-head": {"strategy": {"name": "head", "layer": 6, "pooling": "mean"}},
     "minilm-head-auto": {"strategy": {"name": "head"}},
     "smollm2-head": {"strategy": {"name": "head"}},
-    "minilm-partial": {"strategy": {"name": "partial", "last_n_layers": 2}, "learning_rate": 3e-4},
+    "minilm-partial": {"strategy": {"name": "partial", "last_n_layers": 2, "frozen_dropout": False}, "learning_rate": 3e-4},
     "minilm-lora": {"strategy": {"name": "lora", "r": 8}, "learning_rate": 1e-3},
     "minilm-full": {"strategy": {"name": "full"}, "learning_rate": 1e-4},
     "smollm2-partial": {"strategy": {"name": "partial", "last_n_layers": 4}, "learning_rate": 1e-4, "rows": DRAWN},
@@ -181,6 +181,7 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; data sets are {', '.join(SETS)}; ways are {', '.join(WAYS)}")
     if given.again:
         runs = {key: run for key, run in runs.items() if not (key.split("/")[0] in names and key.split("/")[1] in ways)}
+        keep(runs)
     for seed in SEEDS[: given.seeds]:
         for way in ways:
             for name in names:
@@ -192,11 +193,9 @@ def main() -> None:
                     print(f"{name} {way} {seed} failed: {error}", file=sys.stderr, flush=True)
                     failed += 1
                     continue
-                runs = (
-                    read() | {f"{name}/{way}/{seed}": result} if not given.again else {**runs, f"{name}/{way}/{seed}": result}
-                )
+                runs = read() | {f"{name}/{way}/{seed}": result}
                 keep(runs)
-    keep(runs)
+    keep(read())
     sys.exit(failed > 0)
 
 

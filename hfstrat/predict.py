@@ -10,6 +10,8 @@ from hfstrat.errors import UserError
 from hfstrat.tasks import TextClassification
 from hfstrat.use import check_output, check_task, lines, load
 
+LENGTH = 1024  # tokens of a text, at most, where no run says it
+
 
 def predict(target: str, given: list[str], file: Path | None, output: Path | None) -> None:
     """Label texts on the terminal, or into a .jsonl with `text`, `labels` and `scores`.
@@ -22,13 +24,14 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
     check_task(target, TextClassification(), "this is no classifier: `hfstrat generate` gives its answers")
-    model, tokenizer, recipe = load(target)
+    model, tokenizer, report = load(target)
     import torch
 
     from hfstrat.data.texts import Texts
     from hfstrat.evaluate import in_words, labels_of
 
-    texts = Texts(tokenizer, recipe.get("data", {}).get("max_length", 1024))
+    data = report.get("run", {}).get("recipe", {}).get("data", {})
+    texts = Texts(tokenizer, data.get("max_length", LENGTH))  # as the run cut its own rows
     with lines(output) as say:
         for row in asked:
             found = labels_of(model, texts, row, torch.float32)  # as the weights are, without autocast
