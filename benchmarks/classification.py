@@ -158,7 +158,7 @@ def keep(runs: dict[str, Any]) -> None:
     runs = {key: runs[key] for key in order if key in runs}
     table = lines(runs, list(SETS), list(WAYS))
     write("classification", {"machine": machine(), "runs": runs}, table)
-    put_into_readme(table)
+    put_into_readme(table, sorted({run["threads"] for run in runs.values()}))
 
 
 def is_due(runs: dict[str, Any], name: str, way: str, seed: int) -> bool:
