@@ -75,7 +75,7 @@ def put_into_readme(table: list[str], threads: list[int]) -> None:
         TITLE,
         "",
         "Test sets, each measured once after the last step; `python -m benchmarks.classification` goes on with what was not",
-        "run yet ([results](../benchmarks/results/classification.json)). SmolLM2 by partial, lora and full has seen 1,000 rows,",
+        "run yet ([results](../benchmarks/results/classification.json)). SmolLM2 by partial, lora and full saw 1,000 rows,",
         "all else every row. Seconds are those of the whole command, from the recipe to the reloaded result, with "
         f"{' or '.join(map(str, threads)) or 1} CPU thread.",
         "",
