@@ -15,6 +15,9 @@ The second table is activation checkpointing of the same model and learning part
 in float32: none; ours, which leaves frozen blocks before the first learning weight alone; and transformers' own switch, which
 makes the embeddings' output require gradients. Predicted: ours costs one more forward pass of 2 of 12 layers, 10 % over none;
 the library's goes forward twice and backward once through the frozen part too, and is 2x as slow. The goal: ours is no slower.
+
+First run, in part beside other work: 1.47x (1.46 to 1.50) in float32 and 1.38x (1.36 to 1.57) in bfloat16, both under the goal.
+Checkpointing costs 20 % over none, twice what was predicted; the library's switch is 2.1x as slow as ours.
 """
 
 from __future__ import annotations
