@@ -10,6 +10,8 @@ from hfstrat.errors import UserError
 from hfstrat.tasks import TextClassification
 from hfstrat.use import check_output, check_task, lines, load
 
+LENGTH = 1024  # tokens of a text, at most, where no run says it
+
 
 def predict(target: str, given: list[str], file: Path | None, output: Path | None) -> None:
     """Label texts on the terminal, or into a .jsonl with `text`, `labels` and `scores`.

@@ -154,6 +154,17 @@ def test_predict_says_labels_and_generate_says_what_to_do(
     predict(str(tmp_path / "merged"), ["the cat"], None, None)
 
 
+def test_predict_cuts_texts_as_the_run_did(classify: Any, tmp_path: Path, quick: None) -> None:
+    run(classify("bert", "strategy=full", "data.max_length=8"))
+    scores = []
+    for count in (10, 25):  # both are longer
+        file, output = tmp_path / f"{count}.txt", tmp_path / f"{count}.jsonl"
+        file.write_text("cat the " * count)
+        predict(str(tmp_path / "run"), [], file, output)
+        scores.append(json.loads(output.read_text())["scores"])
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize("name", [name for name in shipped.names("recipes") if name.endswith("classifier")])
 def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
     data = labelled(tmp_path)
