@@ -942,6 +942,32 @@ DISTILL: list[Bad] = [
     ),
     distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
+    distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
+    distilled(
+        "a random student with layers left out",
+        "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
+        ["strategy.shrink: leaves layers out of a pretrained model"],
+        3,
+        files=another_model(),
+    ),
+    distilled(
+        "a random student with tokens of its own",
+        "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
+        ["student: its tokenizer would be a new one", "level: sequence"],
+        files=another_model(),
+    ),
+    distilled(
+        "a random student beside a model that has a shape",
+        "  student: {name: scratch, parameters: 3M}\n  teacher: other",
+        ["strategy.student.parameters: model: model brings a config", "strategy.student.config"],
+        files=another_model(),
+    ),
+    distilled(
+        "a random student of a size that is none",
+        "  student: {name: scratch, parameters: 3Q}\n  teacher: other",
+        ["strategy.student.parameters"],
+        files=another_model(),
+    ),
     distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
     distilled(
         "layers of a teacher that only writes",

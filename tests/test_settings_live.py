@@ -571,11 +571,13 @@ def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
         {"name": "full"},
         {"name": "lora", "r": 2, "alpha": 3, "dropout": 0.5, "target_modules": ["q_proj"], "use_rslora": True},
         {"name": "partial", "last_n_layers": 2, "patterns": ["*.0.*"], "head": True},
+        {"name": "scratch", "architecture": "gpt2", "parameters": "1M", "config": {"n_head": 2}},
     ]
     recipe = sound.job.recipe.model_dump(exclude_none=True)
     for section in sections:
         alone = Recipe.model_validate({**recipe, "strategy": section}).strategy
-        nested = Recipe.model_validate({**recipe, "strategy": {"name": "distill", "student": section}}).strategy
+        distill = {"name": "distill", "teacher": "a-teacher", "student": section}
+        nested = Recipe.model_validate({**recipe, "strategy": distill}).strategy
         assert nested.student == alone
         assert nested.defaults == alone.defaults
 

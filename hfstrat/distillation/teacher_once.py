@@ -16,11 +16,10 @@ import torch
 from hfstrat.data import cache, shelf
 from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
+from hfstrat.frozen.unchanged import digest_of_weights
 from hfstrat.head_loss import chunks, head_scores
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hfstrat.distillation.distill import Distiller, FrozenTeacher
     from hfstrat.feed import Feed
     from hfstrat.strategies.distill_section import Cache
@@ -220,15 +219,3 @@ def _judge(feed: Feed, distiller: Distiller) -> Feed:
 
 def with_facts(feed: Feed, **facts: Any) -> Feed:
     return replace(feed, facts={**feed.facts, "distillation": {**feed.facts.get("distillation", {}), **facts}})
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """Over all weights of a frozen model, in the precision it computes in."""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if ".lora_" in name:  # an adapter that is off
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

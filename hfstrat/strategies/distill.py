@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hfstrat.distillation import random_student
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.distill_section import Cache, LayerPairs, Shrink, TeacherModel
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
+from hfstrat.strategies.scratch import Scratch
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.bars import Bars
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.distillation.distill import Distiller
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
+    from hfstrat.plan import Plan
+    from hfstrat.tasks import Task
     from hfstrat.trainer import StrategyTrainer
 
-Student = Full | Lora | Partial
+Student = Full | Lora | Partial | Scratch
 StudentName: Any = Literal[tuple(get_args(cls.model_fields["name"].annotation)[0] for cls in get_args(Student))]
 KEY = "distiller"  # where the loss is kept beside the base
 
@@ -73,6 +78,10 @@ class Distill(Strategy):
         return type(self.student).defaults
 
     @property
+    def needs_weights(self) -> bool:  # type: ignore[override]
+        return self.student.needs_weights
+
+    @property
     def asks(self) -> bool:
         """Whether there is anything to learn from the teacher."""
         return self.level == "token" and (self.alpha > 0 or self.hidden is not None)
@@ -81,6 +90,7 @@ class Distill(Strategy):
     def _one_level(self) -> Distill:
         if self.level == "sequence" and self.hidden:
             raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
+        random_student.check(self)
         return self
 
     @model_validator(mode="after")
@@ -98,37 +108,49 @@ class Distill(Strategy):
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         from hfstrat.distillation import preflight_teacher
 
-        footprint = super().check_model(recipe, network)
+        if self.student.needs_weights:
+            footprint = super().check_model(recipe, network)
+            preflight_teacher.check(self, recipe, network)
+            return footprint
+        recipe = random_student.recipe_for(self, recipe)
         preflight_teacher.check(self, recipe, network)
-        return footprint
+        with random_student.speaking(self):
+            return self.student.check_model(recipe, network)
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        with random_student.speaking(self):
+            return self.student.load_tokenizer(random_student.recipe_for(self, recipe))
+
+    def held_out(self, recipe: Recipe) -> np.ndarray | None:
+        return self.student.held_out(random_student.recipe_for(self, recipe))
+
+    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+        return self.student.bars(data, plan, model)
+
+    def check(self, task: Task) -> None:
+        if task.name not in self.student.tasks:
+            raise UserError(
+                f"strategy.student.name: {self.student.name} is not for task: {task.name}; shrink a trained classifier, or "
+                "name a smaller pretrained model"
+            )
 
     def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
         if self.level != "sequence":
             return data
-        import torch
+        from hfstrat.distillation.teacher_writes import ask_to_write
 
-        from hfstrat.distillation import teacher
-        from hfstrat.distillation.teacher_writes import rewritten
-        from hfstrat.model import compute_dtype
-        from hfstrat.tasks import TASKS
-
-        name = recipe.model.name_or_path
-        section = self.teacher or TeacherModel(name_or_path=name, trust_remote_code=recipe.model.trust_remote_code)
-        writer = teacher.load_teacher(section, TASKS[recipe.task], compute_dtype(recipe.model.dtype))
-        if not writer.can_generate():
-            raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
-        teacher.check_tokenizers(tokenizer, section, teacher.words_of(writer))
-        writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        return rewritten(data, writer, tokenizer, self.max_new_tokens, recipe.data.max_length, screen)
+        return ask_to_write(self, data, recipe, tokenizer, screen)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+        from hfstrat.distillation import teacher
         from hfstrat.distillation.distill_loss import Mix
         from hfstrat.distillation.shrink import drop_layers, kept_layers
 
-        base = self.student.load_base(recipe, tokenizer, data)
+        with random_student.speaking(self):
+            base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
         if self.asks:
-            base.beside["teacher"] = self._teacher(base, tokenizer)
+            base.beside["teacher"] = teacher.placed(self, base, tokenizer)
         if self.shrink:
             count = base.model.config.get_text_config().num_hidden_layers
             keep = kept_layers(self.shrink.layers, count)
@@ -136,29 +158,9 @@ class Distill(Strategy):
             base.say(f"student: layers {', '.join(map(str, keep))} of {count}")
         return base
 
-    def _teacher(self, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        from hfstrat.distillation import teacher
-        from hfstrat.model import read_shapes
-
-        if self.teacher is None:
-            return teacher.own_teacher(base, will_change=self.shrink is None and self.student.name != "lora")
-        shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters()}
-        theirs = sum(map(prod, read_shapes(Path(self.teacher.name_or_path).expanduser()).values()))
-        stays = self.cache.form == "off" or self.hidden is not None
-        size = self.footprint(shapes, base.is_tied)
-        teacher.check_room(theirs, size, stays, teacher.free_bytes(), self.teacher.name_or_path)
-        found = teacher.load_teacher(self.teacher, base.task, base.compute_dtype)
-        shared = min(teacher.words_of(found), teacher.words_of(base.model))
-        teacher.check_tokenizers(tokenizer, self.teacher, shared)
-        if found.get_input_embeddings().weight.shape[0] < len(tokenizer):
-            raise UserError(
-                f"strategy.teacher: {self.teacher.name_or_path} knows {found.get_input_embeddings().weight.shape[0]:,} tokens "
-                f"and the student's tokenizer has {len(tokenizer):,}; remove model.add_tokens, or take another teacher"
-            )
-        return found
-
     def build_model(self, base: Base) -> nn.Module:
         from hfstrat import fused
+        from hfstrat.distillation import layer_match
         from hfstrat.model import cast_weights, count_parameters
 
         distiller = base.beside[KEY]
@@ -181,7 +183,7 @@ class Distill(Strategy):
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
         if self.hidden:
-            self._match_layers(base, distiller, teacher)
+            layer_match.bring_together(self.hidden, base, distiller, teacher)
         return trained
 
     def _wrapped(self, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
@@ -190,22 +192,6 @@ class Distill(Strategy):
             return distiller.frozen(teacher, is_own=teacher is base.model)
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
-
-    def _match_layers(self, base: Base, distiller: Distiller, teacher: PreTrainedModel) -> None:
-        from hfstrat.distillation import layer_match, layer_pairs
-
-        assert self.hidden is not None
-        if not distiller.matches_layers:
-            raise UserError("strategy.hidden: layers are brought together for causal-lm only; remove it")
-        ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
-        counts = ours.num_hidden_layers, theirs.num_hidden_layers
-        pairs = [(pair[0], pair[1]) for pair in self.hidden.layers] if self.hidden.layers else layer_pairs.even_pairs(*counts)
-        layer_pairs.check_pairs(pairs, *counts)
-        projections = None
-        if ours.hidden_size != theirs.hidden_size:
-            projections = layer_match.new_projections(len(pairs), ours.hidden_size, theirs.hidden_size)
-            base.model.add_module(layer_match.NAME, projections)
-        distiller.match = layer_match.LayerMatch(pairs, self.hidden.loss, self.hidden.weight, projections)
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused

@@ -1,0 +1,56 @@
+"""A student that begins with random weights: what it reads of the recipe, and where its keys stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    from hfstrat.config import Recipe
+    from hfstrat.strategies.distill import Distill
+
+
+def check(strategy: Distill) -> None:
+    """Raises ValueError with a key that a random student cannot have, or that it lacks."""
+    if strategy.student.needs_weights:
+        return
+    if strategy.teacher is None:
+        raise ValueError("teacher: missing; a student with random weights has none of its own to learn from: name one")
+    if strategy.shrink:
+        raise ValueError("shrink: leaves layers out of a pretrained model, and this student is random; remove one of them")
+    if _makes_words(strategy) and strategy.level != "sequence":
+        raise ValueError(
+            "student: its tokenizer would be a new one, and the teacher's probabilities are of its own tokens; remove "
+            "student.tokenizer (the teacher's is taken), or let the teacher write: level: sequence"
+        )
+
+
+def _makes_words(strategy: Distill) -> bool:
+    return getattr(strategy.student, "tokenizer", None) is not None
+
+
+def recipe_for(strategy: Distill, recipe: Recipe) -> Recipe:
+    """The recipe as the student reads it; a random one has its own section in it, and the teacher's tokenizer."""
+    if strategy.student.needs_weights:
+        return recipe
+    model = recipe.model
+    if strategy.teacher and model.tokenizer is None and not _makes_words(strategy):
+        model = model.model_copy(update={"tokenizer": strategy.teacher.name_or_path})
+    return recipe.model_copy(update={"model": model, "strategy": strategy.student})
+
+
+@contextmanager
+def speaking(strategy: Distill) -> Iterator[None]:
+    """What a random student's section says of its keys is said of where they stand here."""
+    try:
+        yield
+    except UserError as error:
+        if strategy.student.needs_weights:
+            raise
+        said = str(error).replace("strategy.", "strategy.student.")
+        if strategy.teacher and said.startswith(f"model.tokenizer: {strategy.teacher.name_or_path}"):
+            said = said.replace("model.tokenizer", "strategy.teacher", 1)
+        raise UserError(said) from error.__cause__
