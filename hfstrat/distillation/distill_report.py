@@ -84,6 +84,8 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     folder = Path(loaded.recipe.output_dir).expanduser() / "without-teacher"
     words = [f"strategy={json.dumps({**given_strategy(strategy), 'alpha': 0.0, 'baseline': False})}", f"output_dir={folder}"]
     by_hand = f"hfstrat train {loaded.source} strategy.alpha=0 output_dir={folder}"
+    if strategy.on_policy:
+        return None, "on its own answers there is nothing to learn without the teacher"
     if strategy.baseline is False:
         return None, f"baseline: false; it would be `{by_hand}`"
     if int(os.environ.get("HFSTRAT_PROCESSES") or 1) > 1 or int(os.environ.get("WORLD_SIZE") or 1) > 1:

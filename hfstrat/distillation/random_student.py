@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hfstrat.distillation.combinations import makes_words
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,31 +14,12 @@ if TYPE_CHECKING:
     from hfstrat.strategies.distill import Distill
 
 
-def check(strategy: Distill) -> None:
-    """Raises ValueError with a key that a random student cannot have, or that it lacks."""
-    if strategy.student.needs_weights:
-        return
-    if strategy.teacher is None:
-        raise ValueError("teacher: missing; a student with random weights has none of its own to learn from: name one")
-    if strategy.shrink:
-        raise ValueError("shrink: leaves layers out of a pretrained model, and this student is random; remove one of them")
-    if _makes_words(strategy) and strategy.level != "sequence":
-        raise ValueError(
-            "student: its tokenizer would be a new one, and the teacher's probabilities are of its own tokens; remove "
-            "student.tokenizer (the teacher's is taken), or let the teacher write: level: sequence"
-        )
-
-
-def _makes_words(strategy: Distill) -> bool:
-    return getattr(strategy.student, "tokenizer", None) is not None
-
-
 def recipe_for(strategy: Distill, recipe: Recipe) -> Recipe:
     """The recipe as the student reads it; a random one has its own section in it, and the teacher's tokenizer."""
     if strategy.student.needs_weights:
         return recipe
     model = recipe.model
-    if strategy.teacher and model.tokenizer is None and not _makes_words(strategy):
+    if strategy.teacher and model.tokenizer is None and not makes_words(strategy):
         model = model.model_copy(update={"tokenizer": strategy.teacher.name_or_path})
     return recipe.model_copy(update={"model": model, "strategy": strategy.student})
 

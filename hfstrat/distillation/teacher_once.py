@@ -36,7 +36,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     teacher = distiller.teacher
     assert teacher is not None
     if wish.form == "off":
-        return _online(feed, distiller, "cache: off", wish)
+        return ask_anew(feed, distiller, "cache: off")
     if distiller.match is not None:
         return _online(feed, distiller, "the states of its layers are compared, which are not kept", wish)
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
@@ -87,6 +87,11 @@ def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tup
 def _online(feed: Feed, distiller: Distiller, reason: str, wish: Cache) -> Feed:
     if wish.form not in ("auto", "off"):
         raise UserError(f"strategy.cache.form: {wish.form}, but {reason}; remove one of them")
+    return ask_anew(feed, distiller, reason)
+
+
+def ask_anew(feed: Feed, distiller: Distiller, reason: str) -> Feed:
+    """The feed as it is, with the teacher's own metrics among its facts."""
     feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
     return _judge(feed, distiller)
 

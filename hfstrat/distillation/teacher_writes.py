@@ -109,12 +109,12 @@ def rewritten(
     return replace(data, train=Dataset.from_list(table), lengths=lengths, order=digest)
 
 
-def prompt_of(row: dict[str, Any]) -> list[int]:
+def prompt_of(row: dict[str, Any], key: str = "level: sequence") -> list[int]:
     """The ids before a row's last answer. Raises UserError where there are none."""
     carries = np.asarray(row["labels"]) != IGNORED
     begins = np.flatnonzero(carries & ~np.concatenate([[False], carries[:-1]]))
     if not len(begins) or begins[-1] == 0 or (carries[1:].all() and len(carries) > 1):
-        raise UserError("strategy.level: sequence: a row has no prompt that the teacher could answer; give rows with prompts")
+        raise UserError(f"strategy.{key}: a row has no prompt that could be answered; give rows with prompts")
     return [int(one) for one in row["input_ids"][: int(begins[-1])]]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfstrat.distillation import random_student
+from hfstrat.distillation import combinations, random_student
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.distill_section import Cache, LayerPairs, Shrink, TeacherModel
@@ -64,7 +64,10 @@ class Distill(Strategy):
     level: Literal["token", "sequence"] = Field(
         "token", description="sequence: fine-tune on answers that the teacher writes (arXiv 1606.07947), asking it nothing else"
     )
-    max_new_tokens: int = Field(256, ge=1, description="Length of an answer that the teacher writes, at most")
+    on_policy: bool = Field(
+        False, description="Learn on answers that the student itself writes, by TRL's DistillationTrainer (arXiv 2306.13649)"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length of an answer that teacher or student writes, at most")
     hidden: LayerPairs | None = Field(None, description="Bring layers together too")
     cache: Cache = Field(Cache(), description="How the teacher's answers are kept")
     baseline: bool | Literal["auto"] = Field(
@@ -84,25 +87,11 @@ class Distill(Strategy):
     @property
     def asks(self) -> bool:
         """Whether there is anything to learn from the teacher."""
-        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)
+        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)  # on_policy: alpha is not 0
 
     @model_validator(mode="after")
-    def _one_level(self) -> Distill:
-        if self.level == "sequence" and self.hidden:
-            raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
-        random_student.check(self)
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_saved(self) -> Distill:
-        if self.student.name == "lora" and (self.shrink or self.hidden):
-            what = "shrink" if self.shrink else "hidden"
-            reason = (
-                "an adapter's base is a published model, and one with layers left out is none"
-                if self.shrink
-                else "its projections would not be in the checkpoints of an adapter"
-            )
-            raise ValueError(f"{what}: {reason}; take student full or partial")
+    def _fits_together(self) -> Distill:
+        combinations.check(self)
         return self
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
@@ -128,6 +117,8 @@ class Distill(Strategy):
         return self.student.bars(data, plan, model)
 
     def check(self, task: Task) -> None:
+        if self.on_policy and task.unit != "token":
+            raise UserError("strategy.on_policy: a classifier writes no answers; remove it")
         if task.name not in self.student.tasks:
             raise UserError(
                 f"strategy.student.name: {self.student.name} is not for task: {task.name}; shrink a trained classifier, or "
@@ -182,6 +173,10 @@ class Distill(Strategy):
             distiller.begin(asked, base, trained)
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        if self.on_policy:
+            from hfstrat.distillation.on_policy import REMARK
+
+            base.say(f"{'teacher':<9} {REMARK}")
         if self.hidden:
             layer_match.bring_together(self.hidden, base, distiller, teacher)
         return trained
@@ -197,6 +192,10 @@ class Distill(Strategy):
         from hfstrat import fused
 
         distiller: Any = fused.objective_of(model)
+        if self.on_policy:
+            from hfstrat.distillation.teacher_once import ask_anew
+
+            return ask_anew(data, distiller, "the student writes other answers each time")
         return distiller.ask_once(data, self.cache) if distiller is not None and distiller.is_on else data
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
@@ -204,6 +203,11 @@ class Distill(Strategy):
 
         if loss := getattr(fused.objective_of(arguments["model"]), "loss", None):
             arguments["compute_loss_func"] = loss
+        if self.on_policy:
+            from hfstrat.distillation.on_policy import trainer_arguments
+
+            teacher: Any = fused.objective_of(arguments["model"]).teacher  # type: ignore[union-attr]
+            arguments = trainer_arguments(self, teacher.model, arguments)
         return self.student.build_trainer(**arguments)
 
     def finish(self, model: nn.Module, base: Base) -> None:
