@@ -355,6 +355,9 @@ PROBES |= {
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
     "strategy.distill.skew": Probe(["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL]),
     "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
+    "strategy.distill.on_policy": Probe(
+        ["strategy.on_policy=true"], lambda s: type(s.job.trainer).__name__, "OnPolicyTrainer", [DISTILL]
+    ),
     "strategy.distill.max_new_tokens": Probe(
         ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.level=sequence"]
     ),

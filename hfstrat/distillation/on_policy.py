@@ -72,6 +72,8 @@ class _Trl(DistillationTrainer):  # type: ignore[misc]
 class OnPolicyTrainer(StrategyTrainer, _Trl):
     """TRL's training step within ours: our order of rows, evaluation and checkpoints."""
 
+    data_collator: Any
+
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
@@ -83,7 +85,8 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
         return Trainer._get_eval_sampler(self, eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        prompts_as_they_are, self.data_collator = self.data_collator, self.collate
+        prompts_as_they_are: Any = self.data_collator
+        self.data_collator = self.collate
         try:
             return Trainer.get_eval_dataloader(self, eval_dataset)
         finally:
@@ -93,19 +96,19 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
         """None beside the checkpoints: the result gets ours."""
 
 
-def trainer_arguments(strategy: Distill, teacher: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What StrategyTrainer is given, as this trainer takes it.
-
-    Raises:
-        UserError: vocabularies of two sizes.
-    """
-    ours, theirs = (model.config.get_text_config().vocab_size for model in (arguments["model"], teacher))
+def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raises UserError where they are of two sizes."""
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if ours != theirs:
         raise UserError(
-            f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer needs "
-            "as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size in "
-            "strategy.student.config"
+            f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer "
+            "needs as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size "
+            "in strategy.student.config"
         )
+
+
+def trainer_arguments(strategy: Distill, teacher: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What StrategyTrainer is given, as this trainer takes it."""
     args: TrainingArguments = arguments["args"]
     given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
     theirs_too = {

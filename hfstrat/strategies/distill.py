@@ -174,8 +174,9 @@ class Distill(Strategy):
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
         if self.on_policy:
-            from hfstrat.distillation.on_policy import REMARK
+            from hfstrat.distillation.on_policy import REMARK, check_vocabularies
 
+            check_vocabularies(base.model, teacher)
             base.say(f"{'teacher':<9} {REMARK}")
         if self.hidden:
             layer_match.bring_together(self.hidden, base, distiller, teacher)
