@@ -63,8 +63,8 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
-def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The teacher of this process, beside its student.
+def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
 
     Raises:
         UserError: it does not fit into memory, or speaks of other tokens.
@@ -77,7 +77,10 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
     name = section.name_or_path
     shapes = {key: tuple(p.shape) for key, p in base.model.named_parameters()}
     theirs = sum(map(prod, read_shapes(Path(name).expanduser()).values()))
-    stays = strategy.cache.form == "off" or strategy.hidden is not None
+    if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+        return None
+    stays = strategy.on_policy or strategy.cache.form == "off" or strategy.hidden is not None
+    stays = stays and strategy.asks
     check_room(theirs, strategy.footprint(shapes, base.is_tied), stays, free_bytes(), name)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))

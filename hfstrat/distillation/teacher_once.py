@@ -46,7 +46,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     if form is None:
         return _online(feed, distiller, reason, wish)
     feed = _fetch(feed, distiller, form, rows, positions)
-    feed = _judge(feed, distiller)
+    feed = judge(feed, distiller)
     if again:
         distiller.head, distiller.teacher = _own(teacher.head), None  # its body can go
     return feed
@@ -93,7 +93,7 @@ def _online(feed: Feed, distiller: Distiller, reason: str, wish: Cache) -> Feed:
 def ask_anew(feed: Feed, distiller: Distiller, reason: str) -> Feed:
     """The feed as it is, with the teacher's own metrics among its facts."""
     feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
-    return _judge(feed, distiller)
+    return judge(feed, distiller)
 
 
 def _own(head: Any) -> Any:
@@ -199,7 +199,7 @@ def _check(feed: Feed, teacher: FrozenTeacher) -> None:
 
 
 @torch.no_grad()
-def _judge(feed: Feed, distiller: Distiller) -> Feed:
+def judge(feed: Feed, distiller: Distiller) -> Feed:
     """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None

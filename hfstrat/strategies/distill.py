@@ -140,7 +140,7 @@ class Distill(Strategy):
         with random_student.speaking(self):
             base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
-        if self.asks:
+        if self.asks or self.level == "sequence":
             base.beside["teacher"] = teacher.placed(self, base, tokenizer)
         if self.shrink:
             count = base.model.config.get_text_config().num_hidden_layers
@@ -161,6 +161,7 @@ class Distill(Strategy):
             if teacher is not base.model:
                 cast_weights(teacher, base.compute_dtype)
             asked = self._wrapped(distiller, teacher, base)
+            teacher = None if asked is None else teacher
         if reason := distiller.bind(base.model):
             raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
         trained = self.student.build_model(base)
@@ -171,6 +172,7 @@ class Distill(Strategy):
             base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
         try:
             distiller.begin(asked, base, trained)
+            distiller.is_on = self.asks
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
         if self.on_policy:
@@ -183,21 +185,28 @@ class Distill(Strategy):
         return trained
 
     def _wrapped(self, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-        """The teacher as it is asked; its head is looked at before anything is bound to it."""
+        """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
         try:
             return distiller.frozen(teacher, is_own=teacher is base.model)
         except ValueError as error:
+            if not self.asks:
+                return None
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
 
         distiller: Any = fused.objective_of(model)
-        if self.on_policy:
-            from hfstrat.distillation.teacher_once import ask_anew
+        if distiller is None or distiller.teacher is None:
+            return data
+        if self.asks and not self.on_policy:
+            return distiller.ask_once(data, self.cache)  # type: ignore[no-any-return]
+        from hfstrat.distillation import teacher_once
 
-            return ask_anew(data, distiller, "the student writes other answers each time")
-        return distiller.ask_once(data, self.cache) if distiller is not None and distiller.is_on else data
+        if self.on_policy:
+            return teacher_once.ask_anew(data, distiller, "the student writes other answers each time")
+        judged, distiller.teacher = teacher_once.judge(data, distiller), None  # it has written, and is compared with
+        return judged
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
         from hfstrat import fused
@@ -222,7 +231,7 @@ class Distill(Strategy):
     def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
         from hfstrat.distillation.distill_report import compare
 
-        return compare(self, loaded, facts, folder) if self.asks else {}
+        return compare(self, loaded, facts, folder) if "distillation" in facts else {}
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.student.save(trainer, folder, base)
