@@ -240,15 +240,6 @@ class Distill(Strategy):
         return self.student.checkpoint_bytes(footprint)
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        return self.student.footprint(self._shrunk(shapes), tied)
+        from hfstrat.distillation.shrink import shapes_left
 
-    def _shrunk(self, shapes: Shapes) -> Shapes:
-        """The shapes that are left."""
-        from hfstrat.depth import BLOCK
-        from hfstrat.distillation.shrink import kept_layers, renamed
-
-        if self.shrink is None:
-            return shapes
-        count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
-        names = renamed(list(shapes), kept_layers(self.shrink.layers, count))
-        return {new: shapes[old] for old, new in names.items()}
+        return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)
