@@ -20,6 +20,8 @@ from hfstrat.errors import UserError
 @dataclass
 class Rowed:
     train: Any
+    lengths: Any = None
+    order: str = ""
 
 
 def some_data(count: int = 10) -> Rowed:
