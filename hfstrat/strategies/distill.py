@@ -59,7 +59,7 @@ class Distill(Strategy):
         description="Divergence: forward_kl (arXiv 1503.02531), reverse_kl (2306.08543), jsd, skew_kl (2402.03898)",
     )
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
-    temperature: float = Field(1.0, gt=0, description="Of both distributions in the divergence")
+    temperature: float = Field(1.0, gt=0, description="Of both distributions in the divergence; on_policy: of the drawing too")
     skew: float = Field(0.1, gt=0, lt=1, description="Share of the teacher in the mixture of skew_kl")
     level: Literal["token", "sequence"] = Field(
         "token", description="sequence: fine-tune on answers that the teacher writes (arXiv 1606.07947), asking it nothing else"
