@@ -942,6 +942,53 @@ DISTILL: list[Bad] = [
     ),
     distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
+    distilled(
+        "two who write", "  student: full\n  level: sequence\n  on_policy: true", ["level: with sequence the teacher writes"], 2
+    ),
+    distilled(
+        "a divergence that TRL does not have",
+        "  student: full\n  loss: skew_kl\n  on_policy: true",
+        ["strategy.loss: skew_kl is not in TRL's DistillationTrainer", "jsd"],
+        2,
+    ),
+    distilled("labels on its own answers", "  student: full\n  alpha: 0.3\n  on_policy: true", ["from the teacher alone"], 2),
+    distilled("layers on its own answers", "  student: full\n  hidden: {}\n  on_policy: true", ["compares no layers"], 2),
+    distilled(
+        "kept answers to what nobody has said yet",
+        "  student: full\n  cache: {form: hidden}\n  on_policy: true",
+        ["strategy.cache: hidden, but the student writes other answers each time"],
+        2,
+    ),
+    distilled(
+        "no teacher on its own answers", "  student: full\n  baseline: true\n  on_policy: true", ["nothing to learn without"], 2
+    ),
+    distilled("an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["teacher: missing", "name one"]),
+    distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
+    distilled(
+        "a random student with layers left out",
+        "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
+        ["strategy.shrink: leaves layers out of a pretrained model"],
+        3,
+        files=another_model(),
+    ),
+    distilled(
+        "a random student with tokens of its own",
+        "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
+        ["student: its tokenizer would be a new one", "level: sequence"],
+        files=another_model(),
+    ),
+    distilled(
+        "a random student beside a model that has a shape",
+        "  student: {name: scratch, parameters: 3M}\n  teacher: other",
+        ["strategy.student.parameters: model: model brings a config", "strategy.student.config"],
+        files=another_model(),
+    ),
+    distilled(
+        "a random student of a size that is none",
+        "  student: {name: scratch, parameters: 3Q}\n  teacher: other",
+        ["strategy.student.parameters"],
+        files=another_model(),
+    ),
     distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
     distilled(
         "layers of a teacher that only writes",

@@ -131,8 +131,29 @@ def test_a_shrunk_classifier_learns_from_the_whole_one(distil: Any, trained: Pat
     assert saved.config.num_hidden_layers == 2
 
 
+def test_the_shipped_recipe_shrinks_what_the_one_before_it_made(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own settings, on a tiny classifier and few rows."""
+    from hfstrat import shipped
+    from hfstrat.distillation import distill_report
+
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
+    monkeypatch.setattr(distill_report, "_baseline", lambda *args: (None, "a test"))
+    first, recipe = (str(shipped.find("recipes", f"{kind}/classifier")) for kind in ("full", "distill"))
+    assert load_recipe(recipe).recipe.model.name_or_path == f"{load_recipe(first).recipe.output_dir}/final"
+    rows = [f"data.{part}={trained / 'labelled.jsonl'}" for part in ("train", "eval")]
+    words = [f"model={trained / 'run' / 'final'}", "strategy.shrink.layers=2", f"output_dir={tmp_path / 'run'}"]
+    report = run(load_recipe(recipe, [*rows, *words]))
+    assert report is not None
+    assert report["result"]["distillation"]["cache"]["form"] == "class_logits"
+    assert report["result"]["total_parameters"] < report["result"]["distillation"]["teacher"]["parameters"]
+
+
 def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
     for strategy, said in (
+        ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "a classifier writes no answers"),
+        ("{name: distill, teacher: x, student: {name: scratch, parameters: 1M}}", "scratch is not for task"),
         ("{name: distill, student: lora, baseline: false}", "own head is what learns"),
         ("{name: distill, shrink: {layers: 2}, student: full, cache: {form: top_k}}", "class logits are kept exactly"),
         ("{name: distill, shrink: {layers: 2}, student: full, hidden: {loss: mse}}", "causal-lm only"),

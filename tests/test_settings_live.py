@@ -355,6 +355,9 @@ PROBES |= {
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
     "strategy.distill.skew": Probe(["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL]),
     "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
+    "strategy.distill.on_policy": Probe(
+        ["strategy.on_policy=true"], lambda s: type(s.job.trainer).__name__, "OnPolicyTrainer", [DISTILL]
+    ),
     "strategy.distill.max_new_tokens": Probe(
         ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.level=sequence"]
     ),
@@ -571,11 +574,13 @@ def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
         {"name": "full"},
         {"name": "lora", "r": 2, "alpha": 3, "dropout": 0.5, "target_modules": ["q_proj"], "use_rslora": True},
         {"name": "partial", "last_n_layers": 2, "patterns": ["*.0.*"], "head": True},
+        {"name": "scratch", "architecture": "gpt2", "parameters": "1M", "config": {"n_head": 2}},
     ]
     recipe = sound.job.recipe.model_dump(exclude_none=True)
     for section in sections:
         alone = Recipe.model_validate({**recipe, "strategy": section}).strategy
-        nested = Recipe.model_validate({**recipe, "strategy": {"name": "distill", "student": section}}).strategy
+        distill = {"name": "distill", "teacher": "a-teacher", "student": section}
+        nested = Recipe.model_validate({**recipe, "strategy": distill}).strategy
         assert nested.student == alone
         assert nested.defaults == alone.defaults
 

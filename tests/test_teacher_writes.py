@@ -91,7 +91,13 @@ def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
 
     monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
     strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, level: sequence, max_new_tokens: 6}}"
+    monkeypatch.setattr("hfstrat.distillation.distill_report.speed_of", lambda *args: 1.0)
+    monkeypatch.setattr("hfstrat.distillation.distill_report._baseline", lambda *args: (None, "a test"))
     report = run(recipe(strategy))
     assert report is not None
     assert "wrote 48 answers" in capsys.readouterr().out
     assert "teacher_kl" not in report["result"]["metrics_after"]
+    found = report["result"]["comparison"]
+    assert found["teacher"]["loss"] > 0
+    assert found["teacher"]["parameters"] < found["student"]["parameters"]
+    assert any(line.startswith("distilled") for line in found["lines"])

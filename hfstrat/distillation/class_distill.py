@@ -17,6 +17,7 @@ from hfstrat.data import cache, shelf
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.errors import UserError
+from hfstrat.frozen.unchanged import digest_of_weights
 from hfstrat.head_loss import Head
 from hfstrat.losses import class_loss, class_sums
 
@@ -143,8 +144,6 @@ class ClassDistiller:
         return replace(feed, facts={**feed.facts, "distillation": facts})
 
     def _keep(self, feed: Feed) -> tuple[Feed, dict[str, Any]]:
-        from hfstrat.distillation.teacher_once import digest_of_weights
-
         assert self.teacher is not None
         rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
         order = np.lexsort((rows.first, -rows.lengths))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
+WITHOUT = {"alpha": 0.0, "level": "token", "baseline": False}  # on the answers of the data, by cross-entropy alone
 SPOKEN = 32  # tokens that are generated to tell the speed
 
 
@@ -82,9 +83,11 @@ def speed_of(source: str, loaded: Loaded) -> float | None:
 def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
     """What the same student comes to without the teacher: same start, same rows in the same order, as many steps."""
     folder = Path(loaded.recipe.output_dir).expanduser() / "without-teacher"
-    words = [f"strategy={json.dumps({**given_strategy(strategy), 'alpha': 0.0, 'baseline': False})}", f"output_dir={folder}"]
+    words = [f"strategy={json.dumps({**given_strategy(strategy), **WITHOUT})}", f"output_dir={folder}"]
     words += ["hub.push=false", "training.resume=never"]  # it is nobody's result
-    by_hand = f"hfstrat train {loaded.source} strategy.alpha=0 output_dir={folder}"
+    by_hand = f"hfstrat train {loaded.source} strategy.alpha=0 strategy.level=token output_dir={folder}"
+    if strategy.on_policy:
+        return None, "on its own answers there is nothing to learn without the teacher"
     if strategy.baseline is False:
         return None, f"baseline: false; it would be `{by_hand}`"
     if int(os.environ.get("HFSTRAT_PROCESSES") or 1) > 1 or int(os.environ.get("WORLD_SIZE") or 1) > 1:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from hfstrat.distillation.layer_pairs import check_pairs, even_pairs
+from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfstrat.model import Base
+    from hfstrat.strategies.distill_section import LayerPairs
 
 NAME = "distill_projections"  # of the submodule that learns beside the student and is not saved
 
@@ -39,6 +48,25 @@ class LayerMatch:
             else:
                 total = total + (1 - functional.cosine_similarity(made, wanted, dim=-1)).sum()
         return total * (self.weight / len(self.pairs))
+
+
+def bring_together(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
+    """Have the student's layers compared with its teacher's, through projections where the widths differ.
+
+    Raises:
+        UserError: a layer that is not there, or a task without this.
+    """
+    if not distiller.matches_layers:
+        raise UserError("strategy.hidden: layers are brought together for causal-lm only; remove it")
+    ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
+    counts = ours.num_hidden_layers, theirs.num_hidden_layers
+    pairs = [(pair[0], pair[1]) for pair in wish.layers] if wish.layers else even_pairs(*counts)
+    check_pairs(pairs, *counts)
+    projections = None
+    if ours.hidden_size != theirs.hidden_size:
+        projections = new_projections(len(pairs), ours.hidden_size, theirs.hidden_size)
+        base.model.add_module(NAME, projections)
+    distiller.match = LayerMatch(pairs, wish.loss, wish.weight, projections)
 
 
 def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:

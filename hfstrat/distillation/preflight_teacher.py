@@ -25,12 +25,12 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
     Raises:
         UserError: one sentence that begins with the key.
     """
-    own = Path(recipe.model.name_or_path).expanduser()
-    config = read_json(own / "config.json")
+    model = recipe.model
+    config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
     count = _layers(config)
     if strategy.shrink and count:
         shrink.kept_layers(strategy.shrink.layers, count)
-    theirs = _check_teacher(strategy, own, network) if strategy.teacher else config
+    theirs = _check_teacher(strategy, recipe, config, network) if strategy.teacher else config
     if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
         below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
         check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
@@ -40,7 +40,7 @@ def _layers(config: dict[str, Any]) -> int:
     return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
 
 
-def _check_teacher(strategy: Distill, own: Path, network: bool) -> dict[str, Any]:
+def _check_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], network: bool) -> dict[str, Any]:
     """The teacher's config, empty where it is not at hand."""
     assert strategy.teacher is not None
     name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
@@ -58,8 +58,11 @@ def _check_teacher(strategy: Distill, own: Path, network: bool) -> dict[str, Any
         raise UserError(f"strategy.teacher: {name} holds no model (config.json)")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"strategy.teacher: {name} holds no weights (*.safetensors); the download may be incomplete")
-    ours, theirs = teacher.words_in(own), teacher.words_in(path)
-    sizes = [size for size in (config.get(WORDS), read_json(own / "config.json").get(WORDS)) if isinstance(size, int)]
+    if strategy.level == "sequence":
+        return config  # texts are handed over
+    ours = teacher.words_in(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = teacher.words_in(path)
+    sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
     if ours and theirs and sizes and (differs := teacher.different_words(ours, theirs, min(sizes))):
         raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {teacher.OTHER_WORDS}")
     return config

@@ -12,6 +12,8 @@ from hfstrat.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from hfstrat.strategies import Shapes
+
 PER_LAYER = re.compile(r"layer|block")  # names of configuration lists that speak of layers
 
 
@@ -99,3 +101,10 @@ def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfi
             setattr(text, name, [value[layer] for layer in keep])
     text.num_hidden_layers = len(keep)
     return smaller
+
+
+def shapes_left(shapes: Shapes, layers: int | list[int]) -> Shapes:
+    """The parameters' shapes without those of layers that are left out."""
+    count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
+    names = renamed(list(shapes), kept_layers(layers, count))
+    return {new: shapes[old] for old, new in names.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
     from hfstrat.model import Base
     from hfstrat.strategies import Footprint
+    from hfstrat.strategies.distill import Distill
     from hfstrat.strategies.distill_section import TeacherModel
     from hfstrat.tasks.base import Task
 
 OTHER_WORDS = (
-    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers and "
-    "fine-tune on them (sequence-level distillation), or use TRL's GOLD, which aligns tokenizers"
+    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers "
+    "to fine-tune on (level: sequence), or use TRL's GOLD, which aligns tokenizers"
 )
 
 
@@ -61,6 +63,36 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
+def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
+
+    Raises:
+        UserError: it does not fit into memory, or speaks of other tokens.
+    """
+    from hfstrat.model import read_shapes
+
+    section = strategy.teacher
+    if section is None:
+        return own_teacher(base, will_change=strategy.shrink is None and strategy.student.name != "lora")
+    name = section.name_or_path
+    shapes = {key: tuple(p.shape) for key, p in base.model.named_parameters()}
+    theirs = sum(map(prod, read_shapes(Path(name).expanduser()).values()))
+    if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+        return None
+    stays = strategy.on_policy or strategy.cache.form == "off" or strategy.hidden is not None
+    stays = stays and strategy.asks
+    check_room(theirs, strategy.footprint(shapes, base.is_tied), stays, free_bytes(), name)
+    found = load_teacher(section, base.task, base.compute_dtype)
+    check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
+    known = found.get_input_embeddings().weight.shape[0]
+    if known < len(tokenizer):
+        raise UserError(
+            f"strategy.teacher: {name} knows {known:,} tokens and the student's tokenizer has {len(tokenizer):,}; remove "
+            "model.add_tokens, or take another teacher"
+        )
+    return found
+
+
 def words_of(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary, padding included."""
     head = model.get_output_embeddings()
@@ -69,16 +101,22 @@ def words_of(model: PreTrainedModel) -> int:
 
 def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
     """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
+    if differs := different_words(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+
+
+def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
+    """The teacher's own tokenizer. Raises UserError where it cannot be loaded."""
     from transformers import AutoTokenizer
 
     source = Path(section.name_or_path).expanduser()
     try:
-        theirs = AutoTokenizer.from_pretrained(str(source) if source.is_dir() else section.name_or_path)
+        name = str(source) if source.is_dir() else section.name_or_path
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first}") from error
-    if differs := different_words(ours.get_vocab(), theirs.get_vocab(), shared):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+    return found
 
 
 def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:

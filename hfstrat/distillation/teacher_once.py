@@ -16,11 +16,10 @@ import torch
 from hfstrat.data import cache, shelf
 from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
+from hfstrat.frozen.unchanged import digest_of_weights
 from hfstrat.head_loss import chunks, head_scores
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hfstrat.distillation.distill import Distiller, FrozenTeacher
     from hfstrat.feed import Feed
     from hfstrat.strategies.distill_section import Cache
@@ -37,7 +36,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     teacher = distiller.teacher
     assert teacher is not None
     if wish.form == "off":
-        return _online(feed, distiller, "cache: off", wish)
+        return ask_anew(feed, distiller, "cache: off")
     if distiller.match is not None:
         return _online(feed, distiller, "the states of its layers are compared, which are not kept", wish)
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
@@ -47,7 +46,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     if form is None:
         return _online(feed, distiller, reason, wish)
     feed = _fetch(feed, distiller, form, rows, positions)
-    feed = _judge(feed, distiller)
+    feed = judge(feed, distiller)
     if again:
         distiller.head, distiller.teacher = _own(teacher.head), None  # its body can go
     return feed
@@ -88,8 +87,13 @@ def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tup
 def _online(feed: Feed, distiller: Distiller, reason: str, wish: Cache) -> Feed:
     if wish.form not in ("auto", "off"):
         raise UserError(f"strategy.cache.form: {wish.form}, but {reason}; remove one of them")
+    return ask_anew(feed, distiller, reason)
+
+
+def ask_anew(feed: Feed, distiller: Distiller, reason: str) -> Feed:
+    """The feed as it is, with the teacher's own metrics among its facts."""
     feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
-    return _judge(feed, distiller)
+    return judge(feed, distiller)
 
 
 def _own(head: Any) -> Any:
@@ -195,7 +199,7 @@ def _check(feed: Feed, teacher: FrozenTeacher) -> None:
 
 
 @torch.no_grad()
-def _judge(feed: Feed, distiller: Distiller) -> Feed:
+def judge(feed: Feed, distiller: Distiller) -> Feed:
     """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None
@@ -220,15 +224,3 @@ def _judge(feed: Feed, distiller: Distiller) -> Feed:
 
 def with_facts(feed: Feed, **facts: Any) -> Feed:
     return replace(feed, facts={**feed.facts, "distillation": {**feed.facts.get("distillation", {}), **facts}})
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """Over all weights of a frozen model, in the precision it computes in."""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if ".lora_" in name:  # an adapter that is off
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

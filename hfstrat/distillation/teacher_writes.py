@@ -18,31 +18,60 @@ from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
+from hfstrat.frozen.unchanged import digest_of_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
+    from hfstrat.config import Recipe
     from hfstrat.data import Prepared
+    from hfstrat.strategies.distill import Distill
 
 BLOCK = 32  # rows that are written together, and kept together
 
 
+def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
+    """The data with the answers of the recipe's teacher. Raises UserError where it writes no text."""
+    from hfstrat.distillation.teacher import different_words, load_teacher, tokenizer_of, words_of
+    from hfstrat.model import compute_dtype
+    from hfstrat.strategies.distill_section import TeacherModel
+    from hfstrat.tasks import TASKS
+
+    model = recipe.model
+    section = strategy.teacher or TeacherModel(name_or_path=model.name_or_path, trust_remote_code=model.trust_remote_code)
+    writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
+    if not writer.can_generate():
+        raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
+    theirs = tokenizer_of(section)
+    differs = different_words(tokenizer.get_vocab(), theirs.get_vocab(), words_of(writer))
+    if differs:
+        screen.print(f"{'teacher':<9} reads and writes with a tokenizer of its own ({differs}): texts are handed over")
+    writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    length = recipe.data.max_length
+    return rewritten(data, writer, tokenizer, strategy.max_new_tokens, length, screen, theirs if differs else None)
+
+
 def rewritten(
-    data: Prepared, teacher: PreTrainedModel, tokenizer: Any, max_new_tokens: int, max_length: int, screen: Console
+    data: Prepared,
+    teacher: PreTrainedModel,
+    tokenizer: Any,
+    max_new_tokens: int,
+    max_length: int,
+    screen: Console,
+    theirs: Any = None,
 ) -> Prepared:
     """The data whose training rows end with what the teacher says, greedily, to what stands before their last answer.
 
     Args:
         max_new_tokens: of an answer; one that is longer ends without the end token.
         max_length: of a row.
+        theirs: the teacher's tokenizer, where it is another one.
 
     Raises:
         UserError: rows without a prompt.
     """
     from datasets import Dataset
-
-    from hfstrat.distillation.teacher_once import digest_of_weights
 
     rows = Rows.of(data.train)
     prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
@@ -50,20 +79,22 @@ def rewritten(
     blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
     options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "libraries": torch.__version__}
+    reader = tokenizer if theirs is None else theirs
     for block in _track(blocks, screen):
-        asked = [prompts[int(one)] for one in block]
-        name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": tokenizer.eos_token_id, **options})
+        asked = [heard(prompts[int(one)], tokenizer, theirs) for one in block]
+        name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": reader.eos_token_id, **options})
 
         def build(target: Path, asked: list[list[int]] = asked) -> None:
             built.append(len(asked))
             room = max(1, min(max_new_tokens, max_length - max(map(len, asked))))
-            table = pa.table({"answer": write_answers(teacher, asked, tokenizer, room)})
+            table = pa.table({"answer": write_answers(teacher, asked, reader, room)})
             with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
                 stream.write_table(table)
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        answers |= {int(one): answer for one, answer in zip(block, said, strict=True)}
+        for one, answer in zip(map(int, block), said, strict=True):
+            answers[one] = repeated(answer, tokenizer, theirs)[: max(1, max_length - len(prompts[one]))]
     made = [{"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in answers]
     made = [made[place] for place in np.argsort(list(answers))]
     numbers = data.train["row"]
@@ -78,13 +109,32 @@ def rewritten(
     return replace(data, train=Dataset.from_list(table), lengths=lengths, order=digest)
 
 
-def prompt_of(row: dict[str, Any]) -> list[int]:
+def prompt_of(row: dict[str, Any], key: str = "level: sequence") -> list[int]:
     """The ids before a row's last answer. Raises UserError where there are none."""
     carries = np.asarray(row["labels"]) != IGNORED
     begins = np.flatnonzero(carries & ~np.concatenate([[False], carries[:-1]]))
     if not len(begins) or begins[-1] == 0 or (carries[1:].all() and len(carries) > 1):
-        raise UserError("strategy.level: sequence: a row has no prompt that the teacher could answer; give rows with prompts")
+        raise UserError(f"strategy.{key}: a row has no prompt that could be answered; give rows with prompts")
     return [int(one) for one in row["input_ids"][: int(begins[-1])]]
+
+
+def heard(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
+    """A prompt in the teacher's tokens: the same ids, or the same text where its tokenizer is another one."""
+    if theirs is None:
+        return prompt
+    begin = int(prompt[0] == ours.bos_token_id)  # the teacher has its own
+    ids: list[int] = theirs(ours.decode(prompt[begin:], clean_up_tokenization_spaces=False))["input_ids"]
+    return ids[:-1] if ids[1:] and ids[-1] == theirs.eos_token_id else ids
+
+
+def repeated(answer: list[int], ours: Any, theirs: Any) -> list[int]:
+    """What the teacher wrote, in our tokens, with our end where it came to its end."""
+    if theirs is None:
+        return answer
+    ended = answer[-1:] == [theirs.eos_token_id]
+    text = theirs.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ids: list[int] = ours(text, add_special_tokens=False)["input_ids"]
+    return ids + [ours.eos_token_id] if ended or not ids else ids
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that no hidden 
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Over the bytes of everything that does not learn, buffers included, in the precision it computes in."""
+    """Over the bytes of everything that does not learn (an adapter does), buffers included, in the precision it computes in."""
     digest = hashlib.sha256()
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     for name, tensor in [*frozen, *model.named_buffers()]:

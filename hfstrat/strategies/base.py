@@ -124,7 +124,8 @@ class Strategy(Section, ABC):
         """What is minimised? By default the task's own loss."""
         from hfstrat.trainer import StrategyTrainer
 
-        return StrategyTrainer(**arguments)
+        kind: type[StrategyTrainer] = arguments.pop("trainer_class", StrategyTrainer)
+        return kind(**arguments)
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hfstrat.distillation import combinations, random_student
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.distill_section import Cache, LayerPairs, Shrink, TeacherModel
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
+from hfstrat.strategies.scratch import Scratch
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.bars import Bars
     from hfstrat.config import Recipe
     from hfstrat.data import Prepared
     from hfstrat.distillation.distill import Distiller
     from hfstrat.feed import Feed
     from hfstrat.loading import Loaded
     from hfstrat.model import Base
+    from hfstrat.plan import Plan
+    from hfstrat.tasks import Task
     from hfstrat.trainer import StrategyTrainer
 
-Student = Full | Lora | Partial
+Student = Full | Lora | Partial | Scratch
 StudentName: Any = Literal[tuple(get_args(cls.model_fields["name"].annotation)[0] for cls in get_args(Student))]
 KEY = "distiller"  # where the loss is kept beside the base
 
@@ -54,12 +59,15 @@ class Distill(Strategy):
         description="Divergence: forward_kl (arXiv 1503.02531), reverse_kl (2306.08543), jsd, skew_kl (2402.03898)",
     )
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
-    temperature: float = Field(1.0, gt=0, description="Of both distributions in the divergence")
+    temperature: float = Field(1.0, gt=0, description="Of both distributions in the divergence; on_policy: of the drawing too")
     skew: float = Field(0.1, gt=0, lt=1, description="Share of the teacher in the mixture of skew_kl")
     level: Literal["token", "sequence"] = Field(
         "token", description="sequence: fine-tune on answers that the teacher writes (arXiv 1606.07947), asking it nothing else"
     )
-    max_new_tokens: int = Field(256, ge=1, description="Length of an answer that the teacher writes, at most")
+    on_policy: bool = Field(
+        False, description="Learn on answers that the student itself writes, by TRL's DistillationTrainer (arXiv 2306.13649)"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length of an answer that teacher or student writes, at most")
     hidden: LayerPairs | None = Field(None, description="Bring layers together too")
     cache: Cache = Field(Cache(), description="How the teacher's answers are kept")
     baseline: bool | Literal["auto"] = Field(
@@ -73,62 +81,67 @@ class Distill(Strategy):
         return type(self.student).defaults
 
     @property
+    def needs_weights(self) -> bool:  # type: ignore[override]
+        return self.student.needs_weights
+
+    @property
     def asks(self) -> bool:
         """Whether there is anything to learn from the teacher."""
-        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)
+        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)  # on_policy: alpha is not 0
 
     @model_validator(mode="after")
-    def _one_level(self) -> Distill:
-        if self.level == "sequence" and self.hidden:
-            raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_saved(self) -> Distill:
-        if self.student.name == "lora" and (self.shrink or self.hidden):
-            what = "shrink" if self.shrink else "hidden"
-            reason = (
-                "an adapter's base is a published model, and one with layers left out is none"
-                if self.shrink
-                else "its projections would not be in the checkpoints of an adapter"
-            )
-            raise ValueError(f"{what}: {reason}; take student full or partial")
+    def _fits_together(self) -> Distill:
+        combinations.check(self)
         return self
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         from hfstrat.distillation import preflight_teacher
 
-        footprint = super().check_model(recipe, network)
+        if self.student.needs_weights:
+            footprint = super().check_model(recipe, network)
+            preflight_teacher.check(self, recipe, network)
+            return footprint
+        recipe = random_student.recipe_for(self, recipe)
         preflight_teacher.check(self, recipe, network)
-        return footprint
+        with random_student.speaking(self):
+            return self.student.check_model(recipe, network)
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        with random_student.speaking(self):
+            return self.student.load_tokenizer(random_student.recipe_for(self, recipe))
+
+    def held_out(self, recipe: Recipe) -> np.ndarray | None:
+        return self.student.held_out(random_student.recipe_for(self, recipe))
+
+    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+        return self.student.bars(data, plan, model)
+
+    def check(self, task: Task) -> None:
+        if self.on_policy and task.unit != "token":
+            raise UserError("strategy.on_policy: a classifier writes no answers; remove it")
+        if task.name not in self.student.tasks:
+            raise UserError(
+                f"strategy.student.name: {self.student.name} is not for task: {task.name}; shrink a trained classifier, or "
+                "name a smaller pretrained model"
+            )
 
     def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
         if self.level != "sequence":
             return data
-        import torch
+        from hfstrat.distillation.teacher_writes import ask_to_write
 
-        from hfstrat.distillation import teacher
-        from hfstrat.distillation.teacher_writes import rewritten
-        from hfstrat.model import compute_dtype
-        from hfstrat.tasks import TASKS
-
-        name = recipe.model.name_or_path
-        section = self.teacher or TeacherModel(name_or_path=name, trust_remote_code=recipe.model.trust_remote_code)
-        writer = teacher.load_teacher(section, TASKS[recipe.task], compute_dtype(recipe.model.dtype))
-        if not writer.can_generate():
-            raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
-        teacher.check_tokenizers(tokenizer, section, teacher.words_of(writer))
-        writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        return rewritten(data, writer, tokenizer, self.max_new_tokens, recipe.data.max_length, screen)
+        return ask_to_write(self, data, recipe, tokenizer, screen)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+        from hfstrat.distillation import teacher
         from hfstrat.distillation.distill_loss import Mix
         from hfstrat.distillation.shrink import drop_layers, kept_layers
 
-        base = self.student.load_base(recipe, tokenizer, data)
+        with random_student.speaking(self):
+            base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
-        if self.asks:
-            base.beside["teacher"] = self._teacher(base, tokenizer)
+        if self.asks or self.level == "sequence":
+            base.beside["teacher"] = teacher.placed(self, base, tokenizer)
         if self.shrink:
             count = base.model.config.get_text_config().num_hidden_layers
             keep = kept_layers(self.shrink.layers, count)
@@ -136,29 +149,9 @@ class Distill(Strategy):
             base.say(f"student: layers {', '.join(map(str, keep))} of {count}")
         return base
 
-    def _teacher(self, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        from hfstrat.distillation import teacher
-        from hfstrat.model import read_shapes
-
-        if self.teacher is None:
-            return teacher.own_teacher(base, will_change=self.shrink is None and self.student.name != "lora")
-        shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters()}
-        theirs = sum(map(prod, read_shapes(Path(self.teacher.name_or_path).expanduser()).values()))
-        stays = self.cache.form == "off" or self.hidden is not None
-        size = self.footprint(shapes, base.is_tied)
-        teacher.check_room(theirs, size, stays, teacher.free_bytes(), self.teacher.name_or_path)
-        found = teacher.load_teacher(self.teacher, base.task, base.compute_dtype)
-        shared = min(teacher.words_of(found), teacher.words_of(base.model))
-        teacher.check_tokenizers(tokenizer, self.teacher, shared)
-        if found.get_input_embeddings().weight.shape[0] < len(tokenizer):
-            raise UserError(
-                f"strategy.teacher: {self.teacher.name_or_path} knows {found.get_input_embeddings().weight.shape[0]:,} tokens "
-                f"and the student's tokenizer has {len(tokenizer):,}; remove model.add_tokens, or take another teacher"
-            )
-        return found
-
     def build_model(self, base: Base) -> nn.Module:
         from hfstrat import fused
+        from hfstrat.distillation import layer_match
         from hfstrat.model import cast_weights, count_parameters
 
         distiller = base.beside[KEY]
@@ -168,6 +161,7 @@ class Distill(Strategy):
             if teacher is not base.model:
                 cast_weights(teacher, base.compute_dtype)
             asked = self._wrapped(distiller, teacher, base)
+            teacher = None if asked is None else teacher
         if reason := distiller.bind(base.model):
             raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
         trained = self.student.build_model(base)
@@ -178,46 +172,52 @@ class Distill(Strategy):
             base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
         try:
             distiller.begin(asked, base, trained)
+            distiller.is_on = self.asks
         except ValueError as error:
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        if self.on_policy:
+            from hfstrat.distillation.on_policy import REMARK, check_vocabularies
+
+            check_vocabularies(base.model, teacher)
+            base.say(f"{'teacher':<9} {REMARK}")
         if self.hidden:
-            self._match_layers(base, distiller, teacher)
+            layer_match.bring_together(self.hidden, base, distiller, teacher)
         return trained
 
     def _wrapped(self, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-        """The teacher as it is asked; its head is looked at before anything is bound to it."""
+        """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
         try:
             return distiller.frozen(teacher, is_own=teacher is base.model)
         except ValueError as error:
+            if not self.asks:
+                return None
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
-
-    def _match_layers(self, base: Base, distiller: Distiller, teacher: PreTrainedModel) -> None:
-        from hfstrat.distillation import layer_match, layer_pairs
-
-        assert self.hidden is not None
-        if not distiller.matches_layers:
-            raise UserError("strategy.hidden: layers are brought together for causal-lm only; remove it")
-        ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
-        counts = ours.num_hidden_layers, theirs.num_hidden_layers
-        pairs = [(pair[0], pair[1]) for pair in self.hidden.layers] if self.hidden.layers else layer_pairs.even_pairs(*counts)
-        layer_pairs.check_pairs(pairs, *counts)
-        projections = None
-        if ours.hidden_size != theirs.hidden_size:
-            projections = layer_match.new_projections(len(pairs), ours.hidden_size, theirs.hidden_size)
-            base.model.add_module(layer_match.NAME, projections)
-        distiller.match = layer_match.LayerMatch(pairs, self.hidden.loss, self.hidden.weight, projections)
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
 
         distiller: Any = fused.objective_of(model)
-        return distiller.ask_once(data, self.cache) if distiller is not None and distiller.is_on else data
+        if distiller is None or distiller.teacher is None:
+            return data
+        if self.asks and not self.on_policy:
+            return distiller.ask_once(data, self.cache)  # type: ignore[no-any-return]
+        from hfstrat.distillation import teacher_once
+
+        if self.on_policy:
+            return teacher_once.ask_anew(data, distiller, "the student writes other answers each time")
+        judged, distiller.teacher = teacher_once.judge(data, distiller), None  # it has written, and is compared with
+        return judged
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
         from hfstrat import fused
 
         if loss := getattr(fused.objective_of(arguments["model"]), "loss", None):
             arguments["compute_loss_func"] = loss
+        if self.on_policy:
+            from hfstrat.distillation.on_policy import trainer_arguments
+
+            teacher: Any = fused.objective_of(arguments["model"]).teacher  # type: ignore[union-attr]
+            arguments = trainer_arguments(self, teacher.model, arguments)
         return self.student.build_trainer(**arguments)
 
     def finish(self, model: nn.Module, base: Base) -> None:
@@ -231,7 +231,7 @@ class Distill(Strategy):
     def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
         from hfstrat.distillation.distill_report import compare
 
-        return compare(self, loaded, facts, folder) if self.asks else {}
+        return compare(self, loaded, facts, folder) if "distillation" in facts else {}
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.student.save(trainer, folder, base)
@@ -240,15 +240,6 @@ class Distill(Strategy):
         return self.student.checkpoint_bytes(footprint)
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        return self.student.footprint(self._shrunk(shapes), tied)
+        from hfstrat.distillation.shrink import shapes_left
 
-    def _shrunk(self, shapes: Shapes) -> Shapes:
-        """The shapes that are left."""
-        from hfstrat.depth import BLOCK
-        from hfstrat.distillation.shrink import kept_layers, renamed
-
-        if self.shrink is None:
-            return shapes
-        count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
-        names = renamed(list(shapes), kept_layers(self.shrink.layers, count))
-        return {new: shapes[old] for old, new in names.items()}
+        return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)

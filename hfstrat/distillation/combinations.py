@@ -1,0 +1,59 @@
+"""Which keys of strategy distill go together. No torch: recipes are checked with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfstrat.strategies.distill import Distill
+
+
+def check(strategy: Distill) -> None:
+    """Raises ValueError with the key that does not fit, or that is missing."""
+    if strategy.level == "sequence" and strategy.hidden:
+        raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
+    if strategy.student.name == "lora" and (strategy.shrink or strategy.hidden):
+        what, reason = (
+            ("shrink", "an adapter's base is a published model, and one with layers left out is none")
+            if strategy.shrink
+            else ("hidden", "its projections would not be in the checkpoints of an adapter")
+        )
+        raise ValueError(f"{what}: {reason}; take student full or partial")
+    if not strategy.student.needs_weights:
+        _check_random(strategy)
+    if strategy.on_policy:
+        _check_on_policy(strategy)
+
+
+def makes_words(strategy: Distill) -> bool:
+    """Whether the student gets a new tokenizer."""
+    return getattr(strategy.student, "tokenizer", None) is not None
+
+
+def _check_random(strategy: Distill) -> None:
+    if strategy.teacher is None:
+        raise ValueError("teacher: missing; a student with random weights has none of its own to learn from: name one")
+    if strategy.shrink:
+        raise ValueError("shrink: leaves layers out of a pretrained model, and this student is random; remove one of them")
+    if makes_words(strategy) and strategy.level != "sequence":
+        raise ValueError(
+            "student: its tokenizer would be a new one, and the teacher's probabilities are of its own tokens; remove "
+            "student.tokenizer (the teacher's is taken), or let the teacher write: level: sequence"
+        )
+
+
+def _check_on_policy(strategy: Distill) -> None:
+    if strategy.level == "sequence":
+        raise ValueError("level: with sequence the teacher writes the answers, with on_policy the student; remove one of them")
+    if strategy.hidden:
+        raise ValueError("hidden: TRL's DistillationTrainer compares no layers; remove it, or on_policy")
+    if strategy.loss == "skew_kl":
+        raise ValueError("loss: skew_kl is not in TRL's DistillationTrainer; take forward_kl, reverse_kl or jsd")
+    if strategy.alpha not in (type(strategy).model_fields["alpha"].default, 1):
+        raise ValueError("alpha: on its own answers a student learns from the teacher alone; remove it")
+    if strategy.cache.form not in ("auto", "off"):
+        raise ValueError(f"cache: {strategy.cache.form}, but the student writes other answers each time; remove it")
+    if strategy.baseline is True:
+        raise ValueError("baseline: on its own answers there is nothing to learn without the teacher; remove it")
+    if strategy.teacher is None and strategy.student.name == "lora":
+        raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model beside the student: name one")
