@@ -37,6 +37,7 @@ class Base:
     beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
     task: Task = field(default_factory=CausalLM)
     prepared: Any = None  # what a strategy made of the data before the model is built
+    new_head: bool = False  # its weights are random
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
 
     @property
@@ -102,6 +103,7 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase, task: Task | Non
     if not model.trust_remote_code:
         task.check_config(model.name_or_path, config)
     loaded, missing, replaced = _load_weights(model, task, task.config_options(data, tokenizer))
+    new_head = bool(missing or replaced)
     head, missing = task.new_weights(loaded, missing)
     if missing:
         raise UserError(
@@ -114,6 +116,7 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase, task: Task | Non
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         loaded.resize_token_embeddings(len(tokenizer))
     base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
+    base.new_head = new_head
     if replaced:
         base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
     task.adapt(base, tokenizer)

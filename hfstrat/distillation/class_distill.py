@@ -17,7 +17,7 @@ from hfstrat.data import cache, shelf
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.errors import UserError
-from hfstrat.frozen.unchanged import digest_of_weights
+from hfstrat.frozen.unchanged import digest_of_weights, surroundings
 from hfstrat.head_loss import Head
 from hfstrat.losses import class_loss, class_sums
 
@@ -108,6 +108,8 @@ class ClassDistiller:
             raise ValueError(
                 f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd})"
             )
+        # a decoder's head looks for the last token by the padding token's id
+        teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
         self.order = torch.tensor([theirs.index(name) for name in ours])
         self.teacher, self.names, self.is_on = teacher, ours, True
 
@@ -116,7 +118,8 @@ class ClassDistiller:
         """The teacher's logits `[B, labels]`, in the student's order."""
         assert self.teacher is not None, "no teacher, and rows that do not say what it said"
         assert self.order is not None
-        given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S}
+        taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
+        given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
         device = next(iter(given.values())).device if given else args[0].device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
@@ -145,10 +148,12 @@ class ClassDistiller:
 
     def _keep(self, feed: Feed) -> tuple[Feed, dict[str, Any]]:
         assert self.teacher is not None
+        assert self.order is not None
         rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
         order = np.lexsort((rows.first, -rows.lengths))
         inputs = {"teacher": digest_of_weights(self.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
         inputs |= {"labels": self.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
+        inputs |= {**surroundings(feed, self.teacher, feed.dtype), "classes": self.order.tolist()}
 
         def build(target: Path) -> None:
             built.append("train")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfstrat.strategies.lora import CHANGES_BASE
+
 if TYPE_CHECKING:
     from hfstrat.strategies.distill import Distill
 
@@ -19,6 +21,15 @@ def check(strategy: Distill) -> None:
             else ("hidden", "its projections would not be in the checkpoints of an adapter")
         )
         raise ValueError(f"{what}: {reason}; take student full or partial")
+    if strategy.teacher is None and getattr(strategy.student, "init_lora_weights", "").startswith(CHANGES_BASE):
+        raise ValueError(
+            f"student.init_lora_weights: {strategy.student.init_lora_weights} changes the weights of the base, which would be "  # type: ignore[union-attr]
+            "the teacher; name a teacher, or take another initialisation"
+        )
+    if getattr(strategy.student, "precompute", None) == "on":
+        raise ValueError("student.precompute: on: hidden states are not kept beside a teacher's answers; remove it")
+    if getattr(strategy.student, "frozen_dropout", None) is False:
+        raise ValueError("student.frozen_dropout: a student's forward is bound to its teacher; remove it")
     if not strategy.student.needs_weights:
         _check_random(strategy)
     if strategy.on_policy:

@@ -73,6 +73,8 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
 
     section = strategy.teacher
     if section is None:
+        if base.new_head:
+            raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
         return own_teacher(base, will_change=strategy.shrink is None and strategy.student.name != "lora")
     name = section.name_or_path
     shapes = {key: tuple(p.shape) for key, p in base.model.named_parameters()}

@@ -16,7 +16,7 @@ import torch
 from hfstrat.data import cache, shelf
 from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
-from hfstrat.frozen.unchanged import digest_of_weights
+from hfstrat.frozen.unchanged import digest_of_weights, surroundings
 from hfstrat.head_loss import chunks, head_scores
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
             "dtype": str(feed.dtype),
             "head": [teacher.scale, teacher.softcap],
             "adapter": teacher.adapted is not None,
-            "libraries": torch.__version__,
+            **surroundings(feed, teacher.model, feed.dtype),
         }
 
         def build(target: Path, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:

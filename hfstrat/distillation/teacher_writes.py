@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hfstrat.data import cache
+from hfstrat.data import cache, shelf
 from hfstrat.data.render import IGNORED
 from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
@@ -93,6 +93,7 @@ def rewritten(
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
+        shelf.let_go(entry.path)  # there may be thousands
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = repeated(answer, tokenizer, theirs)[: max(1, max_length - len(prompts[one]))]
     made = [{"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in answers]

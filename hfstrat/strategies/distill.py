@@ -196,6 +196,8 @@ class Distill(Strategy):
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
 
+        if data.processes > 1 and getattr(self.student, "thaw", None) is not None:
+            raise UserError("strategy.student.thaw: what learns changes on the way, which several processes cannot follow")
         distiller: Any = fused.objective_of(model)
         if distiller is None or distiller.teacher is None:
             return data
