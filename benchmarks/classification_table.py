@@ -77,7 +77,8 @@ def put_into_readme(table: list[str], threads: list[int]) -> None:
         "Test sets, each measured once after the last step; `python -m benchmarks.classification` goes on with what was not",
         "run yet ([results](../benchmarks/results/classification.json)). SmolLM2 by partial, lora and full saw 1,000 rows,",
         "all else every row. Seconds are those of the whole command, from the recipe to the reloaded result, with "
-        f"{' or '.join(map(str, threads)) or 1} CPU thread.",
+        f"{' or '.join(map(str, threads)) or 1} CPU thread,",
+        "and partly beside other work on the other core: comparable within a factor, not to the second.",
         "",
         *table,
     ]
