@@ -65,9 +65,11 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.distill
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.head_epochs
+	$(BIN)/python -m benchmarks.boundary_cache
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
+	$(BIN)/python -m benchmarks.classification
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache
