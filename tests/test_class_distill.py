@@ -12,6 +12,7 @@ import torch
 from classifiers import labelled, make_any, write_recipe
 from test_distill_loss import DIVERGENCES, divergence_of
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from hfstrat.distillation.class_distill import ClassDistiller, class_distill_sum
 from hfstrat.distillation.distill_loss import Mix
@@ -79,7 +80,7 @@ def test_the_teacher_s_labels_are_put_into_the_student_s_order() -> None:
         def __init__(self, names: list[str]) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.config = SimpleNamespace(id2label=dict(enumerate(names)))
+            self.config = PretrainedConfig(id2label=dict(enumerate(names)), pad_token_id=len(names[0]))
 
         def forward(self, input_ids: torch.Tensor) -> Any:
             return SimpleNamespace(logits=torch.arange(3.0).expand(len(input_ids), 3) + self.weight)

@@ -605,7 +605,8 @@ def test_when_the_run_without_a_teacher_is_made(
         assert reason
         if runs:
             assert started[0].strategy.alpha == 0.0
-            assert started[0].training == job.recipe.training
+            assert started[0].training == job.recipe.training.model_copy(update={"resume": "never"})
+            assert not started[0].hub.push
 
 
 @pytest.mark.parametrize(
