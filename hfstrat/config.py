@@ -61,7 +61,9 @@ class Training(Section):
     )
     per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
     train_sampling_strategy: Literal["group_by_length", "random"] = Field(
-        "group_by_length", description="Rows of a batch are of like length, or as they come; each is seen once an epoch"
+        "group_by_length",
+        description="Rows of a batch are of like length (less padding), or as they come (each step a fair sample); each row is "
+        "seen once an epoch either way",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
