@@ -131,9 +131,9 @@ class Task(ABC):
         """Details in a few lines."""
         return []
 
+    @abstractmethod
     def distiller(self, mix: Mix) -> Any:
         """What a student of this task minimises with a teacher: see `distill.Distiller` and `class_distill.ClassDistiller`."""
-        raise NotImplementedError
 
     # what the model says
 
