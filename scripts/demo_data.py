@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import re
-import sys
-import sysconfig
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from stdlib_source import folder_asked, library, modules, write
 
 MAX_CODE_CHARS = 640  # short rows: the demo has to learn something in three minutes on two cores
 SENTENCE_CHARS = (20, 160)
 EVAL_ROWS = 200
-SKIP = {"test", "tests", "idle_test", "site-packages", "lib2to3", "__pycache__", "turtledemo"}
 PROMPT = "Describe this Python function in one sentence.\n\n```python\n{code}\n```"
 
 
@@ -48,16 +45,8 @@ def without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str |
     return ast.unparse(clone)
 
 
-def pairs(library: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(library.rglob("*.py")):
-        if SKIP & set(path.relative_to(library).parts):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
+def pairs(root: Path) -> Iterator[tuple[str, str]]:
+    for _, tree in modules(root):
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
                 sentence, code = first_sentence(doc), without_docstring(node)
@@ -71,10 +60,10 @@ def group_key(code: str, sentence: str) -> bytes:
     return hashlib.sha256(f"{name.strip('_').lower()}|{sentence.lower()}".encode()).digest()
 
 
-def build(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     rows: dict[str, tuple[bytes, dict[str, str]]] = {}
     bodies: dict[str, bytes] = {}
-    for code, sentence in pairs(library):
+    for code, sentence in pairs(root):
         key = group_key(code, sentence)
         # the same body under another name is the same function: it joins the first one's group
         body = re.sub(r"\s+", "", code.split("(", 1)[1])
@@ -88,14 +77,10 @@ def build(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/demo_data.py OUTPUT_DIR")
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    training, evaluation = build(Path(sysconfig.get_paths()["stdlib"]))
-    for name, rows in (("train", training), ("eval", evaluation)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    folder = folder_asked("demo_data.py")
+    training, evaluation = build(library())
+    write(folder, "train", training)
+    write(folder, "eval", evaluation)
     print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")
 
 

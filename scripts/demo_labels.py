@@ -10,31 +10,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import sys
-import sysconfig
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo_data import SKIP, first_sentence
+from demo_data import first_sentence
+from stdlib_source import folder_asked, library, modules, write
 
 CLASSES = 12
 EVAL_SHARE = 8  # one in so many rows
 
 
-def sentences(library: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(library.rglob("*.py")):
-        parts = path.relative_to(library).parts
-        if SKIP & set(parts):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
+def sentences(root: Path) -> Iterator[tuple[str, str]]:
+    for parts, tree in modules(root):
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 sentence = first_sentence(ast.get_docstring(node) or "")
@@ -42,8 +30,8 @@ def sentences(library: Path) -> Iterator[tuple[str, str]]:
                     yield sentence, parts[0].removesuffix(".py")
 
 
-def build(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    rows = dict(sentences(library))
+def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    rows = dict(sentences(root))
     kept = {label for label, _ in Counter(rows.values()).most_common(CLASSES)}
     training: list[dict[str, str]] = []
     evaluation: list[dict[str, str]] = []
@@ -55,14 +43,10 @@ def build(library: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/demo_labels.py OUTPUT_DIR")
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    training, evaluation = build(Path(sysconfig.get_paths()["stdlib"]))
-    for name, rows in (("train", training), ("eval", evaluation)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    folder = folder_asked("demo_labels.py")
+    training, evaluation = build(library())
+    write(folder, "train", training)
+    write(folder, "eval", evaluation)
     print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")
 
 

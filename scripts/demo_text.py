@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import sys
-import sysconfig
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from stdlib_source import folder_asked, library, modules, write
+
 SHORTEST = 40  # characters
 EVAL_SHARE = 0.05
-SKIP = {"test", "tests", "idle_test", "site-packages", "lib2to3", "__pycache__", "turtledemo"}
 
 
 def topics() -> Iterator[str]:
@@ -28,24 +25,16 @@ def topics() -> Iterator[str]:
     yield from (found[name] for name in sorted(found))
 
 
-def docstrings(library: Path) -> Iterator[str]:
-    for path in sorted(library.rglob("*.py")):
-        if SKIP & set(path.relative_to(library).parts):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
+def docstrings(root: Path) -> Iterator[str]:
+    for _, tree in modules(root):
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield ast.get_docstring(node) or ""
 
 
-def build(library: Path) -> tuple[list[str], list[str]]:
+def build(root: Path) -> tuple[list[str], list[str]]:
     """Training and evaluation texts: each text once, ordered by its hash."""
-    found = {" ".join(text.casefold().split()): text.strip() for text in (*topics(), *docstrings(library))}
+    found = {" ".join(text.casefold().split()): text.strip() for text in (*topics(), *docstrings(root))}
     hashes = {hashlib.sha256(key.encode()).digest(): text for key, text in found.items() if len(text) >= SHORTEST}
     ordered = [hashes[key] for key in sorted(hashes)]
     cut = round(EVAL_SHARE * len(ordered))
@@ -53,13 +42,10 @@ def build(library: Path) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/demo_text.py OUTPUT_DIR")
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    training, evaluation = build(Path(sysconfig.get_paths()["stdlib"]))
+    folder = folder_asked("demo_text.py")
+    training, evaluation = build(library())
     for name, texts in (("train", training), ("eval", evaluation)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        write(folder, name, ({"text": text} for text in texts))
     size = sum(len(text.encode()) for text in training)
     print(
         f"{folder}: {len(training)} training rows ({size:,} bytes), {len(evaluation)} evaluation rows from the standard library"

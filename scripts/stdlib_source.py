@@ -1,0 +1,47 @@
+"""What the demo data sets share: the standard library's modules as syntax trees, and rows on the disk."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+SKIP = {"test", "tests", "idle_test", "site-packages", "lib2to3", "__pycache__", "turtledemo"}
+
+
+def library() -> Path:
+    """The folder of the standard library that runs this script."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def modules(root: Path) -> Iterator[tuple[tuple[str, ...], ast.Module]]:
+    """The path below `root`, in parts, and the tree of each module that can be read, tests left out."""
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if SKIP & set(parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        yield parts, tree
+
+
+def folder_asked(script: str) -> Path:
+    """The one argument, as a folder that is there."""
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python scripts/{script} OUTPUT_DIR")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
