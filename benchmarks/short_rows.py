@@ -42,7 +42,7 @@ def choose_rows(name: str) -> None:
 
     file, question, answer = SETS[name]
     text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
-    read = [json.loads(line) for line in text.splitlines()][:1000]
+    read = [json.loads(line) for line in text.strip().split("\n")[:1000]]  # not splitlines: texts hold U+2028
     pairs = [{"prompt": f"{r[question]}\n\n{r.get('input') or ''}".strip(), "completion": r[answer]} for r in read]
 
     def rows(folder: Path) -> tuple[Path, Path]:

@@ -60,10 +60,10 @@ class Training(Section):
         "auto", description="Sequences per forward pass; auto: what fits. Accumulation makes up the rest"
     )
     per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
-    train_sampling_strategy: Literal["group_by_length", "random"] = Field(
-        "group_by_length",
-        description="Rows of a batch are of like length (less padding), or as they come (each step a fair sample); each row is "
-        "seen once an epoch either way",
+    train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
+        "auto",
+        description="Steps of rows of like length (less padding), or as they come (each step a fair sample); each row is seen "
+        "once an epoch either way. auto: of like length where a step has fewer than 16 rows",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hfstrat.batching import groups_by_length
 from hfstrat.config import Training
 from hfstrat.data.batches import BatchOrder, Collator, rounded, shift
 from hfstrat.errors import UserError
@@ -132,3 +133,9 @@ def test_a_stored_micro_batch_is_kept() -> None:
     assert make_plan(training, LENGTHS.tolist(), [20], 1, {"micro_batch": 2}).micro_batch == 2
     moved = make_plan(training, LENGTHS.tolist(), [20], 4, {"micro_batch": 16})  # resumed with more processes
     assert moved.micro_batch * moved.accumulation * 4 == 16
+
+
+def test_steps_of_many_rows_are_taken_as_they_come() -> None:
+    assert [groups_by_length("auto", size) for size in (1, 4, 15, 16, 64)] == [True, True, True, False, False]
+    assert groups_by_length("group_by_length", 64)
+    assert not groups_by_length("random", 1)
