@@ -801,6 +801,7 @@ def scratch_model(name: str, model: str, line: str, says: list[str], **files: st
 FROM_SCRATCH = [
     scratch("an unknown family", f"  architecture: lama\n{NEW}", ["architecture: lama", "no causal LM", "'llama'"]),
     scratch("a family that is no causal LM", f"  architecture: t5\n{NEW}", ["architecture: t5", "no causal LM"]),
+    scratch("a causal LM that sees ahead", f"  architecture: bert\n{NEW}", ["architecture: bert", "both directions", "llama"]),
     scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
     scratch(
         "a key of another family's config",

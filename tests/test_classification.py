@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from classifiers import LABELS, labelled, make_any, write_recipe
 from safetensors.torch import load_file
 
 from hfstrat import shipped, use
+from hfstrat.data.corpus import open_corpus
 from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
 from hfstrat.predict import predict
+from hfstrat.tasks import TASKS
 from hfstrat.train import run
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
@@ -194,3 +197,36 @@ def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies
     for name, tensor in found[0][0].items():
         torch.testing.assert_close(found[1][0][name], tensor, rtol=1e-4, atol=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
+def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
+    """Its tokenizer is trained on the training rows, and it learns what a word in them says."""
+    new = f"{{name: scratch, architecture: {family}, parameters: 40k, tokenizer: {{vocab_size: 300}}}}"
+    words = (f"strategy={new}", "training.max_steps=60", "training.learning_rate=1e-2", "training.per_device_eval_batch_size=8")
+    loaded = classify("bert", "model={}", *words, **rows)
+    report = run(loaded)
+    assert report is not None
+    before, after = (report["result"][f"metrics_{when}"] for when in ("before", "after"))
+    assert after["loss"] < 0.8 * before["loss"]
+    finished = Path(report["result"]["artefact"])
+    tokenizer = tf.AutoTokenizer.from_pretrained(finished)
+    made = tf.AutoModelForSequenceClassification.from_pretrained(finished)
+    assert set(made.config.label2id) == {*LABELS}
+    ids = tokenizer("cat", "dog")["input_ids"]
+    assert (ids[0], ids[-1], ids.count(tokenizer.sep_token_id)) == (tokenizer.cls_token_id, tokenizer.sep_token_id, 2)
+    assert made(**tokenizer("cat", return_tensors="pt")).logits.shape == (1, 3)
+
+
+def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
+    """The rows that a new tokenizer never saw are those of the evaluation."""
+    new = "{name: scratch, architecture: bert, parameters: 40k, tokenizer: {vocab_size: 300}}"
+    recipe = classify("bert", f"strategy={new}", "model={}").recipe
+    corpus = open_corpus(recipe)
+    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
+    rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
+    held = {row for row in range(len(rows)) if row in set(data.eval["row"][:])}
+    assert held
+    assert {rows[row]["text"] for row in held}.isdisjoint(corpus.texts())
+    assert len(list(corpus.texts())) + len(held) == len(rows)

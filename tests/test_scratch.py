@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import sentences, write_jsonl
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import bars
 from hfstrat.config import Data, Model, Recipe
@@ -23,6 +23,7 @@ from hfstrat.loading import load_recipe
 from hfstrat.model import count_parameters, load_tokenizer
 from hfstrat.scratch import families, sizes
 from hfstrat.strategies.scratch import Scratch
+from hfstrat.tasks import TASKS
 from hfstrat.train import run
 
 SIZES = [("150k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
@@ -98,7 +99,20 @@ def test_config_keys_are_those_of_transformers() -> None:
     for key, value in families.config_keys("llama").items():
         if value is not None:
             assert getattr(AutoConfig.for_model("llama"), key) == value or key in ("id2label", "label2id")
-    assert {"llama", "gpt2", "qwen3"} <= set(families.causal_lms())
+    assert {"llama", "gpt2", "qwen3"} <= set(families.families_of("AutoModelForCausalLM"))
+    assert {"bert", "modernbert", "llama"} <= set(families.families_of("AutoModelForSequenceClassification"))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_a_picked_classifier_has_its_shapes(family: str) -> None:
+    settings = sizes.pick(family, 200_000, 400, 64, {})
+    shapes = families.shapes_of(family, settings)
+    assert shapes is not None
+    config = {**families.config_keys(family), **settings, "model_type": family, "architectures": ["ForCausalLM"]}
+    found = TASKS["text-classification"].shapes(shapes, config, 5)
+    with torch.device("meta"):
+        made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **settings, num_labels=5))
+    assert found == ({name: tuple(p.shape) for name, p in made.named_parameters()}, False)
 
 
 TEXT = "".join(f"{line.capitalize()}.\n" + ("\n" if n % 7 == 0 else "") for n, line in enumerate(sentences(900, seed=3)))

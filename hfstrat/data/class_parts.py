@@ -77,33 +77,43 @@ def check_labels(rows: Dataset, names: list[str], many: bool, account: Account) 
         )
 
 
-def hold_out(rows: Dataset, size: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and to evaluate on, `[n]` each, each label in like proportions; equal texts stay on one side.
+def hold_out(
+    rows: Dataset, size: float, limit: int | None, seed: int, held_out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions to train on and to evaluate on, `[n]` each; see `choose_held_out`, which may have been asked before."""
+    hashes = column(rows, "text_hash")
+    if held_out is None:
+        held_out = choose_held_out(hashes, [str(label) for label in rows["label"][:]], size, limit, seed)
+    held = np.isin(hashes, held_out)
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
-    A label, or a set of labels, that stands in one text only is trained on.
+
+def choose_held_out(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
+    """Hashes of the texts to evaluate on, of rows with these hashes and labels, `[n]` each; each label in like proportions.
+
+    Equal texts stay on one side. A label, or a set of labels, that stands in one text only is trained on.
 
     Raises:
         UserError: too few different texts.
     """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(rows))))
-    _, first, group = np.unique(column(rows, "text_hash"), return_index=True, return_inverse=True)
+    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    different, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
-    labels = rows["label"][:]
-    _, stratum = np.unique([str(labels[place]) for place in first], return_inverse=True)
+    _, stratum = np.unique([labels[place] for place in first], return_inverse=True)
     order = np.random.default_rng((seed, 0)).permutation(len(first))
     members = _split(order, stratum)
-    share = np.array([sizes[each].sum() for each in members]) * wanted / len(rows)
+    share = np.array([sizes[each].sum() for each in members]) * wanted / len(hashes)
     quota = np.floor(share).astype(int)
     rest = np.argsort(-(share - quota), kind="stable")
     quota[rest[: wanted - quota.sum()]] += 1
     taken = [_take(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)]  # one is left to train on
-    held = np.isin(group, np.concatenate(taken))
-    if not held.any():
+    held = np.concatenate(taken)
+    if not len(held):
         raise UserError(
-            f"data: {len(rows)} rows ({len(first)} different texts) are too few to hold out {wanted} for evaluation; "
+            f"data: {len(hashes)} rows ({len(first)} different texts) are too few to hold out {wanted} for evaluation; "
             "name data.eval, or bring more rows"
         )
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return different[np.sort(held)]
 
 
 def _split(order: np.ndarray, stratum: np.ndarray) -> list[np.ndarray]:

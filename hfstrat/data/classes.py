@@ -63,8 +63,18 @@ class Classes(Prepared):
         return [*lines, f"{'labels':<9} {line}"]
 
 
-def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_rows: int | None = None) -> Classes:
+def prepare(
+    data: Data,
+    tokenizer: Any,
+    seed: int,
+    samples: int = 0,
+    max_eval_rows: int | None = None,
+    held_out: np.ndarray | None = None,
+) -> Classes:
     """Load, tokenise and label the training and evaluation rows of a recipe, or take them from the cache.
+
+    Args:
+        held_out: hashes of the texts to evaluate on, where that was decided before.
 
     Raises:
         UserError: data that cannot be read, rows that do not fit, fewer than two labels, labels that are no classes, or a
@@ -85,7 +95,7 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
-        left, out = hold_out(train, data.eval_size, max_eval_rows, seed)
+        left, out = hold_out(train, data.eval_size, max_eval_rows, seed, held_out)
         train, held, origin = train.select(left), train.select(out), origin[left]
     found = overlap(train, held, tokenizer) | conflicts(train, tokenizer)
     counts = np.bincount(flat(train), minlength=len(names))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfstrat.data import parts
+from hfstrat.data import class_parts, parts
+from hfstrat.data.labels import Labelled
 from hfstrat.data.preparation import Origin
+from hfstrat.data.reading import Reading
 from hfstrat.data.tokenise import hash_of
 from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError
@@ -26,7 +28,7 @@ class Corpus:
     origins: list[Origin]
     held_out: np.ndarray | None  # hashes of texts; None where evaluation rows come from elsewhere
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Example | Labelled]:
         """Training rows only, each once."""
         held = set() if self.held_out is None else set(self.held_out.tolist())
         return (example for example in _examples(self.origins) if hash_of(example.words) not in held)
@@ -34,31 +36,53 @@ class Corpus:
     def texts(self) -> Iterator[str]:
         """What is said in them, without the marks of a template."""
         for example in self.examples():
-            if example.text is not None:
+            if isinstance(example, Labelled):
+                yield from filter(None, (example.text, example.pair))
+            elif example.text is not None:
                 yield example.text
             else:
                 yield from (message["content"] for message in example.messages or [])
 
     def has_turns(self) -> bool:
         """Whether some source has prompts or conversations."""
-        return any(origin.read()[1].kind != "text" for origin in self.origins)
+        return any(isinstance(reading, Reading) and reading.kind != "text" for _, reading in map(Origin.read, self.origins))
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
     """The corpus of a recipe; where rows of train are to be held out, it is decided here which."""
-    data = recipe.data
+    from hfstrat.tasks import TASKS
+
+    data, size, limit = recipe.data, recipe.data.eval_size, recipe.evaluation.max_rows
     origins = [Origin.of(source, data, "data.train") for source in data.train]
+    for origin in origins:
+        origin.told = TASKS[recipe.task].reader
     if data.eval or data.eval_split:
         return Corpus(origins, None)
     if data.documents == "files":
         for origin in origins:
             origin.part = "head"
         return Corpus(origins, None)
-    hashes = np.fromiter((hash_of(e.words) for e in _examples(origins) if e.says_something), dtype=np.int64)
-    return Corpus(origins, parts.choose_held_out(hashes, data.eval_size, recipe.evaluation.max_rows, recipe.seed))
+    labels: list[str] = []
+    hashes = np.fromiter(_hashes(_examples(origins), labels), dtype=np.int64)
+    if labels:
+        return Corpus(origins, class_parts.choose_held_out(hashes, labels, size, limit, recipe.seed))
+    return Corpus(origins, parts.choose_held_out(hashes, size, limit, recipe.seed))
 
 
-def _examples(origins: list[Origin]) -> Iterator[Example]:
+def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterator[int]:
+    """Of the rows that say something; where they have labels these are gathered."""
+    for example in examples:
+        if has_words(example):
+            if isinstance(example, Labelled):
+                labels.append(str(example.labels))
+            yield hash_of(example.words)
+
+
+def has_words(example: Example | Labelled) -> bool:
+    return bool(example.words.strip()) if isinstance(example, Labelled) else example.says_something
+
+
+def _examples(origins: list[Origin]) -> Iterator[Example | Labelled]:
     for origin in origins:
         rows, reading = origin.read()
         for index, row in enumerate(rows):

@@ -35,9 +35,15 @@ def _pairs(file: str, name: str) -> dict[str, str]:
 
 
 @lru_cache
-def causal_lms() -> list[str]:
-    """The `model_type` of every family that has a causal LM; empty where it cannot be told."""
-    return list(_pairs("models/auto/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"))
+def families_of(auto_class: str) -> list[str]:
+    """The `model_type` of every family that this auto class can make; empty where it cannot be told."""
+    words = re.sub("([a-z])([A-Z])", r"\1_\2", auto_class.removeprefix("AutoModel")).upper()
+    return list(_pairs("models/auto/modeling_auto.py", f"MODEL_{words}_MAPPING_NAMES"))
+
+
+def reads_both_ways(family: str, settings: Settings) -> bool:
+    """Whether each token sees those after it, unless the config says `is_decoder`: no causal LM learns from that."""
+    return {**config_keys(family), **settings}.get("is_decoder") is False
 
 
 @lru_cache
@@ -99,7 +105,7 @@ def shapes_of(family: str, settings: Settings) -> Shapes | None:
     """
     whole = {**config_keys(family), **settings}
     try:
-        return SHAPES[family](whole) if family in SHAPES else None
+        return KNOWN[family](whole) if family in KNOWN else None
     except (KeyError, TypeError, ZeroDivisionError):  # a key is missing or no number: transformers will say so
         return None
 
@@ -151,6 +157,22 @@ def _gpt2(c: Settings) -> Shapes:
     return found if c["tie_word_embeddings"] else found | {"lm_head.weight": (c["vocab_size"], width)}
 
 
+def _bert(c: Settings) -> Shapes:
+    """The body alone, without its pooler: the rest is a classifier's head."""
+    width, inner = c["hidden_size"], c["intermediate_size"]
+    tables = {"word": c["vocab_size"], "position": c["max_position_embeddings"], "token_type": c["type_vocab_size"]}
+    found: Shapes = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in tables.items()}
+    layers = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+    layers |= {"attention.output.dense": (width, width), "intermediate.dense": (inner, width), "output.dense": (width, inner)}
+    norms = ["embeddings.LayerNorm"]
+    for index in range(c["num_hidden_layers"]):
+        block = f"encoder.layer.{index}"
+        for name, shape in layers.items():
+            found |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        norms += [f"{block}.attention.output.LayerNorm", f"{block}.output.LayerNorm"]
+    return found | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+
+
 SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "llama": _llama_like(None),
     "mistral": _llama_like(False),
@@ -158,3 +180,5 @@ SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "qwen3": _llama_like(None, norms=True),
     "gpt2": _gpt2,
 }
+BODIES: dict[str, Callable[[Settings], Shapes]] = {"bert": _bert}  # encoders, without any head
+KNOWN = SHAPES | BODIES

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.config import Model, Recipe
+    from hfstrat.tasks import Task
 
 
 def stored_config(model: Model) -> dict[str, Any]:
@@ -32,25 +33,39 @@ def stored_config(model: Model) -> dict[str, Any]:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
 
 
-def of_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, family: str, settings: dict[str, Any]) -> Base:
-    """A causal LM of this family with random weights as its config's `initializer_range` says.
+def of_config(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    family: str,
+    settings: dict[str, Any],
+    task: Task,
+    more: dict[str, Any],
+) -> Base:
+    """A model of this family for the task, with random weights as its config's `initializer_range` says.
+
+    Args:
+        more: what the task adds to the config, such as the names of labels.
 
     Raises:
         UserError: transformers refuses the config.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     drop = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "auto_map")
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     if recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = recipe.model.attn_implementation
-    plain = {key: value for key, value in settings.items() if key not in drop}
+    plain = {key: value for key, value in {**settings, **more}.items() if key not in (*drop, "ignore_mismatched_sizes")}
     try:
-        config = AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
-        model = AutoModelForCausalLM.from_config(config, **options)
+        config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
+        model = getattr(transformers, task.auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {_first_line(error)}") from error
-    return finished(recipe, model, tokenizer)
+    base = finished(recipe, model, tokenizer)
+    base.task, base.new_head = task, True
+    base.head_modules = task.new_weights(model, [])[0]
+    task.adapt(base, tokenizer)
+    return base
 
 
 def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, settings: dict[str, Any]) -> Base:

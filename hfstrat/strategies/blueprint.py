@@ -14,13 +14,19 @@ from hfstrat.scratch import families
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def check_family(family: str, key: str) -> None:
-    """Raises UserError for a family that transformers has no causal LM of."""
-    known = families.causal_lms()
+def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
+    """Raises UserError for a family that transformers has no model of for the task, or a causal LM that would see ahead."""
+    known, causal = families.families_of(auto_class), auto_class == "AutoModelForCausalLM"
+    kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
         near = get_close_matches(family.lower(), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "expected one such as llama, qwen3, mistral or gpt2"
-        raise UserError(f"{key}: {family}: this transformers has no causal LM of that family; {hint}")
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one such as {such}"
+        raise UserError(f"{key}: {family}: this transformers has no {kind} of that family; {hint}")
+    if causal and families.reads_both_ways(family, settings):
+        raise UserError(
+            f"{key}: {family} reads in both directions, so that as a causal LM it would see the token it has to predict; "
+            f"expected one such as {such}"
+        )
 
 
 def check_keys(family: str, config: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
 
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+FIRST = "<|cls|>"  # before a text that is to be classified: encoders sum up there, decoders at the end token
 BYTES = 256
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -53,13 +54,16 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     from hfstrat.data import cache
     from hfstrat.data.corpus import open_corpus
     from hfstrat.data.templates import check_template
+    from hfstrat.tasks import TASKS
 
     corpus = open_corpus(recipe)
     template = options.chat_template
     if template == "auto":
         template = "chatml" if corpus.has_turns() else "none"
     text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
-    special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *options.special_tokens]
+    framed = TASKS[recipe.task].framed
+    special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *([FIRST] if framed else [])]
+    special += options.special_tokens
     inputs = {
         "sources": [origin.inputs() for origin in corpus.origins],
         "data": recipe.data.model_dump(include={"documents", "eval_size"}),
@@ -81,12 +85,19 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
 
     entry = cache.fetch("tokenizer", cache.fingerprint(inputs), said, build)
     end = TURN_END if template == "chatml" else END
+    backend = tokenizers.Tokenizer.from_file(str(entry.path))
+    if framed:
+        ids = [(token, backend.token_to_id(token)) for token in (FIRST, END)]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{FIRST} $A {END}", pair=f"{FIRST} $A {END} $B {END}", special_tokens=ids
+        )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_file(str(entry.path)),
+        tokenizer_object=backend,
         eos_token=end,
         pad_token=PAD,
+        **({"cls_token": FIRST, "sep_token": END, "model_input_names": ["input_ids", "attention_mask"]} if framed else {}),
         clean_up_tokenization_spaces=False,
-        additional_special_tokens=[token for token in special if token not in (end, PAD)],
+        additional_special_tokens=[token for token in special if token not in (end, PAD, FIRST)],
     )
     tokenizer.chat_template = text
     tokenizer.padding_side = "right"

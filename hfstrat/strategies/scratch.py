@@ -13,6 +13,8 @@ from hfstrat.scratch import families, sizes
 from hfstrat.strategies import blueprint
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.new_tokenizer import NewTokenizer, check_supply
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from hfstrat.data import Prepared
     from hfstrat.model import Base
     from hfstrat.plan import Plan
+    from hfstrat.tasks import Task
 
 PYTHIA = "Pythia trains its 70M model at 1e-3 (arXiv 2304.01373, table 6)"
 GPT3 = "GPT-3 (arXiv 2005.14165, appendix B)"
@@ -40,7 +43,8 @@ class Scratch(Strategy):
     architecture: str | None = Field(
         None,
         min_length=1,
-        description="Family of the model, as transformers' model_type; llama unless model or model_class is given",
+        description="Family of the model, as transformers' model_type (also bert for a classifier); llama unless model or "
+        "model_class is given",
     )
     parameters: str | int | None = Field(
         None, description="Size, such as 10M: width, depth, heads and inner width are picked for the vocabulary"
@@ -51,7 +55,6 @@ class Scratch(Strategy):
     )
     tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
     needs_weights: ClassVar[bool] = False
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm",)
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-3, PYTHIA),
         "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),
@@ -91,7 +94,9 @@ class Scratch(Strategy):
             return None
         family, settings = found
         shapes = families.shapes_of(family, settings)
-        return self.footprint(shapes, families.is_tied(family, settings)) if shapes else None
+        config = {**families.config_keys(family), **settings, "model_type": family, "architectures": ["ForCausalLM"]}
+        made = TASKS[recipe.task].shapes(shapes, config, labels=2) if shapes else None  # how many there are is known later
+        return self.footprint(*made) if made else None
 
     def _check_words(self, recipe: Recipe, network: bool) -> int | None:
         """Refuse a recipe without one tokenizer; the number of its tokens where it can be told."""
@@ -149,7 +154,8 @@ class Scratch(Strategy):
             if stored is None:
                 return None
         family = str((stored or {}).get("model_type", "")) or self.architecture or "llama"
-        blueprint.check_family(family, "strategy.architecture" if stored is None else "model.name_or_path")
+        key = "strategy.architecture" if stored is None else "model.name_or_path"
+        blueprint.check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.config})
         own = families.canonical(family, self.config)
         blueprint.check_keys(family, self.config)
         name = families.common_name(family, "vocab_size")
@@ -175,15 +181,21 @@ class Scratch(Strategy):
                     f"{family}'s config under strategy.config, or name a model whose config is taken"
                 )
             return settings
-        if family not in families.SHAPES:
+        if family not in families.KNOWN:
             raise UserError(
-                f"strategy.parameters: shapes are picked for {', '.join(families.SHAPES)}; for {family} say the keys of its "
+                f"strategy.parameters: shapes are picked for {', '.join(families.KNOWN)}; for {family} say the keys of its "
                 "config under strategy.config"
             )
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
             return settings  # of a tokenizer on the Hub: it is picked once it is here
         return sizes.pick(family, sizes.parse(self.parameters), vocabulary, settings[context], settings)
+
+    def check(self, task: Task) -> None:
+        if self.model_class is not None and task.name != CausalLM.name:
+            raise UserError(
+                f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
+            )
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         from hfstrat.strategies import new_tokenizer
@@ -200,11 +212,12 @@ class Scratch(Strategy):
 
         if self.model_class is not None:
             return random_model.of_class(recipe, tokenizer, self.model_class, self.config)
+        task = TASKS[recipe.task]
         stored = random_model.stored_config(recipe.model) if recipe.model.name_or_path else None
         found = self.blueprint(recipe, len(tokenizer), stored)
         assert found is not None
         family, settings = found
-        base = random_model.of_config(recipe, tokenizer, family, settings)
+        base = random_model.of_config(recipe, tokenizer, family, settings, task, task.config_options(data, tokenizer))
         if self.parameters is not None:
             base.say(f"{'picked':<9} {sizes.line(family, settings)}")
         return base
@@ -221,7 +234,7 @@ class Scratch(Strategy):
     def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
         from hfstrat import bars
 
-        return bars.measure(data, plan, model)
+        return None if data.label_names else bars.measure(data, plan, model)  # a classifier's bar is its largest label
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         total = sum(prod(shape) for shape in shapes.values())

@@ -6,6 +6,7 @@ Nothing outside this package asks which task it is. torch is imported inside the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,18 @@ class Task(ABC):
     architecture: str  # how the names of this task's model classes end
     unit: str  # what a prediction is of
     metrics: tuple[str, ...]  # that the report holds
+    framed: bool  # whether a text stands between special tokens
     lacking: str  # what it means that weights are missing
 
     @property
     @abstractmethod
     def columns(self) -> list[str]:
         """Our names of columns that rows of this task may have."""
+
+    @property
+    @abstractmethod
+    def reader(self) -> Callable[..., Any]:
+        """How rows are read, from the first of them, the source's name, the format and the columns that are wanted."""
 
     # before torch
 

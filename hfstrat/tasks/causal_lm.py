@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class CausalLM(Task):
     architecture = "ForCausalLM"
     unit = "token"
     metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
+    framed = False
     lacking = "it is no causal LM or is damaged"
 
     @property
@@ -39,10 +41,16 @@ class CausalLM(Task):
 
         return OUR_COLUMNS
 
-    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
-        from hfstrat.data.reading import Reading, check_train_on
+    @property
+    def reader(self) -> Callable[..., Any]:
+        from hfstrat.data.reading import Reading
 
-        reading = Reading.of(head, source, wanted, columns)
+        return Reading.of
+
+    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
+        from hfstrat.data.reading import check_train_on
+
+        reading = self.reader(head, source, wanted, columns)
         check_train_on(data, reading)
         return reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class TextClassification(Task):
     architecture = "ForSequenceClassification"
     unit = "text"
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
+    framed = True
     lacking = "it is damaged, or of another kind than its config says"
 
     def check(self, recipe: Recipe) -> None:
@@ -58,10 +60,14 @@ class TextClassification(Task):
 
         return OUR_COLUMNS
 
-    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
+    @property
+    def reader(self) -> Callable[..., Any]:
         from hfstrat.data.labels import LabelReading
 
-        return LabelReading.of(head, source, wanted, columns)
+        return LabelReading.of
+
+    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
+        return self.reader(head, source, wanted, columns)
 
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:
         if config.get("is_encoder_decoder"):
@@ -87,7 +93,7 @@ class TextClassification(Task):
     ) -> Classes:
         from hfstrat.data.classes import prepare
 
-        return prepare(data, tokenizer, seed, samples, max_eval_rows)
+        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.class_batches import ClassCollator
