@@ -94,7 +94,8 @@ class Scratch(Strategy):
             return None
         family, settings = found
         shapes = families.shapes_of(family, settings)
-        config = {**families.config_keys(family), **settings, "model_type": family, "architectures": ["ForCausalLM"]}
+        config = {**families.config_keys(family), **settings, "model_type": family}
+        config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
         made = TASKS[recipe.task].shapes(shapes, config, labels=2) if shapes else None  # how many there are is known later
         return self.footprint(*made) if made else None
 
