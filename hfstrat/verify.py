@@ -94,6 +94,8 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     """
     import transformers
 
+    from hfstrat.forms import on_quantized
+    from hfstrat.quantization import steady
     from hfstrat.tasks import TASKS, CausalLM
 
     task = TASKS[options.get("task", CausalLM.name)]
@@ -105,7 +107,10 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
         model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **keep)
         if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
             raise errors.RunError(f"{folder} lacks {made_up[0]} and {len(made_up) - 1} more weights", errors.ARTEFACT)
+        steady(model)
         return model
+    if options.get("quantization"):
+        return on_quantized(folder, dtype, options)
     if options.get("gguf_file"):
         return _on_gguf(folder, dtype, {k: v for k, v in options.items() if k != "task"})
     import peft

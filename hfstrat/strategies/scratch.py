@@ -51,6 +51,7 @@ class Scratch(Strategy):
     )
     tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
     needs_weights: ClassVar[bool] = False
+    unquantizable: ClassVar[str] = "from scratch the weights are random and all of them learn: remove it"
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm",)
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-3, PYTHIA),
