@@ -152,6 +152,8 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
     import torch
     import transformers
 
+    from hfstrat.quantization import steady
+
     source, options = source_of(model)
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
@@ -164,6 +166,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
         )
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
+    steady(loaded)
     replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
     return loaded, sorted({*info["missing_keys"], *replaced}), replaced
 

@@ -92,10 +92,17 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     Raises:
         RunError: it lacks weights, which would be made up.
     """
+    from hfstrat.quantization import steady
+
+    model = _load_artefact(folder, dtype, options)
+    steady(model)
+    return model
+
+
+def _load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     import transformers
 
     from hfstrat.forms import on_quantized
-    from hfstrat.quantization import steady
     from hfstrat.tasks import TASKS, CausalLM
 
     task = TASKS[options.get("task", CausalLM.name)]
@@ -107,7 +114,6 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
         model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **keep)
         if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
             raise errors.RunError(f"{folder} lacks {made_up[0]} and {len(made_up) - 1} more weights", errors.ARTEFACT)
-        steady(model)
         return model
     if options.get("quantization"):
         return on_quantized(folder, dtype, options)

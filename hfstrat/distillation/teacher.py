@@ -59,6 +59,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
     if how is not None:
         quantization.settle(model, how, trains_itself=False)
+    quantization.steady(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
 

@@ -107,15 +107,16 @@ def bytes_of(recipe: Recipe, shapes: Shapes, tied: bool) -> int | None:
 
 def check(recipe: Recipe) -> None:
     """Refuse what cannot be quantized, before torch. Raises UserError."""
-    teacher = getattr(recipe.strategy, "teacher", None)
-    _check_base(recipe, "model.quantization", recipe.model.quantization, recipe.model.name_or_path)
-    if teacher is not None:
-        _check_base(recipe, "strategy.teacher.quantization", teacher.quantization, teacher.name_or_path)
-    if recipe.model.quantization is None:
-        if recipe.strategy.unquantizable and is_quantized_already(recipe.model.name_or_path):
-            raise UserError(f"model.name_or_path: {recipe.model.name_or_path} is quantized: {recipe.strategy.unquantizable}")
-        return
-    key = f"model.quantization: {recipe.model.quantization.name}"
+    if recipe.model.quantization is not None:
+        _check_combination(recipe, f"model.quantization: {recipe.model.quantization.name}")
+    elif is_quantized_already(recipe.model.name_or_path):
+        _check_made(recipe)
+    _check_base("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
+    if (teacher := getattr(recipe.strategy, "teacher", None)) is not None:
+        _check_base("strategy.teacher.quantization", teacher.quantization, teacher.name_or_path)
+
+
+def _check_combination(recipe: Recipe, key: str) -> None:
     if recipe.strategy.unquantizable:
         raise UserError(f"{key}: {recipe.strategy.unquantizable}")
     if recipe.model.gguf_file:
@@ -139,16 +140,28 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def _check_base(recipe: Recipe, key: str, section: Quantization | None, source: str) -> None:
+def _check_made(recipe: Recipe) -> None:
+    """A base that somebody saved quantized: nothing of it can learn."""
+    from hfstrat.model import read_shapes
+
+    source, strategy = recipe.model.name_or_path, recipe.strategy
+    reason = strategy.unquantizable
+    if not reason and strategy.learns_whole(list(read_shapes(Path(source).expanduser())), False):
+        reason = "what learns has to be whole; name the model that it was made from, with model.quantization, or take lora"
+    if reason:
+        raise UserError(f"model.name_or_path: {source} is quantized: {reason}")
+
+
+def _check_base(key: str, section: Quantization | None, source: str) -> None:
     if section is None:
         return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{key}: {section.name} needs bitsandbytes: pip install 'hfstrat[quantization]'")
     if is_quantized_already(source):
         raise UserError(
             f"{key}: {section.name}: {source} is quantized already (quantization_config in its config.json); remove this, or "
             "name the model that it was made from"
         )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{key}: {section.name} needs bitsandbytes: pip install 'hfstrat[quantization]'")
 
 
 def is_quantized_already(source: str) -> bool:
