@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from classifiers import labelled
 from conftest import make_tokenizer
 
 pytest.importorskip("bitsandbytes")
 
-from hfstrat import quantization, use
+from hfstrat import forms, quantization, use
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.frozen.unchanged import digest_of_weights
 from hfstrat.loading import load_recipe
 from hfstrat.model import Base, count_parameters, load_base, load_tokenizer, read_shapes, set_precision
+from hfstrat.preflight import check
 from hfstrat.strategies.quantization_section import weight_bytes
 from hfstrat.train import run
 
@@ -361,3 +365,117 @@ def test_a_checkpoint_of_another_base_is_refused(wide: Path) -> None:
     state[name] = state[name] + 1
     with pytest.raises(RunError, match="made on another base"):
         model.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "form"),
+    [("{name: head, layer: 2, pooling: mean}", "nf4"), ("{name: head, layer: 2, pooling: mean}", "int8"), ("lora", "nf4")],
+)
+def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: str, form: str) -> None:
+    """Verified in a fresh process by the run; a head is published with the weights that the bits stand for."""
+    (tmp_path / "recipe.yaml").write_text(
+        f"task: text-classification\nmodel: {{name_or_path: {wide}, quantization: {form}}}\nstrategy: {strategy}\n"
+        f"data: {{train: {labelled(tmp_path)}, max_length: 64}}\ntraining: {{max_steps: 3, global_batch_size: 8}}\n"
+        f"evaluation: {{samples: 0}}\noutput_dir: {tmp_path / 'run'}\n"
+    )
+    report = run(load_recipe(str(tmp_path / "recipe.yaml")))
+    assert report is not None
+    model, _, _ = use.load(str(tmp_path / "run"))
+    if strategy == "lora":
+        assert len(list(quantization.layers(model))) == 21
+        config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+        assert "quantization_config" not in config  # plain peft takes it for that of the weights it reads
+        use.merge(str(tmp_path / "run"), tmp_path / "merged")
+    else:
+        assert not list(quantization.layers(model))
+        assert report["result"]["head"]["published"]["top1_agreement"] > 0.8
+        with pytest.raises(UserError, match="sentence-transformers"):
+            use.load(str(tmp_path / "run"), "nf4")
+
+
+def test_a_quantized_teacher_and_its_answers(wide: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one said is not taken for what the other says; another run with the same asks nothing."""
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
+    built = []
+    for number, form in enumerate(["null", "nf4", "fp4", "nf4"]):
+        (tmp_path / "recipe.yaml").write_text(
+            f"model: {wide}\nstrategy:\n  name: distill\n  student: {{name: partial, last_n_layers: 1}}\n"
+            f"  teacher: {{name_or_path: {wide}{'' if form == 'null' else f', quantization: {form}'}}}\n  baseline: false\n"
+            f"data: {{train: {rows}, max_length: 128}}\n"
+            "training: {num_train_epochs: 2, max_steps: 1, global_batch_size: 16}\n"
+            f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / f'run{number}'}\n"
+        )
+        job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
+        built.append(job.feed.facts["distillation"]["cache"]["built"])
+        job.lock.close()
+    assert all(built[:3])
+    assert not built[3]
+
+
+def test_a_quantized_base_is_its_own_teacher(wide: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{name_or_path: {wide}, quantization: nf4}}\nstrategy: {{name: distill, student: lora}}\n"
+        f"data: {{train: {rows}, max_length: 128}}\ntraining: {{max_steps: 1, global_batch_size: 16}}\n"
+        f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / 'run'}\n"
+    )
+    job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
+    assert len(list(quantization.layers(job.trainer.model))) == 21
+    job.lock.close()
+
+
+def set_up(loaded: Any) -> Any:
+    from hfstrat import setup
+
+    world = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
+    return setup.set_up(loaded, world, overwrite=False)
+
+
+# what can be known before
+
+
+def test_what_bitsandbytes_is_needed_for_is_said_at_once(wide: Path, rows: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "bitsandbytes" else real(name))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {wide}\nstrategy: lora\ndata: {rows}\noutput_dir: {tmp_path / 'run'}\n")
+    for words in (
+        ["model.quantization=nf4"],
+        ["training.optim=adamw_8bit"],
+        ["training.optim=paged_adamw_32bit"],
+        [f"strategy={{name: distill, student: full, teacher: {{name_or_path: {wide}, quantization: int8}}}}"],
+    ):
+        with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'hfstrat\[quantization\]'"):
+            check(load_recipe(str(recipe), words))
+    with pytest.raises(UserError, match=r"needs bitsandbytes.*or --quantization none"):
+        forms.check("recorded", str(wide), {"load_in_4bit": True})
+    forms.check("none", str(wide), {"load_in_4bit": True})
+    with pytest.raises(UserError, match="expected one of recorded, none, int8, nf4, fp4"):
+        forms.check("nf5", str(wide), None)
+
+
+def test_a_teacher_is_counted_in_its_bits(wide: Path) -> None:
+    from hfstrat.distillation.teacher import check_room
+    from hfstrat.strategies import Footprint
+
+    with pytest.raises(UserError, match="quantization: nf4"):
+        check_room(10**9, Footprint(10**8, 10**8), True, 3 * 10**9, "t")
+    check_room(10**9, Footprint(10**8, 10**8), True, 3 * 10**9, "t", each=0.6)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
+def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{name_or_path: {wide}, quantization: nf4}}\nstrategy: {{name: lora, r: 64}}\n"
+        f"data: {{train: {rows}, max_length: 128}}\ntraining: {{max_steps: 1, global_batch_size: 16, optim: {name}}}\n"
+        f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / 'run'}\n"
+    )
+    job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
+    optimiser = job.trainer.create_optimizer()
+    before = {id(p): p.detach().clone() for group in optimiser.param_groups for p in group["params"]}
+    found = gradients(job.trainer.model)
+    optimiser.step()
+    moved = [not torch.equal(before[id(p)], p) for group in optimiser.param_groups for p in group["params"]]
+    assert any(moved)
+    assert found
+    assert "bitsandbytes" in type(getattr(optimiser, "optimizer", optimiser)).__module__
+    job.lock.close()
