@@ -250,15 +250,21 @@ def _same_scales(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 # and back
 
 
+def weight_of(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix that a layer's bits stand for, `[out, in]`."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)).to(dtype)
+
+
 @torch.no_grad()
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace each quantized layer, in place, by an ordinary one with the weights that its bits stand for."""
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
     from transformers.pytorch_utils import Conv1D
 
     found = list(layers(model))
     for name, layer in found:
-        weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)).to(dtype)
+        weight = weight_of(layer, dtype)
         plain: Any = nn.Linear(1, 1, device="meta")
         if issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D):  # which keeps its weight the other way round
             with torch.device("meta"):

@@ -1115,7 +1115,12 @@ QUANTIZED = [
     quantized("quantized and full", "nf4", ALL_LEARN, "full"),
     quantized("quantized and from scratch", "nf4", ["the weights are random"], "{name: scratch}"),
     quantized(
-        "a quantized head that goes on full", "nf4", ALL_LEARN, "{name: head, then: full}", lines={OUTPUT: "output_dir: run"}
+        "a quantized head that goes on full",
+        "nf4",
+        ALL_LEARN,
+        "{name: head, then: full}",
+        lines={R: "task: text-classification"},
+        files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
     quantized("a quantized full student", "nf4", ["student full every weight learns"], "{name: distill, student: full}"),
     quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
