@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -62,6 +62,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.tokenise
 	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.distill
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.head_epochs

@@ -35,6 +35,8 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
     if footprint := footprint and preflight_model.footprint_of(recipe, len(data.label_names)):
         console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
+    if (held := preflight_model.quantized_bytes(recipe, len(data.label_names))) is not None:
+        console.print(f"known without loading: the quantized base takes {held / 1e6:,.1f} MB of memory\n")
     base = recipe.strategy.load_base(recipe, tokenizer, data)
     trained = recipe.strategy.build_model(base)
     model.set_precision(trained, model.compute_dtype(recipe.model.dtype))
@@ -76,14 +78,16 @@ def show_recipe(console: Console, loaded: Loaded) -> None:
 
 def show_model(console: Console, trained: Any) -> None:
     """Module, parameters, how many learn and in which precision; blocks of the same shape stand together."""
+    from hfstrat.quantization import elements
+
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained.named_parameters():
         parts = name.split(".")
         key = ".".join("*" if part.isdigit() else part for part in parts[:-1])
         group = groups.setdefault(key, {"count": set(), "all": 0, "learn": 0, "dtype": set()})
         group["count"].add(".".join(parts[:-1]))
-        group["all"] += parameter.numel()
-        group["learn"] += parameter.numel() * parameter.requires_grad
+        group["all"] += elements(parameter)
+        group["learn"] += elements(parameter) * parameter.requires_grad
         group["dtype"].add(str(parameter.dtype).removeprefix("torch."))
     table = Table("module", "x", "parameters", "learn", "precision", title="what learns", title_justify="left")
     for key, group in groups.items():

@@ -26,6 +26,9 @@ app.add_typer(cache_app, name="cache")
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
+Form = Annotated[
+    str, typer.Option("--quantization", metavar="FORM", help="recorded (as it was trained), none, int8, nf4 or fp4")
+]
 Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, an adapter, a model folder or a Hub id")]
 
 
@@ -145,11 +148,12 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most")] = 128,
+    quantization: Form = "recorded",
 ) -> None:
     """Answer prompts, greedily."""
     from hfstrat import use
 
-    use.generate(target, prompt or [], file, output, max_new_tokens)
+    use.generate(target, prompt or [], file, output, max_new_tokens, quantization)
 
 
 @app.command()
@@ -158,11 +162,12 @@ def predict(
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times")] = None,
     file: Annotated[Path | None, typer.Option(help="Texts: lines of .txt, or rows with a text or a pair of texts")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl")] = None,
+    quantization: Form = "recorded",
 ) -> None:
     """Say the labels that a classifier gives to texts."""
     from hfstrat import predict as prediction
 
-    prediction.predict(target, text or [], file, output)
+    prediction.predict(target, text or [], file, output, quantization)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfstrat.data_section import Data, Source
 from hfstrat.strategies import STRATEGIES, AnyStrategy, Section
+from hfstrat.strategies.quantization_section import FromName, Quantization
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
 
@@ -40,6 +41,9 @@ class Model(Section):
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "auto", description="Attention kernel; auto: the library's choice"
+    )
+    quantization: Annotated[Quantization | None, FromName] = Field(
+        None, description="Frozen linear layers in 8 or 4 bits, by bitsandbytes: int8, nf4 or fp4, or a mapping with name"
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model")
 

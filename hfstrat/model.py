@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hfstrat.config import Model
     from hfstrat.data import Prepared
+    from hfstrat.quantization import Learns
 
 
 @dataclass
@@ -39,12 +40,18 @@ class Base:
     prepared: Any = None  # what a strategy made of the data before the model is built
     new_head: bool = False  # its weights are random
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
+    quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, where it is
 
     @property
     def is_tied(self) -> bool:
         """Whether the output head is the input embeddings' own weight."""
         head = self.model.get_output_embeddings()
         return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    @property
+    def commit(self) -> str | None:
+        """The revision that was read: as the recipe names it, else the commit that the Hub gave."""
+        return self.revision or getattr(self.model.config, "_commit_hash", None)
 
     def say(self, remark: str) -> None:
         self.remarks.append(remark)
@@ -85,24 +92,38 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(model: Model, tokenizer: PreTrainedTokenizerBase, task: Task | None = None, data: Prepared | None = None) -> Base:
+def load_base(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None = None,
+    data: Prepared | None = None,
+    learns: Learns | None = None,
+) -> Base:
     """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
-    decided what learns.
+    decided what learns; or quantized, but for what `learns` names.
 
     Raises:
         UserError: weights that are nothing for this task, cannot be read, or lack parameters.
     """
-    from transformers import AutoConfig
+    import transformers
 
     task = task or CausalLM()
     source, options = source_of(model)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
     if not model.trust_remote_code:
         task.check_config(model.name_or_path, config)
-    loaded, missing, replaced = _load_weights(model, task, task.config_options(data, tokenizer))
+    compute, how = compute_dtype(model.dtype), None
+    if model.quantization is not None:
+        from hfstrat import quantization
+
+        auto = getattr(transformers, task.auto_class)
+        key, remote = "model.quantization", model.trust_remote_code
+        how = quantization.wanted(model.quantization, key, auto, config, remote, compute, learns)
+    extra = task.config_options(data, tokenizer) | (how.options if how else {})
+    loaded, missing, replaced = _load_weights(model, task, extra)
     new_head = bool(missing or replaced)
     head, missing = task.new_weights(loaded, missing)
     if missing:
@@ -110,13 +131,16 @@ def load_base(model: Model, tokenizer: PreTrainedTokenizerBase, task: Task | Non
             f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.lacking}"
         )
-    compute = compute_dtype(model.dtype)
     own = main_dtype(loaded) if model.dtype == "auto" else compute
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         loaded.resize_token_embeddings(len(tokenizer))
     base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
     base.new_head = new_head
+    if how is not None:
+        base.quantized = quantization.settle(loaded, how, trains_itself=how.options["dtype"] == "auto")
+        base.reload |= how.record
+        base.say(base.quantized.pop("line"))
     if replaced:
         base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
     task.adapt(base, tokenizer)
@@ -127,6 +151,8 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
     """The loaded model, the names of parameters that the checkpoint lacks, and of those that it has in another shape."""
     import torch
     import transformers
+
+    from hfstrat.quantization import steady
 
     source, options = source_of(model)
     if model.attn_implementation != "auto":
@@ -140,6 +166,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
         )
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
+    steady(loaded)
     replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
     return loaded, sorted({*info["missing_keys"], *replaced}), replaced
 
@@ -200,7 +227,9 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Learning and all parameters, each tied weight once."""
-    sizes = {id(p): (p.numel(), p.requires_grad) for p in model.parameters()}
+    from hfstrat.quantization import elements
+
+    sizes = {id(p): (elements(p), p.requires_grad) for p in model.parameters()}
     return sum(n for n, learns in sizes.values() if learns), sum(n for n, _ in sizes.values())
 
 
@@ -291,8 +320,12 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:
-    """The precision that most of the weights are in."""
+    """The precision that most of the weights are in; of a quantized model, most of the frozen ones that are not quantized."""
     sizes: dict[torch.dtype, int] = {}
+    quantized = any(not p.is_floating_point() for p in model.parameters())
+    frozen = any(p.is_floating_point() and not p.requires_grad for p in model.parameters())
     for parameter in model.parameters():
+        if quantized and (not parameter.is_floating_point() or (frozen and parameter.requires_grad)):
+            continue
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     return max(sizes, key=lambda dtype: sizes[dtype])

@@ -13,7 +13,7 @@ from hfstrat.use import check_output, check_task, lines, load
 LENGTH = 1024  # tokens of a text, at most, where no run says it
 
 
-def predict(target: str, given: list[str], file: Path | None, output: Path | None) -> None:
+def predict(target: str, given: list[str], file: Path | None, output: Path | None, form: str = "recorded") -> None:
     """Label texts on the terminal, or into a .jsonl with `text`, `labels` and `scores`.
 
     Raises:
@@ -24,7 +24,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
     check_task(target, TextClassification(), "this is no classifier: `hfstrat generate` gives its answers")
-    model, tokenizer, report = load(target)
+    model, tokenizer, report = load(target, form)
     import torch
 
     from hfstrat.data.texts import Texts

@@ -15,7 +15,7 @@ from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
 from hfstrat.located import about, located
-from hfstrat.strategies import Footprint
+from hfstrat.strategies import Footprint, quantization_section
 from hfstrat.tasks import TASKS
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
@@ -64,9 +64,10 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
         _check_data(recipe, network)
         _check_training(recipe)
         recipe.strategy.check(TASKS[recipe.task])
+        quantization_section.check(recipe)
         footprint = preflight_model.check_model(recipe, network)
         workspace.check_output(recipe, overwrite)
-        workspace.check_disk(recipe, footprint)
+        workspace.check_disk(recipe, preflight_model.on_disk(recipe, footprint))
         if network:
             hub.check_access(recipe)
     return footprint

@@ -11,7 +11,7 @@ from hfstrat.config import Model, Recipe
 from hfstrat.errors import UserError
 from hfstrat.located import about
 from hfstrat.model import read_config, read_json, read_shapes
-from hfstrat.strategies import STRATEGIES, Footprint
+from hfstrat.strategies import STRATEGIES, Footprint, quantization_section
 from hfstrat.strategies.lora import check_adapter
 from hfstrat.tasks import TASKS
 
@@ -97,14 +97,31 @@ def footprint_of(recipe: Recipe, labels: int) -> Footprint | None:
     Args:
         labels: how many the data have, which makes the head of a classifier.
     """
-    path, config = Path(recipe.model.name_or_path).expanduser(), read_config(recipe.model)
-    if config is None or recipe.model.add_tokens or not (shapes := read_shapes(path)):
-        return None
-    made = TASKS[recipe.task].shapes(shapes, config, labels)
-    if made is None:
+    made = _shapes_of(recipe, labels)
+    if made is None or recipe.model.add_tokens:
         return None
     with about("strategy"):
         return recipe.strategy.footprint(*made)
+
+
+def _shapes_of(recipe: Recipe, labels: int) -> tuple[dict[str, tuple[int, ...]], bool] | None:
+    config = read_config(recipe.model)
+    if config is None or not (shapes := read_shapes(Path(recipe.model.name_or_path).expanduser())):
+        return None
+    return TASKS[recipe.task].shapes(shapes, config, labels)
+
+
+def quantized_bytes(recipe: Recipe, labels: int) -> int | None:
+    """Bytes that the recipe's quantized base takes, where it is one and the weights' headers tell."""
+    if recipe.model.quantization is None or (made := _shapes_of(recipe, labels)) is None:
+        return None
+    return quantization_section.bytes_of(recipe, *made)
+
+
+def on_disk(recipe: Recipe, footprint: Footprint | None) -> Footprint | None:
+    """The footprint with as many parameters in all as would take, in 16 bits, the room that a quantized base takes."""
+    held = quantized_bytes(recipe, labels=2) if footprint else None
+    return footprint if footprint is None or held is None else footprint._replace(total=held // 2)
 
 
 def check_task(recipe: Recipe) -> None:

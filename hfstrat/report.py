@@ -158,6 +158,11 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"cost             {result['train_seconds']:.0f} s training at {result['tokens_per_second']:,.0f} real tokens/s, "
         f"{result['total_seconds']:.0f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    if held := result.get("quantization"):
+        lines.append(
+            f"quantized        {held['share']:.1%} of the base in {held['name']}: its weights take "
+            f"{held['weight_bytes'] / 1e6:,.0f} MB ({held['parameters'] * 2 / 1e6:,.0f} in 16 bits)"
+        )
     lines += result.get("comparison", {}).get("lines", [])
     check = result["verified"]
     same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"

@@ -146,6 +146,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     bar = job.bars and replace(job.bars, epochs=trainer.state.global_step * job.plan.global_batch_size / job.plan.rows)
     facts |= {"bars": bar.facts() if bar else None, "overfitting": bars.overfitting(history)}
     facts["reload"] = job.base.reload
+    facts |= {"quantization": job.base.quantized} if job.base.quantized else {}
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     dtype = str(model.main_dtype(trained)).removeprefix("torch.")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hfstrat import forms
 from hfstrat.errors import UserError
 from hfstrat.outcome import quiet_libraries
 from hfstrat.tasks import CausalLM, Task, of_artefact
@@ -39,25 +40,34 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and the report behind them, for inference on this machine's device."""
+def load(target: str, form: str = "recorded") -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and the report behind them, for inference on this machine's device.
+
+    Args:
+        form: recorded, as it was trained: on a quantized base, if it was; none, without quantization; int8, nf4 or fp4.
+
+    Raises:
+        UserError: it cannot be loaded (so).
+    """
+    folder, report = resolve(target)
+    forms.check(form, folder, report.get("result", {}).get("reload", {}).get("quantization"))
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
 
     from hfstrat.config import Model
     from hfstrat.model import compute_dtype, source_of
-    from hfstrat.verify import load_artefact
 
-    folder, report = resolve(target)
     recipe = report["run"]["recipe"] if report else {}
     task = of_artefact(folder, recipe)
     wanted = recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     options |= report.get("result", {}).get("reload", {})
     try:
-        model = load_artefact(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options})
+        model = forms.load(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options}, form)
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
     except Exception as error:
         here = "" if Path(folder).exists() else "no such folder here, and "
         raise UserError(
@@ -66,7 +76,9 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, report
 
 
-def generate(target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int) -> None:
+def generate(
+    target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int, form: str = "recorded"
+) -> None:
     """Answer prompts on the terminal, or into a .jsonl with `prompt` and `completion`.
 
     Raises:
@@ -77,7 +89,7 @@ def generate(target: str, prompts: list[str], file: Path | None, output: Path | 
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
     check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
-    model, tokenizer, report = load(target)
+    model, tokenizer, report = load(target, form)
     import torch
 
     from hfstrat.data.render import Renderer
@@ -139,47 +151,7 @@ def _prompts(file: Path) -> list[Any]:
 
 
 def merge(target: str, output: Path) -> None:
-    """Merge an adapter into its 16-bit base and write an ordinary model folder.
+    """Merge an adapter into its 16-bit base and write an ordinary model folder."""
+    from hfstrat import merging
 
-    The sum is made in float32 and rounded once. Prints the mean KL divergence (nats a token) of the merged model
-    from base with adapter, on the run's own prompts and answers, and how often both choose the same token.
-
-    Raises:
-        UserError: no adapter, or an output folder in use.
-    """
-    folder, report = resolve(target)
-    if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"{output} is in use; name a new folder")
-    model, tokenizer, _ = load(target)
-    import torch
-
-    if not hasattr(model, "merge_and_unload"):
-        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
-    ids = _probe(Path(target), tokenizer, model.device)
-    with torch.no_grad():
-        before = model(input_ids=ids).logits.float().log_softmax(-1)
-        dtype = model.get_base_model().dtype
-        merged = model.float().merge_and_unload(safe_merge=True)
-        dtype = dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-        merged = merged.to(dtype)
-        after = merged(input_ids=ids).logits.float().log_softmax(-1)
-    divergence = (before.exp() * (before - after)).sum(-1).mean().item()
-    agreement = (before.argmax(-1) == after.argmax(-1)).float().mean().item()
-    merged.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}")
-    unit = of_artefact(folder, report["run"]["recipe"] if report else {}).unit
-    count = before.shape[:-1].numel()
-    print(f"KL(adapter || merged) = {divergence:.2e} nats a {unit}; the same first choice for {agreement:.2%} of {count}")
-
-
-def _probe(run: Path, tokenizer: Any, device: Any) -> Any:
-    import torch
-
-    file = run / "report.json"
-    answers = json.loads(file.read_text())["result"].get("answers", []) if file.is_file() else []
-    text = "\n\n".join([*(f"{a['prompt']}\n\n{a['after']}" for a in answers), PROBE_TEXT])
-    limit = min(512, tokenizer.model_max_length)
-    return torch.tensor([tokenizer(text, truncation=True, max_length=limit)["input_ids"]], device=device)
+    merging.merge(target, output)

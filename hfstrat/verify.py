@@ -92,8 +92,17 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     Raises:
         RunError: it lacks weights, which would be made up.
     """
+    from hfstrat.quantization import steady
+
+    model = _load_artefact(folder, dtype, options)
+    steady(model)
+    return model
+
+
+def _load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     import transformers
 
+    from hfstrat.forms import on_quantized
     from hfstrat.tasks import TASKS, CausalLM
 
     task = TASKS[options.get("task", CausalLM.name)]
@@ -106,6 +115,8 @@ def load_artefact(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
         if made_up := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
             raise errors.RunError(f"{folder} lacks {made_up[0]} and {len(made_up) - 1} more weights", errors.ARTEFACT)
         return model
+    if options.get("quantization"):
+        return on_quantized(folder, dtype, options)
     if options.get("gguf_file"):
         return _on_gguf(folder, dtype, {k: v for k, v in options.items() if k != "task"})
     import peft

@@ -186,7 +186,9 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("overwrite_output_dir", "true", "hfstrat train RECIPE --overwrite"),
     ("deepspeed", "ds.json", "--accelerate-config"),
     ("fsdp", "full_shard", "--accelerate-config"),
-    ("load_in_4bit", "true", "does not quantize"),
+    ("load_in_4bit", "true", "quantization: nf4"),
+    ("load_in_8bit", "true", "quantization: int8"),
+    ("bnb_4bit_use_double_quant", "true", "model.quantization.double_quant"),
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
     ("report_to", "wandb", "training.extra.report_to"),
@@ -1091,7 +1093,80 @@ CLASSIFICATION = [
     classify("a number of labels", EVAL_SIZE, ["labels are found in the training rows"], {EVAL_SIZE: "  num_labels: 2"}),
     key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
 ]
+
+
+def quantized(name: str, section: str, says: list[str], strategy: str | None = None, **more: Any) -> Bad:
+    """A case with another `quantization`, and maybe another strategy (in one line)."""
+    lines = {MODEL: f"model: {{name_or_path: model, quantization: {section}}}"}
+    if strategy:
+        lines |= {STRATEGY: f"strategy: {strategy}", NAME: "seed: 1", R: "task: causal-lm"}
+    return Bad(name, at(more.pop("line", MODEL)), says, lines | more.pop("lines", {}), **more)
+
+
+BNB_CONFIG = json.dumps({"model_type": "llama", "num_hidden_layers": 2, "quantization_config": {"load_in_4bit": True}})
+ALL_LEARN = ["model.quantization: nf4", "every weight learns", "lora"]
+QUANTIZED = [
+    quantized("an unknown form", "int4", ["model.quantization.name", "int8, nf4, fp4"]),
+    quantized("a number of bits", "4", ["model.quantization = 4", "a mapping of keys"]),
+    quantized("a typo in quantization", "{name: nf4, double_qant: true}", ["double_qant", "did you mean 'double_quant'?"]),
+    quantized("no form", "{double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
+    quantized("modules as a text", "{name: nf4, skip_modules: mlp}", ["skip_modules", "a list", "[mlp]"]),
+    quantized("double scales in 8 bits", "{name: int8, double_quant: false}", ["double_quant is for nf4 and fp4"]),
+    quantized("a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["compute_dtype is for nf4 and fp4"]),
+    quantized("quantized and full", "nf4", ALL_LEARN, "full"),
+    quantized("quantized and from scratch", "nf4", ["the weights are random"], "{name: scratch}"),
+    quantized(
+        "a quantized head that goes on full",
+        "nf4",
+        ALL_LEARN,
+        "{name: head, then: full}",
+        lines={R: "task: text-classification"},
+        files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
+    ),
+    quantized("a quantized full student", "nf4", ["student full every weight learns"], "{name: distill, student: full}"),
+    quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
+    quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
+    quantized(
+        "bits of fewer layers",
+        "nf4",
+        ["layers are left out", "strategy.teacher"],
+        "{name: distill, shrink: {layers: 1}, student: {name: partial, last_n_layers: 1}}",
+        line=STRATEGY,
+    ),
+    quantized("bits of bits", "nf4", ["is quantized already"], files={"model/config.json": BNB_CONFIG}),
+    Bad(
+        "a GGUF in bits",
+        at(MODEL),
+        ["model.quantization: nf4", "a second time", "save_pretrained"],
+        {MODEL: "model: {name_or_path: x.gguf, quantization: nf4}"},
+        files={"x.gguf": "GGUF"},
+    ),
+    Bad(
+        "all of a quantized base",
+        at(MODEL),
+        ["model is quantized", "every weight learns"],
+        {STRATEGY: "strategy: full", NAME: "seed: 1", R: "task: causal-lm"},
+        files={"model/config.json": BNB_CONFIG},
+    ),
+    Bad(
+        "blocks of a quantized base",
+        at(MODEL),
+        ["model is quantized", "what learns has to be whole"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1"},
+        files={"model/config.json": BNB_CONFIG},
+    ),
+    Bad(
+        "an unknown form of a teacher",
+        at(R + 1),
+        ["strategy.teacher.quantization.name", "int8, nf4, fp4"],
+        {NAME: "  name: distill", R: "  student: lora\n  teacher: {name_or_path: model, quantization: q4}"},
+    ),
+    given("a form on the command line", "model.quantization=int3", ["int8, nf4, fp4"]),
+    key("quantization at the top", OUTPUT, "output_dir: run\nquantization: nf4", ["did you mean 'model.quantization'?"], 1),
+    key("quantization in strategy", R, "  quantization: nf4", ["did you mean 'model.quantization'?"]),
+]
 CASES = [
+    *QUANTIZED,
     *CLASSIFICATION,
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,

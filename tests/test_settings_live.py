@@ -157,6 +157,24 @@ def drops(seen: Seen) -> list[bool]:
     return [module.training for name, module in seen.model.named_modules() if name.endswith("resid_dropout")]
 
 
+BITS = "model.quantization"
+
+
+def has_bits(model: Any) -> int:
+    """How many layers are quantized."""
+    return sum(hasattr(module, "quant_state") for module in model.modules())
+
+
+def bits(seen: Seen) -> Any:
+    """The first quantized layer."""
+    return next(module for module in seen.job.base.model.modules() if hasattr(module, "quant_state"))
+
+
+def bits_of_teacher(seen: Seen) -> Any:
+    teacher = distiller(seen).teacher.model
+    return next((module for module in teacher.modules() if hasattr(module, "quant_state")), None)
+
+
 LORA, PARTIAL = "strategy={name: lora, r: 4}", "strategy={name: partial, head: false, last_n_layers: 1}"
 SCRATCH = "strategy={name: scratch, parameters: 80k}"
 WORDS, NO_MODEL = "model={tokenizer: BASE, dtype: float32}", "model={dtype: float32}"
@@ -185,6 +203,16 @@ PROBES: dict[str, Probe] = {
         ["model.attn_implementation=eager"], lambda s: s.job.base.model.config._attn_implementation, "eager"
     ),
     "model.trust_remote_code": Probe(["model.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True),
+    "model.quantization.name": Probe([f"{BITS}=fp4"], lambda s: bits(s).weight.quant_type, "fp4", [f"{BITS}=nf4"]),
+    "model.quantization.double_quant": Probe(
+        [f"{BITS}={{name: nf4, double_quant: false}}"], lambda s: bits(s).weight.quant_state.nested, False, [f"{BITS}=nf4"]
+    ),
+    "model.quantization.compute_dtype": Probe(
+        [f"{BITS}={{name: nf4, compute_dtype: bfloat16}}"], lambda s: bits(s).compute_dtype, torch.bfloat16, [f"{BITS}=nf4"]
+    ),
+    "model.quantization.skip_modules": Probe(
+        [f"{BITS}={{name: nf4, skip_modules: [mlp]}}"], lambda s: has_bits(s.job.base.model), 16, [f"{BITS}=nf4"]
+    ),
     "data.train.path": Probe(["data.train=OTHER"], lambda s: account(s).rows_read, 40),
     "data.train.weight": Probe(["data.train=[{path: DATA, weight: 2.5}]"], lambda s: len(s.job.data.train), 120),
     "data.train.format": Probe(["data.train=[{path: DATA, format: text}]"], lambda s: account(s).format, "text"),
@@ -348,6 +376,8 @@ PROBES: dict[str, Probe] = {
     ),
 }
 DISTILL = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full}"
+ASKED = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full, cache: {form: 'off'}}"
+THEIRS = "strategy.teacher.quantization"
 PROBES |= {
     "strategy.distill.name": Probe(["strategy={name: distill, student: full}"], lambda s: distiller(s) is not None, True),
     "strategy.distill.loss": Probe(["strategy.loss=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
@@ -372,6 +402,27 @@ PROBES |= {
     ),
     "strategy.teacher.trust_remote_code": Probe(
         ["strategy.teacher.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True, [DISTILL]
+    ),
+    "strategy.teacher.quantization.name": Probe(
+        [f"{THEIRS}=nf4"], lambda s: bits_of_teacher(s) and bits_of_teacher(s).weight.quant_type, "nf4", [ASKED]
+    ),
+    "strategy.teacher.quantization.double_quant": Probe(
+        [f"{THEIRS}={{name: nf4, double_quant: false}}"],
+        lambda s: bits_of_teacher(s).weight.quant_state.nested,
+        False,
+        [ASKED, f"{THEIRS}=nf4"],
+    ),
+    "strategy.teacher.quantization.compute_dtype": Probe(
+        [f"{THEIRS}={{name: nf4, compute_dtype: bfloat16}}"],
+        lambda s: bits_of_teacher(s).compute_dtype,
+        torch.bfloat16,
+        [ASKED, f"{THEIRS}=nf4"],
+    ),
+    "strategy.teacher.quantization.skip_modules": Probe(
+        [f"{THEIRS}={{name: nf4, skip_modules: [mlp]}}"],
+        lambda s: has_bits(distiller(s).teacher.model),
+        16,
+        [ASKED, f"{THEIRS}=nf4"],
     ),
     "strategy.shrink.layers": Probe(
         ["strategy.shrink={layers: [0, 3]}"], lambda s: s.job.base.model.config.num_hidden_layers, 2, [DISTILL]

@@ -49,19 +49,21 @@ def measure_teacher(strategy: Distill, loaded: Loaded) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else None
     if source.endswith(".gguf"):
         return {"bytes": path.stat().st_size, "tokens_per_second": None}
-    return {"bytes": size, "tokens_per_second": speed_of(str(path) if path.is_dir() else source, loaded)}
+    section = strategy.teacher.quantization if strategy.teacher else loaded.recipe.model.quantization
+    form = "recorded" if section is None else section.name
+    return {"bytes": size, "tokens_per_second": speed_of(str(path) if path.is_dir() else source, loaded, form)}
 
 
-def speed_of(source: str, loaded: Loaded) -> float | None:
+def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | None:
     """Tokens a second that a model writes, one at a time, greedily, after a first word to warm up."""
     import torch
 
+    from hfstrat import forms
     from hfstrat.model import compute_dtype, source_of
-    from hfstrat.verify import load_artefact
 
     options = source_of(loaded.recipe.model)
     given = {"source": options[0], **options[1], "task": loaded.recipe.task}
-    model = load_artefact(source, compute_dtype(loaded.recipe.model.dtype), given)
+    model = forms.load(source, compute_dtype(loaded.recipe.model.dtype), given, form)
     if not model.can_generate():
         return None  # a classifier
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,18 +111,19 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
 
 def as_given(loaded: Loaded) -> dict[str, Any]:
     """The resolved recipe as one that can be read again: without keys that are not set."""
-    return _set(loaded.recipe.model_dump())
+    return without_nothing(loaded.recipe.model_dump())
 
 
 def given_strategy(strategy: Distill) -> dict[str, Any]:
-    given: dict[str, Any] = _set({**strategy.model_dump(), "hidden": None})
+    given: dict[str, Any] = without_nothing({**strategy.model_dump(), "hidden": None})
     return given
 
 
-def _set(tree: Any) -> Any:
+def without_nothing(tree: Any) -> Any:
+    """A tree without keys that are not set."""
     if isinstance(tree, dict):
-        return {key: _set(value) for key, value in tree.items() if value is not None}
-    return [_set(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: without_nothing(value) for key, value in tree.items() if value is not None}
+    return [without_nothing(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -34,18 +34,32 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     """
     import transformers
 
+    from hfstrat import quantization
+
     source = Path(section.name_or_path).expanduser()
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
     if section.revision:
         options["revision"] = section.revision
+    auto, how = getattr(transformers, task.auto_class), None
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
-        model, info = getattr(transformers, task.auto_class).from_pretrained(name, **options, output_loading_info=True)
+        if section.quantization is not None:
+            shared = {key: value for key, value in options.items() if key != "dtype"}
+            config = transformers.AutoConfig.from_pretrained(name, **shared)
+            remote = section.trust_remote_code
+            how = quantization.wanted(section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype)
+            options |= how.options
+        model, info = auto.from_pretrained(name, **options, output_loading_info=True)
+    except UserError:
+        raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
+    if how is not None:
+        quantization.settle(model, how, trains_itself=False)
+    quantization.steady(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
 
@@ -70,6 +84,8 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
         UserError: it does not fit into memory, or speaks of other tokens.
     """
     from hfstrat.model import read_shapes
+    from hfstrat.quantization import shape_of
+    from hfstrat.strategies.quantization_section import weight_bytes
 
     section = strategy.teacher
     if section is None:
@@ -77,13 +93,16 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
             raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
         return own_teacher(base, will_change=strategy.shrink is None and strategy.student.name != "lora")
     name = section.name_or_path
-    shapes = {key: tuple(p.shape) for key, p in base.model.named_parameters()}
-    theirs = sum(map(prod, read_shapes(Path(name).expanduser()).values()))
+    shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
+    held = read_shapes(Path(name).expanduser())
+    theirs = sum(map(prod, held.values()))
     if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
     stays = strategy.on_policy or strategy.cache.form == "off" or strategy.hidden is not None
     stays = stays and strategy.asks
-    check_room(theirs, strategy.footprint(shapes, base.is_tied), stays, free_bytes(), name)
+    each = weight_bytes(held, section.quantization) / theirs if theirs else 2.0
+    ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
+    check_room(theirs, strategy.footprint(shapes, base.is_tied), stays, free_bytes(), name, each, ours)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
@@ -141,20 +160,23 @@ def words_in(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def check_room(teacher: int, student: Footprint, stays: bool, free: int | None, name: str) -> None:
+def check_room(
+    teacher: int, student: Footprint, stays: bool, free: int | None, name: str, each: float = 2.0, ours_each: float = 2.0
+) -> None:
     """Refuse a teacher that does not fit beside the student.
 
     Args:
         teacher: its parameters, 0 where nobody knows.
         stays: whether it is asked during training; else it goes before gradients and moments come.
         free: bytes of memory, None where nobody knows.
+        each: bytes a weight of the teacher takes, and `ours_each` one of the student's base.
 
     Raises:
         UserError: what would fit.
     """
-    ours = 2 * student.total + (14 if stays else 2) * student.trainable  # 16 bits; what learns: 32, gradients, moments
-    theirs = 2 * teacher
-    cure = "a smaller teacher"
+    ours = ours_each * student.total + (14 if stays else 2) * student.trainable  # what learns: 32 bits, gradients, moments
+    theirs = each * teacher
+    cure = "a smaller teacher" if each < 2 else "a quantized one (teacher: {quantization: nf4}), or a smaller one"
     if stays:
         cure = f"answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training, or {cure}"
     if teacher and free is not None and theirs + ours > free:

@@ -39,7 +39,9 @@ def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: A
     from hfstrat.tasks import TASKS
 
     model = recipe.model
-    section = strategy.teacher or TeacherModel(name_or_path=model.name_or_path, trust_remote_code=model.trust_remote_code)
+    section = strategy.teacher or TeacherModel(
+        name_or_path=model.name_or_path, trust_remote_code=model.trust_remote_code, quantization=model.quantization
+    )
     writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
     if not writer.can_generate():
         raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")

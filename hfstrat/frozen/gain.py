@@ -8,6 +8,7 @@ import numpy as np
 
 from hfstrat.data.parts import column
 from hfstrat.frozen.boundary import find_blocks
+from hfstrat.quantization import elements
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,11 +42,11 @@ def gain(once: float, rest: float, epochs: float, share: float = 1.0) -> float:
 def _forward(block: nn.Module, length: float, config: Any) -> float:
     """Operations a token: two for each weight, and those of attention."""
     width = getattr(config.get_text_config(), "hidden_size", 0)
-    return 2.0 * sum(p.numel() for p in block.parameters()) + 4.0 * length * width
+    return 2.0 * sum(elements(p) for p in block.parameters()) + 4.0 * length * width
 
 
 def _learning(module: nn.Module) -> float:
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    sizes = [(elements(p), p.requires_grad) for p in module.parameters()]
     return sum(n for n, learns in sizes if learns) / max(1, sum(n for n, _ in sizes))
 
 

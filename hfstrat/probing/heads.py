@@ -17,6 +17,7 @@ from hfstrat.probing.features import POOLINGS, extract_inputs
 from hfstrat.probing.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
 from hfstrat.probing.linear import Linear, Scale, fit_logistic
 from hfstrat.probing.pooled import Pooled, labels_of, pool_rows
+from hfstrat.quantization import dequantize
 from hfstrat.strategies.head import EXACT_PRODUCTS, EXACT_WEIGHTS, Head
 from hfstrat.trainer import StrategyTrainer
 
@@ -44,6 +45,7 @@ class Prepared:
     def publish(self) -> None:
         """Fold the standardisation away and go to float32, in which the result computes; compare the two on some rows."""
         self.model.fold()
+        dequantize(self.base.model, self.base.compute_dtype)  # what is published is an ordinary model, of the same weights
         cast_weights(self.model, torch.float32)
         self.model.eval()
         device = next(self.model.parameters()).device

@@ -60,6 +60,7 @@ class Strategy(Section, ABC):
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
     needs_weights: ClassVar[bool] = True  # whether `model:` has to name pretrained ones
     packs: ClassVar[bool] = True  # whether rows may stand side by side in one
+    unquantizable: ClassVar[str] = ""  # why its base cannot be quantized, if it cannot
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         """Refuse what cannot become a model, before torch; the footprint where it can be told."""
@@ -82,7 +83,11 @@ class Strategy(Section, ABC):
         from hfstrat import model
         from hfstrat.tasks import TASKS
 
-        return model.load_base(recipe.model, tokenizer, TASKS[recipe.task], data)
+        return model.load_base(recipe.model, tokenizer, TASKS[recipe.task], data, self.learns_whole)
+
+    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
+        """Which of the base's own parameters learn, by name: those cannot be quantized. By default none."""
+        return set()
 
     def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
         """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""

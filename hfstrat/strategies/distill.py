@@ -85,6 +85,13 @@ class Distill(Strategy):
         return self.student.needs_weights
 
     @property
+    def unquantizable(self) -> str:  # type: ignore[override]
+        return self.student.unquantizable.replace("strategy full", "student full")
+
+    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
+        return self.student.learns_whole(names, tied)
+
+    @property
     def asks(self) -> bool:
         """Whether there is anything to learn from the teacher."""
         return self.level == "token" and (self.alpha > 0 or self.hidden is not None)  # on_policy: alpha is not 0

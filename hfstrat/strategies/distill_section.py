@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from hfstrat.strategies.base import Section
+from hfstrat.strategies.quantization_section import FromName, Quantization
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -17,6 +18,9 @@ class TeacherModel(Section):
 
     name_or_path: str = Field(min_length=1, description="Hub id or local folder of the teacher")
     revision: str | None = Field(None, description="Branch, tag or commit of the teacher on the Hub")
+    quantization: Annotated[Quantization | None, FromName] = Field(
+        None, description="The teacher's linear layers in 8 or 4 bits: int8, nf4 or fp4, or a mapping with name"
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the teacher")
 
 

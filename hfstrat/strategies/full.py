@@ -17,6 +17,10 @@ class Full(Strategy):
     """Every parameter learns, in float32 with a 16-bit forward where the hardware has one."""
 
     name: Literal["full"]
+    unquantizable: ClassVar[str] = (
+        "under strategy full every weight learns, and one of 4 or 8 bits cannot take a small step; take lora (then it is "
+        "QLoRA), partial or head, or a base that is not quantized"
+    )
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
     }

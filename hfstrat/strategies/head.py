@@ -113,6 +113,13 @@ class Head(Strategy):
         """The strategy that goes on from the solved head, if there is one."""
         return None if self.then is None else THEN[self.then["name"]].model_validate(self.then)
 
+    @property
+    def unquantizable(self) -> str:  # type: ignore[override]
+        return "" if self.continuation is None else self.continuation.unquantizable
+
+    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
+        return set() if self.continuation is None else self.continuation.learns_whole(names, tied)
+
     def training_defaults(self) -> dict[str, Default]:
         further = self.continuation
         return self.defaults if further is None else further.defaults

@@ -84,7 +84,7 @@ class Lora(Strategy):
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
             modules_to_save=[*self.modules_to_save, *base.head_modules] or None,
             trainable_token_indices=self._new_tokens(base),
-            revision=base.revision,
+            revision=base.commit,
         )
 
     def _new_tokens(self, base: Base) -> Any:
@@ -99,6 +99,9 @@ class Lora(Strategy):
         tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
         names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
         return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
+
+    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
+        return {name for name in names if any(part in self.modules_to_save for part in name.split("."))}
 
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
@@ -127,7 +130,7 @@ class Lora(Strategy):
         base.say(f"going on from the adapter {self.adapter}")
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
             base.say(f"it was trained on {config.base_model_name_or_path}; from now on it names {here} as its base")
-        config.base_model_name_or_path, config.revision = here, base.revision
+        config.base_model_name_or_path, config.revision = here, base.commit
         return model
 
     def finish(self, model: nn.Module, base: Base) -> None:

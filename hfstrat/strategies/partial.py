@@ -105,6 +105,9 @@ class Partial(Strategy):
         chosen = {name for name, index in blocks.items() if index >= count - self.last_n_layers}
         return chosen | {name for name in names if FINAL_NORM.search(name) and name not in blocks}
 
+    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
+        return self.chosen(names, tied)
+
     def build_model(self, base: Base) -> nn.Module:
         model = base.model
         tied = base.is_tied

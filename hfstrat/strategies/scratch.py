@@ -55,6 +55,7 @@ class Scratch(Strategy):
     )
     tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
     needs_weights: ClassVar[bool] = False
+    unquantizable: ClassVar[str] = "from scratch the weights are random and all of them learn: remove it"
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-3, PYTHIA),
         "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),

@@ -202,7 +202,11 @@ class TextClassification(Task):
 
     def write_config(self, base: Base, folder: Path) -> None:
         """An adapter's base knows neither the labels nor the padding token: AutoConfig reads them from here."""
-        base.model.config.save_pretrained(folder)
+        import copy
+
+        config = copy.deepcopy(base.model.config)
+        vars(config).pop("quantization_config", None)  # of the base in training: the weights that it is for are not
+        config.save_pretrained(folder)
 
     def load_options(self, folder: str) -> dict[str, Any]:
         from transformers import AutoConfig
