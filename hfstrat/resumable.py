@@ -54,6 +54,8 @@ class Resumable(Base):  # type: ignore[misc]
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "follow"):
                 callback.follow(given[type(callback)])
+            if hasattr(callback, "state"):  # one that is new here: Trainer saves only those it knows
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         self._steps_before = self.state.max_steps
         self._owes_evaluation = self.control.should_evaluate  # it is on in a checkpoint only where one was cut short
         self.state.compute_steps(self.args, self.args.max_steps)
