@@ -111,6 +111,7 @@ class Resumable(Base):  # type: ignore[misc]
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # there saving makes an optimiser state
             if self.args.load_best_model_at_end and not sharded:
                 self._save_checkpoint(self.model_wrapped, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
             self.control.should_save = False
         return metrics
 

@@ -89,7 +89,7 @@ class Agreement:
 
     One process answers at once. Several add up a flag in the background, over a gloo group of their own (on the CPU, so that
     nobody waits for a device), and read the sum of the call before: an answer is one call late, and a process waits for
-    another only when it is a whole call ahead.
+    another only when it is a whole call ahead. (Between machines gloo may need GLOO_SOCKET_IFNAME to be set.)
 
     Args:
         processes: how many there are; all make this object, and call `asked` equally often.

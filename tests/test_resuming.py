@@ -384,8 +384,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_stopped_process_says_where_it_goes_on_and_does(recipe: Any, tmp_path: Path, processes: int, number: int) -> None:
     settings = [
         "training.max_steps=400",
