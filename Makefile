@@ -1,6 +1,7 @@
 # make quickstart   install, fetch the demo model, build the demo data, fine-tune, show what changed
 # make test         install and run the tests
 # make check        ruff, types, tests
+# make soak         200 kills, each survived bit for bit
 # make bench        the benchmarks, into benchmarks/results/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TEXT   := data/stdlib
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow lint types check bench clean
+.PHONY: quickstart install test test-slow soak lint types check bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -46,6 +47,9 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"
 
+soak: $(VENV)/.installed
+	HFSTRAT_SOAK=200 $(BIN)/python -m pytest tests/test_soak.py -m slow
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,6 +75,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.classification
+	$(BIN)/python -m benchmarks.resume
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

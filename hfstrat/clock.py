@@ -25,12 +25,21 @@ class Clock(TrainerCallback, ExportableState):
         self.is_over = False
         self._marks = 0
         self._last: float | None = None
-        self._begun = 0.0
+        self._begun = self._step = 0.0
+
+    def follow(self, given: Clock) -> None:
+        """Take the settings of the recipe as it is now."""
+        self.limit, self.interval = given.limit, given.interval
+        self._marks = int(self.share / self.interval) if self.interval else 0
 
     @property
     def share(self) -> float:
         """Share of the time that is used, the same on every process."""
         return min(1.0, self.spent / self.limit)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._step and self.spent + self._step > self.limit:  # it was over when it was cut off
+            control.should_training_stop = self.is_over = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begun = time.monotonic()
@@ -45,6 +54,7 @@ class Clock(TrainerCallback, ExportableState):
         if args.world_size > 1:  # the clocks differ; the first process's decides
             shared = broadcast(torch.tensor([self.spent, step], dtype=torch.float64, device=args.device))
             self.spent, step = shared.tolist()
+        self._step = step
         if self.spent + step > self.limit:
             control.should_training_stop = self.is_over = True
             control.should_evaluate = control.should_save = True
@@ -56,5 +66,5 @@ class Clock(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         return {
             "args": {"limit": self.limit, "interval": self.interval},
-            "attributes": {"spent": self.spent, "_marks": self._marks},
+            "attributes": {"spent": self.spent, "_marks": self._marks, "_step": self._step},
         }

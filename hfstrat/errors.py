@@ -39,7 +39,11 @@ def named(error: BaseException) -> RunError:
     if isinstance(error, RunError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return RunError(str(error) or "interrupted; the same command goes on from the last complete checkpoint", INTERRUPTED)
+        words = (
+            "interrupted; the same command goes on from the last complete checkpoint, or begins again where there is none; "
+            "what was prepared and computed once so far is kept"
+        )
+        return RunError(str(error) or words, INTERRUPTED)
     text = str(error)
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
         return RunError(
@@ -50,5 +54,9 @@ def named(error: BaseException) -> RunError:
     # safetensors and torch.save have exceptions of their own for it
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in text for words in full):
-        return RunError(f"the disk is full; complete checkpoints are kept ({text.splitlines()[0]})", DISK_FULL)
+        return RunError(
+            f"the disk is full ({text.splitlines()[0]}); complete checkpoints are kept: with some room the same command goes "
+            "on from the last one",
+            DISK_FULL,
+        )
     return RunError(f"{type(error).__name__}: {text}", CRASH)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import yaml
 
-from hfstrat import errors, outcome, shipped
+from hfstrat import errors, outcome, shipped, stopping
 from hfstrat.errors import UserError
 
 LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch/distributed/elastic", "torch.distributed.elastic")
@@ -109,11 +109,11 @@ def start(launch: Launch) -> int:
         child = subprocess.Popen(
             launch.command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
         )
-        received = _forward_signals(child)
+        received = _forward_signals(child, str(file))
         assert child.stderr is not None
         kept = _relay(child.stderr)
         code = child.wait()
-        if received:
+        if received and (len(received) > 1 or not file.exists()):
             print(errors.named(KeyboardInterrupt()), file=sys.stderr)
             return errors.INTERRUPTED
         if not file.exists():
@@ -125,18 +125,24 @@ def start(launch: Launch) -> int:
     if told["code"] == errors.CRASH:
         sys.stderr.writelines(kept)
     if told["sentence"]:
-        rank = f"rank {told['rank']}: " if told["rank"] else ""
+        rank = f"rank {told['rank']}: " if told["rank"] and told["code"] != errors.INTERRUPTED else ""
         print(rank + told["sentence"], file=sys.stderr)
     return int(told["code"])
 
 
-def _forward_signals(child: subprocess.Popen[str]) -> list[int]:
-    """Pass Ctrl-C and a polite kill on; the list fills with what came."""
+def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
+    """Pass Ctrl-C and a polite kill on to the processes, a second Ctrl-C as an end at once; the list fills with what came.
+
+    The launcher hears of it only where no process has begun: it would kill them after half a minute, saved or not.
+    """
     received: list[int] = []
 
     def forward(number: int, frame: object) -> None:
-        received.append(number)
-        child.send_signal(number)
+        again = bool(received) and number == signal.SIGINT
+        if not received or again:
+            received.append(number)
+        if not stopping.tell_all(file, now=again) or again:
+            child.send_signal(signal.SIGKILL if again else number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfstrat import errors
+from hfstrat import errors, stopping
 
 FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launcher
 
@@ -21,25 +20,20 @@ FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launch
 def reported() -> Iterator[None]:
     """Run the body; end the process with a named exit code and one sentence. Only a crash shows a traceback."""
     quiet_libraries()
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        stopping.listen(os.environ.get(FILE))
         yield
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
         named = errors.named(error)
+        if named.code == errors.CRASH and stopping.was_cleared():
+            os._exit(errors.CRASH)  # the launcher ends us since another process is gone; that is what has to be heard of
         if named.code == errors.CRASH:
             traceback.print_exc()
         end(named.code, str(named))
     else:
         end(errors.OK, "")
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """A polite kill is an interruption, with a sentence. Under a launcher only the parent knows whether it was meant."""
-    if FILE in os.environ:
-        os._exit(128 + number)
-    raise KeyboardInterrupt
 
 
 def end(code: int, sentence: str) -> None:

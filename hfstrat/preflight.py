@@ -45,6 +45,7 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
     "eval_on_start": "set evaluation.before",
     "save_strategy": "set training.save_steps",
     "resume_from_checkpoint": "set training.resume",
+    "enable_jit_checkpoint": "a SIGTERM saves the running step anyway; remove it",
     "use_cpu": "set CUDA_VISIBLE_DEVICES to nothing to train on the CPU",
     "gradient_checkpointing": "set training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "set training.activation_checkpointing",

@@ -9,10 +9,10 @@ from typing import IO, Any
 
 import torch
 from rich.console import Console
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, checkpoints, console, fitting, model, workspace
+from hfstrat import arguments, batching, console, fitting, model, resuming, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
@@ -21,6 +21,7 @@ from hfstrat.errors import UserError
 from hfstrat.feed import Feed
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
+from hfstrat.patience import Patience
 from hfstrat.plan import ENDLESS, Plan, make_plan
 from hfstrat.tasks import TASKS, Task
 from hfstrat.trainer import StrategyTrainer
@@ -79,13 +80,14 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     recipe, strategy, task = loaded.recipe, loaded.recipe.strategy, TASKS[loaded.recipe.task]
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
-    checkpoint, stored, remarks = what_to_resume(recipe, overwrite, world.num_processes)
+    checkpoint, stored, remarks = resuming.what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = strategy.load_tokenizer(recipe)
     data = read_data(recipe, tokenizer, screen, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = model.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
+    remarks += resuming.length_remarks(recipe, checkpoint, stored, plan, args)
 
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = strategy.load_base(recipe, tokenizer, data)
@@ -103,6 +105,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         screen.print(line)
 
     feed = strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
+    for line in resuming.cache_remarks(checkpoint, stored):
+        screen.print(line)
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
@@ -119,6 +123,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         names=data.label_names,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
+        say=screen.print,
         state={
             "recipe": recipe.model_dump(),
             "micro_batch": plan.micro_batch,
@@ -126,9 +131,12 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
             "packed": plan.bins is not None,
             "checkpointing": plan.checkpointing,
             "processes": plan.processes,
+            "steps": plan.steps,
+            "caches": resuming.caches_in_use(),
             "data": data.fingerprint(),
         },
     )
+    trainer.checkpoint = checkpoint
     return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
 
 
@@ -170,28 +178,9 @@ def decide_batches(
     return batches
 
 
-def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The checkpoint to go on from, what its marker holds, and what to say about it.
-
-    Raises:
-        UserError: it was made by another recipe, or is not complete.
-    """
-    if overwrite:
-        return None, {}, []
-    folder = Path(recipe.output_dir).expanduser()
-    checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
-    stored = checkpoints.state_of(checkpoint) if checkpoint else {}
-    if stored and stored.get("processes", 1) != processes:
-        remarks.append(
-            f"this run began with {stored.get('processes')} processes and goes on with {processes}: the same batches in the "
-            "same order, but other random numbers where there is dropout"
-        )
-    return checkpoint, stored, remarks
-
-
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
-    return [EarlyStoppingCallback(patience)] if patience else []
+    return [Patience(patience)] if patience else []
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:

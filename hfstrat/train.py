@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat import errors, preflight, report
+from hfstrat import errors, preflight, report, workspace
 from hfstrat.loading import Loaded, load_recipe
 from hfstrat.located import located
 
@@ -51,7 +51,9 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:
-            report.write_failure(job.loaded, job.folder, errors.named(error))
+            if (named := errors.named(error)).code == errors.DISK_FULL:
+                workspace.discard(job.folder)
+            report.write_failure(job.loaded, job.folder, named)
         raise
     compare(job, whole)
     present(job, whole)
@@ -62,11 +64,9 @@ def interrupted(job: Job) -> str:
     """What an interruption leaves, in words."""
     from hfstrat import checkpoints
 
-    complete = [p for p in checkpoints.all_checkpoints(job.folder) if checkpoints.is_complete(p)]
+    complete = checkpoints.complete(job.folder)
     if not complete:
-        return (
-            "interrupted before the first checkpoint; the same command starts afresh (training.save_steps makes them earlier)"
-        )
+        return "interrupted before the first checkpoint; the same command starts afresh, with what was prepared so far"
     return f"interrupted; the same command goes on from {complete[-1]}"
 
 
@@ -99,6 +99,11 @@ def fit(job: Job, before: list[str]) -> float:
     if state.global_step < state.max_steps:
         reason = "max_time" if job.trainer.clock and job.trainer.clock.is_over else "early stopping"
         job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
+    if job.trainer.best_step() == 0:
+        job.screen.print(
+            f"{'alarm':<9} no evaluation was better than the one before training: the result is the model as it was. Lower "
+            "training.learning_rate, or look at the rows with `hfstrat check`"
+        )
     return time.monotonic() - started
 
 
@@ -119,7 +124,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     unchanged = best in (None, trainer.state.global_step)
     unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
-        job.progress.evaluated = f"the result (weights of step {best or trainer.state.global_step}, as published)"
+        step = trainer.state.global_step if best is None else best
+        job.progress.evaluated = f"the result (weights of step {step}, as published)"
         last = trainer.evaluate()
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = model.count_parameters(trained)
@@ -160,8 +166,6 @@ def _metrics(entry: Report | None, names: tuple[str, ...]) -> dict[str, float] |
 
 def save(job: Job) -> Path:
     """Write the result beside its final place."""
-    from hfstrat import workspace
-
     partial = job.folder / f"{workspace.RESULT}.partial"
     job.recipe.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
@@ -170,7 +174,7 @@ def save(job: Job) -> Path:
 
 def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
-    from hfstrat import verify, workspace
+    from hfstrat import verify
     from hfstrat.model import source_of
 
     source, options = source_of(job.recipe.model)

@@ -15,22 +15,24 @@ from transformers.trainer_callback import PrinterCallback
 
 from hfstrat import checkpoints, errors
 from hfstrat.clock import Clock
+from hfstrat.resumable import Resumable
 from hfstrat.tasks import CausalLM, Task
 
 VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
 
 
-class StrategyTrainer(Trainer):
+class StrategyTrainer(Resumable, Trainer):
     """Trainer with the guarantees of hfstrat.
 
     Args:
         sampler: the rows (or packed bins) of all steps, in order.
         clock: the time limit, if there is one; the learning rate follows it.
         keep: complete checkpoints to keep.
-        state: what a checkpoint's marker holds beside the file sizes (the recipe, the chosen micro-batch).
+        state: what a checkpoint's marker holds beside sizes and hashes (the recipe, the chosen micro-batch).
         rate_of: the share of the learning rate that a parameter gets, by its name; by default all get the whole of it.
         task: whose loss is minimised and whose metrics are measured.
         names: of the labels, where the task has some.
+        say: shows a line to the user.
 
     `details` is what the last evaluation said beside its metrics.
     """
@@ -45,6 +47,7 @@ class StrategyTrainer(Trainer):
         rate_of: Callable[[str], float] | None = None,
         task: Task | None = None,
         names: tuple[str, ...] = (),
+        say: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
         self.task, self.names = task or CausalLM(), names
@@ -55,7 +58,8 @@ class StrategyTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
         self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
-        self.rate_of = rate_of
+        self.rate_of, self.say = rate_of, say
+        self._be_resumable()
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
             self.add_callback(clock)
@@ -93,13 +97,14 @@ class StrategyTrainer(Trainer):
         return self.lr_scheduler
 
     def _load_callback_state(self) -> None:
-        super()._load_callback_state()  # makes the callbacks anew
+        super()._load_callback_state()
         self.clock = next((cb for cb in self.callback_handler.callbacks if isinstance(cb, Clock)), None)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, Any, torch.Tensor]:
         """Per-row sums instead of a mean of batch means: the result depends on no batch size and no process count."""
+        self.stop_evaluating_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = self.task.sums(model, inputs)
@@ -132,7 +137,7 @@ class StrategyTrainer(Trainer):
             self._stop_non_finite("gradient", self.state.global_step + 1)
 
     def _stop_non_finite(self, what: str, step: int) -> None:
-        good = [p for p in checkpoints.all_checkpoints(Path(str(self.args.output_dir))) if checkpoints.is_complete(p)]
+        good = checkpoints.complete(Path(str(self.args.output_dir)))
         kept = f"; the last good checkpoint is {good[-1]}" if good else "; there was no checkpoint yet"
         cure = "Halve training.learning_rate, lengthen warmup_steps, or look for broken rows with `hfstrat check`"
         if step == 0:
@@ -147,14 +152,7 @@ class StrategyTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_finite()
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            (folder / checkpoints.MARKER).unlink(missing_ok=True)  # an older one of that name is being overwritten
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # the marker says that every process has written its part
-        if self.args.should_save:
-            checkpoints.mark_complete(folder, self.marker_state)
-            checkpoints.rotate(folder.parent, self.keep, self.state.best_model_checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """The best weights so far are always saved, also between two regular checkpoints."""

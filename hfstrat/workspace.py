@@ -19,7 +19,8 @@ from hfstrat.strategies import Footprint
 
 RESULT = "final"
 LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
-OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", "recipe.yaml")
+EARLIER = "report.earlier.json"  # of the session before
+OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", EARLIER, "recipe.yaml")
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 
@@ -40,9 +41,16 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
     if overwrite:
         for path in (path for pattern in OURS for path in folder.glob(pattern)):  # what is not ours stays
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif (folder / "report.json").is_file():  # of an end that is one no more
+        (folder / "report.json").replace(folder / EARLIER)
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     return lock
+
+
+def discard(folder: Path) -> None:
+    """Remove a half-written result."""
+    shutil.rmtree(folder / f"{RESULT}.partial", ignore_errors=True)
 
 
 def publish(partial: Path) -> Path:
@@ -82,9 +90,11 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
                 f"output_dir: {folder / 'report.json'} is no valid JSON, so nobody knows whether this run came to its end; "
                 "name another folder, or run with --overwrite to replace it"
             )
-        if report.get("result", {}).get("status") == "done":
+        longer = checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump())
+        if report.get("result", {}).get("status") == "done" and not longer:
             raise UserError(
-                f"output_dir: {folder} holds a finished run; name another folder, or run with --overwrite to replace it"
+                f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
+                "to train it on, or run with --overwrite to replace it"
             )
     if recipe.training.resume == "never" and checkpoints.all_checkpoints(folder):
         raise UserError(

@@ -1033,6 +1033,13 @@ OUTPUTS: list[Bad] = [
         {RATE: "  resume: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", "run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
     ),
+    Bad(
+        "resume from an earlier checkpoint",
+        at(RATE),
+        ["training.resume: run/checkpoint-2", "later checkpoints, up to checkpoint-4", "training.resume: auto"],
+        {RATE: "  resume: run/checkpoint-2"},
+        files={"run/.hfstrat.lock": "", **{f"run/checkpoint-{n}/hfstrat_complete.json": MARKER for n in (2, 4)}},
+    ),
     Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
     Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),
 ]

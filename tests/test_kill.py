@@ -31,7 +31,7 @@ def finished(recipe: Any, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "final" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1])  # many more kills are in test_soak.py, without the command line
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe: Any, tmp_path: Path, seed: int) -> None:
     expected = finished(recipe, tmp_path / "whole")
     folder, chance = tmp_path / "killed", random.Random(seed)

@@ -71,11 +71,16 @@ def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path)
 
 
 def test_an_interruption_says_what_it_leaves(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    for step, words in ((1, "before the first checkpoint"), (3, "goes on from .*checkpoint-2")):
+    stops = [
+        ("false", 1, "before the first checkpoint"),
+        ("true", 1, "on from .*checkpoint-0"),
+        ("true", 3, "on from .*checkpoint-2"),
+    ]
+    for before, step, words in stops:
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(KeyboardInterrupt, match=words):
-                run(recipe())
+                run(recipe(f"evaluation.before={before}"))
 
 
 def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, quick: None) -> None:
@@ -207,7 +212,7 @@ def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(recipe
         run(loaded)
     assert info.value.code == errors.NON_FINITE
     folder = folder_of(loaded)
-    assert [p.name for p in checkpoints.all_checkpoints(folder)] == ["checkpoint-2"]
+    assert [p.name for p in checkpoints.all_checkpoints(folder)] == ["checkpoint-0", "checkpoint-2"]
     assert all(t.isfinite().all() for t in load_file(folder / "checkpoint-2" / "adapter_model.safetensors").values())
     assert json.loads((folder / "report.json").read_text())["result"]["status"] == "non-finite"
 
@@ -341,7 +346,7 @@ def test_an_artefact_that_differs_is_found(recipe: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Strategy, "save", save)
     with pytest.raises(RunError, match="does not say what the trained model said") as info:
-        run(recipe("training.learning_rate=0.1"))
+        run(recipe("training.learning_rate=0.1", "training.load_best_model_at_end=false"))
     assert info.value.code == errors.ARTEFACT
     assert not (folder_of(recipe()) / "final").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class BatchOrder(Sampler[int]):
         self.global_batch_size = global_batch_size
         self.steps = steps
         self.seed = seed
+        self.first = 0  # step of this session
         self.window = max(1, WINDOW_ROWS // global_batch_size) if group_by_length else 1  # steps
         self._permutation = lru_cache(maxsize=2)(self._permute)
         self._grouped = lru_cache(maxsize=2)(self._group)
@@ -71,8 +73,13 @@ class BatchOrder(Sampler[int]):
         """Real (unpadded) tokens of one optimiser step, over all processes."""
         return int(self.lengths[self.batch(step)].sum())
 
+    def begin(self, step: int) -> None:
+        """Go on at this step: whoever takes the whole stream throws away what stands before it, so nothing is found for it."""
+        self.first = step
+
     def __iter__(self) -> Iterator[int]:
-        for step in range(self.steps):
+        yield from repeat(0, self.first * self.global_batch_size)
+        for step in range(self.first, self.steps):
             yield from self.batch(step).tolist()
 
     def __len__(self) -> int:

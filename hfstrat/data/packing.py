@@ -64,6 +64,9 @@ class InTurn(Sampler[int]):
     def __init__(self, items: int) -> None:
         self.items = items
 
+    def begin(self, step: int) -> None:
+        """Nothing has to be known to find a step."""
+
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.items))
 

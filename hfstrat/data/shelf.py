@@ -128,6 +128,11 @@ def hold(payload: Path) -> bool:
     return True
 
 
+def in_use() -> list[str]:
+    """The names of the entries that this process holds."""
+    return sorted(payload.stem for payload in _held)
+
+
 def let_go(payload: Path) -> None:
     """This process uses it no more."""
     if file := _held.pop(payload, None):

@@ -51,6 +51,9 @@ class Again(Sampler[int]):
     def __init__(self, order: Any, size: int, times: int) -> None:
         self.order, self.size, self.times = order, size, times
 
+    def begin(self, step: int) -> None:
+        self.order.begin(step)
+
     def __len__(self) -> int:
         return len(self.order) * self.times
 
