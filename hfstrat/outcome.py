@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfstrat import errors
+from hfstrat import errors, watch
 
 FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launcher
 
@@ -28,7 +28,9 @@ def reported() -> Iterator[None]:
         if isinstance(error, SystemExit):
             raise
         named = errors.named(error)
-        if named.code == errors.CRASH:
+        if named.code == errors.CRASH and (gone := watch.explained(error)):
+            named = errors.RunError(gone, errors.CRASH)
+        elif named.code == errors.CRASH:
             traceback.print_exc()
         end(named.code, str(named))
     else:
@@ -46,10 +48,8 @@ def end(code: int, sentence: str) -> None:
     """Say how it ended, once, and exit. The first process that failed is the one that is heard."""
     rank = int(os.environ.get("RANK", "0"))
     file = os.environ.get(FILE)
-    if file and (code or rank == 0) and not Path(file).exists():
-        partial = Path(f"{file}.{rank}")
-        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank}))
-        partial.rename(file)
+    if file:
+        note(code, sentence)
     elif code and not file and (rank == 0 or code != errors.USER):
         print(f"{'' if rank == 0 else f'rank {rank}: '}{sentence}", file=sys.stderr)
     sys.stdout.flush()
@@ -57,6 +57,15 @@ def end(code: int, sentence: str) -> None:
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # a process group with a missing member would wait for it on the way out
     sys.exit(code)
+
+
+def note(code: int, sentence: str) -> None:
+    """Leave it for the launcher's parent, where there is one that has not heard of an end yet."""
+    rank, file = int(os.environ.get("RANK", "0")), os.environ.get(FILE)
+    if file and (code or rank == 0) and not Path(file).exists():
+        partial = Path(f"{file}.{rank}")
+        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank}))
+        partial.rename(file)
 
 
 def quiet_libraries() -> None:

@@ -104,11 +104,18 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import bars, fused, memory, model, verify
+    from hfstrat import bars, fused, memory, model, sharding, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
     history = trainer.state.log_history
+    in_pieces = job.outline is not None
+    if in_pieces:  # measured while they are: no device may have room for the whole
+        measured = next((e for e in reversed(history) if "eval_loss" in e), None)
+        at_end = measured is not None and measured["step"] == trainer.state.global_step and trainer.details is not None
+        if not at_end or trainer.best_step() not in (None, trainer.state.global_step):
+            measured = trainer.evaluate()
+        sharding.bring_together(job)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
@@ -118,7 +125,9 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     best = trainer.best_step()
     unchanged = best in (None, trainer.state.global_step)
     unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
+    if in_pieces:
+        last = measured
+    elif last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
         job.progress.evaluated = f"the result (weights of step {best or trainer.state.global_step}, as published)"
         last = trainer.evaluate()
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)

@@ -13,7 +13,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
-from hfstrat import checkpoints, errors
+from hfstrat import checkpoints, errors, sharding, world
 from hfstrat.clock import Clock
 from hfstrat.tasks import CausalLM, Task
 
@@ -52,6 +52,7 @@ class StrategyTrainer(Trainer):
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
+        sharding.reduce_in_float32(self)
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
         self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
@@ -91,6 +92,12 @@ class StrategyTrainer(Trainer):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As wrapped as was asked for, or not at all."""
+        model, batches = super()._prepare_for_training(*args, **kwargs)
+        world.check_wrapped(model, self.args.world_size)
+        return model, batches
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()  # makes the callbacks anew
