@@ -27,10 +27,8 @@ def reported() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        named = errors.named(error)
-        if named.code == errors.CRASH and (gone := watch.explained(error)):
-            named = errors.RunError(gone, errors.CRASH)
-        elif named.code == errors.CRASH:
+        named = watch.named(error)
+        if named.code == errors.CRASH and not isinstance(named, watch.Gone):
             traceback.print_exc()
         end(named.code, str(named))
     else:

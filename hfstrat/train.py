@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat import errors, preflight, report
+from hfstrat import errors, preflight, report, watch
 from hfstrat.loading import Loaded, load_recipe
 from hfstrat.located import located
 
@@ -51,7 +51,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:
-            report.write_failure(job.loaded, job.folder, errors.named(error))
+            report.write_failure(job.loaded, job.folder, watch.named(error))
         raise
     compare(job, whole)
     present(job, whole)

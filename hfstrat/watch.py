@@ -19,7 +19,7 @@ from hfstrat import errors
 BEAT = 2.0  # seconds from one sign of life to the next
 SILENCE = 40.0  # after which a process counts as gone
 AFTER_ERROR = 8.0  # the same, where a connection has broken already
-BROKEN = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "socket timeout", "nccl", "gloo")
+BROKEN = ("closed by peer", "connection reset", "connection refused", "broken pipe", "timeout", "nccl", "gloo")
 LAUNCHER = "the launcher's meeting place (on the machine of rank 0)"
 
 
@@ -35,6 +35,7 @@ class Watch:
         self.seen: dict[int, tuple[bytes, float]] = {}  # of each other: its last beat, and when it changed
         self.hosts: dict[int, str] = {}
         self.lost_store: str | None = None
+        self.attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hfstrat-watch", daemon=True)
 
@@ -107,7 +108,7 @@ class Watch:
         os._exit(errors.CRASH)
 
     def _key(self, what: str, rank: int) -> str:
-        return f"hfstrat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{what}/{rank}"
+        return f"hfstrat/{self.attempt}/{what}/{rank}"
 
 
 _watch: Watch | None = None
@@ -137,9 +138,13 @@ def end() -> None:
         _watch = None
 
 
-def explained(error: BaseException) -> str | None:
-    """Who is gone, where an error says that a connection broke."""
+class Gone(errors.RunError):
+    """Another process is not there any more."""
+
+
+def named(error: BaseException) -> errors.RunError:
+    """As `errors.named`; where a connection broke, with who is gone."""
     text = str(error).lower()
-    if _watch is None or not any(words in text for words in BROKEN):
-        return None
-    return _watch.who_is_gone()
+    is_broken = not isinstance(error, errors.RunError) and any(words in text for words in BROKEN)
+    gone = _watch.who_is_gone() if _watch is not None and is_broken else None
+    return Gone(gone) if gone else errors.named(error)

@@ -63,6 +63,9 @@ def leave() -> None:
     import torch.distributed as dist
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    from hfstrat import watch
+
+    watch.end()
     if dist.is_initialized():
         dist.destroy_process_group()
     AcceleratorState._reset_state(True)
