@@ -282,14 +282,14 @@ def test_what_accelerate_leaves_says_the_wrapping(monkeypatch: pytest.MonkeyPatc
     assert world.is_sharded()
 
 
-def test_what_cannot_be_shared_out_is_said_before_torch(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_shared_out_is_said_before_torch(recipe: Any, tiny: Path) -> None:
     for section, wrapping, words in (
         ("{name: partial, last_n_layers: 1, precompute: on}", "fsdp", "set auto or off"),
         ("{name: partial, last_n_layers: 1, frozen_dropout: false}", "fsdp", "remove it"),
         ("{name: partial, last_n_layers: 2, thaw: {every: 1}}", "ddp", "several processes cannot follow"),
         ("{name: head, untie: true}", "deepspeed", "ddp, or strategy partial"),
         ("{name: lora, use_dora: true}", "deepspeed", "fsdp2 or ddp"),
-        ("{name: distill, student: lora, on_policy: true, alpha: 1.0}", "fsdp", "remove on_policy"),
+        (f"{{name: distill, student: lora, on_policy: true, alpha: 1.0, teacher: {tiny}}}", "fsdp", "remove on_policy"),
     ):
         with pytest.raises(UserError, match=words):
             recipe(f"strategy={section}").recipe.strategy.check_wrapping(wrapping)

@@ -1,7 +1,7 @@
 """Several runs one after another in one world of processes: starting a world takes many seconds, a tiny run two.
 
 `python -m torch.distributed.run --nproc_per_node 2 tests/world_runs.py SPEC.json`. SPEC is a list of
-`{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
+`{name, recipe, overrides, port, stop_at}`; beside it, NAME.json says how each ended on the first process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ def main(spec: Path) -> None:
 
     fsdp_on_cpu.install()
     verify.verify = reload_here
-    for number, asked in enumerate(json.loads(spec.read_text())):
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # another place to meet, for each world
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    for asked in json.loads(spec.read_text()):
+        os.environ["MASTER_PORT"] = str(asked["port"])  # another place to meet, for each world
         told = one(asked)
         if os.environ["RANK"] == "0":
             (spec.parent / f"{asked['name']}.json").write_text(json.dumps(told, default=str))
