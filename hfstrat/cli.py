@@ -73,7 +73,7 @@ def check(
     overwrite: Overwrite = False,
 ) -> None:
     """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
-    from hfstrat import checkup, preflight
+    from hfstrat import checkup, launch, preflight
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
 
@@ -81,6 +81,7 @@ def check(
     footprint = preflight.check(loaded, overwrite)
     with located(loaded):
         checkup.show(loaded, footprint, rows)
+    print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
 @recipes_app.command("ls")

@@ -51,7 +51,7 @@ def fill(whole: nn.Module, pieces: nn.Module) -> None:
     here = dict(pieces.named_parameters())
     for name, empty in whole.named_parameters():
         value = nn.Parameter(gathered(here[name]).cpu(), empty.requires_grad)
-        torch.utils.swap_tensors(empty, value)  # it stays the same object, for those who share it
+        torch.utils.swap_tensors(empty, value)  # type: ignore[no-untyped-call]  # it stays the same object, for those who share it
 
 
 @torch.no_grad()
@@ -61,7 +61,8 @@ def gathered(piece: Any) -> torch.Tensor:
 
     if isinstance(piece, DTensor):
         kind = piece.device_mesh.device_type
-        return (piece.detach() if piece.device.type == kind else piece.detach().to(kind)).full_tensor()
+        there: Any = piece.detach() if piece.device.type == kind else piece.detach().to(kind)
+        return there.full_tensor()
     if world.wrapping() != world.DEEPSPEED:
         return piece.detach().clone()
     import deepspeed

@@ -37,7 +37,7 @@ class Team:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls()
         team = cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
-        team.writers = team._writers()
+        team.writers = tuple(team._writers())
         return team
 
     @property

@@ -128,6 +128,8 @@ class StrategyTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is not None:
             return norm  # float16 looks for its scale by overflowing; its losses are checked when logged
+        if norm is None:
+            return None  # DeepSpeed knows none before its first step
         bad = ~torch.isfinite(torch.as_tensor(norm))
         self._bad_steps = bad if self._bad_steps is None else self._bad_steps | bad
         if bad.device.type == "cpu":

@@ -120,7 +120,7 @@ def begin(rank: int, size: int) -> None:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if size == 1 or not address or not port:
         return
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=SILENCE / 2))

@@ -65,6 +65,7 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
     from world_runs import leave, reload_here
 
     monkeypatch.setattr("hfstrat.verify.verify", reload_here)
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache_of_one"))
     asked = []
     for name in names:
         file, overrides = make(name, *more)
@@ -76,14 +77,32 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
         leave()
         assert report is not None
         same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+    for file in (tmp_path / "cache").glob("*.arrow"):
+        if not file.name.startswith("rows-"):
+            assert file.read_bytes() == (tmp_path / "cache_of_one" / file.name).read_bytes(), (
+                f"{file.name} is not as one made it"
+            )
+
+
+def shares(folder: Path, name: str) -> list[int]:
+    """How many batches each process computed, of what is computed once."""
+    return [int((folder / f"{name}.share{rank}").read_text()) for rank in (0, 1)]
 
 
 def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both(make, list(LM), tmp_path, monkeypatch)
+    kinds = {file.name.split("-")[0] for file in (tmp_path / "cache").glob("*.arrow")}
+    assert {"hidden_states", "teacher"} <= kinds
+    for name in ("precompute", "distill_once"):
+        mine, other = shares(tmp_path, name)
+        assert 0 < other <= mine <= other + 3, "each computes its share"
 
 
 def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both(make, list(CLASSES), tmp_path, monkeypatch)
+    assert list((tmp_path / "cache").glob("features-*.arrow"))
+    mine, other = shares(tmp_path, "c_head_auto")
+    assert 0 < other <= mine <= other + 3
 
 
 SHARED = ["lora", "full", "partial", "scratch", "distill", "distill_once", "distill_own", "c_full", "c_lora"]

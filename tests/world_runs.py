@@ -1,7 +1,7 @@
 """Several runs one after another in one world of processes: starting a world takes many seconds, a tiny run two.
 
 `python -m torch.distributed.run --nproc_per_node 2 tests/world_runs.py SPEC.json`. SPEC is a list of
-`{name, recipe, overrides, port, stop_at}`; beside it, NAME.json says how each ended on the first process.
+`{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ def main(spec: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import fsdp_on_cpu
 
-    from hfstrat import verify
+    from hfstrat import verify, world
 
     fsdp_on_cpu.install()
     verify.verify = reload_here
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    world.leave_world = stay
+    shares = count_shares()
     for asked in json.loads(spec.read_text()):
-        os.environ["MASTER_PORT"] = str(asked["port"])  # another place to meet, for each world
+        shares.clear()
         told = one(asked)
+        (spec.parent / f"{asked['name']}.share{os.environ['RANK']}").write_text(str(len(shares)))
         if os.environ["RANK"] == "0":
             (spec.parent / f"{asked['name']}.json").write_text(json.dumps(told, default=str))
         leave()
@@ -58,6 +60,27 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
         StrategyTrainer.training_step = original  # type: ignore[method-assign]
 
 
+def count_shares() -> list[Any]:
+    """What this process computes of all that is computed once."""
+    from hfstrat.together import Team
+
+    original, found = Team.each, list[Any]()
+
+    def each(self: Any, items: Any, compute: Any, for_all: bool = False) -> Any:
+        return original(self, items, lambda item: (found.append(None), compute(item))[1], for_all)
+
+    Team.each = each  # type: ignore[method-assign]
+    return found
+
+
+def stay() -> None:
+    """In place of leaving: the next run has the same process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     import gc
 
@@ -67,11 +90,10 @@ def leave() -> None:
     from hfstrat import watch
 
     watch.end()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    AcceleratorState._reset_state(True)
+    AcceleratorState._reset_state(not dist.is_initialized())
     GradientState._reset_state()
-    PartialState._reset_state()
+    if not dist.is_initialized():
+        PartialState._reset_state()
     gc.collect()
 
 

@@ -21,7 +21,7 @@ def in_world(
 ) -> dict[str, Any]:
     """Carry out `runs` (`name`, `recipe`, `overrides`, ...) in one world; gives how each ended, by name."""
     spec = folder / "spec.json"
-    spec.write_text(json.dumps([run | {"port": port} for run, port in zip(runs, free_ports(len(runs)), strict=True)]))
+    spec.write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HFSTRAT_PROC", "HFSTRAT_WRAP", "ACCELERATE_", "FSDP_"))}
     done = subprocess.run(
@@ -38,18 +38,6 @@ def in_world(
         wanted = next(run for run in runs if run["name"] == name).get("ends", "done")
         assert told["status"] == wanted, f"{name}: {told}\n{done.stderr[-6000:]}"
     return ended
-
-
-def free_ports(count: int) -> list[int]:
-    import socket
-
-    taken = [socket.socket() for _ in range(count)]
-    for each in taken:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in taken]
-    for each in taken:
-        each.close()
-    return ports
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

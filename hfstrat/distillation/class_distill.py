@@ -183,7 +183,7 @@ class ClassDistiller:
         from hfstrat.model import count_parameters
 
         assert self.teacher is not None
-        parts, size = [], feed.plan.eval_batch
+        parts, size = list[Any](), feed.plan.eval_batch
 
         def measure(start: int) -> Any:
             places = list(range(start, min(start + size, len(feed.eval))))

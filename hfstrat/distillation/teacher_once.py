@@ -158,10 +158,10 @@ def _answers(
     feed: Feed, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
 ) -> Iterator[list[bytes]]:
     """What is kept of each row, batch by batch, in this order; adds up the mass in `kept`."""
-    assert distiller.teacher is not None
-    size = feed.plan.eval_batch
+    teacher, size = distiller.teacher, feed.plan.eval_batch
+    assert teacher is not None
     groups = [(number, order[start : start + size]) for number, start in enumerate(range(0, len(order), size))]
-    head = distiller.teacher.head
+    head = teacher.head
     head = head._replace(
         weight=head.weight[: distiller.width], bias=None if head.bias is None else head.bias[: distiller.width]
     )
@@ -171,7 +171,7 @@ def _answers(
 
     def ask(numbered: tuple[int, np.ndarray]) -> tuple[list[bytes], float]:
         number, group = numbered
-        hidden = states_of(feed, distiller.teacher, feed.batch([int(part.first[one]) for one in group], rows))
+        hidden = states_of(feed, teacher, feed.batch([int(part.first[one]) for one in group], rows))
         counts = part.supervised[group]
         if counts.sum() != len(hidden):
             raise RuntimeError("rows and batches disagree about which positions carry loss")
