@@ -7,6 +7,8 @@ has its piece. After training the outline gets the weights of all, and what is c
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,6 +88,18 @@ def place(model: nn.Module, device: torch.device) -> bool:
     if fits := 2 * size < torch.cuda.mem_get_info(device)[0]:
         model.to(device)
     return fits
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """For a while on the device, where there is room: a model that will be shared out waits on the CPU, which is slow."""
+    moved = world.is_sharded() and next(model.parameters()).device.type == "cpu" != device.type and place(model, device)
+    try:
+        yield
+    finally:
+        if moved:
+            model.to("cpu")
+            torch.cuda.empty_cache()
 
 
 def reduce_in_float32(trainer: StrategyTrainer) -> None:

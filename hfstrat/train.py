@@ -72,14 +72,15 @@ def interrupted(job: Job) -> str:
 
 def answer_prompts(job: Job) -> list[str]:
     """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
-    from hfstrat import checkpoints
+    from hfstrat import checkpoints, sharding
 
     if job.checkpoint and job.trainer.state.global_step == 0:
         return list(checkpoints.state_of(job.checkpoint).get("answers", []))
     if not job.trainer.is_world_process_zero():
         return []
     model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
-    return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
+    with sharding.on_device(model, job.trainer.args.device):
+        return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 
 
 def fit(job: Job, before: list[str]) -> float:
