@@ -14,7 +14,7 @@ TEXT   := data/stdlib
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow lint types check bench clean
+.PHONY: quickstart install test test-slow test-gpu lint types check bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -46,6 +46,10 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"
 
+# where there is a GPU; benchmarks.gpu runs these too
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,6 +74,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.classification
+	$(BIN)/python -m benchmarks.distributed
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache
