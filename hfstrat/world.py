@@ -49,7 +49,9 @@ def join_world() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    world = PartialState(cpu=on_cpu())
+    # without a GPU accelerate finds no backend for DeepSpeed by itself
+    gloo = {"backend": "gloo"} if wrapping() == DEEPSPEED and not torch.cuda.is_available() else {}
+    world = PartialState(cpu=on_cpu(), **gloo)
     asked = int(os.environ.get(ASKED) or os.environ.get("WORLD_SIZE") or 1)
     if world.num_processes != asked:
         raise UserError(

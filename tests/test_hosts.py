@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,12 @@ def ended(child: subprocess.Popen[str], seconds: float) -> str:
 
 def kill(child: subprocess.Popen[str]) -> None:
     """The host is gone: everything that was started there."""
+    if child.poll() is not None:
+        return
     for process in below(child.pid):
-        os.kill(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    child.wait(10)
 
 
 def below(pid: int) -> list[int]:

@@ -71,12 +71,17 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
         file, overrides = make(name, *more)
         asked.append({"name": name, "recipe": file, "overrides": [*overrides, f"output_dir={tmp_path / 'two' / name}"]})
     two = in_world(tmp_path, asked, HFSTRAT_CACHE=str(tmp_path / "cache"), **environment)
+    differ = {}
     for name in names:
         file, overrides = make(name, *more)
         report = run(load_recipe(file, [*overrides, f"output_dir={tmp_path / 'one' / name}"]))
         leave()
         assert report is not None
-        same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+        try:
+            same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+        except AssertionError as error:
+            differ[name] = str(error)
+    assert not differ, "\n\n".join(f"{name}: {words}" for name, words in differ.items())
     for file in (tmp_path / "cache").glob("*.arrow"):
         if not file.name.startswith("rows-"):
             assert file.read_bytes() == (tmp_path / "cache_of_one" / file.name).read_bytes(), (

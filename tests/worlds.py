@@ -34,9 +34,9 @@ def in_world(
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     ended = {run["name"]: json.loads((folder / f"{run['name']}.json").read_text()) for run in runs}
-    for name, told in ended.items():
-        wanted = next(run for run in runs if run["name"] == name).get("ends", "done")
-        assert told["status"] == wanted, f"{name}: {told}\n{done.stderr[-6000:]}"
+    wanted = {run["name"]: run.get("ends", "done") for run in runs}
+    odd = {name: told for name, told in ended.items() if told["status"] != wanted[name]}
+    assert not odd, f"{json.dumps(odd, indent=1)}\n{done.stderr[-12000:]}"
     return ended
 
 
