@@ -22,7 +22,7 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
     import torch
     from transformers import TrainingArguments
 
-    from hfstrat.world import on_cpu
+    from hfstrat.world import backend, on_cpu
 
     training = recipe.training
     settings = {
@@ -41,6 +41,7 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "bf16": compute_dtype == torch.bfloat16,
         "fp16": compute_dtype == torch.float16,
         "use_cpu": on_cpu(),
+        "ddp_backend": backend(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": training.logging_steps,
         "eval_strategy": "steps",

@@ -40,6 +40,13 @@ def on_cpu() -> bool:
     return not (torch.cuda.is_available() or torch.backends.mps.is_available()) and wrapping() != DEEPSPEED
 
 
+def backend() -> str | None:
+    """What accelerate does not find by itself: how DeepSpeed's processes talk where there is no GPU."""
+    import torch
+
+    return "gloo" if wrapping() == DEEPSPEED and not torch.cuda.is_available() else None
+
+
 def join_world() -> PartialState:
     """Start or join the process group.
 
@@ -49,9 +56,7 @@ def join_world() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    # without a GPU accelerate finds no backend for DeepSpeed by itself
-    gloo = {"backend": "gloo"} if wrapping() == DEEPSPEED and not torch.cuda.is_available() else {}
-    world = PartialState(cpu=on_cpu(), **gloo)
+    world = PartialState(cpu=on_cpu(), **({"backend": named} if (named := backend()) else {}))
     asked = int(os.environ.get(ASKED) or os.environ.get("WORLD_SIZE") or 1)
     if world.num_processes != asked:
         raise UserError(
