@@ -15,7 +15,7 @@ TEXT   := data/stdlib
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow soak lint types check bench clean
+.PHONY: quickstart install test test-slow test-gpu soak lint types check bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -50,6 +50,10 @@ test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 soak: $(VENV)/.installed
 	HFSTRAT_SOAK=200 $(BIN)/python -m pytest tests/test_soak.py -m slow
 
+# where there is a GPU; benchmarks.gpu runs these too
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +80,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.classification
 	$(BIN)/python -m benchmarks.resume
+	$(BIN)/python -m benchmarks.distributed
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

@@ -22,8 +22,9 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
     import torch
     from transformers import TrainingArguments
 
+    from hfstrat.world import backend, on_cpu
+
     training = recipe.training
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     settings = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -39,7 +40,8 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "max_grad_norm": training.max_grad_norm,
         "bf16": compute_dtype == torch.bfloat16,
         "fp16": compute_dtype == torch.float16,
-        "use_cpu": on_cpu,
+        "use_cpu": on_cpu(),
+        "ddp_backend": backend(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": training.logging_steps,
         "eval_strategy": "steps",

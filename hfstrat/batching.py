@@ -15,6 +15,7 @@ from hfstrat.data.packing import InTurn, PackedRows, PackingCollator, bins_for, 
 from hfstrat.errors import UserError
 from hfstrat.model import Base
 from hfstrat.plan import Plan
+from hfstrat.world import is_sharded
 
 WORTH = 0.05  # share of the positions that packing has to save to be chosen
 FAIR = 16  # rows of a step from which it is worth taking them as they come
@@ -74,6 +75,12 @@ def make_batches(
     words = "batches of like length" if grouped else "batches as they come"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
     if wish == "off":
+        return plain
+    if is_sharded() and device.type != "cpu":  # what packing does can only be shown where the whole model is
+        if wish == "on":
+            raise UserError(
+                "training.packing: on: it has to be shown on the whole model, which no process has; set auto or off"
+            )
         return plain
     if wish == "auto" and device.type == "cpu":
         plain.line += "; not packed: on a CPU that is slower"

@@ -37,9 +37,13 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     accelerate_config: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, cpu_ddp or a file of yours")
+        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or a file of yours")
     ] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes, such as one a GPU")] = None,
+    num_machines: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many machines share the processes")] = None,
+    machine_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0")] = None,
+    main_process_ip: Annotated[str | None, typer.Option(metavar="HOST", help="Address of machine 0")] = None,
+    main_process_port: Annotated[int | None, typer.Option(metavar="PORT", help="A free port of machine 0")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe."""
@@ -49,15 +53,17 @@ def train(
 
     loaded = load_recipe(recipe, overrides or [])
     arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
-    started = launch.plan_launch(arguments, accelerate_config, num_processes)
+    machines = launch.Machines(num_machines, machine_rank, main_process_ip, main_process_port)
+    started = launch.plan_launch(arguments, accelerate_config, num_processes, machines)
     preflight.check(loaded, overwrite)
     if started.processes > 1:
         from hfstrat.plan import share_of
 
         with located(loaded):
             share_of(loaded.recipe.training.global_batch_size, started.processes)
+            loaded.recipe.strategy.check_wrapping(started.wrapping)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
-    if started.processes < (gpus := launch.count_gpus()):
+    if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
     raise typer.Exit(launch.start(started))
 
@@ -70,7 +76,7 @@ def check(
     overwrite: Overwrite = False,
 ) -> None:
     """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
-    from hfstrat import checkup, preflight
+    from hfstrat import checkup, launch, preflight
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
 
@@ -78,6 +84,7 @@ def check(
     footprint = preflight.check(loaded, overwrite)
     with located(loaded):
         checkup.show(loaded, footprint, rows)
+    print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
 @recipes_app.command("ls")

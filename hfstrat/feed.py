@@ -12,6 +12,7 @@ import torch
 
 from hfstrat.data.render import IGNORED
 from hfstrat.plan import ENDLESS, Plan
+from hfstrat.together import ALONE, Team
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,7 @@ class Feed:
     screen: Console
     facts: dict[str, Any] = field(default_factory=dict)
     undo: tuple[Callable[[], None], ...] = ()
+    team: Team = ALONE  # who computes what is computed once
 
     @property
     def epochs(self) -> float:
@@ -76,6 +78,27 @@ class Feed:
         """As the Trainer computes: in its precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
+
+    def each(self, items: list[Any], compute: Callable[[Any], Any], words: str, for_all: bool = False) -> Iterator[Any]:
+        """`Team.each`, with a progress bar where there is a terminal."""
+        with self._progress(len(items), words) as advance:
+            yield from self.team.each(items, lambda item: advance(compute(item)), for_all)
+
+    @contextmanager
+    def _progress(self, count: int, words: str) -> Iterator[Callable[[Any], Any]]:
+        from rich.progress import Progress
+
+        if not self.screen.is_terminal:
+            yield lambda result: result
+            return
+        with Progress(console=self.screen, transient=True) as bar:
+            task = bar.add_task(words, total=-(-count // self.team.size))
+
+            def advance(result: Any) -> Any:
+                bar.advance(task)
+                return result
+
+            yield advance
 
     def track(self, items: list[Any], words: str) -> Any:
         """The items, with a progress bar where there is a terminal."""

@@ -164,17 +164,41 @@ def _loss(
     """Summed loss and, if `scored` or without gradients, loss and top-1 correctness of each row."""
     if not is_plain(head):
         return _loss_of_module(head, rows, targets, scale, softcap)
-    nll = correct = None
-    if scored or not torch.is_grad_enabled():
-        nll, correct = head_scores(rows, head.weight, targets, head.bias, softcap, scale)
-    if nll is not None and not torch.is_grad_enabled():
-        return nll.sum(), nll, correct
-    return head_loss(rows, head.weight, targets, head.bias, softcap, scale), nll, correct
+
+    def compute(
+        rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        nll = correct = None
+        if scored or not torch.is_grad_enabled():
+            nll, correct = head_scores(rows, weight, targets, bias, softcap, scale)
+        if nll is not None and not torch.is_grad_enabled():
+            return nll.sum(), nll, correct
+        return head_loss(rows, weight, targets, bias, softcap, scale), nll, correct
+
+    return within(head, rows, compute)
 
 
 def is_plain(head: nn.Module) -> bool:
-    """Whether weight and bias are all there is to it: no adapter, quantization, sharding of its own, or hooks."""
+    """Whether weight and bias are all there is to it: no adapter, quantization or hooks but those of FSDP2 and ZeRO-3."""
+    if is_in_pieces(head):
+        return type(head).forward is nn.Linear.forward and "forward" not in vars(head)
     return type(head) is nn.Linear and not ("forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks)
+
+
+def is_in_pieces(head: Any) -> bool:
+    """Whether the weight is whole only while the module is called, as under FSDP2 and ZeRO-3."""
+    return hasattr(head.weight, "ds_id") or any(kind.__name__ == "FSDPModule" for kind in type(head).__mro__)
+
+
+def within(head: Any, rows: torch.Tensor, compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Any]) -> Any:
+    """What `compute(rows, weight, bias)` gives, in the course of a call of the head where only that makes its weight whole."""
+    if not is_in_pieces(head):
+        return compute(rows, head.weight, head.bias)
+    head.forward = lambda rows: compute(rows, head.weight, head.bias)
+    try:
+        return head(rows)
+    finally:
+        del head.forward
 
 
 def _loss_of_module(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -12,11 +13,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import yaml
 
-from hfstrat import errors, outcome, shipped, stopping
+from hfstrat import errors, outcome, shipped, stopping, world
 from hfstrat.errors import UserError
 
 LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch/distributed/elastic", "torch.distributed.elastic")
@@ -29,45 +30,98 @@ class Launch:
     command: list[str]
     environment: dict[str, str]
     processes: int
+    wrapping: str = world.ALONE  # how the processes share the model
 
     def line(self) -> str:
         return shlex.join(self.command)
 
 
-def plan_launch(arguments: list[str], config: str | None, processes: int | None) -> Launch:
+class Machines(NamedTuple):
+    """Several machines, by accelerate's names; None: what the config says."""
+
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+
+def plan_launch(arguments: list[str], config: str | None, processes: int | None, machines: Machines | None = None) -> Launch:
     """The command for a run.
 
     Args:
         arguments: recipe, overrides and flags for `hfstrat.train`.
         config: name or path of an Accelerate config; None: `single`, or one for several processes that fits this machine.
-        processes: how many; None: what the config says.
+        processes: how many on all machines; None: what the config says.
 
     Raises:
         UserError: an unknown config, or a number of processes that it or the machine cannot have.
     """
-    gpus = count_gpus()
+    gpus, machines = count_gpus(), machines or Machines()
     if config is None:
-        config = "single" if processes in (None, 1) else ("ddp" if gpus else "cpu_ddp")
+        several = "multi_node_ddp" if (machines.num_machines or 1) > 1 else "ddp"
+        alone = processes in (None, 1) and (machines.num_machines or 1) == 1
+        config = "single" if alone else (several if gpus else "cpu_ddp")
     file = Path(config) if Path(config).is_file() else shipped.find("accelerate_configs", config)
     settings = _read(file)
     wanted = processes or int(settings.get("num_processes") or 1)
-    on_cpu = bool(settings.get("use_cpu"))
-    local = wanted // max(1, int(settings.get("num_machines") or 1))
-    if wanted > 1 and str(settings.get("distributed_type")) == "NO":
-        raise UserError(f"--num-processes {wanted}: {config} is for one process; use --accelerate-config ddp or cpu_ddp")
-    if wanted > 1 and not on_cpu and local > gpus:
-        raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
-    environment = dict(os.environ) | {"HFSTRAT_PROCESSES": str(wanted)}
-    kind = str(settings.get("distributed_type"))
+    on_cpu, kind = bool(settings.get("use_cpu")), str(settings.get("distributed_type"))
+    count = machines.num_machines or int(settings.get("num_machines") or 1)
+    wrapping = world.WRAPPINGS.get(kind, world.ALONE if wanted == 1 else world.DDP)
+    _check_possible(config, kind, wanted, count, on_cpu, gpus)
+    environment = dict(os.environ) | {world.ASKED: str(wanted), world.WRAPPING: wrapping}
     if wanted == 1 and kind in ("NO", "MULTI_GPU", "MULTI_CPU") and settings.get("mixed_precision") in (None, "no"):
         visible = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         single = {"CUDA_VISIBLE_DEVICES": visible, "ACCELERATE_USE_CPU": str(on_cpu).lower()}
         return Launch([sys.executable, "-m", "hfstrat.train", *arguments], environment | single, 1)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, local))))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, wanted // count))))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(wanted)]
-    if "main_process_port" not in settings and local == wanted:
-        command += ["--main_process_port", "0"]  # a free one, so that two runs do not meet
-    return Launch([*command, "-m", "hfstrat.train", *arguments], environment, wanted)
+    command += _of_machines(machines, settings, count)
+    return Launch([*command, "-m", "hfstrat.train", *arguments], environment, wanted, wrapping)
+
+
+def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[str]:
+    """Accelerate's flags for where the processes meet. Raises UserError where it is not said."""
+    if count == 1:  # a free port, so that two runs do not meet
+        port = given.main_process_port if given.main_process_port is not None else settings.get("main_process_port", 0)
+        return ["--main_process_port", str(port)]
+    asked = {name: value for name, value in given._asdict().items() if value is not None}
+    missing = [name for name in ("main_process_ip", "main_process_port") if asked.get(name, settings.get(name)) is None]
+    if missing:
+        option = missing[0].replace("_", "-")
+        raise UserError(
+            f"--{option}: missing; {count} machines meet at the first one's address: on each of them give --main-process-ip, "
+            "--main-process-port and its own --machine-rank (0 on the first)"
+        )
+    rank = asked.get("machine_rank", settings.get("machine_rank", 0))
+    if not 0 <= int(rank) < count:
+        raise UserError(f"--machine-rank: {rank}; {count} machines are numbered 0 to {count - 1}")
+    given_here = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    return given_here if "num_machines" in asked else ["--num_machines", str(count), *given_here]
+
+
+def _check_possible(config: str, kind: str, wanted: int, machines: int, on_cpu: bool, gpus: int) -> None:
+    """Raises UserError for what this machine cannot start."""
+    if wanted > 1 and kind == "NO":
+        raise UserError(f"--num-processes {wanted}: {config} is for one process; use --accelerate-config ddp or cpu_ddp")
+    if wanted % machines:
+        near = sorted({max(1, wanted // machines) * machines, (wanted // machines + 1) * machines})
+        raise UserError(
+            f"--num-processes: {wanted} processes (of all machines together) cannot be shared by {machines} machines; "
+            f"{' or '.join(map(str, near))} would do"
+        )
+    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"--accelerate-config {config}: DeepSpeed is not installed: pip install 'hfstrat[deepspeed]', or take fsdp2"
+        )
+    if kind == "FSDP" and (on_cpu or not gpus):
+        raise UserError(
+            f"--accelerate-config {config}: FSDP needs GPUs, and this run would have none (accelerate has no CPU backend for "
+            "it and would train without it); on CPUs use --accelerate-config cpu_ddp"
+        )
+    on_cpu = on_cpu or (kind == "DEEPSPEED" and os.environ.get("DS_ACCELERATOR") == "cpu")  # DeepSpeed's own word for it
+    local = wanted // machines
+    if not on_cpu and local > gpus and (wanted > 1 or kind == "DEEPSPEED"):
+        raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfstrat import errors, stopping
+from hfstrat import errors, stopping, watch
 
 FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launcher
 
@@ -26,10 +26,10 @@ def reported() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        named = errors.named(error)
+        named = watch.named(error)
         if named.code == errors.CRASH and stopping.was_cleared():
             os._exit(errors.CRASH)  # the launcher ends us since another process is gone; that is what has to be heard of
-        if named.code == errors.CRASH:
+        if named.code == errors.CRASH and not isinstance(named, watch.Gone):
             traceback.print_exc()
         end(named.code, str(named))
     else:
@@ -40,10 +40,8 @@ def end(code: int, sentence: str) -> None:
     """Say how it ended, once, and exit. The first process that failed is the one that is heard."""
     rank = int(os.environ.get("RANK", "0"))
     file = os.environ.get(FILE)
-    if file and (code or rank == 0) and not Path(file).exists():
-        partial = Path(f"{file}.{rank}")
-        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank}))
-        partial.rename(file)
+    if file:
+        note(code, sentence)
     elif code and not file and (rank == 0 or code != errors.USER):
         print(f"{'' if rank == 0 else f'rank {rank}: '}{sentence}", file=sys.stderr)
     sys.stdout.flush()
@@ -51,6 +49,15 @@ def end(code: int, sentence: str) -> None:
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # a process group with a missing member would wait for it on the way out
     sys.exit(code)
+
+
+def note(code: int, sentence: str) -> None:
+    """Leave it for the launcher's parent, where there is one that has not heard of an end yet."""
+    rank, file = int(os.environ.get("RANK", "0")), os.environ.get(FILE)
+    if file and (code or rank == 0) and not Path(file).exists():
+        partial = Path(f"{file}.{rank}")
+        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank}))
+        partial.rename(file)
 
 
 def quiet_libraries() -> None:

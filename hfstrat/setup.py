@@ -9,10 +9,11 @@ from typing import IO, Any
 
 import torch
 from rich.console import Console
+from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, console, fitting, model, resuming, workspace
+from hfstrat import arguments, batching, console, fitting, model, resuming, sharding, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
@@ -24,7 +25,9 @@ from hfstrat.model import Base
 from hfstrat.patience import Patience
 from hfstrat.plan import ENDLESS, Plan, make_plan
 from hfstrat.tasks import TASKS, Task
+from hfstrat.together import Team
 from hfstrat.trainer import StrategyTrainer
+from hfstrat.world import is_sharded, wrapping
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Job:
     feed: Feed
     probe: dict[str, Any]  # inputs for comparing models
     bars: Bars | None = None  # to beat
+    outline: nn.Module | None = None  # of a model that is trained in pieces
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property
@@ -80,6 +84,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     recipe, strategy, task = loaded.recipe, loaded.recipe.strategy, TASKS[loaded.recipe.task]
     logging.disable_progress_bar()  # ours is the only one
     screen = console.make_console(world.is_main_process)
+    strategy.check_wrapping(wrapping())
     checkpoint, stored, remarks = resuming.what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = strategy.load_tokenizer(recipe)
     data = read_data(recipe, tokenizer, screen, checkpoint, stored)
@@ -94,7 +99,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     model.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
     collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen)
+    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, team=Team.of_world())
     feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = strategy.build_model(base)
     model.set_precision(trained, dtype)
@@ -137,7 +142,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         },
     )
     trainer.checkpoint = checkpoint
-    return Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
+    job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
+    job.outline = sharding.outline(trained)
+    return job
 
 
 def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> Prepared:
@@ -166,10 +173,12 @@ def decide_batches(
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     plan = feed.plan
-    if measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
+    if is_sharded():
+        sharding.remark(base)
+    elif measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
     model.checkpoint_activations(base.model, plan.checkpointing)
-    if args.device.type == "cuda" and recipe.training.packing != "off":
+    if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
         base.model.to(args.device)  # type: ignore[arg-type]  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once

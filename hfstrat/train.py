@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat import errors, preflight, report, workspace
+from hfstrat import errors, preflight, report, watch, workspace
 from hfstrat.loading import Loaded, load_recipe
 from hfstrat.located import located
 
@@ -51,7 +51,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:
-            if (named := errors.named(error)).code == errors.DISK_FULL:
+            if (named := watch.named(error)).code == errors.DISK_FULL:
                 workspace.discard(job.folder)
             report.write_failure(job.loaded, job.folder, named)
         raise
@@ -72,14 +72,15 @@ def interrupted(job: Job) -> str:
 
 def answer_prompts(job: Job) -> list[str]:
     """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
-    from hfstrat import checkpoints
+    from hfstrat import checkpoints, sharding
 
     if job.checkpoint and job.trainer.state.global_step == 0:
         return list(checkpoints.state_of(job.checkpoint).get("answers", []))
     if not job.trainer.is_world_process_zero():
         return []
     model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
-    return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
+    with sharding.on_device(model, job.trainer.args.device):
+        return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 
 
 def fit(job: Job, before: list[str]) -> float:
@@ -109,11 +110,18 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import bars, fused, memory, model, verify
+    from hfstrat import bars, fused, memory, model, sharding, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
     history = trainer.state.log_history
+    in_pieces = job.outline is not None
+    if in_pieces:  # measured while they are: no device may have room for the whole
+        measured = next((e for e in reversed(history) if "eval_loss" in e), None)
+        at_end = measured is not None and measured["step"] == trainer.state.global_step and trainer.details is not None
+        if not at_end or trainer.best_step() not in (None, trainer.state.global_step):
+            measured = trainer.evaluate()
+        sharding.bring_together(job)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
@@ -123,7 +131,9 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     best = trainer.best_step()
     unchanged = best in (None, trainer.state.global_step)
     unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
+    if in_pieces:
+        last = measured
+    elif last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
         step = trainer.state.global_step if best is None else best
         job.progress.evaluated = f"the result (weights of step {step}, as published)"
         last = trainer.evaluate()

@@ -13,7 +13,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
-from hfstrat import checkpoints, errors
+from hfstrat import checkpoints, errors, sharding, world
 from hfstrat.clock import Clock
 from hfstrat.resumable import Resumable
 from hfstrat.tasks import CausalLM, Task
@@ -55,6 +55,7 @@ class StrategyTrainer(Resumable, Trainer):
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
+        sharding.reduce_in_float32(self)
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
         self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
@@ -96,6 +97,12 @@ class StrategyTrainer(Resumable, Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As wrapped as was asked for, or not at all."""
+        model, batches = super()._prepare_for_training(*args, **kwargs)
+        world.check_wrapped(model, self.args.world_size)
+        return model, batches
+
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
         self.clock = next((cb for cb in self.callback_handler.callbacks if isinstance(cb, Clock)), None)
@@ -126,6 +133,8 @@ class StrategyTrainer(Resumable, Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is not None:
             return norm  # float16 looks for its scale by overflowing; its losses are checked when logged
+        if norm is None:
+            return None  # DeepSpeed knows none before its first step
         bad = ~torch.isfinite(torch.as_tensor(norm))
         self._bad_steps = bad if self._bad_steps is None else self._bad_steps | bad
         if bad.device.type == "cpu":

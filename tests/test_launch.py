@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from hfstrat import errors, launch, shipped
+from hfstrat import errors, launch, shipped, world
 from hfstrat.errors import UserError
 from hfstrat.train import run
 from hfstrat.world import join_world
@@ -167,3 +168,128 @@ def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(UserError, match="--num-processes 4"):
         join_world()
+
+
+@pytest.mark.parametrize("name", shipped.names("accelerate_configs"))
+def test_every_key_of_a_config_is_read(name: str) -> None:
+    """By accelerate's own config class, and those of its sections by the launcher's own parser."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    file = shipped.find("accelerate_configs", name)
+    config = load_config_from_file(str(file))
+    flags = {action.dest for action in launch_command_parser()._actions}
+    for section in ("fsdp_config", "deepspeed_config"):
+        assert set(getattr(config, section)) <= flags
+    settings = yaml.safe_load(file.read_text())
+    assert settings["num_machines"] == (2 if name.startswith("multi_node") else 1)
+    assert "pick it" in "".join(line.lower() for line in file.read_text().splitlines() if line.startswith("#")) or name in (
+        "single",
+        "cpu_ddp",
+    )
+
+
+def test_the_nine_configs() -> None:
+    names = "cpu_ddp ddp deepspeed_zero2 deepspeed_zero3 fsdp2 fsdp2_offload multi_node_ddp multi_node_fsdp2 single"
+    assert shipped.names("accelerate_configs") == names.split()
+
+
+def test_what_accelerate_makes_of_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that its launcher leaves is what the plugin is made of."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    for name, offload in (("fsdp2", False), ("fsdp2_offload", True)):
+        words = ["--config_file", str(shipped.find("accelerate_configs", name)), "--num_processes", "4", "x.py"]
+        left = prepare_multi_gpu_env(_validate_launch_command(launch_command_parser().parse_args(words))[0])
+        assert left["ACCELERATE_USE_FSDP"] == "true"
+        with monkeypatch.context() as patch:
+            for key, value in left.items():
+                if key.startswith("FSDP_"):
+                    patch.setenv(key, value)
+            plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2
+        assert plugin.reshard_after_forward is True
+        assert "FULL" in str(plugin.state_dict_type)
+        assert plugin.auto_wrap_policy is not None
+        assert plugin.cpu_ram_efficient_loading is False
+        assert (type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy") is offload
+
+
+def test_several_machines_meet_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: 8)
+    machines = launch.Machines(2, 1, "10.0.0.1", 29501)
+    planned = launch.plan_launch(["r.yaml"], "multi_node_fsdp2", 16, machines)
+    words = "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29501 -m"
+    assert words in planned.line()
+    assert planned.wrapping == world.FSDP
+    assert "multi_node_ddp.yaml" in launch.plan_launch(["r.yaml"], None, 16, machines).line()
+    monkeypatch.setattr(launch, "count_gpus", lambda: 0)
+    assert "cpu_ddp.yaml" in launch.plan_launch(["r.yaml"], None, 2, machines).line()
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "machines", "gpus", "words"),
+    [
+        ("multi_node_ddp", 16, launch.Machines(machine_rank=0), 8, "--main-process-ip: missing; 2 machines meet at the first"),
+        ("ddp", 4, launch.Machines(2, 0, "h"), 8, "--main-process-port: missing"),
+        ("multi_node_ddp", 16, launch.Machines(2, 2, "h"), 8, "2 machines are numbered 0 to 1"),
+        ("multi_node_ddp", 15, launch.Machines(2, 0, "h"), 8, r"15 processes .* by 2 machines; 14 or 16 would do"),
+        ("multi_node_ddp", 32, launch.Machines(2, 0, "h"), 8, r"this machine has 8 GPU\(s\)"),
+        ("fsdp2", 2, launch.Machines(), 0, "FSDP needs GPUs"),
+        ("deepspeed_zero3", 2, launch.Machines(), 0, r"has 0 GPU\(s\)"),
+    ],
+)
+def test_machines_that_cannot_meet(
+    monkeypatch: pytest.MonkeyPatch, config: str, processes: int, machines: launch.Machines, gpus: int, words: str
+) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: gpus)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with pytest.raises(UserError, match=words):
+        launch.plan_launch(["r.yaml"], config, processes, machines)
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'hfstrat\[deepspeed\]', or take fsdp2"):
+        launch.plan_launch(["r.yaml"], "deepspeed_zero2", 2)
+
+
+@pytest.mark.parametrize("kind", ["Linear", "DistributedDataParallel", "FSDPModule", "DeepSpeedEngine", "DataParallel"])
+@pytest.mark.parametrize("asked", ["alone", "ddp", "fsdp", "deepspeed"])
+def test_the_wrapping_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, kind: str) -> None:
+    monkeypatch.setenv("HFSTRAT_WRAPPING", asked)
+    wrapped = type(kind, (), {})()
+    right = {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule", "deepspeed": "DeepSpeedEngine"}
+    if kind == "DataParallel" or (asked in right and right[asked] != kind):
+        with pytest.raises(UserError, match="use" if kind == "DataParallel" else f"{right[asked]} was asked for"):
+            world.check_wrapped(wrapped, 2)
+    else:
+        world.check_wrapped(wrapped, 2)
+
+
+def test_what_accelerate_leaves_says_the_wrapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HFSTRAT_WRAPPING", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    assert world.wrapping() == world.ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert world.wrapping() == world.DDP
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert world.wrapping() == world.FSDP
+    assert world.is_sharded()
+
+
+def test_what_cannot_be_shared_out_is_said_before_torch(recipe: Any, tiny: Path) -> None:
+    for section, wrapping, words in (
+        ("{name: partial, last_n_layers: 1, precompute: on}", "fsdp", "set auto or off"),
+        ("{name: partial, last_n_layers: 1, frozen_dropout: false}", "fsdp", "remove it"),
+        ("{name: partial, last_n_layers: 2, thaw: {every: 1}}", "ddp", "several processes cannot follow"),
+        ("{name: head, untie: true}", "deepspeed", "ddp, or strategy partial"),
+        ("{name: lora, use_dora: true}", "deepspeed", "fsdp2 or ddp"),
+        (f"{{name: distill, student: lora, on_policy: true, alpha: 1.0, teacher: {tiny}}}", "fsdp", "remove on_policy"),
+    ):
+        with pytest.raises(UserError, match=words):
+            recipe(f"strategy={section}").recipe.strategy.check_wrapping(wrapping)

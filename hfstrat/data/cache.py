@@ -21,7 +21,7 @@ from hfstrat import __version__, errors
 from hfstrat.data import shelf
 from hfstrat.data.shelf import Entry, folder
 
-__all__ = ["Entry", "digest_of", "fetch", "fingerprint", "folder", "tokenizer_digest"]
+__all__ = ["Entry", "digest_of", "fetch", "find", "fingerprint", "folder", "tokenizer_digest"]
 
 CHUNK = 1 << 20
 SAMPLES = 256  # chunks of a payload that are read to see whether it is whole
@@ -105,6 +105,11 @@ def fetch(kind: str, name: str, description: str, build: Callable[[Path], Any], 
     if entry is None:
         raise errors.RunError(f"{payload}: what was just written here is gone, or is not what was written; is the disk sound?")
     return entry
+
+
+def find(kind: str, name: str) -> Entry | None:
+    """The entry if it is there and whole; it is kept while this process lives."""
+    return _whole(folder() / f"{kind}-{name}.arrow")
 
 
 def _build(payload: Path, note: dict[str, Any], build: Callable[[Path], Any]) -> None:

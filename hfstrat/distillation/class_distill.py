@@ -155,15 +155,15 @@ class ClassDistiller:
         inputs |= {"labels": self.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
         inputs |= {**surroundings(feed, self.teacher, feed.dtype), "classes": self.order.tolist()}
 
-        def build(target: Path) -> None:
+        def build(target: Path | None) -> None:
             built.append("train")
             size = feed.plan.eval_batch
             groups = [order[start : start + size] for start in range(0, len(order), size)]
-            write(target, (self._blobs(feed, rows, group) for group in feed.track(groups, "asking the teacher")))
+            write(target, feed.each(groups, lambda group: self._blobs(feed, rows, group), "asking the teacher"))
 
         needed = 4 * len(self.names) * len(rows.first)
         text = f"class logits of a teacher for {len(rows.first):,} rows"
-        entry = cache.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
         seconds = time.monotonic() - started
         when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
         feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {shelf.readable(entry.size)}")
@@ -183,13 +183,16 @@ class ClassDistiller:
         from hfstrat.model import count_parameters
 
         assert self.teacher is not None
-        parts, size = [], feed.plan.eval_batch
-        for start in feed.track(list(range(0, len(feed.eval), size)), "judging the teacher"):
+        parts, size = list[Any](), feed.plan.eval_batch
+
+        def measure(start: int) -> Any:
             places = list(range(start, min(start + size, len(feed.eval))))
             labels = feed.collate([feed.eval[place] for place in places])["labels"]
             with feed.computing():
                 logits = self.ask((), feed.batch(places)).cpu()
-            parts.append(class_sums(logits, labels))
+            return class_sums(logits, labels)
+
+        parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
         totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
         metrics, _ = of_sums(totals, marks, self.names)
         feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")

@@ -18,7 +18,7 @@ from hfstrat.distillation.distill_loss import (
     distill_scores_of_logits,
 )
 from hfstrat.distillation.layer_match import LayerMatch
-from hfstrat.fused import HeadLossOutput, is_plain, last_hidden
+from hfstrat.fused import HeadLossOutput, is_plain, last_hidden, within
 from hfstrat.head_loss import Head, head_scores
 
 if TYPE_CHECKING:
@@ -189,13 +189,17 @@ class Distiller:
         mix = self.mix
         if not is_plain(linear):
             return self._output_of_module(linear, rows, targets, said, scale, softcap)
-        head = Head(linear.weight, linear.bias, softcap, scale)
-        if torch.is_grad_enabled() and model.training:
-            return HeadLossOutput(total=distill_loss(rows, head, targets, said, mix))
-        nll, correct = head_scores(rows, head.weight, targets, head.bias, head.softcap, head.scale)
-        kl = distill_scores(rows, head, said, mix.temperature)
-        total = distill_loss(rows, head, targets, said, mix) if torch.is_grad_enabled() else nll.sum()
-        return HeadLossOutput(total=total, nll=nll, correct=correct, kl=kl)
+
+        def compute(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+            head = Head(weight, bias, softcap, scale)
+            if torch.is_grad_enabled() and model.training:
+                return (distill_loss(rows, head, targets, said, mix),)
+            nll, correct = head_scores(rows, head.weight, targets, head.bias, head.softcap, head.scale)
+            kl = distill_scores(rows, head, said, mix.temperature)
+            total = distill_loss(rows, head, targets, said, mix) if torch.is_grad_enabled() else nll.sum()
+            return total, nll, correct, kl
+
+        return HeadLossOutput(**dict(zip(("total", "nll", "correct", "kl"), within(linear, rows, compute), strict=False)))
 
     def _output_of_module(
         self, linear: nn.Module, rows: torch.Tensor, targets: torch.Tensor, said: Teacher, scale: float, softcap: float | None

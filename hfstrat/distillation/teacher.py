@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfstrat import world
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
     if section is None:
         if base.new_head:
             raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
-        return own_teacher(base, will_change=strategy.shrink is None and strategy.student.name != "lora")
+        return own_teacher(
+            base, will_change=strategy.shrink is None and (strategy.student.name != "lora" or world.is_sharded())
+        )
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hfstrat.data.render import IGNORED
+from hfstrat.together import exhaust
 
 COLUMN = "teacher"
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -110,7 +111,11 @@ class Rows(NamedTuple):
         return cls(first, which, np.array(lengths), np.array(supervised, dtype=np.int64), digest.hexdigest())
 
 
-def write(target: Path, batches: Iterable[list[bytes]]) -> None:
+def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
+    """Write the rows' bytes, batch by batch; without a target they are only computed: others write them."""
+    if target is None:
+        exhaust(batches)
+        return
     schema = pa.schema([(COLUMN, pa.large_binary())])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
         for blobs in batches:

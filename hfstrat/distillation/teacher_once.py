@@ -114,7 +114,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
             "teacher": weights,
             "rows": part.digest,
             "order": hashlib.sha256(part.first[order].tobytes()).hexdigest(),
-            "form": [form.kind, form.width, form.dtype, form.temperature],
+            "form": [form.kind, form.width, form.dtype, form.temperature, "drawn by batch"],
             "vocabulary": distiller.width,
             "batch": feed.plan.eval_batch,
             "dtype": str(feed.dtype),
@@ -123,7 +123,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
             **surroundings(feed, teacher.model, feed.dtype),
         }
 
-        def build(target: Path, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
+        def build(target: Path | None, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
             built.append(name)
             kept = [0.0]
             write(target, _answers(feed, distiller, form, rows, part, order, kept))
@@ -131,7 +131,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
 
         needed = int(part.supervised.sum()) * form.position.itemsize
         text = f"{form.kind} of a teacher for {len(part.first):,} rows"
-        entry = cache.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
         made[name] = WithTeacher(rows, entry.path, np.argsort(order)[part.which])
         size, mass = size + entry.size, mass + float(entry.value["mass"])
     seconds, share = time.monotonic() - started, mass / max(positions, 1)
@@ -158,10 +158,10 @@ def _answers(
     feed: Feed, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
 ) -> Iterator[list[bytes]]:
     """What is kept of each row, batch by batch, in this order; adds up the mass in `kept`."""
-    assert distiller.teacher is not None
-    size, generator = feed.plan.eval_batch, torch.Generator().manual_seed(0)
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
-    head = distiller.teacher.head
+    teacher, size = distiller.teacher, feed.plan.eval_batch
+    assert teacher is not None
+    groups = [(number, order[start : start + size]) for number, start in enumerate(range(0, len(order), size))]
+    head = teacher.head
     head = head._replace(
         weight=head.weight[: distiller.width], bias=None if head.bias is None else head.bias[: distiller.width]
     )
@@ -169,16 +169,21 @@ def _answers(
     def logits(hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         return ((place, chunk) for place, _, chunk in chunks(hidden, head))
 
-    for group in feed.track(groups, "asking the teacher"):
-        hidden = states_of(feed, distiller.teacher, feed.batch([int(part.first[one]) for one in group], rows))
+    def ask(numbered: tuple[int, np.ndarray]) -> tuple[list[bytes], float]:
+        number, group = numbered
+        hidden = states_of(feed, teacher, feed.batch([int(part.first[one]) for one in group], rows))
         counts = part.supervised[group]
         if counts.sum() != len(hidden):
             raise RuntimeError("rows and batches disagree about which positions carry loss")
         with torch.no_grad():
-            blob, mass = form.bytes_of(hidden, logits, generator)
-        kept[0] += mass
+            # each batch draws by itself, whichever process it falls to
+            blob, mass = form.bytes_of(hidden, logits, torch.Generator().manual_seed(number))
         ends = np.cumsum([0, *counts]) * form.position.itemsize
-        yield [blob[start:end] for start, end in pairwise(ends)]
+        return [blob[start:end] for start, end in pairwise(ends)], mass
+
+    for blobs, mass in feed.each(groups, ask, "asking the teacher"):
+        kept[0] += mass
+        yield blobs
 
 
 def states_of(feed: Feed, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -204,13 +209,17 @@ def judge(feed: Feed, distiller: Distiller) -> Feed:
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None
     head, size = teacher.head, feed.plan.eval_batch
-    for start in feed.track(list(range(0, len(feed.eval), size)), "judging the teacher"):
+
+    def measure(start: int) -> tuple[float, float, int]:
         batch = feed.batch(list(range(start, min(start + size, len(feed.eval)))))
         hidden = batch.get("teacher_hidden")
         hidden = states_of(feed, teacher, batch) if hidden is None else hidden
         with feed.computing():
             losses, correct = head_scores(hidden, head.weight, batch["targets"], head.bias, head.softcap, head.scale)
-        nll, right, count = nll + float(losses.sum()), right + float(correct.sum()), count + len(losses)
+        return float(losses.sum()), float(correct.sum()), len(losses)
+
+    for one in feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True):
+        nll, right, count = nll + one[0], right + one[1], count + one[2]
     from hfstrat.model import count_parameters
 
     found = {

@@ -19,6 +19,7 @@ from hfstrat.data.render import IGNORED
 from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
 from hfstrat.frozen.unchanged import digest_of_weights
+from hfstrat.together import Team
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +83,12 @@ def rewritten(
     weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
     options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "libraries": torch.__version__}
     reader = tokenizer if theirs is None else theirs
-    for block in _track(blocks, screen):
+    team = Team.of_world()
+    mine = blocks[team.rank :: team.size] if team.size > 1 else []
+    # each process has its share written first; then all of them find (on one machine) what the others wrote
+    for number, block in enumerate(_track([*mine, *blocks], screen)):
+        if number == len(mine):
+            team.wait()
         asked = [heard(prompts[int(one)], tokenizer, theirs) for one in block]
         name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": reader.eos_token_id, **options})
 

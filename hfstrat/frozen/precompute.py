@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from hfstrat import world
 from hfstrat.data import cache, shelf
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
@@ -50,6 +51,8 @@ def precompute(feed: Feed, model: nn.Module, wish: Wish, still: bool = False) ->
     """
     if wish == "off" and not still:
         return feed
+    if world.is_sharded():
+        return _refuse(feed, wish, "no process has the whole model on its device")
     model.to(feed.device)
     with feed.computing():
         try:
@@ -81,8 +84,6 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     """Raises Refused with a reason against it."""
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
-    if feed.processes > 1:
-        raise Refused("several processes train, and this version computes once in one process only")
     if feed.plan.bins:
         raise Refused("rows are packed, and states are given only to rows that stand alone; training.packing: off allows it")
     if not feed.is_endless:
@@ -96,15 +97,23 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     parts = {name: _Part.of(rows) for name, rows in (("train", feed.train), ("eval", feed.eval))}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * width * size
     text = f"hidden states of {sum(map(len, parts.values())):,} rows"
-    try:
-        shelf.check_room(needed, text)
-    except UserError as error:
-        raise Refused(str(error)) from None
+    if reason := _no_room(feed, needed, text):
+        raise Refused(reason)
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
     feed.say(
         f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {shelf.readable(needed)}{more}"
     )
     return _with_states(feed, prefix, parts, states.dtype, width)
+
+
+def _no_room(feed: Feed, needed: int, text: str) -> str | None:
+    """Why this does not fit on the disk of one of the machines."""
+    try:
+        shelf.check_room(needed, text)
+        mine = None
+    except UserError as error:
+        mine = str(error)
+    return next((reason for reason in feed.team.gather(mine) if reason), None)
 
 
 @dataclass
@@ -142,13 +151,15 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
             **surroundings(feed, prefix.boundary.model, dtype),
         }
 
-        def build(target: Path, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size) -> None:
+        def build(
+            target: Path | None, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size
+        ) -> None:
             built.append(name)
             write(target, _computed(feed, prefix.boundary, part, order, size, whole=name == "train"), dtype)
 
         needed = int(part.lengths.sum()) * width * dtype.itemsize
         text = f"hidden states of {len(part):,} rows after {prefix.boundary.skipped[-1].name}"
-        entry = cache.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.team.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
         places = np.argsort(order)[part.which]
         made[name] = WithStates(part.rows, States(entry.path, width), places)
         size += entry.size
@@ -169,12 +180,14 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
 
 def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
     """The states of each batch's rows; a last batch that is too small is filled up if `whole`."""
-    groups = list(in_batches(order, size))
+
+    def take(group: list[int]) -> list[torch.Tensor]:
+        filled = group + group[-1:] * (size - len(group)) if whole else group
+        states = boundary.take(feed.batch([int(part.first[i]) for i in filled], part.rows))
+        return [states[place, : part.lengths[i]].cpu() for place, i in enumerate(group)]
+
     with torch.no_grad(), evaluating(boundary.model):
-        for group in feed.track(groups, "computing what is frozen"):
-            filled = group + group[-1:] * (size - len(group)) if whole else group
-            states = boundary.take(feed.batch([int(part.first[i]) for i in filled], part.rows))
-            yield [states[place, : part.lengths[i]].cpu() for place, i in enumerate(group)]
+        yield from feed.each(list(in_batches(order, size)), take, "computing what is frozen")
 
 
 def _check(feed: Feed, model: nn.Module) -> None:

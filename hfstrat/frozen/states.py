@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hfstrat.frozen.boundary import COLUMN, Boundary
+from hfstrat.together import exhaust
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,14 @@ RAW: dict[torch.dtype, Any] = {
 }
 
 
-def write(target: Path, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
-    """Write rows `[T, H]` as lists of `T * H` numbers: float32 as such, 16-bit floats as the integers of their bits."""
+def write(target: Path | None, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
+    """Write rows `[T, H]` as lists of `T * H` numbers: float32 as such, 16-bit floats as the integers of their bits.
+
+    Without a target the batches are only computed: others write them.
+    """
+    if target is None:
+        exhaust(batches)
+        return
     kind = pa.from_numpy_dtype(RAW[dtype])
     schema = pa.schema([(COLUMN, pa.large_list(kind))])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:

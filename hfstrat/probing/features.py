@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hfstrat.probing.bodies import Body, hidden_of
+from hfstrat.together import ALONE, Team
 
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # of a CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
@@ -43,6 +44,7 @@ def extract(
     poolings: Sequence[str],
     dtype: torch.dtype,
     told: Callable[[int], None] | None = None,
+    team: Team = ALONE,
 ) -> torch.Tensor:
     """Features of rows, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
 
@@ -53,6 +55,7 @@ def extract(
         layers: after which blocks, from 1.
         dtype: of the forward pass.
         told: is given the number of rows done, after each batch.
+        team: who shares the batches; all get all features.
     """
     device = next(body.model.parameters()).device
     found = torch.empty(len(places), len(layers), len(poolings), body.width)
@@ -63,7 +66,7 @@ def extract(
         def hook(module: Any, args: Any, given: Any) -> None:
             hidden = body.end(hidden_of(given))
             pooled = torch.stack([pool(hidden, state["mask"], name) for name in poolings], dim=1)
-            found[state["rows"], where[layer]] = pooled.cpu()
+            state["made"][:, where[layer]] = pooled.cpu()
 
         return hook
 
@@ -72,11 +75,18 @@ def extract(
     budget, done = (GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS), 0
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for batch in batches(lengths_of(rows, places), budget):
+
+            def one(batch: list[int]) -> torch.Tensor:
                 inputs = collate([rows[int(places[index])] for index in batch])
                 given = {name: value.to(device) for name, value in inputs.items() if name in INPUTS}
-                state["mask"], state["rows"] = given["attention_mask"], torch.as_tensor(batch)
+                state["mask"] = given["attention_mask"]
+                state["made"] = torch.empty(len(batch), *found.shape[1:])
                 body.model(**given)
+                return state["made"]
+
+            groups = list(batches(lengths_of(rows, places), budget))
+            for batch, made in zip(groups, team.each(groups, one, for_all=True), strict=True):
+                found[batch] = made
                 done += len(batch)
                 if told:
                     told(done)
@@ -107,7 +117,9 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def extract_inputs(model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype) -> torch.Tensor:
+def extract_inputs(
+    model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, team: Team = ALONE
+) -> torch.Tensor:
     """What a layer of a whole model is given, `[rows, H]`, float32: for classes that pool in a way of their own."""
     device = next(model.parameters()).device
     taken: list[torch.Tensor] = []
@@ -117,10 +129,14 @@ def extract_inputs(model: Any, layer: torch.nn.Module, rows: Any, collate: Colla
     budget = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for batch in batches(lengths_of(rows, range(len(rows))), budget):
+
+            def one(batch: list[int]) -> torch.Tensor:
                 inputs = collate([rows[index] for index in batch])
                 model(**{name: value.to(device) for name, value in inputs.items() if name in INPUTS})
-                said = taken.pop().float().cpu()
+                return taken.pop().float().cpu()
+
+            groups = list(batches(lengths_of(rows, range(len(rows))), budget))
+            for batch, said in zip(groups, team.each(groups, one, for_all=True), strict=True):
                 found = torch.empty(len(rows), said.shape[1]) if found is None else found
                 found[batch] = said
     finally:

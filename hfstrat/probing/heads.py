@@ -175,7 +175,7 @@ def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, r
         depth = body.depth
         if strategy.layer != "auto":
             cut(body, int(strategy.layer))
-        features = extract_inputs(base.model, final, data.train, data.collate, data.dtype)
+        features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.team)
         labels = labels_of(data.train, classes, several)
         found = {"layer": len(body.blocks), "pooling": "the class's own", "solved_exactly": True}
         base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as {type(base.model).__name__} does")

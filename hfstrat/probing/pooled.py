@@ -17,6 +17,7 @@ from hfstrat.frozen.unchanged import digest_of_rows, digest_of_weights, surround
 from hfstrat.probing import probe
 from hfstrat.probing.bodies import Body
 from hfstrat.probing.features import BATCH_TOKENS, extract
+from hfstrat.together import exhaust
 
 if TYPE_CHECKING:
     from hfstrat.feed import Feed
@@ -76,13 +77,13 @@ def pool_rows(
     }
     built: list[bool] = []
 
-    def build(target: Path) -> Any:
+    def build(target: Path | None) -> Any:
         built.append(True)
         return _build(target, body, feed, labels, classes, layers, poolings, seed)
 
     count = len(feed.train) + len(feed.eval)
     words = f"pooled features of {count:,} rows, {type(body.model).__name__}"
-    entry = cache.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
+    entry = feed.team.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
     table = [probe.Candidate(*each) for each in entry.value["table"]]
     features = read(entry.path, body.width)
     return Pooled(
@@ -101,7 +102,7 @@ def pool_rows(
 
 
 def _build(
-    target: Path,
+    target: Path | None,
     body: Body,
     feed: Feed,
     labels: torch.Tensor,
@@ -117,7 +118,9 @@ def _build(
     table: list[probe.Candidate] = []
     layer, pooling = layers[0], poolings[0]
     if len(layers) * len(poolings) > 1:
-        probed = probe.probe(body, feed.train, labels, classes, feed.collate, layers, poolings, feed.dtype, seed)
+        probed = probe.probe(
+            body, feed.train, labels, classes, feed.collate, layers, poolings, feed.dtype, seed, team=feed.team
+        )
         table, layer, pooling = probed.table, probed.best.layer, probed.best.pooling
         known = dict(zip(probed.places.tolist(), probed.features, strict=True))
         for line in probe.lines(table, probed.best, len(probed.places)):
@@ -139,15 +142,20 @@ def _slices(body: Body, feed: Feed, layer: int, pooling: str, known: dict[int, t
             missing = [place for place in places if place not in have]
             found = torch.empty(len(places), body.width)
             if missing:
-                new = extract(body, rows, missing, feed.collate, [layer], [pooling], feed.dtype)
+                new = extract(body, rows, missing, feed.collate, [layer], [pooling], feed.dtype, team=feed.team)
                 found[[place - start for place in missing]] = new[:, 0, 0]
             for place in set(places) - set(missing):
                 found[place - start] = have[place]
             yield found
 
 
-def write(target: Path, parts: Iterator[torch.Tensor], width: int) -> None:
+def write(target: Path | None, parts: Iterator[torch.Tensor], width: int) -> None:
+    """Write the features; without a target they are only computed: others write them."""
     import pyarrow as pa
+
+    if target is None:
+        exhaust(parts)
+        return
 
     schema = pa.schema([("features", pa.list_(pa.float32(), width))])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:

@@ -96,6 +96,16 @@ class Strategy(Section, ABC):
     def check(self, task: Task) -> None:
         """Refuse settings that do not go together with the task, before torch. Raises UserError."""
 
+    def check_wrapping(self, wrapping: str) -> None:
+        """Refuse what cannot be learnt where no process has the whole model, before it is loaded.
+
+        Args:
+            wrapping: alone, ddp, fsdp or deepspeed (`hfstrat.world`).
+
+        Raises:
+            UserError: what would work.
+        """
+
     def training_defaults(self) -> dict[str, Default]:
         """What fills unset `training:` keys."""
         return self.defaults

@@ -15,6 +15,7 @@ from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.strategies.scratch import Scratch
+from hfstrat.world import DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +133,15 @@ class Distill(Strategy):
                 "name a smaller pretrained model"
             )
 
+    def check_wrapping(self, wrapping: str) -> None:
+        if wrapping in (FSDP, DEEPSPEED) and (self.on_policy or self.hidden):
+            key, why = ("on_policy", "the student writes answers") if self.on_policy else ("hidden", "layers are compared")
+            raise UserError(
+                f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
+                f"--accelerate-config ddp, or remove {key}"
+            )
+        self.student.check_wrapping(wrapping)
+
     def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
         if self.level != "sequence":
             return data
@@ -203,8 +213,6 @@ class Distill(Strategy):
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
 
-        if data.processes > 1 and getattr(self.student, "thaw", None) is not None:
-            raise UserError("strategy.student.thaw: what learns changes on the way, which several processes cannot follow")
         distiller: Any = fused.objective_of(model)
         if distiller is None or distiller.teacher is None:
             return data

@@ -15,6 +15,7 @@ from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
+from hfstrat.world import DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,6 +144,15 @@ class Head(Strategy):
             from hfstrat.probing.sentence import check_installed
 
             check_installed()
+
+    def check_wrapping(self, wrapping: str) -> None:
+        if (further := self.continuation) is not None:
+            further.check_wrapping(wrapping)
+        elif wrapping in (FSDP, DEEPSPEED):
+            raise UserError(
+                "strategy.name: head: what learns is small, and the body runs once before training, whole: nothing is "
+                "gained by sharing it out; take --accelerate-config ddp, or strategy partial"
+            )
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         """With `layer: auto` nobody knows yet where the body will end, and all its blocks are counted."""

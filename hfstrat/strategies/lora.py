@@ -19,6 +19,7 @@ from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.world import DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -69,6 +70,13 @@ class Lora(Strategy):
             raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
         return self
 
+    def check_wrapping(self, wrapping: str) -> None:
+        if self.use_dora and wrapping == DEEPSPEED:
+            raise UserError(
+                "strategy.use_dora: it reads the base's weights outside of their layers, where DeepSpeed may not have them; "
+                "take --accelerate-config fsdp2 or ddp, or remove it"
+            )
+
     def config(self, base: Base) -> LoraConfig:
         """The PEFT configuration for a fresh adapter."""
         from peft import LoraConfig, TaskType
@@ -91,6 +99,11 @@ class Lora(Strategy):
         """The rows of added tokens that learn: in the embeddings, and in the head where it is a matrix of its own."""
         if not base.new_token_ids:
             return None
+        if is_sharded():
+            raise UserError(
+                "model.add_tokens: PEFT writes the new tokens' rows into the embeddings, which no process has whole here; take "
+                "--accelerate-config ddp, or strategy full or partial"
+            )
         if self.init_lora_weights.startswith(CHANGES_BASE):
             raise UserError(
                 f"strategy.init_lora_weights: {self.init_lora_weights} together with model.add_tokens: PEFT would not save the "

@@ -13,6 +13,7 @@ from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.depth import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.errors import UserError
 from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.world import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,9 +129,20 @@ class Partial(Strategy):
             base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
         return model
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
-        if self.thaw is not None and data.processes > 1:
+    def check_wrapping(self, wrapping: str) -> None:
+        if self.thaw is not None and wrapping != ALONE:
             raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
+        if not self.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
+            raise UserError(
+                "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
+            )
+        if self.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
+            raise UserError(
+                "strategy.precompute: on, but no process has the whole model here, and the frozen blocks would be sent around "
+                "for nothing; set auto or off, or take --accelerate-config ddp"
+            )
+
+    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         if self.thaw is not None:
             self._thawing(model, data.plan.steps)
         from hfstrat.frozen.precompute import precompute

@@ -1,0 +1,60 @@
+"""Runs of two processes for tests: many in one world, compared with the same runs in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "world_runs.py"
+
+
+def in_world(
+    folder: Path, runs: list[dict[str, Any]], processes: int = 2, timeout: int = 400, **environment: str
+) -> dict[str, Any]:
+    """Carry out `runs` (`name`, `recipe`, `overrides`, ...) in one world; gives how each ended, by name."""
+    spec = folder / "spec.json"
+    spec.write_text(json.dumps(runs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HFSTRAT_PROC", "HFSTRAT_WRAP", "ACCELERATE_", "FSDP_"))}
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(spec)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    ended = {run["name"]: json.loads((folder / f"{run['name']}.json").read_text()) for run in runs}
+    wanted = {run["name"]: run.get("ends", "done") for run in runs}
+    odd = {name: told for name, told in ended.items() if told["status"] != wanted[name]}
+    assert not odd, f"{json.dumps(odd, indent=1)}\n{done.stderr[-12000:]}"
+    return ended
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of all safetensors files of a result."""
+    files = sorted((folder / "final").rglob("*.safetensors"))
+    return {f"{file.parent.name}/{name}": t for file in files for name, t in load_file(file).items()}
+
+
+def same(one: dict[str, Any], two: dict[str, Any], folders: tuple[Path, Path], rtol: float = 1e-3, atol: float = 5e-5) -> None:
+    """The same losses and the same weights, but for the order of sums."""
+    losses = [[entry["loss"] for entry in result["losses"]] for result in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
+    if one.get("metrics_before"):
+        assert two["metrics_before"]["loss"] == pytest.approx(one["metrics_before"]["loss"], rel=1e-5)
+    assert two["metrics_after"]["loss"] == pytest.approx(one["metrics_after"]["loss"], rel=1e-4)
+    assert two["verified"]["bit_equal"], two["verified"]
+    ours, theirs = (weights(folder) for folder in folders)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
