@@ -144,20 +144,26 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
     return loaded, sorted({*info["missing_keys"], *replaced}), replaced
 
 
-def check_context(model: PreTrainedModel, longest: int) -> None:
-    """Refuse rows that are longer than what the model was made for.
-
-    Raises:
-        UserError: it names the model's context.
-    """
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model was made for; None where it does not say."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     offset = getattr(positions, "padding_idx", None)
     if isinstance(context, int) and offset is not None:
         context -= offset + 1  # RoBERTa and its like count positions from behind it
-    if isinstance(context, int) and longest > context:
+    return context if isinstance(context, int) else None
+
+
+def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
+    """Refuse rows that are longer than what the model was made for.
+
+    Raises:
+        UserError: it names the model's context.
+    """
+    context = context_of(model)
+    if context is not None and longest > context:
         raise UserError(
-            f"data.max_length: the longest row has {longest} tokens, and this model's context is {context} "
+            f"data.max_length: the longest row has {longest} tokens, and {whose}'s context is {context} "
             f"(max_position_embeddings); set max_length: {context}, with overflow: split to keep what is beyond"
         )
 

@@ -14,6 +14,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from hfstrat.data import cache, shelf
+from hfstrat.data.class_batches import TEACHER_TYPES
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.errors import UserError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from hfstrat.model import Base
     from hfstrat.strategies.distill_section import Cache
 
-NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict")
+NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
 
 @dataclass
@@ -78,11 +79,11 @@ class ClassDistiller:
         original, distiller = type(model).forward, self
 
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            brought = kwargs.pop("teacher_logits", None)
+            brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
             outputs = original(self, *args, **kwargs)
             if not (distiller.is_on and self.training):
                 return outputs
-            said = distiller.ask(args, kwargs) if brought is None else brought
+            said = distiller.ask(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
             return ClassOutput(logits=outputs.logits, teacher_logits=said)
 
         forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -120,6 +121,8 @@ class ClassDistiller:
         assert self.order is not None
         taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
         given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
+        if kwargs.get(TEACHER_TYPES) is not None:
+            given["token_type_ids"] = kwargs[TEACHER_TYPES]
         device = next(iter(given.values())).device if given else args[0].device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.data import Prepared
     from hfstrat.model import Base
     from hfstrat.strategies import Footprint
     from hfstrat.strategies.distill import Distill
@@ -93,6 +94,14 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
             "model.add_tokens, or take another teacher"
         )
     return found
+
+
+def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None:
+    """Refuse rows that are longer than what the teacher was made for. Raises UserError."""
+    from hfstrat.model import check_context
+
+    if teacher is not None and data is not None:
+        check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
 
 
 def words_of(model: PreTrainedModel) -> int:
