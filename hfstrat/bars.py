@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerCallback
 
+from hfstrat.data.distinct import distinct
 from hfstrat.data.render import IGNORED
 from hfstrat.plan import ENDLESS, Plan
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, checkpoints, console, fitting, model, workspace
+from hfstrat import arguments, batching, blocks, checkpoints, console, fitting, model, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
@@ -154,13 +154,13 @@ def decide_batches(
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
-        base.say(model.compile_blocks(base.model))
+        base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     plan = feed.plan
     if measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
-    model.checkpoint_activations(base.model, plan.checkpointing)
+    blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off":
         base.model.to(args.device)  # type: ignore[arg-type]  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfstrat.data import parts
-from hfstrat.data.preparation import Origin
+from hfstrat.data.origins import Origin
 from hfstrat.data.tokenise import hash_of
 from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
+from hfstrat.brought import Bringing
 from hfstrat.data import cache, shelf
 from hfstrat.data.class_batches import TEACHER_TYPES
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
@@ -199,18 +200,13 @@ class ClassDistiller:
         return {**metrics, "parameters": count_parameters(self.teacher)[1]}
 
 
-class ClassTeacherCollator:
+class ClassTeacherCollator(Bringing):
     """Adds the class logits that the rows bring along, `[B, labels]`."""
 
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
+    column = COLUMN
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        said = [row[COLUMN] for row in rows if COLUMN in row]
-        batch: dict[str, torch.Tensor] = self.collate([{k: v for k, v in row.items() if k != COLUMN} for row in rows])
-        if said:
-            batch["teacher_logits"] = torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for one in said]))
-        return batch
+    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"teacher_logits": torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for one in values]))}
 
 
 def _names(model: PreTrainedModel) -> tuple[str, ...]:

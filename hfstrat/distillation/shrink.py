@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.depth import BLOCK
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from hfstrat.model import Base
     from hfstrat.strategies import Shapes
     from hfstrat.strategies.distill_section import Shrink
-
-PER_LAYER = re.compile(r"layer|block")  # names of configuration lists that speak of layers
 
 
 def shrunk(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
@@ -116,14 +113,12 @@ def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tupl
 
 
 def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
-    """The configuration for these layers only: their number, and each list that has an entry for every layer."""
+    """The configuration for these layers only."""
+    from hfstrat.blocks import keep_in_config
+
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
-    count = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list | tuple) and len(value) == count and PER_LAYER.search(name):
-            setattr(text, name, [value[layer] for layer in keep])
-    text.num_hidden_layers = len(keep)
+    keep_in_config(text, text.num_hidden_layers, keep)
     return smaller
 
 

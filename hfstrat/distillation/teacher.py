@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
         model, info = getattr(transformers, task.auto_class).from_pretrained(name, **options, output_loading_info=True)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
+        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
     loaded: PreTrainedModel = model
@@ -125,8 +124,8 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
         name = str(source) if source.is_dir() else section.name_or_path
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first}") from error
+        said = f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first_line(error)}"
+        raise UserError(said) from error
     return found
 
 
