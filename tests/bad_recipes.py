@@ -1026,6 +1026,12 @@ DISTILL: list[Bad] = [
         "  student: {name: lora, adapter: ./none}",
         ["strategy.student.adapter: ./none: no such folder"],
     ),
+    Bad(
+        "pieces of rows that the teacher shall answer",
+        at(EVAL_SIZE + 1),
+        ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
+        lines={NAME: "  name: distill", R: "  student: full\n  level: sequence", EVAL_SIZE: "  overflow: split"},
+    ),
     distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
     distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
     distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),
