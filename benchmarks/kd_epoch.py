@@ -153,15 +153,15 @@ def main() -> None:
     for name, results in runs.items():
         ratios = [mine["seconds"] / plain["seconds"] for mine, plain in zip(results, runs["plain"], strict=True)]
         spread = ", ".join(f"{run['seconds']:.1f}" for run in results)
-        peak = middle[name]["peak_bytes"]
+        seconds, peak = (middle[name][key] for key in ("seconds", "peak_bytes"))
         loss = f"{results[0]['loss']:.4f}" if results[0]["loss"] is not None else "-"
         table.append(
-            f"| {name} | {middle[name]['seconds']:.1f} | {spread} | {statistics.median(ratios):.2f}x | {peak / 2**30:.2f} GiB | "
+            f"| {name} | {seconds:.1f} | {spread} | {statistics.median(ratios):.2f}x | {peak / 2**30:.2f} GiB | "
             f"{peak / middle['plain']['peak_bytes']:.2f}x | {loss} |"
         )
     said = (
-        f"Goal: cached at most {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Asking the teacher once took "
-        f"{middle['cached']['asking']:.1f} s."
+        f"Goal: cached at most {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Asking the teacher once "
+        f"took {middle['cached']['asking']:.1f} s."
     )
     write("kd_epoch", {"machine": machine(), "rows": TRAIN, "goals": GOAL, "runs": runs}, [*table, "", said])
 
