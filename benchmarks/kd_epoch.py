@@ -18,7 +18,6 @@ supervised tokens, and the divergence some passes over the logits), its memory 1
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -34,7 +33,7 @@ STUDENT = ROOT / "runs" / "benchmarks" / "half-depth"
 ROWS = ROOT.parent / "shared" / "data" / "llms_from_scratch" / "instruction.jsonl"
 CONTENDERS = ("plain", "cached", "online", "trl-gkd", "trl-gkd-grouped")
 GOAL = {"time": 1.15, "memory": 1.1}  # of plain
-TRAIN, HELD_OUT, BATCH, MAX_LENGTH, RATE = int(os.environ.get("KD_EPOCH_ROWS", 256)), 32, 8, 256, 1e-4
+TRAIN, HELD_OUT, BATCH, MAX_LENGTH, RATE = 256, 32, 8, 256, 1e-4
 DISTILL = "{name: distill, teacher: %s, student: full, alpha: 1.0, baseline: false, cache: {form: %s}}"
 
 
