@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from hfstrat.strategies.lora import CHANGES_BASE
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from hfstrat.strategies.distill import Distill
 
 
@@ -37,12 +39,17 @@ def check(strategy: Distill) -> None:
         _check_on_policy(strategy)
 
 
+def changed(section: BaseModel) -> set[str]:
+    """The keys with another value than their default: a resolved recipe, where every key stands, can be read again."""
+    return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
+
+
 OF_THE_DIVERGENCE = ("alpha", "temperature", "loss", "skew", "cache")
 
 
 def _check_read(strategy: Distill) -> None:
     """Refuse what is given and nothing reads. (`alpha: 0` is no such case: it is how the teacher is switched off.)"""
-    given, kept = strategy.model_fields_set, strategy.cache
+    given, kept = changed(strategy), changed(strategy.cache)
     if strategy.level == "sequence" and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
         raise ValueError(f"{odd[0]}: with level: sequence the teacher only writes, and nothing reads it; remove it")
     if strategy.on_policy and (odd := [key for key in ("alpha", "cache", "baseline") if key in given]):
@@ -56,9 +63,9 @@ def _check_read(strategy: Distill) -> None:
         raise ValueError("max_new_tokens: nobody writes; it is for level: sequence and on_policy: true, remove it")
     if "skew" in given and strategy.loss != "skew_kl":
         raise ValueError(f"skew: it is of skew_kl, and loss is {strategy.loss}; remove it, or say loss: skew_kl")
-    if "tokens" in kept.model_fields_set and kept.form in ("hidden", "off"):
-        raise ValueError(f"cache.tokens: form: {kept.form} keeps no tokens; remove it, or take form: sampled or top_k")
-    if "budget" in kept.model_fields_set and kept.form == "off":
+    if "tokens" in kept and strategy.cache.form in ("hidden", "off"):
+        raise ValueError(f"cache.tokens: form: {strategy.cache.form} keeps no tokens; remove it, or take sampled or top_k")
+    if "budget" in kept and strategy.cache.form == "off":
         raise ValueError("cache.budget: form: off keeps nothing; remove it")
 
 
