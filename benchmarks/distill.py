@@ -9,10 +9,13 @@ written as it comes, and a benchmark that was cut off goes on where it stopped; 
 stories    a stories260K (5 layers) after 250 steps on ../shared/data/tinystories_sample; its layers 0, 2 and 4, 150 steps of 16
            rows. Nats a token on the last 150 paragraphs.
 sst2       a MiniLM fine-tuned on all rows; two of MiniLM's six layers, as they were pretrained, on 500 of the rows for 10
-banking77  epochs (banking77: 1,540 rows, 10 epochs). Accuracy on the test set. A teacher knows of the rows that its student
+banking77  epochs (banking77: 770, 10 of each label). Accuracy on the test set. A teacher knows of the rows that its student
            does not get: that is what it is good for where labels are few.
 smollm2    SmolLM2-135M-Instruct as it is; every second layer of it, 32 steps of 16 docstrings (recipes/distill/half_depth).
            Nats a token of the answer on 100 rows.
+
+Found on the way, on seed 42: a MiniLM of 84.9 % on banking77 (3 epochs at 1e-4) is no teacher: with 20 rows of each label its
+student came to 79.7 % with it and to 84.0 % without. A teacher has to be better than what its student learns alone.
 
 Predicted before the first run: stories 0.05 nats with alpha 0.9 and half of that with 0.5; sst2 2 points and banking77 5 points
 of accuracy; smollm2 0.1 nats.
@@ -41,8 +44,8 @@ RESULT, SEEDS = RESULTS / "distill.json", (42, 43, 44)
 KEPT = ("metrics_before", "metrics_after", "train_seconds", "tokens_per_second", "total_parameters", "artefact_bytes", "steps")
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"measure": "loss", "alphas": (0.0, 0.5, 0.9)},
-    "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "epochs": 10, "teacher_epochs": 2},
-    "banking77": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 1540, "epochs": 10, "teacher_epochs": 3},
+    "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4)},
+    "banking77": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 770, "teacher": (3, 5e-4)},
     "smollm2": {"measure": "loss", "alphas": (0.0, 0.9)},
 }
 
@@ -100,7 +103,8 @@ def teacher_of(case: str) -> dict[str, Any] | None:
         return None
     else:
         made = {"task": "text-classification", "model": minilm(), "data": class_rows(case, None)}
-        made["training"] = training(1e-4, num_train_epochs=wish["teacher_epochs"], global_batch_size=32)
+        epochs, rate = wish["teacher"]
+        made["training"] = training(rate, num_train_epochs=epochs, global_batch_size=32)
     return {**made, "strategy": "full", "evaluation": {"samples": 0}}
 
 
@@ -122,7 +126,7 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
     else:
         strategy |= {"teacher": teacher, "shrink": {"layers": [0, 5]}, "temperature": 2.0}
         made |= {"task": "text-classification", "model": minilm(), "data": class_rows(case, wish["rows"])}
-        made |= {"training": training(3e-4, num_train_epochs=wish["epochs"])}
+        made |= {"training": training(3e-4, num_train_epochs=10)}
     return made
 
 
