@@ -108,7 +108,7 @@ def checkpointed(way: str, rows: Any) -> dict[str, float]:
     """Seconds of twenty steps with activations recomputed in one way, and the last gradient's norm."""
     import torch
 
-    from hfstrat.model import checkpoint_activations
+    from hfstrat.blocks import checkpoint_activations
 
     model = model_of(torch.float32)
     if way == "transformers":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import types
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hfstrat.advice_values import expected, in_words
 from hfstrat.config import Recipe
 from hfstrat.strategies import STRATEGIES
 
@@ -100,7 +99,6 @@ IN_SHORT = {  # sections that may be given as one text
     "strategy": f"one of {', '.join(STRATEGIES)}, or a mapping with name",
     "data": "a file, a folder or a Hub id, or a mapping with train",
 }
-SWITCHES = {"true": "true", "on": "true", "yes": "true", "false": "false", "off": "false", "no": "false"}
 
 
 def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
@@ -138,92 +136,7 @@ def wanted(path: tuple[str, ...], strategy: str | None) -> str:
         return expected(field)
     mapping = field_of(path[:-1], strategy) if len(path) > 1 else None
     arguments = get_args(mapping.annotation) if mapping else ()
-    return _words(arguments[-1]) if arguments else "a mapping of keys"
-
-
-def expected(field: FieldInfo) -> str:
-    """What a field takes, in words."""
-    limits = {type(item).__name__: item for item in field.metadata}
-    text = _words(field.annotation)
-    if "MinLen" in limits:
-        text += " that is not empty"
-    for kind, attribute, words in (
-        ("Ge", "ge", "at least"),
-        ("Gt", "gt", "more than"),
-        ("Le", "le", "at most"),
-        ("Lt", "lt", "less than"),
-    ):
-        if kind in limits:
-            text += f", {words} {getattr(limits[kind], attribute)}"
-    return text
-
-
-def instead(value: Any, kinds: set[str], field: FieldInfo | None) -> str:
-    """What to write in place of a value that pydantic did not accept for these reasons; empty where nobody knows."""
-    if value is None:
-        return "remove the key to get its default" if field is None or not field.is_required() else ""
-    if value == -1 and field is not None and field.default is None:
-        return "remove the key to set none"
-    if isinstance(value, str):
-        return _for_text(value, kinds, field)
-    if kinds & {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer():
-        return f"write {value:.0f}"
-    if "string_type" in kinds and isinstance(value, int | float):
-        return f'put it in quotes: "{json.dumps(value)}"'
-    return ""
-
-
-def _for_text(value: str, kinds: set[str], field: FieldInfo | None) -> str:
-    if "bool_type" in kinds and value.lower() in SWITCHES:
-        return f"write {SWITCHES[value.lower()]}, without quotes"
-    if kinds & {"int_type", "float_type"} and (number := _number(value)):
-        return number
-    if "literal_error" in kinds and field is not None and (near := nearest(value, _choices(field.annotation))):
-        return f"did you mean '{near}'?"
-    return f"write a list: [{value}]" if "list_type" in kinds else ""
-
-
-def nearest(value: str, choices: list[str]) -> str | None:
-    """The choice that was meant: one that begins like it, or is spelt much like it."""
-    value = value.lower()
-    longer = [choice for choice in choices if len(value) > 2 and choice.startswith(value)]
-    return next(iter(longer or get_close_matches(value, choices, n=1, cutoff=0.5)), None)
-
-
-def _choices(annotation: Any) -> list[str]:
-    options = [annotation, *get_args(annotation)]
-    return [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
-
-
-def _number(text: str) -> str:
-    """How a text that looks like a number is written as one."""
-    bare = text.strip().replace("_", "").replace(",", "")
-    try:
-        number = float(bare.removesuffix("%"))
-    except ValueError:
-        return ""
-    if bare.endswith("%"):
-        return f"write {number / 100:g}"
-    return "it is quoted: remove the quotes" if bare == text else f"write {bare}"
-
-
-def _words(annotation: Any) -> str:
-    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
-    if annotation in plain:
-        return plain[annotation]
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _words(args[0])
-    if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
-    if origin in (Union, types.UnionType):
-        kept = [arg for arg in args if arg is not type(None) and not (arg is int and float in args)]
-        return " or ".join(_words(arg) for arg in kept)
-    if origin is list:
-        return f"a list, each {_words(args[0])}"
-    if origin is dict:
-        return "a mapping"
-    return "a mapping of keys"
+    return in_words(arguments[-1]) if arguments else "a mapping of keys"
 
 
 def unknown_key(path: tuple[str, ...], strategy: str | None) -> str:

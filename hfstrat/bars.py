@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerCallback
 
+from hfstrat.data.distinct import distinct
 from hfstrat.data.render import IGNORED
 from hfstrat.plan import ENDLESS, Plan
 
@@ -33,7 +34,8 @@ class Bars:
     unigram: float  # of a model that knows nothing but the training tokens' frequencies (add-one smoothed)
     unigram_bits_per_byte: float | None
     parameters: int
-    unique_tokens: int  # supervised, of one epoch
+    unique_tokens: int  # supervised, each row once
+    epoch_tokens: int  # supervised, of one epoch: rows with a weight stand there more than once
     epochs: float | None  # over the whole run; None where the clock ends it
 
     def facts(self) -> dict[str, Any]:
@@ -54,16 +56,17 @@ class Bars:
         text = f"{'supply':<9} {self.unique_tokens:,} training tokens for {self.parameters:,} parameters: {unique:.2g} each"
         if self.epochs is None:
             return [text]
-        seen = unique * self.epochs
-        lines = [f"{text}, seen {self.epochs:.1f} times: {seen:.2g} each"]
+        times = self.epochs * self.epoch_tokens / max(self.unique_tokens, 1)
+        seen = unique * times
+        lines = [f"{text}, seen {times:.1f} times: {seen:.2g} each"]
         if seen < OPTIMAL:
             lines.append(
                 f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. "
                 "2022, arXiv 2203.15556): train longer on more text, or take a smaller model"
             )
-        if self.epochs > WORTHWHILE:
+        if times > WORTHWHILE:
             lines.append(
-                f"{'alarm':<9} every token is seen {self.epochs:.1f} times; beyond {WORTHWHILE} epochs repeats are worth "
+                f"{'alarm':<9} every token is seen {times:.1f} times; beyond {WORTHWHILE} epochs repeats are worth "
                 "less and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
             )
         return lines
@@ -83,7 +86,8 @@ def measure(data: Prepared, plan: Plan, model: nn.Module) -> Bars:
         unigram=nats,
         unigram_bits_per_byte=None if sizes is None else bits_per_byte(nats, held, sizes),
         parameters=count_parameters(model)[1],
-        unique_tokens=int(train.sum()),
+        unique_tokens=int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()),
+        epoch_tokens=int(train.sum()),
         epochs=None if endless else plan.epochs,
     )
 
@@ -115,12 +119,15 @@ def unigram(train: np.ndarray, held: np.ndarray) -> float:
 def token_bytes(tokenizer: Any) -> np.ndarray | None:
     """Bytes of UTF-8 that each token stands for, `[V]` (0 for special ones).
 
-    None for a tokenizer that is no byte-level BPE: there a token has no bytes of its own.
+    None for a tokenizer that is no byte-level BPE (there a token has no bytes of its own), or that adds bytes to a text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spec = json.loads(backend.to_str()) if backend is not None else {}
     if (spec.get("decoder") or {}).get("type") != "ByteLevel" or spec.get("normalizer"):
         return None
+    before = spec.get("pre_tokenizer") or {}
+    if any(part.get("add_prefix_space") for part in (before, *before.get("pretokenizers", ()))):
+        return None  # each text begins with a space that is none of its own
     vocabulary = tokenizer.get_vocab()
     sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
     for token, index in vocabulary.items():

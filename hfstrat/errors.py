@@ -34,6 +34,11 @@ class UserError(RunError):
     code = USER
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def named(error: BaseException) -> RunError:
     """The end that an exception means; an unknown one is a crash."""
     if isinstance(error, RunError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfstrat.data.distinct import distinct
 from hfstrat.data.render import IGNORED
 from hfstrat.plan import ENDLESS, Plan
 from hfstrat.together import ALONE, Team
@@ -50,8 +51,7 @@ class Feed:
     @property
     def different_rows(self) -> int:
         """Training rows, each once, however often it stands there."""
-        indices = getattr(self.train, "_indices", None)
-        return len(self.train) if indices is None else len(np.unique(indices.column(0).to_numpy()))
+        return len(distinct(self.train).first)
 
     @property
     def supervised_share(self) -> float:

@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import gather
 from torch import nn
 
-from hfstrat import memory, model
+from hfstrat import memory
+from hfstrat.blocks import checkpoint_activations
 from hfstrat.config import Training
 from hfstrat.data import Prepared
 from hfstrat.errors import UserError
@@ -49,7 +50,7 @@ def fit_to_memory(
         step = worst_step(trained, collate, row, base.task.loss, dtype, device, plan.processes > 1)
         micro = _largest(share, fits(step))
         if micro == 0 and training.activation_checkpointing == "auto":
-            model.checkpoint_activations(base.model, True)
+            checkpoint_activations(base.model, True)
             plan = replace(plan, checkpointing=True)
             micro = _largest(share, fits(step))
         micro = _least(micro, plan, device)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from hfstrat import advice, recipe_file
+from hfstrat import advice, advice_values, recipe_file
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.recipe_file import KeyPath
@@ -155,7 +155,7 @@ class Answers:
         kinds = {error["type"] for error in errors}
         if "finite_number" in kinds:
             wanted = wanted.replace("a number", "a finite number", 1)
-        hint = advice.instead(value, kinds, field)
+        hint = advice_values.instead(value, kinds, field)
         return f"{self._where(path)}: {dotted} = {_show(value)}: expected {wanted}{f'; {hint}' if hint else ''}"
 
     def no_model(self, given: bool) -> str:
@@ -172,14 +172,14 @@ class Answers:
         where = self._where(("strategy", "name"))
         if name is None:
             return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
-        near = advice.nearest(str(name), list(STRATEGIES))
+        near = advice_values.nearest(str(name), list(STRATEGIES))
         hint = f"; did you mean '{near}'?" if near else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 
     def _no_student(self, value: Any) -> str:
         names = [str(name) for name in get_args(StudentName)]
         name = value.get("name") if isinstance(value, dict) else value
-        near = advice.nearest(str(name), names) if name is not None else None
+        near = advice_values.nearest(str(name), names) if name is not None else None
         given = "missing" if name is None else f"{_show(name)} is no strategy that a student can learn by"
         hint = f"; did you mean '{near}'?" if near else ""
         where = self._where(("strategy", "student", "name"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
+from hfstrat.model_files import read_config as read_config
+from hfstrat.model_files import read_json as read_json
+from hfstrat.model_files import read_shapes as read_shapes
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 
@@ -80,7 +82,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
         key = "model.tokenizer" if model.tokenizer else "model.name_or_path"
-        raise UserError(f"{key}: {source}: no tokenizer can be loaded from it: {_first_line(error)}") from error
+        raise UserError(f"{key}: {source}: no tokenizer can be loaded from it: {first_line(error)}") from error
     known = set(tokenizer.get_vocab())
     if already := [token for token in model.add_tokens if token in known]:
         raise UserError(f"model.add_tokens: the vocabulary has {', '.join(already)} already; remove what is there")
@@ -112,7 +114,7 @@ def load_base(
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
     except Exception as error:
-        raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
+        raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
     if not model.trust_remote_code:
         task.check_config(model.name_or_path, config)
     compute, how = compute_dtype(model.dtype), None
@@ -165,26 +167,32 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
             source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
         )
     except Exception as error:
-        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {first_line(error)}") from error
     steady(loaded)
     replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
     return loaded, sorted({*info["missing_keys"], *replaced}), replaced
 
 
-def check_context(model: PreTrainedModel, longest: int) -> None:
-    """Refuse rows that are longer than what the model was made for.
-
-    Raises:
-        UserError: it names the model's context.
-    """
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model was made for; None where it does not say."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     offset = getattr(positions, "padding_idx", None)
     if isinstance(context, int) and offset is not None:
         context -= offset + 1  # RoBERTa and its like count positions from behind it
-    if isinstance(context, int) and longest > context:
+    return context if isinstance(context, int) else None
+
+
+def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
+    """Refuse rows that are longer than what the model was made for.
+
+    Raises:
+        UserError: it names the model's context.
+    """
+    context = context_of(model)
+    if context is not None and longest > context:
         raise UserError(
-            f"data.max_length: the longest row has {longest} tokens, and this model's context is {context} "
+            f"data.max_length: the longest row has {longest} tokens, and {whose}'s context is {context} "
             f"(max_position_embeddings); set max_length: {context}, with overflow: split to keep what is beyond"
         )
 
@@ -233,90 +241,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, learns in sizes.values() if learns), sum(n for n, _ in sizes.values())
 
 
-def read_config(model: Model) -> dict[str, Any] | None:
-    """The local `config.json`, without torch; None where there is none to read."""
-    file = Path(model.name_or_path).expanduser() / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
-    return config if isinstance(config, dict) else None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is broken."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return shapes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def takes_logits_mask(model: nn.Module) -> bool:
     """Whether the forward pass can be told which positions go through the LM head."""
     import inspect
 
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def blocks(model: nn.Module) -> list[Any]:
-    """The model's layers, in order: what transformers can checkpoint, one by one."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    # code that comes with a model may be older than that class
-    return found or [m for m in model.modules() if hasattr(m, "gradient_checkpointing") and not hasattr(m, "layers")]
-
-
-def compile_blocks(model: PreTrainedModel) -> str:
-    """Have each block compiled when it first runs, all of them once for each width; returns what to expect, in words.
-
-    Blocks rather than the whole model: they share one compiled function, and nothing around them has to be traceable.
-    What is saved knows nothing of it.
-    """
-    compiled = blocks(model)
-    for block in compiled:
-        block.compile()  # type: ignore[no-untyped-call]
-    if not compiled:
-        return "torch_compile: no block of this model can be told apart, so nothing is compiled"
-    return (
-        f"torch_compile: {len(compiled)} blocks are compiled at the first step of each new width, which takes up to minutes; "
-        "on a CPU under 16-bit autocast it gains nothing"
-    )
-
-
-def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
-    """Recompute activations in the backward pass, in the blocks that have one.
-
-    transformers makes the embeddings' output require gradients, which reentrant checkpointing needs and which drags
-    the backward pass through every frozen block. Checkpointing here is not reentrant, so that is taken back, and
-    blocks before the first learning parameter are left alone.
-    """
-    if not enable:
-        return
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    model.disable_input_require_grads()
-    learns_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
-    for module in blocks(model):
-        if getattr(module, "gradient_checkpointing", False):
-            learns_before = learns_before or any(p.requires_grad for p in module.parameters())
-            module.gradient_checkpointing = learns_before
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:

@@ -186,23 +186,23 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _check_adapter(recipe: Recipe) -> None:
-    """An adapter to go on from that is named by a path has to be there."""
-    adapter = getattr(recipe.strategy, "adapter", None)
-    if adapter is None:
-        return
+    """An adapter to go on from that is named by a path has to be there; also that of a student."""
+    student = getattr(recipe.strategy, "student", None)
+    for key, strategy in (("strategy.adapter", recipe.strategy), ("strategy.student.adapter", student)):
+        if adapter := getattr(strategy, "adapter", None):
+            _check_adapter_folder(key, adapter, recipe)
+
+
+def _check_adapter_folder(key: str, adapter: str, recipe: Recipe) -> None:
     path = Path(adapter).expanduser()
     if not path.exists() and (adapter.startswith(("/", ".", "~")) or adapter.count("/") > 1):
-        raise UserError(f"strategy.adapter: {adapter}: no such folder{near(path)}")
+        raise UserError(f"{key}: {adapter}: no such folder{near(path)}")
     if (path / "adapter_config.json").is_file() and not read_json(path / "adapter_config.json"):
-        raise UserError(
-            f"strategy.adapter: {path / 'adapter_config.json'} is no JSON object; give the folder of a PEFT adapter"
-        )
-    check_adapter(adapter)
+        raise UserError(f"{key}: {path / 'adapter_config.json'} is no JSON object; give the folder of a PEFT adapter")
+    check_adapter(adapter, key)
     kind, task = read_json(path / "adapter_config.json").get("task_type"), TASKS[recipe.task]
     if kind != task.peft_type and any(kind == other.peft_type for other in TASKS.values()):
-        raise UserError(
-            f"strategy.adapter: {adapter} is an adapter for {kind}; task: {task.name} goes on from {task.peft_type}"
-        )
+        raise UserError(f"{key}: {adapter} is an adapter for {kind}; task: {task.name} goes on from {task.peft_type}")
 
 
 def check_hub(key: str, source: str, revision: str | None, file: str, kind: str, network: bool) -> None:

@@ -144,7 +144,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
     if bars := result.get("bars"):
         start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
-        margin, each = bars["unigram"] - after["loss"], bars["unique_tokens"] * bars["epochs"] / bars["parameters"]
+        margin, each = bars["unigram"] - after["loss"], bars["epoch_tokens"] * bars["epochs"] / bars["parameters"]
         lines.append(
             f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
             f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}; "

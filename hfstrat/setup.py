@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, console, fitting, model, resuming, sharding, workspace
+from hfstrat import arguments, batching, blocks, console, fitting, model, resuming, sharding, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
@@ -169,7 +169,7 @@ def decide_batches(
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
-        base.say(model.compile_blocks(base.model))
+        base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     plan = feed.plan
@@ -177,7 +177,7 @@ def decide_batches(
         sharding.remark(base)
     elif measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
-    model.checkpoint_activations(base.model, plan.checkpointing)
+    blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
         base.model.to(args.device)  # type: ignore[arg-type]  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)

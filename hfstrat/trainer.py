@@ -68,6 +68,11 @@ class StrategyTrainer(Resumable, Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Of matrices only: Trainer knows a norm by its name, and a class of one's own may have others."""
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
+        return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, (1, 1))) > 1]
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The usual optimiser; its groups are split where parameters get different shares of the learning rate."""
         if self.optimizer is not None or self.rate_of is None:

@@ -933,6 +933,21 @@ DISTILL: list[Bad] = [
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
     distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
+    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: what shall be smaller?"], 2),
+    distilled(
+        "wider than the model",
+        "  student: full\n  shrink: {intermediate_size: 17}",
+        ["shrink.intermediate_size: 17 of a model that has 16"],
+        2,
+        files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
+    ),
+    distilled(
+        "inner channels that nobody knows",
+        "  student: full\n  shrink: {intermediate_size: 8}",
+        ["feed-forward layers of a llama model are not built as those of Llama", "leave out layers"],
+        2,
+        files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
+    ),
     distilled(
         "a pair with a layer that is not there",
         "  student: full\n  hidden: {layers: [[0, 1], [1, 2]]}",
@@ -959,7 +974,7 @@ DISTILL: list[Bad] = [
     distilled(
         "kept answers to what nobody has said yet",
         "  student: full\n  cache: {form: hidden}\n  on_policy: true",
-        ["strategy.cache: hidden, but the student writes other answers each time"],
+        ["strategy.cache: the student writes other answers each time"],
         2,
     ),
     distilled(
@@ -998,6 +1013,27 @@ DISTILL: list[Bad] = [
         "  student: full\n  level: sequence\n  hidden: {loss: mse}",
         ["hidden", "the teacher only writes"],
         3,
+    ),
+    distilled(
+        "a temperature where the teacher only writes",
+        "  student: full\n  level: sequence\n  temperature: 2.0",
+        ["strategy.temperature: with level: sequence the teacher only writes", "remove it"],
+        3,
+    ),
+    distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
+    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is of skew_kl"], 2),
+    distilled("tokens of no draws", "  student: full\n  cache: {form: hidden, tokens: 9}", ["keeps no tokens"], 2),
+    distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off keeps nothing"], 2),
+    distilled(
+        "a student's adapter that is not there",
+        "  student: {name: lora, adapter: ./none}",
+        ["strategy.student.adapter: ./none: no such folder"],
+    ),
+    Bad(
+        "pieces of rows that the teacher shall answer",
+        at(EVAL_SIZE + 1),
+        ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
+        lines={NAME: "  name: distill", R: "  student: full\n  level: sequence", EVAL_SIZE: "  overflow: split"},
     ),
     distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
     distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),

@@ -161,3 +161,33 @@ def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
     ):
         with pytest.raises(UserError, match=said):
             distil(strategy, "bad")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: str) -> None:
+    """Whether its student knows segment ids or not, whole or by a batch, in training or asked once."""
+    from classifiers import encoder_tokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from hfstrat.data.class_batches import ClassCollator, has_token_types
+    from hfstrat.data.labels import Labelled
+    from hfstrat.data.texts import Texts
+
+    teacher, student = (
+        AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(make_any(tmp_path / name, name))).eval()
+        for name in ("bert", family)
+    )
+    texts = Texts(encoder_tokenizer(types=family == "bert"), 64)
+    pairs = [Labelled("the cat", "a dog", []), Labelled("a mat", "red", [])]
+    rows = [row._asdict() | {"label": 0} for row in texts.encode(pairs)]
+    distiller = ClassDistiller(Mix())
+    assert distiller.bind(student) is None
+    distiller.begin(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
+    batch = ClassCollator(0, 8, has_token_types(student), None, has_token_types(teacher))(rows)
+    batch.pop("labels")
+    with torch.no_grad():
+        types = batch["teacher_types"]
+        assert types.any()
+        wanted = teacher(batch["input_ids"], attention_mask=batch["attention_mask"], token_type_ids=types).logits
+        assert torch.equal(distiller.ask((), batch), wanted)
+        assert torch.equal(student.train()(**batch).teacher_logits, wanted)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfstrat import fitting, fused, model
+from hfstrat import blocks, fitting, fused
 from hfstrat.config import Training
 from hfstrat.data.batches import Collator
 from hfstrat.errors import UserError
@@ -32,7 +32,7 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
         def inner(count: int) -> bool:
             tried.append(count)
             attempt(min(count, 2))  # it really runs
-            recomputed = any(getattr(block, "gradient_checkpointing", False) for block in model.blocks(trained))
+            recomputed = any(getattr(block, "gradient_checkpointing", False) for block in blocks.checkpointable(trained))
             kind = "eval" if "forward" in attempt.__name__ else "recomputed" if recomputed else "step"
             return count <= room[kind]
 
@@ -77,7 +77,7 @@ def test_compiled_blocks_compute_the_same_and_are_saved_as_they_were(trained: An
     ids = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
     before = trained(input_ids=ids).logits
     names = list(trained.state_dict())
-    assert "4 blocks are compiled" in model.compile_blocks(trained)
+    assert "4 blocks are compiled" in blocks.compile_blocks(trained)
     torch.testing.assert_close(trained(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
     assert list(trained.state_dict()) == names
 

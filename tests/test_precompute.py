@@ -99,9 +99,9 @@ def make(family: str, last: int = 2, **more: Any) -> Any:
 
 
 def learn_last(model: nn.Module, last: int, norm: bool = True) -> None:
-    from hfstrat.frozen.boundary import final_norm, find_blocks
+    from hfstrat.frozen.boundary import final_norm, named_blocks
 
-    blocks = find_blocks(model)
+    blocks = named_blocks(model)
     model.requires_grad_(False)
     for block in blocks[BLOCKS - last :]:
         block.module.requires_grad_(True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sentences, write_jsonl
+from conftest import make_tokenizer, sentences, write_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import bars
@@ -351,7 +351,7 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
     ("tokens", "epochs", "alarms"), [(30_000_000, 2, 0), (1_000_000, 2, 1), (1_000_000, 30, 1), (10, 9, 2)]
 )
 def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
-    found = bars.Bars(8.0, 5.0, 2.0, 1_000_000, tokens, epochs).lines()
+    found = bars.Bars(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
     assert sum(line.startswith("alarm") for line in found) == alarms
     assert all("arXiv" in line for line in found if line.startswith("alarm"))
 
@@ -387,6 +387,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
 
 OWN = """
 import torch
+from conftest import make_tokenizer
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -437,3 +438,43 @@ def test_files_as_documents_need_text(tiny: Path, rows: Path) -> None:
         prepare(
             Data.model_validate({"train": str(rows), "documents": "files"}), load_tokenizer(Model(name_or_path=str(tiny))), 1
         )
+
+
+def test_a_norm_by_any_name_is_not_decayed() -> None:
+    from hfstrat.trainer import StrategyTrainer
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.matrix = (torch.nn.Parameter(torch.ones(shape)) for shape in ((4,), (4, 4)))
+
+    trainer = StrategyTrainer.__new__(StrategyTrainer)
+    assert trainer.get_decay_parameter_names(Own()) == ["matrix"]
+
+
+def test_tokens_of_repeated_rows_are_counted_once_and_seen_as_often() -> None:
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    table = Dataset.from_list([{"labels": [-100, 3, 4]}, {"labels": [-100, 5, -100]}])
+    train = table.select([0, 1, 0, 0])
+    model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(8, 2), parameters=lambda: [torch.zeros(7)])
+    plan = SimpleNamespace(steps=4, epochs=2.0)
+    data = SimpleNamespace(train=train, eval=table, renderer=SimpleNamespace(tokenizer=make_tokenizer()))
+    found = bars.measure(data, plan, model)  # type: ignore[arg-type]
+    assert (found.unique_tokens, found.epoch_tokens) == (3, 7)
+    assert f"3 training tokens for 7 parameters: 0.43 each, seen {7 * 2 / 3:.1f} times: 2 each" in found.supply()[0]
+
+
+def test_bytes_of_a_tokenizer_that_adds_a_space_are_not_told() -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = make_tokenizer()
+    assert bars.token_bytes(tokenizer) is not None
+    for adds in (
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)]),
+    ):
+        tokenizer.backend_tokenizer.pre_tokenizer = adds
+        assert bars.token_bytes(tokenizer) is None

@@ -383,7 +383,9 @@ PROBES |= {
     "strategy.distill.loss": Probe(["strategy.loss=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
     "strategy.distill.alpha": Probe(["strategy.alpha=0.0"], lambda s: distiller(s).is_on, False, [DISTILL]),
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
-    "strategy.distill.skew": Probe(["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL]),
+    "strategy.distill.skew": Probe(
+        ["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL, "strategy.loss=skew_kl"]
+    ),
     "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
     "strategy.distill.on_policy": Probe(
         ["strategy.on_policy=true"], lambda s: type(s.job.trainer).__name__, "OnPolicyTrainer", [DISTILL]
@@ -426,6 +428,9 @@ PROBES |= {
     ),
     "strategy.shrink.layers": Probe(
         ["strategy.shrink={layers: [0, 3]}"], lambda s: s.job.base.model.config.num_hidden_layers, 2, [DISTILL]
+    ),
+    "strategy.shrink.intermediate_size": Probe(
+        ["strategy.shrink={intermediate_size: 24}"], lambda s: s.job.base.model.config.intermediate_size, 24, [DISTILL]
     ),
     "strategy.hidden.loss": Probe(["strategy.hidden={loss: cosine}"], lambda s: matched(s, "kind"), "cosine", [DISTILL]),
     "strategy.hidden.weight": Probe(["strategy.hidden={weight: 2.0}"], lambda s: matched(s, "weight"), 2.0, [DISTILL]),
@@ -644,7 +649,7 @@ def test_when_the_run_without_a_teacher_is_made(
     started: list[Any] = []
 
     def run(command: list[str], **_: Any) -> Any:
-        started.append(load_recipe(command[3], command[4:-1]).recipe)
+        started.append(load_recipe(command[3]).recipe)
         return SimpleNamespace(returncode=1, stderr="stopped here")
 
     monkeypatch.setattr(distill_report.subprocess, "run", run)

@@ -1,4 +1,4 @@
-"""A model with layers left out is that model with layers left out."""
+"""A model with layers or inner channels left out is that model without them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from test_head_loss import family
 from test_strategies import recipe_of
 
+from hfstrat.distillation.narrow import INTO, OUT_OF, loudest
 from hfstrat.distillation.shrink import drop_layers, kept_layers
 from hfstrat.errors import UserError
 from hfstrat.model import count_parameters, read_shapes
@@ -91,3 +92,92 @@ def test_footprint_counts_what_is_left(models: Callable[..., Path], tied: bool, 
     base = recipe.strategy.load_base(recipe, load_tokenizer(recipe.model), None)
     trained = recipe.strategy.build_model(base)
     assert recipe.strategy.footprint(read_shapes(folder), tied) == count_parameters(trained)
+
+
+# Narrower layers
+
+ROWS = [{"input_ids": row.tolist()} for row in IDS]
+
+
+def bert(models: Callable[..., Path]) -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return BertForSequenceClassification(BertConfig(**sizes, num_labels=3)).double()
+
+
+NARROW = {**{name: MODELS[name] for name in ("llama", "llama-tied", "gemma2", "qwen3")}, "bert": bert}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_keeping_all_channels_changes_nothing(models: Callable[..., Path], name: str) -> None:
+    model = NARROW[name](models)
+    width, layers = model.config.intermediate_size, list(range(model.config.num_hidden_layers))
+    channels = loudest(model, ROWS, width)
+    assert all(torch.equal(kept, torch.arange(width)) for kept in channels.values())
+    assert torch.equal(logits(drop_layers(model, layers, channels)), logits(model))
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_silent_channels_go_without_a_change(models: Callable[..., Path], name: str, tmp_path: Path) -> None:
+    """Channels that are silenced anywhere are those that are left out, and nothing is missing without them."""
+    model = NARROW[name](models)
+    width, layers, silent = model.config.intermediate_size, model.config.num_hidden_layers, {}
+    for layer in range(layers):
+        silent[layer] = torch.randperm(width, generator=torch.Generator().manual_seed(layer))[: width // 4]
+        for key, parameter in model.named_parameters():
+            if INTO.search(key) and f".{layer}." in key:
+                parameter.data[silent[layer]] = 0
+            if OUT_OF.search(key) and f".{layer}." in key:
+                parameter.data[:, silent[layer]] = 7  # what a silent channel would add
+    channels = loudest(model, ROWS, width - width // 4)
+    assert not any(set(channels[layer].tolist()) & set(silent[layer].tolist()) for layer in range(layers))
+    keep = list(range(layers))
+    smaller = drop_layers(model, keep, channels)
+    assert smaller.config.intermediate_size == width - width // 4
+    torch.testing.assert_close(logits(smaller), logits(model), rtol=1e-12, atol=1e-12)
+    smaller.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path, dtype=torch.float64)), logits(smaller))
+
+
+def test_fewer_and_narrower_layers_are_the_large_one_without_them(models: Callable[..., Path]) -> None:
+    model = MODELS["llama"](models)
+    channels = loudest(model, ROWS, 24)
+    smaller = drop_layers(model, [1, 3], channels)
+    for layer in (0, 2):
+        model.model.layers[layer].forward = lambda hidden, *_, **__: hidden
+    for layer in (1, 3):
+        silent = torch.ones(64, dtype=torch.bool)
+        silent[channels[layer]] = False
+        model.model.layers[layer].mlp.down_proj.weight.data[:, silent] = 0
+    torch.testing.assert_close(logits(smaller), logits(model), rtol=1e-12, atol=1e-12)
+
+
+def test_the_loudest_are_those_of_the_largest_mean_absolute_activation(models: Callable[..., Path]) -> None:
+    model = MODELS["llama"](models)
+    said: list[torch.Tensor] = []
+    hook = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(lambda module, args: said.append(args[0][0]))
+    channels = loudest(model, ROWS, 5)
+    hook.remove()
+    assert channels[2].tolist() == sorted(torch.cat(said).abs().mean(0).topk(5).indices.tolist())
+
+
+def test_what_cannot_be_made_narrower_is_refused(models: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="65 of a model that has 64"):
+        loudest(MODELS["llama"](models), ROWS, 65)
+    with pytest.raises(UserError, match=r"intermediate_size: the feed-forward layers of a gpt2 model"):
+        loudest(MODELS["gpt2"](models), ROWS, 8)
+
+
+def test_a_narrower_student_is_counted_and_taught(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.train import run
+
+    monkeypatch.setattr("hfstrat.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
+    strategy = "{name: distill, shrink: {layers: 3, intermediate_size: 16}, student: full, baseline: false}"
+    loaded = recipe(f"strategy={strategy}", "model.dtype=float32")
+    report = run(loaded)
+    assert report is not None
+    shapes = read_shapes(Path(loaded.recipe.model.name_or_path))
+    assert loaded.recipe.strategy.footprint(shapes, False).total == report["result"]["total_parameters"]
+    assert read_shapes(Path(report["result"]["artefact"]))["model.layers.2.mlp.down_proj.weight"] == (32, 16)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from hfstrat.blocks import checkpoint_activations
 from hfstrat.config import Model, Recipe
 from hfstrat.data.batches import BatchOrder, Collator
 from hfstrat.errors import UserError
 from hfstrat.model import (
     Base,
-    checkpoint_activations,
     count_parameters,
     load_base,
     load_tokenizer,

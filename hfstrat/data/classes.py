@@ -15,8 +15,9 @@ from hfstrat.data import cache, class_rows, parts
 from hfstrat.data.account import Account
 from hfstrat.data.class_parts import check_labels, conflicts, encode_labels, hold_out, overlap, unseen
 from hfstrat.data.labels import LabelReading, in_order
+from hfstrat.data.origins import Origin
 from hfstrat.data.parts import column
-from hfstrat.data.preparation import Origin, Prepared, Table, table_of
+from hfstrat.data.preparation import Prepared, Table, table_of
 from hfstrat.data.texts import Texts
 from hfstrat.data_section import Data
 

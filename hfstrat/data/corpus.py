@@ -10,7 +10,7 @@ import numpy as np
 
 from hfstrat.data import class_parts, parts
 from hfstrat.data.labels import Labelled
-from hfstrat.data.preparation import Origin
+from hfstrat.data.origins import Origin
 from hfstrat.data.reading import Reading
 from hfstrat.data.tokenise import hash_of
 from hfstrat.data.turns import BadRow

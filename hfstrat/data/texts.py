@@ -55,11 +55,12 @@ class Texts:
         return whole
 
     def _call(self, rows: Sequence[Labelled], **options: object) -> list[Encoded]:
+        options = {"verbose": False, "return_token_type_ids": True, **options}  # a teacher may tell texts apart by them
         if any(row.pair is not None for row in rows):
             words = ([row.text for row in rows], [f"{self.between}{row.pair or ''}" for row in rows])
-            found = self.tokenizer(*words, verbose=False, **options)
+            found = self.tokenizer(*words, **options)
         else:
-            found = self.tokenizer([row.text for row in rows], verbose=False, **options)
+            found = self.tokenizer([row.text for row in rows], **options)
         ids = found["input_ids"]
         types = found.get("token_type_ids") or [[]] * len(ids)
         # all zeros say nothing: they are what a model takes where it is told nothing

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
+from hfstrat.brought import Bringing
 from hfstrat.data import cache, shelf
+from hfstrat.data.class_batches import TEACHER_TYPES
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.errors import UserError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from hfstrat.model import Base
     from hfstrat.strategies.distill_section import Cache
 
-NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict")
+NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
 
 @dataclass
@@ -78,11 +80,11 @@ class ClassDistiller:
         original, distiller = type(model).forward, self
 
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            brought = kwargs.pop("teacher_logits", None)
+            brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
             outputs = original(self, *args, **kwargs)
             if not (distiller.is_on and self.training):
                 return outputs
-            said = distiller.ask(args, kwargs) if brought is None else brought
+            said = distiller.ask(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
             return ClassOutput(logits=outputs.logits, teacher_logits=said)
 
         forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -120,6 +122,8 @@ class ClassDistiller:
         assert self.order is not None
         taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
         given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
+        if kwargs.get(TEACHER_TYPES) is not None:
+            given["token_type_ids"] = kwargs[TEACHER_TYPES]
         device = next(iter(given.values())).device if given else args[0].device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
@@ -199,18 +203,13 @@ class ClassDistiller:
         return {**metrics, "parameters": count_parameters(self.teacher)[1]}
 
 
-class ClassTeacherCollator:
+class ClassTeacherCollator(Bringing):
     """Adds the class logits that the rows bring along, `[B, labels]`."""
 
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
+    column = COLUMN
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        said = [row[COLUMN] for row in rows if COLUMN in row]
-        batch: dict[str, torch.Tensor] = self.collate([{k: v for k, v in row.items() if k != COLUMN} for row in rows])
-        if said:
-            batch["teacher_logits"] = torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for one in said]))
-        return batch
+    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"teacher_logits": torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for one in values]))}
 
 
 def _names(model: PreTrainedModel) -> tuple[str, ...]:

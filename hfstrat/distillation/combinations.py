@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from hfstrat.strategies.lora import CHANGES_BASE
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from hfstrat.strategies.distill import Distill
 
 
 def check(strategy: Distill) -> None:
     """Raises ValueError with the key that does not fit, or that is missing."""
+    _check_read(strategy)
     if strategy.level == "sequence" and strategy.hidden:
         raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
     if strategy.student.name == "lora" and (strategy.shrink or strategy.hidden):
@@ -34,6 +37,36 @@ def check(strategy: Distill) -> None:
         _check_random(strategy)
     if strategy.on_policy:
         _check_on_policy(strategy)
+
+
+def changed(section: BaseModel) -> set[str]:
+    """The keys with another value than their default: a resolved recipe, where every key stands, can be read again."""
+    return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
+
+
+OF_THE_DIVERGENCE = ("alpha", "temperature", "loss", "skew", "cache")
+
+
+def _check_read(strategy: Distill) -> None:
+    """Refuse what is given and nothing reads. (`alpha: 0` is no such case: it is how the teacher is switched off.)"""
+    given, kept = changed(strategy), changed(strategy.cache)
+    if strategy.level == "sequence" and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
+        raise ValueError(f"{odd[0]}: with level: sequence the teacher only writes, and nothing reads it; remove it")
+    if strategy.on_policy and (odd := [key for key in ("alpha", "cache", "baseline") if key in given]):
+        said = {
+            "alpha": "on its own answers a student learns from the teacher alone",
+            "cache": "the student writes other answers each time, so that none are kept",
+            "baseline": "on its own answers there is nothing to learn without the teacher",
+        }
+        raise ValueError(f"{odd[0]}: {said[odd[0]]}; remove it")
+    if "max_new_tokens" in given and not (strategy.on_policy or strategy.level == "sequence"):
+        raise ValueError("max_new_tokens: nobody writes; it is for level: sequence and on_policy: true, remove it")
+    if "skew" in given and strategy.loss != "skew_kl":
+        raise ValueError(f"skew: it is of skew_kl, and loss is {strategy.loss}; remove it, or say loss: skew_kl")
+    if "tokens" in kept and strategy.cache.form in ("hidden", "off"):
+        raise ValueError(f"cache.tokens: form: {strategy.cache.form} keeps no tokens; remove it, or take sampled or top_k")
+    if "budget" in kept and strategy.cache.form == "off":
+        raise ValueError("cache.budget: form: off keeps nothing; remove it")
 
 
 def makes_words(strategy: Distill) -> bool:
@@ -60,11 +93,5 @@ def _check_on_policy(strategy: Distill) -> None:
         raise ValueError("hidden: TRL's DistillationTrainer compares no layers; remove it, or on_policy")
     if strategy.loss == "skew_kl":
         raise ValueError("loss: skew_kl is not in TRL's DistillationTrainer; take forward_kl, reverse_kl or jsd")
-    if strategy.alpha not in (type(strategy).model_fields["alpha"].default, 1):
-        raise ValueError("alpha: on its own answers a student learns from the teacher alone; remove it")
-    if strategy.cache.form not in ("auto", "off"):
-        raise ValueError(f"cache: {strategy.cache.form}, but the student writes other answers each time; remove it")
-    if strategy.baseline is True:
-        raise ValueError("baseline: on its own answers there is nothing to learn without the teacher; remove it")
     if strategy.teacher is None and strategy.student.name == "lora":
         raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model beside the student: name one")

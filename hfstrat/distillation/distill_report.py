@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
-WITHOUT = {"alpha": 0.0, "level": "token", "baseline": False}  # on the answers of the data, by cross-entropy alone
+SAME = ("name", "teacher", "student", "shrink")  # what the student is
+WITHOUT = {"alpha": 0.0, "baseline": False}  # on the answers of the data, by cross-entropy alone
 SPOKEN = 32  # tokens that are generated to tell the speed
 
 
@@ -31,6 +32,7 @@ def compare(strategy: Distill, loaded: Loaded, facts: dict[str, Any], folder: Pa
         "parameters": facts["total_parameters"],
         "bytes": facts["artefact_bytes"],
         "tokens_per_second": speed_of(str(folder), loaded),
+        "steps": facts["steps"],
     }
     before = _quality(facts["metrics_before"]) if facts["metrics_before"] else None
     without, reason = _baseline(strategy, loaded, facts["train_seconds"])
@@ -83,22 +85,18 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
 
 
 def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
-    """What the same student comes to without the teacher: same start, same rows in the same order, as many steps."""
-    folder = Path(loaded.recipe.output_dir).expanduser() / "without-teacher"
-    words = [f"strategy={json.dumps({**given_strategy(strategy), **WITHOUT})}", f"output_dir={folder}"]
-    words += ["hub.push=false", "training.resume=never"]  # it is nobody's result
-    by_hand = f"hfstrat train {loaded.source} strategy.alpha=0 strategy.level=token output_dir={folder}"
+    """What the same student comes to without the teacher: same start, same rows in the same order, as many steps or as long."""
     if strategy.on_policy:
         return None, "on its own answers there is nothing to learn without the teacher"
+    recipe = without_teacher(strategy, loaded)
+    folder, by_hand = recipe.parent / "without-teacher", f"hfstrat train {recipe}"
     if strategy.baseline is False:
         return None, f"baseline: false; it would be `{by_hand}`"
     if int(os.environ.get("HFSTRAT_PROCESSES") or 1) > 1 or int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return None, f"several processes trained; run it with as many: `{by_hand}`"
     if strategy.baseline == "auto" and seconds > SMALL:
         return None, f"training took {seconds:.0f} s; baseline: true would run it too, or `{by_hand}`"
-    recipe = folder.parent / "without-teacher.yaml"
-    recipe.write_text(json.dumps(as_given(loaded)), encoding="utf-8")
-    command = [sys.executable, "-m", "hfstrat.train", str(recipe), *words, "--overwrite"]
+    command = [sys.executable, "-m", "hfstrat.train", str(recipe), "--overwrite"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER) or key in KEPT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     report = folder / "report.json"
@@ -109,14 +107,16 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     return {**_quality(result["metrics_after"]), "steps": result["steps"], "seconds": result["train_seconds"]}, None
 
 
-def as_given(loaded: Loaded) -> dict[str, Any]:
-    """The resolved recipe as one that can be read again: without keys that are not set."""
-    return without_nothing(loaded.recipe.model_dump())
-
-
-def given_strategy(strategy: Distill) -> dict[str, Any]:
-    given: dict[str, Any] = without_nothing({**strategy.model_dump(), "hidden": None})
-    return given
+def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
+    """The recipe of that run, written beside the result: the resolved one, without keys that are not set."""
+    folder = Path(loaded.recipe.output_dir).expanduser()
+    whole, given = without_nothing(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
+    whole["strategy"] = {**without_nothing({key: given[key] for key in SAME if key in given}), **WITHOUT}
+    whole["output_dir"] = str(folder / "without-teacher")
+    whole["hub"], whole["training"] = {"push": False}, {**whole["training"], "resume": "never"}  # it is nobody's result
+    file = folder / "without-teacher.yaml"
+    file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    return file
 
 
 def without_nothing(tree: Any) -> Any:
@@ -142,12 +142,19 @@ def lines(found: dict[str, Any]) -> list[str]:
         gain = without["loss"] - student["loss"]
         helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"
         said.append(
-            f"without teacher  loss {without['loss']:.4f}, {words} {without[key]:.1%} after as many steps: "
+            f"without teacher  loss {without['loss']:.4f}, {words} {without[key]:.1%} after {_length(student, without)}: "
             f"{helped} ({-gain:+.4f})"
         )
     else:
         said.append(f"without teacher  not run: {found['no_baseline']}")
     return said
+
+
+def _length(student: dict[str, Any], without: dict[str, Any]) -> str:
+    """How long the two learned: a run that ends by the clock takes more steps where nobody is asked."""
+    if without["steps"] == student["steps"]:
+        return "as many steps"
+    return f"{without['steps']:,} steps (with it {student['steps']:,}; both ended by the clock or early stopping)"
 
 
 def _shape(one: dict[str, Any]) -> str:

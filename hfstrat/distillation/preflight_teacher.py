@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat import preflight_model
-from hfstrat.distillation import shrink, teacher
+from hfstrat.distillation import narrow, shrink, teacher
 from hfstrat.distillation.layer_pairs import check_pairs
 from hfstrat.errors import UserError
-from hfstrat.model import read_json
+from hfstrat.model import read_json, read_shapes
 
 if TYPE_CHECKING:
     from hfstrat.config import Recipe
@@ -25,11 +25,18 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
     Raises:
         UserError: one sentence that begins with the key.
     """
+    if recipe.data.overflow == "split" and (strategy.level == "sequence" or strategy.on_policy):
+        raise UserError(
+            "data.overflow: split: only the first piece of a row has a prompt that could be answered; take truncate or drop"
+        )
     model = recipe.model
     config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
     count = _layers(config)
     if strategy.shrink and count:
         shrink.kept_layers(strategy.shrink.layers, count)
+    if strategy.shrink and strategy.shrink.intermediate_size and config:
+        shapes = read_shapes(Path(model.name_or_path).expanduser())
+        narrow.check_width(strategy.shrink.intermediate_size, config, shapes)
     theirs = _check_teacher(strategy, recipe, config, network) if strategy.teacher else config
     if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
         below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count

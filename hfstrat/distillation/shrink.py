@@ -1,28 +1,45 @@
-"""A smaller model out of a larger one: whole layers left out, the rest as it was."""
+"""A smaller model out of a larger one: whole layers and inner channels left out, the rest as it was."""
 
 from __future__ import annotations
 
 import copy
-import re
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.depth import BLOCK
+from hfstrat.distillation import narrow
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from hfstrat.model import Base
     from hfstrat.strategies import Shapes
+    from hfstrat.strategies.distill_section import Shrink
 
-PER_LAYER = re.compile(r"layer|block")  # names of configuration lists that speak of layers
+
+def shrunk(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
+    """The smaller model that is asked for, and what it is in words; `rows` tell which inner channels matter."""
+    config = base.model.config.get_text_config()
+    keep, channels = kept_layers(wish.layers, config.num_hidden_layers), None
+    if wish.layers is not None:
+        base.say(f"student: layers {', '.join(map(str, keep))} of {config.num_hidden_layers}")
+    if wish.intermediate_size is not None:
+        channels = narrow.loudest(base.model, rows, wish.intermediate_size)
+        base.say(f"student: {wish.intermediate_size:,} of {config.intermediate_size:,} inner channels a layer, the loudest")
+    return drop_layers(base.model, keep, channels)
 
 
-def kept_layers(wish: int | list[int], count: int) -> list[int]:
+def kept_layers(wish: int | list[int] | None, count: int) -> list[int]:
     """The numbers of the layers that stay, out of `count`: those named, or so many, evenly spaced with the first and the last.
+
+    None is all of them.
 
     Raises:
         UserError: more layers than there are, or a number outside of them.
     """
+    if wish is None:
+        return list(range(count))
     if isinstance(wish, int):
         if wish > count:
             raise UserError(f"strategy.shrink.layers: {wish} of a model that has {count}; give at most {count}")
@@ -49,10 +66,11 @@ def renamed(names: list[str], keep: list[int]) -> dict[str, str]:
     return found
 
 
-def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
+def drop_layers(model: PreTrainedModel, keep: list[int], channels: dict[int, torch.Tensor] | None = None) -> PreTrainedModel:
     """A new model of the layers `keep`, with copies of their weights and everything around them; ties are tied again.
 
-    It is made anew from its configuration, so that nothing in it remembers the number of a layer that it no longer is.
+    Of each layer's inner channels those in `channels` stay, by the layer's old number; all of them if it is None. It is made
+    anew from its configuration, so that nothing in it remembers the number of a layer that it no longer is.
 
     Raises:
         UserError: the smaller configuration does not describe a model of these layers.
@@ -62,6 +80,9 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
     config = smaller_config(model.config, keep)
     names = renamed(list(model.state_dict()), keep)
     weights = {names[name]: tensor for name, tensor in model.state_dict().items() if name in names}
+    if channels is not None:
+        config.get_text_config().intermediate_size = len(channels[keep[0]])
+        weights = {new: narrow.part_of(old, weights[new], channels) for old, new in names.items()}
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     state = torch.get_rng_state()  # fresh weights are drawn, only to be overwritten
     smaller: PreTrainedModel = type(model)._from_config(
@@ -92,19 +113,18 @@ def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tupl
 
 
 def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
-    """The configuration for these layers only: their number, and each list that has an entry for every layer."""
+    """The configuration for these layers only."""
+    from hfstrat.blocks import keep_in_config
+
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
-    count = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list | tuple) and len(value) == count and PER_LAYER.search(name):
-            setattr(text, name, [value[layer] for layer in keep])
-    text.num_hidden_layers = len(keep)
+    keep_in_config(text, text.num_hidden_layers, keep)
     return smaller
 
 
-def shapes_left(shapes: Shapes, layers: int | list[int]) -> Shapes:
-    """The parameters' shapes without those of layers that are left out."""
+def shapes_left(shapes: Shapes, wish: Shrink) -> Shapes:
+    """The parameters' shapes without what is left out."""
     count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
-    names = renamed(list(shapes), kept_layers(layers, count))
-    return {new: shapes[old] for old, new in names.items()}
+    names = renamed(list(shapes), kept_layers(wish.layers, count))
+    left = {new: shapes[old] for old, new in names.items()}
+    return left if wish.intermediate_size is None else narrow.shapes_left(left, wish.intermediate_size)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat import world
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.data import Prepared
     from hfstrat.model import Base
     from hfstrat.strategies import Footprint
     from hfstrat.strategies.distill import Distill
@@ -54,8 +55,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first}") from error
+        raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
     if how is not None:
@@ -117,6 +117,14 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
     return found
 
 
+def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None:
+    """Refuse rows that are longer than what the teacher was made for. Raises UserError."""
+    from hfstrat.model import check_context
+
+    if teacher is not None and data is not None:
+        check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
+
+
 def words_of(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary, padding included."""
     head = model.get_output_embeddings()
@@ -138,8 +146,8 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
         name = str(source) if source.is_dir() else section.name_or_path
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first}") from error
+        said = f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first_line(error)}"
+        raise UserError(said) from error
     return found
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset
 
+from hfstrat.brought import Bringing, WithColumn
+from hfstrat.data.distinct import distinct
 from hfstrat.data.render import IGNORED
 from hfstrat.together import exhaust
 
@@ -97,9 +98,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, rows: Any) -> Rows:
-        indices = getattr(rows, "_indices", None)  # rows with a weight stand there more than once
-        numbers = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
-        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        first, which = distinct(rows)
         digest, lengths, supervised = hashlib.sha256(), [], []
         for place in first:
             row = rows[int(place)]
@@ -122,8 +121,8 @@ def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
             stream.write_batch(pa.record_batch([pa.array(blobs, pa.large_binary())], schema=schema))
 
 
-class WithTeacher(Dataset[dict[str, Any]]):
-    """Rows with one column more.
+class WithTeacher(WithColumn):
+    """Rows with what the teacher said about each.
 
     Args:
         rows: the tokenised rows.
@@ -132,28 +131,18 @@ class WithTeacher(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, rows: Any, file: Path, places: np.ndarray) -> None:
-        self.rows, self.places = rows, places
-        self.said = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column(COLUMN)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], COLUMN: self.said[int(self.places[index])].as_py()}
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        return [self[index] for index in indices]
+        said = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column(COLUMN)
+        super().__init__(rows, COLUMN, lambda place: said[place].as_py(), places)
 
 
-class TeacherCollator:
+class TeacherCollator(Bringing):
     """Adds what the teacher said about the supervised positions, in the order in which they stand in the batch."""
 
-    def __init__(self, collate: Any, form: Form) -> None:
-        self.collate, self.form = collate, form
+    column = COLUMN
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        said = [row[COLUMN] for row in rows if COLUMN in row]
-        batch: dict[str, torch.Tensor] = self.collate([{k: v for k, v in row.items() if k != COLUMN} for row in rows])
-        if said:
-            batch |= self.form.tensors(b"".join(said))
-        return batch
+    def __init__(self, collate: Any, form: Form) -> None:
+        super().__init__(collate)
+        self.form = form
+
+    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.form.tensors(b"".join(values))

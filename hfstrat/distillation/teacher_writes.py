@@ -35,7 +35,7 @@ BLOCK = 32  # rows that are written together, and kept together
 def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
     """The data with the answers of the recipe's teacher. Raises UserError where it writes no text."""
     from hfstrat.distillation.teacher import different_words, load_teacher, tokenizer_of, words_of
-    from hfstrat.model import compute_dtype
+    from hfstrat.model import compute_dtype, context_of
     from hfstrat.strategies.distill_section import TeacherModel
     from hfstrat.tasks import TASKS
 
@@ -51,7 +51,7 @@ def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: A
     if differs:
         screen.print(f"{'teacher':<9} reads and writes with a tokenizer of its own ({differs}): texts are handed over")
     writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    length = recipe.data.max_length
+    length = min(recipe.data.max_length, context_of(writer) or recipe.data.max_length)
     return rewritten(data, writer, tokenizer, strategy.max_new_tokens, length, screen, theirs if differs else None)
 
 

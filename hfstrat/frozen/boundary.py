@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from hfstrat.blocks import find_blocks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,20 +32,10 @@ class Named(NamedTuple):
     module: nn.Module
 
 
-def find_blocks(model: nn.Module) -> list[Named]:
+def named_blocks(model: nn.Module) -> list[Named]:
     """The transformer blocks, first to last; empty where nobody can tell which they are."""
-    whole: Any = getattr(model, "config", None)
-    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
-    count = getattr(config, "num_hidden_layers", None)
-    if getattr(config, "is_encoder_decoder", False) or not count:
-        return []
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    # experts and the like are lists inside of blocks
-    outer = [(name, m) for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    if len(outer) != 1:
-        return []
-    name, found = outer[0]
-    return [Named(f"{name}.{index}", block) for index, block in enumerate(found)]
+    found = find_blocks(model)
+    return [Named(f"{found.name}.{index}", block) for index, block in enumerate(found.modules)] if found else []
 
 
 def final_norm(model: nn.Module, blocks: list[Named]) -> Named | None:

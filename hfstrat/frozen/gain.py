@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.data.parts import column
-from hfstrat.frozen.boundary import find_blocks
+from hfstrat.frozen.boundary import named_blocks
 from hfstrat.quantization import elements
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def predicted_gain(feed: Feed, prefix: Prefix) -> float:
     where its weights are frozen too. Rows that stand in the data more than once are computed once.
     """
     length = float(np.mean(column(feed.train, "length")))
-    blocks = find_blocks(prefix.boundary.model)
+    blocks = named_blocks(prefix.boundary.model)
     costs = [_forward(block.module, length, prefix.boundary.model.config) for block in blocks]
     once = sum(costs[: prefix.frozen])
     rest = sum(

@@ -19,6 +19,7 @@ import torch
 
 from hfstrat import world
 from hfstrat.data import cache, shelf
+from hfstrat.data.distinct import distinct
 from hfstrat.data.parts import column
 from hfstrat.errors import UserError
 from hfstrat.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating
@@ -127,9 +128,7 @@ class _Part:
 
     @classmethod
     def of(cls, rows: Any) -> _Part:
-        indices = getattr(rows, "_indices", None)  # rows with a weight stand there more than once
-        numbers = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
-        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        first, which = distinct(rows)
         return cls(rows, first, column(rows, "length")[first], which)
 
     def __len__(self) -> int:

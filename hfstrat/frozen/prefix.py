@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfstrat.frozen.boundary import Batch, Boundary, evaluating, final_norm, find_blocks, finished_before, frozen_depth
+from hfstrat.frozen.boundary import Batch, Boundary, evaluating, final_norm, finished_before, frozen_depth, named_blocks
 from hfstrat.frozen.states import RAW
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
     Raises:
         Refused: with the reason.
     """
-    if not (blocks := find_blocks(model)):
+    if not (blocks := named_blocks(model)):
         raise Refused(f"it cannot be told which modules of {type(model).__name__} are its transformer blocks")
     try:
         frozen = frozen_depth(model, blocks, batch)

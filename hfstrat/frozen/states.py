@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset
 
+from hfstrat.brought import Bringing, Collate, WithColumn
 from hfstrat.frozen.boundary import COLUMN, Boundary
 from hfstrat.together import exhaust
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 RAW: dict[torch.dtype, Any] = {
     torch.float32: np.dtype("float32"),
     torch.bfloat16: np.dtype("int16"),
@@ -64,8 +63,8 @@ class States:
         return values[offsets[place] : offsets[place + 1]].reshape(-1, self.width)
 
 
-class WithStates(Dataset[dict[str, Any]]):
-    """Rows with one column more. Each row brings its own states, so no order of rows can mix them up.
+class WithStates(WithColumn):
+    """Rows with their hidden states.
 
     Args:
         rows: the tokenised rows.
@@ -73,38 +72,29 @@ class WithStates(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, rows: Any, states: States, places: np.ndarray) -> None:
-        self.rows, self.states, self.places = rows, states, places
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], COLUMN: self.states[int(self.places[index])]}
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        return [self[index] for index in indices]
+        super().__init__(rows, COLUMN, states.__getitem__, places)
 
 
-class StatesCollator:
+class StatesCollator(Bringing):
     """Adds the rows' states, padded with zeros to the batch's width, while the boundary takes them.
 
     What stands at padded positions reaches no other position: attention masks them, and they carry no loss.
     """
 
-    def __init__(self, collate: Collate, boundary: Boundary, dtype: torch.dtype) -> None:
-        self.collate, self.boundary, self.dtype = collate, boundary, dtype
+    column = COLUMN
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        states: list[np.ndarray] = [row[COLUMN] for row in rows if COLUMN in row]
-        batch = self.collate([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
-        if len(states) == len(rows) and self.boundary.is_bound:
-            padded: np.ndarray = np.zeros(
-                (len(rows), batch["input_ids"].shape[1], int(states[0].shape[1])), dtype=RAW[self.dtype]
-            )
-            for index, row in enumerate(states):
-                padded[index, : len(row)] = row
-            batch[COLUMN] = torch.from_numpy(padded).view(self.dtype)
-        return batch
+    def __init__(self, collate: Collate, boundary: Boundary, dtype: torch.dtype) -> None:
+        super().__init__(collate)
+        self.boundary, self.dtype = boundary, dtype
+
+    def added(self, values: list[np.ndarray], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.boundary.is_bound:
+            return {}
+        shape = (len(values), batch["input_ids"].shape[1], int(values[0].shape[1]))
+        padded: np.ndarray = np.zeros(shape, dtype=RAW[self.dtype])
+        for index, row in enumerate(values):
+            padded[index, : len(row)] = row
+        return {COLUMN: torch.from_numpy(padded).view(self.dtype)}
 
 
 def in_batches(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:

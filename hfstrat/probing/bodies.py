@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from hfstrat.blocks import find_blocks, keep_in_config
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def take_apart(model: PreTrainedModel) -> Body:
     Raises:
         UserError: a body whose output comes about in another way.
     """
-    blocks = find_blocks(model)
+    found = find_blocks(model)
     name = type(model).__name__
-    if blocks is None:
+    if found is None:
         raise UserError(f"strategy: {name} is no plain stack of blocks, so it cannot be cut at a layer; take partial or lora")
+    blocks = found.modules
     last: list[torch.Tensor] = []
     hook = blocks[-1].register_forward_hook(lambda module, args, given: last.append(hidden_of(given)))
     was_training = model.training
@@ -71,14 +72,6 @@ def take_apart(model: PreTrainedModel) -> Body:
         hook.remove()
         model.train(was_training)
     raise UserError(f"strategy: the output of {name} is not that of its last block, normed or plain; take partial or lora")
-
-
-def find_blocks(model: Any) -> nn.ModuleList | None:
-    """The one list of modules as long as the config says the model is deep, that is in no other such list."""
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
-    outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    return outer[0] if len(outer) == 1 else None
 
 
 def norms(model: nn.Module, blocks: nn.ModuleList) -> list[nn.Module]:
@@ -98,15 +91,5 @@ def cut(body: Body, layer: int) -> Body:
     depth, config = body.depth, body.model.config
     del body.blocks[layer:]
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        shorten(part, depth, layer)
+        keep_in_config(part, depth, list(range(layer)))
     return body
-
-
-def shorten(config: Any, depth: int, layer: int) -> None:
-    """Say in a config that the model has `layer` instead of `depth` layers, also in lists with an entry for each."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list | tuple) and len(value) == depth and not name.startswith("_") and name != "architectures":
-            setattr(config, name, copy.copy(value[:layer]))
-    config.num_hidden_layers = layer
-    if isinstance(getattr(config, "max_window_layers", None), int):
-        config.max_window_layers = min(config.max_window_layers, layer)

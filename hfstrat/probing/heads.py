@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hfstrat.blocks import keep_in_config
 from hfstrat.errors import UserError
 from hfstrat.model import cast_weights
 from hfstrat.probing import sentence
@@ -137,9 +138,7 @@ def shorten(base: Base, body: Any, pooled: Pooled) -> None:
     depth = body.depth
     cut(body, pooled.layer)
     if base.model.config is not body.model.config:
-        from hfstrat.probing.bodies import shorten as shorten_config
-
-        shorten_config(base.model.config, depth, pooled.layer)
+        keep_in_config(base.model.config, depth, list(range(pooled.layer)))
     base.say(f"the body ends after layer {pooled.layer} of {depth}; pooled by {pooled.pooling}")
 
 

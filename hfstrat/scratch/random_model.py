@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 from hfstrat.model import Base, compute_dtype, source_of
 from hfstrat.strategies.blueprint import split_class
 
@@ -30,7 +30,7 @@ def stored_config(model: Model) -> dict[str, Any]:
     try:
         return dict(PreTrainedConfig.get_config_dict(source, **options)[0])
     except Exception as error:
-        raise UserError(f"model.name_or_path: {model.name_or_path}: {_first_line(error)}") from error
+        raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
 
 
 def of_config(
@@ -60,7 +60,7 @@ def of_config(
         config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
         model = getattr(transformers, task.auto_class).from_config(config, **options)
     except Exception as error:
-        raise UserError(f"strategy.config: transformers refuses this config of {family}: {_first_line(error)}") from error
+        raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error
     base = finished(recipe, model, tokenizer)
     base.task, base.new_head = task, True
     base.head_modules = task.new_weights(model, [])[0]
@@ -88,7 +88,7 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"strategy.model_class: {file} cannot be imported: {_first_line(error)}") from error
+        raise UserError(f"strategy.model_class: {file} cannot be imported: {first_line(error)}") from error
     found: Any = getattr(module, name)
     fits = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if not (fits and found.config_class and found.can_generate()):
@@ -105,7 +105,7 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
     try:
         model = found(found.config_class(**{**sizes, **settings, **token_ids(tokenizer)}))
     except Exception as error:
-        raise UserError(f"strategy.model_class: {named} cannot be made with this config: {_first_line(error)}") from error
+        raise UserError(f"strategy.model_class: {named} cannot be made with this config: {first_line(error)}") from error
     if not hasattr(model.config, "num_hidden_layers"):
         raise UserError(
             f"strategy.model_class: {named}: its config has no num_hidden_layers, which generate reads; give it one"
@@ -135,7 +135,3 @@ def finished(recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
     compute = compute_dtype(recipe.model.dtype)
     own = torch.float32 if recipe.model.dtype == "auto" else compute  # what was learnt is not rounded unasked
     return Base(model, recipe.model.name_or_path, recipe.model.revision, list(new_ids), compute, own)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -54,7 +54,7 @@ class Distill(Strategy):
     student: Annotated[Student, Field(discriminator="name"), _text("name", Student | StudentName)] = Field(
         description="How the student learns: another strategy with its keys"
     )
-    shrink: Shrink | None = Field(None, description="The student is `model:` with layers left out")
+    shrink: Shrink | None = Field(None, description="The student is `model:` with layers left out, or narrower ones")
     loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
         "forward_kl",
         description="Divergence: forward_kl (arXiv 1503.02531), reverse_kl (2306.08543), jsd, skew_kl (2402.03898)",
@@ -152,18 +152,16 @@ class Distill(Strategy):
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         from hfstrat.distillation import teacher
         from hfstrat.distillation.distill_loss import Mix
-        from hfstrat.distillation.shrink import drop_layers, kept_layers
+        from hfstrat.distillation.shrink import shrunk
 
         with random_student.speaking(self):
             base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
         if self.asks or self.level == "sequence":
-            base.beside["teacher"] = teacher.placed(self, base, tokenizer)
+            base.beside["teacher"] = found = teacher.placed(self, base, tokenizer)
+            teacher.check_length(found, data)
         if self.shrink:
-            count = base.model.config.get_text_config().num_hidden_layers
-            keep = kept_layers(self.shrink.layers, count)
-            base.model = drop_layers(base.model, keep)
-            base.say(f"student: layers {', '.join(map(str, keep))} of {count}")
+            base.model = shrunk(self.shrink, base, data and data.train)
         return base
 
     def build_model(self, base: Base) -> nn.Module:
@@ -259,4 +257,4 @@ class Distill(Strategy):
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         from hfstrat.distillation.shrink import shapes_left
 
-        return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)
+        return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink), tied)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from hfstrat.strategies.base import Section
 from hfstrat.strategies.quantization_section import FromName, Quantization
@@ -25,18 +25,27 @@ class TeacherModel(Section):
 
 
 class Shrink(Section):
-    """The student is `model:` with layers left out."""
+    """The student is `model:` with layers left out, narrower ones, or both."""
 
-    layers: int | list[int] = Field(
-        description="How many layers stay (evenly spaced, the first and the last among them), or their numbers from 0"
+    layers: int | list[int] | None = Field(
+        None, description="How many layers stay (evenly spaced, the first and the last among them), or their numbers from 0"
+    )
+    intermediate_size: int | None = Field(
+        None, ge=1, description="How many inner channels of each feed-forward layer stay: the loudest on training rows"
     )
 
     @field_validator("layers")
     @classmethod
-    def _some(cls, value: int | list[int]) -> int | list[int]:
-        if not value or (isinstance(value, int) and value < 1):
+    def _some(cls, value: int | list[int] | None) -> int | list[int] | None:
+        if value is not None and (not value or (isinstance(value, int) and value < 1)):
             raise ValueError("at least one layer has to stay")
         return value
+
+    @model_validator(mode="after")
+    def _anything(self) -> Shrink:
+        if self.layers is None and self.intermediate_size is None:
+            raise ValueError("what shall be smaller? Give layers, such as layers: 6, or intermediate_size")
+        return self
 
 
 class LayerPairs(Section):

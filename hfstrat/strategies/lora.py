@@ -223,11 +223,11 @@ class Lora(Strategy):
         return Footprint(adapters + whole, base + adapters + whole)
 
 
-def check_adapter(path: str) -> None:
+def check_adapter(path: str, key: str = "strategy.adapter") -> None:
     """Refuse a local folder that holds no PEFT adapter."""
     folder = Path(path).expanduser()
     config = folder / "adapter_config.json"
     if folder.exists() and not config.exists():
-        raise UserError(f"strategy.adapter: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
+        raise UserError(f"{key}: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
     if config.exists() and json.loads(config.read_text()).get("peft_type") != "LORA":
-        raise UserError(f"strategy.adapter: {path} is no LoRA adapter; give the folder of one")
+        raise UserError(f"{key}: {path} is no LoRA adapter; give the folder of one")

@@ -96,11 +96,12 @@ class TextClassification(Task):
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
-        from hfstrat.data.class_batches import ClassCollator
+        from hfstrat.data.class_batches import ClassCollator, has_token_types
 
-        has_types = (getattr(base.model.config, "type_vocab_size", 0) or 0) > 1
+        teacher = base.beside.get("teacher")
+        has_types = [model is not None and has_token_types(model) for model in (base.model, teacher)]
         several = len(data.label_names) if data.many else None
-        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_types, several)
+        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_types[0], several, has_types[1])
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
@@ -173,8 +174,10 @@ class TextClassification(Task):
 
     def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation row together, so that padding is part of what is compared."""
+        from hfstrat.data.class_batches import TEACHER_TYPES
+
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return {name: tensor for name, tensor in batch.items() if name not in ("labels", TEACHER_TYPES)}
 
     def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         from hfstrat.evaluate import in_words, labels_of
