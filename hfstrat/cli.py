@@ -40,7 +40,7 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe."""
-    from hfstrat import launch, preflight
+    from hfstrat import hub, launch, preflight
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
 
@@ -48,6 +48,9 @@ def train(
     arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
     started = launch.plan_launch(arguments, accelerate_config, num_processes)
     preflight.check(loaded, overwrite)
+    with located(loaded):
+        for line in hub.prepare(loaded.recipe):
+            print(line, flush=True)
     if started.processes > 1:
         from hfstrat.plan import share_of
 
@@ -174,6 +177,21 @@ def merge(
     from hfstrat import use
 
     use.merge(target, output)
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run")],
+    repo: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Repository, such as me/my-model; default: the recipe's")
+    ] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Default: what the recipe says")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch, made if it is missing")] = None,
+) -> None:
+    """Upload a finished run to the Hub, pull it again and compare. A push that failed goes on where it stopped."""
+    from hfstrat import hub
+
+    print("\n".join(hub.push_run(run, repo, private, revision)))
 
 
 @app.callback(invoke_without_command=True)

@@ -137,7 +137,10 @@ class Hub(Section):
 
     push: bool = Field(False, description="Upload the result after it was verified")
     repo: str | None = Field(None, description="Repository, such as me/my-model")
-    private: bool = Field(True, description="Whether a repository made for it is private")
+    private: bool = Field(
+        True, description="Whether the repository is private; a public one is pushed to only where this is false"
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch to push to, made if missing; default: main")
 
     @model_validator(mode="after")
     def _has_a_repo(self) -> Hub:

@@ -167,15 +167,13 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault(f"{self.command} {unquote(self.url.path)}")
         if fault and fault.slow:
             time.sleep(fault.slow)
-        if fault and fault.cut and not self.command == "GET":
+        if fault and fault.cut and self.command != "GET":
             self.close_connection = True  # the body is left unread: the other side is cut off while it sends
             return
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = self.chunks()
-        if fault and fault.status:
-            return self.send(fault.status, {"error": "a fault to order"}, fault.headers)
-        status, content, headers = self.answer(body)
+        chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        body = self.chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        ordered = (fault.status, {"error": "a fault to order"}, fault.headers) if fault and fault.status else None
+        status, content, headers = ordered or self.answer(body)
         self.send(status, content, headers, cut=bool(fault and fault.cut))
 
     do_GET = do_HEAD = do_POST = do_PUT = respond
