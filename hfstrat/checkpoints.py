@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "hub",
     "output_dir",
     "training.per_device_",
+    "training.report_to",
     "training.activation_checkpointing",
     "training.resume",
     "training.logging_steps",

@@ -141,18 +141,49 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
+Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer, at most")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy; above, answers are sampled")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass")]
+Seed = Annotated[int, typer.Option(help="Of sampling")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message")]
+
+
 @app.command()
 def generate(
     target: Target,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times")] = None,
     file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most")] = 128,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl, in batches")] = None,
+    max_new_tokens: Tokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, with --output")] = 8,
+    plain: Annotated[bool, typer.Option("--plain", help="Prompts go in as they are, without a chat template")] = False,
+    system: System = None,
 ) -> None:
-    """Answer prompts, greedily."""
+    """Answer prompts: streamed on the terminal, or in batches into a file."""
     from hfstrat import use
+    from hfstrat.answers import How
 
-    use.generate(target, prompt or [], file, output, max_new_tokens)
+    how = How(max_new_tokens, temperature, top_p, seed, batch_size, plain, system)
+    use.generate(target, prompt or [], file, output, max_new_tokens, how)
+
+
+@app.command()
+def chat(
+    target: Target,
+    max_new_tokens: Tokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    system: System = None,
+) -> None:
+    """Talk to a model; /reset begins again, /quit ends."""
+    from hfstrat.answers import How
+    from hfstrat.chat import chat
+
+    chat(target, How(max_new_tokens, temperature, top_p, seed, system=system))
 
 
 @app.command()
@@ -177,6 +208,45 @@ def merge(
     from hfstrat import use
 
     use.merge(target, output)
+
+
+@app.command()
+def export(
+    target: Target,
+    output: Annotated[Path, typer.Argument(help="A new folder, or for gguf a file that ends in .gguf")],
+    form: Annotated[str, typer.Option("--format", metavar="FORM", help="safetensors, gguf or onnx")] = "safetensors",
+) -> None:
+    """Write a result for other programs, read it again and compare."""
+    from hfstrat import export
+
+    export.export(target, output, form)
+
+
+@app.command("use")
+def use_lines(target: Target) -> None:
+    """Show how to load and serve this result: Python, transformers serve, vLLM, Ollama."""
+    from hfstrat import usage
+
+    print("\n".join(usage.show(target)))
+
+
+@app.command()
+def runs(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
+    sort: Annotated[str, typer.Option(metavar="KEY", help="name, loss, time or cost")] = "name",
+) -> None:
+    """List the runs under a folder, or say what differs between two."""
+    from hfstrat import runs as made
+    from hfstrat.errors import UserError
+
+    if words and words[0] == "diff":
+        if len(words) != 3:
+            raise UserError(f"runs diff: {len(words) - 1} given; expected two runs, as in `hfstrat runs diff A B`")
+        print("\n".join(made.diff(Path(words[1]), Path(words[2]))))
+    elif len(words or []) > 1:
+        raise UserError(f"runs: {' '.join(words or [])}: one folder is expected, or diff and two runs")
+    else:
+        print("\n".join(made.table(Path((words or ["runs"])[0]), sort)))
 
 
 @app.command()

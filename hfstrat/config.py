@@ -16,6 +16,7 @@ Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosi
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
 ]
+Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 StrategyName: Any = Literal[tuple(STRATEGIES)]
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
@@ -87,6 +88,7 @@ class Training(Section):
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints to keep (the best is always kept)")
     load_best_model_at_end: bool = Field(True, description="End with the weights of the lowest evaluation loss")
     early_stopping_patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without gain")
+    report_to: list[Tracker] = Field([], description="Trackers that the losses go to as well; none by default")
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint")
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed on as they are")
 

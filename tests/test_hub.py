@@ -1,4 +1,4 @@
-"""Pushing, against a Hub on the loopback: refused before training where it cannot work, and never the end of a run afterwards."""
+"""Pushing, against a Hub on the loopback: refused before training where it cannot work, never the end of a run after it."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_a_hub_that_keeps_something_else_is_found_out(server: LoopbackHub, tmp_p
         return real(request)
 
     server.fault = spoil  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="adapter_config.json is not what was pushed"):
+    with pytest.raises(RunError, match=r"adapter_config\.json is not what was pushed"):
         hub.push_run(str(run), "me/x", None, None)
 
 
