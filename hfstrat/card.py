@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from hfstrat import lineage
+from hfstrat.card_metadata import METRICS, accounts, evaluated, metadata
+from hfstrat.markdown import code, quoted, table
 from hfstrat.scrub import Scrubber, published_report
 from hfstrat.usage import Artefact, snippet
 
-METRICS = {  # of a report: what it is called, the Hub's name for its kind, how it is written, whether less is better
-    "loss": ("loss (nats a {unit})", "loss", "{:.4f}", True),
-    "perplexity": ("perplexity", "perplexity", "{:.2f}", True),
-    "bits_per_byte": ("bits per byte", "bits_per_byte", "{:.3f}", True),
-    "token_accuracy": ("token accuracy", "accuracy", "{:.1%}", False),
-    "accuracy": ("accuracy", "accuracy", "{:.1%}", False),
-    "macro_f1": ("macro-F1", "f1", "{:.1%}", False),
-    "micro_f1": ("micro-F1", "f1", "{:.1%}", False),
-    "teacher_kl": ("KL from the teacher (nats a token)", "kl_divergence", "{:.4f}", True),
-}
 LABELS = 30  # that a table by label has, at most
 HIDDEN = ("name", "student", "teacher")  # of a strategy's section: said in words
 
@@ -47,47 +38,6 @@ def make(report: dict[str, Any], final: Path, repo: str) -> str:
     ]
     head = "---\n" + metadata(report, public, artefact, title).to_yaml() + "\n---\n\n"
     return head + scrubber.text("\n\n".join(block for block in blocks if block)) + "\n"
-
-
-def metadata(report: dict[str, Any], public: dict[str, Any], artefact: Artefact, title: str) -> Any:
-    """The card's metadata with its model-index, as huggingface_hub's ModelCardData."""
-    from huggingface_hub import ModelCardData
-
-    recipe, base = report["run"]["recipe"], artefact.base
-    strategy = recipe["strategy"]["name"]
-    sets = [each["source"] for each in _accounts(report, "train") if lineage.is_hub_data(each["source"])]
-    licence = base.licence if base else None
-    more = {"base_model_relation": "adapter" if artefact.is_adapter else "finetune"} if base and base.hub else {}
-    return ModelCardData(
-        base_model=base.hub or None if base else None,
-        datasets=list(dict.fromkeys(sets)) or None,
-        eval_results=_eval_results(public, artefact),
-        library_name=artefact.library,
-        license=licence if licence and re.fullmatch(r"[a-z0-9.+-]+", licence) else None,
-        model_name=title,
-        pipeline_tag=artefact.task.pipeline,
-        tags=["hfstrat", strategy],
-        **more,
-    )
-
-
-def _eval_results(public: dict[str, Any], artefact: Artefact) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    after, (name, origin) = public["result"].get("metrics_after") or {}, _evaluated(public)
-    hub = lineage.is_hub_data(origin)
-    return [
-        EvalResult(
-            task_type=artefact.task.pipeline,
-            dataset_type=origin if hub else "local",
-            dataset_name=name,
-            metric_type=METRICS[key][1],
-            metric_name=METRICS[key][0].format(unit=artefact.task.unit),
-            metric_value=round(float(value), 5),
-        )
-        for key, value in after.items()
-        if key in METRICS
-    ]
 
 
 def _opening(public: dict[str, Any], artefact: Artefact) -> list[str]:
@@ -134,27 +84,27 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
             mark = " (less is better)" if less else ""
             earlier = style.format(before[key]) if key in before else "-"
             rows.append([name.format(unit=artefact.task.unit) + mark, earlier, f"**{style.format(after[key])}**"])
-    lines = [_table(["", "before training", "after"], rows, numbers=2), _how_measured(public, artefact)]
+    lines = [table(["", "before training", "after"], rows, numbers=2), _how_measured(public, artefact)]
     labels = result.get("evaluation", {}).get("labels") or []
     if labels:
         cells = [
-            [_code(row["label"]), f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", f"{row['support']:,}"]
+            [code(row["label"]), f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", f"{row['support']:,}"]
             for row in labels[:LABELS]
         ]
-        lines.append(_table(["label", "precision", "recall", "F1", "rows"], cells, numbers=4))
+        lines.append(table(["label", "precision", "recall", "F1", "rows"], cells, numbers=4))
         if len(labels) > LABELS:
             lines.append(f"The first {LABELS} of {len(labels)} labels; the others stand in `report.json`.")
     for answer in result.get("answers", []):
         lines.append(
-            f"**Prompt.** {_quoted(answer['prompt'])}\n\n**Before.** {_quoted(answer['before'])}\n\n"
-            f"**After.** {_quoted(answer['after'])}"
+            f"**Prompt.** {quoted(answer['prompt'])}\n\n**Before.** {quoted(answer['before'])}\n\n"
+            f"**After.** {quoted(answer['after'])}"
         )
     return lines
 
 
 def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
     result, training = public["result"], public["run"]["recipe"]["training"]
-    after, (name, _) = result.get("metrics_after") or {}, _evaluated(public)
+    after, (name, _) = result.get("metrics_after") or {}, evaluated(public)
     count = after.get("tokens") or after.get("rows")
     items = f" ({count:,.0f} {artefact.task.unit}s that count)" if count else ""
     text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling."
@@ -165,36 +115,21 @@ def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
     return text
 
 
-def _evaluated(public: dict[str, Any]) -> tuple[str, str]:
-    """The evaluation data in words, and their source."""
-    data = public["run"].get("data", {})
-    account = data.get("eval") or {}
-    source = str(account.get("source") or "rows held out from the training data")
-    own = public["run"]["recipe"]["data"].get("eval")
-    words = f"{source}" if own else f"rows held out from {source}"
-    return (f"{words}, {account['rows_kept']:,} rows" if account.get("rows_kept") else words), source
-
-
-def _accounts(report: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    account = report["run"].get("data", {}).get(part) or {}
-    return account.get("sources") or ([account] if account else [])
-
-
 def _data(public: dict[str, Any], report: dict[str, Any]) -> list[str]:
     rows = []
     for part, role in (("train", "training"), ("eval", "evaluation")):
-        for said, real in zip(_accounts(public, part), _accounts(report, part), strict=True):
+        for said, real in zip(accounts(public, part), accounts(report, part), strict=True):
             rows.append(
                 [
-                    _code(said["source"]),
+                    code(said["source"]),
                     role,
                     f"{said.get('rows_kept', 0):,}",
                     f"{said.get('tokens', 0):,}",
                     lineage.data_licence(real["source"]) or "not known",
-                    _code(str(said.get("sha256", ""))[:16]),
+                    code(str(said.get("sha256", ""))[:16]),
                 ]
             )
-    kept = _table(["source", "for", "rows", "tokens", "licence", "sha256 of the ids"], rows, numbers=0)
+    kept = table(["source", "for", "rows", "tokens", "licence", "sha256 of the ids"], rows, numbers=0)
     files = public.get("environment", {}).get("data_sha256") or {}
     lines = [kept]
     if files:
@@ -207,7 +142,7 @@ def _training(public: dict[str, Any]) -> list[str]:
     environment, plan = public.get("environment", {}), result.get("plan", {})
     strategy = _flat({key: value for key, value in recipe["strategy"].items() if key not in HIDDEN})
     settings = {
-        "strategy": _code(recipe["strategy"]["name"]) + (f" ({', '.join(strategy)})" if strategy else ""),
+        "strategy": code(recipe["strategy"]["name"]) + (f" ({', '.join(strategy)})" if strategy else ""),
         "learning rate": f"{recipe['training']['learning_rate']:g}, {recipe['training']['lr_scheduler_type']}"
         if recipe["training"].get("learning_rate")
         else "",
@@ -228,7 +163,7 @@ def _training(public: dict[str, Any]) -> list[str]:
     rows = [[name, value] for name, value in settings.items() if value]
     versions = ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items())
     return [
-        _table(["", ""], rows, numbers=0),
+        table(["", ""], rows, numbers=0),
         f"Python {environment.get('python', '?')}; {versions}." if versions else "",
         "`recipe.yaml` holds every setting and `report.json` everything that was measured, without the folders of the machine "
         "that it ran on.",
@@ -285,20 +220,3 @@ def _closing(public: dict[str, Any]) -> str:
         f"After training, the saved files were loaded by `{check['loaded_with']}` in a fresh process: the same logits {same}. "
         "This card was made from the report of the run."
     )
-
-
-def _table(head: list[str], rows: list[list[str]], numbers: int) -> str:
-    """A Markdown table whose last `numbers` columns stand to the right."""
-    line = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *cells))
-
-
-def _code(text: Any) -> str:
-    return f"`{str(text).replace('`', chr(39))}`" if str(text) else ""
-
-
-def _quoted(text: str) -> str:
-    """A text of a model as a block that no Markdown in it can leave."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"\n{fence}text\n{text.strip()}\n{fence}"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hfstrat import __version__
+from hfstrat import cli_results as results
 from hfstrat.errors import RunError
 
 app = typer.Typer(
@@ -26,7 +27,6 @@ app.add_typer(cache_app, name="cache")
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
-Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, an adapter, a model folder or a Hub id")]
 
 
 @app.command()
@@ -141,127 +141,7 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer, at most")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy; above, answers are sampled")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass")]
-Seed = Annotated[int, typer.Option(help="Of sampling")]
-System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message")]
-
-
-@app.command()
-def generate(
-    target: Target,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl, in batches")] = None,
-    max_new_tokens: Tokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, with --output")] = 8,
-    plain: Annotated[bool, typer.Option("--plain", help="Prompts go in as they are, without a chat template")] = False,
-    system: System = None,
-) -> None:
-    """Answer prompts: streamed on the terminal, or in batches into a file."""
-    from hfstrat import use
-    from hfstrat.answers import How
-
-    how = How(max_new_tokens, temperature, top_p, seed, batch_size, plain, system)
-    use.generate(target, prompt or [], file, output, max_new_tokens, how)
-
-
-@app.command()
-def chat(
-    target: Target,
-    max_new_tokens: Tokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    system: System = None,
-) -> None:
-    """Talk to a model; /reset begins again, /quit ends."""
-    from hfstrat.answers import How
-    from hfstrat.chat import chat
-
-    chat(target, How(max_new_tokens, temperature, top_p, seed, system=system))
-
-
-@app.command()
-def predict(
-    target: Target,
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Texts: lines of .txt, or rows with a text or a pair of texts")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl")] = None,
-) -> None:
-    """Say the labels that a classifier gives to texts."""
-    from hfstrat import predict as prediction
-
-    prediction.predict(target, text or [], file, output)
-
-
-@app.command()
-def merge(
-    target: Target,
-    output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],
-) -> None:
-    """Merge an adapter into its base in 16 bits, and say how far the merged model is from base with adapter."""
-    from hfstrat import use
-
-    use.merge(target, output)
-
-
-@app.command()
-def export(
-    target: Target,
-    output: Annotated[Path, typer.Argument(help="A new folder, or for gguf a file that ends in .gguf")],
-    form: Annotated[str, typer.Option("--format", metavar="FORM", help="safetensors, gguf or onnx")] = "safetensors",
-) -> None:
-    """Write a result for other programs, read it again and compare."""
-    from hfstrat import export
-
-    export.export(target, output, form)
-
-
-@app.command("use")
-def use_lines(target: Target) -> None:
-    """Show how to load and serve this result: Python, transformers serve, vLLM, Ollama."""
-    from hfstrat import usage
-
-    print("\n".join(usage.show(target)))
-
-
-@app.command()
-def runs(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
-    sort: Annotated[str, typer.Option(metavar="KEY", help="name, loss, time or cost")] = "name",
-) -> None:
-    """List the runs under a folder, or say what differs between two."""
-    from hfstrat import runs as made
-    from hfstrat.errors import UserError
-
-    if words and words[0] == "diff":
-        if len(words) != 3:
-            raise UserError(f"runs diff: {len(words) - 1} given; expected two runs, as in `hfstrat runs diff A B`")
-        print("\n".join(made.diff(Path(words[1]), Path(words[2]))))
-    elif len(words or []) > 1:
-        raise UserError(f"runs: {' '.join(words or [])}: one folder is expected, or diff and two runs")
-    else:
-        print("\n".join(made.table(Path((words or ["runs"])[0]), sort)))
-
-
-@app.command()
-def push(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run")],
-    repo: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Repository, such as me/my-model; default: the recipe's")
-    ] = None,
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Default: what the recipe says")] = None,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch, made if it is missing")] = None,
-) -> None:
-    """Upload a finished run to the Hub, pull it again and compare. A push that failed goes on where it stopped."""
-    from hfstrat import hub
-
-    print("\n".join(hub.push_run(run, repo, private, revision)))
+results.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -100,6 +100,4 @@ def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: floa
     if not off <= allowed * largest:
         raise RunError(f"{output}: read again, its logits are off by {off:.3g} (the largest is {largest:.3g}); it is kept")
     same = float((want.argmax(-1) == got.argmax(-1)).float().mean())
-    print(
-        f"{output}: read again and compared: logits differ by at most {off:.2g} of {largest:.3g}, the same first choice for {same:.0%}"
-    )
+    print(f"{output}: read again: logits differ by at most {off:.2g} of {largest:.3g}, the same first choice for {same:.0%}")

@@ -1,4 +1,4 @@
-"""A Llama model as a GGUF file. What is not known to come out right is refused: llama.cpp's own converter knows more families."""
+"""A Llama model as a GGUF file. What may come out wrong is refused: llama.cpp's own converter knows more."""
 
 from __future__ import annotations
 
@@ -77,9 +77,10 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
             return content | {"pre": "gpt-2"}
         if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
             return content | {"pre": "smollm"}
+    by = " and ".join(map(str, kinds))
     raise UserError(
-        f"--format gguf: this tokenizer ({content['model']['type']}, split by {' and '.join(map(str, kinds))}) is not what this "
-        f"writes; expected a byte-level BPE as GPT-2's or SmolLM's. {INSTEAD}"
+        f"--format gguf: this tokenizer ({content['model']['type']}, split by {by}) is not what this writes; "
+        f"expected a byte-level BPE as GPT-2's or SmolLM's. {INSTEAD}"
     )
 
 
