@@ -61,7 +61,7 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "log_level": "error",  # Trainer would set it to warning on the other processes
         "log_level_replica": "error",
         "disable_tqdm": True,  # we show progress ourselves
-        "report_to": trackers.ready(training.report_to, recipe.output_dir),
+        "report_to": trackers.ready(training.report_to),
     }
     try:
         return TrainingArguments(**{**settings, **training.extra})

@@ -21,16 +21,10 @@ def check(names: Sequence[str]) -> None:
             raise UserError(f"training.report_to: {name} is not installed: pip install {PACKAGES[name]}, or remove it")
 
 
-def ready(names: Sequence[str], output_dir: str) -> list[str]:
-    """What TrainingArguments takes, with each tracker told to work without a network where nobody said otherwise."""
-    folder = Path(output_dir).expanduser().absolute()
-    if "tensorboard" in names:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    if "mlflow" in names:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+def ready(names: Sequence[str]) -> list[str]:
+    """What TrainingArguments takes; a tracker that would ask for a login is told to work without."""
     if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not _logged_in():
-        os.environ.setdefault("WANDB_MODE", "offline")  # it would ask on the terminal; `wandb sync` sends it later
-        os.environ.setdefault("WANDB_DIR", str(folder))
+        os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later
     return list(names) or ["none"]
 
 
