@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from classifiers import labelled
-from conftest import write_jsonl
 from hub_server import LoopbackHub, in_process
 from test_demo import DATA, MODEL, quickstart
 
@@ -67,7 +66,7 @@ def test_a_pushed_adapter_says_the_same(server: LoopbackHub, recipe: Any, tiny: 
 def test_a_pushed_classifier_says_the_same(server: LoopbackHub, recipe: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    rows = write_jsonl(tmp_path / "labelled.jsonl", labelled(40))
+    rows = labelled(tmp_path, 40)
     short = ("training.max_steps=2", "data.max_length=64", f"data.train={rows}")
     assert run(recipe(PUSH, "task=text-classification", "strategy=full", *short))
     one, two = (AutoModelForSequenceClassification.from_pretrained(name) for name in (tmp_path / "run" / "final", "me/x"))
