@@ -66,6 +66,10 @@ class Scrubber:
         found = set(_paths(recipe))
         found |= {str(Path(text).expanduser().absolute()) for text in found}
         self.paths = sorted(found, key=len, reverse=True)
+        above = {
+            str(folder) for path in found if path.startswith("/") for folder in Path(path).parents if len(folder.parts) > 2
+        }
+        self.above = sorted(above, key=len, reverse=True)
         self.folders = {str(folder) for folder in (Path.home(), Path.cwd()) if len(str(folder)) > 1}
         self.secrets = _secrets_at_hand()
 
@@ -76,6 +80,8 @@ class Scrubber:
         text = SECRETS.sub(REMOVED, text)
         for path in self.paths:
             text = re.sub(rf"(?<![\w/.]){re.escape(path)}(?![\w])", self._last(path), text)
+        for folder in self.above:  # another file beside one that is known; their names may hold blanks
+            text = re.sub(rf"{re.escape(folder)}(/[\w.@+~*-]+)+", lambda match: self._last(match.group()), text)
         text = PATHS.sub(lambda match: self._last(match.group()), text)
         for folder in self.folders:
             text = text.replace(folder, "~")

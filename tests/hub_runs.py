@@ -64,8 +64,8 @@ def report_of(recipe: dict[str, Any]) -> dict[str, Any]:
         "threads": 2,
         "gpus": [],
         "libraries": {"hfstrat": "0.1.0"},
-        "model_sha256": "fe" * 32,
-        "data_sha256": {recipe["data"]["train"][0]["path"]: "45" * 32},
+        "model_sha256": "fe" * 32 if recipe["model"]["name_or_path"].startswith("/") else "01" * 20,
+        "data_sha256": {str(recipe["data"]["train"]): "45" * 32},
     }
     data = {"train": ACCOUNT, "eval": ACCOUNT | {"rows_kept": 12}, "overlap": {"train_duplicate_examples": ["a row"]}}
     run = {"recipe": recipe, "source": "/home/somebody/recipe.yaml", "origins": {"seed": "/home/somebody/recipe.yaml:3"}}
