@@ -173,18 +173,11 @@ def _environment(report: dict[str, Any]) -> dict[str, Any]:
 def _result(report: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a result that a person compares."""
     result = report["result"]
-    names = (
-        "status",
-        "steps",
-        "best_step",
-        "train_seconds",
-        "total_seconds",
-        "tokens",
-        "tokens_per_second",
-        "peak_memory_bytes",
-    )
-    names += ("trainable_parameters", "total_parameters", "artefact_bytes")
-    found = {name: result.get(name) for name in names}
+    names = [
+        *("status", "steps", "best_step", "train_seconds", "total_seconds", "tokens", "tokens_per_second"),
+        *("peak_memory_bytes", "trainable_parameters", "total_parameters", "artefact_bytes"),
+    ]
+    found: dict[str, Any] = {name: result.get(name) for name in names}
     for part in ("metrics_before", "metrics_after"):
         found |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
     return found

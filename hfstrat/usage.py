@@ -112,22 +112,19 @@ def _load(a: Artefact) -> list[str]:
     if a.base and a.base.revision:
         more += f', revision="{a.base.revision}"'
     more += f", config=AutoConfig.from_pretrained({source})" if special else ""
-    why = f"  # your copy of the base, whose weights' sha256 is {a.base.sha256[:12]}..." if _says_hash(a) else ""
+    known = a.base.sha256 if a.base and a.own_base and not a.local_base else None
+    why = f"# your copy of the base: the sha256 of its weights is {known[:12]}..." if known else ""
     added = bool(a.report.get("run", {}).get("recipe", {}).get("model", {}).get("add_tokens"))
     return [
         "from peft import PeftModel",
         f"from transformers import {', '.join(sorted(names))}",
         "",
         tokenizer,
-        *([why.strip()] if why else []),
+        *([why] if why else []),
         f"base = {auto}.from_pretrained({base}{more}{trust})",
         *(["base.resize_token_embeddings(len(tokenizer))"] if added else []),
         f"model = PeftModel.from_pretrained(base, {source})",
     ]
-
-
-def _says_hash(a: Artefact) -> Any:
-    return a.own_base and not a.local_base and a.base and a.base.sha256
 
 
 def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
