@@ -7,6 +7,7 @@ Llama models with a byte-level BPE. onnx: by transformers' own exporter (optimum
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def export(target: str, output: Path, form: str) -> None:
     folder, _ = resolve(target)
     if form == "safetensors" and (Path(folder) / "adapter_config.json").is_file():
         return merge(target, output)
-    model, tokenizer, _ = load(target)
+    model, tokenizer, _ = load(target, "auto")  # not what this machine computes in: that would round
     if hasattr(model, "merge_and_unload"):
-        model = model.float().merge_and_unload(safe_merge=True)
+        own = model.get_base_model().dtype
+        model = model.float().merge_and_unload(safe_merge=True).to(own)
     writers: dict[str, Callable[[Any, Any, Path], None]] = {"safetensors": _safetensors, "gguf": _gguf, "onnx": _onnx}
     return writers[form](model, tokenizer, output)
 
@@ -67,6 +69,7 @@ def _onnx(model: Any, tokenizer: Any, output: Path) -> None:
 
     model = model.float().cpu()
     model.config.use_cache = False
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         exported = OnnxExporter().export(model, dict(_inputs(tokenizer, 2)), OnnxConfig(dynamic=True))
     except Exception as error:

@@ -6,6 +6,7 @@ The result is on disk first; a failed upload never fails a run, and `hfstrat pus
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ def check_access(recipe: Recipe) -> Place | None:
     Raises:
         UserError: no login, no permission, another visibility, offline, or no connection.
     """
-    if not recipe.hub.push or recipe.hub.repo is None:
+    if not recipe.hub.push or recipe.hub.repo is None or os.environ.get("RANK", "0") != "0":  # one process asks for all
         return None
     return look(recipe.hub, "hub.push", BRIEF)
 
@@ -100,7 +101,7 @@ def publish(run: Path, report: dict[str, Any], settings: Hub, say: Callable[[str
         size = sum((staged / name).stat().st_size for name in names)
         say(f"pushing          {len(names)} files, {size / 1e6:.1f} MB, to {place.repo}")
         repeated(lambda: hub.create_repo(place.repo, private=settings.private, exist_ok=True), PATIENT)
-        if settings.revision:
+        if settings.revision and settings.revision != "main":
             repeated(lambda: hub.create_branch(place.repo, branch=settings.revision, exist_ok=True), PATIENT)
         commit = repeated(
             lambda: hub.upload_folder(

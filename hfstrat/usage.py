@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import lineage
+from hfstrat.errors import UserError
 from hfstrat.model import read_json
 from hfstrat.tasks import Task, of_artefact
 
@@ -166,12 +167,24 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _configs(source: str) -> Path:
+    """The small files of a repository on the Hub: they tell what it holds."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja"], ignore_patterns=["tokenizer.json"]))
+    except Exception as error:  # the transport has many ways to fail
+        raise UserError(
+            f"{source}: no such folder here, and not to be had from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def show(target: str) -> list[str]:
     """`hfstrat use`: the lines for the run at hand."""
     from hfstrat.use import resolve
 
     source, report = resolve(target)
-    folder = Path(source)
+    folder = Path(source) if Path(source).is_dir() else _configs(source)
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") if folder.is_dir() else None
     artefact = Artefact(folder, report, source, str(base) if base and Path(str(base)).exists() else None)
     lines = ["# Python", "", snippet(artefact), ""]

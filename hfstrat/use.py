@@ -42,8 +42,12 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and the report behind them, for inference on this machine's device."""
+def load(target: str, dtype: Any = None) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and the report behind them, for inference on this machine's device.
+
+    Args:
+        dtype: of the weights; `auto` is that of the checkpoint. Default: what a run would compute in here.
+    """
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
@@ -59,7 +63,7 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     options |= report.get("result", {}).get("reload", {})
     try:
-        model = load_artefact(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options})
+        model = load_artefact(folder, dtype or compute_dtype(wanted), {"source": source, "task": task.name, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         here = "" if Path(folder).exists() else "no such folder here, and "
