@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfstrat import trackers
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.plan import Plan
@@ -62,7 +63,7 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "log_level": "error",  # Trainer would set it to warning on the other processes
         "log_level_replica": "error",
         "disable_tqdm": True,  # we show progress ourselves
-        "report_to": "none",
+        "report_to": trackers.ready(training.report_to),
     }
     try:
         return TrainingArguments(**{**settings, **training.extra})

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hfstrat import __version__
+from hfstrat import cli_results as results
 from hfstrat.errors import RunError
 
 app = typer.Typer(
@@ -26,10 +27,6 @@ app.add_typer(cache_app, name="cache")
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
-Form = Annotated[
-    str, typer.Option("--quantization", metavar="FORM", help="recorded (as it was trained), none, int8, nf4 or fp4")
-]
-Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, an adapter, a model folder or a Hub id")]
 
 
 @app.command()
@@ -47,7 +44,7 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe."""
-    from hfstrat import launch, preflight
+    from hfstrat import hub, launch, preflight
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
 
@@ -56,6 +53,9 @@ def train(
     machines = launch.Machines(num_machines, machine_rank, main_process_ip, main_process_port)
     started = launch.plan_launch(arguments, accelerate_config, num_processes, machines)
     preflight.check(loaded, overwrite)
+    with located(loaded):
+        for line in hub.prepare(loaded.recipe):
+            print(line, flush=True)
     if started.processes > 1:
         from hfstrat.plan import share_of
 
@@ -148,44 +148,7 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-@app.command()
-def generate(
-    target: Target,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most")] = 128,
-    quantization: Form = "recorded",
-) -> None:
-    """Answer prompts, greedily."""
-    from hfstrat import use
-
-    use.generate(target, prompt or [], file, output, max_new_tokens, quantization)
-
-
-@app.command()
-def predict(
-    target: Target,
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Texts: lines of .txt, or rows with a text or a pair of texts")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl")] = None,
-    quantization: Form = "recorded",
-) -> None:
-    """Say the labels that a classifier gives to texts."""
-    from hfstrat import predict as prediction
-
-    prediction.predict(target, text or [], file, output, quantization)
-
-
-@app.command()
-def merge(
-    target: Target,
-    output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],
-) -> None:
-    """Merge an adapter into its base in 16 bits, and say how far the merged model is from base with adapter."""
-    from hfstrat import use
-
-    use.merge(target, output)
+results.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

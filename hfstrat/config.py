@@ -17,6 +17,7 @@ Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosi
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
 ]
+Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 StrategyName: Any = Literal[tuple(STRATEGIES)]
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
@@ -91,6 +92,7 @@ class Training(Section):
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints to keep (the best is always kept)")
     load_best_model_at_end: bool = Field(True, description="End with the weights of the lowest evaluation loss")
     early_stopping_patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without gain")
+    report_to: list[Tracker] = Field([], description="Trackers that the losses go to as well; none by default")
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint")
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed on as they are")
 
@@ -141,7 +143,10 @@ class Hub(Section):
 
     push: bool = Field(False, description="Upload the result after it was verified")
     repo: str | None = Field(None, description="Repository, such as me/my-model")
-    private: bool = Field(True, description="Whether a repository made for it is private")
+    private: bool = Field(
+        True, description="Whether the repository is private; a public one is pushed to only where this is false"
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch to push to, made if missing; default: main")
 
     @model_validator(mode="after")
     def _has_a_repo(self) -> Hub:

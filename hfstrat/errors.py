@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTEFACT, DISK_FULL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTEFACT, DISK_FULL, NOT_PUSHED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
 NAMES = {
     OK: "done",
@@ -14,6 +14,7 @@ NAMES = {
     OUT_OF_MEMORY: "out-of-memory",
     ARTEFACT: "artefact-differs",
     DISK_FULL: "disk-full",
+    NOT_PUSHED: "not-pushed",  # by `hfstrat push`; a run never ends so
     INTERRUPTED: "interrupted",
 }
 

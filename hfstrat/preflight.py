@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hfstrat import checkpoints, hub, preflight_model, workspace
+from hfstrat import checkpoints, hub, preflight_model, trackers, workspace
 from hfstrat.config import Recipe, Source, Training
 from hfstrat.data import readers, sources, templates
 from hfstrat.data.turns import BadRow
@@ -132,6 +132,7 @@ def _check_training(recipe: Recipe) -> None:
     training = recipe.training
     if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
+    trackers.check(training.report_to)
     if training.max_time and training.warmup_steps >= 1:
         raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
     _check_extra(training)

@@ -217,14 +217,18 @@ def compare(job: Job, whole: Report) -> None:
 
 
 def present(job: Job, whole: Report) -> None:
-    """Show what came out, and publish it if asked. Whatever happens here, the result is on disk."""
-    from hfstrat import console, hub
+    """Show what came out, write its card, and publish it if asked. Whatever happens here, the result is on disk."""
+    from hfstrat import card, console, hub
 
     final = Path(whole["result"]["artefact"])
     console.show_answers(job.screen, whole["result"]["answers"])
     for line in (*report.summary(whole), f"result           {final}", f"report           {job.folder / 'report.json'}"):
         job.screen.print(line)
-    for line in hub.push(job.recipe, final):
+    try:
+        (final / "README.md").write_text(card.make(whole, final, job.recipe.hub.repo or ""), encoding="utf-8")
+    except Exception as error:  # the result is as good without
+        job.screen.print(f"no card          {type(error).__name__}: {error}")
+    for line in hub.push(job.recipe, job.folder, whole):
         job.screen.print(line)
 
 

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfstrat import forms
 from hfstrat.errors import UserError
 from hfstrat.outcome import quiet_libraries
 from hfstrat.tasks import CausalLM, Task, of_artefact
+
+if TYPE_CHECKING:
+    from hfstrat.answers import How
 
 PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
 
@@ -40,11 +43,12 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str, form: str = "recorded") -> tuple[Any, Any, dict[str, Any]]:
+def load(target: str, form: str = "recorded", dtype: Any = None) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer and the report behind them, for inference on this machine's device.
 
     Args:
         form: recorded, as it was trained: on a quantized base, if it was; none, without quantization; int8, nf4 or fp4.
+        dtype: of the weights; `auto` is that of the checkpoint. Default: what a run would compute in here.
 
     Raises:
         UserError: it cannot be loaded (so).
@@ -64,7 +68,8 @@ def load(target: str, form: str = "recorded") -> tuple[Any, Any, dict[str, Any]]
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     options |= report.get("result", {}).get("reload", {})
     try:
-        model = forms.load(folder, compute_dtype(wanted), {"source": source, "task": task.name, **options}, form)
+        given = {"source": source, "task": task.name, **options}
+        model = forms.load(folder, dtype or compute_dtype(wanted), given, form)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
@@ -77,9 +82,15 @@ def load(target: str, form: str = "recorded") -> tuple[Any, Any, dict[str, Any]]
 
 
 def generate(
-    target: str, prompts: list[str], file: Path | None, output: Path | None, max_new_tokens: int, form: str = "recorded"
+    target: str,
+    prompts: list[str],
+    file: Path | None,
+    output: Path | None,
+    max_new_tokens: int,
+    how: How | None = None,
+    form: str = "recorded",
 ) -> None:
-    """Answer prompts on the terminal, or into a .jsonl with `prompt` and `completion`.
+    """Answer prompts: streamed on the terminal, or in batches into a .jsonl with `prompt` and `completion`.
 
     Raises:
         UserError: no prompts, a file that cannot be read, an output that exists.
@@ -89,26 +100,22 @@ def generate(
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
     check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
+    from hfstrat import answers
+    from hfstrat.evaluate import prompt_text
+
+    how = how or answers.How(max_new_tokens)
     model, tokenizer, report = load(target, form)
-    import torch
-
-    from hfstrat.data.render import Renderer
-    from hfstrat.data.templates import NAMES
-    from hfstrat.evaluate import answer, prompt_text
-
-    run = report.get("run", {})
-    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
-    renderer = Renderer(tokenizer, template if template in NAMES else "chat")  # a file's template is the tokenizer's own now
-    renderer.continues = run.get("data", {}).get("train", {}).get("format") == "text"
-    with lines(output) as say:
+    renderer = answers.renderer_of(tokenizer, report, how.plain)
+    if output is None:
         for prompt in asked:
-            text = answer(model, renderer, prompt, max_new_tokens, torch.float32)  # as the weights are, without autocast
-            if output:
-                say(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
-            else:
-                say(f"> {prompt_text(prompt)}\n{text}\n" if len(asked) > 1 else text)
-    if output:
-        print(f"{output}: {len(asked)} answers")
+            if len(asked) > 1:
+                print(f"> {prompt_text(prompt)}", flush=True)
+            answers.stream(model, renderer, prompt, how)
+        return
+    with lines(output) as say:
+        for prompt, text in zip(asked, answers.in_batches(model, renderer, asked, how), strict=True):
+            say(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+    print(f"{output}: {len(asked)} answers")
 
 
 def check_output(output: Path | None) -> None:

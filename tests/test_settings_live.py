@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from classifiers import labelled
 from conftest import sentences, write_jsonl
 from datasets import Dataset
+from hub_runs import finished_run
+from hub_server import LoopbackHub, in_process
 from pydantic import BaseModel
 from test_scratch import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
@@ -289,6 +290,7 @@ PROBES: dict[str, Probe] = {
     "training.resume": Probe(
         ["training.resume=CHECKPOINT"], lambda s: s.job.checkpoint and s.job.checkpoint.name, "checkpoint-2"
     ),
+    "training.report_to": Probe(["training.report_to=[tensorboard]"], lambda s: s.args.report_to, ["tensorboard"]),
     "training.extra": Probe(["training.extra.adam_beta2=0.9"], lambda s: s.args.adam_beta2, 0.9),
     "evaluation.before": Probe(["evaluation.before=false"], lambda s: s.args.eval_on_start, False),
     "evaluation.max_rows": Probe(["evaluation.max_rows=5"], lambda s: len(s.job.data.eval), 5),
@@ -457,6 +459,7 @@ APART = {  # keys that are probed by a test of their own, below
     "hub.push": "test_what_the_hub_is_asked_for",
     "hub.repo": "test_what_the_hub_is_asked_for",
     "hub.private": "test_what_the_hub_is_asked_for",
+    "hub.revision": "test_what_the_hub_is_asked_for",
 }
 
 
@@ -721,47 +724,28 @@ def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPat
     assert [split for _, _, split, _ in seen] == ["s[:10%]", "validation"]
 
 
-class Api:
-    """Stands in for the Hub and keeps what it was asked for."""
-
-    asked: list[Any] = []
-
-    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
-        self.asked.append(("create", repo, private))
-
-    def whoami(self) -> None: ...
-
-    def repo_exists(self, repo: str) -> bool:
-        return True
-
-    def auth_check(self, repo: str, write: bool) -> None:
-        self.asked.append(("check", repo, write))
-
-    def upload_folder(self, repo_id: str, folder_path: Path, **_: Any) -> str:
-        self.asked.append(("upload", repo_id, folder_path.name))
-        return "url"
-
-
 @pytest.mark.parametrize(
-    ("settings", "asked"),
+    ("settings", "repo", "private", "branches"),
     [
-        ({"repo": "me/x"}, []),
-        ({"push": True, "repo": "me/x"}, [("check", "me/x", True), ("create", "me/x", True), ("upload", "me/x", "final")]),
-        ({"push": True, "repo": "me/y"}, [("check", "me/y", True), ("create", "me/y", True), ("upload", "me/y", "final")]),
-        (
-            {"push": True, "repo": "me/x", "private": False},
-            [("check", "me/x", True), ("create", "me/x", False), ("upload", "me/x", "final")],
-        ),
+        ({"repo": "me/x"}, None, None, []),
+        ({"push": True, "repo": "me/x"}, "me/x", True, ["main"]),
+        ({"push": True, "repo": "me/y"}, "me/y", True, ["main"]),
+        ({"push": True, "repo": "me/x", "private": False}, "me/x", False, ["main"]),
+        ({"push": True, "repo": "me/x", "revision": "v2"}, "me/x", True, ["main", "v2"]),
     ],
-    ids=["no push", "push", "repo", "private"],
+    ids=["no push", "push", "repo", "private", "revision"],
 )
-def test_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], asked: list[Any]) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(Api, "asked", [])
-    recipe = Recipe.model_validate({"model": "m", "strategy": "lora", "data": "d", "output_dir": "o", "hub": settings})
-    hub.check_access(recipe)
-    hub.push(recipe, Path("final"))
-    assert Api.asked == asked
+def test_what_the_hub_is_asked_for(
+    tmp_path: Path, settings: dict[str, Any], repo: str | None, private: bool | None, branches: list[str]
+) -> None:
+    run = finished_run(tmp_path / "run", hub=settings)
+    report = json.loads((run / "report.json").read_text())
+    with LoopbackHub() as server, in_process(server, tmp_path / "home"):
+        hub.push(Recipe.model_validate(report["run"]["recipe"]), run, report)
+        assert list(server.repos) == ([repo] if repo else [])
+        if repo:
+            assert server.repos[repo].private is private
+            assert sorted(server.repos[repo].branches) == branches
 
 
 def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> None:

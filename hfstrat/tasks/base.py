@@ -30,6 +30,7 @@ class Task(ABC):
     peft_type: str  # of PEFT's TaskType
     auto_class: str  # of transformers
     architecture: str  # how the names of this task's model classes end
+    pipeline: str  # the Hub's name for the task
     unit: str  # what a prediction is of
     metrics: tuple[str, ...]  # that the report holds
     framed: bool  # whether a text stands between special tokens
@@ -157,6 +158,15 @@ class Task(ABC):
         """A prompt in words."""
 
     # the artefact
+
+    @abstractmethod
+    def example(self, chats: bool, sentence: bool) -> list[str]:
+        """Lines of Python that ask a loaded `model` (with its `tokenizer`) something.
+
+        Args:
+            chats: prompts go through the chat template.
+            sentence: `model` is one of sentence-transformers.
+        """
 
     @abstractmethod
     def write_config(self, base: Base, folder: Path) -> None:

@@ -30,6 +30,7 @@ class CausalLM(Task):
     peft_type = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
     architecture = "ForCausalLM"
+    pipeline = "text-generation"
     unit = "token"
     metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
     framed = False
@@ -160,6 +161,19 @@ class CausalLM(Task):
         from hfstrat.evaluate import prompt_text
 
         return prompt_text(prompt)
+
+    def example(self, chats: bool, sentence: bool) -> list[str]:
+        asks = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
+        if chats:
+            asks = (
+                'inputs = tokenizer.apply_chat_template(\n    [{"role": "user", "content": "Who are you?"}],\n'
+                '    add_generation_prompt=True, return_tensors="pt", return_dict=True,\n)'
+            )
+        return [
+            asks,
+            "output = model.generate(**inputs, max_new_tokens=128)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+        ]
 
     def write_config(self, base: Base, folder: Path) -> None:
         """An adapter's base knows everything."""

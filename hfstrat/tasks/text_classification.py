@@ -31,6 +31,7 @@ class TextClassification(Task):
     peft_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
     architecture = "ForSequenceClassification"
+    pipeline = "text-classification"
     unit = "text"
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
     framed = True
@@ -202,6 +203,19 @@ class TextClassification(Task):
             said = ", ".join(f"{short(pair['true'])} as {short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
             lines.append(f"taken for        {said}")
         return lines
+
+    def example(self, chats: bool, sentence: bool) -> list[str]:
+        if sentence:
+            return [
+                'logits = model.encode(["a text to label"], convert_to_tensor=True)',
+                "labels = model[0].auto_model.config.id2label",
+                "print(labels[int(logits[0].argmax())])",
+            ]
+        return [
+            'inputs = tokenizer("a text to label", return_tensors="pt")',
+            "logits = model(**inputs).logits",
+            "print(model.config.id2label[int(logits[0].argmax())])",
+        ]
 
     def write_config(self, base: Base, folder: Path) -> None:
         """An adapter's base knows neither the labels nor the padding token: AutoConfig reads them from here."""

@@ -1,0 +1,222 @@
+"""The model card, from the report: what a stranger has to know to trust and to load a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hfstrat import lineage
+from hfstrat.card_metadata import METRICS, accounts, evaluated, metadata
+from hfstrat.markdown import code, quoted, table
+from hfstrat.scrub import Scrubber, published_report
+from hfstrat.usage import Artefact, snippet
+
+LABELS = 30  # that a table by label has, at most
+HIDDEN = ("name", "student", "teacher")  # of a strategy's section: said in words
+
+
+def make(report: dict[str, Any], final: Path, repo: str) -> str:
+    """The whole card (README.md) of the result in `final`, as `repo` (a Hub id, or "" where there is none yet)."""
+    scrubber = Scrubber(report["run"]["recipe"])
+    public = published_report(report, scrubber)
+    artefact = Artefact(final, report, repo or "path/to/this/folder")
+    title = (repo or public["run"]["recipe"]["output_dir"]).split("/")[-1]
+    blocks = [
+        f"# {title}",
+        *_opening(public, artefact),
+        "## Use",
+        *_use(artefact),
+        "## Results",
+        *_results(public, artefact),
+        "## Data",
+        *_data(public, report),
+        "## Training",
+        *_training(public),
+        "## Limits",
+        "\n".join(f"- {line}" for line in _limits(public, artefact)),
+        _closing(public),
+    ]
+    head = "---\n" + metadata(report, public, artefact, title).to_yaml() + "\n---\n\n"
+    return head + scrubber.text("\n\n".join(block for block in blocks if block)) + "\n"
+
+
+def _opening(public: dict[str, Any], artefact: Artefact) -> list[str]:
+    recipe, result, base = public["run"]["recipe"], public["result"], artefact.base
+    strategy = recipe["strategy"]["name"]
+    kind = {"peft": "An adapter", "sentence-transformers": "A classifier on pooled hidden states"}.get(
+        artefact.library, "A model"
+    )
+    origin = f" of {_base_words(base)}" if base and artefact.is_adapter else (f", from {_base_words(base)}" if base else "")
+    learnt, total = result["trainable_parameters"], result["total_parameters"]
+    lines = [
+        f"{kind}{origin}, trained by the strategy `{strategy}` for {artefact.task.name} with hfstrat. "
+        f"{learnt:,} of {total:,} parameters learnt ({learnt / total:.2%})."
+    ]
+    if base and not base.hub:
+        known = f" Its weights have the sha256 `{base.sha256}` (over all weight files)." if base.sha256 else ""
+        lines.append(f"> The base is a local model called `{base.name}`, which is not named by a Hub id.{known}")
+    teacher = recipe["strategy"].get("teacher")
+    if isinstance(teacher, dict) and teacher.get("name_or_path"):
+        lines.append(f"It learnt from the teacher `{teacher['name_or_path']}`.")
+    return lines
+
+
+def _base_words(base: lineage.Base) -> str:
+    if not base.hub:
+        return f"the local model `{base.name}`"
+    at = f" at revision `{base.revision[:12]}`" if base.revision else ""
+    return f"[{base.hub}](https://huggingface.co/{base.hub}){at}"
+
+
+def _use(artefact: Artefact) -> list[str]:
+    lines = [f"```python\n{snippet(artefact)}\n```"]
+    if artefact.is_adapter and artefact.own_base:
+        lines.append("The adapter says nothing sensible on any other weights than those it was trained on.")
+    return lines
+
+
+def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
+    result = public["result"]
+    before, after = result.get("metrics_before") or {}, result.get("metrics_after") or {}
+    rows = []
+    for key, (name, _, style, less) in METRICS.items():
+        if key in after:
+            mark = " (less is better)" if less else ""
+            earlier = style.format(before[key]) if key in before else "-"
+            rows.append([name.format(unit=artefact.task.unit) + mark, earlier, f"**{style.format(after[key])}**"])
+    lines = [table(["", "before training", "after"], rows, numbers=2), _how_measured(public, artefact)]
+    labels = result.get("evaluation", {}).get("labels") or []
+    if labels:
+        cells = [
+            [code(row["label"]), f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", f"{row['support']:,}"]
+            for row in labels[:LABELS]
+        ]
+        lines.append(table(["label", "precision", "recall", "F1", "rows"], cells, numbers=4))
+        if len(labels) > LABELS:
+            lines.append(f"The first {LABELS} of {len(labels)} labels; the others stand in `report.json`.")
+    for answer in result.get("answers", []):
+        lines.append(
+            f"**Prompt.** {quoted(answer['prompt'])}\n\n**Before.** {quoted(answer['before'])}\n\n"
+            f"**After.** {quoted(answer['after'])}"
+        )
+    return lines
+
+
+def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
+    result, training = public["result"], public["run"]["recipe"]["training"]
+    after, (name, _) = result.get("metrics_after") or {}, evaluated(public)
+    count = after.get("tokens") or after.get("rows")
+    items = f" ({count:,.0f} {artefact.task.unit}s that count)" if count else ""
+    text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling."
+    limit = public["run"]["recipe"]["evaluation"].get("max_rows")
+    text += f" At most {limit:,} rows were used." if limit else ""
+    if training.get("load_best_model_at_end") and result.get("best_step"):
+        text += " These rows also chose the best checkpoint, so the figures are slightly hopeful."
+    return text
+
+
+def _data(public: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    rows = []
+    for part, role in (("train", "training"), ("eval", "evaluation")):
+        for said, real in zip(accounts(public, part), accounts(report, part), strict=True):
+            rows.append(
+                [
+                    code(said["source"]),
+                    role,
+                    f"{said.get('rows_kept', 0):,}",
+                    f"{said.get('tokens', 0):,}",
+                    lineage.data_licence(real["source"]) or "not known",
+                    code(str(said.get("sha256", ""))[:16]),
+                ]
+            )
+    kept = table(["source", "for", "rows", "tokens", "licence", "sha256 of the ids"], rows, numbers=0)
+    files = public.get("environment", {}).get("data_sha256") or {}
+    lines = [kept]
+    if files:
+        lines.append("Files: " + "; ".join(f"`{name}` sha256 `{digest[:16]}`" for name, digest in files.items()) + ".")
+    return [*lines, "The rows themselves are not in this repository."]
+
+
+def _training(public: dict[str, Any]) -> list[str]:
+    recipe, result = public["run"]["recipe"], public["result"]
+    environment, plan = public.get("environment", {}), result.get("plan", {})
+    strategy = _flat({key: value for key, value in recipe["strategy"].items() if key not in HIDDEN})
+    settings = {
+        "strategy": code(recipe["strategy"]["name"]) + (f" ({', '.join(strategy)})" if strategy else ""),
+        "learning rate": f"{recipe['training']['learning_rate']:g}, {recipe['training']['lr_scheduler_type']}"
+        if recipe["training"].get("learning_rate")
+        else "",
+        "optimiser": recipe["training"].get("optim", ""),
+        "length": f"{result.get('steps', 0):,} steps of {recipe['training']['global_batch_size']} sequences"
+        + (f", {plan['epochs']:.2f} epochs" if plan.get("epochs") else ""),
+        "tokens": f"{result.get('tokens', 0):,} ({result.get('tokens_per_second', 0):,.0f} a second)"
+        if result.get("tokens")
+        else "",
+        "longest row": f"{recipe['data'].get('max_length', 0):,} tokens",
+        "seed": str(recipe.get("seed", "")),
+        "hardware": ", ".join(environment.get("gpus") or [])
+        or f"{environment.get('processor', 'CPU')}, {environment.get('threads', '?')} threads",
+        "time": f"{result.get('train_seconds', 0):,.0f} s of training, {result.get('total_seconds', 0):,.0f} s in all",
+        "peak memory": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
+        "energy": f"{result['energy_kwh']:.3f} kWh" if result.get("energy_kwh") else "",
+    }
+    rows = [[name, value] for name, value in settings.items() if value]
+    versions = ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items())
+    return [
+        table(["", ""], rows, numbers=0),
+        f"Python {environment.get('python', '?')}; {versions}." if versions else "",
+        "`recipe.yaml` holds every setting and `report.json` everything that was measured, without the folders of the machine "
+        "that it ran on.",
+    ]
+
+
+def _flat(section: dict[str, Any], under: str = "") -> list[str]:
+    """The settings of a section that say something, as `key value`."""
+    found: list[str] = []
+    for key, value in section.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{under}{key}.")
+        elif value not in (None, [], {}, False, ""):
+            found.append(f"{under}{key} {value if not isinstance(value, list) else '/'.join(map(str, value))}")
+    return found
+
+
+def _limits(public: dict[str, Any], artefact: Artefact) -> list[str]:
+    result, data = public["result"], public["run"].get("data", {})
+    recipe, base = public["run"]["recipe"], artefact.base
+    lines = []
+    if base:
+        lines.append(
+            "What its base cannot do or does wrong is not repaired by this training, and its licence holds for this too."
+        )
+    if not recipe["data"].get("eval"):
+        lines.append(
+            "The evaluation rows come from the same source as the training rows: how it does elsewhere was not measured."
+        )
+    elif "forgetting" not in result:
+        lines.append("Only the rows named above were measured, not what it may have forgotten.")
+    again = (data.get("overlap") or {}).get("eval_rows_in_train", 0)
+    if again:
+        lines.append(f"{again:,} evaluation rows stand in the training data too.")
+    epochs = result.get("plan", {}).get("epochs")
+    if epochs and epochs < 1:
+        lines.append(f"It saw {epochs:.0%} of its training rows.")
+    lost = (data.get("train") or {}).get("tokens_lost", 0)
+    if lost:
+        lines.append(f"{lost:,} tokens of training rows that were too long were cut off.")
+    count = (data.get("eval") or {}).get("rows_kept", 0)
+    if 0 < min(count, recipe["evaluation"].get("max_rows") or count) < 500:
+        lines.append("There were fewer than 500 evaluation rows: small differences are noise.")
+    lines.append("No safety evaluation was made.")
+    return lines
+
+
+def _closing(public: dict[str, Any]) -> str:
+    check = public["result"].get("verified")
+    if not check:
+        return ""
+    same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
+    return (
+        f"After training, the saved files were loaded by `{check['loaded_with']}` in a fresh process: the same logits {same}. "
+        "This card was made from the report of the run."
+    )

@@ -1,0 +1,23 @@
+"""Markdown that comes out as it is meant, whatever stands in the texts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def table(head: list[str], rows: list[list[str]], numbers: int) -> str:
+    """A Markdown table whose last `numbers` columns stand to the right."""
+    line = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *cells))
+
+
+def code(text: Any) -> str:
+    return f"`{str(text).replace('`', chr(39))}`" if str(text) else ""
+
+
+def quoted(text: str) -> str:
+    """A text of a model as a block that no Markdown in it can leave."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"\n{fence}text\n{text.strip()}\n{fence}"
