@@ -164,8 +164,8 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked is not None
     assert asked["measured"]["evaluation rows"]["rows"] == 90
     assert "lowest F1" in capsys.readouterr().out
+    odd = write_jsonl(tmp_path / "odd.jsonl", [{"text": "a b", "label": "bird"}, {"text": "c", "label": "cat"}])
     with pytest.raises(UserError, match="which no"):
-        odd = write_jsonl(tmp_path / "odd.jsonl", [{"text": "a b", "label": "bird"}, {"text": "c", "label": "cat"}])
         evaluate(Request(str(tmp_path / "run"), data=str(odd)))
 
 

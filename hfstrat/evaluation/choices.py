@@ -1,7 +1,7 @@
 """Multiple choice by likelihood: the choice that the model holds most likely after the question.
 
-`acc` takes the sum of the log-likelihoods of a choice's tokens, `acc_norm` divides it by the choice's characters and `acc_bytes`
-by its bytes, all as lm-evaluation-harness defines them (Gao et al. 2024, 10.5281/zenodo.12608602), with its way to cut tokens.
+`acc` takes the sum of the log-likelihoods of a choice's tokens, `acc_norm` divides it by the choice's characters and
+`acc_bytes` by its bytes, all as lm-evaluation-harness has them (Gao et al. 2024, 10.5281/zenodo.12608602), with its tokens.
 Rows are read a window at a time and leave three marks behind: memory does not grow with the file.
 """
 

@@ -147,7 +147,7 @@ class Rows:
 
         from hfstrat.data.render import Renderer
 
-        given = data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto"))
+        given: Any = data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto"))
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.answer(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
 

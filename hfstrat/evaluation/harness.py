@@ -35,9 +35,9 @@ def measure(subject: Subject, wanted: Evaluation, runner: Runner, seed: int) -> 
     limit = wanted.max_rows
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
-        whole = simple_evaluate(
-            model_of(subject, runner), tasks=wanted.lm_eval, task_manager=manager, limit=limit, bootstrap_iters=100, **seeds
-        )
+        with runner.computing():
+            lm = model_of(subject, runner)
+            whole = simple_evaluate(lm, tasks=wanted.lm_eval, task_manager=manager, limit=limit, bootstrap_iters=100, **seeds)
     except UserError:
         raise
     except Exception as error:  # tasks are code and data of others
@@ -80,8 +80,7 @@ def model_of(subject: Subject, runner: Runner) -> Any:
             return [(-nll, right == tokens) for nll, tokens, right in sums.tolist()]
 
     likelihood = Likelihood(subject, runner)
-    with runner.computing():
-        return Loaded(pretrained=subject.inner, tokenizer=subject.tokenizer, batch_size=max(1, runner.budget // TOKENS_A_ROW))
+    return Loaded(pretrained=subject.inner, tokenizer=subject.tokenizer, batch_size=max(1, runner.budget // TOKENS_A_ROW))
 
 
 def found_of(entries: dict[str, Any], samples: list[dict[str, Any]]) -> Found:
@@ -93,7 +92,7 @@ def found_of(entries: dict[str, Any], samples: list[dict[str, Any]]) -> Found:
         if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         name = metric if filtered == filters[0] else f"{metric} ({filtered})"
-        rows = [sample.get(metric) for sample in samples if sample["filter"] == filtered]
+        rows: list[Any] = [sample.get(metric) for sample in samples if sample["filter"] == filtered]
         if all(isinstance(row, bool | int | float) for row in rows) and abs(float(np.mean(rows)) - value) < 1e-9:
             columns[name] = np.array(rows, dtype=np.float64)
         else:

@@ -10,8 +10,9 @@ only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Found:
         return {**self.score(np.ones(self.rows)), **{name: value for name, (value, _, _) in self.given.items()}}
 
 
-def ratios(columns: dict[str, np.ndarray], metrics: dict[str, Callable[[dict[str, float]], float]]) -> Score:
+def ratios(columns: dict[str, np.ndarray], metrics: Mapping[str, Callable[[dict[str, float]], float]]) -> Score:
     """A score of sums over rows, from columns `[rows]` in float64."""
     names, table = list(columns), np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
 
@@ -69,9 +70,10 @@ def ratios(columns: dict[str, np.ndarray], metrics: dict[str, Callable[[dict[str
 
 def means(columns: dict[str, np.ndarray]) -> Score:
     """A score of means over rows."""
-    each = {name: (lambda sums, name=name: sums[name] / max(sums[""], 1e-300)) for name in columns}  # type: ignore[misc]
-    rows = len(next(iter(columns.values()))) if columns else 0
-    return ratios({**columns, "": np.ones(rows)}, each)
+    if not columns:
+        return lambda weights: {}
+    score = ratios(columns, {name: itemgetter(name) for name in columns})
+    return lambda weights: {name: total / weights.sum() for name, total in score(weights).items()}
 
 
 def draws(rows: int) -> Iterator[np.ndarray]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from hfstrat import fused
@@ -52,6 +55,7 @@ class Subject:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """In evaluation mode, with the plain loss bound (not a student's), and afterwards as it was."""
+        drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
         was_training, kept = self.model.training, vars(self.inner).get("forward")
         self.model.eval()
         fused.unbind_head_loss(self.inner)
@@ -64,3 +68,6 @@ class Subject:
             if kept is not None:
                 self.inner.forward = kept
             self.model.train(was_training)
+            random.setstate(drawn[0])  # the harness seeds them all, and training has to go on as if nothing had been measured
+            np.random.set_state(drawn[1])
+            torch.set_rng_state(drawn[2])
