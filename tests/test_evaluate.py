@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,18 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_mistakes_are_answered_before_anything_is_loaded(trained: Path, words: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Request(str(trained), **words).check()
+
+
+@pytest.mark.slow
+def test_two_processes_say_what_one_says(trained: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "hfstrat", "evaluate", str(trained), "--against", "base", "--metric", "f1", "--json"]
+    for count in (1, 2):
+        output = tmp_path / f"{count}.json"
+        subprocess.run([*words, str(output), "--num-processes", str(count)], check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name, block in one["measured"].items():
+        for side in ("before", "after", "difference"):
+            for metric, entry in block[side].items():
+                assert two["measured"][name][side][metric] == pytest.approx(entry, rel=1e-5, abs=1e-6), (name, side, metric)
+    assert one["answers"] == two["answers"]

@@ -56,6 +56,7 @@ class Subject:
     def measured(self) -> Iterator[None]:
         """In evaluation mode, with the plain loss bound (not a student's), and afterwards as it was."""
         drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         was_training, kept = self.model.training, vars(self.inner).get("forward")
         self.model.eval()
         fused.unbind_head_loss(self.inner)
@@ -71,3 +72,5 @@ class Subject:
             random.setstate(drawn[0])  # the harness seeds them all, and training has to go on as if nothing had been measured
             np.random.set_state(drawn[1])
             torch.set_rng_state(drawn[2])
+            for index, state in enumerate(on_gpus):
+                torch.cuda.set_rng_state(state, index)
