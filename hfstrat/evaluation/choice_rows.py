@@ -44,11 +44,11 @@ def read(file: Path) -> Iterator[Question]:
 def question(row: Mapping[str, Any]) -> Question:
     """One row; ValueError where it fits no shape.
 
-    Between context and continuation stands a space, where neither has white space there, as in lm-evaluation-harness.
+    Before each choice stands a space, as in lm-evaluation-harness; before a single continuation where it has none.
     """
     if "context_options" in row:
         contexts, rest = [str(each) for each in row["context_options"]], str(row["continuation"])
-        return Question([(each, spaced(each, rest)) for each in contexts], contexts, gold_of(row, contexts))
+        return Question([(each, f" {rest}") for each in contexts], contexts, gold_of(row, contexts))
     if "choices" in row:
         name = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
         if name is None:
@@ -57,7 +57,7 @@ def question(row: Mapping[str, Any]) -> Question:
         texts = [str(each) for each in (given["text"] if isinstance(given, Mapping) else given)]
         if len(texts) < 2 or not all(texts):
             raise ValueError("at least two choices, none of them empty, are needed")
-        return Question([(row[name], spaced(row[name], text)) for text in texts], texts, gold_of(row, texts))
+        return Question([(row[name], f" {text}") for text in texts], texts, gold_of(row, texts))
     if "context" in row and "continuation" in row:
         return Question([(str(row["context"]), spaced(str(row["context"]), str(row["continuation"])))], [], 0)
     raise ValueError(f"it has {', '.join(row)}")
