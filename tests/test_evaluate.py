@@ -117,7 +117,7 @@ def test_the_command_says_what_the_run_said(trained: Path, capsys: pytest.Captur
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["measured"]["evaluation rows"]["after"]["loss"] == own["evaluation rows"]["after"]["loss"]
     printed = capsys.readouterr().out
-    assert "control text" in printed
+    assert "gain and cost: loss -" in printed
     assert max(map(len, table.lines(own, "base", str(trained)))) <= table.WIDTH
 
 
@@ -165,7 +165,10 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked = evaluate(Request(str(tmp_path / "run" / "final"), data=str(tmp_path / "rows.jsonl")))
     assert asked is not None
     assert asked["measured"]["evaluation rows"]["rows"] == 90
-    assert "lowest F1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lowest F1" in printed
+    assert "precision" in printed
+    assert "true, and as what" in printed
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"text": "a b", "label": "bird"}, {"text": "c", "label": "cat"}])
     with pytest.raises(UserError, match="which no"):
         evaluate(Request(str(tmp_path / "run"), data=str(odd)))
@@ -200,3 +203,18 @@ def test_two_processes_say_what_one_says(trained: Path, tmp_path: Path) -> None:
             for metric, entry in block[side].items():
                 assert two["measured"][name][side][metric] == pytest.approx(entry, rel=1e-5, abs=1e-6), (name, side, metric)
     assert one["answers"] == two["answers"]
+
+
+def test_a_long_measurement_says_how_long_it_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from hfstrat.evaluation import progress
+
+    clock, said = [0.0], StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.Progress(Console(file=said, width=80), "questions", 100) as shown:
+        for clock[0] in (5.0, 20.0, 22.0, 80.0):
+            shown.advance(20)
+    assert said.getvalue().splitlines() == ["questions: 40%, 0:30 left", "questions: 80%, 0:20 left"]

@@ -192,7 +192,8 @@ def show(whole: dict[str, Any], screen: Console, recipe: Recipe) -> None:
     measured = whole.get("measured", {})
     for line in table.lines(measured, whole["against"] or "", whole["target"]):
         screen.print(line, markup=False)
-    for line in TASKS[recipe.task].table(measured.get(ROWS, {}).get("details", {})):
+    details = measured.get(ROWS, {}).get("details", {})
+    for line in (*table.by_label(details), *TASKS[recipe.task].table(details)):
         screen.print(line, markup=False)
 
 

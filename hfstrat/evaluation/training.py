@@ -64,5 +64,7 @@ def measure(job: Job) -> dict[str, Found]:
     subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
     args, tokens = trainer.args, job.recipe.evaluation.batch_tokens
     model.to(args.device)
-    runner = Runner(args.device, job.compute_dtype, job.screen, tokens, args.world_size, args.process_index)
+    processes = job.plan.processes
+    rank = args.process_index if processes > 1 else 0
+    runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
     return suite.measure(subject, runner)
