@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,eval,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -82,6 +82,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.classification
 	$(BIN)/python -m benchmarks.resume
 	$(BIN)/python -m benchmarks.distributed
+	$(BIN)/python -m benchmarks.evaluation
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer
@@ -34,7 +35,8 @@ class StrategyTrainer(Resumable, Trainer):
         names: of the labels, where the task has some.
         say: shows a line to the user.
 
-    `details` is what the last evaluation said beside its metrics.
+    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row, `first_sums` that of the
+    one before training.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class StrategyTrainer(Resumable, Trainer):
     ) -> None:
         self.task, self.names = task or CausalLM(), names
         self.details: dict[str, Any] | None = None
+        self.sums: tuple[np.ndarray, ...] | None = None
+        self.first_sums: tuple[np.ndarray, ...] | None = None
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
@@ -124,7 +128,10 @@ class StrategyTrainer(Resumable, Trainer):
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = prediction.predictions
-        metrics, self.details = self.task.measure(sums if isinstance(sums, tuple) else (sums,), self.names)
+        self.sums = sums if isinstance(sums, tuple) else (sums,)
+        if self.state.global_step == 0 and self.first_sums is None:
+            self.first_sums = self.sums
+        metrics, self.details = self.task.measure(self.sums, self.names)
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
