@@ -43,6 +43,7 @@ class Job:
     feed: Feed
     probe: dict[str, Any]  # inputs for comparing models
     bars: Bars | None = None  # to beat
+    setup_seconds: float = 0.0  # until training: loading, and what is computed once
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property

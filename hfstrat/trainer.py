@@ -32,7 +32,7 @@ class StrategyTrainer(Trainer):
         task: whose loss is minimised and whose metrics are measured.
         names: of the labels, where the task has some.
 
-    `details` is what the last evaluation said beside its metrics.
+    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class StrategyTrainer(Trainer):
     ) -> None:
         self.task, self.names = task or CausalLM(), names
         self.details: dict[str, Any] | None = None
+        self.sums: tuple[Any, ...] = ()
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
@@ -107,7 +108,8 @@ class StrategyTrainer(Trainer):
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = prediction.predictions
-        metrics, self.details = self.task.measure(sums if isinstance(sums, tuple) else (sums,), self.names)
+        self.sums = sums if isinstance(sums, tuple) else (sums,)
+        metrics, self.details = self.task.measure(self.sums, self.names)
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

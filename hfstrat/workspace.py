@@ -19,7 +19,7 @@ from hfstrat.strategies import Footprint
 
 RESULT = "final"
 LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
-OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", "recipe.yaml")
+OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", "recipe.yaml", "evaluation_rows.npz")
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 

@@ -55,7 +55,8 @@ def open_corpus(recipe: Recipe) -> Corpus:
             origin.part = "head"
         return Corpus(origins, None)
     hashes = np.fromiter((hash_of(e.words) for e in _examples(origins) if e.says_something), dtype=np.int64)
-    return Corpus(origins, parts.choose_held_out(hashes, data.eval_size, recipe.evaluation.max_rows, recipe.seed))
+    seed = data.drawn_by(recipe.seed)
+    return Corpus(origins, parts.choose_held_out(hashes, data.eval_size, recipe.evaluation.max_rows, seed))
 
 
 def _examples(origins: list[Origin]) -> Iterator[Example]:

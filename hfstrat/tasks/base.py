@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
+class Quality(NamedTuple):
+    """What runs are compared by: the sum of `above` over the sum of `below`, columns of `evaluation_rows`."""
+
+    metric: str
+    higher_is_better: bool
+    above: str
+    below: str
+
+
 class Task(ABC):
     """One task. Its objects hold nothing: what depends on the data comes with the data."""
 
@@ -31,6 +40,7 @@ class Task(ABC):
     architecture: str  # how the names of this task's model classes end
     unit: str  # what a prediction is of
     metrics: tuple[str, ...]  # that the report holds
+    quality: Quality
     lacking: str  # what it means that weights are missing
 
     @property
@@ -118,6 +128,10 @@ class Task(ABC):
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...]) -> tuple[Metrics, dict[str, Any]]:
         """Metrics of all rows' sums (with `loss`, by which the best weights are chosen), and details for the report."""
+
+    @abstractmethod
+    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """The sums as columns, `[rows]` each: `nll` (nats) over `items`, `right` of `items`, and what else tells a row."""
 
     @abstractmethod
     def said(self, metrics: Metrics) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Task
+from hfstrat.tasks.base import Metrics, Quality, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ class CausalLM(Task):
     architecture = "ForCausalLM"
     unit = "token"
     metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
+    quality = Quality("loss", False, "nll", "items")
     lacking = "it is no causal LM or is damaged"
 
     @property
@@ -124,6 +125,10 @@ class CausalLM(Task):
         accuracy = right / max(tokens, 1)
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": accuracy, "tokens": tokens}
         return found | ({"teacher_kl": beside[0] / max(tokens, 1)} if beside else {}), {}
+
+    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        nll, tokens, right = sums[0].astype("float64").T[:3]
+        return {"nll": nll, "items": tokens, "right": right}
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.distill import Distiller
