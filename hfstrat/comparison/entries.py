@@ -67,7 +67,7 @@ class Line:
     remarks: list[str]
 
     def words(self, entry: Entry, index: int, budget: Budget, steps: int | None, folder: Path) -> list[str]:
-        """The overrides of one run: the seeds count up from that of the first recipe, whose rows are held out in all of them."""
+        """The overrides of one run: seeds count up from the first recipe's, whose rows are held out in all."""
         recipe = self.entries[0].loaded.recipe
         own = [f"seed={recipe.seed + index}", f"output_dir={json.dumps(str(folder))}"]
         if recipe.data.eval is None and recipe.data.eval_split is None:
@@ -181,8 +181,8 @@ def check_same(entries: list[Entry], budget: Budget) -> None:
     if budget.kind == "steps" and len(set(sizes.values())) > 1:
         said = ", ".join(f"{label} {size}" for label, size in sizes.items())
         raise UserError(
-            f"training.global_batch_size: {said}: as many steps are not the same budget; give training.global_batch_size=... for "
-            "all of them, or a budget of time or tokens"
+            f"training.global_batch_size: {said}: as many steps are not the same budget; give training.global_batch_size=... "
+            "for all of them, or a budget of time or tokens"
         )
 
 
