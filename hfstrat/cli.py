@@ -81,18 +81,14 @@ def check(
 def compare(
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, and overrides for all of them"),
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, overrides for all"),
     ] = None,
     budget: Annotated[str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend")] = "",
     model: Annotated[str | None, typer.Option(help="Instead of recipes: a model, ...")] = None,
     data: Annotated[str | None, typer.Option(help="... the rows to train on, ...")] = None,
-    strategies: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="... and strategies; default: all that can")
-    ] = None,
+    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="... strategies; default: all that can")] = None,
     task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
-    evaluate: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Rows to evaluate on; default: held out of the data")
-    ] = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Rows to evaluate on; default: held out")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, each with another seed")] = 3,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
         "runs/compare"

@@ -74,8 +74,8 @@ def _sheet(table: Table) -> str:
         lines.append(f"<tr{kind}><th{' class=sub' if sub else ''}>{escape(line.name.strip())}</th>{cells}</tr>")
     note = (
         "Time is from the start of the process to trained weights: loading, what is computed once, training with its "
-        "evaluations. The interval over examples is a paired bootstrap of 2,000 resamples of the evaluation rows. On the front: "
-        "no other is as good and cheaper, or better at no higher price."
+        "evaluations. The interval over examples is a paired bootstrap of 2,000 resamples of the evaluation rows. On the "
+        "front: no other is as good and cheaper, or better at no higher price."
     )
     return (
         f'<h2>Side by side</h2><div class="wide"><table class="sheet"><thead><tr><th></th>{head}</tr></thead>'
@@ -199,7 +199,8 @@ def _runs(table: Table) -> str:
             lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     names = ("recipe", "seed", "ended", words.name(metric), "steps", "time", "peak memory", "folder, with its log")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    return f'<h2>Every run</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<h2>Every run</h2><div class="wide">{body}</div>'
 
 
 def _environment(table: Table) -> str:

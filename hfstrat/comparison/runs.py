@@ -109,7 +109,7 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C reaches it through us alone
             # Linux: it is told when this process is killed (PR_SET_PDEATHSIG), so that no run goes on that nobody waits for
-            preexec_fn=library and (lambda: library.prctl(1, signal.SIGTERM)),
+            preexec_fn=(lambda: library.prctl(1, signal.SIGTERM)) if library else None,
         )
         try:
             in_time = _wait(child, since, limit, look)

@@ -83,7 +83,7 @@ def check(rows: dict[str, Rows]) -> None:
         )
 
 
-def _look(label: str, source: str, text: str | None, words: list[list[str]], budget: float | None) -> dict[str, Any]:
+def _look(budget: float | None, label: str, source: str, text: str | None, words: list[list[str]]) -> dict[str, Any]:
     """The rows of one entry; `words` are the overrides of each seed."""
     import numpy as np
 
@@ -139,7 +139,7 @@ def _main(spec_file: str) -> None:
     spec = json.loads(file.read_text(encoding="utf-8"))
     outcome.quiet_libraries()
     try:
-        found: dict[str, Any] = {entry[0]: _look(*entry, spec["budget"]) for entry in spec["entries"]}
+        found: dict[str, Any] = {entry[0]: _look(spec["budget"], *entry) for entry in spec["entries"]}
     except Exception as error:
         named = errors.named(error)
         if named.code == errors.CRASH:
