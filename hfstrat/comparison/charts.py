@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 380.0, 270.0  # in units of which a character is about 6.4 wide: readable at 320 pixels too
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
 CHARACTER, LINE = 6.4, 13.0
+TICKS = 5  # on an axis, about
 COLOURS = 8  # of the page's style
 Say = Callable[[float], str]
+TIME = "time"  # an axis of this name is in seconds
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+TIMES = [1, 2, 5, 10, 15, 30, *(n * MINUTE for n in (1, 2, 5, 10, 15, 30)), *(n * HOUR for n in (1, 2, 4, 8, 24, 48))]
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Axis:
     start: float  # the place of `low`
     stop: float
     is_log: bool = False
+    is_time: bool = False  # seconds: minutes are round numbers then
 
     def at(self, value: float) -> float:
         low, high, value = (math.log10(each) if self.is_log else each for each in (self.low, self.high, value))
@@ -31,30 +38,40 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """A few round numbers on it."""
-        if self.is_log:
-            return _log_ticks(self.low, self.high)
-        step = _round_step((self.high - self.low) / 4)
-        first = math.ceil(self.low / step - 1e-9)
-        return [n * step for n in range(first, first + 12) if n * step <= self.high * (1 + 1e-9) + 1e-12]
+        return (_log_ticks if self.is_log else _linear_ticks)(self.low, self.high, self.is_time)
 
 
-def axis(values: Sequence[float], start: float, stop: float, wide: float = 20.0, from_zero: bool = False) -> Axis:
+def axis(
+    values: Sequence[float], start: float, stop: float, wide: float, from_zero: bool = False, is_time: bool = False
+) -> Axis:
     """An axis that has room for all values; logarithmic where the largest is more than `wide` times the smallest."""
     low, high = min(values), max(values)
     if low > 0 and high / low > wide:
-        return Axis(low / 1.15, high * 1.15, start, stop, True)
+        return Axis(low / 1.15, high * 1.15, start, stop, True, is_time)
     if from_zero and low >= 0 and low < 0.6 * high:
-        return Axis(0.0, high * 1.06, start, stop)
+        return Axis(0.0, high * 1.06, start, stop, False, is_time)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(low - room, high + room, start, stop)
+    return Axis(low - room, high + room, start, stop, False, is_time)
 
 
-def _round_step(wanted: float) -> float:
+def _round_step(wanted: float, is_time: bool) -> float:
+    if is_time and (longer := [step for step in TIMES if step >= wanted]) and wanted > TIMES[0]:
+        return longer[0]
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= wanted * (1 - 1e-9))
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def _linear_ticks(low: float, high: float, is_time: bool) -> list[float]:
+    step = _round_step((high - low) / TICKS, is_time)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, first + 12) if n * step <= high * (1 + 1e-9) + 1e-12]
+
+
+def _log_ticks(low: float, high: float, is_time: bool) -> list[float]:
+    if high / low < 10:
+        return _linear_ticks(low, high, is_time)
+    if is_time and len(found := [each for each in TIMES if low <= each <= high]) > 1:
+        return found[:: math.ceil(len(found) / 6)]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 2, 5), (1, 3), (1,)):
         found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
@@ -91,8 +108,8 @@ def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Sa
     points = [point for curve in found for line in curve.lines for point in line]
     if not points:
         return ""
-    across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, wide=1e9, from_zero=True)
-    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, wide=3.0)
+    across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, 1e9, from_zero=True, is_time=names[0] == TIME)
+    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5)
     body = []
     for curve in found:
         colour = f"s{curve.number % COLOURS}"
@@ -109,14 +126,17 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
     """Quality against a price, with intervals, and the front as a line; nothing where there are no points."""
     if not found:
         return ""
-    across = axis([point.x for point in found], LEFT, WIDTH - RIGHT, wide=8.0, from_zero=True)
+    across = axis([point.x for point in found], LEFT, WIDTH - RIGHT, 8.0, from_zero=True, is_time=names[0] == TIME)
     centre = [point.y for point in found]
     reach = max(max(centre) - min(centre), 0.02 * abs(max(centre, key=abs)), 1e-6)  # an interval of two seeds may be endless
     lows = [max(point.y - reach, point.y if point.low is None else point.low) for point in found]
     highs = [min(point.y + reach, point.y if point.high is None else point.high) for point in found]
-    up = axis([*lows, *highs], HEIGHT - BOTTOM, TOP, wide=1e9)
-    body = [_front([point for point in found if point.on_front], across, up)]
+    up = axis([*lows, *highs], HEIGHT - BOTTOM, TOP, 1e9 if higher_is_better else 2.0)
+    steps = sorted((across.at(point.x), up.at(point.y)) for point in found if point.on_front)
+    body = [_front(steps)]
     taken = [(across.at(p.x) - 6, up.at(p.y) - 6, across.at(p.x) + 6, up.at(p.y) + 6) for p in found]
+    for (left, top), (right, bottom) in itertools.pairwise(steps):
+        taken += [(left, top - 1, right, top + 1), (right - 1, min(top, bottom), right + 1, max(top, bottom))]
     for point in found:
         x, y = across.at(point.x), up.at(point.y)
         body.append(f'<g class="s{point.number % COLOURS}"><title>{escape(_hint(point, say))}</title>')
@@ -135,9 +155,8 @@ def _hint(point: Point, say: tuple[Say, Say]) -> str:
     return f"{point.label}: {say[1](point.y)}{interval} at {say[0](point.x)}{', on the front' if point.on_front else ''}"
 
 
-def _front(points: list[Point], across: Axis, up: Axis) -> str:
+def _front(places: list[tuple[float, float]]) -> str:
     """Steps from the cheapest to the best: what can be had for a price."""
-    places = sorted((across.at(point.x), up.at(point.y)) for point in points)
     if len(places) < 2:
         return ""
     path = f"M{places[0][0]:.1f},{places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
@@ -147,7 +166,7 @@ def _front(points: list[Point], across: Axis, up: Axis) -> str:
 def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
     """Beside its point, where it covers no other; nowhere if there is no such place (the legend has it)."""
     wide = CHARACTER * len(text)
-    places = [(x + 9, y), (x - 9 - wide, y), (x - wide / 2, y - 14), (x - wide / 2, y + 15), (x + 7, y - 11), (x + 7, y + 12)]
+    places = [(x + 9, y), (x - 9 - wide, y), (x + 5, y - 12), (x + 5, y + 13), (x - 5 - wide, y - 12), (x - 5 - wide, y + 13)]
     for left, middle in places:
         box = (left, middle - LINE / 2, left + wide, middle + LINE / 2)
         inside = box[0] >= LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 1 and box[3] <= HEIGHT - BOTTOM - 1
@@ -157,9 +176,12 @@ def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float,
     return ""
 
 
+CROSS = ((1.25, 0.45), (0.45, 0.45), (0.45, 1.25))  # the corners of a quarter of a cross
+
+
 def marker(number: int, x: float, y: float, r: float) -> str:
     """A shape of its own for each number, for those who tell colours badly."""
-    kind = number % 5
+    kind = number % 6
     if kind == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
     if kind == 1:
@@ -168,6 +190,7 @@ def marker(number: int, x: float, y: float, r: float) -> str:
         2: [(0, -1.2), (1.15, 0.8), (-1.15, 0.8)],
         3: [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
         4: [(-1.15, -0.8), (1.15, -0.8), (0, 1.2)],
+        5: [(a * t, b * u) for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1)) for t, u in CROSS[:: int(a * b)]],
     }
     return '<polygon points="' + " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in shapes[kind]) + '"/>'
 

@@ -91,13 +91,16 @@ def _mark(number: int) -> str:
 def _charts(table: Table) -> str:
     rows, metric = table["entries"], table["quality"]["metric"]
     loss = words.name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
-    as_quality: Callable[[float], str] = lambda value: words.quality(value, metric)  # noqa: E731
+    as_quality: Callable[[float], str] = lambda value: words.rounded(value, metric)  # noqa: E731
     made = [
-        charts.curves("Loss on the evaluation rows against time", ("time", loss), _curves(rows, "seconds"), (_tick, _plain)),
-        charts.curves("The same against tokens", ("tokens trained on", loss), _curves(rows, "tokens"), (words.count, _plain)),
+        charts.curves("Evaluation loss against time", (charts.TIME, loss), _curves(rows, "seconds"), (_tick, _plain)),
+        charts.curves(
+            "Evaluation loss against tokens", ("tokens trained on", loss), _curves(rows, "tokens"), (_tokens, _plain)
+        ),
     ]
-    for price, key, say in (("time", "seconds", _tick), ("peak memory", "peak_memory_bytes", words.memory)):
-        name, found = f"Quality against {price}", _points(rows, key, "seconds" if key == "seconds" else "memory")
+    for price, key, say in ((charts.TIME, "seconds", _tick), ("peak memory (GiB)", "peak_memory_bytes", _plain)):
+        found = _points(rows, key, "seconds" if key == "seconds" else "memory")
+        name = f"Quality against {price.removesuffix(' (GiB)')}"
         better = table["quality"]["higher_is_better"]
         made.append(charts.scatter(name, (price, words.name(metric)), found, better, (say, as_quality)))
     drawn = "".join(made)
@@ -126,14 +129,20 @@ def _points(rows: list[Table], key: str, price: str) -> list[Point]:
     for number, row in enumerate(rows):
         if row["quality"] is not None and row[key] is not None:
             low, high = row["over_seeds"] or row.get("over_rows") or (None, None)
-            found.append(
-                Point(row["label"], number, row[key], row["quality"], low, high, row.get("front", {}).get(price, False))
-            )
+            cost = row[key] / 2**30 if key == "peak_memory_bytes" else row[key]
+            on_front = row.get("front", {}).get(price, False)
+            found.append(Point(row["label"], number, cost, row["quality"], low, high, on_front))
     return found
 
 
 def _tick(value: float) -> str:
-    return "0" if value == 0 else words.seconds(value).removesuffix(" min") if value >= 99.5 else words.seconds(value)
+    if value < 60:
+        return words.seconds(value).replace(".0", "") if value else "0"
+    return f"{value // 60:.0f}:{value % 60:02.0f}" if value < 3600 else words.seconds(value)
+
+
+def _tokens(value: float) -> str:
+    return words.count(value).replace(".00", "").replace(".0", "")
 
 
 def _plain(value: float) -> str:

@@ -9,6 +9,7 @@ from hfstrat import factors
 from hfstrat.comparison import words
 
 Row = dict[str, Any]
+PRICES = {"seconds": "time", "memory": "memory"}
 STATUS = {
     "out-of-memory": "out of memory",
     "timed-out": "out of time",
@@ -93,7 +94,7 @@ def predicted(row: Row, what: str, say: Callable[[float | None], str]) -> str:
 
 def on_front(row: Row) -> str:
     """Which prices it is worth."""
-    return ", ".join(price for price, is_on in row.get("front", {}).items() if is_on) or words.NOTHING
+    return ", ".join(PRICES[price] for price, is_on in row.get("front", {}).items() if is_on) or words.NOTHING
 
 
 def failures(table: Row) -> list[str]:

@@ -57,6 +57,11 @@ def quality(value: float | None, metric: str, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} %" if metric in PERCENT else f"{value:{sign}.{3 if abs(value) < 10 else 2}f}"
 
 
+def rounded(value: float, metric: str) -> str:
+    """The same at a tick of a chart."""
+    return f"{100 * value:.3g} %" if metric in PERCENT else f"{value:.3g}"
+
+
 def between(low_high: Any, metric: str, sign: str = "") -> str:
     """'80.1 to 82.3 %'."""
     if not low_high:
