@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,11 @@ from typing import Any
 import pytest
 from classifiers import labelled, make_encoder
 from comparisons import Played, asked, rows_of
+from rich.console import Console
 
 from hfstrat import cli, errors, factors
 from hfstrat.comparison import budget, command, entries, proposals, survey
+from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.strategies import STRATEGIES
 
@@ -298,6 +304,83 @@ def test_made_recipes_are_left_to_be_changed(played: Played, tiny: Path, rows: P
     again = played.compare(asked(tmp_path / "out", recipes=files, seeds=1))
     assert len(played.ran) == 2
     assert again["entries"] == first["entries"]
+
+
+def test_a_made_recipe_that_was_changed_is_not_lost(played: Played, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    given = asked(tmp_path / "out", model=str(tiny), data=str(rows), strategies="lora", seeds=1)
+    played.compare(given)
+    made = tmp_path / "out" / "recipes" / "lora.yaml"
+    made.write_text(made.read_text().replace('"lora"}', '"lora", "r": 3}'))
+    with pytest.raises(UserError, match="changed by hand"):
+        played.compare(given)
+    played.compare(asked(tmp_path / "out", recipes=[str(made)], seeds=1))
+    assert len(played.ran) == 2
+
+
+def test_other_rows_can_be_evaluated(played: Played, write: Any, rows: Path, tmp_path: Path) -> None:
+    """Then nothing is held out, in any run."""
+    given = asked(tmp_path / "out", recipes=[write("a.yaml")], evaluate=str(rows))
+    line = entries.line_up(given)
+    assert line.entries[0].loaded.recipe.data.eval[0].path == str(rows)
+    assert not any("eval_seed" in word for run in command.plan(given, line) for word in run.words)
+
+
+def test_a_folder_that_is_called_like_a_strategy_is_no_model(played: Played, write: Any, tmp_path: Path) -> None:
+    """What stands in it may change without the runs being others."""
+    given = asked(tmp_path / "out", recipes=[write("a.yaml")])
+    line = entries.line_up(given)
+    before = command.plan(given, line)
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "report.json").write_text("{}")
+    assert command.plan(given, line) == before
+
+
+def test_a_model_that_changed_is_another(played: Played, write: Any, tiny: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(tiny, tmp_path / "own")
+    file = Path(write("a.yaml"))
+    file.write_text(file.read_text().replace(str(tiny), str(own)))
+    given = asked(tmp_path / "out", recipes=[str(file)])
+    before = command.plan(given, entries.line_up(given))
+    os.utime(own / "model.safetensors", (1, 1))
+    assert {run.identity for run in command.plan(given, entries.line_up(given))}.isdisjoint(run.identity for run in before)
+
+
+def test_a_terminal_shows_a_table_that_lives(
+    played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run with how it stands, the last words of the one that is going on, and the time that is left."""
+    said = io.StringIO()
+    monkeypatch.setattr(command, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40)))
+    played.endings = {"full": ("out-of-memory", "killed")}
+    played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")]))
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said.getvalue())
+    for words in (
+        "lora, seed 42 (0.0 s): step 1",
+        "2 of 4 runs; about",
+        "waiting",
+        "running",
+        "out of memory",
+        "loss (nats/token)",
+    ):
+        assert words in text, words
+
+
+def test_the_comparison_itself_needs_no_torch(write: Any, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from comparisons import Played, asked
+from pathlib import Path
+import pytest
+played = Played(pytest.MonkeyPatch())
+played.compare(asked(Path({str(tmp_path / "out")!r}), recipes=[{write("lora.yaml")!r}], seeds=1))
+assert played.ran
+loaded = {{"torch", "transformers", "datasets", "peft"}} & set(sys.modules)
+raise SystemExit(f"imported: {{sorted(loaded)}}" if loaded else 0)
+"""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_numbers_are_means_over_seeds_and_rows(played: Played, write: Any, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def compare(asked: Asked) -> int:
     """
     check_folder(asked.output)
     line = line_up(asked)
+    check_made(line)
     screen = Screen()
     screen.remarks(asked, line)
     planned = plan(asked, line)
@@ -90,6 +91,21 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--output: {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_file():
         raise UserError(f"--output: {folder} is in use by something that is no comparison of hfstrat; name another folder")
+
+
+def check_made(line: Line) -> None:
+    """Never write over a recipe that was made here and then changed.
+
+    Raises:
+        UserError: one that would not be the same.
+    """
+    for entry in line.entries:
+        file = Path(entry.source)
+        if entry.text is not None and file.is_file() and file.read_text(encoding="utf-8") != entry.text:
+            raise UserError(
+                f"{file}: it was changed by hand, or made for another model or other data; to compare what is in it, give the "
+                f"recipe files in place of --model and --data: hfstrat compare {file.parent}/*.yaml; or name another --output"
+            )
 
 
 def plan(asked: Asked, line: Line) -> list[Run]:

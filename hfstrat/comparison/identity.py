@@ -14,6 +14,7 @@ from hfstrat.data import cache, sources
 from hfstrat.loading import Loaded
 from hfstrat.report import LIBRARIES, installed
 
+NAMING = ("name_or_path", "tokenizer", "adapter", "model_class")
 WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.gguf", "*.py")
 
 
@@ -55,16 +56,18 @@ def _digest(files: tuple[tuple[Path, int], ...]) -> str:
     return cache.digest_of(*(file for file, _ in files))
 
 
-def _paths(tree: Any) -> set[str]:
-    """Every text in a recipe that is a local folder: models, tokenizers, teachers, adapters."""
+def _paths(tree: Any, key: str = "") -> set[str]:
+    """Every local model, tokenizer, teacher, adapter or class that a recipe names."""
     if isinstance(tree, dict):
-        return {path for key, value in tree.items() if key != "data" for path in _paths(value)}
-    if isinstance(tree, list):
-        return {path for value in tree for path in _paths(value)}
-    return {tree} if isinstance(tree, str) and tree and len(tree) < 1000 and Path(tree).expanduser().is_dir() else set()
+        return {path for name, value in tree.items() for path in _paths(value, name)}
+    if key not in NAMING or not isinstance(tree, str) or not tree:
+        return set()
+    path = tree.rpartition(":")[0] if key == "model_class" else tree
+    return {path} if Path(path).expanduser().exists() else set()
 
 
 def _stamps(path: str) -> list[Any]:
     """Sizes and times of a model's files: hashing gigabytes of weights would take longer than it saves."""
-    files = sorted(file for pattern in WEIGHTS for file in Path(path).expanduser().glob(pattern))
+    folder = Path(path).expanduser()
+    files = [folder] if folder.is_file() else sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

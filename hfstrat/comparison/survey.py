@@ -91,6 +91,7 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     from hfstrat.data import cache
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
+    from hfstrat.plan import make_plan
     from hfstrat.tasks import TASKS
 
     seeds = [load_recipe(source, each, text) for each in words]
@@ -99,6 +100,7 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
         tokenizer = recipe.strategy.load_tokenizer(recipe)
         held_out, most = recipe.strategy.held_out(recipe), recipe.evaluation.max_rows
         data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, most, held_out)
+        make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # what it refuses, it refuses now
     return {
         "train_rows": len(data.train),
         "train_tokens": int(data.lengths.sum()),
