@@ -87,6 +87,31 @@ def check(
     print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
+@app.command()
+def compare(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, overrides for all"),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend")] = "",
+    model: Annotated[str | None, typer.Option(help="Instead of recipes: a model, ...")] = None,
+    data: Annotated[str | None, typer.Option(help="... the rows to train on, ...")] = None,
+    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="... strategies; default: all that can")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Rows to evaluate on; default: held out")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, each with another seed")] = 3,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
+        "runs/compare"
+    ),
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End a run that takes longer in all, such as 1h")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed; what is finished is never run again")] = False,
+) -> None:
+    """Measure strategies side by side: same rows, same evaluation, same budget, one process a run."""
+    from hfstrat.comparison import ask
+
+    raise typer.Exit(ask.compare(recipes or [], model, data, strategies, task, budget, seeds, output, evaluate, timeout, retry))
+
+
 @recipes_app.command("ls")
 def recipes_ls() -> None:
     """List them."""

@@ -43,6 +43,7 @@ class ProgressReport(TrainerCallback):
         self.evaluated = ""  # what an evaluation outside of training is of
         self._bar: Progress | None = None
         self.first_step = 0  # of this session
+        self.curve: list[dict[str, float]] = []  # evaluations on the way, by step, tokens and seconds since training began
         self._started = self._since = self._last_line = 0.0
 
     @property
@@ -90,6 +91,10 @@ class ProgressReport(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()
+        if metrics and not self.evaluated:  # else it is of the result
+            self._started = self._started or self._since  # a head that is solved has no beginning
+            at = {"step": state.global_step, "seconds": self._since - self._started, "tokens": self.tokens}
+            self.curve.append({**at, **{name: value for name, value in metrics.items() if name.startswith("eval_")}})
         if metrics and state.is_world_process_zero:
             said = self.said({name.removeprefix("eval_"): value for name, value in metrics.items()})
             self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {said}")

@@ -70,6 +70,9 @@ class Data(Section):
     )
     eval: MaybeSources = Field(None, description="The same, for evaluation; if not given, rows of train are held out")
     eval_size: int | float = Field(0.05, gt=0, description="Rows to hold out, below 1 a share (never more than 1000)")
+    eval_seed: int | None = Field(
+        None, ge=0, description="Seed of the draw of the rows to hold out; default: seed, so that another seed holds out others"
+    )
     config: str | None = Field(None, description="Configuration name of a Hub data set")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set")
     split: Split = Field("train", description="Split to train on, such as train or, of a Hub data set, train[:10%]")
@@ -101,6 +104,10 @@ class Data(Section):
         """What a source says, or what `data` says for all of them."""
         value = getattr(source, name)
         return getattr(self, name) if value is None else value
+
+    def drawn_by(self, seed: int) -> int:
+        """The seed by which rows are held out, in a run with this one."""
+        return seed if self.eval_seed is None else self.eval_seed
 
     @field_serializer("train", "eval")
     def _short(self, value: list[Source] | None) -> Any:

@@ -40,13 +40,16 @@ class Loaded:
         )
 
 
-def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loaded:
+def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: str | None = None) -> Loaded:
     """Read a recipe file, apply the overrides, fill the defaults that depend on the strategy.
+
+    Args:
+        text: of the recipe, where there is no file yet.
 
     Raises:
         UserError: every mistake found, one line each: where, what was given, what is expected, what to write.
     """
-    data, lines = recipe_file.parse(recipe_file.read(path), path)
+    data, lines = recipe_file.parse(recipe_file.read(path) if text is None else text, path)
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         apply_override(override, data, origins)

@@ -48,6 +48,7 @@ class Job:
     probe: dict[str, Any]  # inputs for comparing models
     bars: Bars | None = None  # to beat
     outline: nn.Module | None = None  # of a model that is trained in pieces
+    setup_seconds: float = 0.0  # until training: loading, and what is computed once
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
 
     @property

@@ -37,6 +37,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     world = join_world()
     with located(loaded):
         job = set_up(loaded, world, overwrite)
+    job.setup_seconds = time.monotonic() - started
     try:
         before = answer_prompts(job)
         measured = training.before(job)
@@ -113,7 +114,7 @@ def fit(job: Job, before: list[str]) -> float:
 
 def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import bars, fused, memory, model, sharding, verify
+    from hfstrat import bars, evaluation_rows, fused, memory, model, sharding, verify
     from hfstrat.setup import plan_facts
 
     trainer = job.trainer
@@ -140,6 +141,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         step = trainer.state.global_step if best is None else best
         job.progress.evaluated = f"the result (weights of step {step}, as published)"
         last = trainer.evaluate()
+    if trainer.is_world_process_zero() and trainer.sums is not None:
+        evaluation_rows.write(job.folder, job.data, job.task.of_rows(trainer.sums))
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = model.count_parameters(trained)
     facts = {
@@ -150,6 +153,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "session_steps": trainer.state.global_step - job.progress.first_step,
         "best_step": best,
         "resumed_from": str(job.checkpoint) if job.checkpoint else None,
+        "setup_seconds": job.setup_seconds,
         "train_seconds": seconds,
         "step_seconds": job.progress.seconds,
         "tokens": job.progress.tokens,
@@ -157,6 +161,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
         "peak_memory_bytes": memory.peak_bytes(),
         "trainable_parameters": learning,
         "total_parameters": total,
+        "curve": job.progress.curve,
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": plan_facts(job.plan),
         **job.feed.facts,

@@ -20,7 +20,16 @@ from hfstrat.strategies import Footprint
 RESULT = "final"
 LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
 EARLIER = "report.earlier.json"  # of the session before
-OURS = ("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", EARLIER, "recipe.yaml")
+OURS = (
+    "checkpoint-*",
+    RESULT,
+    f"{RESULT}.partial",
+    "report.json",
+    "report.partial",
+    EARLIER,
+    "recipe.yaml",
+    "evaluation_rows.npz",
+)
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 

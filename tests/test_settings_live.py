@@ -260,6 +260,7 @@ PROBES: dict[str, Probe] = {
         beside=["data.eval=DATA"],
     ),
     "data.eval_size": Probe(["data.eval_size=0.5"], lambda s: len(s.job.data.eval), 30),
+    "data.eval_seed": Probe(["data.eval_seed=7"], lambda s: sorted(s.job.data.eval["row"])),
     "data.format": Probe(["data.format=text"], lambda s: account(s).format, "text"),
     "data.documents": Probe(
         ["data.documents=files"],

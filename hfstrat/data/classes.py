@@ -96,7 +96,7 @@ def prepare(
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
-        left, out = hold_out(train, data.eval_size, max_eval_rows, seed, held_out)
+        left, out = hold_out(train, data.eval_size, max_eval_rows, data.drawn_by(seed), held_out)
         train, held, origin = train.select(left), train.select(out), origin[left]
     found = overlap(train, held, tokenizer) | conflicts(train, tokenizer)
     counts = np.bincount(flat(train), minlength=len(names))

@@ -63,10 +63,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
             origin.part = "head"
         return Corpus(origins, None)
     labels: list[str] = []
-    hashes = np.fromiter(_hashes(_examples(origins), labels), dtype=np.int64)
+    hashes, seed = np.fromiter(_hashes(_examples(origins), labels), dtype=np.int64), data.drawn_by(recipe.seed)
     if labels:
-        return Corpus(origins, class_parts.choose_held_out(hashes, labels, size, limit, recipe.seed))
-    return Corpus(origins, parts.choose_held_out(hashes, size, limit, recipe.seed))
+        return Corpus(origins, class_parts.choose_held_out(hashes, labels, size, limit, seed))
+    return Corpus(origins, parts.choose_held_out(hashes, size, limit, seed))
 
 
 def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterator[int]:

@@ -125,7 +125,7 @@ def prepare(
     else:
         evaluated = table
         if held_out is None:
-            held_out = parts.choose_held_out(train.of(train.text_hash), data.eval_size, max_eval_rows, seed)
+            held_out = parts.choose_held_out(train.of(train.text_hash), data.eval_size, max_eval_rows, data.drawn_by(seed))
         left, out = parts.divide(train, held_out)
         train, held = train.select(left), train.select(out)
     if not len(held):

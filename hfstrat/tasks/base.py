@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
+class Quality(NamedTuple):
+    """What runs are compared by: the sum of `above` over the sum of `below`, columns of `evaluation_rows`."""
+
+    metric: str
+    higher_is_better: bool
+    above: str
+    below: str
+
+
 class Task(ABC):
     """One task. Its objects hold nothing: what depends on the data comes with the data."""
 
@@ -35,6 +44,7 @@ class Task(ABC):
     unit: str  # what a prediction is of
     metrics: tuple[str, ...]  # that the report holds
     framed: bool  # whether a text stands between special tokens
+    quality: Quality
     lacking: str  # what it means that weights are missing
     shares: tuple[str, ...] = ()  # metrics that are a share of right rows
     generates: bool = False  # whether it answers in words
@@ -145,6 +155,10 @@ class Task(ABC):
         Args:
             config: the model's.
         """
+
+    @abstractmethod
+    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """The sums as columns, `[rows]` each: `nll` (nats) over `items`, `right` of `items`, and what else tells a row."""
 
     @abstractmethod
     def said(self, metrics: Metrics) -> str:

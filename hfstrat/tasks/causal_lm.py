@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Task
+from hfstrat.tasks.base import Metrics, Quality, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,7 @@ class CausalLM(Task):
     unit = "token"
     metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
     framed = False
+    quality = Quality("loss", False, "nll", "items")
     lacking = "it is no causal LM or is damaged"
     generates = True
 
@@ -153,6 +154,10 @@ class CausalLM(Task):
         from hfstrat.data.preparation import prepare_held
 
         return prepare_held(data, tokenizer, samples, max_rows)
+
+    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        nll, tokens, right = sums[0].astype("float64").T[:3]
+        return {"nll": nll, "items": tokens, "right": right}
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.distill import Distiller

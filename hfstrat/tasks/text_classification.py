@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Task
+from hfstrat.tasks.base import Metrics, Quality, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,7 @@ class TextClassification(Task):
     unit = "text"
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
     framed = True
+    quality = Quality("accuracy", True, "right", "rows")
     lacking = "it is damaged, or of another kind than its config says"
     shares = ("accuracy",)
 
@@ -176,6 +177,15 @@ class TextClassification(Task):
         names = [config.id2label[index] for index in sorted(config.id2label)]
         many = config.problem_type == "multi_label_classification"
         return prepare_held(data, tokenizer, names, many, samples, max_rows)
+
+    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """`right` is whether all labels of a row are; with one label a row there is what it is and what was said too."""
+        totals, marks = sums
+        found = {"nll": totals[:, 0].astype("float64"), "items": totals[:, 1].astype("float64")}
+        if marks.dtype == "int8":
+            return {**found, "right": ((marks >= 2) == (marks % 2 == 1)).all(1).astype("float64")}
+        true, said = marks[:, 0].astype("int64"), marks[:, 1].astype("int64")
+        return {**found, "right": (true == said).astype("float64"), "true": true, "predicted": said}
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.class_distill import ClassDistiller

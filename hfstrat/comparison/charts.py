@@ -1,0 +1,220 @@
+"""Small charts as SVG text: no library, no script, colours from the page's style so that light and dark are one file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 380.0, 270.0  # in units of which a character is about 6.4 wide: readable at 320 pixels too
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
+CHARACTER, LINE = 6.4, 13.0
+TICKS = 5  # on an axis, about
+COLOURS = 8  # of the page's style
+Say = Callable[[float], str]
+TIME = "time"  # an axis of this name is in seconds
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+TIMES = [1, 2, 5, 10, 15, 30, *(n * MINUTE for n in (1, 2, 5, 10, 15, 30)), *(n * HOUR for n in (1, 2, 4, 8, 24, 48))]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Numbers to places. `low` and `high` are its ends; a logarithmic one needs them above 0."""
+
+    low: float
+    high: float
+    start: float  # the place of `low`
+    stop: float
+    is_log: bool = False
+    is_time: bool = False  # seconds: minutes are round numbers then
+
+    def at(self, value: float) -> float:
+        low, high, value = (math.log10(each) if self.is_log else each for each in (self.low, self.high, value))
+        share = (value - low) / (high - low)
+        return self.start + min(1.0, max(0.0, share)) * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        """A few round numbers on it."""
+        return (_log_ticks if self.is_log else _linear_ticks)(self.low, self.high, self.is_time)
+
+
+def axis(
+    values: Sequence[float], start: float, stop: float, wide: float, from_zero: bool = False, is_time: bool = False
+) -> Axis:
+    """An axis that has room for all values; logarithmic where the largest is more than `wide` times the smallest."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > wide:
+        return Axis(low / 1.15, high * 1.15, start, stop, True, is_time)
+    if from_zero and low >= 0 and low < 0.6 * high:
+        return Axis(0.0, high * 1.06, start, stop, False, is_time)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return Axis(low - room, high + room, start, stop, False, is_time)
+
+
+def _round_step(wanted: float, is_time: bool) -> float:
+    if is_time and (longer := [step for step in TIMES if step >= wanted]) and wanted > TIMES[0]:
+        return longer[0]
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= wanted * (1 - 1e-9))
+
+
+def _linear_ticks(low: float, high: float, is_time: bool) -> list[float]:
+    step = _round_step((high - low) / TICKS, is_time)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, first + 12) if n * step <= high * (1 + 1e-9) + 1e-12]
+
+
+def _log_ticks(low: float, high: float, is_time: bool) -> list[float]:
+    if high / low < 10:
+        return _linear_ticks(low, high, is_time)
+    if is_time and len(found := [each for each in TIMES if low <= each <= high]) > 1:
+        return found[:: math.ceil(len(found) / 6)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(found) <= 6:
+            break
+    every = math.ceil(len(found) / 6)
+    return found[::every]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines of one colour: one for each seed, `(x, y)` from left to right."""
+
+    label: str
+    number: int
+    lines: list[list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured value with the interval it lies in."""
+
+    label: str
+    number: int
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    on_front: bool = False
+
+
+def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Say, Say]) -> str:
+    """Lines against time or tokens; nothing where there are no points."""
+    points = [point for curve in found for line in curve.lines for point in line]
+    if not points:
+        return ""
+    across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, 1e9, from_zero=True, is_time=names[0] == TIME)
+    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5)
+    body = []
+    for curve in found:
+        colour = f"s{curve.number % COLOURS}"
+        for line in curve.lines:
+            places = [(across.at(x), up.at(y)) for x, y in line]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            hint = "; ".join(f"{say[0](x)}: {say[1](y)}" for x, y in line)
+            body.append(f'<g class="{colour}"><title>{escape(curve.label)}: {escape(hint)}</title>')
+            body.append(f'<polyline points="{path}"/>{"".join(marker(curve.number, *place, 2.6) for place in places)}</g>')
+    return _chart(title, names, across, up, say, body)
+
+
+def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_better: bool, say: tuple[Say, Say]) -> str:
+    """Quality against a price, with intervals, and the front as a line; nothing where there are no points."""
+    if not found:
+        return ""
+    across = axis([point.x for point in found], LEFT, WIDTH - RIGHT, 8.0, from_zero=True, is_time=names[0] == TIME)
+    centre = [point.y for point in found]
+    reach = max(max(centre) - min(centre), 0.02 * abs(max(centre, key=abs)), 1e-6)  # an interval of two seeds may be endless
+    lows = [max(point.y - reach, point.y if point.low is None else point.low) for point in found]
+    highs = [min(point.y + reach, point.y if point.high is None else point.high) for point in found]
+    up = axis([*lows, *highs], HEIGHT - BOTTOM, TOP, 1e9 if higher_is_better else 2.0)
+    steps = sorted((across.at(point.x), up.at(point.y)) for point in found if point.on_front)
+    body = [_front(steps)]
+    taken = [(across.at(p.x) - 6, up.at(p.y) - 6, across.at(p.x) + 6, up.at(p.y) + 6) for p in found]
+    for (left, top), (right, bottom) in itertools.pairwise(steps):
+        taken += [(left, top - 1, right, top + 1), (right - 1, min(top, bottom), right + 1, max(top, bottom))]
+    for point in found:
+        x, y = across.at(point.x), up.at(point.y)
+        body.append(f'<g class="s{point.number % COLOURS}"><title>{escape(_hint(point, say))}</title>')
+        if point.low is not None and point.high is not None:
+            body.append(
+                f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(point.low):.1f}" y2="{up.at(point.high):.1f}"/>'
+            )
+        body.append(f"{marker(point.number, x, y, 5)}</g>")
+        body.append(_label(point.label, x, y, taken))
+    better = "higher is better" if higher_is_better else "lower is better"
+    return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, say, body)
+
+
+def _hint(point: Point, say: tuple[Say, Say]) -> str:
+    interval = "" if point.low is None or point.high is None else f" ({say[1](point.low)} to {say[1](point.high)})"
+    return f"{point.label}: {say[1](point.y)}{interval} at {say[0](point.x)}{', on the front' if point.on_front else ''}"
+
+
+def _front(places: list[tuple[float, float]]) -> str:
+    """Steps from the cheapest to the best: what can be had for a price."""
+    if len(places) < 2:
+        return ""
+    path = f"M{places[0][0]:.1f},{places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
+    return f'<path class="front" d="{path}"/>'
+
+
+def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
+    """Beside its point, where it covers no other; nowhere if there is no such place (the legend has it)."""
+    wide = CHARACTER * len(text)
+    places = [(x + 9, y), (x - 9 - wide, y), (x + 5, y - 12), (x + 5, y + 13), (x - 5 - wide, y - 12), (x - 5 - wide, y + 13)]
+    for left, middle in places:
+        box = (left, middle - LINE / 2, left + wide, middle + LINE / 2)
+        inside = box[0] >= LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 1 and box[3] <= HEIGHT - BOTTOM - 1
+        if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            taken.append(box)
+            return f'<text class="name" x="{left:.1f}" y="{middle + 4:.1f}">{escape(text)}</text>'
+    return ""
+
+
+CROSS = ((1.25, 0.45), (0.45, 0.45), (0.45, 1.25))  # the corners of a quarter of a cross
+
+
+def marker(number: int, x: float, y: float, r: float) -> str:
+    """A shape of its own for each number, for those who tell colours badly."""
+    kind = number % 6
+    if kind == 0:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
+    if kind == 1:
+        return f'<rect x="{x - 0.9 * r:.1f}" y="{y - 0.9 * r:.1f}" width="{1.8 * r:.1f}" height="{1.8 * r:.1f}"/>'
+    shapes = {
+        2: [(0, -1.2), (1.15, 0.8), (-1.15, 0.8)],
+        3: [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
+        4: [(-1.15, -0.8), (1.15, -0.8), (0, 1.2)],
+        5: [(a * t, b * u) for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1)) for t, u in CROSS[:: int(a * b)]],
+    }
+    return '<polygon points="' + " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in shapes[kind]) + '"/>'
+
+
+def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, say: tuple[Say, Say], body: list[str]) -> str:
+    """Frame, ticks and names around it."""
+    parts = [f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">']
+    parts.append(f"<title>{escape(title)}</title>")
+    floor = HEIGHT - BOTTOM
+    last = -1e9
+    for value in across.ticks():
+        x, text = across.at(value), say[0](value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" y2="{floor:g}"/>')
+        half = CHARACTER * len(text) / 2
+        place = min(x, WIDTH - 2 - half)
+        if place - half > last + 4:
+            parts.append(f'<text class="tick" x="{place:.1f}" y="{floor + 15:g}" text-anchor="middle">{escape(text)}</text>')
+            last = place + half
+    for value in up.ticks():
+        y = up.at(value)
+        parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(say[1](value))}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 5:g}" text-anchor="middle">')
+    parts.append(f"{escape(names[0])}{' (log)' if across.is_log else ''}</text>")
+    parts.append(f'<text class="axis" transform="translate(11 {(TOP + floor) / 2:g}) rotate(-90)" text-anchor="middle">')
+    parts.append(f"{escape(names[1])}{' (log)' if up.is_log else ''}</text>")
+    return "".join([*parts, *body, "</svg></figure>"])

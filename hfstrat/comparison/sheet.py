@@ -1,0 +1,127 @@
+"""The table of a comparison as text: one column a recipe, one line a measure or a factor; terminal and page share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hfstrat import factors
+from hfstrat.comparison import words
+
+Row = dict[str, Any]
+PRICES = {"seconds": "time", "memory": "memory"}
+STATUS = {
+    "out-of-memory": "out of memory",
+    "timed-out": "out of time",
+    "done": "done",
+    "waiting": "waiting",
+    "running": "running",
+}
+
+
+class Line(NamedTuple):
+    """One line of the table: what it is, a cell for each recipe, and the group that it belongs to."""
+
+    name: str
+    cells: list[str]
+    group: str = "measured"
+
+
+def sheet(table: Row) -> list[Line]:
+    """All lines, from top to bottom."""
+    rows, metric = table["entries"], table["quality"]["metric"]
+    several = any(row["label"] != row["strategy"] for row in rows)
+
+    def line(name: str, cell: Callable[[Row], str], group: str = "measured") -> Line:
+        return Line(name, [cell(row) for row in rows], group)
+
+    lines = [line("strategy", lambda row: row["strategy"])] if several else []
+    lines += [
+        line("runs", status),
+        line(words.name(metric), lambda row: words.quality(row["quality"], metric)),
+        line("  over seeds, 95 %", lambda row: words.between(row["over_seeds"], metric)),
+        line("  over examples, 95 %", lambda row: words.between(row.get("over_rows"), metric)),
+        line("  from the best", lambda row: from_best(row, table)),
+        line("  before training", lambda row: words.quality(row["before"], metric)),
+        line("time", lambda row: words.seconds(row["seconds"])),
+        line("  predicted", lambda row: predicted(row, "seconds", words.seconds), "predicted"),
+        line("tokens/s", lambda row: words.count(row["tokens_per_second"] or None)),
+        line("peak memory", lambda row: words.memory(row["peak_memory_bytes"])),
+        line("  predicted", lambda row: predicted(row, "memory", words.memory), "predicted"),
+        line("parameters that learn", lambda row: words.count(row["trainable_parameters"])),
+        line("  of", lambda row: words.count(row["total_parameters"])),
+        line("artefact", lambda row: words.size(row["artefact_bytes"])),
+        line("on the front of", on_front),
+        line("the adviser's place", lambda row: str(row["predicted"].get("rank", words.NOTHING)), "predicted"),
+        line("the adviser said", lambda row: row["predicted"].get("verdict") or words.NOTHING, "predicted"),
+    ]
+    if several:
+        lines.append(line("model", lambda row: row["model"], "factors"))
+    return lines + [
+        line(name, lambda row, at=at: row["factors"][at], "factors")  # type: ignore[misc]
+        for at, name in zip(factors.Factors._fields, factors.WORDS, strict=True)
+    ]
+
+
+def status(row: Row) -> str:
+    """'3 of 3', with what became of the others."""
+    said = f"{row['finished']} of {len(row['runs'])}"
+    return said if row["status"] == "done" else f"{said}: {STATUS.get(row['status'], row['status'])}"
+
+
+def from_best(row: Row, table: Row) -> str:
+    """'-1.2 pt (-2.4 to +0.1), not told apart'."""
+    if row["label"] == table["best"]:
+        return "best"
+    found, metric = row.get("against_best"), table["quality"]["metric"]
+    if not found:
+        return words.NOTHING
+    parts = [found[name] for name in ("difference", "low", "high")]
+    first, low, high = (words.difference(part, metric) for part in parts)
+    return (
+        f"{first} ({low.removesuffix(' pt')} to {high.removesuffix(' pt')}){'' if found['told_apart'] else ', not told apart'}"
+    )
+
+
+def predicted(row: Row, what: str, say: Callable[[float | None], str]) -> str:
+    """'34 s (30 s to 41 s)'; empty where nothing was predicted."""
+    key = "memory_bytes" if what == "memory" else what
+    value, band = row["predicted"].get(key), row["predicted"].get(f"{what}_band")
+    if value is None:
+        return words.NOTHING
+    return say(value) + (f" ({say(band[0])} to {say(band[1])})" if band else "")
+
+
+def on_front(row: Row) -> str:
+    """Which prices it is worth."""
+    return ", ".join(PRICES[price] for price, is_on in row.get("front", {}).items() if is_on) or words.NOTHING
+
+
+def failures(table: Row) -> list[str]:
+    """A sentence for each run that failed, and for each strategy that was left out."""
+    said = [
+        f"{row['label']}, seed {run['seed']}: {STATUS.get(run['status'], run['status'])}: {run['sentence']}"
+        for row in table["entries"]
+        for run in row["runs"]
+        if run["status"] not in ("done", "waiting", "running")
+    ]
+    return said + [f"{name} was left out: {reason}" for name, reason in table["left_out"].items()]
+
+
+def remarks(table: Row) -> list[str]:
+    """What has to be known to read the numbers rightly."""
+    said = []
+    if len(table["seeds"]) < 2:
+        said.append("one seed: how much another one would change is not known (--seeds 3)")
+    few = table["rows"]["eval_rows"]
+    if few < 100:
+        said.append(f"{few} evaluation rows are few: differences have to be large to be told apart")
+    if table["budget"]["kind"] == "time":
+        limit = table["budget"]["amount"]
+        for row in table["entries"]:
+            slow = [
+                run for run in row["runs"] if run.get("steps") == 1 and run.get("train_seconds", 0) > limit and run["tokens"]
+            ]
+            if slow:
+                said.append(f"{row['label']}: its one step took longer than the budget")
+    return said

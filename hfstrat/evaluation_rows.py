@@ -1,0 +1,56 @@
+"""What the last evaluation of a run said of each row: what two runs are compared by, row by row."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hfstrat.data import Prepared
+
+FILE = "evaluation_rows.npz"  # in the run's folder
+Columns = dict[str, np.ndarray]
+
+
+def write(folder: Path, data: Prepared, columns: Columns) -> None:
+    """Write the columns (`Task.of_rows`, `[rows]` each) with the number that each row has in its source.
+
+    Where the tokenizer tells it exactly, there is too how many `bytes` the tokens that carry loss stand for.
+    """
+    if len(columns["nll"]) != len(data.eval):
+        return  # a trainer of another library evaluated other rows
+    found = {"row": np.asarray(data.eval["row"][:], dtype=np.int64), **columns}
+    if (sizes := bytes_of_rows(data)) is not None:
+        found["bytes"] = sizes
+    np.savez_compressed(folder / FILE, **found)  # type: ignore[arg-type]
+
+
+def bytes_of_rows(data: Prepared) -> np.ndarray | None:
+    """Bytes of text that are predicted in each evaluation row, `[rows]`; None where a token has no bytes of its own."""
+    from hfstrat import bars
+
+    sizes = None if data.label_names else bars.token_bytes(data.renderer.tokenizer)
+    if sizes is None:
+        return None
+    return np.array([sizes[[i for i in row[1:] if 0 <= i < len(sizes)]].sum() for row in data.eval["labels"]], dtype=np.float64)
+
+
+def read(folder: Path) -> Columns:
+    """The columns with those that follow from them (`rows`, `bits`), a row's pieces together, by ascending `row`.
+
+    Empty where the file is not there, or is not whole.
+    """
+    try:
+        with np.load(folder / FILE) as stored:
+            found = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}
+    numbers, first, place = np.unique(found.pop("row"), return_index=True, return_inverse=True)
+    joined = {
+        name: values[first] if values.dtype.kind == "i" else np.bincount(place, weights=values, minlength=len(numbers))
+        for name, values in found.items()
+    }
+    return {"row": numbers, "rows": np.ones(len(numbers)), "bits": joined["nll"] / math.log(2), **joined}
