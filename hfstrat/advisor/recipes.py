@@ -52,9 +52,9 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
     assert advice.fit is not None
     found: dict[str, Any] = {"task": data.task}
     if candidate.strategy.needs_weights:
-        found["model"] = _path(situation.model.name)
+        found["model"] = full_path(situation.model.name)
     found["strategy"] = candidate.section
-    found["data"] = {"train": _path(data.source), "max_length": data.max_length}
+    found["data"] = {"train": full_path(data.source), "max_length": data.max_length}
     if not data.labels and data.cut_share:
         found["data"]["overflow"] = "split"
     training: dict[str, Any] = {"num_train_epochs": candidate.epochs, **advice.fit.settings}
@@ -63,7 +63,7 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
     return {**found, "training": training, "output_dir": f"runs/advised-{advice.name}"}
 
 
-def _path(name: str) -> str:
+def full_path(name: str) -> str:
     """A local path in full, so that the recipe works from anywhere."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

@@ -21,6 +21,7 @@ from hfstrat.strategies import Learning
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a whole step reaches, where nothing was measured
 START_SECONDS = 25.0  # imports, loading, and the fresh process that verifies the result
+PAYS = 1.1  # as in hfstrat.frozen.precompute
 RATES_FILE = "advisor-rates.json"
 MATMUL = """
 import json, os, time, torch
@@ -89,9 +90,17 @@ def work(
     forward = frozen + live + adapters + head
     backward = live + weights + 2 * adapters + head * (1 + head_learns) + attention * (depth - lowest) * (weights > 0)
     again = live + adapters if recompute else 0.0
-    if learning.body_once:
-        return Work(head * (2 + head_learns) + (backward if live else 0.0), forward, once=forward - head + teacher)
-    return Work(forward + backward + again, forward, once=teacher)
+    whole = Work(forward + backward + again, forward, once=teacher)
+    if learning.body_once or (learning.keeps_prefix and (learning.still or not model.dropout)):
+        kept = Work(whole.training - frozen, forward, once=frozen + teacher)
+        if learning.body_once or gain(frozen, kept.training, epochs) >= PAYS:
+            return kept
+    return whole
+
+
+def gain(once: float, rest: float, epochs: float) -> float:
+    """How many times faster epochs are where `once` is computed once: as in hfstrat.frozen.gain, which needs torch."""
+    return epochs * (once + rest) / (once + epochs * rest)
 
 
 def _is_table(name: str) -> bool:

@@ -124,7 +124,7 @@ def _set_time(situation: Situation, advice: Advice) -> None:
     assert candidate.learning is not None
     assert advice.fit is not None
     recompute = advice.fit.shape.recompute
-    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute)
+    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, candidate.epochs)
     if candidate.learning.body_once and data.labels:  # solved, not stepped to
         load = load._replace(training=0.0)
     advice.work, rate = load, _rate(situation, advice)

@@ -56,8 +56,9 @@ class Learning(NamedTuple):
     """What a strategy does with a model, as far as memory and time go; see `hfstrat.advisor`.
 
     `names` are the model's own parameters that learn, `shapes` those of the model that is trained, `rank` that of the adapters
-    beside those in `adapted`. `body_once`: the body runs once and what it says is kept. `teacher`: the parameters of a frozen
-    model beside it.
+    beside those in `adapted`. `body_once`: the body runs once and what it says is kept. `keeps_prefix`: what the blocks below
+    the lowest learning one say may be kept too, if they have no dropout or it is off (`still`). `teacher`: the parameters of a
+    frozen model beside it.
     """
 
     names: frozenset[str]
@@ -65,6 +66,8 @@ class Learning(NamedTuple):
     rank: int = 0
     adapted: frozenset[str] = frozenset()
     body_once: bool = False
+    keeps_prefix: bool = False
+    still: bool = False
     teacher: int = 0
 
 

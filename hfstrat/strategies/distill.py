@@ -254,6 +254,7 @@ class Distill(Strategy):
         from hfstrat.model import read_shapes
 
         found = self.student.learning(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)
+        found = found._replace(keeps_prefix=False)
         if self.teacher is None:
             return found._replace(teacher=0 if found.rank else sum(map(prod, shapes.values())))
         theirs = read_shapes(Path(self.teacher.name_or_path).expanduser())

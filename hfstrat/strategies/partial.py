@@ -174,4 +174,5 @@ class Partial(Strategy):
         )
 
     def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        return Learning(frozenset(self.chosen(shapes, tied)), shapes)
+        kept, names = self.precompute != "off", frozenset(self.chosen(shapes, tied))
+        return Learning(names, shapes, keeps_prefix=kept, still=not self.frozen_dropout)
