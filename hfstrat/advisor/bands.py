@@ -15,10 +15,10 @@ class Band(NamedTuple):
 
     median: float
     worst: float
-    count: int
+    runs: int
 
     def words(self) -> str:
-        return f"within {self.worst:.0%} ({self.median:.0%} at the median) of {self.count} runs that it was checked with"
+        return f"within {self.worst:.0%} ({self.median:.0%} at the median) of {self.runs} runs that it was checked with"
 
 
 @lru_cache

@@ -38,6 +38,10 @@ class Candidate:
         return EPOCHS.get(self.name, USUAL_EPOCHS)
 
     @property
+    def section_keys(self) -> set[str]:
+        return set(type(self.strategy).model_fields) if self.strategy is not None else set()
+
+    @property
     def artefact_bytes(self) -> float:
         """What has to be loaded to use the result, base included, in 16 bits."""
         return 2.0 * (self.footprint.total if self.footprint else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from hfstrat.advisor import memory
@@ -67,23 +68,26 @@ def _shapes(
     lengths = [min(length, data.max_length) for length in data.lengths.tolist()]
     micro = modest_micro_batch(share, lengths)
     longest = data.longest
-    common = {
-        "length": longest,
-        "compute": compute,
-        "on_cpu": device.is_cpu,
-        "supervised": data.supervised_share,
-        "rows": data.rows,
-        "classifies": bool(data.labels),
-    }
-    once = candidate.learning is not None and candidate.learning.body_once
-    yield Shape(micro=micro, passes=share // micro, eval_rows=max(1, min(2 * micro, 16_384 // longest)), **common), ""
-    small = {"micro": 1, "passes": share, "eval_rows": 1, **common}
+    plain = Shape(
+        longest,
+        micro,
+        share // micro,
+        eval_rows=max(1, min(2 * micro, 16_384 // longest)),
+        compute=compute,
+        on_cpu=device.is_cpu,
+        supervised=data.supervised_share,
+        rows=data.rows,
+        classifies=bool(data.labels),
+    )
+    small = replace(plain, micro=1, passes=share, eval_rows=1)
+    yield plain, ""
     if micro > 1:
-        yield Shape(**small), "one row at a time"
-    if not once:
-        yield Shape(recompute=True, **small), "activations recomputed (activation_checkpointing)"
-        if quantizes and candidate.learning is not None and candidate.learning.rank:
-            yield Shape(recompute=True, frozen=NF4_BYTES, **small), "activations recomputed, the base in 4 bits (nf4)"
+        yield small, "one row at a time"
+    if candidate.learning is None or candidate.learning.body_once:
+        return
+    yield replace(small, recompute=True), "activations recomputed (activation_checkpointing)"
+    if quantizes and candidate.learning.rank:
+        yield replace(small, recompute=True, frozen=NF4_BYTES), "activations recomputed, the base in 4 bits (nf4)"
 
 
 def _settings(shape: Shape, words: str) -> dict[str, object]:

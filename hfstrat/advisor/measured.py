@@ -31,7 +31,7 @@ TERMS = 4096  # words and pairs of words of TF-IDF, the most frequent ones
 FOLDS = 3
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Times each step, and stops when there has been time enough."""
 
     def __init__(self, seconds: float) -> None:
@@ -74,7 +74,7 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=compute_dtype("auto")).eval()
-    nats, sizes = Counter[str](), Counter[str]()
+    nats, sizes = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0)
     until = time.monotonic() + seconds
     for group in zip(*texts.values(), strict=False):
         for kind, text in zip(texts, group, strict=True):

@@ -89,7 +89,7 @@ def _steps_recipe(situation: Situation, advice: Advice) -> str:
         "load_best_model_at_end": False,
         "resume": "never",
     }
-    if "precompute" in type(advice.candidate.strategy).model_fields:
+    if "precompute" in advice.candidate.section_keys:
         recipe["strategy"] = {**recipe["strategy"], "precompute": "off"}
     recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
     return yaml.safe_dump({**recipe, "output_dir": "OUTPUT"})

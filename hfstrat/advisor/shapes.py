@@ -137,7 +137,7 @@ def of_config(name: str, config: dict[str, Any], shapes: Shapes, stored: int, fo
     whole = {**config, **(config.get("text_config") or {})}
     number = {ours: next((whole[n] for n in theirs if isinstance(whole.get(n), int)), None) for ours, theirs in NAMES.items()}
     for ours in ("width", "layers", "heads", "vocabulary"):
-        if not number[ours] or number[ours] < 1:
+        if (number[ours] or 0) < 1:
             raise UserError(f"--model: {name}: its config.json has no {NAMES[ours][0]}, so its memory cannot be told")
     width, heads, family = int(number["width"] or 0), int(number["heads"] or 0), str(whole.get("model_type", ""))
     if not shapes:
