@@ -268,3 +268,18 @@ def test_fit_says_what_it_takes() -> None:
     assert kinds[0] == "fits"
     assert kinds[-1] in ("does not fit", "fits with more")
     assert situation_of(Asked(**MODEL, device="cpu", memory="4GiB")).limit == 4 * GIB
+
+
+def test_the_adviser_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    said = (
+        "import sys, json\nfrom hfstrat.advisor import advise, show, recipes, measuring\n"
+        "from hfstrat.advisor.data import count_tokens\n"
+        "found = advise.situation_of(advise.Asked(parameters='30M', rows=9, tokens=900, device='a100'))\n"
+        "advise.verdict.decide(found, ['lora', 'full'])\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "[]", ended.stderr

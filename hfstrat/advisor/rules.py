@@ -18,12 +18,12 @@ OPTIMAL = 20.0  # tokens a parameter: arXiv 2203.15556
 WORTHWHILE = 4.0  # epochs up to which a repeated token is worth about a new one: arXiv 2305.16264
 FEW, SOME, MANY = 16.0, 100.0, 1000.0  # rows a class, or a sixteenth of the rows of a language model's data
 ALL = ("head", "partial", "lora", "full", "distill", "scratch")
-FITTED = ("partial", "lora", "full")  # what fine-tunes a body
+ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 rows, of fine-tuning and from scratch
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at. Rows and tokens are those that the run sees within its time.
+    """What the rules look at. `steps`: how many there are in the time, were all of it training; none were asked for: infinite.
 
     `unlike`: bits per byte of the base on these texts over those on reference prose, minus 1. `probe_gain`: accuracy of a
     probe on the base's features over that of the best of majority and TF-IDF; None where they were not measured.
@@ -39,6 +39,7 @@ class Facts:
     adapter_parameters: float
     unlike: float | None = None
     probe_gain: float | None = None
+    steps: float = math.inf
     seconds: dict[str, float] | None = None
     artefact: dict[str, float] | None = None
 
@@ -167,6 +168,13 @@ RULES = [
         lambda f, s: 40.0 * max(-0.25, min(0.12, f.probe_gain - 0.03)) if f.probe_gain is not None else 0.0,
         "a probe on the base's features was compared with TF-IDF on these very rows",
         "measured here; benchmarks/results/classification.md (sst2: probe .811, TF-IDF .813, partial .873)",
+    ),
+    Rule(
+        "cut short",
+        ("partial", "lora", "full", "distill", "scratch"),
+        lambda f, s: -3.0 * max(0.0, math.log2(ENOUGH[s == "scratch"] / max(1.0, f.steps))),
+        "the time is over after few steps, and what is solved or learns quickly is further by then",
+        "benchmarks/results/quickstart.md (most of the gain in 120 steps), head_epochs.md; scratch_recipes.md",
     ),
     Rule(
         "learnt anew",

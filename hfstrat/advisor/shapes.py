@@ -117,10 +117,10 @@ def _of_hub(name: str) -> Model:
     """From the cache if the config is in there, else the headers alone are read over the network."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "config.json") if "/" in name or name else None
+    preflight_model.check_hub("--model", name, None, "config.json", "model", network=True)
+    cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
         return _of_folder(name, Path(cached).parent)
-    preflight_model.check_hub("--model", name, None, "", "model", network=True)
     try:
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
         found = HfApi().get_safetensors_metadata(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,7 @@ class Advice:
     work: Work | None = None
     seconds: float = 0.0
     epochs: float = 0.0
+    steps: float = math.inf  # of 16 rows, were all of the time training
     in_time: bool = True
     time_words: str = ""
     band: float | None = None
@@ -105,7 +107,8 @@ def _one(situation: Situation, name: str) -> Advice:
         )
         _set_time(situation, advice)
         size = candidates.parameters_of(candidate)
-        if advice.fits or candidate.strategy is None or candidate.strategy.needs_weights or size <= 2 * candidates.SMALLEST:
+        good = advice.fits and advice.steps >= rules.ENOUGH[True]
+        if good or candidate.strategy is None or candidate.strategy.needs_weights or size <= 2 * candidates.SMALLEST:
             return advice
         most = size / 2  # a model from scratch may be as small as it has to be
 
@@ -136,6 +139,8 @@ def _set_time(situation: Situation, advice: Advice) -> None:
 
     whole, limit = takes(candidate.epochs), situation.time
     advice.seconds, advice.epochs = whole, candidate.epochs
+    if limit is not None and load.training:
+        advice.steps = limit * rate.value * processes / (load.training * data.mean_length * fitting.GLOBAL_BATCH)
     if limit is None or whole <= limit:
         return
     each = load.training * data.tokens / (rate.value * processes)
@@ -161,22 +166,23 @@ def _rate(situation: Situation, advice: Advice) -> Rate:
 
 
 def facts_of(situation: Situation, advice: Advice, seconds: dict[str, float], sizes: dict[str, float]) -> Facts:
-    """What the rules look at for one strategy. Rows and tokens are those that the run sees in its time."""
-    data, seen = situation.data, min(1.0, advice.epochs) if advice.in_time else 1.0
+    """What the rules look at for one strategy."""
+    data = situation.data
     footprint = advice.candidate.footprint
     adapters = footprint.trainable if footprint and advice.candidate.learning and advice.candidate.learning.rank else 0
     floor = min(value for value in seconds.values() if value) if any(seconds.values()) else 1.0
     return Facts(
         task=data.task,
         goal=situation.goal,
-        rows=data.rows * seen,
+        rows=data.rows,
         classes=max(1, len(data.labels)),
-        tokens=data.tokens * seen,
+        tokens=data.tokens,
         parameters=situation.model.parameters,
         scratch_parameters=situation.model.parameters,
         adapter_parameters=float(adapters or (footprint.trainable if footprint else 1)),
         unlike=situation.measured.get("unlike"),
         probe_gain=situation.measured.get("probe_gain"),
+        steps=advice.steps,
         seconds={name: max(value, floor / 8) for name, value in seconds.items()},
         artefact=sizes,
     )
