@@ -101,6 +101,28 @@ def mark(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+class Marks:
+    """The high-water mark of each part of a run; the kernel's is reset after each."""
+
+    def __init__(self) -> None:
+        self.before, self.parts = mark("VmRSS"), dict[str, int]()
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def note(self, part: str) -> None:
+        self.parts[part] = max(self.parts.get(part, 0), mark("VmHWM") - self.before)
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        names = {"step_begin": "between", "step_end": "steps", "evaluate": "evaluation", "save": "saving", "train_end": "best"}
+
+        def listen(part: str) -> Any:
+            return lambda this, args, state, control, **kwargs: self.note(part)
+
+        return type("Listener", (TrainerCallback,), {f"on_{event}": listen(part) for event, part in names.items()})()
+
+
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own: peak resident memory above that after the imports, in bytes."""
     import datasets  # noqa: F401
@@ -126,23 +148,25 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe_of(case, write_data(case, folder), str(folder / "run"))))
         loaded, world = load_recipe(str(file)), join_world()
-        before = mark("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
+        marks = Marks()
         job = setup.set_up(loaded, world, overwrite=False)
-        ready, resident = mark("VmHWM"), mark("VmRSS")
+        marks.note("set up")
+        resident = mark("VmRSS") - marks.before
+        job.trainer.add_callback(marks.callback())
         train.fit(job, train.answer_prompts(job))
+        marks.note("best")
         train.conclude(job, 0.0)
-        learning = sum(p.numel() for p in job.base.model.parameters() if p.requires_grad)
-        facts = {"learning": learning, "micro_batch": job.plan.micro_batch, "imports": before}
-        return {"peak": mark("VmHWM") - before, "set_up": ready - before, "resident": resident - before, **facts}
+        marks.note("conclusion")
+        return {"peak": max(marks.parts.values()), "parts": marks.parts, "resident": resident, "imports": marks.before}
 
 
-def run_some(count: int) -> dict[str, dict[str, Any]]:
+def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
     """What was measured, after `count` more runs."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     done = {line["name"]: line["measured"] for line in lines}
-    for case in [*FITTED_ON, *CHECKED_WITH]:
+    cases = [*FITTED_ON, *CHECKED_WITH]
+    for case in reversed(cases) if backwards else cases:
         if case["name"] in done or count <= 0:
             continue
         count -= 1
@@ -226,12 +250,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--one")
     parser.add_argument("--some", type=int, default=1000)
+    parser.add_argument("--backwards", action="store_true", help="Begin with the last run")
     given = parser.parse_args()
     if given.one:
         case = next(case for case in [*FITTED_ON, *CHECKED_WITH] if case["name"] == given.one)
         print(json.dumps(measure(case)))
         return
-    done = run_some(given.some)
+    done = run_some(given.some, given.backwards)
     fitted, checked = table(done, FITTED_ON), table(done, CHECKED_WITH)
     if not checked:
         return

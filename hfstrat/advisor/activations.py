@@ -55,50 +55,46 @@ def block_bytes(model: Model, learning: Learning, block: Block, compute: int, le
 
 def _llama(m: Model, rank: int, state: str, a: int, wide: int, length: int, masked: bool) -> float:
     queries, keys = m.heads * m.head_width, m.kv_heads * m.head_width
-    learns, adapted, narrow = state == "learns", state == "adapted", a == 2
-    norms = 2 * (4 * m.width + 4)
-    inputs = mlp_in = 0.0
-    if learns:
-        norms += 2 * wide * m.width  # the normalised, for the weight's gradient
-    if narrow and (learns or adapted):
-        inputs, mlp_in = 3 * 2 * m.width, 2 * 2 * m.width
-    elif learns or adapted:
-        inputs, mlp_in = 4 * m.width, 4 * m.width  # one for all
-    shared = queries if masked and keys < queries else keys
-    attention = a * (2 * queries + 2 * shared) + 4 * m.heads
-    inner = a * 3 * m.inner + (a * m.inner if learns or adapted else 0)
-    if adapted:
-        inputs += a * queries if narrow else 0
-        inputs += 7 * a * rank
-    return norms + inputs + mlp_in + attention + inner
+    learns, kept, narrow = state == "learns", state != "passes", a == 2
+    norms = 2 * (4 * m.width + 4) + (2 * wide * m.width if learns else 0)  # the normalised, for the weight's gradient
+    copies = 5 if narrow else 2  # q, k, v; gate, up
+    inputs = copies * a * m.width if kept else 0
+    shared = queries if masked else keys  # with a mask keys and values are repeated, and it is cast for each block
+    attention = a * (2 * queries + 2 * shared) + 4 * m.heads + (a * length if masked else 0)
+    inner = a * m.inner * (4 if kept else 3)
+    adapters = 7 * a * rank + (a * queries if narrow else 0) if state == "adapted" else 0
+    return norms + inputs + attention + inner + adapters
 
 
 def _bert(m: Model, rank: int, state: str, a: int, wide: int, length: int, masked: bool) -> float:
-    learns, adapted, narrow = state == "learns", state == "adapted", a == 2
-    kept = learns or adapted
-    inputs = (3 * 2 + 2) * m.width if narrow and kept else 8 * m.width if kept else 0
-    attention = _attention(m, a, length)
-    dropped = 2 * a * m.width if m.dropout else 0
-    norms = 2 * (4 * m.width + 8)
-    inner = a * m.inner * 2 if kept else a * m.inner
-    output = a * m.width if kept else 0
-    return inputs + attention + dropped + norms + inner + output + (6 * a * rank if adapted else 0)
+    copies = 5 if a == 2 and (wide == 4 or state == "adapted") else 3  # q, k, v; both dense layers
+    inputs = copies * a * m.width if state != "passes" else 0
+    inner = a * m.inner * (2 if state != "passes" else 1)
+    return _norms(m, state, wide) + inputs + _attention(m, state, a, length) + inner + _around(m, state, a, 6 * rank)
 
 
 def _gpt2(m: Model, rank: int, state: str, a: int, wide: int, length: int, masked: bool) -> float:
-    learns, adapted = state == "learns", state == "adapted"
-    kept = learns or adapted
-    norms = 2 * (4 * m.width + 8)
-    inputs = 2 * a * m.width if kept else 0
-    dropped = 2 * a * m.width if m.dropout else 0
-    gelu = 4 * a * m.inner + (a * m.inner if kept else 0)
-    return norms + inputs + dropped + _attention(m, a, length) + gelu + (a * m.width if kept else 0)
+    inputs = 3 * a * m.width if state != "passes" else 0
+    inner = a * m.inner * (5 if state != "passes" else 4)  # its GELU is made of four operations
+    return _norms(m, state, wide) + inputs + _attention(m, state, a, length) + inner + _around(m, state, a, 4 * rank)
 
 
-def _attention(m: Model, a: int, length: int) -> float:
-    """Queries, keys, values and what comes out; with dropout the matrix of all pairs is kept, several times."""
-    plain = a * 4 * m.width + 4 * m.heads
-    return plain + (3 * a * m.heads * length if m.attention_dropout else 0)
+def _norms(m: Model, state: str, wide: int) -> float:
+    """Inputs of two LayerNorms, with a mean and a spread of each token."""
+    return 2 * wide * m.width + 4 * (4 if state == "learns" else wide)
+
+
+def _attention(m: Model, state: str, a: int, length: int) -> float:
+    """Queries, keys and values; with dropout in float32, and with the matrix of all pairs three times."""
+    if m.attention_dropout:
+        return 3 * 4 * m.width + 3 * 4 * m.heads * length
+    out = a * m.width if a == 2 and state == "adapted" else 0  # else it is what the dense layer keeps
+    return 3 * a * m.width + 4 * m.heads + out
+
+
+def _around(m: Model, state: str, a: int, ranks: int) -> float:
+    """The noise of two dropouts, and what adapters put between their matrices."""
+    return (2 * a * m.width if m.dropout else 0) + (a * ranks if state == "adapted" else 0)
 
 
 PLANS = {"llama": _llama, "bert": _bert, "gpt2": _gpt2}

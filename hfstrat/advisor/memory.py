@@ -248,9 +248,11 @@ class _Parts:
             head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.head_learns and a == 2 else 0.0)
         return {**self.base(), "16-bit copies": self.copies, "evaluation": inside + head}
 
-    def saving(self) -> dict[str, float]:
-        saved = self.learning if self.l.rank else self.all
-        return {**self.base(), "saving": self.k["saving"] * 4.0 * saved}
+    def best(self) -> dict[str, float]:
+        """The best weights are put back from their checkpoint, beside those that are there."""
+        frozen = 0.0 if self.l.rank else self.s.compute * float(self.frozen)
+        read = self.k["restored_learning"] * 4.0 * self.learning + self.k["restored_frozen"] * frozen
+        return {**self.base(), "best weights": read}
 
     def loading(self) -> dict[str, float]:
         stored = 0.0 if self.m.by_hand else float(self.m.stored)
