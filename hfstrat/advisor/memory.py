@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
 def predict(model: Model, learning: Learning, shape: Shape, sharing: Sharing | None = None) -> Prediction:
     """The phases of a run on one device."""
     parts = _Parts(model, learning, shape, sharing or Sharing())
-    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "saving": parts.saving()}
+    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
     if learning.body_once and shape.classifies:
         phases["features"] = parts.features()
     else:
