@@ -7,9 +7,11 @@ The last line that it prints is JSON. This file imports torch; nothing else of t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -26,44 +28,74 @@ from hfstrat.loading import load_recipe
 from hfstrat.outcome import quiet_libraries
 from hfstrat.world import join_world
 
-UNTIMED = 2  # first steps, in which kernels are compiled
+UNTIMED = 2  # first passes, in which kernels are compiled
 TERMS = 4096  # words and pairs of words of TF-IDF, the most frequent ones
 FOLDS = 3
 
 
+class TimeIsOver(Exception):
+    """Ends the training from within."""
+
+
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """Times each step, and stops when there has been time enough."""
+    """Times each pass, that before an optimiser step with it, and stops when there has been time enough."""
 
     def __init__(self, seconds: float) -> None:
-        self.until, self.seconds, self.since = time.monotonic() + seconds, [0.0], time.monotonic()
-        self.seconds.clear()
+        self.limit = seconds
+        self.passes: list[tuple[float, bool]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.since = time.monotonic()
+        self.since = self.began = time.monotonic()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note(ends_step=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note(ends_step=True)
+
+    def _note(self, ends_step: bool) -> None:
         now = time.monotonic()
-        self.seconds.append(now - self.since)
+        self.passes.append((now - self.since, ends_step))
         self.since = now
-        control.should_training_stop |= now > self.until and len(self.seconds) > UNTIMED
+        steps = sum(ends for _, ends in self.passes)
+        if now - self.began > self.limit and len(self.passes) > 2 * UNTIMED and (steps or now - self.began > 2 * self.limit):
+            raise TimeIsOver
 
 
 def steps(recipe: str, seconds: float) -> dict[str, float]:
-    """Real steps of a recipe, for so long: seconds and tokens, the first ones left out."""
-    loaded = load_recipe(recipe)
-    job = setup.set_up(loaded, join_world(), overwrite=True)
+    """Real steps of a recipe, for so long: seconds and tokens of a typical optimiser step, and how many passes say so."""
+    job = setup.set_up(load_recipe(recipe), join_world(), overwrite=True)
     watch = Stopwatch(seconds)
     job.trainer.add_callback(watch)
-    job.trainer.train()
+    with contextlib.suppress(TimeIsOver):
+        job.trainer.train()
     job.progress.close()
-    counted = range(UNTIMED, len(watch.seconds)) if len(watch.seconds) > UNTIMED else range(len(watch.seconds))
-    order = job.trainer.sampler if hasattr(job.trainer.sampler, "batch") else None
-    lengths = job.data.lengths
+    plan, lengths, sampler = job.plan, job.data.lengths, job.trainer.sampler
+    each = plan.accumulation
     tokens = [
-        float(lengths[order.batch(step)].sum() if order else lengths.mean() * job.plan.global_batch_size) for step in counted
+        float(lengths[sampler.batch(place // each)].reshape(each, -1)[place % each].sum())
+        if hasattr(sampler, "batch")
+        else float(lengths.mean()) * plan.global_batch_size / each
+        for place in range(len(watch.passes))
     ]
     job.release()
-    return {"seconds": sum(watch.seconds[step] for step in counted), "tokens": sum(tokens), "steps": float(len(counted))}
+    return typical(watch.passes, tokens, float(lengths.mean()) * plan.global_batch_size)
+
+
+def typical(passes: list[tuple[float, bool]], tokens: list[float], step_tokens: float) -> dict[str, float]:
+    """Seconds of an average step: its tokens by those of passes alone, and what the optimiser's step took beside.
+
+    Args:
+        passes: seconds, and whether an optimiser step is in them.
+        tokens: of each pass.
+    """
+    timed = list(zip(passes, tokens, strict=True))[UNTIMED:]
+    plain = [(taken, count) for (taken, ends), count in timed if not ends]
+    whole = [(taken, count) for (taken, ends), count in timed if ends]
+    base = plain or whole
+    each = sum(taken for taken, _ in base) / sum(count for _, count in base)
+    beside = statistics.median([taken - each * count for taken, count in whole]) if plain and whole else 0.0
+    return {"seconds": each * step_tokens + max(0.0, beside), "tokens": step_tokens, "passes": float(len(timed))}
 
 
 def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longest: int) -> dict[str, float]:

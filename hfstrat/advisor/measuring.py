@@ -47,8 +47,8 @@ def measure(situation: Situation, wanted: list[str], seconds: float) -> dict[str
 def _advice(situation: Situation, name: str) -> Advice | None:
     """The strategy as it would be run; None where it cannot be, or where there are no steps to time."""
     candidate = candidates.make(name, situation.model, situation.data)
-    if candidate.reason or candidate.learning is None or (candidate.learning.body_once and situation.data.labels):
-        return None
+    if candidate.reason or candidate.learning is None or candidate.learning.body_once or candidate.learning.teacher:
+        return None  # what is computed once would be computed for all rows first
     fit = fitting.fit(candidate, situation.data, situation.device, situation.limit, situation.sharing, situation.compute)
     return Advice(name, candidate, fit=fit) if fit.fits_here else None
 
@@ -118,7 +118,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
 def _findings(found: dict[str, Any]) -> dict[str, Any]:
     """What the rules take up, and lines for people."""
     lines = [
-        f"{name}: {one['tokens'] / one['seconds']:,.0f} tokens/s over {one['steps']:.0f} steps"
+        f"{name}: {one['tokens'] / one['seconds']:,.0f} tokens/s, by {one['passes']:.0f} passes"
         for name, one in found["rates"].items()
         if one["seconds"]
     ]

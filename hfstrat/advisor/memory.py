@@ -107,7 +107,7 @@ class _Parts:
             frozen += (self.s.frozen - self.s.compute) * packed
         held = 4.0 * self.learning + frozen
         if self.sharing.offloads_weights:
-            return held / n * 0.0 + self._gathered()
+            return self._gathered()
         return held / n + self._gathered() if self.sharing.shards_weights else held
 
     def _gathered(self) -> float:
