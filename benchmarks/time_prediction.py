@@ -3,7 +3,7 @@
     python -m benchmarks.time_prediction [--some N]
 
 Writes benchmarks/results/time_prediction.json and .md, whose error bands `hfstrat advise` quotes. For each case a child
-process takes real steps for 12 s, as `hfstrat advise --measure` has it do; then the recipe is trained for STEPS steps by
+process takes real steps for 12 s, as `hfstrat advise --measure` has it do; then the recipe is trained for some steps by
 `hfstrat train` in a process of its own. Compared are the seconds of its steps (without evaluations and checkpoints). `others`
 is the prediction from the measured steps of the other strategies with the same model, `product` that from the machine's
 products alone. Cases that were done are kept in runs/benchmarks; a machine that does other work beside tells of that work.
@@ -30,7 +30,7 @@ from benchmarks.memory_prediction import error_of, model_folder
 
 KEPT = ROOT / "runs" / "benchmarks" / "time_prediction.jsonl"
 SHARED = ROOT.parent / "shared" / "data"
-STEPS, SECONDS = 30, 12.0
+STEPS, SECONDS = {"MiniLM": 40, "SmolLM2-135M": 8, "stories260K": 40}, 12.0
 GOALS = {"median": 0.10, "worst": 0.25}
 CASES = [
     (model, data, strategy)
@@ -62,7 +62,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     quick = measuring.measure(situation, [strategy], 2 * SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipes.recipe_of(advice, situation)
-        recipe["training"] |= {"max_steps": STEPS, "eval_steps": STEPS, "load_best_model_at_end": False}
+        recipe["training"] |= {"max_steps": STEPS[model], "eval_steps": STEPS[model], "load_best_model_at_end": False}
         if "precompute" in advice.candidate.section_keys:
             recipe["strategy"] = {**recipe["strategy"], "precompute": "off"}
         recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}

@@ -51,7 +51,7 @@ def fitting_names(situation: Situation) -> set[str]:
 
 
 def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
-    for situation in situations(25):
+    for situation in situations(12):
         before = fitting_names(situation)
         assert before <= fitting_names(replace(situation, limit=2 * situation.limit))
         assert before <= fitting_names(replace(situation, time=None if situation.time is None else 3 * situation.time))
@@ -65,7 +65,7 @@ def standing(situation: Situation) -> int:
 
 
 def test_more_data_never_lowers_the_standing_of_scratch() -> None:
-    for situation in situations(25, "causal-lm"):
+    for situation in situations(10, "causal-lm"):
         before = standing(situation)
         for times in (2, 10, 1000):
             more = replace(situation, data=replace(situation.data, rows=situation.data.rows * times))
@@ -84,7 +84,7 @@ def test_what_more_data_change_they_change_for_scratch_by_at_least_as_much() -> 
 
 
 def test_sums_equal_their_terms() -> None:
-    for situation in situations(15):
+    for situation in situations(8):
         for advice in verdict.decide(situation, list(candidates.ORDER)):
             if advice.fit is None or advice.score is None:
                 continue
@@ -139,7 +139,7 @@ def test_the_footprint_is_the_exact_one(models: Callable[..., Path], family: str
 
 
 def test_recomputed_activations_and_fewer_rows_need_less() -> None:
-    for situation in situations(10, "causal-lm"):
+    for situation in situations(6, "causal-lm"):
         candidate = candidates.make("full", situation.model, situation.data)
         assert candidate.learning is not None
 
@@ -283,3 +283,21 @@ def test_the_adviser_imports_no_torch() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "[]", ended.stderr
+
+
+def test_the_command_line(tiny: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.cli import main
+
+    words = ["advise", "--model", str(tiny), "--data", str(rows), "--device", "cpu", "--memory", "8GiB"]
+    monkeypatch.setattr("sys.argv", ["hfstrat", *words, "--goal", "size", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert json.loads(capsys.readouterr().out)["goal"] == "size"
+    monkeypatch.setattr("sys.argv", ["hfstrat", *words, "--time", "never"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("--time: never")
+    assert said.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ def _tied(config: dict[str, Any], family: str, shapes: Shapes) -> bool:
     return bool(said) if said is not None else family == "gpt2" or not any("lm_head" in name for name in shapes)
 
 
+@lru_cache(maxsize=256)
 def by_hand(parameters: str, vocabulary: int, context: int) -> Model:
     """A Llama of about that size, where there is no model yet.
 

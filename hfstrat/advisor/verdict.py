@@ -106,11 +106,11 @@ def _one(situation: Situation, name: str) -> Advice:
             candidate, data, situation.device, situation.limit, situation.sharing, situation.compute, quantizes
         )
         _set_time(situation, advice)
-        size = candidates.parameters_of(candidate)
         good = advice.fits and advice.steps >= rules.ENOUGH[True]
-        if good or candidate.strategy is None or candidate.strategy.needs_weights or size <= 2 * candidates.SMALLEST:
+        if good or candidate.strategy is None or candidate.strategy.needs_weights or most <= candidates.SMALLEST:
             return advice
-        most = size / 2  # a model from scratch may be as small as it has to be
+        # a model from scratch may be as small as it has to be
+        most = max(candidates.SMALLEST, candidates.parameters_of(candidate) / 2)
 
 
 def _quantizes() -> bool:
