@@ -301,3 +301,14 @@ def test_the_command_line(tiny: Path, rows: Path, capsys: pytest.CaptureFixture[
     assert ended.value.code == 2
     assert said.startswith("--time: never")
     assert said.count("\n") == 1
+
+
+def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any]) -> None:
+    from hfstrat.advisor import of_recipe
+
+    small, large = recipe("training.max_steps=3"), recipe("training.max_steps=300", "strategy={name: full}")
+    found = of_recipe.of({"small": small, "large": large})
+    assert found["small"]["memory_bytes"] < found["large"]["memory_bytes"]
+    assert found["small"]["seconds"] < found["large"]["seconds"]
+    assert sorted(one["rank"] for one in found.values()) == [1, 2]
+    assert found["small"]["verdict"]

@@ -52,7 +52,8 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
     assert advice.fit is not None
     found: dict[str, Any] = {"task": data.task}
     if candidate.strategy.needs_weights:
-        found["model"] = full_path(situation.model.name)
+        name = full_path(situation.model.name)
+        found["model"] = name if advice.fit.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
     found["strategy"] = candidate.section
     found["data"] = {"train": full_path(data.source), "max_length": data.max_length}
     if not data.labels and data.cut_share:

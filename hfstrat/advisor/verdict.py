@@ -170,7 +170,7 @@ def facts_of(situation: Situation, advice: Advice, seconds: dict[str, float], si
     data = situation.data
     footprint = advice.candidate.footprint
     adapters = footprint.trainable if footprint and advice.candidate.learning and advice.candidate.learning.rank else 0
-    floor = min(value for value in seconds.values() if value) if any(seconds.values()) else 1.0
+    floor = min((value for value in seconds.values() if value), default=1.0)
     return Facts(
         task=data.task,
         goal=situation.goal,
