@@ -1,4 +1,4 @@
-"""What the adviser says of recipes that are there already: memory, time, standing. No torch, and in well under a second each."""
+"""What the adviser says of recipes that are there already: memory, time, standing. No torch, and well under a second each."""
 
 from __future__ import annotations
 
