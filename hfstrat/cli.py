@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -110,6 +111,49 @@ def compare(
     from hfstrat.comparison import ask
 
     raise typer.Exit(ask.compare(recipes or [], model, data, strategies, task, budget, seeds, output, evaluate, timeout, retry))
+
+
+@app.command()
+def advise(
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="A model folder or a Hub id")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="A file or folder of rows")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of one device, such as 16GiB")] = None,
+    time: Annotated[str | None, typer.Option(metavar="TIME", help="How long it may take, such as 2h")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
+    accelerate_config: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="How it is distributed")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes")] = None,
+    goal: Annotated[str, typer.Option(help="quality, speed or size")] = "quality",
+    strategies: Annotated[str | None, typer.Option(metavar="LIST", help="Only these, such as head,lora")] = None,
+    measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure here for so long, such as 30s")] = None,
+    reports: Annotated[str | None, typer.Option(metavar="DIR", help="Past runs here, whose report.json tell the rate")] = None,
+    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three there")] = None,
+    parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="No model yet: its size, such as 1.1B")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, help="Tokens of its vocabulary")] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="No data yet: how many rows")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Their tokens together")] = None,
+    classes: Annotated[int, typer.Option(min=0, metavar="N", help="Their classes, if there are some")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
+) -> None:
+    """Say which strategy fits a model, data, a machine and a deadline, and why."""
+    from hfstrat.advisor.advise import Asked
+    from hfstrat.advisor.advise import advise as give
+
+    asked = Asked(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
+    give(
+        replace(
+            asked,
+            measure=measure,
+            reports=reports,
+            parameters=parameters,
+            vocab=vocab,
+            rows=rows,
+            tokens=tokens,
+            classes=classes,
+        ),
+        write,
+        json,
+    )
 
 
 @recipes_app.command("ls")

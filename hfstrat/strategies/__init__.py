@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Learning, Section, Shapes, Strategy
 from hfstrat.strategies.distill import Distill
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.head import Head
@@ -20,4 +20,4 @@ STRATEGIES: dict[str, type[Strategy]] = {
     get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])
 }
 
-__all__ = ["STRATEGIES", "AnyStrategy", "Default", "Footprint", "Section", "Shapes", "Strategy"]
+__all__ = ["STRATEGIES", "AnyStrategy", "Default", "Footprint", "Learning", "Section", "Shapes", "Strategy"]

@@ -52,6 +52,25 @@ Shapes = dict[str, tuple[int, ...]]
 """Parameter name to shape, each tied weight once, as in the safetensors headers."""
 
 
+class Learning(NamedTuple):
+    """What a strategy does with a model, as far as memory and time go; see `hfstrat.advisor`.
+
+    `names` are the model's own parameters that learn, `shapes` those of the model that is trained, `rank` that of the adapters
+    beside those in `adapted`. `body_once`: the body runs once and what it says is kept. `keeps_prefix`: what the blocks below
+    the lowest learning one say may be kept too, if they have no dropout or it is off (`still`). `teacher`: the parameters of a
+    frozen model beside it.
+    """
+
+    names: frozenset[str]
+    shapes: Shapes
+    rank: int = 0
+    adapted: frozenset[str] = frozenset()
+    body_once: bool = False
+    keeps_prefix: bool = False
+    still: bool = False
+    teacher: int = 0
+
+
 class Strategy(Section, ABC):
     """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are what it can do."""
 
@@ -130,6 +149,10 @@ class Strategy(Section, ABC):
             shapes: the base model's parameters.
             tied: whether the output head shares the input embeddings' weight.
         """
+
+    def learning(self, shapes: Shapes, tied: bool) -> Learning:
+        """Which parameters learn, without torch; by default all of them. Arguments are those of `footprint`."""
+        return Learning(frozenset(shapes), shapes)
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         """What can be computed once before training? By default nothing."""

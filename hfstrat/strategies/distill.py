@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hfstrat.distillation import combinations, random_student
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Learning, Shapes, Strategy
 from hfstrat.strategies.distill_section import Cache, LayerPairs, Shrink, TeacherModel
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
@@ -258,3 +259,15 @@ class Distill(Strategy):
         from hfstrat.distillation.shrink import shapes_left
 
         return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink), tied)
+
+    def learning(self, shapes: Shapes, tied: bool) -> Learning:
+        """A teacher that is not named is the model itself as it was."""
+        from hfstrat.distillation.shrink import shapes_left
+        from hfstrat.model import read_shapes
+
+        found = self.student.learning(shapes if self.shrink is None else shapes_left(shapes, self.shrink), tied)
+        found = found._replace(keeps_prefix=False)
+        if self.teacher is None:
+            return found._replace(teacher=0 if found.rank else sum(map(prod, shapes.values())))
+        theirs = read_shapes(Path(self.teacher.name_or_path).expanduser())
+        return found._replace(teacher=sum(map(prod, theirs.values())))

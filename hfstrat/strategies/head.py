@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
 from hfstrat.probing import head_shapes
-from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Learning, Shapes, Strategy
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
@@ -167,6 +167,18 @@ class Head(Strategy):
         hidden = self.hidden_size if self.head == "mlp" else None
         head = head_shapes.head_size(shapes, classifier, hidden, reads_last=self.pooling == "last")
         return Footprint(head, head + head_shapes.body_size(shapes, layer))
+
+    def learning(self, shapes: Shapes, tied: bool) -> Learning:
+        classifier = head_shapes.classifier_of(shapes)
+        if (further := self.continuation) is not None:
+            return further.learning(shapes, tied)
+        if classifier is not None:
+            return Learning(frozenset({f"{classifier}.weight"}), shapes, body_once=True)
+        if tied:  # a copy of the embeddings
+            self._check_tied()
+            table = next(shape for name, shape in shapes.items() if EMBEDDING.search(name))
+            shapes = shapes | {"lm_head.weight": table}
+        return Learning(frozenset(name for name in shapes if HEAD.search(name)), shapes, body_once=True)
 
     def check_depth(self, depth: int) -> None:
         """Raises UserError where the layer is beyond the last."""

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Learning, Shapes, Strategy
 from hfstrat.world import DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
@@ -221,6 +221,13 @@ class Lora(Strategy):
             if any(part in self.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
         )
         return Footprint(adapters + whole, base + adapters + whole)
+
+    def learning(self, shapes: Shapes, tied: bool) -> Learning:
+        whole = frozenset(
+            name for name in shapes if any(part in self.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
+        )
+        adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
+        return Learning(whole, shapes, self.r, adapted)
 
 
 def check_adapter(path: str, key: str = "strategy.adapter") -> None:

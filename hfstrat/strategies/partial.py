@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from hfstrat.class_heads import CLASS_HEAD
 from hfstrat.depth import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Section, Shapes, Strategy
+from hfstrat.strategies.base import Default, Footprint, Learning, Section, Shapes, Strategy
 from hfstrat.world import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
@@ -187,3 +187,7 @@ class Partial(Strategy):
             sum(prod(shape) for name, shape in shapes.items() if name in chosen),
             sum(prod(shape) for shape in shapes.values()),
         )
+
+    def learning(self, shapes: Shapes, tied: bool) -> Learning:
+        kept, names = self.precompute != "off", frozenset(self.chosen(shapes, tied))
+        return Learning(names, shapes, keeps_prefix=kept, still=not self.frozen_dropout)

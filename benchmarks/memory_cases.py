@@ -1,0 +1,74 @@
+"""The runs that the memory predictions are fitted on and, others, checked with: see memory_prediction.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UNSAID = ("name", "teacher", "config", "tokenizer", "cache", "baseline", "architecture")
+SMOL, STORIES, MINILM = "SmolLM2-135M", "stories260K", "MiniLM"
+
+
+def _case(
+    model: str, task: str, strategy: Any, length: int, micro: int, passes: int = 1, recompute: bool = False
+) -> dict[str, Any]:
+    """One run: rows of `length` tokens, `micro` at a time, `passes` of them an optimiser step."""
+    section = {"name": strategy} if isinstance(strategy, str) else strategy
+    name = f"{model} {task} {section['name']} {micro}x{length}x{passes}{' recomputed' if recompute else ''}"
+    extra = [f"{k}={v}" for k, v in section.items() if k not in UNSAID]
+    return {
+        "name": " ".join([name, *extra]).replace("text-classification", "classes").replace("causal-lm", "lm"),
+        "model": model,
+        "task": task,
+        "strategy": section,
+        "length": length,
+        "micro": micro,
+        "passes": passes,
+        "recompute": recompute,
+    }
+
+
+LM, CLASSES = "causal-lm", "text-classification"
+HALF = {"name": "distill", "student": "full", "baseline": False, "cache": {"form": "hidden"}}
+RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 2048}}
+SMALL = {**RANDOM, "parameters": "3M"}
+
+FITTED_ON = [
+    _case(SMOL, LM, "lora", 256, 1),
+    _case(SMOL, LM, "full", 96, 2, 2, True),
+    _case(SMOL, LM, {"name": "partial", "last_n_layers": 6}, 192, 2),
+    _case(SMOL, LM, {"name": "head", "untie": True}, 128, 2),
+    _case(SMOL, CLASSES, {"name": "partial", "last_n_layers": 4}, 96, 2, 2),
+    _case(STORIES, LM, "full", 512, 16),
+    _case(STORIES, LM, "lora", 256, 32, 2, True),
+    _case(STORIES, LM, {**HALF, "shrink": {"layers": 3}}, 256, 16),
+    _case(MINILM, CLASSES, "full", 96, 16),
+    _case(MINILM, CLASSES, "lora", 160, 8, 2),
+    _case(MINILM, CLASSES, "head", 96, 8),
+    _case(SMOL, LM, SMALL, 256, 4, 2),
+]
+
+CHECKED_WITH = [
+    _case(SMOL, LM, "full", 128, 2),
+    _case(SMOL, LM, "full", 256, 1, 2),
+    _case(SMOL, LM, "full", 384, 1, 1, True),
+    _case(SMOL, LM, "lora", 128, 4, 2),
+    _case(SMOL, LM, {"name": "lora", "r": 64}, 384, 1, 1, True),
+    _case(SMOL, LM, {"name": "partial", "last_n_layers": 12}, 128, 2, 2),
+    _case(SMOL, LM, {"name": "head", "untie": True}, 256, 1, 2),
+    _case(SMOL, LM, {**HALF, "shrink": {"layers": 15}}, 128, 1, 2),
+    _case(SMOL, CLASSES, "full", 64, 4),
+    _case(SMOL, CLASSES, "lora", 128, 4, 1, True),
+    _case(SMOL, CLASSES, "head", 96, 4),
+    _case(STORIES, LM, "full", 256, 64, 1),
+    _case(STORIES, LM, "lora", 384, 32),
+    _case(STORIES, LM, {"name": "partial", "last_n_layers": 2}, 512, 32, 2),
+    _case(STORIES, LM, {**HALF, "student": "lora"}, 512, 16),
+    _case(STORIES, CLASSES, "full", 256, 64, 1, True),
+    _case(MINILM, CLASSES, "full", 192, 16, 2),
+    _case(MINILM, CLASSES, "full", 256, 16, 1, True),
+    _case(MINILM, CLASSES, "lora", 96, 32),
+    _case(MINILM, CLASSES, {"name": "partial", "last_n_layers": 3}, 128, 32, 2),
+    _case(MINILM, CLASSES, "head", 256, 16),
+    _case(SMOL, LM, RANDOM, 256, 8, 1),
+    _case(SMOL, LM, RANDOM, 512, 4, 2, True),
+]

@@ -1,0 +1,98 @@
+"""Does a candidate fit into the memory, and with what: as it is, row by row, with recomputed activations, with processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from hfstrat.advisor import memory
+from hfstrat.advisor.candidates import Candidate
+from hfstrat.advisor.data import Survey
+from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
+from hfstrat.advisor.memory import Prediction, Shape
+from hfstrat.plan import modest_micro_batch
+
+GLOBAL_BATCH = 16
+PROCESSES = (2, 4, 8, 16, 32, 64, 128)
+NF4_BYTES = 0.57  # of a weight: 4 bits and the scales of blocks of 64 (arXiv 2305.14314)
+
+
+class Fit(NamedTuple):
+    """The first way in which a candidate fits (`kind`: as it is, with settings, with processes, not), and its prediction."""
+
+    kind: str
+    words: str
+    prediction: Prediction
+    shape: Shape
+    settings: dict[str, object]
+
+    @property
+    def fits_here(self) -> bool:
+        return self.kind in ("fits", "fits with")
+
+
+def fit(
+    candidate: Candidate, data: Survey, device: Device, limit: float, sharing: Sharing, compute: int, quantizes: bool = False
+) -> Fit:
+    """Try from the most comfortable to the most modest.
+
+    Args:
+        limit: bytes of memory of one device.
+        compute: bytes of a number in the forward pass.
+        quantizes: whether frozen weights can be quantized here.
+    """
+    model, learning = candidate.model, candidate.learning
+    assert model is not None
+    assert learning is not None
+    room, tried = HEADROOM * limit, list(_shapes(candidate, data, device, sharing, compute, quantizes))
+    predictions = [(shape, words, memory.predict(model, learning, shape, sharing)) for shape, words in tried]
+    for shape, words, found in predictions:
+        if found.total <= room:
+            return Fit("fits with" if words else "fits", words, found, shape, _settings(shape, words))
+    least, words, found = min(predictions, key=lambda each: each[2].total)
+    for processes in PROCESSES:
+        shared = Sharing("fsdp2", processes, True, True, True)
+        divided = memory.predict(model, learning, least, shared)
+        if processes > sharing.processes and divided.total <= room:
+            said = f"{processes} processes (fsdp2)" + (f" and {words}" if words else "")
+            return Fit("fits with more", said, divided, least, _settings(least, words))
+    return Fit("does not fit", "", found, least, {})
+
+
+def _shapes(
+    candidate: Candidate, data: Survey, device: Device, sharing: Sharing, compute: int, quantizes: bool
+) -> Iterator[tuple[Shape, str]]:
+    """Shapes of a pass, each with what it takes in words; the first needs no setting."""
+    share = max(1, GLOBAL_BATCH // sharing.processes)
+    lengths = [min(length, data.max_length) for length in data.lengths.tolist()]
+    micro = modest_micro_batch(share, lengths)
+    longest = data.longest
+    plain = Shape(
+        longest,
+        micro,
+        share // micro,
+        eval_rows=max(1, min(2 * micro, 16_384 // longest)),
+        compute=compute,
+        on_cpu=device.is_cpu,
+        supervised=data.supervised_share,
+        rows=data.rows,
+        classifies=bool(data.labels),
+    )
+    small = replace(plain, micro=1, passes=share, eval_rows=1)
+    yield plain, ""
+    if micro > 1:
+        yield small, "one row at a time"
+    if candidate.learning is None or candidate.learning.body_once:
+        return
+    yield replace(small, recompute=True), "activations recomputed (activation_checkpointing)"
+    if quantizes and candidate.learning.rank:
+        yield replace(small, recompute=True, frozen=NF4_BYTES), "activations recomputed, the base in 4 bits (nf4)"
+
+
+def _settings(shape: Shape, words: str) -> dict[str, object]:
+    """Keys of `training:` that make a run of this shape."""
+    if not words:
+        return {}
+    found: dict[str, object] = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    return found | ({"activation_checkpointing": True} if shape.recompute else {})

@@ -1,0 +1,168 @@
+"""The machine: its memory, its accelerator, how several processes share a model. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfstrat import launch, shipped
+from hfstrat.config import seconds
+from hfstrat.errors import UserError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+LEAST_MEMORY, MOST_MEMORY = 2**26, 2**50
+LEAST_TIME, MOST_TIME = 5.0, 366 * 86400.0
+HEADROOM = 0.92  # share of the memory that a run may take, as in hfstrat.memory
+
+
+class Device(NamedTuple):
+    """An accelerator, or the CPU: bytes of memory, and dense 16-bit operations a second by its data sheet (0: measured)."""
+
+    name: str
+    memory: float
+    peak: float = 0.0
+    is_cpu: bool = False
+
+
+GIB = 2**30
+DEVICES = {  # data sheets of the makers: memory, dense 16-bit tensor operations without sparsity
+    "t4": Device("NVIDIA T4", 15 * GIB, 65e12),
+    "l4": Device("NVIDIA L4", 22.5 * GIB, 121e12),
+    "rtx3090": Device("NVIDIA GeForce RTX 3090", 24 * GIB, 71e12),
+    "rtx4090": Device("NVIDIA GeForce RTX 4090", 24 * GIB, 165e12),
+    "a10": Device("NVIDIA A10", 22.5 * GIB, 125e12),
+    "l40s": Device("NVIDIA L40S", 45 * GIB, 362e12),
+    "a100-40gb": Device("NVIDIA A100 40GB", 40 * GIB, 312e12),
+    "a100": Device("NVIDIA A100 80GB", 80 * GIB, 312e12),
+    "h100": Device("NVIDIA H100 80GB", 80 * GIB, 989e12),
+    "h200": Device("NVIDIA H200", 141 * GIB, 989e12),
+}
+
+
+class Sharing(NamedTuple):
+    """How processes share a model: what of it each of them holds a part of only, and what lies in the host's memory."""
+
+    kind: str = "one process"
+    processes: int = 1
+    shards_weights: bool = False
+    shards_gradients: bool = False
+    shards_optimizer: bool = False
+    offloads_optimizer: bool = False
+    offloads_weights: bool = False
+
+
+def parse_memory(text: str, option: str = "--memory") -> float:
+    """'16GiB' in bytes. Raises UserError for what is no amount of memory, or no machine's."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] == "i":
+        raise UserError(f"{option}: {text}: expected an amount of memory such as 16GiB or 24GB")
+    amount = float(match[1]) * UNITS[match[2]]
+    if not LEAST_MEMORY <= amount <= MOST_MEMORY:
+        raise UserError(f"{option}: {text} is {amount:,.0f} bytes; expected from 64MiB to 1024TiB, such as 16GiB")
+    return amount
+
+
+def parse_time(text: str, option: str = "--time") -> float:
+    """'2h' in seconds. Raises UserError for what is no time, or none that a run could have."""
+    try:
+        found = seconds(text)
+    except ValueError as error:
+        raise UserError(f"{option}: {text}: {error}") from None
+    if not LEAST_TIME <= found <= MOST_TIME:
+        raise UserError(f"{option}: {text} is {found:,.0f} s; expected from {LEAST_TIME:.0f}s to a year (8784h)")
+    return found
+
+
+def find_device(name: str) -> Device:
+    """The device of that name, or the one of this machine for `auto`. Raises UserError with the nearest name."""
+    key = re.sub(r"[\s_]|nvidia|geforce", "", name.lower())
+    if key == "auto":
+        return _gpu_here() or cpu()
+    if key == "cpu":
+        return cpu()
+    if key in DEVICES:
+        return DEVICES[key]
+    near = get_close_matches(key, ["cpu", "auto", *DEVICES], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--device: {name}: unknown; {hint}expected auto, cpu, {', '.join(DEVICES)} (or --memory for another)")
+
+
+def cpu() -> Device:
+    from hfstrat.report import processor
+
+    return Device(f"{processor() or 'CPU'}, {cores()} cores", memory_here(), is_cpu=True)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_here() -> float:
+    """Bytes that a process of this machine can have: what is available, within the limit of its control group."""
+    info = Path("/proc/meminfo")
+    found = float(8 * GIB)
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        found = float(lines.get("MemAvailable", lines["MemTotal"]).split()[0]) * 1024
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return found if limit is None else min(found, limit - (used or 0.0))
+
+
+def _number(file: Path) -> float | None:
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _gpu_here() -> Device | None:
+    """The first GPU that nvidia-smi lists, if the driver lets us have one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None or launch.count_gpus() == 0:
+        return None
+    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=20).stdout.strip().splitlines()
+    if not lines:
+        return None
+    name, _, mebibytes = lines[0].rpartition(",")
+    key = re.sub(r"[\s_]|nvidia|geforce", "", name.lower())
+    known = next((device for short, device in reversed(DEVICES.items()) if short.split("-")[0] in key), None)
+    return Device(name.strip(), float(mebibytes) * 2**20, known.peak if known else 0.0)
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16, as torch asks it."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "avx512_bf16" in info.read_text()
+
+
+def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
+    """How an Accelerate config shares a model. Raises UserError: no such config, or none."""
+    if name is None:
+        return Sharing() if not processes or processes == 1 else Sharing("ddp", processes)
+    file = Path(name) if Path(name).is_file() else shipped.find("accelerate_configs", name)
+    settings = launch._read(file)
+    count, kind = processes or int(settings.get("num_processes") or 1), str(settings.get("distributed_type"))
+    if kind == "FSDP":
+        return _fsdp(settings.get("fsdp_config") or {}, count)
+    if kind == "DEEPSPEED":
+        return _zero(settings.get("deepspeed_config") or {}, count)
+    return Sharing() if count == 1 else Sharing("ddp", count)
+
+
+def _fsdp(found: dict[str, Any], count: int) -> Sharing:
+    whole = str(found.get("fsdp_sharding_strategy", found.get("fsdp_reshard_after_forward", "FULL_SHARD"))).upper()
+    keeps = whole in ("SHARD_GRAD_OP", "FALSE", "2")  # the gathered weights stay until the backward pass is over
+    offloads = bool(found.get("fsdp_offload_params"))
+    return Sharing("fsdp2" if not keeps else "fsdp, gathered once", count, not keeps, True, True, offloads, offloads)
+
+
+def _zero(found: dict[str, Any], count: int) -> Sharing:
+    stage = int(found.get("zero_stage") or 2)
+    aside = [str(found.get(f"offload_{what}_device", "none")) != "none" for what in ("optimizer", "param")]
+    return Sharing(f"zero{stage}", count, stage >= 3, stage >= 2, stage >= 1, aside[0], aside[1] and stage >= 3)

@@ -1,0 +1,121 @@
+"""What the adviser says of recipes that are there already: memory, time, standing. No torch, and well under a second each."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from hfstrat.advisor import bands, data, hardware, memory, rules, shapes, speed, verdict
+from hfstrat.advisor.candidates import Candidate
+from hfstrat.advisor.fitting import Fit
+from hfstrat.advisor.memory import Prediction, Shape
+from hfstrat.advisor.shapes import Model
+from hfstrat.advisor.verdict import Advice, Situation
+from hfstrat.config import Recipe, seconds
+from hfstrat.errors import UserError
+from hfstrat.loading import Loaded
+from hfstrat.plan import modest_micro_batch
+from hfstrat.tasks import TASKS
+
+NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after training: the result is verified then
+
+
+def of(recipes: dict[str, Loaded]) -> dict[str, dict[str, Any]]:
+    """By the recipe's name: `memory_bytes` (peak of the process) and `seconds` (until the weights are trained), each with a
+    `_band` of low and high where it was validated; `rank` among these recipes, and `verdict`, the reason in a sentence.
+
+    What cannot be told is left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    points: dict[str, float] = {}
+    for name, loaded in recipes.items():
+        with contextlib.suppress(UserError):
+            found[name], points[name] = _one(loaded.recipe)
+    for rank, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
+        found[name]["rank"] = rank
+    return found
+
+
+def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
+    """Raises UserError where nobody can tell."""
+    candidate, survey = candidate_of(recipe)
+    device = hardware.find_device("auto")
+    situation = Situation(
+        candidate.model or shapes.read(recipe.model.name_or_path), survey, device, device.memory, rate=speed.rate_of(device)
+    )
+    assert candidate.model is not None
+    assert candidate.learning is not None
+    shape = shape_of(recipe, survey, device.is_cpu, situation.compute)
+    prediction = memory.predict(candidate.model, candidate.learning, shape)
+    advice = Advice(candidate.name, candidate, Fit("fits", "", prediction, shape, {}))
+    epochs = (
+        recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
+    )
+    load = speed.work(
+        candidate.model, candidate.learning, survey.mean_length, survey.supervised_share, shape.recompute, epochs or 1
+    )
+    total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
+    limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
+    took = total - NOT_STARTED if limit is None else limit + speed.START_SECONDS - NOT_STARTED
+    if limit is not None and load.training:
+        each = load.training * survey.mean_length * recipe.training.global_batch_size
+        advice.steps = limit * situation.rate.value / each
+    advice.score = rules.score(verdict.facts_of(situation, advice, {}, {}), advice.name)
+    said: dict[str, Any] = {"memory_bytes": peak(prediction, device.is_cpu), "seconds": took}
+    if (band := bands.memory_band()) is not None and device.is_cpu:
+        said["memory_band"] = tuple(said["memory_bytes"] + sign * band.worst * prediction.total for sign in (-1, 1))
+    if situation.rate.band is not None:
+        said["seconds_band"] = (took / (1 + situation.rate.band), took * (1 + situation.rate.band))
+    if advice.score.parts:
+        rule = advice.score.parts[0][0]
+        said["verdict"] = f"{rule.says} [{rule.source}]"
+    return said, advice.score.points
+
+
+def peak(prediction: Prediction, on_cpu: bool) -> float:
+    """Of the process as `report.json` has it: on a CPU what the imports take is part of it."""
+    return prediction.total + (bands.constants()["cpu"]["imports"] if on_cpu else 0.0)
+
+
+def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
+    """The recipe's own strategy on its own rows. Raises UserError for what cannot be read without torch."""
+    task, strategy = TASKS[recipe.task], recipe.strategy
+    source, model = recipe.data.train[0].path, _model(recipe)
+    survey = data.survey(source, model, recipe.task)
+    survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
+    made = task.shapes(model.shapes, model.config, len(survey.labels))
+    if made is None:
+        raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
+    section = strategy.model_dump(exclude_unset=True)
+    return Candidate(strategy.name, section, strategy, model, strategy.learning(*made), strategy.footprint(*made)), survey
+
+
+def _model(recipe: Recipe) -> Model:
+    size = getattr(recipe.strategy, "parameters", None)
+    if size is None:
+        return shapes.read(recipe.model.name_or_path)
+    words = getattr(recipe.strategy, "tokenizer", None)
+    return shapes.by_hand(str(size), words.vocab_size if words else 32_000, recipe.data.max_length)
+
+
+def shape_of(recipe: Recipe, survey: data.Survey, on_cpu: bool, compute: int) -> Shape:
+    """The passes of a run of one process."""
+    training = recipe.training
+    micro = training.per_device_train_batch_size
+    if micro == "auto":
+        lengths = [min(length, survey.max_length) for length in survey.lengths.tolist()]
+        micro = modest_micro_batch(training.global_batch_size, lengths)
+    wish, longest = training.per_device_eval_batch_size, survey.longest
+    return Shape(
+        longest,
+        micro,
+        max(1, training.global_batch_size // micro),
+        eval_rows=max(1, min(2 * micro, 16_384 // longest)) if wish == "auto" else wish,
+        recompute=training.activation_checkpointing is True,
+        compute=compute,
+        on_cpu=on_cpu,
+        supervised=survey.supervised_share,
+        rows=survey.rows,
+        classifies=bool(survey.labels),
+    )

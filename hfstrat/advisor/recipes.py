@@ -1,0 +1,70 @@
+"""Ready recipes for the first strategies; each is loaded and checked before it is promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfstrat import preflight
+from hfstrat.advisor.verdict import Advice, Situation
+from hfstrat.errors import UserError
+from hfstrat.loading import load_recipe
+
+MOST = 3
+
+
+def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Path]:
+    """The recipes of the first three that can be had.
+
+    Raises:
+        UserError: sizes given by hand, a file in the place of the folder, or a recipe there already.
+    """
+    if situation.model.by_hand or situation.data.source == "by hand":
+        raise UserError("--write: a recipe needs a model and data; give --model and --data instead of sizes")
+    chosen = [advice for advice in advices if advice.can and advice.fit and advice.fit.kind != "does not fit"][:MOST]
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--write: {folder} is a file; name a folder")
+    files = [folder / f"{number}-{advice.name}.yaml" for number, advice in enumerate(chosen, 1)]
+    for file in files:
+        if file.exists():
+            raise UserError(f"--write: {file} exists already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for advice, file in zip(chosen, files, strict=True):
+        file.write_text(text_of(advice, situation), encoding="utf-8")
+        preflight.check(load_recipe(str(file)), network=False)
+    return files
+
+
+def text_of(advice: Advice, situation: Situation) -> str:
+    """The recipe with its reason in the first line."""
+    assert advice.score is not None
+    reason = advice.score.parts[0][0].says if advice.score.parts else ""
+    body = yaml.safe_dump(recipe_of(advice, situation), sort_keys=False, width=120)
+    return f"# {advice.name}, choice {advice.rank} of `hfstrat advise`: {reason}.\n{body}"
+
+
+def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
+    """What is not said is as hfstrat's defaults have it."""
+    data, candidate = situation.data, advice.candidate
+    assert candidate.strategy is not None
+    assert advice.fit is not None
+    found: dict[str, Any] = {"task": data.task}
+    if candidate.strategy.needs_weights:
+        name = full_path(situation.model.name)
+        found["model"] = name if advice.fit.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
+    found["strategy"] = candidate.section
+    found["data"] = {"train": full_path(data.source), "max_length": data.max_length}
+    if not data.labels and data.cut_share:
+        found["data"]["overflow"] = "split"
+    training: dict[str, Any] = {"num_train_epochs": candidate.epochs, **advice.fit.settings}
+    if situation.time is not None and advice.time_words:
+        training = {"max_time": f"{situation.time:.0f}s", **advice.fit.settings}
+    return {**found, "training": training, "output_dir": f"runs/advised-{advice.name}"}
+
+
+def full_path(name: str) -> str:
+    """A local path in full, so that the recipe works from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

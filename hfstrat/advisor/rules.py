@@ -1,0 +1,261 @@
+"""The rules of the verdict: each says for which strategies it holds, what it is worth, why, and where that is from.
+
+Points are about those of accuracy (of 100), or hundredths of the loss. A strategy's standing is the sum over the rules; its
+reason is the sentence of the weightiest. Read from the top: this file is all there is to the ranking, beside what fits.
+
+What more data change, they change for `scratch` by at least as much as for any other strategy, so that more data never lower
+its standing (held by a test): what small data cost the others, they cost scratch too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+OPTIMAL = 20.0  # tokens a parameter: arXiv 2203.15556
+WORTHWHILE = 4.0  # epochs up to which a repeated token is worth about a new one: arXiv 2305.16264
+FEW, SOME, MANY = 16.0, 100.0, 1000.0  # rows a class, or a sixteenth of the rows of a language model's data
+ALL = ("head", "partial", "lora", "full", "distill", "scratch")
+ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 rows, of fine-tuning and from scratch
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at. `steps`: how many there are in the time, were all of it training; none were asked for: infinite.
+
+    `unlike`: bits per byte of the base on these texts over those on reference prose, minus 1. `probe_gain`: accuracy of a
+    probe on the base's features over that of the best of majority and TF-IDF; None where they were not measured.
+    """
+
+    task: str
+    goal: str
+    rows: float
+    classes: int
+    tokens: float
+    parameters: float
+    scratch_parameters: float
+    adapter_parameters: float
+    unlike: float | None = None
+    probe_gain: float | None = None
+    steps: float = math.inf
+    seconds: dict[str, float] | None = None
+    artefact: dict[str, float] | None = None
+
+    @property
+    def classifies(self) -> bool:
+        return self.task == "text-classification"
+
+    @property
+    def each(self) -> float:
+        """Rows a class; of a language model's data a sixteenth of the rows."""
+        return self.rows / (self.classes if self.classifies else 16.0)
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """Of a model from scratch, with repetition as far as it is worth something."""
+        return WORTHWHILE * self.tokens / max(1.0, self.scratch_parameters)
+
+
+class Rule(NamedTuple):
+    """`points` is for one strategy; 0 where the rule does not hold."""
+
+    name: str
+    strategies: tuple[str, ...]
+    points: Callable[[Facts, str], float]
+    says: str
+    source: str
+
+
+def scarce(facts: Facts) -> float:
+    """0 where there are many rows, 1 where there are few: falls with the logarithm of the rows a class."""
+    return min(1.0, max(0.0, math.log(MANY / max(1.0, facts.each)) / math.log(MANY / FEW)))
+
+
+def plenty(facts: Facts) -> float:
+    return 1.0 - min(1.0, max(0.0, math.log(SOME / max(1.0, facts.each)) / math.log(SOME / 4.0)))
+
+
+def starved(facts: Facts) -> float:
+    """0 at 20 tokens a parameter, 1 for each factor of ten less."""
+    return max(0.0, math.log10(OPTIMAL / max(1e-9, facts.tokens_per_parameter)))
+
+
+def _speed(facts: Facts, strategy: str) -> float:
+    seconds = facts.seconds or {}
+    return -6.0 * math.log2(seconds[strategy] / min(seconds.values())) if strategy in seconds else 0.0
+
+
+def _size(facts: Facts, strategy: str) -> float:
+    sizes = facts.artefact or {}
+    return -8.0 * math.log2(sizes[strategy] / min(sizes.values())) if strategy in sizes else 0.0
+
+
+RULES = [
+    Rule(
+        "pretrained",
+        ("full", "lora", "partial"),
+        lambda f, s: 80.0,
+        "the whole body adapts from pretrained weights",
+        "Howard and Ruder 2018, arXiv 1801.06146; benchmarks/results/classification.md",
+    ),
+    Rule(
+        "adapters",
+        ("lora",),
+        lambda f, s: 1.0,
+        "adapters reach what full fine-tuning does on small and middling data, forget less, and cost least memory",
+        "arXiv 2405.09673; benchmarks/results/classification.md (trec6: lora .968, partial .962)",
+    ),
+    Rule(
+        "part of the body",
+        ("partial",),
+        lambda f, s: 0.4 if f.classifies else -1.0,
+        "the last layers learn, the rest runs forward only, or once",
+        "benchmarks/results/classification.md (trec6 .962, sst2 .873 against .809 of the head); boundary_cache.md",
+    ),
+    Rule(
+        "features as they are",
+        ("head",),
+        lambda f, s: 75.5 if f.classifies else 62.0,
+        "the body runs once and only the head is solved, so it is quickest and cannot forget; what the features lack it lacks",
+        "benchmarks/results/classification.md (banking77 .930; sst2 .809 against .873 of partial); head_epochs.md",
+    ),
+    Rule(
+        "few rows, many weights",
+        ("full", "distill", "scratch"),
+        lambda f, s: -6.0 * scarce(f),
+        "with so few rows all weights would learn the noise",
+        "arXiv 1811.01088 and 2006.05987 (fine-tuning BERT on small sets is unstable); 2405.09673",
+    ),
+    Rule(
+        "few rows",
+        ("full", "partial", "lora", "distill", "scratch"),
+        lambda f, s: -7.0 * (1.0 - plenty(f)),
+        "with so few rows fine-tuning distorts what the features know; the head alone does better, also on other texts",
+        "Kumar et al. 2022, arXiv 2202.10054 (LP-FT)",
+    ),
+    Rule(
+        "a middling number of rows",
+        ("partial", "scratch"),
+        lambda f, s: -1.0 * scarce(f),
+        "fewer rows than the last layers need to be shaped well",
+        "benchmarks/results/classification.md",
+    ),
+    Rule(
+        "more to learn than adapters hold",
+        ("lora", "head"),
+        lambda f, s: (
+            0.0
+            if f.classifies
+            else -3.0 * max(0.0, math.log10(max(1.0, 2.0 * f.tokens / max(1.0, f.adapter_parameters)))) * (1 + (s == "head"))
+        ),
+        "the tokens hold more bits than the adapters have room for (about two a parameter and pass)",
+        "Schulman 2025, 'LoRA Without Regret'; arXiv 2404.05405 (two bits a parameter)",
+    ),
+    Rule(
+        "a dissimilar domain",
+        ("lora", "head", "partial"),
+        lambda f, s: (
+            -10.0 * max(0.0, min(1.0, f.unlike - 0.15)) * {"lora": 1.0, "partial": 1.0, "head": 2.0}[s] if f.unlike else 0.0
+        ),
+        "the texts are unlike what the base was trained on: much has to move",
+        "arXiv 2004.10964 (Don't Stop Pretraining); 2405.09673, continued pretraining",
+    ),
+    Rule(
+        "features measured",
+        ("head",),
+        lambda f, s: 40.0 * max(-0.25, min(0.12, f.probe_gain - 0.03)) if f.probe_gain is not None else 0.0,
+        "a probe on the base's features was compared with TF-IDF on these very rows",
+        "measured here; benchmarks/results/classification.md (sst2: probe .811, TF-IDF .813, partial .873)",
+    ),
+    Rule(
+        "cut short",
+        ("partial", "lora", "full", "distill", "scratch"),
+        lambda f, s: -3.0 * max(0.0, math.log2(ENOUGH[s == "scratch"] / max(1.0, f.steps))),
+        "the time is over after few steps, and what is solved or learns quickly is further by then",
+        "benchmarks/results/quickstart.md (most of the gain in 120 steps), head_epochs.md; scratch_recipes.md",
+    ),
+    Rule(
+        "learnt anew",
+        ("scratch",),
+        lambda f, s: 82.0 - 16.0 * starved(f) + 14.0 * max(0.0, min(1.0, (f.unlike or 0.0) - 0.15)),
+        "everything, also the tokenizer, is free, and everything has to be learnt: it wants 20 tokens a parameter",
+        "Hoffmann et al. 2022, arXiv 2203.15556; Muennighoff et al. 2023, arXiv 2305.16264 (4 epochs); scratch_recipes.md",
+    ),
+    Rule(
+        "a smaller model",
+        ("distill",),
+        lambda f, s: 74.0 - 2.0 * f.classifies,
+        "half the layers learn what the whole model says: a smaller and faster model at some loss of quality",
+        "arXiv 1910.01108 (DistilBERT keeps 97 %); benchmarks/results/distill.md (0.047 to 0.063 nats over no teacher)",
+    ),
+    Rule(
+        "the goal: speed",
+        ALL,
+        lambda f, s: _speed(f, s) if f.goal == "speed" else 0.0,
+        "each doubling of the time counts as much as 6 points",
+        "the goal that was given",
+    ),
+    Rule(
+        "the goal: size",
+        ALL,
+        lambda f, s: _size(f, s) if f.goal == "size" else 0.0,
+        "each doubling of what has to be loaded counts as much as 8 points",
+        "the goal that was given",
+    ),
+]
+
+
+class Score(NamedTuple):
+    """The sum, and the rules that made it, the weightiest first."""
+
+    points: float
+    parts: list[tuple[Rule, float]]
+
+
+def score(facts: Facts, strategy: str) -> Score:
+    """What the rules say of a strategy; the sum equals its parts."""
+    parts = [(rule, rule.points(facts, strategy)) for rule in RULES if strategy in rule.strategies]
+    parts = sorted((part for part in parts if part[1]), key=lambda part: -abs(part[1]))
+    return Score(sum(points for _, points in parts), parts)
+
+
+FACTORS = {  # model used, data needed, flexibility, risks: the columns that no number stands for
+    "scratch": (
+        "new, random weights",
+        "20 tokens a parameter (4 epochs of 5)",
+        "everything: architecture, layers, tokenizer",
+        "overfitting on too little data; no knowledge to begin with",
+    ),
+    "head": (
+        "pretrained, frozen",
+        "tens of rows a class",
+        "none beside the head; the base stays as it is",
+        "a dissimilar domain: what the features lack cannot be learnt",
+    ),
+    "partial": (
+        "pretrained, the end of it learns",
+        "hundreds of rows",
+        "which layers learn",
+        "a dissimilar domain; some forgetting",
+    ),
+    "full": (
+        "pretrained, all of it learns",
+        "thousands of rows",
+        "every weight; new tokens",
+        "overfitting on few rows; forgetting",
+    ),
+    "lora": (
+        "pretrained, frozen, adapters beside it",
+        "hundreds of rows",
+        "rank and targets; adapters can be swapped",
+        "little; a dissimilar domain with many tokens wants more rank",
+    ),
+    "distill": (
+        "a student with half the layers, and its teacher",
+        "thousands of rows, unlabelled ones too",
+        "the student's layers and width",
+        "the student keeps the teacher's mistakes; overfitting on few rows",
+    ),
+}

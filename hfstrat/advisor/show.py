@@ -1,0 +1,177 @@
+"""The advice in the terminal, and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hfstrat.advisor import bands, rules
+from hfstrat.advisor.verdict import Advice, Situation, caveats
+
+WIDTH = 160
+KINDS = {"fits": "fits", "fits with": "fits with", "fits with more": "fits only with", "does not fit": "does not fit"}
+
+
+def size(amount: float) -> str:
+    return f"{amount / 2**30:.2f} GiB" if amount < 100 * 2**30 else f"{amount / 2**30:,.0f} GiB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: float) -> str:
+    unit = next((unit for unit in (("B", 1e9), ("M", 1e6), ("k", 1e3)) if number >= unit[1]), ("", 1.0))
+    return f"{number / unit[1]:.3g}{unit[0]}"
+
+
+def show(situation: Situation, advices: list[Advice]) -> None:
+    """Facts, the table of factors, the reasons."""
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    for line in header(situation):
+        console.print(escape(line))
+    able = [advice for advice in advices if advice.can]
+    console.print(table(situation, able))
+    for advice in advices:
+        console.print(escape(reason(advice)))
+    for line in caveats(situation):
+        console.print(f"note      {escape(line)}")
+
+
+def header(situation: Situation) -> list[str]:
+    device, time = situation.device, situation.time
+    limits = f"{size(situation.limit)} of memory" + (f", {duration(time)}" if time else "") + f", goal {situation.goal}"
+    shared = f", {situation.sharing.processes} processes ({situation.sharing.kind})" if situation.sharing.processes > 1 else ""
+    found = [f"model     {situation.model.line()}"]
+    found += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
+    found.append(f"machine   {device.name}{shared}: {limits}")
+    rate = situation.rate
+    band = f", within {rate.band:.0%}" if rate.band else ", not validated"
+    found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
+    return found + [f"measured  {line}" for line in situation.measured.get("lines", [])]
+
+
+def table(situation: Situation, able: list[Advice]) -> Table:
+    """One column a strategy, laid out after the factors."""
+    found = Table("", *(f"{advice.rank}. {advice.name}" for advice in able), show_lines=False, padding=(0, 1, 0, 0))
+    for factor, cells in rows(situation, able):
+        found.add_row(factor, *(escape(cell) for cell in cells))
+    return found
+
+
+def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]]:
+    words = [rules.FACTORS[advice.name] for advice in able]
+    return [
+        ("model used", [each[0] for each in words]),
+        ("data needed", [each[1] for each in words]),
+        ("data there", [there(situation, advice) for advice in able]),
+        ("learns", [learns(advice) for advice in able]),
+        ("memory", [fits(advice) for advice in able]),
+        ("time", [times(advice) for advice in able]),
+        ("flexibility", [each[2] for each in words]),
+        ("expected quality", [f"{advice.score.points:.0f} points" if advice.score else "" for advice in able]),
+        ("risks", [each[3] for each in words]),
+    ]
+
+
+def there(situation: Situation, advice: Advice) -> str:
+    data, model = situation.data, advice.candidate.model
+    if advice.candidate.strategy is not None and not advice.candidate.strategy.needs_weights and model is not None:
+        return f"{data.tokens / max(1, model.parameters):.2g} tokens a parameter and epoch"
+    if data.labels:
+        return f"{data.rows / len(data.labels):,.0f} rows a class"
+    return f"{data.rows:,} rows, {count(data.tokens)} tokens"
+
+
+def learns(advice: Advice) -> str:
+    footprint = advice.candidate.footprint
+    return f"{count(footprint.trainable)} of {count(footprint.total)}" if footprint else ""
+
+
+def fits(advice: Advice) -> str:
+    if advice.fit is None:
+        return ""
+    words = KINDS[advice.fit.kind] + (f" {advice.fit.words}" if advice.fit.words else "")
+    return f"{size(advice.fit.prediction.total)}: {words}"
+
+
+def times(advice: Advice) -> str:
+    return duration(advice.seconds) + (f": {advice.time_words}" if advice.time_words else f" for {advice.epochs:g} epochs")
+
+
+def reason(advice: Advice) -> str:
+    """Why, in a sentence, and where that is from."""
+    head = f"{advice.rank}. {advice.name:<8}"
+    if not advice.can or advice.score is None:
+        return f"{head} cannot be had: {advice.candidate.reason}"
+    parts = advice.score.parts
+    if not parts:
+        return head
+    said = f"{head} {parts[0][0].says} [{parts[0][0].source}]"
+    against = next(((rule, points) for rule, points in parts[1:] if abs(points) >= 0.5), None)
+    return said + (f"; {against[0].says} ({against[1]:+.1f}) [{against[0].source}]" if against else "")
+
+
+def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:
+    """Everything, in bytes and seconds."""
+    band = bands.memory_band()
+    model, data = situation.model, situation.data
+    return {
+        "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
+        "data": {
+            "source": data.source,
+            "task": data.task,
+            "rows": data.rows,
+            "tokens": data.tokens,
+            "supervised_share": data.supervised_share,
+            "max_length": data.max_length,
+            "cut_share": data.cut_share,
+            "duplicates": data.duplicates,
+            "labels": data.labels,
+            "estimated": data.estimated,
+        },
+        "device": {"name": situation.device.name, "memory": situation.limit, "processes": situation.sharing.processes},
+        "goal": situation.goal,
+        "time": situation.time,
+        "rate": situation.rate._asdict(),
+        "measured": situation.measured,
+        "memory_band": band._asdict() if band else None,
+        "strategies": [_strategy(advice) for advice in advices],
+        "caveats": caveats(situation),
+    }
+
+
+def _strategy(advice: Advice) -> dict[str, Any]:
+    found: dict[str, Any] = {"rank": advice.rank, "name": advice.name, "strategy": advice.candidate.section}
+    if not advice.can or advice.fit is None or advice.score is None or advice.candidate.footprint is None:
+        return found | {"can": False, "reason": advice.candidate.reason}
+    prediction, keys = advice.fit.prediction, ("model used", "data needed", "flexibility", "risks")
+    words = rules.FACTORS[advice.name]
+    return found | {
+        "can": True,
+        "fits": advice.fits,
+        "memory": {
+            "kind": advice.fit.kind,
+            "with": advice.fit.words,
+            "peak": prediction.total,
+            "phase": prediction.phase,
+            "terms": prediction.terms,
+            "phases": {name: sum(terms.values()) for name, terms in prediction.phases.items()},
+            "micro_batch": advice.fit.shape.micro,
+        },
+        "time": {"seconds": advice.seconds, "epochs": advice.epochs, "in_time": advice.in_time, "band": advice.band},
+        "footprint": advice.candidate.footprint._asdict(),
+        "points": advice.score.points,
+        "rules": [
+            {"name": rule.name, "points": points, "says": rule.says, "source": rule.source}
+            for rule, points in advice.score.parts
+        ],
+        "factors": dict(zip(keys, words, strict=True)),
+    }

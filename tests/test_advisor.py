@@ -1,0 +1,314 @@
+"""The adviser's laws: sums equal their terms, more room never hurts, more data never lowers `scratch`, footprints are exact."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfstrat.advisor import candidates, fitting, hardware, memory, rules, shapes, speed, verdict
+from hfstrat.advisor.advise import Asked, advise, situation_of
+from hfstrat.advisor.data import Survey, proposed_length
+from hfstrat.advisor.hardware import Device, Sharing
+from hfstrat.advisor.verdict import Situation
+from hfstrat.errors import UserError
+from tests.conftest import write_jsonl
+
+GIB = 2**30
+CPU = Device("a CPU", 16.0 * GIB, is_cpu=True)
+RATE = speed.Rate(1e11, "a test")
+
+
+def random_model(source: random.Random) -> shapes.Model:
+    return shapes.by_hand(source.choice(["2M", "30M", "300M", "1.1B", "7B"]), source.choice([4096, 32000]), 2048)
+
+
+def random_data(source: random.Random, task: str | None = None) -> Survey:
+    task = task or source.choice(["causal-lm", "text-classification"])
+    classes = source.choice([2, 6, 77])
+    lengths = np.asarray([source.randint(8, 1500) for _ in range(20)])
+    labels = {f"class {n}": 10 for n in range(classes)} if task == "text-classification" else {}
+    rows = round(10 ** source.uniform(1.5, 6.5))
+    return Survey("rows", task, rows, lengths, labels=labels, max_length=source.choice([128, 512, 1500]))
+
+
+def situations(count: int, task: str | None = None) -> Iterator[Situation]:
+    source = random.Random(8)
+    for _ in range(count):
+        limit = 2 ** source.uniform(0, 7) * GIB
+        time = source.choice([None, 60.0, 3600.0, 86400.0])
+        yield Situation(random_model(source), random_data(source, task), CPU, limit, time=time, rate=RATE)
+
+
+def fitting_names(situation: Situation) -> set[str]:
+    return {advice.name for advice in verdict.decide(situation, list(candidates.ORDER)) if advice.fits}
+
+
+def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
+    for situation in situations(12):
+        before = fitting_names(situation)
+        assert before <= fitting_names(replace(situation, limit=2 * situation.limit))
+        assert before <= fitting_names(replace(situation, time=None if situation.time is None else 3 * situation.time))
+
+
+def standing(situation: Situation) -> int:
+    """Of scratch among all strategies, by its points."""
+    found = verdict.decide(situation, list(candidates.ORDER))
+    points = {advice.name: advice.score.points for advice in found if advice.score}
+    return sum(value > points["scratch"] for value in points.values())
+
+
+def test_more_data_never_lowers_the_standing_of_scratch() -> None:
+    for situation in situations(10, "causal-lm"):
+        before = standing(situation)
+        for times in (2, 10, 1000):
+            more = replace(situation, data=replace(situation.data, rows=situation.data.rows * times))
+            assert standing(more) <= before
+            before = standing(more)
+
+
+def test_what_more_data_change_they_change_for_scratch_by_at_least_as_much() -> None:
+    source = random.Random(1)
+    for _ in range(200):
+        rows, tokens = 10 ** source.uniform(1, 7), 10 ** source.uniform(3, 11)
+        one = rules.Facts("causal-lm", "quality", rows, 1, tokens, 1e9, 1e9, 1e7, unlike=source.choice([None, 0.0, 0.6]))
+        more = replace(one, rows=rows * 3, tokens=tokens * 3)
+        gains = {name: rules.score(more, name).points - rules.score(one, name).points for name in rules.ALL}
+        assert all(gains["scratch"] >= gain - 1e-9 for gain in gains.values()), gains
+
+
+def test_sums_equal_their_terms() -> None:
+    for situation in situations(8):
+        for advice in verdict.decide(situation, list(candidates.ORDER)):
+            if advice.fit is None or advice.score is None:
+                continue
+            prediction = advice.fit.prediction
+            assert prediction.total == pytest.approx(sum(prediction.terms.values()))
+            assert prediction.total == max(sum(terms.values()) for terms in prediction.phases.values())
+            assert all(value > 0 for terms in prediction.phases.values() for value in terms.values())
+            assert advice.score.points == pytest.approx(sum(points for _, points in advice.score.parts))
+
+
+def test_processes_that_share_need_less_each() -> None:
+    model = shapes.by_hand("1.1B", 32000, 2048)
+    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
+    assert candidate.learning is not None
+    shape = memory.Shape(512, 1)
+    ways = [Sharing(), Sharing("zero2", 4, False, True, True), Sharing("fsdp2", 4, True, True, True)]
+    totals = [memory.predict(model, candidate.learning, shape, way).total for way in ways]
+    assert totals == sorted(totals, reverse=True)
+    assert memory.predict(model, candidate.learning, shape, Sharing("ddp", 4)).total >= totals[0]
+
+
+def test_weights_gradients_and_moments_are_four_four_and_eight_bytes_of_what_learns() -> None:
+    model = shapes.by_hand("30M", 4096, 512)
+    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
+    assert candidate.learning is not None
+    assert candidate.footprint is not None
+    terms = memory.predict(model, candidate.learning, memory.Shape(64, 1, 2)).phases["optimizer step"]
+    learning = candidate.footprint.trainable
+    assert (terms["weights"], terms["gradients"], terms["optimizer"]) == (4 * learning, 4 * learning, 8 * learning)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_footprint_is_the_exact_one(models: Callable[..., Path], family: str, tied: bool) -> None:
+    """Against the loaded model: what learns by `learning` is what learns by `footprint`, and all is what torch counts."""
+    from transformers import AutoModelForCausalLM
+
+    folder = models(family=family, tied=tied)
+    model = shapes.read(str(folder))
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.parameters == sum(p.numel() for p in {id(p): p for p in loaded.parameters()}.values())
+    data = random_data(random.Random(0), "causal-lm")
+    for name in ("head", "partial", "lora", "full", "distill"):
+        candidate = candidates.make(name, model, data)
+        assert not candidate.reason
+        assert candidate.learning is not None
+        assert candidate.footprint is not None
+        found = candidate.learning
+        adapters = sum(found.rank * sum(found.shapes[key]) for key in found.adapted)
+        learns = adapters + sum(int(np.prod(found.shapes[key])) for key in found.names)
+        assert learns == candidate.footprint.trainable
+
+
+def test_recomputed_activations_and_fewer_rows_need_less() -> None:
+    for situation in situations(6, "causal-lm"):
+        candidate = candidates.make("full", situation.model, situation.data)
+        assert candidate.learning is not None
+
+        def total(learning: Any = candidate.learning, model: Any = situation.model, **given: Any) -> float:
+            return memory.predict(model, learning, memory.Shape(512, **given)).total
+
+        assert total(micro=4, recompute=True) <= total(micro=4)
+        assert total(micro=1) <= total(micro=2) <= total(micro=8)
+
+
+def test_units_are_read_right() -> None:
+    assert hardware.parse_memory("16GiB") == 16 * GIB
+    assert hardware.parse_memory("24 GB") == 24e9
+    assert hardware.parse_time("1.5h") == 5400
+    assert speed.gain(10, 3 * 2, 3) == pytest.approx(3 * 16 / (10 + 18))
+
+
+def test_operations_are_six_a_weight_and_token_where_all_learns() -> None:
+    model = shapes.by_hand("300M", 4096, 2048)
+    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
+    assert candidate.learning is not None
+    found = speed.work(model, candidate.learning, 1.0, 1.0).training
+    assert found == pytest.approx(6 * model.parameters, rel=0.01)
+
+
+def test_a_proposed_length_keeps_nearly_all_tokens() -> None:
+    source = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = source.integers(1, 3000, 200)
+        context = int(source.integers(64, 4096))
+        length = proposed_length(lengths, context)
+        assert length <= max(16, context)
+        if length < context:
+            assert np.minimum(lengths, length).sum() >= 0.995 * lengths.sum()
+
+
+def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
+    tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advise(Asked(model=str(tiny), data=str(rows), memory="8GiB", device="cpu", time="1h"), tmp_path / "out", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["recipes"]) == 3
+    assert found["data"]["rows"] == 60
+    ranked = [strategy["name"] for strategy in found["strategies"]]
+    assert sorted(ranked) == sorted(candidates.ORDER)
+    for strategy in found["strategies"]:
+        if strategy["can"]:
+            assert strategy["memory"]["peak"] == pytest.approx(sum(strategy["memory"]["terms"].values()))
+
+
+def test_labels_make_it_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} says", "label": "ab"[n % 2]} for n in range(50)])
+    advise(Asked(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)
+    said = capsys.readouterr().out
+    assert "2 classes" in said
+    assert "scratch" in said
+    assert "cannot be had" in said
+    assert "model used" in said
+
+
+def test_sizes_by_hand_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    advise(Asked(parameters="1.1B", rows=10_000, tokens=2_000_000, device="a100", goal="speed"), None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["by_hand"]
+    assert any("not validated" in words for words in found["caveats"])
+
+
+MODEL = {"parameters": "30M", "rows": 100, "tokens": 10_000}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({**MODEL, "device": "a1000"}, "--device: a1000: unknown; did you mean a100?"),
+    ({"model": "/no/such/model", "data": "x.jsonl"}, "--model: /no/such/model: no such folder"),
+    ({"model": "HERE", "data": "x.jsonl"}, "has no config.json"),
+    ({"parameters": "30M", "data": "/no/rows.jsonl"}, "no such file"),
+    ({"parameters": "30M", "data": "BROKEN"}, "no valid JSON"),
+    ({**MODEL, "memory": "0GiB"}, "--memory: 0GiB"),
+    ({**MODEL, "memory": "lots"}, "--memory: lots: expected an amount"),
+    ({**MODEL, "memory": "99999TiB"}, "expected from 64MiB"),
+    ({**MODEL, "time": "0.1s"}, "expected from 5s"),
+    ({**MODEL, "time": "soon"}, "--time: soon: a time such as"),
+    ({**MODEL, "time": "100000h"}, "to a year"),
+    ({**MODEL, "goal": "fame"}, "--goal: fame: expected one of quality"),
+    ({**MODEL, "strategies": "lora,magic"}, "--strategies: magic: no such strategy"),
+    ({**MODEL, "classes": 3, "strategies": "scratch"}, "scratch is not for task text-classification"),
+    ({**MODEL, "task": "vision"}, "--task: vision: expected one of"),
+    ({**MODEL, "parameters": "many"}, "--parameters: many: a number of parameters"),
+    ({**MODEL, "tokens": 5}, "--tokens: 5 tokens for 100 rows"),
+    ({**MODEL, "rows": 0}, "--rows: 0: expected at least 1"),
+    ({**MODEL, "accelerate_config": "fsdp9"}, "no such name among the accelerate_configs"),
+    ({**MODEL, "measure": "30s"}, "--measure: it needs a model folder and data"),
+    ({"rows": 100, "tokens": 10_000}, "--model: missing"),
+    ({"parameters": "30M"}, "--data: missing"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD, ids=[said for _, said in BAD])
+def test_bad_input_is_a_sentence(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
+    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl")}
+    given = {
+        "device": "cpu",
+        **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},
+    }
+    with pytest.raises(UserError) as error:
+        advise(Asked(**given), None, as_json=True)
+    assert said in str(error.value)
+    assert error.value.code == 2
+
+
+def test_recipes_are_not_written_for_sizes_by_hand(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--write: a recipe needs a model and data"):
+        advise(Asked(**MODEL, device="cpu"), tmp_path / "out", as_json=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_rule_names_its_source_and_its_strategies() -> None:
+    assert {name for rule in rules.RULES for name in rule.strategies} == set(rules.ALL) == set(candidates.ORDER)
+    assert all(rule.source and rule.says for rule in rules.RULES)
+    assert set(rules.FACTORS) == set(rules.ALL)
+    assert len({rule.name for rule in rules.RULES}) == len(rules.RULES)
+
+
+def test_fit_says_what_it_takes() -> None:
+    model, data = shapes.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
+    candidate = candidates.make("full", model, data)
+    kinds = [fitting.fit(candidate, data, CPU, limit * GIB, Sharing(), 2).kind for limit in (400.0, 26.0, 12.0, 0.5)]
+    assert kinds[0] == "fits"
+    assert kinds[-1] in ("does not fit", "fits with more")
+    assert situation_of(Asked(**MODEL, device="cpu", memory="4GiB")).limit == 4 * GIB
+
+
+def test_the_adviser_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    said = (
+        "import sys, json\nfrom hfstrat.advisor import advise, show, recipes, measuring\n"
+        "from hfstrat.advisor.data import count_tokens\n"
+        "found = advise.situation_of(advise.Asked(parameters='30M', rows=9, tokens=900, device='a100'))\n"
+        "advise.verdict.decide(found, ['lora', 'full'])\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+
+def test_the_command_line(tiny: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.cli import main
+
+    words = ["advise", "--model", str(tiny), "--data", str(rows), "--device", "cpu", "--memory", "8GiB"]
+    monkeypatch.setattr("sys.argv", ["hfstrat", *words, "--goal", "size", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert json.loads(capsys.readouterr().out)["goal"] == "size"
+    monkeypatch.setattr("sys.argv", ["hfstrat", *words, "--time", "never"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("--time: never")
+    assert said.count("\n") == 1
+
+
+def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any]) -> None:
+    from hfstrat.advisor import of_recipe
+
+    small, large = recipe("training.max_steps=3"), recipe("training.max_steps=300", "strategy={name: full}")
+    found = of_recipe.of({"small": small, "large": large})
+    assert found["small"]["memory_bytes"] < found["large"]["memory_bytes"]
+    assert found["small"]["seconds"] < found["large"]["seconds"]
+    assert sorted(one["rank"] for one in found.values()) == [1, 2]
+    assert found["small"]["verdict"]
