@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import lineage
+from hfstrat.card_measured import measured
 from hfstrat.card_metadata import METRICS, accounts, evaluated, metadata
 from hfstrat.markdown import code, quoted, table
 from hfstrat.scrub import Scrubber, published_report
@@ -85,6 +86,7 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
             earlier = style.format(before[key]) if key in before else "-"
             rows.append([name.format(unit=artefact.task.unit) + mark, earlier, f"**{style.format(after[key])}**"])
     lines = [table(["", "before training", "after"], rows, numbers=2), _how_measured(public, artefact)]
+    lines += measured(result.get("measured") or {})
     labels = result.get("evaluation", {}).get("labels") or []
     if labels:
         cells = [
@@ -158,7 +160,6 @@ def _training(public: dict[str, Any]) -> list[str]:
         or f"{environment.get('processor', 'CPU')}, {environment.get('threads', '?')} threads",
         "time": f"{result.get('train_seconds', 0):,.0f} s of training, {result.get('total_seconds', 0):,.0f} s in all",
         "peak memory": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
-        "energy": f"{result['energy_kwh']:.3f} kWh" if result.get("energy_kwh") else "",
     }
     rows = [[name, value] for name, value in settings.items() if value]
     versions = ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items())
@@ -193,7 +194,7 @@ def _limits(public: dict[str, Any], artefact: Artefact) -> list[str]:
         lines.append(
             "The evaluation rows come from the same source as the training rows: how it does elsewhere was not measured."
         )
-    elif "forgetting" not in result:
+    elif "control text" not in result.get("measured", {}):
         lines.append("Only the rows named above were measured, not what it may have forgotten.")
     again = (data.get("overlap") or {}).get("eval_rows_in_train", 0)
     if again:

@@ -121,7 +121,8 @@ class Scrubber:
 def without_rows(value: Any) -> Any:
     """A result without what it quotes of the data: answers, samples, and any text that is longer than a name."""
     if isinstance(value, dict):
-        return {name: without_rows(each) for name, each in value.items() if not ROWS.match(str(name))}
+        quotes = {name for name, each in value.items() if isinstance(each, str | list) and ROWS.match(str(name))}
+        return {name: without_rows(each) for name, each in value.items() if name not in quotes}
     if isinstance(value, list):
         return [without_rows(each) for each in value if not (isinstance(each, str) and len(each) > LONGEST)]
     if isinstance(value, str) and len(value) > LONGEST:

@@ -135,6 +135,23 @@ def test_a_table_by_label(tmp_path: Path) -> None:
     assert {each["type"] for each in head_of(text)["model-index"][0]["results"][0]["metrics"]} == {"loss", "accuracy", "f1"}
 
 
+def test_what_was_measured_beside_the_loss(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    one = {
+        "rows": 40,
+        "before": {"accuracy": entry},
+        "after": {"accuracy": entry, "loss": {"value": 2.0, "low": None, "high": None}},
+    }
+    report["result"]["measured"] = {"control text": one | {"difference": {"accuracy": entry}}}
+    text = card.make(report, run / "final", "me/x")
+    assert "**Control text** (40 rows)" in text
+    assert "| accuracy | 50.0% ± 10.0% | **50.0% ± 10.0%** | +50.0% ± 10.0% |" in text
+    assert "| loss | - | **2.0000** | - |" in text
+    assert "what it may have forgotten" not in text
+
+
 def test_lines_for_the_run_at_hand(tmp_path: Path) -> None:
     text = "\n".join(usage.show(str(finished_run(tmp_path / "run"))))
     assert "--max-lora-rank 8 --lora-modules mine=" in text

@@ -74,6 +74,7 @@ def test_files_of_one_name_stay_two(scrubber: Scrubber) -> None:
 def test_rows_are_left_out() -> None:
     shown = {"answers": [{"prompt": "p"}], "samples": ["a"], "train_duplicate_examples": ["a"], "loss": 1.0, "note": "x" * 999}
     assert without_rows({"a": [shown]}) == {"a": [{"loss": 1.0, "note": REMOVED}]}
+    assert without_rows({"answers": {"rows": 3}}) == {"answers": {"rows": 3}}, "what is measured of answers is no row"
 
 
 def test_answers_stay_where_the_recipe_asked() -> None:

@@ -21,6 +21,7 @@ from test_scratch import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
 
 from hfstrat import advice, checkpoints, evaluate, fused, hub, setup
+from hfstrat.arguments import training_arguments
 from hfstrat.config import Data, Recipe
 from hfstrat.data import prepare
 from hfstrat.errors import UserError
@@ -318,7 +319,6 @@ PROBES: dict[str, Probe] = {
     "training.resume": Probe(
         ["training.resume=CHECKPOINT"], lambda s: s.job.checkpoint and s.job.checkpoint.name, "checkpoint-2"
     ),
-    "training.report_to": Probe(["training.report_to=[tensorboard]"], lambda s: s.args.report_to, ["tensorboard"]),
     "training.extra": Probe(["training.extra.adam_beta2=0.9"], lambda s: s.args.adam_beta2, 0.9),
     "evaluation.before": Probe(["evaluation.before=false"], lambda s: s.args.eval_on_start, False),
     "evaluation.max_rows": Probe(["evaluation.max_rows=5"], lambda s: len(s.job.data.eval), 5),
@@ -504,6 +504,7 @@ APART = {  # keys that are probed by a test of their own, below
         for part in ("train", "eval")
         for name in ("config", "split", "revision")
     },
+    "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push": "test_what_the_hub_is_asked_for",
     "hub.repo": "test_what_the_hub_is_asked_for",
     "hub.private": "test_what_the_hub_is_asked_for",
@@ -795,6 +796,15 @@ def test_what_the_hub_is_asked_for(
         if repo:
             assert server.repos[repo].private is private
             assert sorted(server.repos[repo].branches) == branches
+
+
+def test_a_tracker_is_handed_to_the_trainer(sound: Seen) -> None:
+    """Asked of the arguments: a Trainer would need the tracker's package."""
+    job = sound.job
+    training = job.recipe.training.model_copy(update={"report_to": ["tensorboard"]})
+    recipe = job.recipe.model_copy(update={"training": training})
+    assert training_arguments(recipe, job.plan, job.compute_dtype, False).report_to == ["tensorboard"]
+    assert sound.args.report_to == []
 
 
 def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> None:
