@@ -72,7 +72,7 @@ def on_quantized(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
     import transformers
     from peft import PeftConfig, PeftModel
 
-    from hfstrat import quantization
+    from hfstrat import quantization, quantizing
     from hfstrat.model import cast_weights
     from hfstrat.tasks import TASKS, CausalLM
 
@@ -92,7 +92,7 @@ def on_quantized(folder: str, dtype: Any, options: dict[str, Any]) -> Any:
         def learns(names: list[str], tied: bool) -> set[str]:
             return {name for name in names if whole & set(name.split("."))}
 
-        keep |= quantization.wanted(options["section"], KEY, auto, config, remote, dtype, learns).options
+        keep |= quantizing.wanted(options["section"], KEY, auto, config, remote, dtype, learns).options
     else:
         recorded = options["dtype"]
         keep["dtype"] = recorded if recorded == "auto" else getattr(torch, recorded)
@@ -112,14 +112,14 @@ def _quantized(folder: str, section: Quantization, dtype: Any, options: dict[str
     """A whole model that was saved in 16 or 32 bits."""
     import transformers
 
-    from hfstrat import quantization
+    from hfstrat import quantizing
     from hfstrat.tasks import TASKS, CausalLM
 
     auto = getattr(transformers, TASKS[options.get("task", CausalLM.name)].auto_class)
     keep = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code")}
     remote = bool(keep.get("trust_remote_code"))
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
-    how = quantization.wanted(section, KEY, auto, config, remote, dtype)
+    how = quantizing.wanted(section, KEY, auto, config, remote, dtype)
     model = auto.from_pretrained(folder, **keep, **how.options)
-    print(quantization.settle(model, how, trains_itself=False)["line"])
+    print(quantizing.settle(model, how, trains_itself=False)["line"])
     return model

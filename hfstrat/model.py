@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hfstrat.config import Model
     from hfstrat.data import Prepared
-    from hfstrat.quantization import Learns
+    from hfstrat.quantizing import Learns
 
 
 @dataclass
@@ -119,11 +119,11 @@ def load_base(
         task.check_config(model.name_or_path, config)
     compute, how = compute_dtype(model.dtype), None
     if model.quantization is not None:
-        from hfstrat import quantization
+        from hfstrat import quantizing
 
         auto = getattr(transformers, task.auto_class)
         key, remote = "model.quantization", model.trust_remote_code
-        how = quantization.wanted(model.quantization, key, auto, config, remote, compute, learns)
+        how = quantizing.wanted(model.quantization, key, auto, config, remote, compute, learns)
     extra = task.config_options(data, tokenizer) | (how.options if how else {})
     loaded, missing, replaced = _load_weights(model, task, extra)
     new_head = bool(missing or replaced)
@@ -140,7 +140,7 @@ def load_base(
     base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
     base.new_head = new_head
     if how is not None:
-        base.quantized = quantization.settle(loaded, how, trains_itself=how.options["dtype"] == "auto")
+        base.quantized = quantizing.settle(loaded, how, trains_itself=how.options["dtype"] == "auto")
         base.reload |= how.record
         base.say(base.quantized.pop("line"))
     if replaced:

@@ -36,7 +36,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     """
     import transformers
 
-    from hfstrat import quantization
+    from hfstrat import quantization, quantizing
 
     source = Path(section.name_or_path).expanduser()
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
@@ -49,7 +49,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
             shared = {key: value for key, value in options.items() if key != "dtype"}
             config = transformers.AutoConfig.from_pretrained(name, **shared)
             remote = section.trust_remote_code
-            how = quantization.wanted(section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype)
+            how = quantizing.wanted(section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype)
             options |= how.options
         model, info = auto.from_pretrained(name, **options, output_loading_info=True)
     except UserError:
@@ -59,7 +59,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
     if how is not None:
-        quantization.settle(model, how, trains_itself=False)
+        quantizing.settle(model, how, trains_itself=False)
     quantization.steady(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
