@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_train import UNVERIFIED, folder_of, log_history, stop_at, weights
 
-from hfstrat import checkpoints, errors, stopping
+from hfstrat import checkpoints, errors, resuming, stopping
 from hfstrat.data.batches import BatchOrder
 from hfstrat.errors import UserError
 from hfstrat.train import run
@@ -384,7 +384,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_stopped_process_says_where_it_goes_on_and_does(recipe: Any, tmp_path: Path, processes: int, number: int) -> None:
     settings = [
         "training.max_steps=400",
@@ -461,3 +461,18 @@ def test_ends_that_are_no_disk_full_are_not_hidden(recipe: Any, monkeypatch: pyt
     with pytest.raises(ZeroDivisionError):
         run(recipe())
     assert checkpoints.complete(folder_of(recipe())) == []
+
+
+def test_what_is_computed_from_other_inputs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming.shelf, "in_use", lambda: ["hidden_states-b", "rows-x"])
+    stored = {"caches": ["hidden_states-a"]}
+    (said,) = resuming.cache_remarks(Path("run/checkpoint-2"), stored)
+    assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in said
+    assert resuming.cache_remarks(Path("run/checkpoint-2"), {"caches": ["hidden_states-b"]}) == []
+    assert resuming.cache_remarks(None, {}) == []
+
+
+def test_machines_that_see_other_checkpoints_are_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda seen: [*seen, "run/checkpoint-2"])
+    with pytest.raises(UserError, match="a file system that all machines share"):
+        resuming.what_to_resume(recipe().recipe, False, 2)
