@@ -91,7 +91,7 @@ def overhead(strategy: str) -> dict[str, float]:
         words = [f"strategy={strategy}", f"output_dir={scratch}/run", f"training.max_steps={SAVING_STEPS}"]
         words += [f"training.eval_steps={SAVING_STEPS}", f"training.save_steps={SAVED_EVERY}", "evaluation.before=false"]
         words += ["evaluation.samples=0", "training.load_best_model_at_end=false", "training.global_batch_size=8"]
-        words += ["data.max_length=256", f"data.eval={DATA / 'eval.jsonl'}", "evaluation.max_rows=8"]
+        words += ["data.max_length=512", f"data.eval={DATA / 'eval.jsonl'}", "evaluation.max_rows=8"]
         file = Path(scratch) / "recipe.yaml"
         file.write_text(f"model: {MODEL}\nstrategy: lora\ndata: {DATA / 'train.jsonl'}\noutput_dir: x\n")
         report = train.run(load_recipe(str(file), words))

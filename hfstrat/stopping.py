@@ -52,7 +52,7 @@ def _hear(number: int, frame: object) -> None:
         raise KeyboardInterrupt
     if _heard.first is None:
         _heard.first = now
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" and not was_cleared():
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{SAID}\n".encode())
     elif number == signal.SIGINT and now - _heard.first > TWICE:
         raise KeyboardInterrupt

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from soaking import Run
 from test_train import UNVERIFIED, folder_of, log_history, stop_at, weights
 
-from hfstrat import checkpoints, errors, stopping
+from hfstrat import checkpoints, errors, resuming, stopping
 from hfstrat.data.batches import BatchOrder
 from hfstrat.errors import UserError
 from hfstrat.train import run
@@ -384,21 +385,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_stopped_process_says_where_it_goes_on_and_does(recipe: Any, tmp_path: Path, processes: int, number: int) -> None:
-    settings = [
-        "training.max_steps=400",
-        "training.eval_steps=50",
-        "training.logging_steps=50",
-        DROPOUT,
-        "evaluation.samples=0",
-    ]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    words = ["train", recipe().source, *settings, "--num-processes", str(processes)]
-    child = hfstrat(*words, f"output_dir={whole}")
-    out, err = child.communicate(timeout=200)
-    assert child.returncode == 0, out + err
-    child = hfstrat(*words, f"output_dir={broken}")
+    settings = ["training.max_steps=400", "training.eval_steps=50", "evaluation.samples=0", DROPOUT]
+    whole, broken, cache, source = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache", recipe().source
+    Run(source, settings, whole, cache, processes).finish()
+    child = hfstrat("train", source, *settings, "--num-processes", str(processes), f"output_dir={broken}")
     wait_for(lambda: (broken / "checkpoint-50").exists() or child.poll() is not None)
     os.kill(child.pid, number)
     out, err = child.communicate(timeout=100)
@@ -408,11 +400,10 @@ def test_a_stopped_process_says_where_it_goes_on_and_does(recipe: Any, tmp_path:
     assert err.count("interrupted; the same command goes on from") == 1
     last = checkpoints.complete(broken)[-1]
     assert str(last) in err
-    assert checkpoints.step_of(last) % 50
-    child = hfstrat(*words, f"output_dir={broken}")
-    out, err = child.communicate(timeout=200)
-    assert child.returncode == 0, out + err
-    assert f"going on from {last}" in out
+    assert checkpoints.step_of(last) > 50
+    resumed = Run(source, settings, broken, cache, processes)
+    resumed.finish()
+    assert f"going on from {last}" in resumed.log.read_text()
     assert_same(recipe(f"output_dir={whole}"), recipe(f"output_dir={broken}"))
 
 
@@ -431,23 +422,20 @@ def test_a_second_ctrl_c_ends_two_processes_at_once(recipe: Any, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_another_number_of_processes_goes_on_with_the_same_batches(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+    recipe: Any, tmp_path: Path, before: int, after: int
 ) -> None:
     settings = ("model.dtype=float32", "training.max_steps=40", "training.eval_steps=10", "training.save_total_limit=9")
     settings += ("training.per_device_train_batch_size=2", "training.load_best_model_at_end=false", "training.packing=off")
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
     expected = again(whole)
-    words = ["train", recipe().source, *settings]
-    child = hfstrat(*words, f"output_dir={tmp_path / 'run'}", "--num-processes", str(before))
-    out, err = child.communicate(timeout=200)
-    assert child.returncode == 0, out + err
+    given = (recipe().source, [*settings], tmp_path / "run", tmp_path / "cache")
+    Run(*given, before).finish()
     for name in ("checkpoint-30", "checkpoint-40", "final"):
         shutil.rmtree(tmp_path / "run" / name)
     (tmp_path / "run" / "report.json").unlink()
-    child = hfstrat(*words, f"output_dir={tmp_path / 'run'}", "--num-processes", str(after))
-    out, err = child.communicate(timeout=200)
-    assert child.returncode == 0, out + err
-    assert f"began with {before} processes and goes on with {after}" in out
+    resumed = Run(*given, after)
+    resumed.finish()
+    assert f"began with {before} processes and goes on with {after}" in resumed.log.read_text()
     result = json.loads((tmp_path / "run" / "report.json").read_text())["result"]
     assert result["resumed_from"].endswith("checkpoint-20")
     assert [e["loss"] for e in result["losses"]] == pytest.approx([e["loss"] for e in expected["losses"]], rel=1e-4)
@@ -461,3 +449,18 @@ def test_ends_that_are_no_disk_full_are_not_hidden(recipe: Any, monkeypatch: pyt
     with pytest.raises(ZeroDivisionError):
         run(recipe())
     assert checkpoints.complete(folder_of(recipe())) == []
+
+
+def test_what_is_computed_from_other_inputs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming.shelf, "in_use", lambda: ["hidden_states-b", "rows-x"])
+    stored = {"caches": ["hidden_states-a"]}
+    (said,) = resuming.cache_remarks(Path("run/checkpoint-2"), stored)
+    assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in said
+    assert resuming.cache_remarks(Path("run/checkpoint-2"), {"caches": ["hidden_states-b"]}) == []
+    assert resuming.cache_remarks(None, {}) == []
+
+
+def test_machines_that_see_other_checkpoints_are_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda seen: [*seen, "run/checkpoint-2"])
+    with pytest.raises(UserError, match="a file system that all machines share"):
+        resuming.what_to_resume(recipe().recipe, False, 2)
