@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -180,7 +181,8 @@ def start(launch: Launch) -> int:
         if not file.exists():
             sys.stderr.writelines(kept)
             if code:
-                print(f"the launcher ended with code {code}; no process said why (killed, or out of memory?)", file=sys.stderr)
+                said = "no process said why (killed, or out of memory?)"
+                print(f"the launcher ended with code {code}; {first_to_fail(kept)}{said}", file=sys.stderr)
             return errors.CRASH if code else errors.OK
         told = json.loads(file.read_text())
     if told["code"] == errors.CRASH:
@@ -189,6 +191,16 @@ def start(launch: Launch) -> int:
         rank = f"rank {told['rank']}: " if told["rank"] and told["code"] != errors.INTERRUPTED else ""
         print(rank + told["sentence"], file=sys.stderr)
     return int(told["code"])
+
+
+def first_to_fail(said: list[str]) -> str:
+    """Which process failed first, as the launcher's report has it; nothing where there is no such report."""
+    text = "".join(said).rpartition("Root Cause")[2]
+    rank, ended = re.search(r"\brank\s*:\s*(\d+)", text), re.search(r"\bexitcode\s*:\s*(-?\d+)", text)
+    if not rank or not ended:
+        return ""
+    number = int(ended[1])
+    return f"rank {rank[1]} {f'was ended by signal {-number}' if number < 0 else f'ended with code {number}'} first; "
 
 
 def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:

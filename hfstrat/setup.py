@@ -96,6 +96,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
     remarks += resuming.length_remarks(recipe, checkpoint, stored, plan, args)
 
+    sharding.load_whole()
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = strategy.load_base(recipe, tokenizer, data)
     model.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from hfstrat.trainer import StrategyTrainer
 
 
+def load_whole() -> None:
+    """Have models loaded whole: accelerate tells transformers of ZeRO-3 also where `zero3_init_flag` is false."""
+    if world.wrapping() == world.DEEPSPEED:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def outline(model: nn.Module) -> nn.Module | None:
     """A copy of the model that has no weights and takes no memory; None where the model stays whole."""
     if not world.is_sharded():
@@ -44,6 +52,7 @@ def bring_together(job: Job) -> None:
     trainer.model = trainer.model_wrapped = whole
     trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # from here on it is like any other
     trainer.deepspeed = None
+    load_whole()
     place(whole, trainer.args.device)
 
 

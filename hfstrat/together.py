@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,44 +19,45 @@ Build = Callable[[Path | None], Any]
 
 
 class Team:
-    """The processes of a run; every method is a collective operation, called by all of them in the same order.
+    """The processes of a run; every method is a collective operation, called by all of them in the same order."""
 
-    Args:
-        rank, size: which of how many.
-        group: a gloo process group of all of them, for things in the machine's memory; None where there is one process.
-        writers: one process for each cache folder that they see: machines may have one of their own.
-    """
-
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, writers: Sequence[int] = (0,)) -> None:
-        self.rank, self.size, self.group, self.writers = rank, size, group, tuple(writers)
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
 
     @classmethod
     def of_world(cls) -> Team:
         """Of the process group that is there."""
         import torch.distributed as dist
 
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        team = cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
-        team.writers = tuple(team._writers())
-        return team
+        return cls(dist.get_rank(), dist.get_world_size())
 
-    @property
-    def writes(self) -> bool:
-        return self.rank in self.writers
+    @cached_property
+    def group(self) -> Any:
+        """A gloo group of all, for what is in the machine's memory; made when it is needed first."""
+        import torch.distributed as dist
 
-    def _writers(self) -> list[int]:
-        """Each leaves a file in the cache; who sees none of a lower process is the first there."""
+        return dist.new_group(backend="gloo")
+
+    @cached_property
+    def writers(self) -> tuple[int, ...]:
+        """One process for each cache folder that they see: machines may have one of their own.
+
+        Each leaves a file there; who sees none of a lower process is the first.
+        """
+        if self.size == 1:
+            return (0,)
         from hfstrat.data.shelf import folder
 
-        token = self.gather(uuid.uuid4().hex)[0] if self.size > 1 else ""
+        token = self.gather(uuid.uuid4().hex)[0]
         mine = folder() / f".here-{token}-{self.rank}"
         mine.touch()
         self.wait()
         first = not any((folder() / f".here-{token}-{other}").exists() for other in range(self.rank))
         self.wait()
         mine.unlink(missing_ok=True)
-        return [rank for rank, is_first in enumerate(self.gather(first)) if is_first]
+        return tuple(rank for rank, is_first in enumerate(self.gather(first)) if is_first)
 
     def gather(self, value: Result) -> list[Result]:
         """Each process's value, for all of them."""
@@ -115,7 +117,7 @@ class Team:
             took_part.append(True)
             return build(target)
 
-        if self.writes:
+        if self.rank in self.writers:
             cache.fetch(kind, name, description, writing, needed)
         if not took_part:
             build(None)

@@ -250,7 +250,6 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("bnb_4bit_use_double_quant", "true", "model.quantization.double_quant"),
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
-    ("report_to", "wandb", "training.extra.report_to"),
 ]
 FOREIGN_KEYS = [
     *(

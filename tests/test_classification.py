@@ -174,7 +174,9 @@ def test_predict_cuts_texts_as_the_run_did(classify: Any, tmp_path: Path, quick:
 )
 def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
     data = labelled(tmp_path)
-    small = [f"model={bodies('llama')}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
+    model = "{}" if name.startswith("scratch") else str(bodies("llama"))
+    small = [f"model={model}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
+    small += ["strategy.parameters=60k", "strategy.tokenizer.vocab_size=300"] if model == "{}" else []
     report = run(load_recipe(str(shipped.find("recipes", name)), [*small, "training.max_steps=2"]))
     assert report["result"]["status"] == "done"
 
@@ -202,8 +204,8 @@ def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies
 @pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
 def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
     """Its tokenizer is trained on the training rows, and it learns what a word in them says."""
-    new = f"{{name: scratch, architecture: {family}, parameters: 40k, tokenizer: {{vocab_size: 300}}}}"
-    words = (f"strategy={new}", "training.max_steps=60", "training.learning_rate=1e-2", "training.per_device_eval_batch_size=8")
+    new = f"{{name: scratch, architecture: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
+    words = (f"strategy={new}", "training.max_steps=80", "training.learning_rate=3e-3", "training.per_device_eval_batch_size=8")
     loaded = classify("bert", "model={}", *words, **rows)
     report = run(loaded)
     assert report is not None
@@ -220,7 +222,7 @@ def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: 
 
 def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
     """The rows that a new tokenizer never saw are those of the evaluation."""
-    new = "{name: scratch, architecture: bert, parameters: 40k, tokenizer: {vocab_size: 300}}"
+    new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
     corpus = open_corpus(recipe)
     tokenizer = recipe.strategy.load_tokenizer(recipe)
