@@ -372,7 +372,6 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
 
 OWN = """
 import torch
-from conftest import make_tokenizer
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
