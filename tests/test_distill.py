@@ -256,6 +256,25 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     assert losses(again) == losses(once)
 
 
+def test_a_teacher_that_was_asked_once_is_gone_before_training(distil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import weakref
+
+    from hfstrat import train
+    from hfstrat.distillation import teacher
+
+    load, fit, found = teacher.load_teacher, train.fit, list[Any]()
+
+    def watched(*args: Any) -> Any:
+        made = load(*args)
+        found.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(teacher, "load_teacher", watched)
+    monkeypatch.setattr(train, "fit", lambda job, before: (found.append(found[0]()), fit(job, before))[1])
+    distil("{name: distill, teacher: TEACHER, student: full}", TWO_EPOCHS)
+    assert found[1:] == [None]
+
+
 def test_the_teacher_is_nowhere_but_beside(distil: Any, models: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     feed = _fetch(feed, distiller, form, rows, positions)
     feed = judge(feed, distiller)
     if again:
-        distiller.head, distiller.teacher = _own(teacher.head), None  # its body can go
+        distiller.head, distiller.teacher = _own(teacher.head), None
+        del teacher
+        gc.collect()  # its body goes now, before gradients and moments come
     return feed
 
 
