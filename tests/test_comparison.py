@@ -155,6 +155,15 @@ def test_the_command_line_says_it_without_a_traceback(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_explains_itself(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["hfstrat", "compare", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capfd.readouterr().out
+    assert not ended.value.code
+    assert all(option in said for option in ("--budget", "--strategies", "--seeds", "--retry"))
+
+
 def test_recipes_are_named_by_as_little_as_tells_them_apart() -> None:
     assert list(entries.labels(["x/lora.yaml", "x/full.yaml"])) == ["lora", "full"]
     assert list(entries.labels(["x/lora.yaml", "y/lora.yaml"])) == ["x-lora", "y-lora"]
