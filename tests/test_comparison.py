@@ -425,10 +425,15 @@ def test_models_of_several_tokenizers_are_compared_by_bytes(
 def test_what_was_predicted_stands_beside(played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.comparison import predicted, sheet
 
-    told = {"lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and is known to do well"}}
+    told: dict[str, Any] = {
+        "lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and is known to do well"}
+    }
     monkeypatch.setattr(predicted, "of", lambda recipes: told if set(recipes) == {"lora", "full"} else {})
     found = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     lines = [line.cells for line in sheet.sheet(found) if line.group == "predicted"]
     assert lines[0] == ["70 s (60 s to 80 s)", "–"]
     assert lines[1] == ["–", "–"]
     assert lines[3] == ["it fits and is known to do well", "–"]
+    told["lora"]["seconds"] = 71.0  # as it was measured
+    again = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=2))
+    assert again["entries"][0]["predicted"]["seconds"] == 70
