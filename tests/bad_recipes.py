@@ -348,6 +348,7 @@ BOUNDS = [
     key("no micro-batch", RATE, "  per_device_train_batch_size: 0", ["per_device_train_batch_size = 0", "at least 1, or auto"]),
     key("a negative seed", OUTPUT, "output_dir: run\nseed: -1", ["seed = -1", "at least 0"], 1),
     key("a share above one", RATE, "  eval_steps: 2.5", ["eval_steps", "a share below 1 or a whole number", "2.5"]),
+    given("a negative seed of the held-out rows", "data.eval_seed=-1", ["eval_seed = -1", "at least 0"]),
     given("a bound on the command line", "training.warmup_steps=-1", ["warmup_steps = -1", "at least 0"]),
 ]
 

@@ -155,6 +155,15 @@ def test_the_command_line_says_it_without_a_traceback(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_explains_itself(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["hfstrat", "compare", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capfd.readouterr().out
+    assert not ended.value.code
+    assert all(option in said for option in ("--budget", "--strategies", "--seeds", "--retry"))
+
+
 def test_recipes_are_named_by_as_little_as_tells_them_apart() -> None:
     assert list(entries.labels(["x/lora.yaml", "x/full.yaml"])) == ["lora", "full"]
     assert list(entries.labels(["x/lora.yaml", "y/lora.yaml"])) == ["x-lora", "y-lora"]
@@ -416,10 +425,15 @@ def test_models_of_several_tokenizers_are_compared_by_bytes(
 def test_what_was_predicted_stands_beside(played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.comparison import predicted, sheet
 
-    told = {"lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and is known to do well"}}
+    told: dict[str, Any] = {
+        "lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and is known to do well"}
+    }
     monkeypatch.setattr(predicted, "of", lambda recipes: told if set(recipes) == {"lora", "full"} else {})
     found = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     lines = [line.cells for line in sheet.sheet(found) if line.group == "predicted"]
     assert lines[0] == ["70 s (60 s to 80 s)", "–"]
     assert lines[1] == ["–", "–"]
     assert lines[3] == ["it fits and is known to do well", "–"]
+    told["lora"]["seconds"] = 71.0  # as it was measured
+    again = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=2))
+    assert again["entries"][0]["predicted"]["seconds"] == 70

@@ -90,6 +90,15 @@ def test_each_run_finds_nothing_done(process: Any) -> None:
     assert not (run.folder / runs.CACHE).exists()
 
 
+def test_no_checkpoint_is_left(process: Any) -> None:
+    """What is published stays; nobody goes on from the others."""
+    run = process("pass")
+    for name in ("checkpoint-5", "checkpoint-10", "final"):
+        (run.result / name).mkdir(parents=True)
+    carry_out(run, None, lambda: None)
+    assert [path.name for path in run.result.iterdir()] == ["final"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that tells a child")
 def test_no_run_outlives_a_comparison_that_was_killed(tmp_path: Path) -> None:
     mark, child = tmp_path / "pid", "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"

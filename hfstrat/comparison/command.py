@@ -21,7 +21,7 @@ from hfstrat.loading import load_recipe
 from hfstrat.model import read_json
 
 LOCK = ".hfstrat.compare.lock"  # also what tells a comparison's folder from any other
-DATA, PAGE, ROWS = "comparison.json", "report.html", "rows.json"
+DATA, PAGE, ROWS = "comparison.json", "report.html", "before.json"
 BESIDE = (600.0, 3.0)  # of a budget of time a run may take so many seconds more than so many times it
 OF_REPORT = ("python", "platform", "libraries", "processor", "threads", "gpus")
 
@@ -48,8 +48,8 @@ def compare(asked: Asked) -> int:
         rows = survey.take(line, asked.budget, asked.seeds)
     planned = with_steps(asked, line, planned, rows)
     endings = dict(zip(planned, endings.values(), strict=True))
-    said = predicted.of({entry.label: entry.loaded for entry in line.entries})
-    lock = claim(asked.output, line, planned, rows)
+    said = foretold(asked, line, planned)
+    lock = claim(asked.output, line, planned, rows, said)
     whole = Comparison(asked, line, rows, said, endings)
     screen.begin(whole.table(), rows)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -122,7 +122,7 @@ def plan(asked: Asked, line: Line) -> list[Run]:
 
 
 def known_rows(asked: Asked, planned: list[Run]) -> dict[str, Rows] | None:
-    """What an earlier start of the same comparison saw of the rows."""
+    """What an earlier start of the same comparison saw of the rows (it stands beside what was predicted then)."""
     stored = read_json(asked.output / ROWS)
     if stored.get("runs") != [run.identity for run in planned]:
         return None
@@ -141,7 +141,18 @@ def with_steps(asked: Asked, line: Line, planned: list[Run], rows: dict[str, Row
     return found
 
 
-def claim(folder: Path, line: Line, planned: list[Run], rows: dict[str, Rows]) -> IO[str]:
+def foretold(asked: Asked, line: Line, planned: list[Run]) -> dict[str, Prediction]:
+    """What is predicted of each recipe with the first seed; what was said before a run is kept, as afterwards it is known."""
+    first, stored = planned[: len(line.entries)], read_json(asked.output / ROWS).get("predicted", {})
+    kept = {run.label: stored[run.identity] for run in first if stored.get(run.identity)}
+    if len(kept) == len(first):
+        return kept
+    texts = {entry.label: entry.text for entry in line.entries}
+    said = predicted.of({run.label: load_recipe(run.source, run.words, texts[run.label]) for run in first})
+    return {**said, **kept}
+
+
+def claim(folder: Path, line: Line, planned: list[Run], rows: dict[str, Rows], said: dict[str, Prediction]) -> IO[str]:
     """Make the folder, lock it, and leave in it what the runs are made from.
 
     Raises:
@@ -157,7 +168,11 @@ def claim(folder: Path, line: Line, planned: list[Run], rows: dict[str, Rows]) -
         if entry.text is not None:
             Path(entry.source).parent.mkdir(exist_ok=True)
             Path(entry.source).write_text(entry.text, encoding="utf-8")
-    stored = {"runs": [run.identity for run in planned], "rows": {label: vars(each) for label, each in rows.items()}}
+    stored = {
+        "runs": [run.identity for run in planned],
+        "rows": {label: vars(each) for label, each in rows.items()},
+        "predicted": {run.identity: said.get(run.label, {}) for run in planned[: len(line.entries)]},
+    }
     (folder / ROWS).write_text(json.dumps(stored, indent=1), encoding="utf-8")
     return lock
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstrat import errors, launch, outcome
+from hfstrat import checkpoints, errors, launch, outcome
 from hfstrat.model import read_json
 
 STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in a run's folder
@@ -116,8 +116,9 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
         except BaseException:
             _end(child)
             raise
-        finally:
-            shutil.rmtree(run.folder / CACHE, ignore_errors=True)
+        finally:  # nobody goes on from its checkpoints, and those of many runs would fill the disk
+            for folder in (run.folder / CACHE, *checkpoints.all_checkpoints(run.result)):
+                shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - since
     status, sentence = how(child.returncode, read_json(told), kernel_kills() - killed, None if in_time else limit)
     told.unlink(missing_ok=True)

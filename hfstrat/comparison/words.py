@@ -54,7 +54,10 @@ def quality(value: float | None, metric: str, sign: str = "") -> str:
     """'81.2 %', or a loss with as many digits as tell."""
     if value is None:
         return NOTHING
-    return f"{100 * value:{sign}.1f} %" if metric in PERCENT else f"{value:{sign}.{3 if abs(value) < 10 else 2}f}"
+    if metric in PERCENT:
+        return f"{100 * value:{sign}.1f} %"
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:{sign}.{digits}f}"
 
 
 def rounded(value: float, metric: str) -> str:
