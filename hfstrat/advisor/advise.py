@@ -57,6 +57,9 @@ def advise(asked: Asked, folder: Path | None, as_json: bool) -> None:
         print(json.dumps(found, indent=1, default=str))
         return
     show.show(situation, advices)
+    for advice in advices:
+        if advice.refused:
+            print(f"note      no recipe for {advice.name}: {advice.refused}")
     for file in written:
         print(f"recipe    {file} (hfstrat train {file})")
 
