@@ -76,6 +76,8 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.head_epochs
 	$(BIN)/python -m benchmarks.boundary_cache
+	$(BIN)/python -m benchmarks.memory_prediction
+	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes

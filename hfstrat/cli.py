@@ -126,7 +126,9 @@ def advise(
     goal: Annotated[str, typer.Option(help="quality, speed or size")] = "quality",
     strategies: Annotated[str | None, typer.Option(metavar="LIST", help="Only these, such as head,lora")] = None,
     measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure here for so long, such as 30s")] = None,
-    reports: Annotated[str | None, typer.Option(metavar="DIR", help="Past runs here, whose report.json tell the rate")] = None,
+    reports: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Past runs, whose report.json tell the rate; default runs")
+    ] = None,
     write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three there")] = None,
     parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="No model yet: its size, such as 1.1B")] = None,
     vocab: Annotated[int | None, typer.Option(min=2, help="Tokens of its vocabulary")] = None,

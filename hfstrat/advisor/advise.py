@@ -16,6 +16,7 @@ from hfstrat.errors import UserError
 from hfstrat.tasks import TASKS
 
 GOALS = ("quality", "speed", "size")
+RUNS = "runs"  # where the shipped recipes leave their runs
 HAND_CONTEXT, HAND_VOCABULARY = 2048, 32_000
 
 
@@ -57,6 +58,9 @@ def advise(asked: Asked, folder: Path | None, as_json: bool) -> None:
         print(json.dumps(found, indent=1, default=str))
         return
     show.show(situation, advices)
+    for advice in advices:
+        if advice.refused:
+            print(f"note      no recipe for {advice.name}: {advice.refused}")
     for file in written:
         print(f"recipe    {file} (hfstrat train {file})")
 
@@ -73,7 +77,10 @@ def situation_of(asked: Asked) -> Situation:
     sharing = hardware.read_sharing(asked.accelerate_config, asked.num_processes)
     model = _model(asked)
     data = _data(asked, model)
-    reports = speed.of_reports(Path(asked.reports).expanduser()) if asked.reports else []
+    past = Path(asked.reports or RUNS).expanduser()
+    if asked.reports and not past.is_dir():
+        raise UserError(f"--reports: {asked.reports}: no such folder; name one below which runs have left their report.json")
+    reports = speed.of_reports(past) if past.is_dir() else []
     rate = speed.rate_of(device, reports)
     if rate.value <= 0:
         raise UserError(f"--device: {device.name}: nobody knows how fast it is; name a known one by --device")

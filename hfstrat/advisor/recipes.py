@@ -23,17 +23,23 @@ def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Pat
     """
     if situation.model.by_hand or situation.data.source == "by hand":
         raise UserError("--write: a recipe needs a model and data; give --model and --data instead of sizes")
-    chosen = [advice for advice in advices if advice.can and advice.fit and advice.fit.kind != "does not fit"][:MOST]
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--write: {folder} is a file; name a folder")
-    files = [folder / f"{number}-{advice.name}.yaml" for number, advice in enumerate(chosen, 1)]
-    for file in files:
-        if file.exists():
-            raise UserError(f"--write: {file} exists already; name another folder")
+    if there := sorted(folder.glob("*.yaml")):
+        raise UserError(f"--write: {there[0]} is there already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for advice, file in zip(chosen, files, strict=True):
-        file.write_text(text_of(advice, situation), encoding="utf-8")
-        preflight.check(load_recipe(str(file)), network=False)
+    files: list[Path] = []
+    for advice in advices:
+        if len(files) < MOST and advice.can and advice.fit and advice.fit.kind != "does not fit":
+            file = folder / f"{len(files) + 1}-{advice.name}.yaml"
+            file.write_text(text_of(advice, situation), encoding="utf-8")
+            try:
+                preflight.check(load_recipe(str(file)), network=False)
+            except UserError as error:  # such as too little text for a new tokenizer: the next one takes its place
+                file.unlink()
+                advice.refused = str(error)
+            else:
+                files.append(file)
     return files
 
 

@@ -94,23 +94,23 @@ def _size(facts: Facts, strategy: str) -> float:
 
 RULES = [
     Rule(
-        "pretrained",
-        ("full", "lora", "partial"),
+        "all of it learns",
+        ("full",),
         lambda f, s: 80.0,
-        "the whole body adapts from pretrained weights",
+        "the whole body adapts from pretrained weights, at the price of moments for each of them",
         "Howard and Ruder 2018, arXiv 1801.06146; benchmarks/results/classification.md",
     ),
     Rule(
         "adapters",
         ("lora",),
-        lambda f, s: 1.0,
+        lambda f, s: 81.0,
         "adapters reach what full fine-tuning does on small and middling data, forget less, and cost least memory",
         "arXiv 2405.09673; benchmarks/results/classification.md (trec6: lora .968, partial .962)",
     ),
     Rule(
         "part of the body",
         ("partial",),
-        lambda f, s: 0.4 if f.classifies else -1.0,
+        lambda f, s: 80.4 if f.classifies else 79.0,
         "the last layers learn, the rest runs forward only, or once",
         "benchmarks/results/classification.md (trec6 .962, sst2 .873 against .809 of the head); boundary_cache.md",
     ),

@@ -63,6 +63,7 @@ class Advice:
     time_words: str = ""
     band: float | None = None
     rank: int = 0
+    refused: str = ""  # why no recipe was written for it
 
     @property
     def can(self) -> bool:
