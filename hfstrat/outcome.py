@@ -26,9 +26,8 @@ def reported() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
+        stopping.leave_if_cleared(error)
         named = watch.named(error)
-        if named.code == errors.CRASH and stopping.was_cleared():
-            os._exit(errors.CRASH)  # the launcher ends us since another process is gone; that is what has to be heard of
         if named.code == errors.CRASH and not isinstance(named, watch.Gone):
             traceback.print_exc()
         end(named.code, str(named))

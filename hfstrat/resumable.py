@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -26,8 +26,11 @@ class Resumable(Base):  # type: ignore[misc]
     """The part of StrategyTrainer that saves, stops and goes on.
 
     `checkpoint` is what this session goes on from, `keep` how many complete checkpoints stay, `marker_state` what their
-    markers hold beside sizes and hashes, `say` shows a line to the user.
+    markers hold beside sizes and hashes, `say` shows a line to the user. `start_counts` is whether the weights before
+    training may be the best.
     """
+
+    start_counts: ClassVar[bool] = True
 
     checkpoint: Path | None
     keep: int
@@ -106,7 +109,7 @@ class Resumable(Base):  # type: ignore[misc]
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """The loss before training is one that training has to beat: if it never does, those weights are the best."""
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
-        if skip_scheduler:
+        if skip_scheduler and self.start_counts:
             self._determine_best_metric(metrics=metrics, trial=trial)
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # there saving makes an optimiser state
             if self.args.load_best_model_at_end and not sharded:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hfstrat import errors
+
 TWICE = 1.0  # seconds in which a signal that comes again is the same one: a terminal sends it, and a launcher passes it on
 SAID = "stopping: the running step is finished and saved first; a second Ctrl-C ends at once"
 
@@ -65,6 +67,12 @@ def _is_meant() -> bool:
 def was_cleared() -> bool:
     """Whether a signal came that nobody but the launcher can have sent: another process is gone."""
     return bool(_heard.under) and _heard.first is not None and not _is_meant()
+
+
+def leave_if_cleared(error: BaseException) -> None:
+    """End without a word where a crash only follows from another process's end: that one is what has to be heard of."""
+    if was_cleared() and errors.named(error).code == errors.CRASH:
+        os._exit(errors.CRASH)
 
 
 def asked() -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat import errors, preflight, report, watch, workspace
+from hfstrat import errors, preflight, report, stopping, watch, workspace
 from hfstrat.loading import Loaded, load_recipe
 from hfstrat.located import located
 
@@ -52,6 +52,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
             return None
         whole = publish(job, facts, probe, partial, before, after, started)
     except BaseException as error:
+        stopping.leave_if_cleared(error)
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:

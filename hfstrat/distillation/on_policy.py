@@ -76,6 +76,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
     """TRL's training step within ours: our order of rows, evaluation and checkpoints."""
 
     data_collator: Any
+    start_counts = False  # the loss that is evaluated is of answers that the student does not learn from
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
