@@ -82,10 +82,10 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
     rows = []
     for key, (name, _, style, less) in METRICS.items():
         if key in after:
-            mark = " (less is better)" if less else ""
+            mark = " ↓" if less else ""
             earlier = style.format(before[key]) if key in before else "-"
             rows.append([name.format(unit=artefact.task.unit) + mark, earlier, f"**{style.format(after[key])}**"])
-    lines = [table(["", "before training", "after"], rows, numbers=2), _how_measured(public, artefact)]
+    lines = [table(["", "before training", "after"], rows, (1, 2)), _how_measured(public, artefact)]
     lines += measured(result.get("measured") or {})
     labels = result.get("evaluation", {}).get("labels") or []
     if labels:
@@ -93,7 +93,7 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
             [code(row["label"]), f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", f"{row['support']:,}"]
             for row in labels[:LABELS]
         ]
-        lines.append(table(["label", "precision", "recall", "F1", "rows"], cells, numbers=4))
+        lines.append(table(["label", "precision", "recall", "F1", "rows"], cells, range(1, 5)))
         if len(labels) > LABELS:
             lines.append(f"The first {LABELS} of {len(labels)} labels; the others stand in `report.json`.")
     for answer in result.get("answers", []):
@@ -109,9 +109,8 @@ def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
     after, (name, _) = result.get("metrics_after") or {}, evaluated(public)
     count = after.get("tokens") or after.get("rows")
     items = f" ({count:,.0f} {artefact.task.unit}s that count)" if count else ""
-    text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling."
-    limit = public["run"]["recipe"]["evaluation"].get("max_rows")
-    text += f" At most {limit:,} rows were used." if limit else ""
+    text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling. "
+    text += "↓: less is better."
     if training.get("load_best_model_at_end") and result.get("best_step"):
         text += " These rows also chose the best checkpoint, so the figures are slightly hopeful."
     return text
@@ -131,7 +130,7 @@ def _data(public: dict[str, Any], report: dict[str, Any]) -> list[str]:
                     code(str(said.get("sha256", ""))[:16]),
                 ]
             )
-    kept = table(["source", "for", "rows", "tokens", "licence", "sha256 of the ids"], rows, numbers=0)
+    kept = table(["source", "for", "rows", "tokens", "licence", "sha256 of the ids"], rows, (2, 3))
     files = public.get("environment", {}).get("data_sha256") or {}
     lines = [kept]
     if files:
@@ -143,6 +142,7 @@ def _training(public: dict[str, Any]) -> list[str]:
     recipe, result = public["run"]["recipe"], public["result"]
     environment, plan = public.get("environment", {}), result.get("plan", {})
     strategy = _flat({key: value for key, value in recipe["strategy"].items() if key not in HIDDEN})
+    account = public["run"].get("data", {}).get("train") or {}
     settings = {
         "strategy": code(recipe["strategy"]["name"]) + (f" ({', '.join(strategy)})" if strategy else ""),
         "learning rate": f"{recipe['training']['learning_rate']:g}, {recipe['training']['lr_scheduler_type']}"
@@ -155,6 +155,7 @@ def _training(public: dict[str, Any]) -> list[str]:
         if result.get("tokens")
         else "",
         "longest row": f"{recipe['data'].get('max_length', 0):,} tokens",
+        "loss on": account.get("train_on", ""),
         "seed": str(recipe.get("seed", "")),
         "hardware": ", ".join(environment.get("gpus") or [])
         or f"{environment.get('processor', 'CPU')}, {environment.get('threads', '?')} threads",
@@ -164,7 +165,7 @@ def _training(public: dict[str, Any]) -> list[str]:
     rows = [[name, value] for name, value in settings.items() if value]
     versions = ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items())
     return [
-        table(["", ""], rows, numbers=0),
+        table(["setting", "value"], rows),
         f"Python {environment.get('python', '?')}; {versions}." if versions else "",
         "`recipe.yaml` holds every setting and `report.json` everything that was measured, without the folders of the machine "
         "that it ran on.",

@@ -19,7 +19,7 @@ def measured(sets: dict[str, Any]) -> list[str]:
             for metric, entry in one["after"].items()
         ]
         blocks.append(f"**{name[:1].upper()}{name[1:]}** ({one['rows']:,} rows)")
-        blocks.append(table(["", "before", "after", "difference"], rows, numbers=3))
+        blocks.append(table(["", "before", "after", "difference"], rows, range(1, 4)))
     return [*blocks, "± is half of a 95 % interval over rows."] if blocks else []
 
 

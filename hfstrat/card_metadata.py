@@ -63,12 +63,13 @@ def _eval_results(public: dict[str, Any], artefact: Artefact) -> list[Any]:
 
 def evaluated(public: dict[str, Any]) -> tuple[str, str]:
     """The evaluation data in words, and their source."""
-    data = public["run"].get("data", {})
-    account = data.get("eval") or {}
-    source = str(account.get("source") or "rows held out from the training data")
-    own = public["run"]["recipe"]["data"].get("eval")
-    words = f"{source}" if own else f"rows held out from {source}"
-    return (f"{words}, {account['rows_kept']:,} rows" if account.get("rows_kept") else words), source
+    recipe, account = public["run"]["recipe"], (public["run"].get("data") or {}).get("eval") or {}
+    source = str(account.get("source") or "the training data")
+    own = recipe["data"].get("eval") or recipe["data"].get("eval_split")
+    words, kept = source if own else f"rows held out from {source}", account.get("rows_kept") or 0
+    used = min(kept, recipe["evaluation"].get("max_rows") or kept)
+    said = f"{used:,} of {kept:,} rows" if used < kept else f"{kept:,} rows"
+    return (f"{words}, {said}" if kept else words), source
 
 
 def accounts(report: dict[str, Any], part: str) -> list[dict[str, Any]]:

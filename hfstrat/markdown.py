@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 
-def table(head: list[str], rows: list[list[str]], numbers: int) -> str:
-    """A Markdown table whose last `numbers` columns stand to the right."""
-    line = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+def table(head: list[str], rows: list[list[str]], numbers: Container[int] = ()) -> str:
+    """A Markdown table; `numbers` are the columns that stand to the right."""
+    line = ["---:" if column in numbers else "---" for column in range(len(head))]
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *cells))
 

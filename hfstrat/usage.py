@@ -47,7 +47,7 @@ class Artefact:
         if self.local_base:
             return self.local_base
         config = read_json(self.folder / "adapter_config.json")
-        return (self.base.hub or self.base.name) if self.base else str(config.get("base_model_name_or_path"))
+        return (self.base.hub or f"path/to/{self.base.name}") if self.base else str(config.get("base_model_name_or_path"))
 
     @property
     def own_base(self) -> bool:

@@ -35,8 +35,8 @@ def code_of(text: str) -> str:
 def test_its_numbers_are_the_reports(tmp_path: Path) -> None:
     text = made(finished_run(tmp_path / "run"))
     for words in (
-        "| loss (nats a token) (less is better) | 3.5000 | **2.5000** |",
-        "| perplexity (less is better) | 33.10 | **12.20** |",
+        "| loss (nats a token) ↓ | 3.5000 | **2.5000** |",
+        "| perplexity ↓ | 33.10 | **12.20** |",
         "| token accuracy | 41.0% | **52.0%** |",
         "1,000 of 50,000 parameters learnt (2.00%)",
         "12 s of training, 14 s in all",
@@ -95,7 +95,7 @@ def test_code_is_right_for_the_artefact(tmp_path: Path) -> None:
     assert 'AutoPeftModelForCausalLM.from_pretrained("me/x"' in code_of(made(run))
     own = code_of(made(finished_run(tmp_path / "own")))
     assert 'PeftModel.from_pretrained(base, "me/x")' in own
-    assert 'AutoModelForCausalLM.from_pretrained("Tiny-Base", dtype="auto")' in own
+    assert 'AutoModelForCausalLM.from_pretrained("path/to/Tiny-Base", dtype="auto")' in own
     (run / "final" / "adapter_config.json").unlink()
     assert '= AutoModelForCausalLM.from_pretrained("me/x", dtype="auto")' in code_of(made(run))
     (run / "final" / "modules.json").write_text("[]")
