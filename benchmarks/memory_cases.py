@@ -29,7 +29,7 @@ def _case(
 
 LM, CLASSES = "causal-lm", "text-classification"
 HALF = {"name": "distill", "student": "full", "baseline": False, "cache": {"form": "hidden"}}
-RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 2048}}
+RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 1024}}
 SMALL = {**RANDOM, "parameters": "3M"}
 
 FITTED_ON = [
