@@ -169,10 +169,11 @@ class _Parts:
         return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
 
     def workspace(self) -> float:
-        """What a block's backward pass needs for the moment."""
+        """What a block's backward pass needs for the moment; attention with dropout has gradients for all pairs, three times."""
         if not live_blocks(self.m, self.l):
             return 0.0
-        return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width) + 6.0 * self.largest
+        pairs = 12.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
+        return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width + pairs) + 6.0 * self.largest
 
     @property
     def head_learns(self) -> bool:
