@@ -94,7 +94,7 @@ class _Parts:
         self.frozen = sum(count for name, count in whole.items() if name not in learning.names)
         self.all = sum(whole.values())
         copied = sum(count for name, count in self.matrices.items() if name in learning.names) + adapters
-        self.copies = 2.0 * copied if shape.compute == 2 else 0.0
+        self.copies = 2.0 * copied if shape.compute == 2 and not sharing.shards_weights else 0.0  # else of what is gathered
         self.table = float(model.vocabulary * model.width)
         self.largest = max((count for name, count in self.matrices.items() if name in learning.names), default=0)
 
@@ -169,7 +169,7 @@ class _Parts:
         return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
 
     def workspace(self) -> float:
-        """What a block's backward pass needs for the moment; attention with dropout has gradients for all pairs, three times."""
+        """What a block's backward pass needs for the moment; attention with dropout has three gradients for all pairs."""
         if not live_blocks(self.m, self.l):
             return 0.0
         pairs = 12.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
