@@ -29,7 +29,7 @@ def _case(
 
 LM, CLASSES = "causal-lm", "text-classification"
 HALF = {"name": "distill", "student": "full", "baseline": False, "cache": {"form": "hidden"}}
-RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 2048}}
+RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 1024}}
 SMALL = {**RANDOM, "parameters": "3M"}
 
 FITTED_ON = [
@@ -43,6 +43,7 @@ FITTED_ON = [
     _case(STORIES, LM, {**HALF, "shrink": {"layers": 3}}, 256, 16),
     _case(MINILM, CLASSES, "full", 96, 16),
     _case(MINILM, CLASSES, "lora", 160, 8, 2),
+    _case(MINILM, CLASSES, "full", 256, 16, 1, True),
     _case(MINILM, CLASSES, "head", 96, 8),
     _case(SMOL, LM, SMALL, 256, 4, 2),
 ]
@@ -65,7 +66,6 @@ CHECKED_WITH = [
     _case(STORIES, LM, {**HALF, "student": "lora"}, 512, 16),
     _case(STORIES, CLASSES, "full", 256, 64, 1, True),
     _case(MINILM, CLASSES, "full", 192, 16, 2),
-    _case(MINILM, CLASSES, "full", 256, 16, 1, True),
     _case(MINILM, CLASSES, "lora", 96, 32),
     _case(MINILM, CLASSES, {"name": "partial", "last_n_layers": 3}, 128, 32, 2),
     _case(MINILM, CLASSES, "head", 256, 16),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from hfstrat.advisor import memory
+from hfstrat.advisor import bands, memory
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
@@ -28,8 +28,17 @@ class Fit(NamedTuple):
     settings: dict[str, object]
 
     @property
+    def peak(self) -> float:
+        """Of the process as `report.json` has it: on a CPU what the imports take is part of it."""
+        return self.prediction.total + imports(self.shape.on_cpu)
+
+    @property
     def fits_here(self) -> bool:
         return self.kind in ("fits", "fits with")
+
+
+def imports(on_cpu: bool) -> float:
+    return float(bands.constants()["cpu"]["imports"]) if on_cpu else 0.0
 
 
 def fit(
@@ -45,7 +54,7 @@ def fit(
     model, learning = candidate.model, candidate.learning
     assert model is not None
     assert learning is not None
-    room, tried = HEADROOM * limit, list(_shapes(candidate, data, device, sharing, compute, quantizes))
+    room, tried = HEADROOM * limit - imports(device.is_cpu), list(_shapes(candidate, data, device, sharing, compute, quantizes))
     predictions = [(shape, words, memory.predict(model, learning, shape, sharing)) for shape, words in tried]
     for shape, words, found in predictions:
         if found.total <= room:

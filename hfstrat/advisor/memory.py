@@ -94,7 +94,8 @@ class _Parts:
         self.frozen = sum(count for name, count in whole.items() if name not in learning.names)
         self.all = sum(whole.values())
         copied = sum(count for name, count in self.matrices.items() if name in learning.names) + adapters
-        self.copies = 2.0 * copied if shape.compute == 2 else 0.0
+        self.copies = 2.0 * copied if shape.compute == 2 and not sharing.shards_weights else 0.0  # else of what is gathered
+        self.table = float(model.vocabulary * model.width)
         self.largest = max((count for name, count in self.matrices.items() if name in learning.names), default=0)
 
     # what stays
@@ -168,35 +169,35 @@ class _Parts:
         return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
 
     def workspace(self) -> float:
-        """What a block's backward pass needs for the moment."""
+        """What a block's backward pass needs for the moment; attention with dropout has three gradients for all pairs."""
         if not live_blocks(self.m, self.l):
             return 0.0
-        return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width) + 6.0 * self.largest
+        pairs = 12.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
+        return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width + pairs) + 6.0 * self.largest
 
     @property
     def head_learns(self) -> bool:
         tied = self.m.tied and not any(HEAD.search(name) for name in self.l.shapes)
         return any((EMBEDDING if tied else HEAD).search(name) for name in self.l.names)
 
-    def head_forward(self) -> float:
-        """The chunked loss: a chunk's logits and its gradients, the gradients of what goes in, the head in 16 bits."""
+    def head_forward(self) -> tuple[float, float]:
+        """The chunked loss: in small pieces a chunk's logits, its gradients and those of what goes in; the gradient of the
+        head's weight and its copy in 16 bits, which are large."""
         if self.s.classifies:
-            return 0.0
+            return 0.0, 0.0
         rows, words, width, a = self.s.tokens * self.s.supervised, self.m.vocabulary, self.m.width, self.s.compute
-        states = rows * width * (self._wide() + 4)
-        table = float(words * width)
         chunk = self.chunk(rows) * words
         buffers = chunk * (4 + a + (4 + a if a == 2 else 0) + (4 if a == 2 and self.head_learns else 0))
-        if self.l.teacher:
-            buffers += chunk * 8
-        return states + buffers + (table * (4 + (2 if a == 2 else 0)) if self.head_learns else 0.0)
+        buffers += chunk * 8 if self.l.teacher else 0
+        tables = (4 + (2 if a == 2 else 0)) * self.table if self.head_learns else 0.0
+        return rows * width * (self._wide() + 4) + buffers, tables
 
-    def head_backward(self) -> float:
+    def head_backward(self) -> tuple[float, float]:
         """The gradient of the head's weight as it was made, and scaled."""
         if self.s.classifies:
-            return 0.0
-        rows, table = self.s.tokens * self.s.supervised, float(self.m.vocabulary * self.m.width)
-        return rows * self.m.width * 8.0 + (8.0 * table if self.head_learns else 0.0)
+            return 0.0, 0.0
+        states = self.s.tokens * self.s.supervised * self.m.width * 8.0
+        return states, 8.0 * self.table if self.head_learns else 0.0
 
     def chunk(self, rows: float) -> float:
         size = CHUNK_BYTES[self.s.on_cpu] // (4 * self.m.vocabulary)
@@ -205,35 +206,43 @@ class _Parts:
     # the phases
 
     def forward(self) -> dict[str, float]:
+        small, tables = self.head_forward()
         return {
             **self.base(),
             "gradients": self.gradients() if self.s.passes > 1 else 0.0,
             "16-bit copies": self.copies,
             "activations": self.k["slack"] * self.activations(),
-            "head and loss": self.head_forward(),
+            "head and loss": self.k["slack"] * small + tables,
         }
 
     def backward(self) -> dict[str, float]:
         """The largest of its beginning, when all activations are there, and its end, when all gradients are."""
-        first = self.gradients() if self.s.passes > 1 else 0.0
+        small, tables = self.head_backward()
         begins = {
             **self.base(),
-            "gradients": first,
+            "gradients": self.gradients() if self.s.passes > 1 else 0.0,
             "16-bit copies": 0.0 if self.s.recompute else self.copies,
             "activations": self.k["slack"] * (self.activations() + (self.one_block() if self.s.recompute else 0.0)),
-            "head and loss": self.head_backward(),
-            "workspace": self.workspace(),
+            "head and loss": small + tables,
+            "workspace": self.k["slack"] * self.workspace(),
         }
         tied = self.head_learns and not any(HEAD.search(name) for name in self.l.shapes)
-        table = 4.0 * self.m.vocabulary * self.m.width
         ends = {
             **self.base(),
             "gradients": self.gradients(),
             "activations": self.k["slack"] * (self.one_block() if live_blocks(self.m, self.l) else 0.0),
-            "head and loss": 2 * table if tied and not self.s.classifies else 0.0,
-            "workspace": self.workspace(),
+            "head and loss": 8.0 * self.table if tied and not self.s.classifies else 0.0,
+            "workspace": self.k["slack"] * self.workspace(),
         }
         return max(begins, ends, key=lambda terms: sum(terms.values()))
+
+    def retained(self) -> float:
+        """What a CPU's allocator keeps of the passes' small pieces for later ones: large pieces go back at once."""
+        large = self.k["large"]
+        tables = sum(4.0 * prod(self.l.shapes[name]) for name in self.l.names if 4.0 * prod(self.l.shapes[name]) > large)
+        before = max(0.0, self.gradients() - tables) if self.s.passes > 1 else 0.0
+        small = self.copies + self.k["slack"] * (self.activations() + self.head_forward()[0])
+        return self.k["retained"] * (before + small)
 
     def step(self) -> dict[str, float]:
         return {**self.base(), "gradients": self.gradients()}
@@ -250,13 +259,15 @@ class _Parts:
 
     def best(self) -> dict[str, float]:
         """The best weights are put back from their checkpoint, beside those that are there."""
-        frozen = 0.0 if self.l.rank else self.s.compute * float(self.frozen)
-        read = self.k["restored_learning"] * 4.0 * self.learning + self.k["restored_frozen"] * frozen
-        return {**self.base(), "best weights": read}
+        if self.l.body_once and self.s.classifies:
+            return self.base()
+        saved = 4.0 * self.learning + (0.0 if self.l.rank else self.s.compute * float(self.frozen))
+        return {**self.base(), "best weights": self.k["restored"] * saved, "kept by the allocator": self.retained()}
 
     def loading(self) -> dict[str, float]:
         stored = 0.0 if self.m.by_hand else float(self.m.stored)
-        return {"weights": self.weights(), "loading": self.k["loading"] * stored, "framework": self.k["framework"]}
+        turned = self.k["loading"] * stored * self.learning / max(1, self.all)  # into float32
+        return {"weights": self.weights(), "loading": turned, "framework": self.k["framework"]}
 
     def features(self) -> dict[str, float]:
         rows = min(FEATURE_TOKENS[self.s.on_cpu], max(1, self.s.rows) * self.s.length)

@@ -8,8 +8,8 @@ from typing import Any
 
 from hfstrat.advisor import bands, data, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
-from hfstrat.advisor.fitting import Fit
-from hfstrat.advisor.memory import Prediction, Shape
+from hfstrat.advisor.fitting import Fit, imports
+from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.config import Recipe, seconds
@@ -62,7 +62,7 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
         each = load.training * survey.mean_length * recipe.training.global_batch_size
         advice.steps = limit * situation.rate.value / each
     advice.score = rules.score(verdict.facts_of(situation, advice, {}, {}), advice.name)
-    said: dict[str, Any] = {"memory_bytes": peak(prediction, device.is_cpu), "seconds": took}
+    said: dict[str, Any] = {"memory_bytes": prediction.total + imports(device.is_cpu), "seconds": took}
     if (band := bands.memory_band()) is not None and device.is_cpu:
         said["memory_band"] = tuple(said["memory_bytes"] + sign * band.worst * prediction.total for sign in (-1, 1))
     if situation.rate.band is not None:
@@ -71,11 +71,6 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
         rule = advice.score.parts[0][0]
         said["verdict"] = f"{rule.says} [{rule.source}]"
     return said, advice.score.points
-
-
-def peak(prediction: Prediction, on_cpu: bool) -> float:
-    """Of the process as `report.json` has it: on a CPU what the imports take is part of it."""
-    return prediction.total + (bands.constants()["cpu"]["imports"] if on_cpu else 0.0)
 
 
 def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:

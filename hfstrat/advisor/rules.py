@@ -172,7 +172,7 @@ RULES = [
     Rule(
         "cut short",
         ("partial", "lora", "full", "distill", "scratch"),
-        lambda f, s: -3.0 * max(0.0, math.log2(ENOUGH[s == "scratch"] / max(1.0, f.steps))),
+        lambda f, s: -3.0 * math.log2(max(1.0, ENOUGH[s == "scratch"] / max(1.0, f.steps))),
         "the time is over after few steps, and what is solved or learns quickly is further by then",
         "benchmarks/results/quickstart.md (most of the gain in 120 steps), head_epochs.md; scratch_recipes.md",
     ),

@@ -53,8 +53,10 @@ def header(situation: Situation) -> list[str]:
     found += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
     found.append(f"machine   {device.name}{shared}: {limits}")
     rate = situation.rate
-    band = f", within {rate.band:.0%}" if rate.band else ", not validated"
+    band = f", within {rate.band:.0%}" if rate.band else "; what follows from it was not validated"
     found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
+    if (checked := bands.memory_band()) is not None and device.is_cpu:
+        found.append(f"memory    of a process, predicted above its imports {checked.words()}")
     return found + [f"measured  {line}" for line in situation.measured.get("lines", [])]
 
 
@@ -99,7 +101,7 @@ def fits(advice: Advice) -> str:
     if advice.fit is None:
         return ""
     words = KINDS[advice.fit.kind] + (f" {advice.fit.words}" if advice.fit.words else "")
-    return f"{size(advice.fit.prediction.total)}: {words}"
+    return f"{size(advice.fit.peak)}: {words}"
 
 
 def times(advice: Advice) -> str:
@@ -160,6 +162,7 @@ def _strategy(advice: Advice) -> dict[str, Any]:
         "memory": {
             "kind": advice.fit.kind,
             "with": advice.fit.words,
+            "process_peak": advice.fit.peak,
             "peak": prediction.total,
             "phase": prediction.phase,
             "terms": prediction.terms,

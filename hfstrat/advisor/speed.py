@@ -129,7 +129,7 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", bands.time_band("reports"))
         return Rate(SHARE["cpu"] * matmul_rate(), "a product measured on this machine", bands.time_band("product"))
-    return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}: not validated here")
+    return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
 def matmul_rate() -> float:
