@@ -163,6 +163,7 @@ def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer:
         top_k=None,
         pad_token_id=pad,
         eos_token_id=tokenizer.eos_token_id,
+        synced_gpus=False,  # each process has the whole teacher
     )
     return [_until_end(answer, tokenizer.eos_token_id) for answer in out[:, width:].tolist()]
 
