@@ -236,9 +236,9 @@ def present(job: Job, whole: Report) -> None:
     try:
         (final / "README.md").write_text(card.make(whole, final, job.recipe.hub.repo or ""), encoding="utf-8")
     except Exception as error:  # the result is as good without
-        job.screen.print(f"no card          {type(error).__name__}: {error}")
+        job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in hub.push(job.recipe, job.folder, whole):
-        job.screen.print(line)
+        job.screen.print(line, markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -269,13 +269,14 @@ class Handler(BaseHTTPRequestHandler):
             return NO_REVISION
         recursive = parse_qs(self.url.query).get("recursive", [""])[0].lower() == "true"
         found = []
+        folder = f"{under.strip('/')}/" if under else ""
         for path, file in sorted(repo.commits[sha].items()):
-            if recursive or "/" not in path:
+            if path.startswith(folder) and (recursive or "/" not in path[len(folder) :]):
                 entry: dict[str, Any] = {"type": "file", "path": path, "size": len(file.content), "oid": file.oid}
                 if file.lfs:
                     entry |= {"oid": file.oid[:40], "lfs": {"oid": file.oid, "size": len(file.content), "pointerSize": 134}}
                 found.append(entry)
-        return 200, found, {}
+        return (200, found, {}) if found or not folder else NO_ENTRY
 
     # uploads
 
