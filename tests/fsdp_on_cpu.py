@@ -31,7 +31,7 @@ def install() -> None:
 
 
 def without_spinning() -> None:
-    """DeepSpeed without its shared-memory kernels: they take a minute to compile, and wait for each other by spinning, which two
+    """DeepSpeed without its shared-memory kernels, which take a minute to compile and wait for each other by spinning: two
     processes on one core never get through. Gloo does the same sums.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
