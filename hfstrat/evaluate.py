@@ -40,7 +40,7 @@ def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, com
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 eos_token_id=tokenizer.eos_token_id,
                 use_cache=True,
-                synced_gpus=False,  # only the first process answers, and has the whole model: under ZeRO-3 it would wait for all
+                synced_gpus=False,  # only the first process answers, with a whole model: under ZeRO-3 it would wait for all
             )
     finally:
         model.train(was_training)

@@ -30,6 +30,16 @@ def install() -> None:
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
+def without_spinning() -> None:
+    """DeepSpeed without its shared-memory kernels, which take a minute to compile and wait for each other by spinning: two
+    processes on one core never get through. Gloo does the same sums.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",

@@ -21,6 +21,7 @@ def main(spec: Path) -> None:
     from hfstrat import verify, world
 
     fsdp_on_cpu.install()
+    fsdp_on_cpu.without_spinning()
     verify.verify = reload_here
     world.leave_world = stay
     shares = count_shares()
