@@ -247,15 +247,6 @@ class Distill(Strategy):
         return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)
 
     def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        """A teacher that is not named is the model itself as it was."""
-        from math import prod
+        from hfstrat.distillation.what_learns import of_student
 
-        from hfstrat.distillation.shrink import shapes_left
-        from hfstrat.model import read_shapes
-
-        found = self.student.learning(shapes if self.shrink is None else shapes_left(shapes, self.shrink.layers), tied)
-        found = found._replace(keeps_prefix=False)
-        if self.teacher is None:
-            return found._replace(teacher=0 if found.rank else sum(map(prod, shapes.values())))
-        theirs = read_shapes(Path(self.teacher.name_or_path).expanduser())
-        return found._replace(teacher=sum(map(prod, theirs.values())))
+        return of_student(self, shapes, tied)
