@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
@@ -261,13 +260,6 @@ class Distill(Strategy):
         return self.student.footprint(shapes if self.shrink is None else shapes_left(shapes, self.shrink), tied)
 
     def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        """A teacher that is not named is the model itself as it was."""
-        from hfstrat.distillation.shrink import shapes_left
-        from hfstrat.model import read_shapes
+        from hfstrat.distillation.what_learns import of_student
 
-        found = self.student.learning(shapes if self.shrink is None else shapes_left(shapes, self.shrink), tied)
-        found = found._replace(keeps_prefix=False)
-        if self.teacher is None:
-            return found._replace(teacher=0 if found.rank else sum(map(prod, shapes.values())))
-        theirs = read_shapes(Path(self.teacher.name_or_path).expanduser())
-        return found._replace(teacher=sum(map(prod, theirs.values())))
+        return of_student(self, shapes, tied)

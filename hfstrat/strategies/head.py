@@ -175,9 +175,7 @@ class Head(Strategy):
         if classifier is not None:
             return Learning(frozenset({f"{classifier}.weight"}), shapes, body_once=True)
         if tied:  # a copy of the embeddings
-            self._check_tied()
-            table = next(shape for name, shape in shapes.items() if EMBEDDING.search(name))
-            shapes = shapes | {"lm_head.weight": table}
+            shapes = shapes | {"lm_head.weight": next(s for name, s in shapes.items() if EMBEDDING.search(name))}
         return Learning(frozenset(name for name in shapes if HEAD.search(name)), shapes, body_once=True)
 
     def check_depth(self, depth: int) -> None:

@@ -1,0 +1,49 @@
+"""What `--measure` makes of passes, texts and probes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfstrat.advisor import measured, measuring
+from hfstrat.advisor.advise import Asked, advise
+from tests.conftest import sentences, write_jsonl
+
+
+def test_passes_and_optimiser_steps_are_told_apart() -> None:
+    """Passes of known seconds a token, an optimiser step of known length after each fourth: both are found again."""
+    source = random.Random(0)
+    tokens = [source.randint(50, 400) for _ in range(22)]
+    passes = [(0.002 * count + (0.3 if place % 4 == 3 else 0.0), place % 4 == 3) for place, count in enumerate(tokens)]
+    passes[0] = (9.0, False)  # the first ones compile
+    found = measured.typical(passes, [float(count) for count in tokens], 1000.0)
+    assert found["seconds"] == pytest.approx(0.002 * 1000 + 0.3)
+    assert found["tokens"] == 1000.0
+
+
+def test_tf_idf_tells_topics_apart_and_noise_not() -> None:
+    texts = [[*sentence.split(), "topic" if n % 2 else "other"] for n, sentence in enumerate(sentences(120, seed=3))]
+    labels = torch.arange(120) % 2
+    assert measured.held_out(measured.tf_idf(texts), labels, 2) > 0.9
+    noise = torch.randint(0, 2, (120,), generator=torch.Generator().manual_seed(0))
+    assert measured.held_out(measured.tf_idf([text[:-1] for text in texts]), noise, 2) < 0.75
+
+
+def test_the_learning_curve_says_whether_more_rows_help() -> None:
+    assert "more rows would help" in measuring._curve({100: 0.6, 200: 0.7, 400: 0.8})
+    assert "bring the probe little" in measuring._curve({100: 0.79, 200: 0.8, 400: 0.801})
+
+
+@pytest.mark.slow
+def test_measuring_ranks_by_what_it_found(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentences(200, seed=4)
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in said])
+    asked = Asked(model=str(tiny), data=str(file), device="cpu", measure="6s", strategies="lora,full")
+    advise(asked, None, as_json=True)
+    found = json.loads(capsys.readouterr().out)["measured"]
+    assert set(found["rates"]) == {"lora", "full"}, found
+    assert found["raw"]["bits_per_byte"]["data"] > 0
