@@ -99,11 +99,28 @@ def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
 def _labels(rows: Dataset) -> Iterator[np.ndarray]:
     """The labels that are predicted: nobody predicts the first token of a row."""
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        column = table.column("labels").combine_chunks()
-        labels = column.flatten().to_numpy().copy()
-        firsts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
-        labels[firsts[firsts < len(labels)]] = IGNORED
-        yield labels
+        yield _labels_of(table)
+
+
+def _labels_of(table: Any) -> np.ndarray:
+    column = table.column("labels").combine_chunks()
+    labels = column.flatten().to_numpy().copy()
+    firsts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
+    labels[firsts[firsts < len(labels)]] = IGNORED
+    return labels
+
+
+def row_bytes(rows: Dataset, sizes: np.ndarray) -> np.ndarray:
+    """Bytes that the tokens which carry loss stand for, of each row, `[rows]`; `sizes` are `token_bytes`."""
+    found, start = np.zeros(len(rows)), 0
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        offsets = table.column("labels").combine_chunks().offsets.to_numpy()
+        labels = _labels_of(table)
+        known = (labels != IGNORED) & (labels < len(sizes))
+        ends = np.concatenate([[0], np.cumsum(np.where(known, sizes[np.where(known, labels, 0)], 0))])
+        found[start : start + len(table)] = np.diff(ends[offsets - offsets[0]])
+        start += len(table)
+    return found
 
 
 def unigram(train: np.ndarray, held: np.ndarray) -> float:

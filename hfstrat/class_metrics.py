@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,49 +19,77 @@ def of_sums(sums: np.ndarray, marks: np.ndarray, names: tuple[str, ...]) -> tupl
         marks: true and predicted class `[rows, 2]`, or for several labels a row 2 x true + predicted `[rows, labels]` (int8).
         names: of the labels.
     """
-    nll, items = sums.astype("float64").sum(axis=0)
-    several = marks.dtype == np.int8
-    scores, details = (_several if several else _single)(marks, names)
-    return {"loss": nll / max(items, 1), **scores, "rows": float(len(sums))}, details
+    details = (_several if marks.dtype == np.int8 else _single)(marks, names)
+    return {**score_of(sums, marks, len(names))(np.ones(len(sums))), "rows": float(len(sums))}, details
 
 
-def _single(marks: np.ndarray, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
+def score_of(sums: np.ndarray, marks: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
+    """The metrics from how often each row counts (`[rows]`); `sums` and `marks` as for `of_sums`, `count` labels."""
+    sums = sums.astype("float64")
+    parts = _several_parts(marks) if marks.dtype == np.int8 else _single_parts(marks, count)
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        nll, items = weights @ sums
+        return {"loss": float(nll / max(items, 1)), **parts(weights)}
+
+    return score
+
+
+def _single_parts(marks: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
+    true, said = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
+    right = true == said
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        hits = np.bincount(true[right], weights[right], count)
+        both = np.bincount(true, weights, count) + np.bincount(said, weights, count)
+        f1 = 2 * hits / np.maximum(both, 1)
+        there = both > 0  # as scikit-learn: labels that are neither asked for nor said do not count
+        return {"accuracy": float(hits.sum() / weights.sum()), "macro_f1": float(f1[there].mean())}
+
+    return score
+
+
+def _several_parts(marks: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    true, said = marks >= 2, marks % 2 == 1
+    whole, counted = (true == said).all(1), [each.astype(np.float64) for each in (true & said, true, said)]
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        hits, support, calls = (weights @ each for each in counted)
+        return {
+            "accuracy": float(weights @ whole / weights.sum()),  # all labels of a row right, as scikit-learn has it
+            "macro_f1": float((2 * hits / np.maximum(support + calls, 1)).mean()),
+            "micro_f1": float(2 * hits.sum() / max(1, support.sum() + calls.sum())),
+        }
+
+    return score
+
+
+def _single(marks: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     true, said = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
     count = len(names)
     hits = np.bincount(true[true == said], minlength=count)
     support, calls = np.bincount(true, minlength=count), np.bincount(said, minlength=count)
-    table, f1 = _table(names, hits, support, calls)
-    there = (support + calls) > 0  # as scikit-learn: labels that are neither asked for nor said do not count
-    scores = {"accuracy": float((true == said).mean()), "macro_f1": float(f1[there].mean())}
+    table = _table(names, hits, support, calls)
     details: dict[str, Any] = {"labels": table, "confusions": _confusions(true, said, names)}
     largest = int(support.argmax())
     details["largest_label"] = {"label": names[largest], "accuracy_of_always_saying_it": float(support[largest] / len(true))}
     if count <= MATRIX:
         pairs = np.bincount(true * count + said, minlength=count * count)
         details["confusion"] = {"rows_are": "true", "columns_are": "predicted", "counts": pairs.reshape(count, count).tolist()}
-    return scores, details
+    return details
 
 
-def _several(marks: np.ndarray, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
+def _several(marks: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     true, said = marks >= 2, marks % 2 == 1
-    hits, support, calls = (true & said).sum(0), true.sum(0), said.sum(0)
-    table, f1 = _table(names, hits, support, calls)
-    scores = {
-        "accuracy": float((true == said).all(1).mean()),  # all labels of a row right, as scikit-learn has it
-        "macro_f1": float(f1.mean()),
-        "micro_f1": float(2 * hits.sum() / max(1, support.sum() + calls.sum())),
-    }
-    return scores, {"labels": table}
+    return {"labels": _table(names, (true & said).sum(0), true.sum(0), said.sum(0))}
 
 
-def _table(
-    names: tuple[str, ...], hits: np.ndarray, support: np.ndarray, calls: np.ndarray
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Precision, recall, F1 and support of each label (0 where there is nothing to divide by), and the F1 alone `[labels]`."""
+def _table(names: tuple[str, ...], hits: np.ndarray, support: np.ndarray, calls: np.ndarray) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each label (0 where there is nothing to divide by)."""
     precision, recall = hits / np.maximum(calls, 1), hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + calls, 1)
     rows = zip(names, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
-    return [dict(zip(("label", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows], f1
+    return [dict(zip(("label", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows]
 
 
 def _confusions(true: np.ndarray, said: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:

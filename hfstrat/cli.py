@@ -166,6 +166,26 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    target: Target,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of data and evaluation")] = None,
+    against: Annotated[str | None, typer.Option(metavar="base|RUN|MODEL", help="Another model on the same rows")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Rows instead of the run's own evaluation rows")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Of answers: exact_match, f1, rouge, chrf, regex, json")] = None,
+    choices: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Multiple choice, by likelihood")] = None,
+    lm_eval: Annotated[list[str] | None, typer.Option(metavar="TASK", help="lm-evaluation-harness: name or YAML")] = None,
+    include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Further tasks for --lm-eval")] = None,
+    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes share the rows")] = None,
+) -> None:
+    """Measure a run or a model, beside another one if asked, with confidence intervals."""
+    from hfstrat.evaluation import cli
+
+    words = {"metrics": metric, "choices": choices, "lm_eval": lm_eval, "include_path": include_path}
+    raise typer.Exit(cli.evaluate(target, overrides or [], against, data, words, output, num_processes))
+
+
+@app.command()
 def merge(
     target: Target,
     output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfstrat.data_section import Data, Source
+from hfstrat.evaluation.section import Evaluation
 from hfstrat.strategies import STRATEGIES, AnyStrategy, Section
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
@@ -120,16 +121,6 @@ class Training(Section):
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         return self
-
-
-class Evaluation(Section):
-    """What is measured and shown beside the training loss."""
-
-    before: bool = Field(True, description="Measure the evaluation loss before training too")
-    max_rows: int | None = Field(None, ge=1, description="Evaluate on so many rows at most")
-    prompts: list[str] = Field([], description="Prompts to answer before and after; default: from the evaluation rows")
-    samples: int = Field(3, ge=0, description="How many evaluation rows to answer if no prompts are given")
-    max_new_tokens: int = Field(48, ge=1, description="Length of an answer, at most")
 
 
 class Hub(Section):

@@ -110,7 +110,7 @@ def show_answers(console: Console, answers: list[dict[str, str]]) -> None:
         return
     table = Table(show_lines=True, width=min(console.width, 160))
     for name in ("prompt", "before", "after", "reference"):
-        if name != "reference" or any(answer.get(name) for answer in answers):
+        if name in ("prompt", "after") or any(answer.get(name) for answer in answers):
             table.add_column(name, ratio=3 if name == "prompt" else 2, overflow="fold")
     names = [str(column.header) for column in table.columns]
     for answer in answers:

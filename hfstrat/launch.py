@@ -34,13 +34,14 @@ class Launch:
         return shlex.join(self.command)
 
 
-def plan_launch(arguments: list[str], config: str | None, processes: int | None) -> Launch:
+def plan_launch(arguments: list[str], config: str | None, processes: int | None, program: str = "hfstrat.train") -> Launch:
     """The command for a run.
 
     Args:
-        arguments: recipe, overrides and flags for `hfstrat.train`.
+        arguments: of the program; for `hfstrat.train` recipe, overrides and flags.
         config: name or path of an Accelerate config; None: `single`, or one for several processes that fits this machine.
         processes: how many; None: what the config says.
+        program: the module that is run.
 
     Raises:
         UserError: an unknown config, or a number of processes that it or the machine cannot have.
@@ -62,12 +63,12 @@ def plan_launch(arguments: list[str], config: str | None, processes: int | None)
     if wanted == 1 and kind in ("NO", "MULTI_GPU", "MULTI_CPU") and settings.get("mixed_precision") in (None, "no"):
         visible = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         single = {"CUDA_VISIBLE_DEVICES": visible, "ACCELERATE_USE_CPU": str(on_cpu).lower()}
-        return Launch([sys.executable, "-m", "hfstrat.train", *arguments], environment | single, 1)
+        return Launch([sys.executable, "-m", program, *arguments], environment | single, 1)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, local))))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(wanted)]
     if "main_process_port" not in settings and local == wanted:
         command += ["--main_process_port", "0"]  # a free one, so that two runs do not meet
-    return Launch([*command, "-m", "hfstrat.train", *arguments], environment, wanted)
+    return Launch([*command, "-m", program, *arguments], environment, wanted)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _asked_nvidia_smi() -> int:
 
 def start(launch: Launch) -> int:
     """Carry out a launch; returns the exit code. One process replaces this one and does not return."""
-    if launch.command[2] == "hfstrat.train":
+    if launch.processes == 1 and launch.command[2] != "accelerate.commands.launch":
         sys.stdout.flush()
         os.execve(launch.command[0], launch.command, launch.environment)
     with tempfile.TemporaryDirectory(prefix="hfstrat-launch-") as scratch:

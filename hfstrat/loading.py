@@ -49,7 +49,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loade
     data, lines = recipe_file.parse(recipe_file.read(path), path)
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
-        _apply(override, data, origins)
+        apply_override(override, data, origins)
     answers = Answers(origins, path, _strategy_name(data))
     try:
         recipe = Recipe.model_validate(data)
@@ -63,7 +63,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Loade
     return Loaded(_with_defaults(recipe, origins), path, origins)
 
 
-def _apply(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
     dotted, sign, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not sign or not all(path):

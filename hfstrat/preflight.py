@@ -13,6 +13,7 @@ from hfstrat.config import Recipe, Source, Training
 from hfstrat.data import readers, sources, templates
 from hfstrat.data.turns import BadRow
 from hfstrat.errors import UserError
+from hfstrat.evaluation import needs
 from hfstrat.loading import Loaded
 from hfstrat.located import about, located
 from hfstrat.strategies import Footprint
@@ -64,6 +65,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
         _check_data(recipe, network)
         _check_training(recipe)
         recipe.strategy.check(TASKS[recipe.task])
+        needs.check(recipe.evaluation)
         footprint = preflight_model.check_model(recipe, network)
         workspace.check_output(recipe, overwrite)
         workspace.check_disk(recipe, footprint)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import NAMES, RunError
+from hfstrat.evaluation import table
 from hfstrat.loading import Loaded
 from hfstrat.tasks import TASKS
 
@@ -142,6 +143,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     if "bits_per_byte" in after:
         earlier = f"{before['bits_per_byte']:.3f} before, " if before else ""
         lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
+    lines += table.lines(result.get("measured", {}))
     if bars := result.get("bars"):
         start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
         margin, each = bars["unigram"] - after["loss"], bars["unique_tokens"] * bars["epochs"] / bars["parameters"]

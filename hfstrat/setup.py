@@ -67,7 +67,8 @@ class Job:
 
     @property
     def prompts(self) -> list[Any]:
-        return self.recipe.evaluation.prompts or [sample["prompt"] for sample in self.data.samples]
+        wanted = self.recipe.evaluation
+        return wanted.prompts or [sample["prompt"] for sample in self.data.samples[: wanted.samples]]
 
 
 def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
@@ -139,7 +140,7 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
         UserError: they cannot be read, or are not those that the checkpoint was made with.
     """
     task, strategy, wanted = TASKS[recipe.task], recipe.strategy, recipe.evaluation
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.samples, wanted.max_rows, strategy.held_out(recipe))
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, strategy.held_out(recipe))
     data = strategy.rewrite(data, recipe, tokenizer, screen)
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(

@@ -30,6 +30,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
 
+    from hfstrat.evaluation import training
     from hfstrat.setup import set_up
     from hfstrat.world import join_world, leave_world
 
@@ -38,8 +39,10 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         job = set_up(loaded, world, overwrite)
     try:
         before = answer_prompts(job)
+        measured = training.before(job)
         seconds = fit(job, before)
         facts, probe = conclude(job, seconds)
+        facts |= training.after(job, measured)
         after = answer_prompts(job)
         partial = save(job)
         job.release()  # the fresh process that reloads the artefact gets the memory

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer
@@ -32,7 +33,8 @@ class StrategyTrainer(Trainer):
         task: whose loss is minimised and whose metrics are measured.
         names: of the labels, where the task has some.
 
-    `details` is what the last evaluation said beside its metrics.
+    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row, `first_sums` that of the
+    one before training.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class StrategyTrainer(Trainer):
     ) -> None:
         self.task, self.names = task or CausalLM(), names
         self.details: dict[str, Any] | None = None
+        self.sums: tuple[np.ndarray, ...] | None = None
+        self.first_sums: tuple[np.ndarray, ...] | None = None
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
@@ -107,7 +111,10 @@ class StrategyTrainer(Trainer):
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = prediction.predictions
-        metrics, self.details = self.task.measure(sums if isinstance(sums, tuple) else (sums,), self.names)
+        self.sums = sums if isinstance(sums, tuple) else (sums,)
+        if self.state.global_step == 0 and self.first_sums is None:
+            self.first_sums = self.sums
+        metrics, self.details = self.task.measure(self.sums, self.names)
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -113,6 +113,25 @@ def prepare(data: Data, tokenizer: Any, seed: int, samples: int = 0, max_eval_ro
     )
 
 
+def prepare_held(
+    data: Data, tokenizer: Any, names: list[str], many: bool, samples: int = 0, max_rows: int | None = None
+) -> Classes:
+    """The rows of `data.train` to evaluate on, all of them, by the labels that a classifier knows.
+
+    Raises:
+        UserError: as `prepare`; also a label that the classifier does not know.
+    """
+    texts = Texts(tokenizer, data.max_length)
+    table = table_of(data.train, data, "data.train", partial(_tokenised, texts=texts, key=cache.tokenizer_digest(tokenizer)))
+    unseen(table.rows.table, names, table.account)
+    held = encode_labels(table.rows.table, names, many, "data.train")
+    held = held.select(range(min(max_rows or len(held), len(held))))
+    counts, shown = np.bincount(flat(held), minlength=len(names)), _samples(table, held, samples)
+    held = held.select(np.argsort(-column(held, "length"), kind="stable")).remove_columns("text_hash")
+    lengths, accounts = column(held, "length"), {"eval": table.account}
+    return Classes(held, held, lengths, lengths, "", texts, accounts, shown, {}, tuple(names), many, counts)
+
+
 def flat(rows: Dataset) -> np.ndarray:
     """The numbers of all labels of all rows, one after another."""
     values = rows["label"][:]
@@ -166,7 +185,7 @@ def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
     for place, label in enumerate(map(str, held["label"][: 100 * count])):
         ranked.append((seen[label], place))
         seen[label] += 1
-    examples = [table.example(int(rows[place])) for _, place in sorted(ranked)[:count]]
+    examples = table.examples([int(rows[place]) for _, place in sorted(ranked)[:count]])
     return [
         {
             "prompt": {"text": e.text} | ({"text_pair": e.pair} if e.pair is not None else {}),

@@ -18,6 +18,7 @@ from hfstrat.data.readers import Row
 from hfstrat.data.reading import Reading, read_as
 from hfstrat.data.render import Renderer, answer_of, prompt_of
 from hfstrat.data.selection import Selection, read_numbers
+from hfstrat.data.templates import NAMES
 from hfstrat.data.tokenise import tokenise
 from hfstrat.data_section import Data, Source
 from hfstrat.errors import UserError
@@ -78,14 +79,17 @@ class Table(NamedTuple):
     origins: list[Origin]
     ends: np.ndarray  # where the rows of each source end, `[sources]`
 
-    def example(self, row: int) -> Any:
-        """The example of a row by its number over all sources."""
+    def examples(self, wanted: list[int]) -> list[Any]:
+        """The examples of rows by their numbers over all sources: each source is read once, up to its last one."""
+        found, first = dict[int, Any](), 0
         for origin in self.origins:
-            if row < origin.count:
+            mine = {row - first for row in wanted if first <= row < first + origin.count}
+            if mine:
                 rows, reading = origin.read()
-                return reading.example(next(itertools.islice(rows, row, None)))
-            row -= origin.count
-        raise IndexError(row)
+                some = enumerate(itertools.islice(rows, max(mine) + 1))
+                found |= {first + place: reading.example(row) for place, row in some if place in mine}
+            first += origin.count
+        return [found[row] for row in wanted]
 
 
 @dataclass
@@ -241,6 +245,20 @@ def prepare(
     )
 
 
+def prepare_held(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | None = None) -> Prepared:
+    """The rows of `data.train` to evaluate on, all of them, with the masks that training has; errors are those of `prepare`."""
+    template = data.template if data.template in NAMES else "chat"  # a file's template is the tokenizer's own by now
+    renderer = Renderer(tokenizer, template, data.train_on)
+    key = cache.tokenizer_digest(tokenizer)
+    table = table_of(data.train, data, "data.train", lambda origin: _tokenised(origin, renderer, key))
+    renderer.continues = table.account.format == "text"
+    held = table.rows.select(np.arange(min(max_rows or len(table.rows), len(table.rows))))
+    shown = _samples(table, held, samples)
+    held = held.select(np.argsort(-held.of(held.length), kind="stable"))
+    rows, lengths = held.dataset(), held.lengths()
+    return Prepared(rows, rows, lengths, lengths, held.digest(), renderer, {"eval": table.account}, shown)
+
+
 def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised, part: str = "all") -> Table:
     """All rows of one part: of `data.train`, or of `data.eval`."""
     from datasets import Dataset, concatenate_datasets
@@ -286,5 +304,5 @@ def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[
 def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
     """The first evaluation rows as prompt and reference; of plain text its beginning and how it goes on."""
     chosen = itertools.islice((row for row, _ in itertools.groupby(held.of(held.row))), count)
-    examples = [table.example(int(row)) for row in chosen]
+    examples = table.examples([int(row) for row in chosen])
     return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
     from hfstrat.distillation.distill_loss import Mix
+    from hfstrat.evaluation.intervals import Score
     from hfstrat.model import Base
 
 Metrics = dict[str, float]
@@ -32,6 +33,8 @@ class Task(ABC):
     unit: str  # what a prediction is of
     metrics: tuple[str, ...]  # that the report holds
     lacking: str  # what it means that weights are missing
+    shares: tuple[str, ...] = ()  # metrics that are a share of right rows
+    generates: bool = False  # whether it answers in words
 
     @property
     @abstractmethod
@@ -118,6 +121,22 @@ class Task(ABC):
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...]) -> tuple[Metrics, dict[str, Any]]:
         """Metrics of all rows' sums (with `loss`, by which the best weights are chosen), and details for the report."""
+
+    @abstractmethod
+    def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
+        """The same metrics from how often each row counts, for confidence intervals.
+
+        Args:
+            beside: what else is known of each row, such as its `bytes`.
+        """
+
+    @abstractmethod
+    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
+        """The rows of `data.train` to evaluate a trained model on, as training would have had them: nothing is held out.
+
+        Args:
+            config: the model's.
+        """
 
     @abstractmethod
     def said(self, metrics: Metrics) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfstrat.data import Prepared
     from hfstrat.data_section import Data
     from hfstrat.distillation.distill_loss import Mix
+    from hfstrat.evaluation.intervals import Score
     from hfstrat.model import Base
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -32,6 +33,7 @@ class CausalLM(Task):
     unit = "token"
     metrics = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
     lacking = "it is no causal LM or is damaged"
+    generates = True
 
     @property
     def columns(self) -> list[str]:
@@ -119,11 +121,29 @@ class CausalLM(Task):
 
     def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...] = ()) -> tuple[Metrics, dict[str, Any]]:
         """Loss (nats a token), perplexity, token accuracy and, with a teacher, the divergence from it."""
-        nll, tokens, right, *beside = sums[0].astype("float64").sum(axis=0)
-        loss = nll / max(tokens, 1)
-        accuracy = right / max(tokens, 1)
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": accuracy, "tokens": tokens}
-        return found | ({"teacher_kl": beside[0] / max(tokens, 1)} if beside else {}), {}
+        import numpy as np
+
+        found = self.score(sums, names, {})(np.ones(len(sums[0])))
+        return {**found, "tokens": float(sums[0][:, 1].astype("float64").sum())}, {}
+
+    def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
+        from hfstrat.evaluation.intervals import ratios
+
+        columns = dict(zip(("nll", "tokens", "right", "kl"), sums[0].T, strict=False)) | beside
+        metrics = {
+            "loss": lambda s: s["nll"] / max(s["tokens"], 1),
+            "perplexity": lambda s: math.exp(min(s["nll"] / max(s["tokens"], 1), 700)),
+            "token_accuracy": lambda s: s["right"] / max(s["tokens"], 1),
+            "teacher_kl": lambda s: s["kl"] / max(s["tokens"], 1),
+            "bits_per_byte": lambda s: s["nll"] / math.log(2) / max(s["bytes"], 1),
+        }
+        needed = {"teacher_kl": "kl", "bits_per_byte": "bytes"}
+        return ratios(columns, {name: each for name, each in metrics.items() if needed.get(name, "nll") in columns})
+
+    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
+        from hfstrat.data.preparation import prepare_held
+
+        return prepare_held(data, tokenizer, samples, max_rows)
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.distill import Distiller

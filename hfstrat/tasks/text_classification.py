@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfstrat.data.classes import Classes
     from hfstrat.data_section import Data
     from hfstrat.distillation.distill_loss import Mix
+    from hfstrat.evaluation.intervals import Score
     from hfstrat.model import Base
 
 CONFUSIONS = 3  # that are printed
@@ -33,6 +34,7 @@ class TextClassification(Task):
     unit = "text"
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
     lacking = "it is damaged, or of another kind than its config says"
+    shares = ("accuracy",)
 
     def check(self, recipe: Recipe) -> None:
         if recipe.data.overflow == "split":
@@ -47,6 +49,11 @@ class TextClassification(Task):
             raise UserError(
                 "model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id"
             )
+        for key in ("metrics", "choices", "lm_eval"):
+            if getattr(recipe.evaluation, key):
+                raise UserError(f"evaluation.{key}: it is for models that answer in words; remove it for text-classification")
+        if recipe.evaluation.control not in ("auto", "off"):
+            raise UserError("evaluation.control: it is a language model's loss; remove it for text-classification")
         if recipe.training.packing == "on":
             raise UserError("training.packing: on: texts of a classification are not packed; set auto or off")
         if getattr(recipe.strategy, "head", None) is False:
@@ -149,6 +156,18 @@ class TextClassification(Task):
 
         totals, marks = sums
         return of_sums(totals, marks, names)
+
+    def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
+        from hfstrat.class_metrics import score_of
+
+        return score_of(sums[0], sums[1], len(names))
+
+    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
+        from hfstrat.data.classes import prepare_held
+
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        many = config.problem_type == "multi_label_classification"
+        return prepare_held(data, tokenizer, names, many, samples, max_rows)
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.class_distill import ClassDistiller

@@ -1,0 +1,123 @@
+"""Forward passes over rows, longest first, in batches of like length and few widths; of each row a few numbers are kept.
+
+They stay on the device until all rows are through, and are put back into the rows' own order: a result depends neither on the
+size of the batches nor on the number of processes, of which each takes every so-manyth batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from hfstrat.batching import multiple_for
+from hfstrat.data.batches import rounded
+from hfstrat.evaluation.progress import Progress
+
+CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # of a forward pass, where nobody says it
+
+Step = Callable[[list[int]], tuple[torch.Tensor, ...]]
+"""From places of rows to what is kept of each: tensors whose first dimension is those rows."""
+
+
+@dataclass
+class Runner:
+    """Where and how forward passes run.
+
+    Args:
+        dtype: of the forward pass: autocast where it is not float32.
+        tokens: of one pass, padding included; "auto" by the device.
+        processes, rank: of those that share the rows; all of them have to call the same things in the same order.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    screen: Console
+    tokens: int | str = "auto"
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def budget(self) -> int:
+        if isinstance(self.tokens, int):
+            return self.tokens
+        return GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS
+
+    @property
+    def multiple(self) -> int:
+        return multiple_for(self.device)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def batches(self, lengths: np.ndarray) -> list[list[int]]:
+        """Places of rows, longest first, as many together as the budget holds."""
+        order, found, start = np.argsort(-lengths, kind="stable"), list[list[int]](), 0
+        while start < len(order):
+            width = rounded(max(1, int(lengths[order[start]])), self.multiple)
+            count = max(1, self.budget // width)
+            found.append(order[start : start + count].tolist())
+            start += count
+        return found
+
+    def share(self, batches: Sequence[Any]) -> list[tuple[Any, bool]]:
+        """This process's batches, and whether each counts: all processes run as many (sharded models wait for each other)."""
+        steps = -(-len(batches) // self.processes)
+        places = [self.rank + self.processes * step for step in range(steps)]
+        return [(batches[min(place, len(batches) - 1)], place < len(batches)) for place in places]
+
+    def per_row(
+        self, words: str, lengths: np.ndarray, step: Step, progress: Progress | None = None, work: float | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """What `step` says of every row, in their order, on every process.
+
+        Args:
+            progress: to be moved on by `work`, where these rows are a part of more; else there is one of its own.
+        """
+        mine, kept, places = self.share(self.batches(lengths)), list[tuple[torch.Tensor, ...]](), list[int]()
+        tokens = sum(int(lengths[batch].sum()) for batch, _ in mine)
+        shown = nullcontext(progress) if progress is not None else Progress(self.screen, words, tokens)
+        size = 1.0 if work is None else work / max(1, tokens)
+        with shown as progress, self.computing():
+            for batch, counts in mine:
+                for part, numbers in self._careful(batch, step):
+                    if counts:
+                        kept.append(numbers)
+                        places += part
+                progress.advance(size * int(lengths[batch].sum()))
+        arrays = [torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True)] if kept else []
+        return self._gathered(len(lengths), np.array(places, dtype=np.int64), arrays)
+
+    def _careful(self, batch: list[int], step: Step) -> list[tuple[list[int], tuple[torch.Tensor, ...]]]:
+        """The batch in one pass, or in halves where the device's memory does not hold it."""
+        try:
+            return [(batch, step(batch))]
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return [*self._careful(batch[:half], step), *self._careful(batch[half:], step)]
+
+    def _gathered(self, rows: int, places: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        parts = [part for part in self.gather((places, arrays)) if part[1]]
+        whole = [np.empty((rows, *array.shape[1:]), dtype=array.dtype) for array in (parts[0][1] if parts else [])]
+        for there, columns in parts:
+            for target, column in zip(whole, columns, strict=True):
+                target[there] = column
+        return tuple(whole)
+
+    def gather(self, item: Any) -> list[Any]:
+        """What each process has, on all of them."""
+        if self.processes == 1:
+            return [item]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([item]))

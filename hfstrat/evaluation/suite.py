@@ -1,0 +1,69 @@
+"""Everything that is measured of one model, by name: the same list for `hfstrat evaluate` and for a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.config import Evaluation
+from hfstrat.evaluation.intervals import METHOD, Found, together
+from hfstrat.evaluation.loop import Runner
+from hfstrat.evaluation.subject import Subject
+from hfstrat.tasks import Task
+
+if TYPE_CHECKING:
+    from hfstrat.data import Prepared
+
+ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
+
+
+@dataclass
+class Suite:
+    """What to measure.
+
+    Args:
+        data: whose evaluation rows; `samples` of them are answered.
+        own_rows: whether their loss is measured here (during training the Trainer does it).
+        is_trained: whether the weights knew something before training, so that it can be forgotten.
+    """
+
+    wanted: Evaluation
+    data: Prepared | None
+    seed: int
+    own_rows: bool = True
+    is_trained: bool = True
+
+    def is_empty(self, task: Task) -> bool:
+        """Whether there is nothing to measure."""
+        wanted = self.wanted
+        named = wanted.metrics or wanted.choices or wanted.lm_eval or wanted.control not in ("auto", "off")
+        return not (named or (self.own_rows and self.data is not None) or self.checks_forgetting(task))
+
+    def checks_forgetting(self, task: Task) -> bool:
+        """Whether the control text is measured."""
+        return self.wanted.control != "off" and task.generates and (self.is_trained or self.wanted.control != "auto")
+
+    def measure(self, subject: Subject, runner: Runner) -> dict[str, Found]:
+        """All of it, by name; every process calls it, and each gets the whole."""
+        from hfstrat.evaluation import answers, choices, control, harness, rows
+
+        wanted, found = self.wanted, dict[str, Found]()
+        with subject.measured():
+            if self.own_rows and self.data is not None:
+                found[ROWS] = rows.measure(subject, self.data, runner, ROWS)
+            if wanted.metrics and self.data is not None:
+                found[ANSWERS] = answers.measure(subject, self.data, wanted, runner, self.seed)
+            for file in wanted.choices:
+                found[Path(file).name] = choices.measure(subject, file, runner, wanted.max_rows)
+            if wanted.lm_eval:
+                found |= harness.measure(subject, wanted, runner, self.seed)
+            if self.checks_forgetting(subject.task):
+                found[CONTROL] = control.measure(subject, wanted.control, runner)
+        return found
+
+
+def report_of(before: dict[str, Found], after: dict[str, Found]) -> dict[str, Any]:
+    """For the report: each set of rows with its metrics before, after and by difference, with intervals."""
+    measured = {name: together(before.get(name), found) for name, found in after.items()}
+    return {"interval": METHOD, "measured": measured} if measured else {}

@@ -1,0 +1,70 @@
+"""A training run's part: what is measured beside the evaluation loss before and after, and both with their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.evaluation import rows
+from hfstrat.evaluation.intervals import Found
+from hfstrat.evaluation.loop import Runner
+from hfstrat.evaluation.subject import Subject
+from hfstrat.evaluation.suite import ROWS, Suite, report_of
+
+if TYPE_CHECKING:
+    from hfstrat.setup import Job
+
+
+def before(job: Job) -> dict[str, Found]:
+    """What the suite says of the model before training; a resumed run has it from its start, without the single rows."""
+    from hfstrat import checkpoints
+
+    kept: dict[str, Any] = {}
+    if job.checkpoint:
+        kept = checkpoints.state_of(job.checkpoint).get("measured", {})
+        found = {name: Found(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()}
+    elif job.recipe.evaluation.before:
+        found = measure(job)
+        kept = {name: {"rows": one.rows, "metrics": whole(one)} for name, one in found.items()}
+    else:
+        found = {}
+    job.trainer.marker_state["measured"] = kept
+    return found
+
+
+def whole(found: Found) -> dict[str, Any]:
+    """Value, low and high of each metric."""
+    from hfstrat.evaluation.intervals import together
+
+    return {name: tuple(each.values()) for name, each in together(None, found)["after"].items()}
+
+
+def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
+    """For the report: the evaluation rows and the suite, before and after."""
+    found, trainer = dict[str, Found](), job.trainer
+    if trainer.sums is not None and len(trainer.sums[0]) == len(job.data.eval):
+        found[ROWS] = rows.of_sums(job.task, trainer.sums, job.data)
+        if trainer.first_sums is not None:
+            earlier = {ROWS: rows.of_sums(job.task, trainer.first_sums, job.data), **earlier}
+    found |= measure(job)
+    return report_of(earlier, found)
+
+
+def measure(job: Job) -> dict[str, Found]:
+    """The suite on the model as it is now."""
+    trainer, strategy = job.trainer, job.recipe.strategy
+    suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
+    if suite.is_empty(job.task):
+        return {}
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        job.screen.print(
+            "not measured beside the loss: the weights are in parts; `hfstrat evaluate` measures the result afterwards"
+        )
+        return {}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
+    args, tokens = trainer.args, job.recipe.evaluation.batch_tokens
+    model.to(args.device)
+    processes = job.plan.processes
+    rank = args.process_index if processes > 1 else 0
+    runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
+    return suite.measure(subject, runner)
