@@ -126,6 +126,62 @@ UNKNOWN_KEYS = [
     key("a typo in strategy", R, "  alhpa: 4", ["strategy.alhpa = 4", "strategy lora", "did you mean 'alpha'?", "dropout"]),
     key("a typo in data", EVAL_SIZE, "  max_lenght: 64", ["data.max_lenght = 64", "did you mean 'max_length'?"]),
     key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
+    key(
+        "a pattern that is none",
+        OUTPUT,
+        "output_dir: run\nevaluation: {metrics: [regex], regex: '('}",
+        ["evaluation.regex", "regular"],
+        1,
+    ),
+    key(
+        "a pattern for nothing", OUTPUT, "output_dir: run\nevaluation: {regex: a}", ["evaluation.regex", "metrics: [regex]"], 1
+    ),
+    key("no pattern", OUTPUT, "output_dir: run\nevaluation: {metrics: [regex]}", ["evaluation.metrics", "needs a pattern"], 1),
+    key(
+        "a metric that nobody knows",
+        OUTPUT,
+        "output_dir: run\nevaluation: {metrics: [bleu]}",
+        ["evaluation.metrics", "rouge"],
+        1,
+    ),
+    key(
+        "drawn, but what?", OUTPUT, "output_dir: run\nevaluation: {temperature: 1.0}", ["evaluation.temperature", "metrics"], 1
+    ),
+    key(
+        "choices from nowhere",
+        OUTPUT,
+        "output_dir: run\nevaluation: {choices: [no.jsonl]}",
+        ["evaluation.choices", "no such"],
+        1,
+    ),
+    key(
+        "a control text from nowhere",
+        OUTPUT,
+        "output_dir: run\nevaluation: {control: no.txt}",
+        ["evaluation.control", "no such"],
+        1,
+    ),
+    key(
+        "tasks in a folder that is not there",
+        OUTPUT,
+        "output_dir: run\nevaluation: {lm_eval: [x], include_path: no}",
+        ["evaluation."],
+        1,
+    ),
+    key(
+        "a folder for no tasks",
+        OUTPUT,
+        "output_dir: run\nevaluation: {include_path: .}",
+        ["evaluation.include_path", "lm_eval"],
+        1,
+    ),
+    key(
+        "passes of nothing",
+        OUTPUT,
+        "output_dir: run\nevaluation: {batch_tokens: 0}",
+        ["evaluation.batch_tokens", "at least 1"],
+        1,
+    ),
     key("a typo in evaluation", OUTPUT, "output_dir: run\nevaluation: {sample: 1}", ["evaluation.sample", "'samples'"], 1),
     key("a typo in hub", OUTPUT, "output_dir: run\nhub: {privat: true}", ["hub.privat", "did you mean 'private'?"], 1),
     key("a typo in a source", TRAIN, "  train: [{path: rows.jsonl, wieght: 2}]", ["train.0.wieght", "did you mean 'weight'?"]),

@@ -140,7 +140,7 @@ def recipe(tiny: Path, rows: Path, tmp_path: Path) -> Callable[..., Any]:
         f"model: {tiny}\nstrategy: {{name: lora, r: 4}}\ndata: {{train: {rows}, eval_size: 12, max_length: 128}}\n"
         "training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, learning_rate: 1e-2,\n"
         "  eval_steps: 2, logging_steps: 1}\n"
-        f"evaluation: {{samples: 1, max_new_tokens: 4}}\noutput_dir: {tmp_path / 'run'}\n"
+        f"evaluation: {{samples: 1, max_new_tokens: 4, control: off}}\noutput_dir: {tmp_path / 'run'}\n"
     )
 
     def load(*overrides: str) -> Any:

@@ -23,6 +23,8 @@ from hfstrat import advice, checkpoints, evaluate, fused, hub, setup
 from hfstrat.config import Data, Recipe
 from hfstrat.data import prepare
 from hfstrat.errors import UserError
+from hfstrat.evaluation import harness, training
+from hfstrat.evaluation.suite import Suite
 from hfstrat.loading import load_recipe
 from hfstrat.setup import Job
 from hfstrat.strategies import STRATEGIES
@@ -134,6 +136,31 @@ def asked_length(seen: Seen) -> list[int]:
         patch.setattr(evaluate, "answer", lambda model, renderer, prompt, length, dtype: lengths.append(length))
         answer_prompts(seen.job)
     return lengths
+
+
+def measured(seen: Seen) -> Any:
+    """What is measured beside the evaluation loss, by name."""
+    return training.measure(seen.job)
+
+
+def asked_of_the_harness(seen: Seen) -> Any:
+    """Which tasks it is asked for, and where it looks for them."""
+    asked: list[Any] = [None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            harness, "measure", lambda subject, wanted, *rest: asked.append((wanted.lm_eval, wanted.include_path)) or {}
+        )
+        measured(seen)
+    return asked[-1]
+
+
+def budget(seen: Seen) -> int:
+    """Tokens of a forward pass."""
+    found: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Suite, "measure", lambda self, subject, runner: found.append(runner.budget))
+        measured(seen)
+    return found[0]
 
 
 def stages(seen: Seen) -> list[int]:
@@ -266,6 +293,26 @@ PROBES: dict[str, Probe] = {
     "evaluation.max_rows": Probe(["evaluation.max_rows=5"], lambda s: len(s.job.data.eval), 5),
     "evaluation.prompts": Probe(["evaluation.prompts=[who]"], lambda s: s.job.prompts, ["who"]),
     "evaluation.samples": Probe(["evaluation.samples=2"], lambda s: len(s.job.prompts), 2),
+    "evaluation.metrics": Probe(["evaluation.metrics=[f1]"], lambda s: "answers" in measured(s), True),
+    "evaluation.metric_rows": Probe(
+        ["evaluation.metric_rows=2"], lambda s: measured(s)["answers"].rows, 2, ["evaluation.metrics=[json]"]
+    ),
+    "evaluation.regex": Probe(
+        ["evaluation.regex='.*'"],
+        lambda s: measured(s)["answers"].values(),
+        {"regex": 1.0},
+        ["evaluation={metrics: [regex], regex: zzz}"],
+    ),
+    "evaluation.temperature": Probe(
+        ["evaluation.temperature=5.0"], lambda s: measured(s)["answers"].details, None, ["evaluation.metrics=[f1]"]
+    ),
+    "evaluation.choices": Probe(["evaluation.choices=[CHOICES]"], lambda s: "choices.jsonl" in measured(s), True),
+    "evaluation.lm_eval": Probe(["evaluation.lm_eval=[a, b]"], asked_of_the_harness, (["a", "b"], None)),
+    "evaluation.include_path": Probe(
+        ["evaluation.include_path=here"], asked_of_the_harness, (["a"], "here"), ["evaluation.lm_eval=[a]"]
+    ),
+    "evaluation.control": Probe(["evaluation.control=off"], lambda s: "control text" in measured(s), False),
+    "evaluation.batch_tokens": Probe(["evaluation.batch_tokens=77"], budget, 77),
     "evaluation.max_new_tokens": Probe(["evaluation.max_new_tokens=2"], asked_length, [2], ["seed=42"]),
     "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.sampler.batch(0).tolist())),
     "output_dir": Probe(
@@ -501,6 +548,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
         "LABELLED": lambda: labelled(tmp_path),
+        "CHOICES": lambda: write_jsonl(tmp_path / "choices.jsonl", [{"query": "a", "choices": ["cat", "dog"], "gold": 0}]),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",
         "CHECKPOINT": lambda: checkpoint_of(sound, tmp_path),
