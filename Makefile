@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,dev]'
+	$(PIP) --editable '.[gguf,head,eval,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -70,6 +70,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.classification
+	$(BIN)/python -m benchmarks.evaluation
 
 clean:
 	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache
