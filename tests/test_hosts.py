@@ -86,7 +86,7 @@ def ended(child: subprocess.Popen[str], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         kill(child)
         raise
-    return out + err
+    return out + (err or "")
 
 
 def kill(child: subprocess.Popen[str]) -> None:
