@@ -150,32 +150,6 @@ def test_two_hosts_are_one_run_that_survives_the_death_of_one(hosts: Any, recipe
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_torchrun_starts_again_what_was_killed(recipe: Any, tmp_path: Path) -> None:
-    """With rendezvous and restarts, as docs/distributed.md has it: the run goes on from its last complete checkpoint."""
-    words = [*SETTINGS, "training.max_steps=60", f"output_dir={tmp_path / 'run'}"]
-    rendezvous = ["--nnodes", "1", "--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend", "c10d"]
-    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--rdzv-endpoint", "localhost:0"]
-    child = subprocess.Popen(
-        [*command, "-m", "hfstrat.train", recipe().source, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        wait_for(lambda: any((tmp_path / "run").glob("checkpoint-*/hfstrat_complete.json")), 120)
-        os.kill(max(below(child.pid)), signal.SIGKILL)
-        said = ended(child, 120)
-    finally:
-        kill(child)
-    assert child.returncode == 0, said
-    result = json.loads((tmp_path / "run" / "report.json").read_text())["result"]
-    assert result["resumed_from"], said
-    assert result["steps"] == 60
-
-
 def wait_for(condition: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():

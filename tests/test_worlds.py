@@ -106,8 +106,7 @@ def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytes
 def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both(make, list(CLASSES), tmp_path, monkeypatch)
     assert list((tmp_path / "cache").glob("features-*.arrow"))
-    mine, other = shares(tmp_path, "c_head_auto")  # so few rows may be one batch
-    assert 0 < mine <= other + 3
+    assert shares(tmp_path, "c_head_auto")[0], "so few rows are one batch, which is the first process's"
 
 
 SHARED = ["lora", "full", "partial", "scratch", "distill", "distill_once", "distill_own", "c_full", "c_lora"]
