@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def read(folder: Path) -> Columns:
     try:
         with np.load(folder / FILE) as stored:
             found = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     numbers, first, place = np.unique(found.pop("row"), return_index=True, return_inverse=True)
     joined = {
