@@ -55,8 +55,9 @@ def header(situation: Situation) -> list[str]:
     rate = situation.rate
     band = f", within {rate.band:.0%}" if rate.band else "; what follows from it was not validated"
     found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
-    if (checked := bands.memory_band()) is not None and device.is_cpu:
-        found.append(f"memory    of a process, predicted above its imports {checked.words()}")
+    checked = bands.memory_band()
+    said = checked.words() if checked is not None and device.is_cpu else "; not validated here"
+    found.append(f"memory    of a process, predicted above its imports{' ' * (said[0] != ';')}{said}")
     return found + [f"measured  {line}" for line in situation.measured.get("lines", [])]
 
 
