@@ -39,8 +39,12 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and the report behind them, for inference on this machine's device."""
+def load(target: str, dtype: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and the report behind them, for inference on this machine's device.
+
+    Args:
+        dtype: as `model.dtype`; None: as the run's recipe says, or auto.
+    """
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
@@ -52,7 +56,7 @@ def load(target: str) -> tuple[Any, Any, dict[str, Any]]:
     folder, report = resolve(target)
     recipe = report["run"]["recipe"] if report else {}
     task = of_artefact(folder, recipe)
-    wanted = recipe.get("model", {}).get("dtype", "auto")
+    wanted = dtype or recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     options |= report.get("result", {}).get("reload", {})
     try:
