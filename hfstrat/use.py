@@ -43,12 +43,12 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str, form: str = "recorded", dtype: Any = None) -> tuple[Any, Any, dict[str, Any]]:
+def load(target: str, form: str = "recorded", dtype: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer and the report behind them, for inference on this machine's device.
 
     Args:
         form: recorded, as it was trained: on a quantized base, if it was; none, without quantization; int8, nf4 or fp4.
-        dtype: of the weights; `auto` is that of the checkpoint. Default: what a run would compute in here.
+        dtype: as `model.dtype`, or checkpoint for that of the stored weights; None: as the run's recipe says, or auto.
 
     Raises:
         UserError: it cannot be loaded (so).
@@ -64,12 +64,13 @@ def load(target: str, form: str = "recorded", dtype: Any = None) -> tuple[Any, A
 
     recipe = report["run"]["recipe"] if report else {}
     task = of_artefact(folder, recipe)
-    wanted = recipe.get("model", {}).get("dtype", "auto")
+    wanted = dtype or recipe.get("model", {}).get("dtype", "auto")
     source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
     options |= report.get("result", {}).get("reload", {})
     try:
         given = {"source": source, "task": task.name, **options}
-        model = forms.load(folder, dtype or compute_dtype(wanted), given, form)
+        weights: Any = "auto" if dtype == "checkpoint" else compute_dtype(wanted)
+        model = forms.load(folder, weights, given, form)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise

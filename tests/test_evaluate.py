@@ -152,7 +152,8 @@ def test_a_model_alone_is_measured_on_the_control_text(tiny: Path) -> None:
 def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("hfstrat.verify.verify", lambda *args: UNVERIFIED)
     body = make_any(tmp_path / "bert", "bert")
-    recipe = write_recipe(tmp_path, body, labelled(tmp_path))
+    rows = labelled(tmp_path)
+    recipe = write_recipe(tmp_path, body, rows)
     run(load_recipe(str(recipe), ["model.dtype=float32", "strategy={name: lora, r: 4}"]))
     result = report_of(tmp_path / "run")
     whole = evaluate(Request(str(tmp_path / "run")))
@@ -162,7 +163,7 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert own["after"]["accuracy"]["low"] < own["after"]["accuracy"]["value"] + 1e-9
     assert own["details"]["labels"] == result["evaluation"]["labels"]
     assert "confusion" in own["details"]
-    asked = evaluate(Request(str(tmp_path / "run" / "final"), data=str(tmp_path / "rows.jsonl")))
+    asked = evaluate(Request(str(tmp_path / "run" / "final"), data=str(rows)))
     assert asked is not None
     assert asked["measured"]["evaluation rows"]["rows"] == 90
     printed = capsys.readouterr().out

@@ -45,7 +45,8 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     said: dict[str, list[str]] = {}
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
-            subject = load(target)
+            bits = recipe.model.quantization if side == "before" else None  # the base as the run had it
+            subject = load(target, bits.name if bits else "recorded", recipe.model.dtype)  # both in one precision
             data = rows.of(subject)
             suite = Suite(recipe.evaluation, data, recipe.seed)
             found[side] = suite.measure(subject, runner_of(subject, recipe, screen, world))
@@ -63,13 +64,13 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     return whole
 
 
-def load(target: str) -> Subject:
+def load(target: str, form: str, dtype: str) -> Subject:
     """The model with its tokenizer, as it is used for inference."""
     from hfstrat import use
     from hfstrat.evaluation.subject import Subject
     from hfstrat.tasks import of_artefact
 
-    model, tokenizer, report = use.load(target)
+    model, tokenizer, report = use.load(target, form, dtype)
     folder, _ = use.resolve(target)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
