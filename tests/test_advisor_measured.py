@@ -28,7 +28,7 @@ def test_passes_and_optimiser_steps_are_told_apart() -> None:
 def test_tf_idf_tells_topics_apart_and_noise_not() -> None:
     texts = [[*sentence.split(), "topic" if n % 2 else "other"] for n, sentence in enumerate(sentences(120, seed=3))]
     labels = torch.arange(120) % 2
-    assert measured.held_out(measured.tf_idf(texts), labels, 2) > 0.9
+    assert measured.held_out(measured.tf_idf(texts), labels, 2) > 0.8
     noise = torch.randint(0, 2, (120,), generator=torch.Generator().manual_seed(0))
     assert measured.held_out(measured.tf_idf([text[:-1] for text in texts]), noise, 2) < 0.75
 
