@@ -137,12 +137,13 @@ class LoopbackHub:
 def in_process(hub: LoopbackHub, home: Any) -> Iterator[None]:
     """This process takes `hub` for the Hub: huggingface_hub reads its variables only when it is imported."""
     import pytest
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants, hf_api, utils
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in hub.environment(home).items():
             patch.setenv(name, value)
         patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(hf_api.api, "endpoint", hub.url)  # of the functions that the package offers, as peft uses them
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)

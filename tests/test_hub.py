@@ -27,8 +27,8 @@ def server(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long is waited between attempts, without waiting."""
+def waits(server: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long is waited between attempts, without waiting. After `server`: what a test patches is undone before it ends."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
