@@ -222,7 +222,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "time": "100000h"}, "to a year"),
     ({**MODEL, "goal": "fame"}, "--goal: fame: expected one of quality"),
     ({**MODEL, "strategies": "lora,magic"}, "--strategies: magic: no such strategy"),
-    ({**MODEL, "classes": 3, "strategies": "scratch"}, "scratch is not for task text-classification"),
     ({**MODEL, "task": "vision"}, "--task: vision: expected one of"),
     ({**MODEL, "parameters": "many"}, "--parameters: many: a number of parameters"),
     ({**MODEL, "tokens": 5}, "--tokens: 5 tokens for 100 rows"),

@@ -94,7 +94,7 @@ def test_it_says_everything(table: dict[str, Any]) -> None:
     assert table["repeat"]["command"] in said
     assert "prefers-color-scheme: dark" in text
     if table["left_out"]:
-        assert "scratch was left out" in said
+        assert "distill was left out" in said
 
 
 def test_nothing_measured_is_a_page_too(table: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ PROMPTS = ["the cat", "a dog ran under the red mat and the blue hat", "one", "tw
 
 @pytest.fixture(scope="module")
 def loaded(tiny: Path) -> tuple[Any, Any]:
-    model, tokenizer, _ = use.load(str(tiny), "auto")
+    model, tokenizer, _ = use.load(str(tiny), dtype="checkpoint")
     return model, tokenizer
 
 

@@ -66,7 +66,8 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     assert "on-policy by TRL's DistillationTrainer" in said
     assert "the student writes other answers each time" in said
     assert any("not run: on its own answers" in line for line in result["comparison"]["lines"])
-    assert not list(tmp_path.rglob("README.md"))
+    cards = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("README.md")]
+    assert all("hfstrat" in card for card in cards)  # and no card of TRL's
 
 
 def test_equal_splits_take_the_same_step(distil: Any, tmp_path: Path) -> None:
