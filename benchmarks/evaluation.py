@@ -8,7 +8,7 @@ size that suits it best of 1, 4 and 16. Counted are seconds from the loaded mode
 interleaved processes of each. Memory: 10^3, 10^4 and 10^5 questions through ../shared/models/stories260K; counted is the peak
 of resident memory above a first round of 1,000.
 
-First run: 1.5 times as fast as the harness at 16 rows, 3.3 times as at 1: both are bound by the matrices, and it needs few passes.
+First run: 1.5 times as fast as the harness at 16 rows, 3.3 times as at 1: both wait for the matrices, and it makes few passes.
 
 Predicted before it was run: arc_easy has some 30 tokens of question and 5 of each of four choices: the harness reads 140 tokens
 a row and takes all of them through the LM head, we read 50 and take 20: 3 times as fast. Memory: 3 bytes a row, 32 while the

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -41,6 +42,7 @@ class Watch:
 
     def start(self) -> None:
         self.store.set(self._key("host", self.rank), socket.gethostname())
+        self.store.set(self._key("beat", self.rank), "0")  # who dies in the first seconds has been heard of
         self._thread.start()
 
     def stop(self) -> None:
@@ -62,6 +64,8 @@ class Watch:
 
     def who_is_gone(self, patience: float = 3 * AFTER_ERROR) -> str | None:
         """After a broken connection: wait until somebody has been silent for a while; None if nobody is."""
+        with suppress(Exception):  # in the first seconds the thread may not have listened yet
+            self._listen()
         end = time.monotonic() + patience
         while time.monotonic() < end:
             if (ranks := self.silent(AFTER_ERROR)) or self.lost_store:
