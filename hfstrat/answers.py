@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-
     from hfstrat.data.render import Renderer
 
 AHEAD = 8  # batches that are sorted by length together: answers come in order, and memory does not grow with the file
@@ -76,30 +74,12 @@ def in_batches(model: Any, renderer: Renderer, prompts: Sequence[Any], how: How)
 def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], how: How, seed: int, streamer: Any = None) -> list[str]:
     import torch
 
-    tokenizer, device = renderer.tokenizer, next(model.parameters()).device
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    from hfstrat.generation import continued, room
+
+    sampling: dict[str, Any] = {}
     if how.temperature > 0:
         sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
         torch.manual_seed(seed)
-    with torch.no_grad():
-        out: torch.Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max(1, room(model, longest, how.max_new_tokens)),
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
-            streamer=streamer,
-            **sampling,
-        )
-    return [str(text).strip() for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
-
-
-def room(model: Any, length: int, wanted: int) -> int:
-    """How many tokens fit after `length`, at most `wanted`: there are no positions beyond the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, context - length) if isinstance(context, int) else wanted
+    most = max(1, room(model, max(map(len, prompts)), how.max_new_tokens))
+    out = continued(model, prompts, renderer.tokenizer, most, streamer=streamer, **sampling)
+    return [str(text).strip() for text in renderer.tokenizer.batch_decode(out, skip_special_tokens=True)]

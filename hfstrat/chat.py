@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from hfstrat import answers
+from hfstrat import answers, generation
 from hfstrat.answers import How
 from hfstrat.errors import UserError
 from hfstrat.tasks import CausalLM
@@ -58,7 +58,7 @@ def _that_fits(model: Any, renderer: Any, talk: list[dict[str, Any]], how: How) 
         UserError: the last turn alone fills it.
     """
     forgotten = 0
-    while answers.room(model, len(renderer.prompt_ids(how.prompt(talk))), 1) < 1:
+    while generation.room(model, len(renderer.prompt_ids(how.prompt(talk))), 1) < 1:
         if len(talk) < 3:
             raise UserError("this turn alone fills the model's context; say it in fewer words")
         talk, forgotten = talk[2:], forgotten + 2

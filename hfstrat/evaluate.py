@@ -7,44 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfstrat.data.labels import Labelled
+from hfstrat.generation import continued, room
 
 if TYPE_CHECKING:
     from hfstrat.data.render import Renderer
     from hfstrat.data.texts import Texts
 
 
-@torch.no_grad()
 def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, compute_dtype: torch.dtype) -> str:
     """The model's greedy answer to one prompt (see `Renderer.prompt_ids`), from the ids it was trained on.
 
     One prompt at a time: no padding, so the answer depends on nothing else.
     """
-    tokenizer = renderer.tokenizer
-    device = next(model.parameters()).device
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    ids = torch.tensor([renderer.prompt_ids(prompt)], device=device)
-    if isinstance(context, int):  # there are no positions beyond, and GPT-2 would crash there
-        max_new_tokens = max(1, min(max_new_tokens, context - ids.shape[1]))
+    device, ids = next(model.parameters()).device, renderer.prompt_ids(prompt)
+    most = max(1, room(model, len(ids), max_new_tokens))
     was_training = model.training
     model.eval()
     try:
         with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-                eos_token_id=tokenizer.eos_token_id,
-                use_cache=True,
-                synced_gpus=False,  # only the first process answers, with a whole model: under ZeRO-3 it would wait for all
-            )
+            out = continued(model, [ids], renderer.tokenizer, most)
     finally:
         model.train(was_training)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    return str(renderer.tokenizer.decode(out[0], skip_special_tokens=True)).strip()
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from hfstrat.data.render import IGNORED
 from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
 from hfstrat.frozen.unchanged import digest_of_weights
+from hfstrat.generation import continued
 from hfstrat.together import Team
 
 if TYPE_CHECKING:
@@ -146,26 +147,10 @@ def repeated(answer: list[int], ours: Any, theirs: Any) -> list[int]:
     return ids + [ours.eos_token_id] if ended or not ids else ids
 
 
-@torch.no_grad()
 def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer: Any, room: int) -> list[list[int]]:
     """Greedy answers of at most `room` tokens, each with the end token where it came to its end."""
-    width, device = max(map(len, prompts)), teacher.device
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    out = teacher.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=room,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-        synced_gpus=False,  # each process has the whole teacher
-    )
-    return [_until_end(answer, tokenizer.eos_token_id) for answer in out[:, width:].tolist()]
+    out = continued(teacher, prompts, tokenizer, room)
+    return [_until_end(answer, tokenizer.eos_token_id) for answer in out.tolist()]
 
 
 def _until_end(answer: list[int], end: int | None) -> list[int]:

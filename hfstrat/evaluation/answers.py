@@ -14,6 +14,7 @@ from hfstrat.evaluation.intervals import Found, means
 from hfstrat.evaluation.loop import Runner
 from hfstrat.evaluation.progress import Progress
 from hfstrat.evaluation.subject import Subject
+from hfstrat.generation import continued
 
 if TYPE_CHECKING:
     from hfstrat.config import Evaluation
@@ -63,26 +64,10 @@ def _seed(seed: int, ids: list[int]) -> int:
 
 
 def _batch(subject: Subject, prompts: list[list[int]], most: int, processors: list[Any]) -> list[str]:
-    tokenizer, device, width = subject.tokenizer, subject.device, max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
     if subject.context is not None:  # there are no positions beyond
-        most = max(1, min(most, subject.context - width))
-    out = subject.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=most,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-        logits_processor=LogitsProcessorList(processors),
-        use_cache=True,
-    )
-    return [_decoded(tokenizer, row[width:].tolist()) for row in out]
+        most = max(1, min(most, subject.context - max(map(len, prompts))))
+    out = continued(subject.model, prompts, subject.tokenizer, most, logits_processor=LogitsProcessorList(processors))
+    return [_decoded(subject.tokenizer, row.tolist()) for row in out]
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
