@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from accelerate.utils import save_fsdp_model
+from transformers.distributed.fsdp import get_fsdp_ckpt_kwargs
 
 from hfstrat import checkpoints, errors, recipe_changes
 from hfstrat.patience import Patience
@@ -111,8 +113,7 @@ class Resumable(Base):  # type: ignore[misc]
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
         if skip_scheduler and self.start_counts:
             self._determine_best_metric(metrics=metrics, trial=trial)
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # there saving makes an optimiser state
-            if self.args.load_best_model_at_end and not sharded:
+            if self.args.load_best_model_at_end:
                 self._save_checkpoint(self.model_wrapped, trial)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
             self.control.should_save = False
@@ -194,6 +195,14 @@ class Resumable(Base):  # type: ignore[misc]
         if self.args.should_save:
             checkpoints.rotate(folder.parent, self.keep, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # nobody leaves while the first process is at it
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP, saving the state of an optimiser that has not stepped would make one: before step 1 there is none."""
+        if not self.is_fsdp_enabled or self.state.global_step:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_model(plugin, self.accelerator, self.model, output_dir, **get_fsdp_ckpt_kwargs())
 
     def _not_saved(self, folder: Path, end: errors.RunError, error: Exception) -> None:
         """Without room for a checkpoint training goes on, with those there are; several processes cannot agree on that now."""

@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: two threads only w
 
 import pytest
 
+pytest.register_assert_rewrite("worlds", "soaking", "hub_runs", "comparisons")  # failures there show values too
+
 SHARED = Path(__file__).parents[2] / "shared"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

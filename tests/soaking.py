@@ -22,7 +22,7 @@ MODULES = [
     "peft",
 ]
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
-LIMIT = 120.0  # seconds for a run of seconds
+LIMIT = 400.0  # seconds for a run of seconds
 
 
 def _process(rank: int, environment: dict[str, str], source: str, settings: list[str], log: str) -> None:
@@ -31,8 +31,11 @@ def _process(rank: int, environment: dict[str, str], source: str, settings: list
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    import torch
+
     from hfstrat import train, verify
 
+    torch.set_num_threads(1)  # the server imported torch before the environment said so
     verify.verify = lambda *args: UNVERIFIED  # type: ignore[assignment]
     train.main([source, *settings])
 

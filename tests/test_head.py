@@ -118,7 +118,7 @@ FAST = ("bert", "llama-last", "mlp-several")
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS])
 def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: Any, name: str) -> None:
     family, strategy, rows, form = RUNS[name]
-    loaded = recipe_of(family, f"strategy={strategy}", **rows)
+    loaded = recipe_of(family, f"strategy={strategy}", "training.load_best_model_at_end=false", **rows)
     report = run(loaded)
     result = report["result"]
     assert result["verified"]["loaded_with"] == form

@@ -78,6 +78,7 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
         leave()
         assert report is not None
         try:
+            assert report["result"]["best_step"] == two[name]["result"]["best_step"]  # c_lora's is the one before training
             same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
         except AssertionError as error:
             differ[name] = str(error)
