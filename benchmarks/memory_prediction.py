@@ -138,7 +138,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         Trainer,
     )
 
-    from hfstrat import setup, train
+    from hfstrat import conclusion, setup, train
     from hfstrat.loading import load_recipe
     from hfstrat.world import join_world
 
@@ -155,7 +155,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         job.trainer.add_callback(marks.callback())
         train.fit(job, train.answer_prompts(job))
         marks.note("best")
-        train.conclude(job, 0.0)
+        conclusion.conclude(job, 0.0)
         marks.note("conclusion")
         return {"peak": max(marks.parts.values()), "parts": marks.parts, "resident": resident, "imports": marks.before}
 

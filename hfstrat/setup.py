@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,32 +118,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     lock = workspace.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
-    trainer = strategy.build_trainer(
-        model=trained,
-        args=args,
-        train_dataset=feed.train,
-        eval_dataset=feed.eval,
-        data_collator=feed.collate,
-        processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
-        sampler=batches.sampler,
-        task=task,
-        names=data.label_names,
-        clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
-        keep=recipe.training.save_total_limit,
-        say=screen.print,
-        state={
-            "recipe": recipe.model_dump(),
-            "micro_batch": plan.micro_batch,
-            "eval_batch": plan.eval_batch,
-            "packed": plan.bins is not None,
-            "checkpointing": plan.checkpointing,
-            "processes": plan.processes,
-            "steps": plan.steps,
-            "caches": resuming.caches_in_use(),
-            "data": data.fingerprint(),
-        },
-    )
+    trainer = build_trainer(recipe, trained, tokenizer, args, feed, data, batches.sampler, progress)
     trainer.checkpoint = checkpoint
     job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
     job.outline = sharding.outline(trained)
@@ -190,6 +165,45 @@ def decide_batches(
     return batches
 
 
+def build_trainer(
+    recipe: Recipe,
+    trained: Any,
+    tokenizer: Any,
+    args: TrainingArguments,
+    feed: Feed,
+    data: Prepared,
+    sampler: Any,
+    progress: console.ProgressReport,
+) -> StrategyTrainer:
+    plan, screen = feed.plan, progress.console
+    return recipe.strategy.build_trainer(
+        model=trained,
+        args=args,
+        train_dataset=feed.train,
+        eval_dataset=feed.eval,
+        data_collator=feed.collate,
+        processing_class=tokenizer,
+        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
+        sampler=sampler,
+        task=TASKS[recipe.task],
+        names=data.label_names,
+        clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
+        keep=recipe.training.save_total_limit,
+        say=screen.print,
+        state={
+            "recipe": recipe.model_dump(),
+            "micro_batch": plan.micro_batch,
+            "eval_batch": plan.eval_batch,
+            "packed": plan.bins is not None,
+            "checkpointing": plan.checkpointing,
+            "processes": plan.processes,
+            "steps": plan.steps,
+            "caches": resuming.caches_in_use(),
+            "data": data.fingerprint(),
+        },
+    )
+
+
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
     return [Patience(patience)] if patience else []
@@ -210,7 +224,3 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
         f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
         f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
     ]
-
-
-def plan_facts(plan: Plan) -> dict[str, Any]:
-    return asdict(plan) | {"accumulation": plan.accumulation, "epochs": plan.epochs}

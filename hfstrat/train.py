@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
 
+    from hfstrat.conclusion import conclude
     from hfstrat.evaluation import training
     from hfstrat.setup import set_up
     from hfstrat.world import join_world, leave_world
@@ -111,76 +111,6 @@ def fit(job: Job, before: list[str]) -> float:
             "training.learning_rate, or look at the rows with `hfstrat check`"
         )
     return time.monotonic() - started
-
-
-def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
-    """Bring the weights into the form that is published and measure that; returns the facts and the probe."""
-    from hfstrat import bars, evaluation_rows, fused, memory, model, sharding, verify
-    from hfstrat.setup import plan_facts
-
-    trainer = job.trainer
-    history = trainer.state.log_history
-    in_pieces = job.outline is not None
-    if in_pieces:  # measured while they are: no device may have room for the whole
-        measured = next((e for e in reversed(history) if "eval_loss" in e), None)
-        at_end = measured is not None and measured["step"] == trainer.state.global_step and trainer.details is not None
-        if not at_end or trainer.best_step() not in (None, trainer.state.global_step):
-            measured = trainer.evaluate()
-        sharding.bring_together(job)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    precision = {name: p.dtype for name, p in trained.named_parameters()}
-    for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
-        take_off()
-    job.recipe.strategy.finish(trained, job.base)
-    last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
-    best = trainer.best_step()
-    unchanged = best in (None, trainer.state.global_step)
-    unchanged &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if in_pieces:
-        last = measured
-    elif last is None or last["step"] != trainer.state.global_step or not unchanged or trainer.details is None:
-        step = trainer.state.global_step if best is None else best
-        job.progress.evaluated = f"the result (weights of step {step}, as published)"
-        last = trainer.evaluate()
-    if trainer.is_world_process_zero() and trainer.sums is not None:
-        evaluation_rows.write(job.folder, job.data, job.task.of_rows(trainer.sums))
-    first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
-    learning, total = model.count_parameters(trained)
-    facts = {
-        "metrics_before": _metrics(first, job.task.metrics),
-        "metrics_after": _metrics(last, job.task.metrics),
-        **({"evaluation": trainer.details} if trainer.details else {}),
-        "steps": trainer.state.global_step,
-        "session_steps": trainer.state.global_step - job.progress.first_step,
-        "best_step": best,
-        "resumed_from": str(job.checkpoint) if job.checkpoint else None,
-        "setup_seconds": job.setup_seconds,
-        "train_seconds": seconds,
-        "step_seconds": job.progress.seconds,
-        "tokens": job.progress.tokens,
-        "tokens_per_second": job.progress.tokens_per_second,
-        "peak_memory_bytes": memory.peak_bytes(),
-        "trainable_parameters": learning,
-        "total_parameters": total,
-        "curve": job.progress.curve,
-        "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
-        "plan": plan_facts(job.plan),
-        **job.feed.facts,
-    }
-    bars.add_bits_per_byte(facts, job.data)
-    bar = job.bars and replace(job.bars, epochs=trainer.state.global_step * job.plan.global_batch_size / job.plan.rows)
-    facts |= {"bars": bar.facts() if bar else None, "overfitting": bars.overfitting(history)}
-    facts["reload"] = job.base.reload
-    facts |= {"quantization": job.base.quantized} if job.base.quantized else {}
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast, as it is loaded
-    fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
-    dtype = str(model.main_dtype(trained)).removeprefix("torch.")
-    logits = verify.probe_logits(trained, job.probe)
-    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "untrained": job.untrained}
-
-
-def _metrics(entry: Report | None, names: tuple[str, ...]) -> dict[str, float] | None:
-    return {name: float(entry[f"eval_{name}"]) for name in names if f"eval_{name}" in entry} if entry else None
 
 
 def save(job: Job) -> Path:
