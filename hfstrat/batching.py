@@ -107,7 +107,12 @@ def _reason_against(recipe: Recipe, base: Base, packed: Batches, dtype: torch.dt
         return f"strategy {recipe.strategy.name} goes by rows"
     if not packed.collate.plain.selects_rows:
         return "it needs the loss bound to the model"
-    return leaks(base.model, packed.collate.flatten, dtype)
+    flatten = packed.collate.flatten
+    if reason := leaks(base.model, flatten, dtype):
+        return reason
+    return next(
+        (f"the teacher: {reason}" for one in recipe.strategy.asked(base) if (reason := leaks(one, flatten, dtype))), None
+    )
 
 
 def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:

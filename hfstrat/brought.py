@@ -39,7 +39,7 @@ class WithColumn(Dataset[dict[str, Any]]):
 class Bringing(ABC):
     """A collator for rows with such a column: batches as before, and what `added` makes of the column's values.
 
-    Rows without the column (of another part of the data) are collated as before.
+    Rows without the column (of another part of the data) are collated as before. Where rows are packed, each item is a bin.
     """
 
     column: str
@@ -47,11 +47,13 @@ class Bringing(ABC):
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        values = [row[self.column] for row in rows if self.column in row]
-        batch = self.collate([{name: value for name, value in row.items() if name != self.column} for row in rows])
-        return batch | self.added(values, batch) if len(values) == len(rows) else batch
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        bins = [item["rows"] if "width" in item else [item] for item in items]
+        batch = self.collate(items)
+        if not all(self.column in row for rows in bins for row in rows):
+            return batch
+        return batch | self.added([[row[self.column] for row in rows] for rows in bins], batch)
 
     @abstractmethod
-    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the values of a batch's rows are as tensors."""
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the values of a batch's rows are as tensors; `values` are those of each batch row, left to right."""

@@ -49,6 +49,18 @@ class Feed:
         return self.plan.steps >= ENDLESS
 
     @property
+    def alone(self) -> Feed:
+        """The same rows, none of them packed, in batches of `micro_batch`."""
+        if not self.plan.bins:
+            return self
+        return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None))
+
+    def bringing(self, collate: Any, train: Any, evaluated: Any = None) -> Feed:
+        """The feed with these rows, which have a column more (packed, if its rows are), and a collator for them."""
+        train = self.train.of(train) if self.plan.bins else train
+        return replace(self, train=train, eval=self.eval if evaluated is None else evaluated, collate=collate)
+
+    @property
     def different_rows(self) -> int:
         """Training rows, each once, however often it stands there."""
         return len(distinct(self.train).first)

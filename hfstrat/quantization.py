@@ -20,6 +20,11 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear)
 
 
+def keeps_outliers(layer: Any) -> bool:
+    """Whether columns in which any row of the batch has an outlier are left out of the quantized product (LLM.int8)."""
+    return bool(getattr(getattr(layer, "state", None), "threshold", 0.0))
+
+
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if is_quantized(module))
 

@@ -157,7 +157,9 @@ def decide_batches(
         plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
-        base.model.to(args.device)  # type: ignore[arg-type]  # packing is shown where it will run
+        shown = [base.model, *(recipe.strategy.asked(base) if getattr(feed.collate, "selects_rows", False) else [])]
+        for one in shown:
+            one.to(args.device)  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation

@@ -256,6 +256,20 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     assert losses(again) == losses(once)
 
 
+def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
+    """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
+    found = {}
+    for form, packing in (("hidden", "off"), ("hidden", "on"), ("off", "on")):
+        strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
+        words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
+        found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
+        assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "on")
+    for way in (("hidden", "on"), ("off", "on")):
+        assert losses(found[way]) == pytest.approx(losses(found["hidden", "off"]), rel=1e-5)
+        assert found[way]["metrics_after"] == pytest.approx(found["hidden", "off"]["metrics_after"], rel=1e-5)
+    assert found["hidden", "on"]["distillation"]["cache"]["built"] == []
+
+
 def test_a_teacher_that_was_asked_once_is_gone_before_training(distil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 

@@ -166,6 +166,13 @@ def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None
         batches(careless(tiny), "on", "cpu")
 
 
+def test_a_teacher_has_to_keep_examples_apart_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfstrat.strategies.Lora.asked", lambda self, base: [careless(tiny)])
+    made = batches(AutoModelForCausalLM.from_pretrained(tiny), "auto", "cuda")
+    assert made.plan.bins is None
+    assert "not packed: the teacher: a packed example" in made.line
+
+
 def test_a_resumed_run_goes_on_packed_or_not_as_it_began(tiny: Path) -> None:
     sound = AutoModelForCausalLM.from_pretrained(tiny)
     packed, plain = (

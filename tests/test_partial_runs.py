@@ -72,15 +72,41 @@ def test_with_rows_of_all_widths_it_is_the_same_but_for_rounding(recipe: Any, tm
     assert after[0] == pytest.approx(after[1], abs=1e-5)
 
 
+def test_packed_or_not_computed_once_or_not_it_is_one_run(recipe: Any, tmp_path: Path, quick: None) -> None:
+    """And packed and unpacked runs share what was computed."""
+    curves, weighed, built = {}, {}, {}
+    for packing, wish in (("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")):
+        loaded = runs(
+            recipe, tmp_path / f"{packing}-{wish}", f"{PARTIAL}, precompute: {wish}", f"training.packing={packing}",
+            "training.train_sampling_strategy=random", "model.dtype=float32", "data.max_length=64",
+        )  # fmt: skip
+        report = run(loaded)["result"]
+        assert (report["plan"]["bins"] is not None) == (packing == "on")
+        assert ("precomputed" in report) == (wish == "on")
+        curves[packing, wish] = [entry["loss"] for entry in report["losses"]] + [report["metrics_after"]["loss"]]
+        weighed[packing, wish] = weights(folder_of(loaded))
+        built[packing, wish] = report["precomputed"]["built"] if wish == "on" else None
+    for way in curves:
+        assert curves[way] == pytest.approx(curves["off", "off"], rel=1e-5)
+        for name, tensor in weighed["off", "off"].items():
+            torch.testing.assert_close(weighed[way][name], tensor, rtol=1e-4, atol=1e-4)
+    assert built["on", "on"] == ["train", "eval"]
+    assert built["off", "on"] == []
+
+
 @pytest.mark.parametrize(
-    "section",
-    [f"{PARTIAL}, precompute: on", "last_n_layers: 2, head: true, thaw: {every: 5}, layer_decay: 0.5, precompute: on"],
-    ids=["precomputed", "thawed"],
+    ("section", "packing"),
+    [
+        (f"{PARTIAL}, precompute: on", "off"),
+        (f"{PARTIAL}, precompute: on", "on"),
+        ("last_n_layers: 2, head: true, thaw: {every: 5}, layer_decay: 0.5, precompute: on", "off"),
+    ],
+    ids=["precomputed", "precomputed and packed", "thawed"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, section: str
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, section: str, packing: str
 ) -> None:
-    more = ("training.weight_decay=0.1", "data.max_length=64")
+    more = ("training.weight_decay=0.1", "data.max_length=64", f"training.packing={packing}")
     whole = runs(recipe, tmp_path / "whole", section, *more)
     first = run(whole)
     assert first["result"]["precomputed"]["built"] == ["train", "eval"]

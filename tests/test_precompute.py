@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from datasets import Dataset
 from rich.console import Console
 from torch import nn
 
+from hfstrat.data.batches import BatchOrder, Collator
+from hfstrat.data.packing import PackedRows, PackingCollator
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
 from hfstrat.frozen.boundary import COLUMN
 from hfstrat.frozen.gain import gain
 from hfstrat.frozen.precompute import precompute
 from hfstrat.frozen.states import States, WithStates, write
+from hfstrat.fused import bind_head_loss
 from hfstrat.plan import Plan
 
 VOCABULARY, WIDTH, BLOCKS = 96, 32, 4
@@ -344,8 +348,74 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
     assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["reason"]
 
 
-def test_packed_rows_and_compiled_blocks_are_not_computed_once_yet() -> None:
-    assert "rows are packed" in precompute(make_feed(bins=4), make("llama"), "auto").facts["reason"]
+def packed_feed(seed: int, flatten: bool) -> tuple[Feed, BatchOrder]:
+    """Three steps of eight rows in three bins each, two of them in one pass."""
+    rows = make_rows()
+    order = BatchOrder(rows["length"], 8, 3, seed)
+    feed = make_feed(PackedRows(rows, order, 3, 8), bins=3, bins_at_once=2)
+    return replace(feed, collate=PackingCollator(Collator(0, 8, masks_logits=False, selects_rows=True), flatten)), order
+
+
+def losses_of(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """The loss of a step and its gradients."""
+    model.zero_grad()
+    total = torch.zeros(())
+    for batch in batches:
+        loss = model(**{name: value for name, value in batch.items() if name != "labels"}, num_items_in_batch=1).loss
+        loss.backward()
+        total += loss.detach()
+    return [total, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize(("family", "last", "seed"), [("llama", 2, 0), ("gpt2", 2, 1), ("gemma2", 1, 2), ("llama", 0, 3)])
+def test_packed_rows_are_given_the_states_of_rows_that_stand_alone(family: str, last: int, seed: int, flatten: bool) -> None:
+    """Packed with stored states, packed on the fly, alone with stored states and alone on the fly: one loss, one gradient."""
+    model = make(family, last)
+    if not last:
+        model.lm_head.requires_grad_(True)
+    assert bind_head_loss(model) is None
+    given, order = packed_feed(seed, flatten)
+    feed = precompute(given, model, "on")
+    assert feed.facts["precomputed"]["blocks"] == [BLOCKS - last, BLOCKS]
+    assert isinstance(feed.train, PackedRows)
+    for step in range(3):
+        items = [feed.train[3 * step + place] for place in range(3)]
+        rows = [feed.train.rows[int(row)] for row in order.batch(step)]
+        packed, alone = ([feed.collate(items[:2]), feed.collate(items[2:])], [feed.collate(rows[:4]), feed.collate(rows[4:])])
+        found = []
+        for batches in (packed, alone):
+            assert all(COLUMN in batch for batch in batches)
+            found.append(losses_of(model, batches))
+            found.append(losses_of(model, [{name: v for name, v in batch.items() if name != COLUMN} for batch in batches]))
+        assert len(found[0]) > 1
+        for other in found[1:]:
+            for ours, theirs in zip(other, found[0], strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+    assert precompute(make_feed(), model, "on").facts["precomputed"]["rows"] == feed.facts["precomputed"]["rows"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str) -> None:
+    """And what stands where padding is changes nothing, packed or not."""
+    model = make(family)
+    assert bind_head_loss(model) is None
+    prepared = precompute(packed_feed(0, flatten=False)[0], model, "on")
+    generator = torch.Generator().manual_seed(0)
+    for items in ([prepared.train[0], prepared.train[1]], [prepared.train.rows[place] for place in range(4)]):
+        batch = prepared.collate(items)
+        whole = {name: value for name, value in batch.items() if name not in (COLUMN, "labels")}
+        with torch.no_grad():
+            states = prepared.collate.boundary.take(whole)
+        expected = losses_of(model, [whole])
+        assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
+        for place, item in enumerate(items):
+            end = sum(row["length"] for row in item.get("rows", [item]))
+            states[place, end:] = torch.randn(states[place, end:].shape, generator=generator) * 100
+        assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
+
+
+def test_compiled_blocks_are_not_computed_once_yet() -> None:
     model = make("llama")
     model.model.layers[0].compile()
     assert "its blocks are compiled" in precompute(make_feed(), model, "auto").facts["reason"]

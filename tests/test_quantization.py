@@ -19,6 +19,7 @@ pytest.importorskip("bitsandbytes")
 from hfstrat import forms, quantization, use
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
+from hfstrat.frozen.precompute import can_precompute, find_prefix
 from hfstrat.frozen.unchanged import digest_of_weights
 from hfstrat.loading import load_recipe
 from hfstrat.model import Base, count_parameters, load_base, load_tokenizer, read_shapes, set_precision
@@ -166,6 +167,23 @@ def test_nothing_is_computed_backwards_through_a_frozen_prefix(wide: Path) -> No
         layer.register_full_backward_hook(lambda module, into, out, index=index: reached.add(index))
     gradients(model)
     assert reached == {2}
+
+
+def test_what_int8_layers_give_depends_on_the_batch_and_is_not_computed_once(wide: Path) -> None:
+    """A column with an outlier in any row is left out of the quantized product, for all rows of the batch."""
+    row, neighbour = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
+    neighbour[0, 0] = 50.0
+    for form in FORMS:
+        model, _ = built(wide, PARTIAL, form)
+        layer = model.eval().model.layers[0].self_attn.q_proj
+        with torch.no_grad():
+            beside = [layer(torch.cat([row, other]))[:1] for other in (row, neighbour)]
+        assert torch.equal(*beside) == (form != "int8")
+        batch = {"input_ids": torch.ones(2, 8, dtype=torch.long)}
+        prefix = find_prefix(model, batch)
+        reason = can_precompute(prefix, batch)
+        prefix.boundary.unbind()
+        assert reason is None if form != "int8" else "depends on the outliers of the rows beside it" in str(reason)
 
 
 def test_other_scales_are_another_model(wide: Path) -> None:

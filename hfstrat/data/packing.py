@@ -44,6 +44,10 @@ class PackedRows(Dataset[dict[str, Any]]):
         self.rows, self.order, self.bins, self.multiple = rows, order, bins, multiple
         self.step = lru_cache(maxsize=4)(self._step)
 
+    def of(self, rows: Any) -> PackedRows:
+        """The same bins of other rows, such as these with a column more."""
+        return PackedRows(rows, self.order, self.bins, self.multiple)
+
     def _step(self, step: int) -> tuple[list[np.ndarray], int]:
         rows = self.order.batch(step)
         lengths = self.order.lengths[rows]

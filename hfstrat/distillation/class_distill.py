@@ -208,8 +208,8 @@ class ClassTeacherCollator(Bringing):
 
     column = COLUMN
 
-    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"teacher_logits": torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for one in values]))}
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"teacher_logits": torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for (one,) in values]))}
 
 
 def _names(model: PreTrainedModel) -> tuple[str, ...]:

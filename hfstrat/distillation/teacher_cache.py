@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,5 +145,5 @@ class TeacherCollator(Bringing):
         super().__init__(collate)
         self.form = form
 
-    def added(self, values: list[Any], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return self.form.tensors(b"".join(values))
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.form.tensors(b"".join(chain.from_iterable(values)))

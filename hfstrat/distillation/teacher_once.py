@@ -41,7 +41,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     if distiller.match is not None:
         return _online(feed, distiller, "the states of its layers are compared, which are not kept", wish)
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
-    rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.train)} if again else {})
+    rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.alone.train)} if again else {})
     positions = sum(int(part.supervised.sum()) for part in rows.values())
     form, reason = choose(feed, distiller, wish, positions)
     if form is None:
@@ -108,10 +108,11 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
     teacher = distiller.teacher
     assert teacher is not None
     started, built, size, mass = time.monotonic(), list[str](), 0, 0.0
+    alone = feed.alone  # packed or not, the teacher is asked about rows that stand alone
     weights = digest_of_weights(teacher.model)
     made: dict[str, Any] = {}
     for name, part in parts.items():
-        rows = getattr(feed, name)
+        rows = getattr(alone, name)
         order = np.lexsort((part.first, -part.lengths))
         inputs = {
             "teacher": weights,
@@ -123,13 +124,13 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
             "dtype": str(feed.dtype),
             "head": [teacher.scale, teacher.softcap],
             "adapter": teacher.adapted is not None,
-            **surroundings(feed, teacher.model, feed.dtype),
+            **surroundings(alone, teacher.model, feed.dtype),
         }
 
         def build(target: Path | None, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
             built.append(name)
             kept = [0.0]
-            write(target, _answers(feed, distiller, form, rows, part, order, kept))
+            write(target, _answers(alone, distiller, form, rows, part, order, kept))
             return {"mass": kept[0]}
 
         needed = int(part.supervised.sum()) * form.position.itemsize
@@ -150,7 +151,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
         f"{share:.1%} of its probability mass"
     )
     facts = {"form": form.kind, "width": form.width, "bytes": size, "mass": share, "seconds": seconds, "built": built}
-    feed = replace(feed, **made, collate=TeacherCollator(feed.collate, form))
+    feed = feed.bringing(TeacherCollator(feed.collate, form), made.get("train", alone.train), made["eval"])
     distiller.head = teacher.head
     if form.kind == "hidden":
         _check(feed, teacher)

@@ -4,7 +4,9 @@ Promised: a run with the column is the run without it. Rows computed in batches 
 bit for bit; where a row shares a batch with others than it was computed with, the batch may be of another width, for which
 other kernels add up in another order, and the last bit may differ (in float32 within 1e-5 of what follows). Rows are computed
 longest first, `micro_batch` at a time, in a fixed order, so that building again, after a kill or on another day, gives the
-same column, and so does resuming with it. Evaluation rows are computed in the very batches that evaluations use.
+same column, and so does resuming with it. Evaluation rows are computed in the very batches that evaluations use. Where rows
+are packed their states stand side by side as their tokens do; they are computed as rows that stand alone, so that runs that
+pack and runs that do not share them.
 """
 
 from __future__ import annotations
@@ -85,17 +87,15 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     """Raises Refused with a reason against it."""
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
-    if feed.plan.bins:
-        raise Refused("rows are packed, and states are given only to rows that stand alone; training.packing: off allows it")
     if not feed.is_endless:
-        gain = predicted_gain(feed, prefix)
+        gain = predicted_gain(feed.alone, prefix)
         if gain < PAYS and wish == "auto":
             raise Refused(f"it would not pay (predicted {gain:.2f}x over {feed.epochs:.3g} epochs)")
     elif wish == "auto":
         raise Refused("max_time alone does not say how many epochs there will be; precompute: on does it all the same")
     states = prefix.boundary.take(batch)
     width, size = states.shape[2], states.dtype.itemsize
-    parts = {name: _Part.of(rows) for name, rows in (("train", feed.train), ("eval", feed.eval))}
+    parts = {name: _Part.of(rows) for name, rows in (("train", feed.alone.train), ("eval", feed.eval))}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * width * size
     text = f"hidden states of {sum(map(len, parts.values())):,} rows"
     if reason := _no_room(feed, needed, text):
@@ -137,6 +137,7 @@ class _Part:
 
 def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> Feed:
     weights, built, size, started = digest_of_weights(prefix.boundary.model), [], 0, time.monotonic()
+    alone = feed.alone  # packed or not, rows have the same states
     made: dict[str, Any] = {}
     for name, part in parts.items():
         batch_size = feed.plan.micro_batch if name == "train" else feed.plan.eval_batch
@@ -147,14 +148,14 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
             "rows": digest_of_rows(part.rows, part.first[order]),
             "boundary": prefix.boundary.skipped[-1].name,
             "batch": batch_size,
-            **surroundings(feed, prefix.boundary.model, dtype),
+            **surroundings(alone, prefix.boundary.model, dtype),
         }
 
         def build(
             target: Path | None, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size
         ) -> None:
             built.append(name)
-            write(target, _computed(feed, prefix.boundary, part, order, size, whole=name == "train"), dtype)
+            write(target, _computed(alone, prefix.boundary, part, order, size, whole=name == "train"), dtype)
 
         needed = int(part.lengths.sum()) * width * dtype.itemsize
         text = f"hidden states of {len(part):,} rows after {prefix.boundary.skipped[-1].name}"
@@ -163,8 +164,8 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
         made[name] = WithStates(part.rows, States(entry.path, width), places)
         size += entry.size
     seconds = time.monotonic() - started
-    collate = StatesCollator(feed.collate, prefix.boundary, dtype)
-    _check(replace(feed, **made, collate=collate), prefix.boundary.model)
+    with_them = feed.bringing(StatesCollator(feed.collate, prefix.boundary, dtype), made["train"], made["eval"])
+    _check(with_them, made["train"], prefix.boundary.model)
     feed.say(f"{'once':<9} {f'computed in {seconds:.1f} s' if built else 'found in the cache'}")
     facts = {
         "rows": {name: len(part) for name, part in parts.items()},
@@ -172,9 +173,9 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
         "seconds": seconds,
         "built": built,
         "blocks": [prefix.frozen, prefix.blocks],
-        "predicted_gain": None if feed.is_endless else predicted_gain(feed, prefix),
+        "predicted_gain": None if feed.is_endless else predicted_gain(alone, prefix),
     }
-    return replace(feed, **made, collate=collate, facts={"precomputed": facts}).with_undo(prefix.boundary.unbind)
+    return replace(with_them, facts={"precomputed": facts}).with_undo(prefix.boundary.unbind)
 
 
 def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
@@ -189,23 +190,29 @@ def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, si
         yield from feed.each(list(in_batches(order, size)), take, "computing what is frozen")
 
 
-def _check(feed: Feed, model: nn.Module) -> None:
+def _check(feed: Feed, rows: WithStates, model: nn.Module) -> None:
     """Compare the model with stored states with the whole model, on the longest, the shortest and two other rows.
+
+    And on the first packed batch, where rows are packed.
 
     Raises:
         Refused: they do not say the same.
     """
-    lengths = column(feed.train.rows, "length")
-    by_length = np.argsort(-lengths, kind="stable")
+    by_length = np.argsort(-column(rows.rows, "length"), kind="stable")
     chosen = by_length[np.unique(np.linspace(0, len(by_length) - 1, min(4, feed.plan.micro_batch)).astype(int))]
-    batch = feed.batch([int(i) for i in chosen], feed.train)
+    _compare(feed, feed.batch([int(i) for i in chosen], rows), model)
+    if feed.plan.bins:
+        _compare(feed, feed.batch(list(range(feed.plan.bins_at_once)), feed.train), model)
+
+
+def _compare(feed: Feed, batch: Batch, model: nn.Module) -> None:
     with torch.no_grad(), evaluating(model):
         stored = model(**batch)
         whole = model(**{name: value for name, value in batch.items() if name != COLUMN})
     for name, value in whole.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
             continue
-        ours, theirs = (_real(tensor, batch["attention_mask"]).float() for tensor in (stored[name], value))
+        ours, theirs = (_real(tensor, batch.get("attention_mask")).float() for tensor in (stored[name], value))
         allowed = TOLERANCE[min(4, feed.dtype.itemsize)] * max(1.0, float(theirs.abs().max()))
         if not float((ours - theirs).abs().max()) <= allowed:
             raise Refused(
@@ -214,6 +221,6 @@ def _check(feed: Feed, model: nn.Module) -> None:
             )
 
 
-def _real(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _real(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Without padded positions, where a tensor has positions."""
-    return tensor[mask.bool()] if tensor.shape[:2] == mask.shape else tensor
+    return tensor[mask.bool()] if mask is not None and tensor.shape[:2] == mask.shape else tensor

@@ -9,6 +9,7 @@ import torch
 
 from hfstrat.frozen.boundary import Batch, Boundary, evaluating, final_norm, finished_before, frozen_depth, named_blocks
 from hfstrat.frozen.states import RAW
+from hfstrat.quantization import is_quantized, keeps_outliers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +78,8 @@ def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
     config, boundary = prefix.boundary.model.config, prefix.boundary
     if dropped := [name for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]:
         return f"whole layers are left out by chance ({dropped[0]} in the model's config)"
+    if mixed := [name for name, module in prefix.modules.items() if is_quantized(module) and keeps_outliers(module)]:
+        return f"what an int8 layer gives for a row depends on the outliers of the rows beside it ({mixed[0]})"
     with torch.no_grad(), torch.random.fork_rng(), evaluating(boundary.model):
         calm = boundary.take(batch)
         boundary.model.train()

@@ -76,9 +76,10 @@ class WithStates(WithColumn):
 
 
 class StatesCollator(Bringing):
-    """Adds the rows' states, padded with zeros to the batch's width, while the boundary takes them.
+    """Adds the rows' states where their tokens stand, and zeros where padding does, while the boundary takes them.
 
-    What stands at padded positions reaches no other position: attention masks them, and they carry no loss.
+    What stands at padded positions reaches no other position: attention masks them, or, where rows are packed, they are an
+    example of their own; and they carry no loss.
     """
 
     column = COLUMN
@@ -87,14 +88,17 @@ class StatesCollator(Bringing):
         super().__init__(collate)
         self.boundary, self.dtype = boundary, dtype
 
-    def added(self, values: list[np.ndarray], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def added(self, values: list[list[np.ndarray]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.boundary.is_bound:
             return {}
-        shape = (len(values), batch["input_ids"].shape[1], int(values[0].shape[1]))
-        padded: np.ndarray = np.zeros(shape, dtype=RAW[self.dtype])
-        for index, row in enumerate(values):
-            padded[index, : len(row)] = row
-        return {COLUMN: torch.from_numpy(padded).view(self.dtype)}
+        ids, width = batch["input_ids"], int(values[0][0].shape[1])
+        padded: np.ndarray = np.zeros((len(values), ids.numel() // len(values), width), dtype=RAW[self.dtype])
+        for index, rows in enumerate(values):
+            start = 0
+            for row in rows:
+                padded[index, start : start + len(row)] = row
+                start += len(row)
+        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be one batch row
 
 
 def in_batches(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:

@@ -154,6 +154,10 @@ class Strategy(Section, ABC):
         """Which parameters learn, without torch; by default all of them. Arguments are those of `footprint`."""
         return Learning(frozenset(shapes), shapes)
 
+    def asked(self, base: Base) -> list[Any]:
+        """Other causal LMs that are given the batches of the run? By default none."""
+        return []
+
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         """What can be computed once before training? By default nothing."""
         return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -75,8 +75,6 @@ class Distill(Strategy):
         "auto", description="Train the same student without the teacher too, to compare; auto: if training took under 5 minutes"
     )
 
-    packs: ClassVar[bool] = False  # what the teacher says is kept by row
-
     @property
     def defaults(self) -> dict[str, Default]:  # type: ignore[override]
         return type(self.student).defaults
@@ -84,6 +82,10 @@ class Distill(Strategy):
     @property
     def needs_weights(self) -> bool:  # type: ignore[override]
         return self.student.needs_weights
+
+    @property
+    def packs(self) -> bool:  # type: ignore[override]
+        return not self.on_policy
 
     @property
     def unquantizable(self) -> str:  # type: ignore[override]
@@ -207,6 +209,10 @@ class Distill(Strategy):
             if not self.asks:
                 return None
             raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+
+    def asked(self, base: Base) -> list[Any]:
+        teacher = base.beside[KEY].teacher if self.asks else None
+        return [] if teacher is None or teacher.model is base.model else [teacher.model]
 
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         from hfstrat import fused
