@@ -1,7 +1,9 @@
 """What a teacher costs: an epoch with its answers kept against plain fine-tuning of the same student, and asking it online
 beside TRL's GKD.
 
-    python -m benchmarks.kd_epoch [REPEATS]
+    python -m benchmarks.kd_epoch [REPEATS [MINUTES]]
+
+After so many minutes no run is begun; started again it goes on.
 
 The teacher is models/SmolLM2-135M-Instruct, the student its half (every second layer, made once), the rows 256 short
 instructions (../shared/data/llms_from_scratch), batches of 8, one pass, all weights learn. Each run is a process of its own,
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +143,8 @@ def main() -> None:
         sys.exit(f"{ROWS} is not there: this benchmark runs on real instructions that the repository does not hold")
     make_student()
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    runs = rounds("kd_epoch", [[name] for name in CONTENDERS], repeats)
+    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else inf
+    runs = rounds("kd_epoch", [[name] for name in CONTENDERS], repeats, minutes)
     middle = {
         name: {key: statistics.median(run[key] for run in results) for key in ("seconds", "peak_bytes", "asking")}
         for name, results in runs.items()
