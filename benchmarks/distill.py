@@ -46,8 +46,8 @@ RESULT, SEEDS = RESULTS / "distill.json", (42, 43, 44)
 KEPT = ("metrics_before", "metrics_after", "train_seconds", "tokens_per_second", "total_parameters", "artefact_bytes", "steps")
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"measure": "loss", "alphas": (0.0, 0.5, 0.9)},
-    "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4)},
-    "banking77": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 770, "teacher": (3, 5e-4)},
+    "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4), "student": (10, 3e-4)},
+    "banking77": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 770, "teacher": (2, 5e-4), "student": (25, 5e-4)},
     "smollm2": {"measure": "loss", "alphas": (0.0, 0.9)},
 }
 
@@ -119,7 +119,7 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
         made |= {"model": teacher, "data": story_rows(), "training": training(3e-3, max_steps=150)}
     elif case == "smollm2":
         shipped = yaml.safe_load((ROOT / "recipes" / "distill" / "half_depth.yaml").read_text(encoding="utf-8"))
-        length = {key: shipped["training"][key] for key in ("max_steps", "global_batch_size")}
+        length = {"max_steps": 16, "global_batch_size": shipped["training"]["global_batch_size"]}
         strategy["shrink"] = shipped["strategy"]["shrink"]
         data = {key: str(ROOT / value) if key in ("train", "eval") else value for key, value in shipped["data"].items()}
         made |= {"model": str(ROOT / shipped["model"]), "data": data}
@@ -128,7 +128,8 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
     else:
         strategy |= {"teacher": teacher, "shrink": {"layers": [0, 5]}, "temperature": 2.0}
         made |= {"task": "text-classification", "model": minilm(), "data": class_rows(case, wish["rows"])}
-        made |= {"training": training(3e-4, num_train_epochs=10)}
+        epochs, rate = wish["student"]
+        made |= {"training": training(rate, num_train_epochs=epochs)}
     return made
 
 
@@ -192,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--runs", type=int, default=1000, help="end after so many; started again it goes on")
     parser.add_argument("--again", action="store_true", help="forget what was measured for these")
     given = parser.parse_args()
     cases, runs = given.only.split(","), read()
@@ -203,11 +205,17 @@ def main() -> None:
     for case in cases:
         teacher = teacher_of(case)
         if teacher and not (WORK / f"teacher-{case}" / "final").is_dir():
-            keep(read() | {f"{case}/teacher": run(f"teacher-{case}", teacher)})
+            found = run(f"teacher-{case}", teacher)  # before reading: another process may write meanwhile
+            keep(read() | {f"{case}/teacher": found})
         for seed in SEEDS[: given.seeds]:
             for alpha in CASES[case]["alphas"]:
-                if (key := f"{case}/{alpha:g}/{seed}") not in read():
-                    keep(read() | {key: run(f"student-{case}", student_of(case, alpha, seed))})
+                if (key := f"{case}/{alpha:g}/{seed}") in read():
+                    continue
+                if given.runs == 0:
+                    sys.exit("as many runs as were asked for; started again it goes on")
+                given.runs -= 1
+                found = run(f"student-{case}", student_of(case, alpha, seed))
+                keep(read() | {key: found})
     keep(read())
 
 

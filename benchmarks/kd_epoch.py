@@ -20,6 +20,7 @@ supervised tokens, and the divergence some passes over the logits), its memory 1
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -134,6 +135,7 @@ def one(name: str) -> dict[str, Any]:
         ),
     }
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["HFSTRAT_CACHE"] = f"{scratch}/cache"  # the teacher is asked in every run
         found = runs[name](Path(scratch))
     return {**found, "peak_bytes": peak_bytes()}
 
