@@ -92,7 +92,7 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    talks = [
+    talks: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
         for r in rows(folder)
     ]
@@ -115,6 +115,8 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
     student = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    for talk in talks:  # its rows are tokenised in the collator, so that it cannot group them by length by itself
+        talk["length"] = len(tokenizer.apply_chat_template(talk["messages"], return_dict=True)["input_ids"])
     trainer = GKDTrainer(student, teacher, config, train_dataset=Dataset.from_list(talks), processing_class=tokenizer)
     started = time.perf_counter()
     trainer.train()
