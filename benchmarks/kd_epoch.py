@@ -19,7 +19,8 @@ supervised tokens, and the divergence some passes over the logits), its memory 1
 The floor: one product of width 576 by 49,152 tokens is 57 MFLOP a supervised row; the student's head takes three, its body
 6 x 53 M for each of the 4.2 tokens that fall to one such row, 1.5 GFLOP in all: the teacher's one is 4 % of that. The rest was
 memory: fresh pages for float32 intermediates as large as a chunk of logits took more than the product. Predicted for going
-through a chunk by blocks that stay in cache: 1.08x the time, 1.06x the memory.
+through a chunk by blocks that stay in cache: 1.08x the time, 1.06x the memory. Two cores are not that steady: pairs of cached
+and plain runs gave 0.92x to 1.09x, and the code before had 1.08x (one pair) and 1.12x the memory.
 """
 
 from __future__ import annotations
