@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ def interleaved(cases: dict[str, list[str]], repeats: int) -> dict[str, dict[str
     return {name: {"median": statistics.median(s), "min": min(s), "max": max(s), "all": s} for name, s in seconds.items()}
 
 
-def rounds(name: str, cases: list[list[str]], repeats: int) -> dict[str, list[dict[str, float]]]:
+def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf) -> dict[str, list[dict[str, float]]]:
     """What `python -m benchmarks.NAME --one CASE...` prints last, `repeats` times for each case, the rounds interleaved.
 
-    Each result is kept as it comes, so that a benchmark that was cut off goes on; `make clean` forgets them.
+    Each result is kept as it comes, so that a benchmark that was cut off goes on; `make clean` forgets them. No case is begun
+    after so many minutes: the process ends, to be started again.
     """
+    began = time.monotonic()
     kept = ROOT / "runs" / "benchmarks" / f"{name}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -40,6 +43,8 @@ def rounds(name: str, cases: list[list[str]], repeats: int) -> dict[str, list[di
         for case in cases:
             if sum(entry["case"] == case for entry in done) > turn:
                 continue
+            if time.monotonic() - began > 60 * minutes:
+                sys.exit(f"{len(done)} of {repeats * len(cases)} runs are kept; start it again and it goes on")
             words = [sys.executable, "-m", f"benchmarks.{name}", "--one", *case]
             ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
             if ended.returncode:

@@ -13,8 +13,8 @@ GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None
 def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, **options: Any) -> torch.Tensor:
     """What a model writes after each prompt (token ids), greedily unless `options` of `generate` say otherwise.
 
-    Prompts are padded on the left. No process waits for another one: each that calls this has the whole model, and under
-    ZeRO-3 transformers would else wait for all of them.
+    Prompts are padded on the left; without a tokenizer they have to be of one length. No process waits for another one: each
+    that calls this has the whole model, and under ZeRO-3 transformers would else wait for all of them.
 
     Returns:
         Token ids, `[prompts, at most `most`]`, padded behind the end token.
@@ -22,7 +22,8 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     import torch
 
     device, width = next(model.parameters()).device, max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    ends = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id}
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
     with torch.no_grad():
@@ -31,10 +32,9 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
             attention_mask=mask,
             max_new_tokens=most,
             pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
             use_cache=True,
             synced_gpus=False,
-            **{**GREEDY, **options},
+            **{**GREEDY, **ends, **options},
         )
     return out[:, width:]
 

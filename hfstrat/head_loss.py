@@ -1,7 +1,8 @@
 """From hidden states to the summed loss and its gradients, a few rows at a time: no `[n, V]` tensor ever exists.
 
-The gradients are computed in the forward pass, while a chunk's logits are at hand; the backward pass only scales
-them. Pure PyTorch, on any device.
+The gradients are computed in the forward pass, while a chunk's logits are at hand; the backward pass only scales them.
+Products take a chunk of rows, all between them a block of these: fresh pages of a chunk's size take longer than what is
+written there, and a block's are in cache. Pure PyTorch, on any device.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from torch.nn import functional
 
 CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
 CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
+BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second cache
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
 GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
 
 RowsLoss = Callable[[slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From a chunk's place, its logits `[c, V]` (to be left as they are) and memory of their size: the chunk's summed loss and
-its gradient by these logits, which may be in that memory."""
+"""From a block's place (a slice that ends with its last row), its logits `[b, V]` (to be left as they are) and memory of their
+size: the block's summed loss and its gradient by these logits, which may be in that memory."""
 
 
 class Head(NamedTuple):
@@ -98,7 +100,7 @@ def head_scores(
     Arguments and errors are those of `head_loss`; there is no gradient.
     """
     nll, right = [], []
-    for part, _, logits in chunks(hidden, Head(weight, bias, softcap, scale), chunk):
+    for part, logits in blocks(hidden, Head(weight, bias, softcap, scale), chunk):
         right.append(logits.argmax(-1) == targets[part])
         nll.append(-functional.log_softmax(logits, -1).gather(1, targets[part][:, None])[:, 0])
     empty = torch.empty(0, dtype=loss_dtype(weight.dtype), device=hidden.device)
@@ -114,6 +116,11 @@ def chunk_rows(weight: torch.Tensor, learns: bool) -> int:
     vocabulary, width = weight.shape
     size = CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
     return max(CHUNK_ROWS, size // (4 * vocabulary), width // 4 if learns else 0)
+
+
+def block_rows(device: torch.device, vocabulary: int, chunk: int) -> int:
+    """Rows of a chunk whose logits are gone through at a time; on a GPU all of them."""
+    return max(1, min(chunk, BLOCK_BYTES // (4 * vocabulary) if device.type == "cpu" else chunk))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -135,20 +142,27 @@ class _HeadLoss(torch.autograd.Function):
         for_hidden = torch.empty_like(hidden) if learns[0] else None
         for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if learns[1] else None
         for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and learns[2] else None
-        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), softcap, scale)
-        space = torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide, device=hidden.device)
+        head = Head(weight, bias, softcap, scale)
+        size = block_rows(weight.device, len(weight), chunk)
+        space = torch.empty(size, len(weight), dtype=wide, device=hidden.device)
+        # a CPU multiplies float32 by float32 only: the gradient is kept as wide as it is computed
+        exact = space.new_empty(min(chunk, len(hidden)), len(weight)) if learns[1] and hidden.is_cpu and dtype != wide else None
         with without_autocast(hidden.device):
-            for part, rows, logits in chunks(hidden, head, chunk, dtype):
-                value, gradient = loss(part, logits, space[: len(rows)])
-                total += value
-                _through_softcap_(gradient, logits, softcap, scale)
-                if for_bias is not None:
-                    for_bias += gradient.sum(0)
-                gradient = gradient.to(dtype)
+            for start, rows, product, own in products(hidden, head, chunk, dtype):
+                for part in parts(len(rows), size):
+                    logits = logits_of(product[part], head)
+                    value, gradient = loss(slice(start + part.start, start + part.stop), logits, space[: len(logits)])
+                    total += value
+                    _through_softcap_(gradient, logits, softcap, scale)
+                    if for_bias is not None:
+                        for_bias += gradient.sum(0)
+                    product[part] = gradient  # in the place of the logits
+                    if exact is not None:
+                        exact[part] = gradient
                 if for_hidden is not None:
-                    for_hidden[part] = gradient @ head.weight
+                    for_hidden[start : start + len(rows)] = product @ own
                 if for_weight is not None:
-                    _add_product_(for_weight, gradient.T, rows)
+                    _add_product_(for_weight, (product if exact is None else exact[: len(rows)]).T, rows)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
         return total
@@ -163,34 +177,42 @@ class _HeadLoss(torch.autograd.Function):
         return hidden, weight, bias, None, None, None, None, None
 
 
-def chunks(
-    hidden: torch.Tensor, head: Head, chunk: int | None = None, dtype: torch.dtype | None = None
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """For each chunk: its slice, rows `[c, H]` in `dtype`, and logits `[c, V]` in float32 or wider (until the next)."""
-    chunk = chunk or chunk_rows(head.weight, False)
-    dtype = dtype or compute_dtype(hidden, head.weight)
-    bias = None if head.bias is None else head.bias.to(dtype)
-    head = head._replace(weight=head.weight.to(dtype), bias=bias)
-    space = torch.empty(min(chunk, len(hidden)), len(head.weight), dtype=dtype, device=hidden.device)  # fresh pages cost time
+def products(
+    hidden: torch.Tensor, head: Head, chunk: int, dtype: torch.dtype
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each chunk, in `dtype`: its first row's number, rows `[c, H]`, head's product `[c, V]` (until the next), weight."""
+    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    space = torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
     for start in range(0, len(hidden), chunk):
-        part = slice(start, start + chunk)
-        rows = hidden[part].to(dtype)
+        rows = hidden[start : start + chunk].to(dtype)
         with without_autocast(hidden.device):
-            logits = project(rows, head, space[: len(rows)])
-        yield part, rows, logits
+            product = torch.mm(rows, weight.T, out=space[: len(rows)])
+        if bias is not None:
+            product += bias
+        yield start, rows, product, weight
 
 
-def project(rows: torch.Tensor, head: Head, space: torch.Tensor) -> torch.Tensor:
-    """The logits `[c, V]`, in float32 or wider, of rows `[c, H]` of the head's dtype; `space` (`[c, V]`) is written to."""
-    logits = torch.mm(rows, head.weight.T, out=space)
-    if head.bias is not None:
-        logits += head.bias
-    logits = logits.to(loss_dtype(logits.dtype))
+def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
+    """The logits of a head's product `[b, V]`, in float32 or wider; the product itself where it is as wide, changed."""
+    logits = product.to(loss_dtype(product.dtype))
     if head.scale != 1.0:
         logits *= head.scale
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     return logits
+
+
+def blocks(hidden: torch.Tensor, head: Head, chunk: int | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
+    """For each block: its place among the rows, and its logits `[b, V]` in float32 or wider (until the next)."""
+    chunk = chunk or chunk_rows(head.weight, False)
+    for start, rows, product, _ in products(hidden, head, chunk, compute_dtype(hidden, head.weight)):
+        for part in parts(start + len(rows), block_rows(hidden.device, len(head.weight), chunk), start):
+            yield part, logits_of(product[part.start - start : part.stop - start], head)
+
+
+def parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """The rows from `start` on cut into slices of `size`, the last one shorter."""
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
 def _through_softcap_(gradient: torch.Tensor, logits: torch.Tensor, softcap: float | None, scale: float) -> None:

@@ -122,13 +122,13 @@ def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
 
 def kept(rows: list[dict[str, Any]], form: Form, teacher: FrozenTeacher, folder: Path) -> WithTeacher:
     """The teacher's answers about each row, asked one at a time."""
-    from hfstrat.head_loss import chunks
+    from hfstrat.head_loss import blocks
 
     collate, blobs = Collator(0, 8, masks_logits=False, selects_rows=True), []
     for row in rows:
         batch = collate([row])
         states = teacher.hidden((), {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["loss_rows"])
-        logits = lambda hidden: ((part, made) for part, _, made in chunks(hidden, teacher.head))  # noqa: E731
+        logits = lambda hidden: blocks(hidden, teacher.head)  # noqa: E731
         blobs.append(form.bytes_of(states, logits, torch.Generator().manual_seed(len(blobs)))[0])
     write(folder / "said", [blobs])
     return WithTeacher(rows, folder / "said", torch.arange(len(rows)).numpy())

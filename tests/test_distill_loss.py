@@ -81,6 +81,17 @@ def test_value_and_gradient_equal_the_reference(name: str, vocabularies: str, te
         assert_same(given, distill_loss(**given, mix=mix, chunk=chunk), reference(given, mix))
 
 
+@pytest.mark.parametrize("chunk", [3, 7, ROWS])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_blocks_within_a_chunk_change_nothing(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfstrat.head_loss.BLOCK_BYTES", 4 * VOCABULARY * 2)  # two rows
+    monkeypatch.setattr("hfstrat.distillation.distill_loss.CHUNK_ROWS", 5)  # the teacher's: blocks do not lie across two
+    for vocabularies in SHARED:
+        test_value_and_gradient_equal_the_reference(name, vocabularies, 2.0, chunk)
+    test_a_head_of_another_kind_has_the_same_loss(name)
+    test_scores_are_the_divergence_of_each_row()
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_heads_that_scale_and_cap_their_logits(name: str) -> None:
     given = sizes(23, 20, bias=True)

@@ -65,6 +65,30 @@ def test_value_and_gradients_equal_the_reference(variant: str, chunk: int | None
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [3, 7, ROWS])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_within_a_chunk_change_nothing(variant: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfstrat.head_loss.BLOCK_BYTES", 4 * VOCABULARY * 2)  # two rows
+    test_value_and_gradients_equal_the_reference(variant, chunk)
+    test_scores_of_each_row_equal_the_reference(variant)
+
+
+@pytest.mark.parametrize("block", [4 * VOCABULARY * 2, 2**20])
+def test_bfloat16_rounds_the_factors_and_no_sum(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast: hidden states and weight are rounded, the gradient of logits is not before it meets the hidden states."""
+    monkeypatch.setattr("hfstrat.head_loss.BLOCK_BYTES", block)
+    given = inputs(dtype=torch.float32)
+    learning = [given["hidden"], given["weight"]]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(head_loss(**given, chunk=4), learning)
+    rounded = [x.detach().bfloat16() for x in learning]
+    logits = functional.linear(*rounded).double().requires_grad_()
+    functional.cross_entropy(logits, given["targets"], reduction="sum").backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(found[1].double(), logits.grad.T @ rounded[0].double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[0].double(), logits.grad @ rounded[1].double(), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradcheck(variant: str) -> None:
     given, options = split(variant)

@@ -16,16 +16,19 @@ from hfstrat.head_loss import (
     CHUNK_ROWS,
     Head,
     RowsLoss,
-    chunks,
+    block_rows,
+    blocks,
+    chunk_rows,
     compute_dtype,
+    logits_of,
     loss_dtype,
-    project,
+    parts,
+    products,
     rows_loss,
-    without_autocast,
 )
 
 Apart = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From a chunk's place and the student's log-probabilities `[c, W]`, whose memory is used up: the divergence of each row
+"""From a block's place and the student's log-probabilities `[b, W]`, whose memory is used up: the divergence of each row
 and its gradient by what these are the log-softmax of."""
 
 
@@ -68,16 +71,23 @@ def distill_loss(
         targets: `[n]`, int64.
         chunk: rows at a time; by default as many as keep the logits in cache.
     """
-    loss = row_loss(targets, apart_of(teacher, mix, hidden, head), teacher.width, mix)
-    return rows_loss(hidden, head, loss, chunk)
+    chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
+    apart = apart_of(teacher, mix, compute_dtype(hidden, head.weight), chunk)
+    return rows_loss(hidden, head, row_loss(targets, apart, teacher.width, mix), chunk)
 
 
 def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher: Teacher, mix: Mix) -> torch.Tensor:
     """The same from logits `[n, V]` that a head of its own kind has made; these exist, and their gradient."""
-    stand_in = Head(logits)  # decides chunks and dtypes only
-    loss = row_loss(targets, apart_of(teacher, mix, logits, stand_in), teacher.width, mix)
-    total: torch.Tensor = _OfLogits.apply(logits, loss)  # type: ignore[no-untyped-call]
+    size, chunk = _sizes(logits)
+    loss = row_loss(targets, apart_of(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
+    total: torch.Tensor = _OfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
     return total
+
+
+def _sizes(logits: torch.Tensor) -> tuple[int, int]:
+    """How many rows of logits to go through at a time, and how many of the teacher's to make at a time."""
+    size = block_rows(logits.device, logits.shape[-1], CHUNK_ROWS)
+    return size, size * (CHUNK_ROWS // size)
 
 
 @torch.no_grad()
@@ -85,10 +95,11 @@ def distill_scores(
     hidden: torch.Tensor, head: Head, teacher: Teacher, temperature: float = 1.0, chunk: int | None = None
 ) -> torch.Tensor:
     """Per row KL(teacher || student) in nats, `[n]`, at this temperature; without a gradient."""
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), hidden, head)
+    chunk = chunk or chunk_rows(head.weight, False)
+    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
     found = [
         apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
-        for part, _, logits in chunks(hidden, head, chunk)
+        for part, logits in blocks(hidden, head, chunk)
     ]
     empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
     return torch.cat([empty, *found])
@@ -97,10 +108,12 @@ def distill_scores(
 @torch.no_grad()
 def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature: float = 1.0) -> torch.Tensor:
     """The same from logits `[n, V]`."""
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), logits, Head(logits))
-    scaled = logits[:, : teacher.width] / temperature
-    parts = (slice(start, start + CHUNK_ROWS) for start in range(0, len(logits), CHUNK_ROWS))
-    return torch.cat([logits.new_empty(0), *(apart(part, torch.log_softmax(scaled[part], -1))[0] for part in parts)])
+    size, chunk = _sizes(logits)
+    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
+    found = [
+        apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
+    ]
+    return torch.cat([logits.new_empty(0), *found])
 
 
 def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsLoss:
@@ -118,7 +131,8 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
             own = own.exp() if own is student else own.exp_()
         values, gradient = apart(part, student)
         value += values.sum() * (alpha * temperature**2)
-        gradient *= alpha * temperature  # T^2, and 1/T from the chain rule
+        if alpha * temperature != 1.0:
+            gradient *= alpha * temperature  # T^2, and 1/T from the chain rule
         if not whole:  # tokens that only the student has
             space.zero_()[:, :width] = gradient
             gradient = space
@@ -130,10 +144,10 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
     return loss
 
 
-def apart_of(teacher: Teacher, mix: Mix, hidden: torch.Tensor, head: Head) -> Apart:
-    """The divergence from what the teacher says; `hidden` and `head` are the student's."""
+def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+    """The divergence from what the teacher says, whose logits are made in this dtype, so many rows at a time."""
     if teacher.hidden is not None:
-        return _exact(teacher, mix, compute_dtype(hidden, head.weight))
+        return _exact(teacher, mix, dtype, chunk)
     ids = teacher.ids
     assert ids is not None
     if mix.divergence != "forward_kl":
@@ -149,38 +163,34 @@ def apart_of(teacher: Teacher, mix: Mix, hidden: torch.Tensor, head: Head) -> Ap
     )
 
 
-def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype) -> Apart:
+def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
     assert teacher.hidden is not None
     assert teacher.head is not None
     hidden, head, width = teacher.hidden, teacher.head, teacher.width
     apart = DIVERGENCES[mix.divergence]
     options = {"skew": mix.skew} if mix.divergence == "skew_kl" else {}
-    bias = None if head.bias is None else head.bias[:width].to(dtype)
-    head = head._replace(weight=head.weight[:width].to(dtype), bias=bias)
-    made = torch.empty(0, dtype=dtype, device=hidden.device)
-    said = torch.empty(0, dtype=loss_dtype(dtype), device=hidden.device)
+    bias = None if head.bias is None else head.bias[:width]
+    head = head._replace(weight=head.weight[:width], bias=bias)
+    said, first, product = products(hidden, head, chunk, dtype), 0, hidden.new_empty(0)
 
-    def of_chunk(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal made, said
-        rows = hidden[part].to(dtype)
-        if made.numel() < student.numel():  # fresh pages cost time
-            made, said = made.new_empty(student.shape), said.new_empty(student.shape)
-        with without_autocast(hidden.device):
-            logits = project(rows, head, made[: len(rows)])
-            if mix.temperature != 1.0:
-                logits /= mix.temperature
-            return apart(student, torch.log_softmax(logits, -1, out=said[: len(rows)]), **options)
+    def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal first, product
+        while part.stop > first + len(product):  # blocks come in order, and none lies in two chunks
+            first, _, product, _ = next(said)
+        logits = logits_of(product[part.start - first : part.stop - first], head)
+        if mix.temperature != 1.0:
+            logits /= mix.temperature
+        return apart(student, torch.log_softmax(logits, -1), **options)
 
-    return of_chunk
+    return of_block
 
 
 class _OfLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss, size: int) -> torch.Tensor:
         wide = loss_dtype(logits.dtype)
         total, gradient = torch.zeros((), dtype=wide, device=logits.device), torch.empty_like(logits)
-        for start in range(0, len(logits), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
+        for part in parts(len(logits), size):
             rows = logits[part].to(wide)
             value, gradient[part] = loss(part, rows, torch.empty_like(rows))
             total += value
@@ -190,4 +200,4 @@ class _OfLogits(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return ctx.saved_tensors[0] * grad_output, None
+        return ctx.saved_tensors[0] * grad_output, None, None

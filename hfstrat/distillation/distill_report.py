@@ -60,7 +60,7 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
     """Tokens a second that a model writes, one at a time, greedily, after a first word to warm up."""
     import torch
 
-    from hfstrat import forms
+    from hfstrat import forms, generation
     from hfstrat.model import compute_dtype, source_of
 
     options = source_of(loaded.recipe.model)
@@ -69,19 +69,10 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
     if not model.can_generate():
         return None  # a classifier
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    words = torch.arange(5, 21, device=model.device)[None]
-    with torch.no_grad():
-        for length in (2, SPOKEN):
-            started = time.perf_counter()
-            out = model.generate(
-                input_ids=words,
-                attention_mask=torch.ones_like(words),
-                min_new_tokens=length,
-                max_new_tokens=length,
-                do_sample=False,
-                pad_token_id=0,
-            )
-    return (out.shape[1] - words.shape[1]) / (time.perf_counter() - started)
+    for length in (2, SPOKEN):
+        started = time.perf_counter()
+        out = generation.continued(model, [list(range(5, 21))], None, length, min_new_tokens=length)
+    return out.shape[1] / (time.perf_counter() - started)
 
 
 def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:

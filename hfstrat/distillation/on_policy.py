@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (
-    "on-policy by TRL's DistillationTrainer: the teacher is asked about every batch anew, the divergence has no factor T^2, "
+    "on-policy by TRL's DistillationTrainer: the divergence has no factor T^2, "
     "tokens/s are those of the data and not of what the student writes, and each process draws answers of its own"
 )
 

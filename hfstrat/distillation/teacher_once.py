@@ -18,7 +18,7 @@ from hfstrat.data import cache, shelf
 from hfstrat.distillation.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.errors import UserError
 from hfstrat.frozen.unchanged import digest_of_weights, surroundings
-from hfstrat.head_loss import chunks, head_scores
+from hfstrat.head_loss import blocks, head_scores
 
 if TYPE_CHECKING:
     from hfstrat.distillation.distill import Distiller, FrozenTeacher
@@ -171,7 +171,7 @@ def _answers(
     )
 
     def logits(hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        return ((place, chunk) for place, _, chunk in chunks(hidden, head))
+        return blocks(hidden, head)
 
     def ask(numbered: tuple[int, np.ndarray]) -> tuple[list[bytes], float]:
         number, group = numbered
