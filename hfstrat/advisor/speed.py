@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -136,7 +137,7 @@ def matmul_rate() -> float:
     """Operations a second of a product in the precision that training has here, in a child process once, then from a file."""
     from hfstrat.data.cache import folder
 
-    file, key = folder() / RATES_FILE, processor()
+    file, key = folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = _read(file)
     if key in known:
         return float(known[key])
@@ -148,6 +149,13 @@ def matmul_rate() -> float:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(known))
     return float(known[key])
+
+
+def threads() -> int:
+    """How many torch would use: a process that may use one core of many has the rate of one."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, int(said)) if said.isdigit() and int(said) else cores
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -175,7 +183,8 @@ def of_reports(folder: Path) -> list[Rate]:
     found = []
     for file in sorted(folder.rglob("report.json")):
         report = _read(file)
-        if report.get("environment", {}).get("processor") == processor() and (rate := of_report(report)):
+        where = report.get("environment", {})
+        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := of_report(report)):
             found.append(Rate(rate, str(file)))
     return found
 
