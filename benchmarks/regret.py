@@ -41,6 +41,7 @@ KEPT = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
+HOPELESS = 30.0  # points behind: such a strategy is not measured
 PIECE = 1000  # characters of a row of running text
 WHY: dict[str, str] = {}
 
@@ -125,8 +126,9 @@ def ask(case: Case, folder: Path, measure: bool) -> dict[str, Any]:
     made = folder / "recipes"
     if not made.is_dir():
         made.mkdir()
+        top = max(advice.score.points for advice in advices if advice.score)
         for advice in advices:
-            if advice.can and advice.fit and advice.fit.fits_here:
+            if advice.fit and advice.fit.fits_here and advice.score and advice.score.points > top - HOPELESS:
                 (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
     answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advices), default=str))
     return answer

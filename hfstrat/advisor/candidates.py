@@ -143,8 +143,9 @@ def _two_digits(number: float) -> float:
 
 
 def new_vocabulary(data: Survey) -> int:
-    """Tokens of a new tokenizer: 1,024 for little text, twice as many for each tenfold."""
-    count = 1024
+    """Tokens of a new tokenizer: 1,024 for little text, twice as many for each tenfold; fewer where the text has no more pairs
+    that occur twice."""
+    count = int(min(1024, 320 + data.tokens // 8 // 64 * 64))
     for threshold in (1e6, 1e7, 1e8):
         count *= 2 if data.tokens >= threshold else 1
     return min(count, LARGEST_NEW_VOCABULARY)
