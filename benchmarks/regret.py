@@ -61,11 +61,11 @@ CASES = {
     "sst2-100": Case("MiniLM", "sst2", 100, 1000, 45, "100 rows"),
     "trec6-100": Case("MiniLM", "trec6", 100, 500, 30, "100 rows of six classes"),
     "trec6-1000": Case("MiniLM", "trec6", 1000, 500, 45),
-    "sst2-all": Case("MiniLM", "sst2", None, 1000, 60),
+    "sst2-all": Case("MiniLM", "sst2", None, 1000, 45),
     "banking77-all": Case("MiniLM", "banking77", None, 1000, 60, "77 classes"),
-    "stories": Case("stories260K", "tinystories", None, 60, 60, "text like the base's"),
-    "shakespeare": Case("stories260K", "tinyshakespeare", None, 60, 60, "text unlike the base's"),
-    "docstrings": Case("SmolLM2-135M", "docstrings", 1000, 24, 75, "prompts and answers"),
+    "stories": Case("stories260K", "tinystories", None, 60, 45, "text like the base's"),
+    "shakespeare": Case("stories260K", "tinyshakespeare", None, 60, 45, "text unlike the base's"),
+    "docstrings": Case("SmolLM2-135M", "docstrings", 1000, 24, 60, "prompts and answers"),
 }
 OVERRIDES = ("evaluation.samples=0", "training.eval_steps=0.5")
 
@@ -111,8 +111,8 @@ def write_rows(case: Case, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def ask(case: Case, folder: Path, measure: bool) -> dict[str, Any]:
-    """The adviser's answer, and its recipes where there are none yet."""
+def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
+    """The adviser's answer, and its recipes; `known` is what it measured when it was asked before."""
     from hfstrat.advisor import candidates, measuring, recipes, show, speed, verdict
     from hfstrat.advisor.advise import Asked, situation_of
 
@@ -121,12 +121,11 @@ def ask(case: Case, folder: Path, measure: bool) -> dict[str, Any]:
     asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
     situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
     if measure:
-        situation.measured = measuring.measure(situation, list(candidates.ORDER), MEASURING)
+        situation.measured = known or measuring.measure(situation, list(candidates.ORDER), MEASURING)
     advices = verdict.decide(situation, list(candidates.ORDER))
-    made = folder / "recipes"
-    if not made.is_dir():
-        made.mkdir()
-        top = max(advice.score.points for advice in advices if advice.score)
+    if not measure:
+        made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
+        made.mkdir(exist_ok=True)
         for advice in advices:
             if advice.fit and advice.fit.fits_here and advice.score and advice.score.points > top - HOPELESS:
                 (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
@@ -141,7 +140,10 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
     file = folder / "advice.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     if again or not found:
-        latest = {way: ask(case, folder, way == "measured") for way in ("rules", "measured")}
+        if found and not (folder / "before.json").is_file() and (before := outcome(name)):
+            (folder / "before.json").write_text(json.dumps(before["measured"]))
+        known = found["first"]["measured"]["measured"] if found else {}
+        latest = {way: ask(case, folder, way == "measured", known) for way in ("rules", "measured")}
         found = {"first": found.get("first", latest), "latest": latest}
         file.write_text(json.dumps(found, indent=1))
     return found
@@ -187,6 +189,9 @@ def outcome(name: str) -> dict[str, Any] | None:
             | {"told_apart": (row.get("against_best") or {}).get("told_apart"), "steps": row["runs"][0].get("steps")}
             for label, row in entries.items()
         },
+        "measured_before": json.loads((KEPT / name / "before.json").read_text())
+        if (KEPT / name / "before.json").is_file()
+        else {},
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
         "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
     }
@@ -235,7 +240,10 @@ def said(one: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def below(name: str, one: dict[str, Any]) -> list[str]:
-    made = []
+    made, earlier = [], one["measured_before"]
+    if changed := [label for label in earlier if earlier[label]["quality"] != one["measured"].get(label, {}).get("quality")]:
+        values = ", ".join(f"{label} {value(one, earlier[label]['quality'])}" for label in changed)
+        made.append(f"- {name}: with the recipes that the adviser had written before it was changed: {values}.")
     for way, words in (("rules", "by its rules"), ("measured", "after measuring")):
         first, latest = one["first"][way], one["latest"][way]
         if first["first"] != latest["first"]:

@@ -256,7 +256,6 @@ def test_recipes_are_not_written_for_sizes_by_hand(tmp_path: Path) -> None:
 def test_each_rule_names_its_source_and_its_strategies() -> None:
     assert {name for rule in rules.RULES for name in rule.strategies} == set(rules.ALL) == set(candidates.ORDER)
     assert all(rule.source and rule.says for rule in rules.RULES)
-    assert set(rules.FACTORS) == set(rules.ALL)
     assert len({rule.name for rule in rules.RULES}) == len(rules.RULES)
 
 

@@ -52,12 +52,10 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     epochs = (
         recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
     )
-    load = speed.work(
-        candidate.model, candidate.learning, survey.mean_length, survey.supervised_share, shape.recompute, epochs or 1
-    )
+    load = verdict.work_of(candidate, survey, shape.recompute, epochs or 1)
     total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
     limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
-    took = total - NOT_STARTED if limit is None else limit + speed.START_SECONDS - NOT_STARTED
+    took = total - NOT_STARTED if limit is None or not load.training else limit + speed.START_SECONDS - NOT_STARTED
     if limit is not None and load.training:
         each = load.training * survey.mean_length * recipe.training.global_batch_size
         advice.steps = limit * situation.rate.value / each
@@ -79,7 +77,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
     source, model = recipe.data.train[0].path, _model(recipe)
     survey = data.survey(source, model, recipe.task)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    made = task.shapes(model.shapes, model.config, len(survey.labels))
+    made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
     if made is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
     section = strategy.model_dump(exclude_unset=True)

@@ -127,10 +127,7 @@ def _set_time(situation: Situation, advice: Advice) -> None:
     assert candidate.model is not None
     assert candidate.learning is not None
     assert advice.fit is not None
-    recompute = advice.fit.shape.recompute
-    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, candidate.epochs)
-    if candidate.learning.body_once and data.labels:  # solved, not stepped to
-        load = load._replace(training=0.0)
+    load = work_of(candidate, data, advice.fit.shape.recompute, candidate.epochs)
     advice.work, rate = load, _rate(situation, advice)
     advice.band = rate.band
     processes = situation.sharing.processes
@@ -153,6 +150,14 @@ def _set_time(situation: Situation, advice: Advice) -> None:
     else:
         advice.in_time = False
         advice.time_words = "not in the time"
+
+
+def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
+    """Operations a token; a head that is solved takes no steps."""
+    assert candidate.model is not None
+    assert candidate.learning is not None
+    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, epochs)
+    return load._replace(training=0.0) if candidate.learning.body_once and data.labels else load
 
 
 def _rate(situation: Situation, advice: Advice) -> Rate:
