@@ -80,7 +80,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     )
     return {
         "rate": quick["rates"][strategy],
-        "product": speed.SHARE["cpu"] * speed.matmul_rate(),
+        "product": speed.matmul_rate(),
         "seconds": result["step_seconds"],
         "operations": load.training * result["tokens"],
     }
@@ -104,10 +104,13 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
 
 def predictions(done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """By source of the rate; `others` is the median of the same model's other strategies."""
+    from hfstrat.advisor import shapes, speed
+
     rows = []
     for name, found in done.items():
         beside = [other["rate"] for key, other in done.items() if key.split()[0] == name.split()[0] and key != name]
-        rates = {"measured": found["rate"], "product": found["product"]}
+        width = shapes.read(model_folder(name.split()[0])).width
+        rates = {"measured": found["rate"], "product": speed.share(width) * found["product"]}
         rates |= {"others": statistics.median(beside)} if beside else {}
         for source, rate in rates.items():
             predicted = found["operations"] / rate

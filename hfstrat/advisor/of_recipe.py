@@ -41,9 +41,8 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     """Raises UserError where nobody can tell."""
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
-    situation = Situation(
-        candidate.model or shapes.read(recipe.model.name_or_path), survey, device, device.memory, rate=speed.rate_of(device)
-    )
+    model = candidate.model or shapes.read(recipe.model.name_or_path)
+    situation = Situation(model, survey, device, device.memory, rate=speed.rate_of(device).of(model.width))
     assert candidate.model is not None
     assert candidate.learning is not None
     shape = shape_of(recipe, survey, device.is_cpu, situation.compute)

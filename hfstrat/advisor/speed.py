@@ -20,7 +20,9 @@ from hfstrat.depth import BLOCK, EMBEDDING, HEAD
 from hfstrat.report import processor
 from hfstrat.strategies import Learning
 
-SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a whole step reaches, where nothing was measured
+SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
+HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
+FORWARD = 2.0  # times the rate of a step: nothing is kept for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the fresh process that verifies the result
 PAYS = 1.1  # as in hfstrat.frozen.precompute
 RATES_FILE = "advisor-rates.json"
@@ -48,11 +50,28 @@ class Work(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Operations a second, where that is from, and the relative error that was found for it (None: not validated)."""
+    """Operations a second, where that is from, and the relative error that was found for it (None: not validated).
+
+    `product`: the rate of the machine's products, where `value` is from that.
+    """
 
     value: float
     source: str
     band: float | None = None
+    product: float = 0.0
+
+    def of(self, width: int) -> Rate:
+        """The same for a model of this width."""
+        return self._replace(value=share(width) * self.product) if self.product else self
+
+
+def share(width: int) -> float:
+    """Of the products' rate that whole steps reach on a CPU: the roofline (Williams et al. 2009).
+
+    A token's products are width squared and what stands between them (norms, activations, casts) is width, so that the time
+    beside the products is to that of the products as a constant to the width: benchmarks/results/time_prediction.md.
+    """
+    return SHARE["cpu"] * width / (width + HALF_WIDTH)
 
 
 def work(
@@ -116,8 +135,8 @@ def _head(model: Model, learning: Learning) -> float:
 
 def seconds(load: Work, tokens: float, epochs: float, eval_tokens: float, evaluations: float, rate: float) -> float:
     """Of a whole run: what is computed once, the epochs, the evaluations, and its start."""
-    operations = load.once * (tokens + eval_tokens) + load.training * tokens * epochs
-    return START_SECONDS + (operations + load.evaluation * eval_tokens * evaluations) / rate
+    forward = load.once * (tokens + eval_tokens) + load.evaluation * eval_tokens * evaluations
+    return START_SECONDS + (forward / FORWARD + load.training * tokens * epochs) / rate
 
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
@@ -129,7 +148,8 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
         if found:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", bands.time_band("reports"))
-        return Rate(SHARE["cpu"] * matmul_rate(), "a product measured on this machine", bands.time_band("product"))
+        rate = matmul_rate()
+        return Rate(SHARE["cpu"] * rate, "a product measured on this machine", bands.time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
