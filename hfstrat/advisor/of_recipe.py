@@ -9,7 +9,7 @@ from typing import Any
 from hfstrat.advisor import bands, data, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
-from hfstrat.advisor.memory import Shape
+from hfstrat.advisor.memory_terms import Shape
 from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.config import Recipe, seconds
