@@ -155,11 +155,11 @@ def _set_time(situation: Situation, advice: Advice) -> None:
 
 
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
-    """Operations a token; a head that is solved takes no steps."""
+    """Operations a token; a head that is solved takes no steps, and is evaluated on features that are there."""
     assert candidate.model is not None
     assert candidate.learning is not None
     load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, epochs)
-    return load._replace(training=0.0) if candidate.learning.body_once and data.labels else load
+    return load._replace(training=0.0, evaluation=0.0) if candidate.learning.body_once and data.labels else load
 
 
 def _rate(situation: Situation, advice: Advice) -> Rate:
