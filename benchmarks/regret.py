@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_table import OLD_RATES, lines_of
+from benchmarks.regret_table import OLD_RATES, SEEN, lines_of
 
 KEPT = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
@@ -236,7 +236,7 @@ def main() -> None:
         f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: by rules {sum(regrets[::2])} of "
     )
     words += f"{len(found)} cases, after measuring {sum(regrets[1::2])} of {len(found)}. One seed."
-    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, note, "", *lines_of(found)])
+    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, note, SEEN, "", *lines_of(found)])
 
 
 if __name__ == "__main__":
