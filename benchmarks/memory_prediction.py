@@ -187,6 +187,7 @@ def predicted(case: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
     from hfstrat.advisor import hardware, memory, shapes
+    from hfstrat.advisor.memory_terms import Shape
     from hfstrat.scratch import sizes
     from hfstrat.strategies import AnyStrategy
     from hfstrat.tasks import TASKS
@@ -199,7 +200,7 @@ def predicted(case: dict[str, Any]) -> Any:
     made = TASKS[case["task"]].shapes(model.shapes, model.config, 3)
     labelled = case["task"] == "text-classification"
     rows = rows_of(case)
-    shape = memory.Shape(
+    shape = Shape(
         length=case["length"],
         micro=case["micro"],
         passes=case["passes"],

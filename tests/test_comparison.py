@@ -17,8 +17,8 @@ from classifiers import labelled, make_encoder
 from comparisons import Played, asked, rows_of
 from rich.console import Console
 
-from hfstrat import cli, errors, factors
-from hfstrat.comparison import budget, command, entries, proposals, survey
+from hfstrat import cli, errors, factors, proposed
+from hfstrat.comparison import budget, command, entries, survey
 from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.strategies import STRATEGIES
@@ -75,7 +75,7 @@ def test_every_strategy_has_its_factors() -> None:
 def test_every_strategy_that_can_is_proposed(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """A causal LM can be trained by all of them; each recipe is sound, and they share everything but the strategy."""
     line = entries.line_up(asked(tmp_path / "out", model=str(tiny), data=str(rows)))
-    assert [entry.label for entry in line.entries] == list(proposals.ORDER)
+    assert [entry.label for entry in line.entries] == list(proposed.ORDER)
     assert not line.left_out
     assert all(entry.footprint and entry.footprint.trainable for entry in line.entries if entry.strategy != "scratch")
     shown = {entry.label: entry.loaded.recipe.strategy for entry in line.entries}

@@ -81,7 +81,7 @@ def situation_of(asked: Asked) -> Situation:
     if asked.reports and not past.is_dir():
         raise UserError(f"--reports: {asked.reports}: no such folder; name one below which runs have left their report.json")
     reports = speed.of_reports(past) if past.is_dir() else []
-    rate = speed.rate_of(device, reports)
+    rate = speed.rate_of(device, reports).of(model.width)
     if rate.value <= 0:
         raise UserError(f"--device: {device.name}: nobody knows how fast it is; name a known one by --device")
     return Situation(model, data, device, limit, sharing, time, asked.goal, rate)

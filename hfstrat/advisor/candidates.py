@@ -8,14 +8,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hfstrat import proposed
 from hfstrat.advisor import shapes as models
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.shapes import Model
 from hfstrat.errors import UserError
+from hfstrat.proposed import ORDER
 from hfstrat.strategies import STRATEGIES, AnyStrategy, Footprint, Learning, Strategy
 from hfstrat.tasks import TASKS
 
-ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
 EPOCHS = {"scratch": 4.0}
 USUAL_EPOCHS = 3.0
@@ -36,6 +37,12 @@ class Candidate:
     @property
     def epochs(self) -> float:
         return EPOCHS.get(self.name, USUAL_EPOCHS)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Keys of `training:` that it wants."""
+        rate = proposed.learning_rate(self.name, self.model.width if self.model else 0)
+        return {} if rate is None else {"learning_rate": rate}
 
     @property
     def section_keys(self) -> set[str]:
@@ -86,37 +93,12 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     labels = len(data.labels)
     made = task.shapes(model.shapes, model.config, labels)
     found, tied = made or ({**model.shapes, "score.weight": (labels, model.width)}, False)
-    section = SECTIONS[name](model, data, tied)
+    architecture = str((model.config.get("architectures") or [""])[0])
+    about = proposed.About(data.task, model.name, model.layers, model.width, architecture)
+    section = {"name": name, **proposed.section(name, about)}
     strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
     strategy.check(task)
     return Candidate(name, section, strategy, model, strategy.learning(found, tied), strategy.footprint(found, tied))
-
-
-def _head(model: Model, data: Survey, tied: bool) -> dict[str, Any]:
-    return {"name": "head", **({"untie": True} if tied else {})}
-
-
-def _partial(model: Model, data: Survey, tied: bool) -> dict[str, Any]:
-    return {"name": "partial", "last_n_layers": max(1, round(model.layers / (3 if data.labels else 4)))}
-
-
-def _lora(model: Model, data: Survey, tied: bool) -> dict[str, Any]:
-    return {"name": "lora", "r": 16}
-
-
-def _full(model: Model, data: Survey, tied: bool) -> dict[str, Any]:
-    return {"name": "full"}
-
-
-def _distill(model: Model, data: Survey, tied: bool) -> dict[str, Any]:
-    if data.labels:
-        raise UserError("strategy: it needs a trained classifier as its teacher: train one first, then distil it")
-    if model.layers < 2:
-        raise UserError("strategy: a model of one layer cannot be shortened")
-    return {"name": "distill", "student": "full", "shrink": {"layers": -(-model.layers // 2)}}
-
-
-SECTIONS = {"head": _head, "partial": _partial, "lora": _lora, "full": _full, "distill": _distill}
 
 
 def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
@@ -143,8 +125,9 @@ def _two_digits(number: float) -> float:
 
 
 def new_vocabulary(data: Survey) -> int:
-    """Tokens of a new tokenizer: 1,024 for little text, twice as many for each tenfold."""
-    count = 1024
+    """Tokens of a new tokenizer: 1,024 for little text, twice as many for each tenfold; fewer where the text has no more pairs
+    that occur twice."""
+    count = int(min(1024, 320 + data.tokens // 8 // 64 * 64))
     for threshold in (1e6, 1e7, 1e8):
         count *= 2 if data.tokens >= threshold else 1
     return min(count, LARGEST_NEW_VOCABULARY)

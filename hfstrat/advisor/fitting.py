@@ -10,7 +10,8 @@ from hfstrat.advisor import bands, memory
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
-from hfstrat.advisor.memory import Prediction, Shape
+from hfstrat.advisor.memory import Prediction
+from hfstrat.advisor.memory_terms import Shape
 from hfstrat.plan import modest_micro_batch
 
 GLOBAL_BATCH = 16

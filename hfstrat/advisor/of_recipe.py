@@ -9,7 +9,7 @@ from typing import Any
 from hfstrat.advisor import bands, data, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
-from hfstrat.advisor.memory import Shape
+from hfstrat.advisor.memory_terms import Shape
 from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.config import Recipe, seconds
@@ -41,9 +41,8 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     """Raises UserError where nobody can tell."""
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
-    situation = Situation(
-        candidate.model or shapes.read(recipe.model.name_or_path), survey, device, device.memory, rate=speed.rate_of(device)
-    )
+    model = candidate.model or shapes.read(recipe.model.name_or_path)
+    situation = Situation(model, survey, device, device.memory, rate=speed.rate_of(device).of(model.width))
     assert candidate.model is not None
     assert candidate.learning is not None
     shape = shape_of(recipe, survey, device.is_cpu, situation.compute)
@@ -52,12 +51,10 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     epochs = (
         recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
     )
-    load = speed.work(
-        candidate.model, candidate.learning, survey.mean_length, survey.supervised_share, shape.recompute, epochs or 1
-    )
+    load = verdict.work_of(candidate, survey, shape.recompute, epochs or 1)
     total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
     limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
-    took = total - NOT_STARTED if limit is None else limit + speed.START_SECONDS - NOT_STARTED
+    took = total - NOT_STARTED if limit is None or not load.training else limit + speed.START_SECONDS - NOT_STARTED
     if limit is not None and load.training:
         each = load.training * survey.mean_length * recipe.training.global_batch_size
         advice.steps = limit * situation.rate.value / each
@@ -79,7 +76,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
     source, model = recipe.data.train[0].path, _model(recipe)
     survey = data.survey(source, model, recipe.task)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    made = task.shapes(model.shapes, model.config, len(survey.labels))
+    made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
     if made is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
     section = strategy.model_dump(exclude_unset=True)

@@ -64,9 +64,9 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
     found["data"] = {"train": full_path(data.source), "max_length": data.max_length}
     if not data.labels and data.cut_share:
         found["data"]["overflow"] = "split"
-    training: dict[str, Any] = {"num_train_epochs": candidate.epochs, **advice.fit.settings}
-    if situation.time is not None and advice.time_words:
-        training = {"max_time": f"{situation.time:.0f}s", **advice.fit.settings}
+    cut_short = situation.time is not None and advice.time_words
+    length = {"max_time": f"{situation.time:.0f}s"} if cut_short else {"num_train_epochs": candidate.epochs}
+    training = {**length, **candidate.training, **advice.fit.settings}
     return {**found, "training": training, "output_dir": f"runs/advised-{advice.name}"}
 
 

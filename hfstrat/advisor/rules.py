@@ -19,6 +19,7 @@ WORTHWHILE = 4.0  # epochs up to which a repeated token is worth about a new one
 FEW, SOME, MANY = 16.0, 100.0, 1000.0  # rows a class, or a sixteenth of the rows of a language model's data
 ALL = ("head", "partial", "lora", "full", "distill", "scratch")
 ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 rows, of fine-tuning and from scratch
+LEVEL_FROM, WORST_FEW = 64.0, 20.0  # rows a class from which fine-tuning is level; points that it is behind at 8
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,21 @@ def plenty(facts: Facts) -> float:
     return 1.0 - min(1.0, max(0.0, math.log(SOME / max(1.0, facts.each)) / math.log(SOME / 4.0)))
 
 
+def few(facts: Facts) -> float:
+    """Points that fine-tuning is behind features and a head: 20 with 8 rows a class, none with 64."""
+    if not facts.classifies:
+        return 7.0 * (1.0 - plenty(facts))
+    return min(WORST_FEW, max(0.0, WORST_FEW / 3.0 * math.log2(LEVEL_FROM / max(1.0, facts.each))))
+
+
+def cut_short(facts: Facts, strategy: str) -> float:
+    """Points for each halving of the steps that are enough; a classifier wants to have seen a hundred rows of each class."""
+    enough = ENOUGH[strategy == "scratch"]
+    if facts.classifies:
+        enough = max(enough, SOME * facts.classes / 16.0)
+    return (6.0 if facts.classifies else 3.0) * math.log2(max(1.0, enough / max(1.0, facts.steps)))
+
+
 def starved(facts: Facts) -> float:
     """0 at 20 tokens a parameter, 1 for each factor of ten less."""
     return max(0.0, math.log10(OPTIMAL / max(1e-9, facts.tokens_per_parameter)))
@@ -131,9 +147,9 @@ RULES = [
     Rule(
         "few rows",
         ("full", "partial", "lora", "distill", "scratch"),
-        lambda f, s: -7.0 * (1.0 - plenty(f)),
+        lambda f, s: -few(f),
         "with so few rows fine-tuning distorts what the features know; the head alone does better, also on other texts",
-        "Kumar et al. 2022, arXiv 2202.10054 (LP-FT)",
+        "Kumar et al. 2022, arXiv 2202.10054; Tunstall et al. 2022, arXiv 2209.11055 (8 to 64 rows a class)",
     ),
     Rule(
         "a middling number of rows",
@@ -172,9 +188,10 @@ RULES = [
     Rule(
         "cut short",
         ("partial", "lora", "full", "distill", "scratch"),
-        lambda f, s: -3.0 * math.log2(max(1.0, ENOUGH[s == "scratch"] / max(1.0, f.steps))),
+        lambda f, s: -cut_short(f, s),
         "the time is over after few steps, and what is solved or learns quickly is further by then",
-        "benchmarks/results/quickstart.md (most of the gain in 120 steps), head_epochs.md; scratch_recipes.md",
+        "benchmarks/results/quickstart.md (most of the gain in 120 steps), scratch_recipes.md; arXiv 2003.04807 and regret.md "
+        "(77 classes)",
     ),
     Rule(
         "learnt anew",
@@ -219,43 +236,3 @@ def score(facts: Facts, strategy: str) -> Score:
     parts = [(rule, rule.points(facts, strategy)) for rule in RULES if strategy in rule.strategies]
     parts = sorted((part for part in parts if part[1]), key=lambda part: -abs(part[1]))
     return Score(sum(points for _, points in parts), parts)
-
-
-FACTORS = {  # model used, data needed, flexibility, risks: the columns that no number stands for
-    "scratch": (
-        "new, random weights",
-        "20 tokens a parameter (4 epochs of 5)",
-        "everything: architecture, layers, tokenizer",
-        "overfitting on too little data; no knowledge to begin with",
-    ),
-    "head": (
-        "pretrained, frozen",
-        "tens of rows a class",
-        "none beside the head; the base stays as it is",
-        "a dissimilar domain: what the features lack cannot be learnt",
-    ),
-    "partial": (
-        "pretrained, the end of it learns",
-        "hundreds of rows",
-        "which layers learn",
-        "a dissimilar domain; some forgetting",
-    ),
-    "full": (
-        "pretrained, all of it learns",
-        "thousands of rows",
-        "every weight; new tokens",
-        "overfitting on few rows; forgetting",
-    ),
-    "lora": (
-        "pretrained, frozen, adapters beside it",
-        "hundreds of rows",
-        "rank and targets; adapters can be swapped",
-        "little; a dissimilar domain with many tokens wants more rank",
-    ),
-    "distill": (
-        "a student with half the layers, and its teacher",
-        "thousands of rows, unlabelled ones too",
-        "the student's layers and width",
-        "the student keeps the teacher's mistakes; overfitting on few rows",
-    ),
-}

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hfstrat.advisor import bands, rules
+from hfstrat import factors
+from hfstrat.advisor import bands
 from hfstrat.advisor.verdict import Advice, Situation, caveats
 
 WIDTH = 160
@@ -70,17 +71,17 @@ def table(situation: Situation, able: list[Advice]) -> Table:
 
 
 def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]]:
-    words = [rules.FACTORS[advice.name] for advice in able]
+    words = [factors.of(advice.name) for advice in able]
     return [
-        ("model used", [each[0] for each in words]),
-        ("data needed", [each[1] for each in words]),
+        ("model used", [each.model for each in words]),
+        ("data needed", [each.data for each in words]),
         ("data there", [there(situation, advice) for advice in able]),
         ("learns", [learns(advice) for advice in able]),
         ("memory", [fits(advice) for advice in able]),
         ("time", [times(advice) for advice in able]),
-        ("flexibility", [each[2] for each in words]),
+        ("flexibility", [each.flexibility for each in words]),
         ("expected quality", [f"{advice.score.points:.0f} points" if advice.score else "" for advice in able]),
-        ("risks", [each[3] for each in words]),
+        ("risks", [each.risks for each in words]),
     ]
 
 
@@ -155,8 +156,7 @@ def _strategy(advice: Advice) -> dict[str, Any]:
     found: dict[str, Any] = {"rank": advice.rank, "name": advice.name, "strategy": advice.candidate.section}
     if not advice.can or advice.fit is None or advice.score is None or advice.candidate.footprint is None:
         return found | {"can": False, "reason": advice.candidate.reason}
-    prediction, keys = advice.fit.prediction, ("model used", "data needed", "flexibility", "risks")
-    words = rules.FACTORS[advice.name]
+    prediction = advice.fit.prediction
     return found | {
         "can": True,
         "fits": advice.fits,
@@ -177,5 +177,5 @@ def _strategy(advice: Advice) -> dict[str, Any]:
             {"name": rule.name, "points": points, "says": rule.says, "source": rule.source}
             for rule, points in advice.score.parts
         ],
-        "factors": dict(zip(keys, words, strict=True)),
+        "factors": factors.of(advice.name)._asdict(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -19,7 +20,9 @@ from hfstrat.depth import BLOCK, EMBEDDING, HEAD
 from hfstrat.report import processor
 from hfstrat.strategies import Learning
 
-SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a whole step reaches, where nothing was measured
+SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
+HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
+FORWARD = 2.0  # times the rate of a step: nothing is kept for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the fresh process that verifies the result
 PAYS = 1.1  # as in hfstrat.frozen.precompute
 RATES_FILE = "advisor-rates.json"
@@ -47,11 +50,28 @@ class Work(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Operations a second, where that is from, and the relative error that was found for it (None: not validated)."""
+    """Operations a second, where that is from, and the relative error that was found for it (None: not validated).
+
+    `product`: the rate of the machine's products, where `value` is from that.
+    """
 
     value: float
     source: str
     band: float | None = None
+    product: float = 0.0
+
+    def of(self, width: int) -> Rate:
+        """The same for a model of this width."""
+        return self._replace(value=share(width) * self.product) if self.product else self
+
+
+def share(width: int) -> float:
+    """Of the products' rate that whole steps reach on a CPU: the roofline (Williams et al. 2009).
+
+    A token's products are width squared and what stands between them (norms, activations, casts) is width, so that the time
+    beside the products is to that of the products as a constant to the width: benchmarks/results/time_prediction.md.
+    """
+    return SHARE["cpu"] * width / (width + HALF_WIDTH)
 
 
 def work(
@@ -115,8 +135,8 @@ def _head(model: Model, learning: Learning) -> float:
 
 def seconds(load: Work, tokens: float, epochs: float, eval_tokens: float, evaluations: float, rate: float) -> float:
     """Of a whole run: what is computed once, the epochs, the evaluations, and its start."""
-    operations = load.once * (tokens + eval_tokens) + load.training * tokens * epochs
-    return START_SECONDS + (operations + load.evaluation * eval_tokens * evaluations) / rate
+    forward = load.once * (tokens + eval_tokens) + load.evaluation * eval_tokens * evaluations
+    return START_SECONDS + (forward / FORWARD + load.training * tokens * epochs) / rate
 
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
@@ -128,7 +148,8 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
         if found:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", bands.time_band("reports"))
-        return Rate(SHARE["cpu"] * matmul_rate(), "a product measured on this machine", bands.time_band("product"))
+        rate = matmul_rate()
+        return Rate(SHARE["cpu"] * rate, "a product measured on this machine", bands.time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
@@ -136,7 +157,7 @@ def matmul_rate() -> float:
     """Operations a second of a product in the precision that training has here, in a child process once, then from a file."""
     from hfstrat.data.cache import folder
 
-    file, key = folder() / RATES_FILE, processor()
+    file, key = folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = _read(file)
     if key in known:
         return float(known[key])
@@ -148,6 +169,13 @@ def matmul_rate() -> float:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(known))
     return float(known[key])
+
+
+def threads() -> int:
+    """How many torch would use: a process that may use one core of many has the rate of one."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, int(said)) if said.isdigit() and int(said) else cores
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -175,7 +203,8 @@ def of_reports(folder: Path) -> list[Rate]:
     found = []
     for file in sorted(folder.rglob("report.json")):
         report = _read(file)
-        if report.get("environment", {}).get("processor") == processor() and (rate := of_report(report)):
+        where = report.get("environment", {})
+        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := of_report(report)):
             found.append(Rate(rate, str(file)))
     return found
 

@@ -18,7 +18,7 @@ from hfstrat.advisor.speed import Rate, Work
 from hfstrat.errors import UserError
 
 EVALUATIONS = 6.0  # before, four times on the way, after
-LEAST_STEPS = 20  # below it a run is no training
+LEAST_STEPS = {True: 1.0, False: 20.0}  # below it a run is no training: with pretrained weights, and from scratch
 ALONE, NO_RATE = Sharing(), Rate(0.0, "")
 STANDING = {"fits": 0, "fits with": 0, "fits with more": 1, "does not fit": 2}
 
@@ -58,7 +58,7 @@ class Advice:
     work: Work | None = None
     seconds: float = 0.0
     epochs: float = 0.0
-    steps: float = math.inf  # of 16 rows, were all of the time training
+    steps: float = math.inf  # of 16 rows, were all of the time after the start training
     in_time: bool = True
     time_words: str = ""
     band: float | None = None
@@ -127,10 +127,7 @@ def _set_time(situation: Situation, advice: Advice) -> None:
     assert candidate.model is not None
     assert candidate.learning is not None
     assert advice.fit is not None
-    recompute = advice.fit.shape.recompute
-    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, candidate.epochs)
-    if candidate.learning.body_once and data.labels:  # solved, not stepped to
-        load = load._replace(training=0.0)
+    load = work_of(candidate, data, advice.fit.shape.recompute, candidate.epochs)
     advice.work, rate = load, _rate(situation, advice)
     advice.band = rate.band
     processes = situation.sharing.processes
@@ -141,18 +138,28 @@ def _set_time(situation: Situation, advice: Advice) -> None:
     whole, limit = takes(candidate.epochs), situation.time
     advice.seconds, advice.epochs = whole, candidate.epochs
     if limit is not None and load.training:
-        advice.steps = limit * rate.value * processes / (load.training * data.mean_length * fitting.GLOBAL_BATCH)
+        left = max(0.0, limit - speed.START_SECONDS)
+        advice.steps = left * rate.value * processes / (load.training * data.mean_length * fitting.GLOBAL_BATCH)
     if limit is None or whole <= limit:
         return
     each = load.training * data.tokens / (rate.value * processes)
     possible = (limit - takes(0.0)) / each if each else 0.0
     steps = possible * data.rows / fitting.GLOBAL_BATCH
-    if steps >= min(LEAST_STEPS, data.rows / fitting.GLOBAL_BATCH):
+    least = LEAST_STEPS[candidate.strategy is not None and candidate.strategy.needs_weights]
+    if steps >= min(least, data.rows / fitting.GLOBAL_BATCH):
         advice.seconds, advice.epochs = limit, possible
         advice.time_words = f"{possible:.2g} of {candidate.epochs:g} epochs in the time"
     else:
         advice.in_time = False
         advice.time_words = "not in the time"
+
+
+def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
+    """Operations a token; a head that is solved takes no steps, and is evaluated on features that are there."""
+    assert candidate.model is not None
+    assert candidate.learning is not None
+    load = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, epochs)
+    return load._replace(training=0.0, evaluation=0.0) if candidate.learning.body_once and data.labels else load
 
 
 def _rate(situation: Situation, advice: Advice) -> Rate:
@@ -163,7 +170,7 @@ def _rate(situation: Situation, advice: Advice) -> Rate:
     if rates:
         middle = sorted(rates.values())[len(rates) // 2]
         return Rate(middle, "a few real steps of other strategies here", bands.time_band("others"))
-    return situation.rate
+    return situation.rate.of(advice.candidate.model.width) if advice.candidate.model else situation.rate
 
 
 def facts_of(situation: Situation, advice: Advice, seconds: dict[str, float], sizes: dict[str, float]) -> Facts:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hfstrat import proposed
 from hfstrat.data import readers, sources
 from hfstrat.data.labels import LabelReading
 from hfstrat.depth import BLOCK
@@ -18,9 +18,8 @@ from hfstrat.tasks import TASKS, CausalLM, TextClassification
 HELD_OUT = 0.2  # of the rows (at most 1000): a comparison wants more of them than a run that is only watched
 LONGEST = 1024
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTH = ("hidden_size", "n_embd", "dim", "d_model")
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length")
-Made = tuple[dict[str, Any], dict[str, Any]]  # keys of `strategy:` and of `training:`
-ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
 
 
 def strategies(names: str | None) -> tuple[list[str], bool]:
@@ -30,7 +29,7 @@ def strategies(names: str | None) -> tuple[list[str], bool]:
         UserError: a name that is none, or stands there twice.
     """
     if names is None:
-        return [name for name in ORDER if name in STRATEGIES], False
+        return [name for name in proposed.ORDER if name in STRATEGIES], False
     given = [name.strip() for name in names.split(",") if name.strip()]
     for name in given:
         if name not in STRATEGIES:
@@ -67,9 +66,10 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
         UserError: this strategy cannot do it with this model, in a sentence that begins with the strategy.
     """
     config = _config(model)
-    made = PROPOSALS.get(name)
-    section, training = made(task, model, config) if made else ({}, {})
-    context = next((config[key] for key in CONTEXT if isinstance(config.get(key), int)), LONGEST)
+    architecture, width = str((config.get("architectures") or [""])[0]), _first(config, WIDTH)
+    section = proposed.section(name, proposed.About(task, model, _depth(model, config), width, architecture))
+    rate = proposed.learning_rate(name, 0 if name == "scratch" else width)  # how wide a new model will be, nobody knows yet
+    context = _first(config, CONTEXT) or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # its first two positions are no token's
     lines = [
         f"# {name}, as `hfstrat compare` proposes it: change what you know better.",
@@ -78,8 +78,8 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
     ]
     lines += [f"strategy: {_said({'name': name, **section})}", "data:", f"  train: {_said(data)}", f"  eval_size: {HELD_OUT}"]
     lines += [f"  max_length: {max(8, min(LONGEST, room))}"]
-    if training:
-        lines += ["training:", *(f"  {key}: {_said(value)}" for key, value in training.items())]
+    if rate is not None:
+        lines += ["training:", f"  learning_rate: {_said(rate)}"]
     return "\n".join([*lines, f"output_dir: runs/{name}", ""])
 
 
@@ -101,38 +101,14 @@ def _config(model: str) -> dict[str, Any]:
         return {}
 
 
-def _partial(task: str, model: str, config: dict[str, Any]) -> Made:
-    """A third of the blocks: the upper ones are the task's, the lower ones the language's (ULMFiT, arXiv 1801.06146)."""
-    return {"last_n_layers": max(1, round(_depth(model, config) / 3))}, {}
-
-
-def _head(task: str, model: str, config: dict[str, Any]) -> Made:
-    """A head that is the embeddings cannot learn alone; of one that is not, `untie` changes nothing."""
-    return ({"untie": True} if TASKS[task].unit == "token" else {}), {}
-
-
-def _distill(task: str, model: str, config: dict[str, Any]) -> Made:
-    """Half the depth, taught by the whole, as recipes/distill/half_depth.yaml: the model has to know the task."""
-    depth, architecture = _depth(model, config), str((config.get("architectures") or [""])[0])
-    if TASKS[task].unit != "token" and not architecture.endswith(TASKS[task].architecture):
-        raise UserError(
-            f"distill: {model} has no head that was trained for task: {task}, so it has nothing to teach; train one first and "
-            "name it as --model, or give a recipe with strategy.teacher"
-        )
-    if depth < 2:
-        raise UserError(f"distill: {model} has one layer, so there is no half of it; give a recipe with strategy.teacher")
-    section = {"shrink": {"layers": depth // 2}, "student": "full", "alpha": 0.9, "baseline": False}
-    return section, {"learning_rate": 2e-4}
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int:
+    """The number that the config has under one of these names; 0: none."""
+    return next((int(config[key]) for key in names if isinstance(config.get(key), int)), 0)
 
 
 def _depth(model: str, config: dict[str, Any]) -> int:
-    said = next((config[key] for key in DEPTH if isinstance(config.get(key), int)), 0)
-    if said:
-        return int(said)
+    if said := _first(config, DEPTH):
+        return said
     folder = Path(model).expanduser()
     names = read_shapes(folder) if folder.is_dir() else {}
     return max((int(found[1]) + 1 for name in names if (found := BLOCK.search(name))), default=6)
-
-
-PROPOSALS: dict[str, Callable[[str, str, dict[str, Any]], Made]] = {"partial": _partial, "head": _head, "distill": _distill}
-"""What a strategy needs beside its name; the others have defaults for all of it."""

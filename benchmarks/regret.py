@@ -1,0 +1,243 @@
+"""How good is the adviser's first choice? Regret: the best that was measured, less what its first choice came to.
+
+    python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
+
+Writes benchmarks/results/regret.json and .md. For each case the adviser is asked twice with the case's data, memory and time
+(the budget, and what a run takes beside its training): by its rules alone, and after `--measure`. Then its own recipes of all
+strategies that fit are measured side by side by `hfstrat compare`: the same rows, the same budget, one seed, on rows of a test
+set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the strategies'
+tokenizers differ); the goal is 1 point or 2 %. Strategies that the rows do not tell apart (paired bootstrap) are marked.
+
+Everything is kept in runs/benchmarks/regret: what was done is not done again, and a case that was cut off goes on.
+`--ask-only` asks the adviser again, after a change of its rules, and measures nothing. The first answer is kept, and the table
+tells it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
+
+Predicted before the first run (best; regret of the rules / after measuring):
+  sst2-100       full .75                     2 points / 1
+  trec6-100      full .72                     4 / 3
+  trec6-1000     full .93                     1 / 1
+  sst2-all       full .86                     1 / 1
+  banking77-all  head .93                    10 / 10: 77 classes want more steps than there is time for
+  stories        full                         2 % / 2 %
+  shakespeare    full                         8 % / 8 %: one layer is too little for other texts
+  docstrings     lora                       150 % / 150 %: scratch, as the others cannot take 20 steps in the time
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.measure import ROOT, machine, write
+from benchmarks.memory_prediction import model_folder
+from benchmarks.regret_table import OLD_RATES, SEEN, lines_of
+
+KEPT = ROOT / "runs" / "benchmarks" / "regret"
+SHARED = ROOT.parent / "shared" / "data"
+MEMORY, MEASURING = "8GiB", 30.0
+GOALS = {"points": 1.0, "percent": 2.0}
+HOPELESS = 30.0  # points behind: such a strategy is not measured
+PIECE = 1000  # characters of a row of running text
+
+
+class Case(NamedTuple):
+    """`rows` of a data set to train on (None: all), so many others to evaluate on, seconds of training a strategy.
+
+    `without`: a tokenizer of its own cannot stand beside one whose tokens have no bytes of their own.
+    """
+
+    model: str
+    data: str
+    rows: int | None
+    eval_rows: int
+    budget: int
+    about: str = ""
+    without: tuple[str, ...] = ()
+
+
+CASES = {
+    "sst2-100": Case("MiniLM", "sst2", 100, 1000, 45, "100 rows"),
+    "trec6-100": Case("MiniLM", "trec6", 100, 500, 30, "100 rows of six classes"),
+    "trec6-1000": Case("MiniLM", "trec6", 1000, 500, 45),
+    "sst2-all": Case("MiniLM", "sst2", None, 1000, 45),
+    "banking77-all": Case("MiniLM", "banking77", None, 1000, 60, "77 classes"),
+    "stories": Case("stories260K", "tinystories", None, 60, 45, "text like the base's"),
+    "shakespeare": Case("stories260K", "tinyshakespeare", None, 60, 45, "text unlike the base's", ("scratch",)),
+    "docstrings": Case("SmolLM2-135M", "docstrings", 1000, 24, 60, "prompts and answers"),
+}
+OVERRIDES = ("evaluation.samples=0", "training.eval_steps=0.5")
+
+
+def rows_of(case: Case) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Rows to train and to evaluate on, the same ones each time."""
+    if case.data in ("tinystories", "tinyshakespeare"):
+        file = {"tinystories": "tinystories_sample/tiny_stories.txt", "tinyshakespeare": "tinyshakespeare/input.txt"}[case.data]
+        pieces = pieces_of((SHARED / file).read_text(encoding="utf-8"))
+        train, test = pieces[: -len(pieces) // 10], pieces[-len(pieces) // 10 :]
+    elif case.data == "docstrings":
+        train, test = (json_lines(ROOT / "data" / "docstrings" / f"{name}.jsonl") for name in ("train", "eval"))
+    else:
+        train, test = (table_of(SHARED / case.data / f"{name}.csv") for name in ("train", "test"))
+    draw = random.Random(0)
+    return draw.sample(train, min(case.rows or len(train), len(train))), draw.sample(test, min(case.eval_rows, len(test)))
+
+
+def pieces_of(text: str) -> list[dict[str, str]]:
+    """Whole lines, as many as there is room for."""
+    pieces = [""]
+    for line in text.splitlines(keepends=True):
+        if len(pieces[-1]) + len(line) > PIECE:
+            pieces.append("")
+        pieces[-1] += line
+    return [{"text": piece} for piece in pieces if piece.strip()]
+
+
+def json_lines(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def table_of(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as source:
+        return [{"text": row["text"], "label": row["label"]} for row in csv.DictReader(source)]
+
+
+def write_rows(case: Case, folder: Path) -> None:
+    if (folder / "eval.jsonl").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in zip(("train", "eval"), rows_of(case), strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
+    """The adviser's answer, and its recipes; `known` is what it measured when it was asked before."""
+    from hfstrat.advisor import candidates, measuring, recipes, show, speed, verdict
+    from hfstrat.advisor.advise import Asked, situation_of
+
+    (folder / "no-reports").mkdir(exist_ok=True)  # what earlier cases took is not known: the order does not matter then
+    time = f"{case.budget + speed.START_SECONDS:.0f}s"
+    asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
+    situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
+    if measure:
+        situation.measured = known or measuring.measure(situation, list(candidates.ORDER), MEASURING)
+    advices = verdict.decide(situation, list(candidates.ORDER))
+    if not measure:
+        made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
+        made.mkdir(exist_ok=True)
+        for advice in advices:
+            near = advice.score and advice.score.points > top - HOPELESS and advice.name not in case.without
+            if near and advice.fit and advice.fit.fits_here:
+                (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
+    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advices), default=str))
+    return answer
+
+
+def answers_of(name: str, again: bool) -> dict[str, Any]:
+    """What the adviser says, by rules and measured: the `first` answer, and the `latest`."""
+    folder, case = KEPT / name, CASES[name]
+    write_rows(case, folder)
+    file = folder / "advice.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    if again or not found:
+        if found and not (folder / "before.json").is_file() and (before := outcome(name)):
+            (folder / "before.json").write_text(json.dumps(before["measured"]))
+        known = found["first"]["measured"]["measured"] if found else {}
+        latest = {way: ask(case, folder, way == "measured", known) for way in ("rules", "measured")}
+        found = {"first": found.get("first", latest), "latest": latest}
+        file.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def measure(name: str) -> None:
+    """`hfstrat compare` on the adviser's recipes, as a user would call it; it goes on where it stopped."""
+    folder = KEPT / name
+    files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
+    words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
+    words += [f"--evaluate={folder / 'eval.jsonl'}", f"--output={folder / 'measured'}"]
+    subprocess.run(words, cwd=ROOT, check=True)
+
+
+def choice(answer: dict[str, Any]) -> list[str]:
+    return [each["name"] for each in answer["strategies"] if each.get("can")]
+
+
+def outcome(name: str) -> dict[str, Any] | None:
+    """Regret by way of asking; None where nothing is measured yet."""
+    file = KEPT / name / "measured" / "comparison.json"
+    if not file.is_file():
+        return None
+    table, answers, case = json.loads(file.read_text()), json.loads((KEPT / name / "advice.json").read_text()), CASES[name]
+    if any(row["status"] == "waiting" for row in table["entries"]):
+        return None
+    entries = {row["label"]: row for row in table["entries"] if row["quality"] is not None}
+    quality, best = table["quality"], entries[table["best"]]
+
+    def regret(label: str) -> float:
+        distance = abs(best["quality"] - entries[label]["quality"])
+        return 100 * distance / (1 if quality["higher_is_better"] else best["quality"])
+
+    found = {
+        "case": case._asdict(),
+        "train_rows": table["rows"]["train_rows"],
+        "eval_rows": table["rows"]["eval_rows"],
+        "metric": quality["metric"],
+        "higher_is_better": quality["higher_is_better"],
+        "best": table["best"],
+        "measured": {
+            label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
+            | {"told_apart": (row.get("against_best") or {}).get("told_apart"), "steps": row["runs"][0].get("steps")}
+            for label, row in entries.items()
+        },
+        "measured_before": json.loads((KEPT / name / "before.json").read_text())
+        if (KEPT / name / "before.json").is_file()
+        else {},
+        "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
+        "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
+    }
+    for when, ways in answers.items():
+        for way, answer in ways.items():
+            order = [label for label in choice(answer) if label in entries]
+            places = {each["name"]: each["points"] for each in answer["strategies"] if each.get("can")}
+            one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
+            found.setdefault(when, {})[way] = one | {
+                "told_apart": found["measured"][order[0]]["told_apart"],
+                "unlike": answer["measured"].get("unlike"),
+                "probe_gain": answer["measured"].get("probe_gain"),
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default=",".join(CASES), help="cases")
+    parser.add_argument("--ask-only", action="store_true", help="ask again, and measure nothing")
+    given = parser.parse_args()
+    names = given.only.split(",")
+    if unknown := {*names} - {*CASES}:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; cases are {', '.join(CASES)}")
+    for name in names:
+        for when, answer in answers_of(name, given.ask_only).items():
+            print(name, when, {way: choice(each) for way, each in answer.items()}, flush=True)
+        if not given.ask_only:
+            measure(name)
+    found = {name: one for name in CASES if (one := outcome(name)) is not None}
+    if not found:
+        return
+    old = ", ".join(name for name in OLD_RATES if name in found)
+    note = f"Measured with the strategies' default learning rates, before the recipes had ones for the model's width: {old}."
+    regrets = [one["latest"][way]["regret"] <= one["goal"] for one in found.values() for way in ("rules", "measured")]
+    words = (
+        f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: by rules {sum(regrets[::2])} of "
+    )
+    words += f"{len(found)} cases, after measuring {sum(regrets[1::2])} of {len(found)}. One seed."
+    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, note, SEEN, "", *lines_of(found)])
+
+
+if __name__ == "__main__":
+    main()

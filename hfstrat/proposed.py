@@ -1,0 +1,76 @@
+"""What hfstrat proposes of a strategy where only its name was given: its section, and a learning rate for the model's size.
+
+`hfstrat advise` and `hfstrat compare` both have it from here, so that what is advised is what is measured. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hfstrat.errors import UserError
+from hfstrat.strategies import STRATEGIES
+from hfstrat.tasks import TASKS
+
+ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
+WIDTHS = {"lora": 4096, "full": 4096, "partial": 768, "scratch": 512}  # of the models that the default rates are from
+POWER = 0.78  # of the width: Schulman 2025, 'LoRA Without Regret' (Llama); 1 by arXiv 2203.03466 for hidden layers under Adam
+
+
+class About(NamedTuple):
+    """What a proposal depends on; `width` and `layers` of the model, 0 where they are not known."""
+
+    task: str
+    model: str
+    layers: int
+    width: int
+    architecture: str = ""
+
+
+def section(name: str, about: About) -> dict[str, Any]:
+    """Keys of `strategy:` beside the name.
+
+    Raises:
+        UserError: the strategy cannot be had with this model; begins with the strategy.
+    """
+    return SECTIONS[name](about) if name in SECTIONS else {}
+
+
+def learning_rate(name: str, width: int) -> float | None:
+    """Narrower models want larger steps than those that the defaults are from; None: the default is right, or nothing steps."""
+    if name == "distill":  # what has lost layers wants more than fine-tuning: recipes/distill/half_depth.yaml, 576 wide
+        default, known = 2e-4, 576
+    elif name in WIDTHS:
+        default, known = float(STRATEGIES[name].defaults["learning_rate"].value), WIDTHS[name]
+    else:
+        return None
+    if not 0 < width < known:
+        return default if name == "distill" else None
+    return float(f"{default * (known / width) ** POWER:.1e}")
+
+
+def _partial(about: About) -> dict[str, Any]:
+    """A third of the blocks: the upper ones are the task's, the lower ones the language's (ULMFiT, arXiv 1801.06146)."""
+    return {"last_n_layers": max(1, round(about.layers / 3))}
+
+
+def _head(about: About) -> dict[str, Any]:
+    """A head that is the embeddings cannot learn alone; of one that is not, `untie` changes nothing."""
+    return {"untie": True} if TASKS[about.task].unit == "token" else {}
+
+
+def _distill(about: About) -> dict[str, Any]:
+    """Half the depth, taught by the whole, as recipes/distill/half_depth.yaml: the model has to know the task."""
+    task = TASKS[about.task]
+    if task.unit != "token" and not about.architecture.endswith(task.architecture):
+        raise UserError(
+            f"distill: {about.model} has no head that was trained for task: {about.task}, so it has nothing to teach; train "
+            "one first and name it as --model, or give a recipe with strategy.teacher"
+        )
+    if about.layers < 2:
+        raise UserError(f"distill: {about.model} has one layer, so there is no half of it; give a recipe with strategy.teacher")
+    return {"shrink": {"layers": about.layers // 2}, "student": "full", "alpha": 0.9, "baseline": False}
+
+
+SECTIONS: dict[str, Callable[[About], dict[str, Any]]] = {"partial": _partial, "head": _head, "distill": _distill}
+"""What a strategy needs beside its name; the others have defaults for all of it."""
