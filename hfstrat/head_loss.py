@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from packaging.version import Version
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
 CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
@@ -97,10 +96,11 @@ def head_scores(
 
     Arguments and errors are those of `head_loss`; there is no gradient.
     """
-    nll, right = [], []
+    nll, right, space = [], [], None
     for part, _, logits in chunks(hidden, Head(weight, bias, softcap, scale), chunk):
+        space = torch.empty_like(logits) if space is None else space[: len(logits)]  # fresh pages cost time
         right.append(logits.argmax(-1) == targets[part])
-        nll.append(-functional.log_softmax(logits, -1).gather(1, targets[part][:, None])[:, 0])
+        nll.append(-torch.log_softmax(logits, -1, out=space).gather(1, targets[part][:, None])[:, 0])
     empty = torch.empty(0, dtype=loss_dtype(weight.dtype), device=hidden.device)
     return torch.cat([empty, *nll]), torch.cat([empty.bool(), *right])
 
@@ -172,20 +172,27 @@ def chunks(
     bias = None if head.bias is None else head.bias.to(dtype)
     head = head._replace(weight=head.weight.to(dtype), bias=bias)
     space = torch.empty(min(chunk, len(hidden)), len(head.weight), dtype=dtype, device=hidden.device)  # fresh pages cost time
+    wide = torch.empty_like(space, dtype=loss_dtype(dtype)) if loss_dtype(dtype) != dtype else space
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         rows = hidden[part].to(dtype)
         with without_autocast(hidden.device):
-            logits = project(rows, head, space[: len(rows)])
+            logits = project(rows, head, space[: len(rows)], wide[: len(rows)])
         yield part, rows, logits
 
 
-def project(rows: torch.Tensor, head: Head, space: torch.Tensor) -> torch.Tensor:
-    """The logits `[c, V]`, in float32 or wider, of rows `[c, H]` of the head's dtype; `space` (`[c, V]`) is written to."""
+def project(rows: torch.Tensor, head: Head, space: torch.Tensor, wide: torch.Tensor | None = None) -> torch.Tensor:
+    """The logits `[c, V]`, in float32 or wider, of rows `[c, H]` of the head's dtype.
+
+    Args:
+        space: `[c, V]` of that dtype, written to.
+        wide: `[c, V]` of the logits' dtype, written to where that is another one; None: memory of its own.
+    """
     logits = torch.mm(rows, head.weight.T, out=space)
     if head.bias is not None:
         logits += head.bias
-    logits = logits.to(loss_dtype(logits.dtype))
+    if loss_dtype(logits.dtype) != logits.dtype:
+        logits = logits.to(loss_dtype(logits.dtype)) if wide is None else wide.copy_(logits)
     if head.scale != 1.0:
         logits *= head.scale
     if head.softcap is not None:
