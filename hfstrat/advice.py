@@ -90,8 +90,7 @@ ELSEWHERE = {
     "load_in_4bit": "write `model: {name_or_path: ..., quantization: nf4}`",
     "load_in_8bit": "write `model: {name_or_path: ..., quantization: int8}`",
     **dict.fromkeys(("num_labels", "num_classes", "id2label", "label2id"), "labels are found in the training rows: remove it"),
-    "report_to": "it is passed on as it is: `training.extra.report_to`",
-    "wandb_project": "trackers are named in `training.extra.report_to`",
+    "wandb_project": "trackers are named in `training.report_to`",
 }
 
 IN_SHORT = {  # sections that may be given as one text

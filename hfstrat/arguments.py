@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfstrat import trackers
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.plan import Plan
@@ -63,7 +63,8 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "log_level": "error",  # Trainer would set it to warning on the other processes
         "log_level_replica": "error",
         "disable_tqdm": True,  # we show progress ourselves
-        "report_to": trackers.ready(training.report_to),
+        "report_to": "none",  # trackers are callbacks of ours (`tracking`), so that none of them ends a run
+        "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # theirs
     }
     try:
         return TrainingArguments(**{**settings, **training.extra})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from hfstrat.errors import UserError
+
 CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequence_summary)\.|^head\.")
 ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet", "electra")
 
@@ -93,3 +95,11 @@ def _head(kind: str, prefix: str, width: int, labels: int, bias: bool, norm_bias
         head |= {"head.norm.bias": row} if norm_bias else {}
         return head | {"classifier.weight": (labels, width), "classifier.bias": (labels,)}
     return {"score.weight": (labels, width)}
+
+
+def pad_token_of(config: Any, tokenizer: Any) -> int:
+    """The padding token's id. Raises UserError where there is none."""
+    for pad in (tokenizer.pad_token_id, config.pad_token_id):
+        if pad is not None:
+            return int(pad)
+    raise UserError("model.tokenizer: it has neither a padding nor an end token, so that texts cannot be put into one batch")

@@ -9,6 +9,8 @@ import numpy as np
 
 MATRIX = 100  # labels, at most, for which the whole confusion matrix is kept
 TOP = 20  # confusions that are kept by name
+PRINTED = 3  # labels and confusions
+LONGEST = 24  # characters of a label there
 
 
 def of_sums(sums: np.ndarray, marks: np.ndarray, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -33,6 +35,15 @@ def score_of(sums: np.ndarray, marks: np.ndarray, count: int) -> Callable[[np.nd
         return {"loss": float(nll / max(items, 1)), **parts(weights)}
 
     return score
+
+
+def columns_of(sums: np.ndarray, marks: np.ndarray) -> dict[str, np.ndarray]:
+    """`nll` (nats) over `items` of each row, and whether all of its labels are `right`; of a single one also which it is
+    (`true`) and was `predicted`. `sums` and `marks` as for `of_sums`."""
+    nll, items = sums.astype(np.float64).T
+    true, said = (marks >= 2, marks % 2 == 1) if marks.dtype == np.int8 else marks.astype(np.int64).T[:, :, None]
+    found = {"nll": nll, "items": items, "right": (true == said).all(1).astype(np.float64)}
+    return found if marks.dtype == np.int8 else {**found, "true": true[:, 0], "predicted": said[:, 0]}
 
 
 def _single_parts(marks: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
@@ -97,3 +108,23 @@ def _confusions(true: np.ndarray, said: np.ndarray, names: tuple[str, ...]) -> l
     pairs, counts = np.unique(np.stack([true[wrong], said[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TOP]
     return [{"true": names[pairs[0, i]], "predicted": names[pairs[1, i]], "count": int(counts[i])} for i in order]
+
+
+def lines_of(details: dict[str, Any]) -> list[str]:
+    """What to beat, the labels that are hardest, and what is taken for what."""
+    lines = []
+    if largest := details.get("largest_label"):
+        share = largest["accuracy_of_always_saying_it"]
+        lines.append(f"to beat          accuracy {share:.1%} by always saying {_short(largest['label'])}")
+    worst = sorted((row for row in details.get("labels", []) if row["support"]), key=lambda row: row["f1"])[:PRINTED]
+    if worst:
+        said = ", ".join(f"{_short(row['label'])} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
+        lines.append(f"lowest F1        {said}")
+    if pairs := details.get("confusions", [])[:PRINTED]:
+        said = ", ".join(f"{_short(pair['true'])} as {_short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
+        lines.append(f"taken for        {said}")
+    return lines
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat import arguments, batching, blocks, console, fitting, model, resuming, sharding, workspace
+from hfstrat import arguments, batching, blocks, console, fitting, model, resuming, sharding, trackers, tracking, workspace
 from hfstrat.bars import Bars, OverfittingAlarm
 from hfstrat.clock import Clock
 from hfstrat.config import Recipe
@@ -185,7 +185,7 @@ def build_trainer(
         eval_dataset=feed.eval,
         data_collator=feed.collate,
         processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe)],
+        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe), *trackers_of(recipe, screen)],
         sampler=sampler,
         task=TASKS[recipe.task],
         names=data.label_names,
@@ -209,6 +209,12 @@ def build_trainer(
 def early_stopping(recipe: Recipe) -> list[Any]:
     patience = recipe.training.early_stopping_patience
     return [Patience(patience)] if patience else []
+
+
+def trackers_of(recipe: Recipe, screen: Console) -> list[Any]:
+    names = recipe.training.report_to
+    trackers.ready(names)
+    return tracking.callbacks(names, lambda line: screen.print(line, markup=False))
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:

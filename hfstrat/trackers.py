@@ -21,11 +21,10 @@ def check(names: Sequence[str]) -> None:
             raise UserError(f"training.report_to: {name} is not installed: pip install {PACKAGES[name]}, or remove it")
 
 
-def ready(names: Sequence[str]) -> list[str]:
-    """What TrainingArguments takes; a tracker that would ask for a login is told to work without."""
+def ready(names: Sequence[str]) -> None:
+    """A tracker that would ask for a login is told to work without."""
     if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not _logged_in():
         os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later
-    return list(names) or ["none"]
 
 
 def _logged_in() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,11 +134,12 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
     """Ways to serve this artefact: a title, and lines for a shell."""
     if artefact.task.pipeline != "text-generation":
         return []
-    source = artefact.source
+    source, trust = artefact.source, " --trust-remote-code" if artefact.trust else ""
     if not artefact.is_adapter:
+        ask = _ask(source, artefact.chats)
         return [
-            ("transformers", [f"transformers serve --force-model {source}"]),
-            ("vLLM", [f"vllm serve {source}"]),
+            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", ask]),
+            ("vLLM", [f"vllm serve {source}{trust}", ask]),
             (
                 "Ollama",
                 [
@@ -150,10 +153,16 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
     rank = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= artefact.rank), artefact.rank)
     base = artefact.base_name
     return [
-        ("transformers (after merging)", [*merged, "transformers serve --force-model ./merged"]),
+        (
+            "transformers (after merging; pip install 'transformers[serving]')",
+            [*merged, f"transformers serve ./merged{trust}", _ask("./merged", artefact.chats)],
+        ),
         (
             "vLLM (the base with the adapter beside it; or merge first)",
-            [f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}"],
+            [
+                f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}{trust}",
+                _ask("mine", artefact.chats),
+            ],
         ),
         (
             "Ollama (after merging)",
@@ -165,6 +174,15 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
             ],
         ),
     ]
+
+
+def _ask(name: str, chats: bool) -> str:
+    """A line that asks a server on this machine, in another terminal."""
+    body: dict[str, Any] = {"model": name, "max_tokens": 64}
+    path = "chat/completions" if chats else "completions"
+    body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once upon a time"}
+    words = ["curl", f"http://localhost:8000/v1/{path}", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return shlex.join(words)
 
 
 def _configs(source: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfstrat import answers, export, trackers, use
+from hfstrat import answers, export, use
 from hfstrat.answers import How
 from hfstrat.chat import chat
 from hfstrat.errors import UserError
@@ -143,43 +143,7 @@ def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path, capsys: pytes
     assert "read again" in capsys.readouterr().out
 
 
-# trackers
-
-
-def test_a_missing_tracker_is_said_before_anything(recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from hfstrat import preflight
-
-    monkeypatch.setitem(trackers.PACKAGES, "wandb", "no_such_package")
-    with pytest.raises(UserError, match="report_to: wandb is not installed: pip install no_such_package"):
-        preflight.check(recipe("training.report_to=[wandb]"))
-    (tmp_path / "a_tracker_folder").mkdir()  # as wandb leaves one where it ran
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(trackers.PACKAGES, "wandb", "a_tracker_folder")
-    with pytest.raises(UserError, match="is not installed"):
-        preflight.check(recipe("training.report_to=[wandb]"))
-
-
-def test_a_tracker_does_not_ask_for_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert trackers.ready([]) == ["none"]
-    assert "WANDB_MODE" not in os.environ
-    assert trackers.ready(["wandb", "mlflow"]) == ["wandb", "mlflow"]
-    assert os.environ["WANDB_MODE"] == "offline"
-
-
 def test_no_telemetry() -> None:
     code = "import hfstrat; from huggingface_hub import constants; assert constants.HF_HUB_DISABLE_TELEMETRY"
     known = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
     subprocess.run([sys.executable, "-c", code], env=known, check=True)
-
-
-def test_losses_go_to_a_tracker(recipe: Any, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from hfstrat.train import run
-
-    run(recipe("training.report_to=[tensorboard]", "training.max_steps=2", "evaluation.samples=0"))
-    written = list((tmp_path / "run").rglob("events*"))
-    assert any(b"train/loss" in file.read_bytes() for file in written)

@@ -21,7 +21,6 @@ from test_scratch import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
 
 from hfstrat import advice, checkpoints, evaluate, fused, hub, setup
-from hfstrat.arguments import training_arguments
 from hfstrat.config import Data, Recipe
 from hfstrat.data import prepare
 from hfstrat.errors import UserError
@@ -30,6 +29,7 @@ from hfstrat.evaluation.suite import Suite
 from hfstrat.loading import load_recipe
 from hfstrat.setup import Job
 from hfstrat.strategies import STRATEGIES
+from hfstrat.tracking import Tracker
 from hfstrat.train import answer_prompts
 
 SOUND = """\
@@ -798,13 +798,10 @@ def test_what_the_hub_is_asked_for(
             assert sorted(server.repos[repo].branches) == branches
 
 
-def test_a_tracker_is_handed_to_the_trainer(sound: Seen) -> None:
-    """Asked of the arguments: a Trainer would need the tracker's package."""
-    job = sound.job
-    training = job.recipe.training.model_copy(update={"report_to": ["tensorboard"]})
-    recipe = job.recipe.model_copy(update={"training": training})
-    assert training_arguments(recipe, job.plan, job.compute_dtype, False).report_to == ["tensorboard"]
-    assert sound.args.report_to == []
+def test_a_tracker_is_handed_to_the_trainer(set_up: Callable[..., Seen]) -> None:
+    """Whether or not its package is there."""
+    callbacks = set_up(["training.report_to=[tensorboard]"]).job.trainer.callback_handler.callbacks
+    assert [each.name for each in callbacks if isinstance(each, Tracker)] == ["tensorboard"]
 
 
 def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> None:

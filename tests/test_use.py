@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfstrat import use
+from hfstrat import usage, use
 from hfstrat.errors import UserError
 from hfstrat.train import run
 
@@ -97,3 +103,29 @@ def test_targets_that_are_none(tmp_path: Path, make: Any, words: str) -> None:
 def test_no_prompt_is_said_at_once(trained: Path) -> None:
     with pytest.raises(UserError, match="--prompt"):
         use.generate(str(trained), [], None, None, 5)
+
+
+@pytest.mark.slow
+def test_the_printed_lines_serve(trained: Path, tmp_path: Path) -> None:
+    """`hfstrat use` of an adapter: its lines for transformers are executed as they stand, but for the port."""
+    if shutil.which("curl") is None or any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")):
+        pytest.skip("needs curl, and pip install 'transformers[serving]'")
+    lines = usage.show(str(trained))
+    title = next(place for place, line in enumerate(lines) if line.startswith("# transformers"))
+    merge, serve, ask = lines[title + 2 : title + 5]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    scripts = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    subprocess.run(merge, shell=True, check=True, cwd=tmp_path, env=env)
+    served = subprocess.Popen(f"exec {serve} --port {port}", shell=True, cwd=tmp_path, env=env)
+    try:
+        wait = "--retry 90 --retry-delay 1 --retry-connrefused"
+        asked = ask.replace("8000", str(port)).replace("curl", f"curl -s {wait}", 1)
+        said = subprocess.run(asked, shell=True, check=True, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+        assert served.poll() is None
+    finally:
+        served.terminate()
+        served.wait(30)
+    assert json.loads(said)["choices"][0]["message"]["role"] == "assistant", said

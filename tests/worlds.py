@@ -46,6 +46,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{file.parent.name}/{name}": t for file in files for name, t in load_file(file).items()}
 
 
+def measured_losses(result: dict[str, Any]) -> dict[str, float]:
+    """Of each set of rows, before and after."""
+    return {
+        f"{name} {side}": one[side]["loss"]["value"]
+        for name, one in result.get("measured", {}).items()
+        for side in ("before", "after")
+        if "loss" in one.get(side, {})
+    }
+
+
 def same(one: dict[str, Any], two: dict[str, Any], folders: tuple[Path, Path], rtol: float = 1e-3, atol: float = 5e-5) -> None:
     """The same losses and the same weights, but for the order of sums."""
     losses = [[entry["loss"] for entry in result["losses"]] for result in (one, two)]
@@ -54,6 +64,7 @@ def same(one: dict[str, Any], two: dict[str, Any], folders: tuple[Path, Path], r
         assert two["metrics_before"]["loss"] == pytest.approx(one["metrics_before"]["loss"], rel=1e-5)
     assert two["metrics_after"]["loss"] == pytest.approx(one["metrics_after"]["loss"], rel=1e-4)
     assert two["verified"]["bit_equal"], two["verified"]
+    assert measured_losses(two) == pytest.approx(measured_losses(one), rel=1e-4)
     ours, theirs = (weights(folder) for folder in folders)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

@@ -5,6 +5,7 @@ What is packed are the rows of one optimiser step, so a global batch is the same
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,11 @@ TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a weight, of the largest hidde
 
 def evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
     """Positions of the rows in each of `bins` bins: longest first, each into the emptiest (Graham 1969)."""
-    filled = [0] * bins
+    filled = [(0, number) for number in range(bins)]
     content: list[list[int]] = [[] for _ in range(bins)]
     for position in sorted(range(len(lengths)), key=lambda p: -lengths[p]):
-        emptiest = min(range(bins), key=filled.__getitem__)
-        filled[emptiest] += int(lengths[position])
+        tokens, emptiest = filled[0]
+        heapq.heapreplace(filled, (tokens + int(lengths[position]), emptiest))
         content[emptiest].append(position)
     return content
 

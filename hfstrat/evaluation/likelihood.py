@@ -1,12 +1,13 @@
 """How likely a model holds continuations of contexts, many at once: only their own tokens go through the LM head.
 
-Continuations of one context stand behind it side by side in one row, each blind to the others (a mask) and at the positions it
-would have alone. That the model at hand keeps them apart is shown on random tokens first; where it does not, each gets a row.
+Continuations of one context stand behind it side by side, each blind to the others (a mask) and at the positions it would have
+alone; several contexts with theirs share a row likewise, so that nothing much pads and most passes have one shape. That the
+model at hand keeps them apart is shown on random tokens first; where it does not, each continuation gets a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from torch.nn import functional
 
 from hfstrat.data.batches import rounded
+from hfstrat.data.packing import evenly
 from hfstrat.evaluation.loop import Runner
 from hfstrat.evaluation.progress import Progress
 from hfstrat.evaluation.subject import Subject
 
 Ids = list[int]
-MOST_TOGETHER, MOST_TOKENS = 32, 512  # continuations of one row, and their tokens
+MOST_TOGETHER, MOST_TOKENS = 32, 512  # continuations of one unit, and their tokens
+WIDTH = 64  # tokens of a row of several units, about: wider rows pad less and cost more attention
 TOLERANCE = {4: 1e-3, 2: 3e-2}  # by the bytes of a weight, of the largest loss of a token
 
 
@@ -40,7 +43,7 @@ class Likelihood:
     """Scores continuations with one model.
 
     Args:
-        shared: whether continuations of a context share its forward pass; None: where this model can be shown to allow it.
+        shared: whether continuations share their context, and contexts a row; None: where this model can be shown to allow it.
     """
 
     def __init__(self, subject: Subject, runner: Runner, shared: bool | None = None) -> None:
@@ -63,7 +66,7 @@ class Likelihood:
             return (self._pass([units[place] for place in places], width),)
 
         lengths = np.array([unit.length for unit in units])
-        (found,) = self.runner.per_row(words, lengths, step, progress, work)
+        (found,) = self.runner.per_row(words, lengths, step, progress, work, packed=WIDTH if self.shared else 0)
         whole = np.zeros((len(pairs), 3))
         for unit, rows in zip(units, found, strict=True):
             whole[unit.places] = rows[: len(unit.places)]
@@ -85,25 +88,43 @@ class Likelihood:
             unit.continuations.append(rest)
         return found
 
+    def _rows(self, units: list[Unit]) -> tuple[list[list[int]], int]:
+        """Numbers of the units in each row of a pass, and the rows' width: that which pads least of a few."""
+        if not self.shared:
+            return [[number] for number in range(len(units))], self._width(unit.length for unit in units)
+        lengths = [unit.length for unit in units]
+        fewest = -(-sum(lengths) // max(WIDTH, *lengths))
+        found = []
+        for count in range(fewest, fewest + 3):
+            rows = [row for row in evenly(lengths, count) if row]
+            found.append((rows, self._width(sum(lengths[number] for number in row) for row in rows)))
+        return min(found, key=lambda each: len(each[0]) * each[1])
+
+    def _width(self, lengths: Iterable[int]) -> int:
+        return rounded(max(lengths), self.runner.multiple)
+
     def _pass(self, units: list[Unit], width: int) -> torch.Tensor:
         """One forward pass; `[units, width, 3]`, on the device."""
-        size = rounded(max(unit.length for unit in units), self.runner.multiple)
-        ids, places, parts = np.zeros((3, len(units), size), dtype=np.int64)
-        parts -= 1  # padding; 0 is the context, then continuations by number
-        rows, targets, owners = list[int](), Ids(), list[int]()
-        for index, unit in enumerate(units):
-            context, start = len(unit.context), len(unit.context)
-            ids[index, :context], places[index, :context], parts[index, :context] = unit.context, range(context), 0
-            for number, rest in enumerate(unit.continuations):
-                stop = start + len(rest) - 1
-                ids[index, start:stop] = rest[:-1]
-                places[index, start:stop] = range(context, context + len(rest) - 1)
-                parts[index, start:stop] = number + 1
-                rows += [index * size + context - 1, *range(index * size + start, index * size + stop)]
-                targets += rest
-                owners += [index * width + number] * len(rest)
-                start = stop
-        nll, right = self._losses(*map(self._there, (ids, places, parts, rows, targets)))
+        rows, size = self._rows(units)
+        ids, places, parts, contexts = np.zeros((4, len(rows), size), dtype=np.int64)
+        parts -= 1  # padding; else contexts and continuations of a row by number
+        asked, targets, owners = list[int](), Ids(), list[int]()  # flat positions, what stands there next, whose it is
+        for index, row in enumerate(rows):
+            stop = part = 0
+            for number in row:
+                context, continuations = units[number].context, units[number].continuations
+                root, before = part, stop + len(context) - 1  # the context's number, and its last token
+                for first, each in [(0, context), *((len(context), rest[:-1]) for rest in continuations)]:
+                    here, stop = slice(stop, stop + len(each)), stop + len(each)
+                    ids[index, here], places[index, here] = each, range(first, first + len(each))
+                    parts[index, here], contexts[index, here] = part, root
+                    if part > root:
+                        asked += [index * size + place for place in (before, *range(here.start, stop))]
+                    part += 1
+                for place, rest in enumerate(continuations):
+                    targets += rest
+                    owners += [number * width + place] * len(rest)
+        nll, right = self._losses(*map(self._there, (ids, places, parts, contexts, asked, targets)))
         columns = torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()], dim=1)
         sums = torch.zeros(len(units) * width, 3, dtype=torch.float64, device=columns.device)
         return sums.index_add_(0, self._there(owners), columns).view(len(units), width, 3)
@@ -112,27 +133,31 @@ class Likelihood:
         return torch.as_tensor(values, dtype=torch.long).to(self.runner.device, non_blocking=True)
 
     def _losses(
-        self, ids: torch.Tensor, places: torch.Tensor, parts: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        parts: torch.Tensor,
+        contexts: torch.Tensor,
+        asked: torch.Tensor,
+        targets: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of each target `[n]` at flat position `rows`, and whether it is the top-1 guess."""
+        """Loss of each target `[n]` at the flat positions `asked`, and whether it is the top-1 guess."""
         given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if self.shared:
-            given |= {"attention_mask": self._mask(parts), "position_ids": places}
+            given |= {"attention_mask": self._mask(parts, contexts), "position_ids": places}
         else:
             given["attention_mask"] = (parts >= 0).long()
         if "forward" in vars(self.subject.inner):  # our loss is bound to it
-            out = self.subject.model(**given, loss_rows=rows, targets=targets)
+            out = self.subject.model(**given, loss_rows=asked, targets=targets)
             return out.nll, out.correct
-        logits = self.subject.model(**given).logits.flatten(0, 1).index_select(0, rows).float()
+        logits = self.subject.model(**given).logits.flatten(0, 1).index_select(0, asked).float()
         return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
-    def _mask(self, parts: torch.Tensor) -> torch.Tensor:
-        """`[B, 1, T, T]`: what each position sees: the context and its own continuation, up to itself."""
-        size = parts.shape[1]
-        mine, theirs = parts[:, :, None], parts[:, None, :]
-        seen = ((theirs == 0) | (theirs == mine)) & (theirs >= 0)
-        seen &= torch.ones(size, size, dtype=torch.bool, device=parts.device).tril()
-        seen |= torch.eye(size, dtype=torch.bool, device=parts.device)  # padding sees itself: a softmax of nothing is NaN
+    def _mask(self, parts: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """`[B, 1, T, T]`: what each position sees: its context and its own part, up to itself; padding sees padding."""
+        theirs = parts[:, None, :]
+        seen = (theirs == parts[:, :, None]) | (theirs == contexts[:, :, None])
+        seen &= torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool, device=parts.device).tril()
         if self.attention == "sdpa":
             return seen[:, None]
         dtype = next(self.subject.model.parameters()).dtype
@@ -150,7 +175,8 @@ class Likelihood:
         try:
             for self.shared in (True, False):
                 with self.runner.computing():
-                    found.append(torch.cat([self._pass([unit], 3)[0, : len(unit.places)] for unit in self.units(pairs)]))
+                    sums = self._pass(self.units(pairs), 3).flatten(0, 1)
+                found.append(sums[sums[:, 1] > 0])
         except Exception:  # a structure that was not foreseen can fail in any way
             return False
         dtype = self.runner.dtype if self.runner.dtype != torch.float32 else next(self.subject.model.parameters()).dtype

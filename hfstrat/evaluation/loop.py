@@ -57,15 +57,23 @@ class Runner:
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
-    def batches(self, lengths: np.ndarray) -> list[list[int]]:
-        """Places of rows, longest first, as many together as the budget holds."""
+    def batches(self, lengths: np.ndarray, packed: int = 0) -> list[list[int]]:
+        """Places of rows, longest first, as many together as the budget holds.
+
+        Args:
+            packed: width of what rows stand in one behind the other. Those that fit are dealt out, so that passes are alike:
+                long and short ones together pad little, and there is one shape to compile kernels for.
+        """
         order, found, start = np.argsort(-lengths, kind="stable"), list[list[int]](), 0
-        while start < len(order):
-            width = rounded(max(1, int(lengths[order[start]])), self.multiple)
+        plain = order[lengths[order] > packed]
+        while start < len(plain):
+            width = rounded(max(1, int(lengths[plain[start]])), self.multiple)
             count = max(1, self.budget // width)
-            found.append(order[start : start + count].tolist())
+            found.append(plain[start : start + count].tolist())
             start += count
-        return found
+        rest = order[len(plain) :]
+        passes = -(-int(lengths[rest].sum()) // self.budget)
+        return found + [rest[number::passes].tolist() for number in range(min(passes, len(rest)))]
 
     def share(self, batches: Sequence[Any]) -> list[tuple[Any, bool]]:
         """This process's batches, and whether each counts: all processes run as many (sharded models wait for each other)."""
@@ -74,14 +82,21 @@ class Runner:
         return [(batches[min(place, len(batches) - 1)], place < len(batches)) for place in places]
 
     def per_row(
-        self, words: str, lengths: np.ndarray, step: Step, progress: Progress | None = None, work: float | None = None
+        self,
+        words: str,
+        lengths: np.ndarray,
+        step: Step,
+        progress: Progress | None = None,
+        work: float | None = None,
+        packed: int = 0,
     ) -> tuple[np.ndarray, ...]:
         """What `step` says of every row, in their order, on every process.
 
         Args:
             progress: to be moved on by `work`, where these rows are a part of more; else there is one of its own.
+            packed: see `batches`.
         """
-        mine, kept, places = self.share(self.batches(lengths)), list[tuple[torch.Tensor, ...]](), list[int]()
+        mine, kept, places = self.share(self.batches(lengths, packed)), list[tuple[torch.Tensor, ...]](), list[int]()
         tokens = sum(int(lengths[batch].sum()) for batch, _ in mine)
         shown = nullcontext(progress) if progress is not None else Progress(self.screen, words, tokens)
         size = 1.0 if work is None else work / max(1, tokens)

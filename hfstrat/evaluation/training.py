@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hfstrat import sharding
 from hfstrat.evaluation import rows
 from hfstrat.evaluation.intervals import Found
 from hfstrat.evaluation.loop import Runner
 from hfstrat.evaluation.subject import Subject
 from hfstrat.evaluation.suite import ROWS, Suite, report_of
+from hfstrat.world import is_sharded
 
 if TYPE_CHECKING:
     from hfstrat.setup import Job
@@ -50,21 +52,23 @@ def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
 
 
 def measure(job: Job) -> dict[str, Found]:
-    """The suite on the model as it is now."""
+    """The suite on the model as it is now: whole on each process, also where it is trained in pieces."""
     trainer, strategy = job.trainer, job.recipe.strategy
     suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
     if suite.is_empty(job.task):
         return {}
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        job.screen.print(
-            "not measured beside the loss: the weights are in parts; `hfstrat evaluate` measures the result afterwards"
-        )
-        return {}
     model = trainer.accelerator.unwrap_model(trainer.model)
-    subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
     args, tokens = trainer.args, job.recipe.evaluation.batch_tokens
-    model.to(args.device)
+    if not is_sharded():
+        model.to(args.device)
     processes = job.plan.processes
     rank = args.process_index if processes > 1 else 0
     runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
-    return suite.measure(subject, runner)
+    with sharding.on_device(model, args.device):
+        subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
+        if not all(runner.gather(subject.device.type == args.device.type)):  # all or none: they wait for each other
+            job.screen.print(
+                "not measured beside the loss: a device has no room for the whole model; `hfstrat evaluate` measures the result"
+            )
+            return {}
+        return suite.measure(subject, runner)

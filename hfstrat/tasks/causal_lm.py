@@ -139,12 +139,12 @@ class CausalLM(Task):
     def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
         from hfstrat.evaluation.intervals import ratios
 
-        columns = dict(zip(("nll", "tokens", "right", "kl"), sums[0].T, strict=False)) | beside
+        columns = self.of_rows(sums) | beside
         metrics = {
-            "loss": lambda s: s["nll"] / max(s["tokens"], 1),
-            "perplexity": lambda s: math.exp(min(s["nll"] / max(s["tokens"], 1), 700)),
-            "token_accuracy": lambda s: s["right"] / max(s["tokens"], 1),
-            "teacher_kl": lambda s: s["kl"] / max(s["tokens"], 1),
+            "loss": lambda s: s["nll"] / max(s["items"], 1),
+            "perplexity": lambda s: math.exp(min(s["nll"] / max(s["items"], 1), 700)),
+            "token_accuracy": lambda s: s["right"] / max(s["items"], 1),
+            "teacher_kl": lambda s: s["kl"] / max(s["items"], 1),
             "bits_per_byte": lambda s: s["nll"] / math.log(2) / max(s["bytes"], 1),
         }
         needed = {"teacher_kl": "kl", "bits_per_byte": "bytes"}
@@ -156,8 +156,8 @@ class CausalLM(Task):
         return prepare_held(data, tokenizer, samples, max_rows)
 
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-        nll, tokens, right = sums[0].astype("float64").T[:3]
-        return {"nll": nll, "items": tokens, "right": right}
+        """`kl` (nats, summed) is that from a teacher, where there is one."""
+        return dict(zip(("nll", "items", "right", "kl"), sums[0].astype("float64").T, strict=False))
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.distill import Distiller

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from hfstrat.evaluation.intervals import Score
     from hfstrat.model import Base
 
-CONFUSIONS = 3  # that are printed
-LONGEST = 24  # characters of a label there
-
 
 class TextClassification(Task):
     """By encoders and decoders with transformers' own classification head; the head always learns, whole."""
@@ -105,6 +102,7 @@ class TextClassification(Task):
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
+        from hfstrat.class_heads import pad_token_of
         from hfstrat.data.class_batches import ClassCollator, has_token_types
 
         teacher = base.beside.get("teacher")
@@ -142,6 +140,8 @@ class TextClassification(Task):
 
     def adapt(self, base: Base, tokenizer: Any) -> None:
         """Decoders look for the last token that is not the padding one; none of ours needs a cache."""
+        from hfstrat.class_heads import pad_token_of
+
         config = base.model.config
         config.pad_token_id = pad_token_of(config, tokenizer)
         config.use_cache = False
@@ -179,13 +179,9 @@ class TextClassification(Task):
         return prepare_held(data, tokenizer, names, many, samples, max_rows)
 
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-        """`right` is whether all labels of a row are; with one label a row there is what it is and what was said too."""
-        totals, marks = sums
-        found = {"nll": totals[:, 0].astype("float64"), "items": totals[:, 1].astype("float64")}
-        if marks.dtype == "int8":
-            return {**found, "right": ((marks >= 2) == (marks % 2 == 1)).all(1).astype("float64")}
-        true, said = marks[:, 0].astype("int64"), marks[:, 1].astype("int64")
-        return {**found, "right": (true == said).astype("float64"), "true": true, "predicted": said}
+        from hfstrat.class_metrics import columns_of
+
+        return columns_of(*sums)
 
     def distiller(self, mix: Mix) -> Any:
         from hfstrat.distillation.class_distill import ClassDistiller
@@ -220,18 +216,9 @@ class TextClassification(Task):
         return "\n\n".join([prompt["text"], prompt["text_pair"]] if "text_pair" in prompt else [prompt["text"]])
 
     def table(self, details: dict[str, Any]) -> list[str]:
-        lines = []
-        if largest := details.get("largest_label"):
-            share = largest["accuracy_of_always_saying_it"]
-            lines.append(f"to beat          accuracy {share:.1%} by always saying {short(largest['label'])}")
-        worst = sorted((row for row in details.get("labels", []) if row["support"]), key=lambda row: row["f1"])[:CONFUSIONS]
-        if worst:
-            said = ", ".join(f"{short(row['label'])} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
-            lines.append(f"lowest F1        {said}")
-        if pairs := details.get("confusions", [])[:CONFUSIONS]:
-            said = ", ".join(f"{short(pair['true'])} as {short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
-            lines.append(f"taken for        {said}")
-        return lines
+        from hfstrat.class_metrics import lines_of
+
+        return lines_of(details)
 
     def example(self, chats: bool, sentence: bool) -> list[str]:
         if sentence:
@@ -258,16 +245,3 @@ class TextClassification(Task):
         from transformers import AutoConfig
 
         return {"config": AutoConfig.from_pretrained(folder)}
-
-
-def short(label: str) -> str:
-    """A label as it stands in a line with others."""
-    return label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."
-
-
-def pad_token_of(config: Any, tokenizer: Any) -> int:
-    """The padding token's id. Raises UserError where there is none."""
-    for pad in (tokenizer.pad_token_id, config.pad_token_id):
-        if pad is not None:
-            return int(pad)
-    raise UserError("model.tokenizer: it has neither a padding nor an end token, so that texts cannot be put into one batch")
