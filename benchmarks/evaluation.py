@@ -15,7 +15,7 @@ the logits, most of that fresh memory; six passes of one short row to show that 
 Predicted before the second run (contexts packed into rows of 64 and dealt out: 4,110 positions; the logits' memory used again;
 two passes of proof): 0.7 of the seconds, 2.2 times as fast as the harness at its best. Found: 3.13 seconds and 1.85 times, of
 which one second were our own imports, which were inside the clock and the harness's outside; with neither's inside 2.06 seconds
-and 2.96 times (the first version, timed so beside it: 3.0 seconds and 2.0 times).
+and 2.96 times (the first version, timed so in a comparison of its own: 3.0 seconds and 2.0 times).
 
 Predicted before the first run: arc_easy has some 30 tokens of question and 5 of each of four choices: the harness reads 140
 tokens a row and takes all of them through the LM head, we read 50 and take 20: 3 times as fast. Memory: 3 bytes a row, 32 while
