@@ -35,8 +35,8 @@ class StrategyTrainer(Resumable, Trainer):
         names: of the labels, where the task has some.
         say: shows a line to the user.
 
-    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row, `first_sums` that of the
-    one before training.
+    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row; the one before training
+    gives its sums to `at_first`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.task, self.names = task or CausalLM(), names
         self.details: dict[str, Any] | None = None
         self.sums: tuple[np.ndarray, ...] | None = None
-        self.first_sums: tuple[np.ndarray, ...] | None = None
+        self.at_first: Callable[[tuple[np.ndarray, ...]], None] | None = None
         kwargs.setdefault("compute_loss_func", self.task.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
@@ -129,8 +129,9 @@ class StrategyTrainer(Resumable, Trainer):
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = prediction.predictions
         self.sums = sums if isinstance(sums, tuple) else (sums,)
-        if self.state.global_step == 0 and self.first_sums is None:
-            self.first_sums = self.sums
+        if self.state.global_step == 0 and self.at_first is not None:
+            self.at_first(self.sums)
+            self.at_first = None
         metrics, self.details = self.task.measure(self.sums, self.names)
         return metrics
 

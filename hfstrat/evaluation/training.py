@@ -13,11 +13,16 @@ from hfstrat.evaluation.suite import ROWS, Suite, report_of
 from hfstrat.world import is_sharded
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hfstrat.setup import Job
 
 
 def before(job: Job) -> dict[str, Found]:
-    """What the suite says of the model before training; a resumed run has it from its start, without the single rows."""
+    """What the suite says of the model before training; a resumed run has it from its start, without the single rows.
+
+    The evaluation rows join it when the Trainer has come by them.
+    """
     from hfstrat import checkpoints
 
     kept: dict[str, Any] = {}
@@ -26,27 +31,33 @@ def before(job: Job) -> dict[str, Found]:
         found = {name: Found(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()}
     elif job.recipe.evaluation.before:
         found = measure(job)
-        kept = {name: {"rows": one.rows, "metrics": whole(one)} for name, one in found.items()}
+        kept = {name: whole(one) for name, one in found.items()}
     else:
         found = {}
+
+    def note_rows(sums: tuple[np.ndarray, ...]) -> None:
+        if len(sums[0]) == len(job.data.eval):
+            found[ROWS] = rows.of_sums(job.task, sums, job.data)
+            kept[ROWS] = whole(found[ROWS])
+
     job.trainer.marker_state["measured"] = kept
+    job.trainer.at_first = note_rows
     return found
 
 
 def whole(found: Found) -> dict[str, Any]:
-    """Value, low and high of each metric."""
+    """How many rows, and value, low and high of each metric."""
     from hfstrat.evaluation.intervals import together
 
-    return {name: tuple(each.values()) for name, each in together(None, found)["after"].items()}
+    metrics = together(None, found)["after"]
+    return {"rows": found.rows, "metrics": {name: tuple(each.values()) for name, each in metrics.items()}}
 
 
 def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
     """For the report: the evaluation rows and the suite, before and after."""
-    found, trainer = dict[str, Found](), job.trainer
-    if trainer.sums is not None and len(trainer.sums[0]) == len(job.data.eval):
-        found[ROWS] = rows.of_sums(job.task, trainer.sums, job.data)
-        if trainer.first_sums is not None:
-            earlier = {ROWS: rows.of_sums(job.task, trainer.first_sums, job.data), **earlier}
+    found, sums = dict[str, Found](), job.trainer.sums
+    if sums is not None and len(sums[0]) == len(job.data.eval):
+        found[ROWS] = rows.of_sums(job.task, sums, job.data)
     found |= measure(job)
     return report_of(earlier, found)
 
