@@ -33,6 +33,20 @@ def test_tf_idf_tells_topics_apart_and_noise_not() -> None:
     assert measured.held_out(measured.tf_idf([text[:-1] for text in texts]), noise, 2) < 0.75
 
 
+def test_a_base_expects_its_own_kind_of_text(shared: Path) -> None:
+    """A model of stories needs about what it expects for stories, and far more for their words in any order."""
+    story = (shared / "data" / "tinystories_sample" / "tiny_stories.txt").read_text(encoding="utf-8")
+    words, source = story.split()[:800], random.Random(0)
+    texts = [words[start : start + 100] for start in range(0, 800, 100)]
+    kinds = {"data": [" ".join(text) for text in texts], "shuffled": [" ".join(source.sample(text, 100)) for text in texts]}
+    found = measured.bits_per_byte(str(shared / "models" / "stories260K"), kinds, 60.0, 256)
+    unlike = {kind: one["needed"] / one["expected"] - 1 for kind, one in found.items()}
+    assert abs(unlike["data"]) < 0.35
+    assert unlike["shuffled"] > 0.7
+    said = measuring._findings({"rates": {}, "failed": {}, "bits_per_byte": found | {"reference": found["shuffled"]}})
+    assert said["unlike"] == pytest.approx(unlike["data"])
+
+
 def test_the_learning_curve_says_whether_more_rows_help() -> None:
     assert "more rows would help" in measuring._curve({100: 0.6, 200: 0.7, 400: 0.8})
     assert "bring the probe little" in measuring._curve({100: 0.79, 200: 0.8, 400: 0.801})
@@ -46,4 +60,4 @@ def test_measuring_ranks_by_what_it_found(tiny: Path, tmp_path: Path, capsys: py
     advise(asked, None, as_json=True)
     found = json.loads(capsys.readouterr().out)["measured"]
     assert set(found["rates"]) == {"lora", "full"}, found
-    assert found["raw"]["bits_per_byte"]["data"] > 0
+    assert found["raw"]["bits_per_byte"]["data"]["needed"] > 0

@@ -98,15 +98,19 @@ def typical(passes: list[tuple[float, bool]], tokens: list[float], step_tokens: 
     return {"seconds": each * step_tokens + max(0.0, beside), "tokens": step_tokens, "passes": float(len(timed))}
 
 
-def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longest: int) -> dict[str, float]:
-    """Of each kind of text, as much as there is time for, kinds taken in turn."""
+def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longest: int) -> dict[str, dict[str, float]]:
+    """Of each kind of text what the base needs and what it expects to need, as much as there is time for, kinds in turn.
+
+    What it expects is the entropy of its own predictions. On texts of the kind that it was trained on the two are about equal
+    (Braverman et al. 2020, arXiv 1906.05664); where it needs more, the texts are of another kind.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hfstrat.model import compute_dtype
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=compute_dtype("auto")).eval()
-    nats, sizes = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0)
+    sums = {kind: np.zeros(3) for kind in texts}  # nats needed, nats expected, bytes
     until = time.monotonic() + seconds
     for group in zip(*texts.values(), strict=False):
         for kind, text in zip(texts, group, strict=True):
@@ -114,12 +118,15 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
             if ids.shape[1] < 2:
                 continue
             with torch.inference_mode():
-                logits = model(input_ids=ids).logits[0, :-1].float()
-            nats[kind] += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-            sizes[kind] += len(tokenizer.decode(ids[0, 1:], skip_special_tokens=True).encode())
+                told = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            size = len(tokenizer.decode(ids[0, 1:], skip_special_tokens=True).encode())
+            sums[kind] += (-float(told.gather(1, ids[0, 1:, None]).sum()), -float((told.exp() * told).sum()), size)
         if time.monotonic() > until:
             break
-    return {kind: nats[kind] / math.log(2) / max(1, sizes[kind]) for kind in texts}
+    return {
+        kind: {"needed": needed / math.log(2) / max(1.0, size), "expected": expected / math.log(2) / max(1.0, size)}
+        for kind, (needed, expected, size) in sums.items()
+    }
 
 
 def probe(recipe: str, rows: int) -> dict[str, Any]:

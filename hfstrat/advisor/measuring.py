@@ -124,11 +124,13 @@ def _findings(found: dict[str, Any]) -> dict[str, Any]:
     ]
     lines += [f"{name}: no steps could be taken: {words}" for name, words in found["failed"].items()]
     made: dict[str, Any] = {}
-    if (bits := found.get("bits_per_byte")) and bits["reference"] and bits["data"]:
-        made["unlike"] = bits["data"] / bits["reference"] - 1
+    if (bits := found.get("bits_per_byte")) and bits["data"]["expected"]:
+        needed, expected = bits["data"]["needed"], bits["data"]["expected"]
+        made["unlike"] = needed / expected - 1
         lines.append(
-            f"the base needs {bits['data']:.3f} bits a byte for these texts and {bits['reference']:.3f} for Python's "
-            f"documentation ({made['unlike']:+.0%})"
+            f"the base needs {needed:.3f} bits a byte for these texts and {bits['reference']['needed']:.3f} for Python's "
+            f"documentation; of these it expected {expected:.3f} ({made['unlike']:+.0%}; about 0 where texts are of a kind "
+            "that it was trained on)"
         )
     if probe := found.get("probe"):
         made["probe_gain"] = probe["probe"] - max(probe["tf_idf"], probe["majority"])

@@ -26,7 +26,7 @@ LEVEL_FROM, WORST_FEW = 64.0, 20.0  # rows a class from which fine-tuning is lev
 class Facts:
     """What the rules look at. `steps`: how many there are in the time, were all of it training; none were asked for: infinite.
 
-    `unlike`: bits per byte of the base on these texts over those on reference prose, minus 1. `probe_gain`: accuracy of a
+    `unlike`: bits that the base needs for these texts over those that it expected to need, minus 1. `probe_gain`: accuracy of a
     probe on the base's features over that of the best of majority and TF-IDF; None where they were not measured.
     """
 
@@ -176,7 +176,7 @@ RULES = [
             -10.0 * max(0.0, min(1.0, f.unlike - 0.15)) * {"lora": 1.0, "partial": 1.0, "head": 2.0}[s] if f.unlike else 0.0
         ),
         "the texts are unlike what the base was trained on: much has to move",
-        "arXiv 2004.10964 (Don't Stop Pretraining); 2405.09673, continued pretraining",
+        "arXiv 2004.10964 (Don't Stop Pretraining); 2405.09673, continued pretraining; measured as in 1906.05664",
     ),
     Rule(
         "features measured",
@@ -196,9 +196,10 @@ RULES = [
     Rule(
         "learnt anew",
         ("scratch",),
-        lambda f, s: 82.0 - 16.0 * starved(f) + 14.0 * max(0.0, min(1.0, (f.unlike or 0.0) - 0.15)),
+        lambda f, s: 78.0 - 16.0 * starved(f) + 6.0 * max(0.0, min(1.0, (f.unlike or 0.0) - 0.15)),
         "everything, also the tokenizer, is free, and everything has to be learnt: it wants 20 tokens a parameter",
-        "Hoffmann et al. 2022, arXiv 2203.15556; Muennighoff et al. 2023, arXiv 2305.16264 (4 epochs); scratch_recipes.md",
+        "Hoffmann et al. 2022, arXiv 2203.15556; Muennighoff et al. 2023, arXiv 2305.16264 (4 epochs); Hernandez et al. 2021, "
+        "arXiv 2102.01293 (what was learnt before helps less on other texts, and hardly ever harms); scratch_recipes.md",
     ),
     Rule(
         "a smaller model",
