@@ -67,7 +67,7 @@ CASES = {
     "trec6-1000": Case("MiniLM", "trec6", 1000, 500, 45),
     "sst2-all": Case("MiniLM", "sst2", None, 1000, 45),
     "banking77-all": Case("MiniLM", "banking77", None, 1000, 60, "77 classes"),
-    "stories": Case("stories260K", "tinystories", None, 60, 45, "text like the base's"),
+    "stories": Case("stories260K", "tinystories", None, 60, 45, "text like the base's", ("scratch",)),
     "shakespeare": Case("stories260K", "tinyshakespeare", None, 60, 45, "text unlike the base's", ("scratch",)),
     "docstrings": Case("SmolLM2-135M", "docstrings", 1000, 24, 60, "prompts and answers"),
 }

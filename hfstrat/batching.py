@@ -42,7 +42,7 @@ def groups_by_length(wish: str, global_batch_size: int) -> bool:
     """Whether steps are made of rows of like length.
 
     A step of many rows is sorted in itself, so that its micro-batches pad little; grouping it too saves a few percent and
-    costs some loss, since steps of short and of long rows weigh the same (seen on the quickstart, see README).
+    costs some loss, since steps of short and of long rows weigh the same.
     """
     return wish == "group_by_length" or (wish == "auto" and global_batch_size < FAIR)
 
