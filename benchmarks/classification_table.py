@@ -81,8 +81,9 @@ def put_into_readme(table: list[str]) -> None:
         "",
         "Test sets, each measured once after the last step; `python -m benchmarks.classification` goes on with what was not",
         "run yet ([results](../benchmarks/results/classification.json)). SmolLM2 by partial, lora and full saw 1,000 rows,",
-        "all else every row. Seconds are the processor's on one thread (of the eight earliest runs the clock's), from the recipe to the reloaded",
-        "result; other work ran beside it: comparable within a factor, not to the second.",
+        "those of IMDb once, all else every row three times. Seconds are the processor's on one thread (of the eight",
+        "earliest runs the clock's), from the recipe to the reloaded result; other work ran beside it: comparable within",
+        "a factor, not to the second.",
         "",
         *table,
     ]

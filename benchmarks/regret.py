@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_table import OLD_RATES, SEEN, lines_of
+from benchmarks.regret_table import SEEN, lines_of
 
 KEPT = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
@@ -229,14 +229,12 @@ def main() -> None:
     found = {name: one for name in CASES if (one := outcome(name)) is not None}
     if not found:
         return
-    old = ", ".join(name for name in OLD_RATES if name in found)
-    note = f"Measured with the strategies' default learning rates, before the recipes had ones for the model's width: {old}."
     regrets = [one["latest"][way]["regret"] <= one["goal"] for one in found.values() for way in ("rules", "measured")]
     words = (
         f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: by rules {sum(regrets[::2])} of "
     )
     words += f"{len(found)} cases, after measuring {sum(regrets[1::2])} of {len(found)}. One seed."
-    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, note, SEEN, "", *lines_of(found)])
+    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, SEEN, "", *lines_of(found)])
 
 
 if __name__ == "__main__":
