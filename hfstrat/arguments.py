@@ -23,9 +23,10 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
     import torch
     from transformers import TrainingArguments
 
+    from hfstrat.tasks import TASKS
     from hfstrat.world import backend, on_cpu
 
-    training = recipe.training
+    training, quality = recipe.training, TASKS[recipe.task].quality
     settings = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -51,8 +52,8 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "save_strategy": "steps",
         "save_steps": plan.save_every,
         "load_best_model_at_end": training.load_best_model_at_end,
-        "metric_for_best_model": "loss",
-        "greater_is_better": False,
+        "metric_for_best_model": quality.metric,  # an overfit classifier's loss rises, and yet it may be right more often
+        "greater_is_better": quality.higher_is_better,
         # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
         "activation_checkpointing": False,
         "remove_unused_columns": False,  # the collator takes what it needs

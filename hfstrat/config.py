@@ -91,7 +91,9 @@ class Training(Section):
     eval_steps: int | float = Field(0.25, gt=0, description="Steps between evaluations; below 1 a share of the run")
     save_steps: int | float | None = Field(None, gt=0, description="Steps between checkpoints; default as eval_steps")
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints to keep (the best is always kept)")
-    load_best_model_at_end: bool = Field(True, description="End with the weights of the lowest evaluation loss")
+    load_best_model_at_end: bool = Field(
+        True, description="End with the weights of the lowest evaluation loss, of a classifier the highest accuracy"
+    )
     early_stopping_patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without gain")
     report_to: list[Tracker] = Field([], description="Trackers that the losses go to as well; none by default")
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint")

@@ -177,11 +177,22 @@ class StrategyTrainer(Resumable, Trainer):
         super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """The best weights so far are always saved, also between two regular checkpoints."""
+        """The best weights so far are always saved, also between two regular checkpoints; of equals, those of less loss."""
+        if self._equals_with_less_loss(metrics):
+            self.state.best_metric = None  # as if there had been none
         is_best = bool(super()._determine_best_metric(metrics, trial))
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return is_best
+
+    def _equals_with_less_loss(self, metrics: dict[str, float]) -> bool:
+        state = self.state
+        if metrics[f"eval_{self.args.metric_for_best_model}"] != state.best_metric:
+            return False
+        there = (entry for entry in state.log_history if entry["step"] == state.best_global_step)
+        return bool(
+            metrics["eval_loss"] < max((entry["eval_loss"] for entry in there if "eval_loss" in entry), default=-math.inf)
+        )
 
     def best_step(self) -> int | None:
         """The step whose weights were put back at the end, or None where the last ones were kept."""

@@ -83,6 +83,22 @@ def test_a_run_ends_with_a_verified_classifier(
     assert json.loads((tmp_path / "run" / "report.json").read_text())["result"]["status"] == "done"
 
 
+def test_the_best_classifier_is_the_most_often_right(classify: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """Not the one of the least loss, which rises where a small set is learnt by heart; of equals that of less loss."""
+    from hfstrat.trainer import StrategyTrainer
+
+    told = {0: (0.4, 0.7), 1: (0.6, 0.6), 2: (0.8, 0.9), 3: (0.8, 0.8), 4: (0.7, 0.3), 5: (0.8, 0.85), 6: (0.5, 2.0)}
+
+    def measure(self: Any, prediction: Any) -> dict[str, float]:
+        accuracy, loss = told[self.state.global_step]
+        return original(self, prediction) | {"accuracy": accuracy, "loss": loss}
+
+    original = StrategyTrainer._measure
+    monkeypatch.setattr(StrategyTrainer, "_measure", measure)
+    report = run(classify("bert", "strategy=full", "training.max_steps=6", "training.eval_steps=1"))
+    assert report["result"]["best_step"] == 3
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: Path, quick: None) -> None:
     """Nor on how the data are cut: the same metrics from batches of 1 and of 7."""
     found = []

@@ -59,6 +59,11 @@ class Facts:
         return WORTHWHILE * self.tokens / max(1.0, self.scratch_parameters)
 
 
+def seen(facts: Facts) -> float:
+    """Different tokens that training gets to see in its steps."""
+    return facts.tokens * min(1.0, 16.0 * facts.steps / max(1.0, facts.rows))
+
+
 class Rule(NamedTuple):
     """`points` is for one strategy; 0 where the rule does not hold."""
 
@@ -165,9 +170,9 @@ RULES = [
         lambda f, s: (
             0.0
             if f.classifies
-            else -3.0 * max(0.0, math.log10(max(1.0, 2.0 * f.tokens / max(1.0, f.adapter_parameters)))) * (1 + (s == "head"))
+            else -3.0 * max(0.0, math.log10(max(1.0, 2.0 * seen(f) / max(1.0, f.adapter_parameters)))) * (1 + (s == "head"))
         ),
-        "the tokens hold more bits than the adapters have room for (about two a parameter and pass)",
+        "the tokens that are seen hold more bits than the adapters have room for (about two a parameter and pass)",
         "Schulman 2025, 'LoRA Without Regret'; arXiv 2404.05405 (two bits a parameter)",
     ),
     Rule(
