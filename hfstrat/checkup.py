@@ -125,7 +125,7 @@ def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str
     begins = [0, *(i for i in range(1, len(ids)) if (labels[i] != IGNORED) != (labels[i - 1] != IGNORED)), len(ids)]
     stretches = [(begin, end, labels[begin] != IGNORED) for begin, end in itertools.pairwise(begins) if begin < end]
     most = SHOWN_TOKENS // LEAST
-    middle = range(most // 2, len(stretches) - most // 2) if len(stretches) > most else range(0)
+    middle = range(most // 2, len(stretches) - most // 2) if len(stretches) > most and len(ids) > SHOWN_TOKENS else range(0)
     each = _share([end - begin for place, (begin, end, _) in enumerate(stretches) if place not in middle])
     shown: list[tuple[list[int], bool, str]] = []
     for place, (begin, end, learnt) in enumerate(stretches):
@@ -146,11 +146,13 @@ def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str
 
 def _share(lengths: list[int]) -> int:
     """Tokens that are shown of each stretch at most: short ones leave their room to the longer ones."""
-    room, each = SHOWN_TOKENS, 0
+    room = SHOWN_TOKENS
     for place, length in enumerate(sorted(lengths)):
         each = room // (len(lengths) - place)
-        room -= min(length, each)
-    return each
+        if length > each:
+            return each
+        room -= length
+    return SHOWN_TOKENS
 
 
 def _more(count: int) -> str:

@@ -199,7 +199,9 @@ def test_a_tokenizer_that_keeps_no_case_is_no_false_alarm() -> None:
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Lowercase()
     rows = Renderer(tokenizer, "auto")
-    (rendered,) = rows.render(Example(messages=[{"role": "user", "content": "WHO sat"}, {"role": "assistant", "content": "The"}]))
+    (rendered,) = rows.render(
+        Example(messages=[{"role": "user", "content": "WHO sat"}, {"role": "assistant", "content": "The"}])
+    )
     ids, _ = rows.encode([rendered])[0]
     assert "who sat\n\nthe" in tokenizer.decode(ids)
     assert rows.misread(rendered, ids) is None

@@ -40,7 +40,7 @@ class Pieces:
         return [self._behind(heads[b], ids, text) if b else ids for b, ids, text in zip(before, found, texts, strict=True)]
 
     def _behind(self, head: list[int], ids: list[int], text: str) -> list[int]:
-        """The ids without those of the head. Where the two have grown together they are the text's own, as a prompt keeps its ids."""
+        """The ids without those of the head. Where the two have grown together: the text's own, for the head keeps its ids."""
         if self._is_sound(head) and ids[: len(head)] == head:
             return ids[len(head) :]
         return self._anchored(text)
