@@ -149,6 +149,16 @@ def test_what_was_unknown_before_is_not_lost_behind_the_unknown() -> None:
     assert pieces.ids(["é", "世"], ["", "é"])[1] == [unknown]
 
 
+@pytest.mark.parametrize("kind", KINDS[:4])  # the words of the last one are too short
+def test_texts_that_would_grow_together_stay_apart(kind: str) -> None:
+    """`cat` is one token: a prompt that ends within it keeps its ids, and nothing of the answer is lost."""
+    tokenizer = TOKENIZERS[kind]
+    head, rest = Pieces(tokenizer).ids(["the c", "at on"], ["", "the c"])
+    assert head == tokenizer("the c", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(head + rest) == tokenizer.decode(tokenizer("the cat on", add_special_tokens=False)["input_ids"])
+    assert head + rest != tokenizer("the cat on", add_special_tokens=False)["input_ids"]
+
+
 def test_others_are_asked_once_and_as_before() -> None:
     tokenizer = make_tokenizer()
     pieces, texts = Pieces(tokenizer), ["the cat", "\n\n sat", "on"]
@@ -204,4 +214,10 @@ def test_a_tokenizer_that_keeps_no_case_is_no_false_alarm() -> None:
     )
     ids, _ = rows.encode([rendered])[0]
     assert "who sat\n\nthe" in tokenizer.decode(ids)
+    assert rows.misread(rendered, ids) is None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"  # other ids than those of the whole
+    rows = Renderer(tokenizer, "auto")
+    (rendered,) = rows.render(Example(messages=[{"role": "user", "content": "WHO c"}, {"role": "assistant", "content": "at"}]))
+    ids, _ = rows.encode([rendered])[0]
+    assert ids != tokenizer("WHO cat", add_special_tokens=False)["input_ids"]
     assert rows.misread(rendered, ids) is None

@@ -191,6 +191,20 @@ def test_a_prompt_that_its_answer_rewrites_is_refused(tmp_path: Path) -> None:
         renderer_of(template.read_text()).render(Example(messages=THOUGHT))
 
 
+def test_prompts_are_cut_in_the_same_places() -> None:
+    """Where nothing holds turns apart, tokens could grow over their ends; answers after the first shout while they are last."""
+    renderer = renderer_of(
+        "{% for m in messages %}{{ m.content }}{{ '!' if loop.last and loop.index > 2 and m.role == 'assistant' }}{% endfor %}"
+    )
+    talk = talk_of(["who c", "at", " c", "at", " c", "at"], [False])
+    rows = rows_of(renderer, Example(messages=talk))
+    assert [renderer.tokenizer.decode(ids) for ids, _ in rows] == ["who cat", "who cat cat!", "who cat cat cat!"]
+    for index, (ids, labels) in zip((1, 3, 5), rows, strict=True):
+        prompt = renderer.prompt_ids(talk[:index])
+        assert ids[: len(prompt)] == prompt
+        assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+
+
 def conversations(count: int) -> list[dict[str, Any]]:
     said = iter(sentences(count * 6, seed=3))
     return [{"messages": talk_of([f"{n} {next(said)}", *(next(said) for _ in range(5))], [False])} for n in range(count)]
@@ -242,3 +256,13 @@ def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
     ids = renderer.prompt_ids(TALK[:5])
     wanted = renderer.tokenizer.apply_chat_template(TALK[:5], tokenize=False, add_generation_prompt=True)
     assert renderer.tokenizer.decode(ids) == wanted
+
+
+def test_rows_of_an_older_form_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.data import cache, preparation
+
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
+    for form, count in ((preparation.FORM, 1), (preparation.FORM, 1), (preparation.FORM + 1, 2)):
+        monkeypatch.setattr(preparation, "FORM", form)
+        prepared(tmp_path, conversations(20), STRIPPING)
+        assert len(list(cache.folder().glob("rows-*.arrow"))) == count

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Prepared:
     """Tokenised data, memory-mapped: columns `input_ids`, `labels` (-100 where there is no loss), `length`, `row`.
 
-    `row` numbers the rows of all sources one after another; the pieces of a split row have the same one.
+    `row` numbers the rows of all sources one after another; the pieces of a split row have the same one, and the answers
+    of a conversation that became several rows.
     """
 
     train: Dataset
