@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from hfstrat.outcome import quiet_libraries
 from hfstrat.strategies import Footprint
 from hfstrat.tasks import TASKS
 
-SHOWN_TOKENS = 160
+SHOWN_TOKENS = 200
+LEAST = 8  # tokens of a stretch that are shown
 
 
 def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
@@ -104,17 +106,57 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) 
     trained = sum(label != IGNORED for label in row["labels"])
     console.print(f"\nrow {index}: {row['length']} tokens, {trained} carry loss")
     text = Text()
-    piece: list[int] = []
-    pairs = list(zip(row["input_ids"], row["labels"], strict=True))[:SHOWN_TOKENS]
-    for position, (token, label) in enumerate(pairs):
-        piece.append(token)
-        last = position + 1 == len(pairs)
-        if last or (pairs[position + 1][1] != IGNORED) != (label != IGNORED):
-            _append(text, tokenizer.decode(piece), label != IGNORED, console.is_terminal)
-            piece = []
-    if len(row["input_ids"]) > SHOWN_TOKENS:
-        text.append(f" ... {len(row['input_ids']) - SHOWN_TOKENS} more tokens", style="dim")
+    for ids, learnt, left_out in elided(row["input_ids"], row["labels"]):
+        if left_out:
+            text.append(f" ... {left_out} ... ", style="dim italic")
+        else:
+            _append(text, tokenizer.decode(ids), learnt, console.is_terminal)
     console.print(text)
+
+
+def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str]]:
+    """A row in stretches with and without loss, `SHOWN_TOKENS` in all, so that it is seen where loss begins and ends.
+
+    Long stretches lose their middle, and a row of very many stretches those in the middle.
+
+    Returns:
+        Token ids and whether they carry loss; or none, and in words what is left out.
+    """
+    begins = [0, *(i for i in range(1, len(ids)) if (labels[i] != IGNORED) != (labels[i - 1] != IGNORED)), len(ids)]
+    stretches = [(begin, end, labels[begin] != IGNORED) for begin, end in itertools.pairwise(begins) if begin < end]
+    most = SHOWN_TOKENS // LEAST
+    middle = range(most // 2, len(stretches) - most // 2) if len(stretches) > most and len(ids) > SHOWN_TOKENS else range(0)
+    each = _share([end - begin for place, (begin, end, _) in enumerate(stretches) if place not in middle])
+    shown: list[tuple[list[int], bool, str]] = []
+    for place, (begin, end, learnt) in enumerate(stretches):
+        if middle and place == middle[0]:
+            left, right = begin, stretches[middle[-1]][1]
+            carry = sum(label != IGNORED for label in labels[left:right])
+            shown.append(([], False, f"{_more(right - left)}, {carry:,} with loss"))
+        elif place in middle:
+            continue
+        elif end - begin <= each:
+            shown.append((ids[begin:end], learnt, ""))
+        else:
+            head, tail = begin + each // 2, end - (each - each // 2)
+            left_out = f"{_more(tail - head)} {'with' if learnt else 'without'} loss"
+            shown += [(ids[begin:head], learnt, ""), ([], learnt, left_out), (ids[tail:end], learnt, "")]
+    return shown
+
+
+def _share(lengths: list[int]) -> int:
+    """Tokens that are shown of each stretch at most: short ones leave their room to the longer ones."""
+    room = SHOWN_TOKENS
+    for place, length in enumerate(sorted(lengths)):
+        each = room // (len(lengths) - place)
+        if length > each:
+            return each
+        room -= length
+    return SHOWN_TOKENS
+
+
+def _more(count: int) -> str:
+    return f"{count:,} more token{'s' * (count != 1)}"
 
 
 def show_labelled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:

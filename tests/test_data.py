@@ -31,7 +31,7 @@ TALK = [
 
 def encode(example: Example, tokenizer: Any = CHAT, train_on: str = "auto") -> tuple[list[int], list[int]]:
     renderer = Renderer(tokenizer, "auto", train_on)
-    return renderer.encode([renderer.render(example)])[0]
+    return renderer.encode(renderer.render(example))[0]
 
 
 def trained_text(ids: list[int], labels: list[int], tokenizer: Any = CHAT) -> str:
@@ -103,7 +103,7 @@ def test_train_on_all() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_named() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    with pytest.raises(BadRow, match="renders message 3 otherwise"):
+    with pytest.raises(BadRow, match="what stands before message 3 otherwise"):
         encode(Example(messages=TALK), tokenizer)
 
 

@@ -39,7 +39,7 @@ def read(kind: str, row: dict[str, Any]) -> Example:
 
 def learnt(example: Example, train_on: str = "auto", tokenizer: Any = CHAT) -> str:
     renderer = Renderer(tokenizer, "auto", train_on)
-    _, labels = renderer.encode([renderer.render(example)])[0]
+    _, labels = renderer.encode(renderer.render(example))[0]
     return str(tokenizer.decode([label for label in labels if label != IGNORED]))
 
 
@@ -77,7 +77,7 @@ def test_the_prompt_is_read_with_the_ids_of_training(texts: list[str], chat: boo
     """Of every conversation, up to its last answer, in both templates."""
     talk = [{"role": ["user", "assistant"][index % 2], "content": text} for index, text in enumerate(texts)]
     example, renderer = Example(messages=talk), Renderer(CHAT if chat else PLAIN, "auto")
-    ids, _ = renderer.encode([renderer.render(example)])[0]
+    ids, _ = renderer.encode(renderer.render(example))[0]
     prompt = renderer.prompt_ids(prompt_of(example))
     assert ids[: len(prompt)] == prompt
 
@@ -85,7 +85,7 @@ def test_the_prompt_is_read_with_the_ids_of_training(texts: list[str], chat: boo
 def test_plain_conversations() -> None:
     renderer = Renderer(PLAIN, "auto")
     talk = [{"role": "system", "content": "be"}, *TALK]
-    ids, _ = renderer.encode([renderer.render(Example(messages=talk))])[0]
+    ids, _ = renderer.encode(renderer.render(Example(messages=talk)))[0]
     assert PLAIN.decode(ids) == "be\n\nwho sat\n\nthe cat<|im_end|>where\n\non the mat<|im_end|>"
 
 
@@ -123,7 +123,7 @@ def test_a_template_that_knows_tools_writes_them() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TOOL_TEMPLATE
     renderer, example = Renderer(tokenizer, "auto"), read("messages", OPENAI)
-    text = tokenizer.decode(renderer.encode([renderer.render(example)])[0][0])
+    text = tokenizer.decode(renderer.encode(renderer.render(example))[0][0])
     assert text == tokenizer.apply_chat_template(example.messages, tools=example.tools, tokenize=False)
     assert learnt(example, tokenizer=tokenizer) == '{"name": "find", "arguments": {"what": "it"}}<|im_end|>\none<|im_end|>\n'
 
@@ -131,7 +131,7 @@ def test_a_template_that_knows_tools_writes_them() -> None:
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN], ids=["chat", "plain"])
 def test_tools_are_never_lost(tokenizer: Any) -> None:
     renderer, example = Renderer(tokenizer, "auto"), read("messages", OPENAI)
-    ids, _ = renderer.encode([renderer.render(example)])[0]
+    ids, _ = renderer.encode(renderer.render(example))[0]
     text = tokenizer.decode(ids)
     assert '"description": "finds"' in text
     assert "<tool_response>\n[1]\n</tool_response>" in text

@@ -21,6 +21,8 @@ COUNTS = (
     "rows_blank",
     "rows_unreached",
     "rows_with_tools",
+    "rows_unrolled",
+    "unrolled_into",
     "tokens",
     "supervised",
     "tokens_lost",
@@ -33,8 +35,10 @@ class Account:
     """What became of the rows and tokens of one source, or of several together (then `sources` has one for each).
 
     `rows_read = rows_kept + rows_dropped`. Dropped are rows that are too long (`overflow: drop`), `rows_blank` without an
-    answer to learn, and `rows_unreached` whose answer lies wholly beyond `max_length`. `supervised` tokens carry loss;
-    the tokens of a row count once, whatever its weight.
+    answer to learn, and `rows_unreached` whose answer lies wholly beyond `max_length`. `rows_unrolled` are conversations
+    that became `unrolled_into` rows, one for each answer, because the template renders earlier turns otherwise; each counts
+    as one row elsewhere, as do those that are split. `supervised` tokens carry loss; the tokens of a row count once,
+    whatever its weight.
     """
 
     source: str
@@ -50,11 +54,14 @@ class Account:
     rows_blank: int = 0
     rows_unreached: int = 0
     rows_with_tools: int = 0
+    rows_unrolled: int = 0
+    unrolled_into: int = 0
     tokens: int = 0
     supervised: int = 0
     tokens_lost: int = 0
     supervised_lost: int = 0
     tools_as_text: bool = False  # the template does not know tools
+    misread: str = ""  # where the ids of a row are read as something else than it says
     sha256: str = ""  # of all token ids and labels, in their order
     many_labels: bool = False  # a row of a classification has a list of labels
     sources: list[Account] = field(default_factory=list)
@@ -71,6 +78,7 @@ class Account:
             return accounts[0]
         total = cls(f"{len(accounts)} sources", template=accounts[0].template, sources=accounts)
         total.tools_as_text = any(account.tools_as_text for account in accounts)
+        total.misread = next((f"{each.source}: {each.misread}" for each in accounts if each.misread), "")
         total.many_labels = accounts[0].many_labels
         total.train_on = " and ".join(dict.fromkeys(account.train_on for account in accounts))
         total.format = " and ".join(dict.fromkeys(account.format for account in accounts))
@@ -93,8 +101,19 @@ class Account:
         return text + (f"; each row {self.weight:g} times an epoch" if self.weight != 1 else "")
 
     def lines(self) -> list[str]:
-        """The account, and below it one of each source where there are several."""
-        return [self.line(), *(f"  {account.line()}" for account in self.sources)]
+        """The account, and below it one of each source where there are several; then what is out of the ordinary."""
+        return [self.line(), *(f"  {account.line()}" for account in self.sources), *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        said = []
+        if self.rows_unrolled:
+            said.append(
+                f"the chat template renders earlier turns otherwise: {self.rows_unrolled:,} conversations became "
+                f"{self.unrolled_into:,} rows, one per answer"
+            )
+        if self.misread:
+            said.append(f"the tokenizer does not give back what it was given: {self.misread}")
+        return said
 
 
 class Overlong:

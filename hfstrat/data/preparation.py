@@ -14,7 +14,7 @@ import numpy as np
 from hfstrat.data import cache, parts
 from hfstrat.data.account import Account
 from hfstrat.data.origins import Origin
-from hfstrat.data.render import Renderer, answer_of, prompt_of
+from hfstrat.data.render import FORM, Renderer, answer_of, prompt_of
 from hfstrat.data.selection import Selection, read_numbers
 from hfstrat.data.templates import NAMES
 from hfstrat.data.tokenise import tokenise
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Prepared:
     """Tokenised data, memory-mapped: columns `input_ids`, `labels` (-100 where there is no loss), `length`, `row`.
 
-    `row` numbers the rows of all sources one after another; the pieces of a split row have the same one.
+    `row` numbers the rows of all sources one after another; the pieces of a split row have the same one, and the answers
+    of a conversation that became several rows.
     """
 
     train: Dataset
@@ -196,7 +197,7 @@ def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised, p
 def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
     source, data = origin.source, origin.data
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on", "documents")}
-    inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, **options}
+    inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, "form": FORM, **options}
     said = f"{source.path}, at most {data.max_length} tokens a row"
 
     def build(target: Path) -> dict[str, Any]:

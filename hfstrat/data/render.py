@@ -1,8 +1,8 @@
 """From an example to token ids and labels. Masks are by position: a token's own value never decides.
 
 A conversation is cut into segments where the assistant begins and ends to speak, by rendering it up to each
-message and taking the difference. Segments are tokenised apart and joined, so that the prompt's ids in training
-are exactly the ids that `generate` feeds to the model.
+message and taking the difference (`places`). Segments are tokenised apart, each as it goes on from the one before
+(`pieces`), and joined, so that the prompt's ids in training are exactly the ids that `generate` feeds to the model.
 
 The plain template, for models without one of their own: each turn that is not the assistant's is followed by a blank
 line, each turn of the assistant by the end token. There are no names of roles: who speaks is told by the end token.
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.data.formats import Example
+from hfstrat.data.pieces import TAIL, Pieces
+from hfstrat.data.places import Segment, prompt_segments, rows_of
 from hfstrat.data.templates import NAMES, check_template, knows_tools, tools_as_text
 from hfstrat.data.turns import BadRow, Message
 from hfstrat.errors import UserError
@@ -22,15 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+AROUND = 20  # characters that are shown on both sides of a difference
 SHOWN = 60  # characters of a plain text that stand in for a prompt
-
-
-class Segment(NamedTuple):
-    """A text that is tokenised by itself, whether it carries loss, and whether the end token follows it."""
-
-    text: str
-    trained: bool
-    ends: bool = False
+FORM = 2  # of the ids and labels made here: another number where they change, so that rows stored before are not taken
 
 
 class Rendered(NamedTuple):
@@ -64,22 +60,23 @@ class Renderer:
         self.template = template if template != "auto" else ("chat" if has_template else "plain")
         self.train_on = train_on
         self.continues = False  # trained on plain text: a prompt is a beginning, and goes in as it is
+        self.pieces = Pieces(tokenizer)
         self.knows_tools = self.template == "chat" and knows_tools(tokenizer)
         probe = tokenizer("a")["input_ids"]
         self.bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []
         self.eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
-    def render(self, example: Example) -> Rendered:
-        """The example as texts in order, each with whether it carries loss.
+    def render(self, example: Example) -> list[Rendered]:
+        """The example as texts in order, each with whether it carries loss: one row, or several where the chat template
+        writes turns to be learnt otherwise once more follow, each up to the end of one such turn.
 
         Raises:
-            BadRow: the template cannot render the conversation, or rewrites an earlier turn.
+            BadRow: the template cannot render the conversation, or rewrites the prompt of a turn to be learnt.
         """
         if example.text is not None:
-            return Rendered([Segment(example.text, True, ends=True)] if example.text else [], framed=False)
+            return [Rendered([Segment(example.text, True, ends=True)] if example.text else [], framed=False)]
         assert example.messages is not None
-        segments = self._segments(example.messages, example.tools, self._learnt(example))
-        return Rendered(segments, framed=self.template == "chat")
+        return self._rendered(example.messages, example.tools, self._learnt(example))
 
     def _learnt(self, example: Example) -> set[int]:
         """The numbers of the messages that carry loss."""
@@ -89,46 +86,29 @@ class Renderer:
             answers = [index for index in answers if index >= after] if after else answers[-1:]
         return {index for index in answers if messages[index].get("weight", 1)}
 
-    def _segments(
+    def _rendered(
         self, messages: list[Message], tools: list[Message] | None, learnt: set[int], asks: bool = False
-    ) -> list[Segment]:
+    ) -> list[Rendered]:
         """`asks`: up to where the assistant begins its next turn."""
         if not self.knows_tools and (tools or any("tool_calls" in m or m["role"] == "tool" for m in messages)):
             before = len(messages)
             messages, tools = tools_as_text(messages, tools), None
             learnt = {index + len(messages) - before for index in learnt}
         if self.template == "plain":
-            return self._plain(messages, learnt)
+            return [Rendered(self._plain(messages, learnt), framed=False)]
+
+        def chat(some: Sequence[Message], asks: bool) -> str:
+            made = self.tokenizer.apply_chat_template(list(some), tools=tools, tokenize=False, add_generation_prompt=asks)
+            return str(made)
+
+        everything = self.train_on == "all"
         try:
-            return self._chatted(messages, tools, learnt, asks)
+            rows = [prompt_segments(messages, chat, everything)] if asks else rows_of(messages, learnt, chat, everything)
         except BadRow:
             raise
         except Exception as error:  # jinja raises many kinds, templates their own
             raise BadRow(f"the chat template cannot render this conversation: {error}") from error
-
-    def _chat(self, messages: Sequence[Message], tools: list[Message] | None, asks: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=asks)
-        return str(text)
-
-    def _chatted(self, messages: list[Message], tools: list[Message] | None, learnt: set[int], asks: bool) -> list[Segment]:
-        whole = self._chat(messages, tools, asks)
-        everything = self.train_on == "all"
-        segments: list[Segment] = []
-        done = 0
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            last = index + 1 == len(messages) and not asks
-            before = self._chat(messages[:index], tools, asks=True)
-            after = whole if last else self._chat(messages[: index + 1], tools)
-            if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
-                raise BadRow(
-                    f"the chat template renders message {index + 1} otherwise once more follow, so its tokens have no place"
-                )
-            segments.append(Segment(whole[done : len(before)], everything))
-            segments.append(Segment(whole[len(before) : len(after)], everything or index in learnt))
-            done = len(after)
-        return [segment for segment in [*segments, Segment(whole[done:], everything)] if segment.text]
+        return [Rendered(segments, framed=True) for segments in rows]
 
     def _plain(self, messages: list[Message], learnt: set[int]) -> list[Segment]:
         everything = self.train_on == "all"
@@ -143,10 +123,37 @@ class Renderer:
         return segments
 
     def encode(self, rows: list[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and labels of each row, from one call of the tokenizer."""
-        texts = [segment.text for row in rows for segment in row.segments]
-        pieces = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+        """Token ids and labels of each row, from one call of the tokenizer (a few, where it puts a space before texts)."""
+        texts, before = list[str](), list[str]()
+        for row in rows:
+            said = ""
+            for segment in row.segments:
+                texts.append(segment.text)
+                before.append(said)
+                said = (said[-TAIL:] + self._written(segment))[-TAIL:]
+        pieces = iter(self.pieces.ids(texts, before))
         return [self._join([(next(pieces), segment) for segment in row.segments], row.framed) for row in rows]
+
+    def _written(self, segment: Segment) -> str:
+        """With its end token."""
+        return segment.text + self.tokenizer.eos_token if segment.ends and self.eos else segment.text
+
+    def misread(self, row: Rendered, ids: list[int]) -> tuple[str, str] | None:
+        """What the row says and what its ids are read as, from their first difference on; None where these are the same.
+
+        What the tokenizer cannot keep in any case (case, spaces) is none: the whole text's own ids are read as well.
+        """
+        if len(row.segments) < 2:
+            return None
+        text = "".join(map(self._written, row.segments))
+        whole = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = ids[0 if row.framed else len(self.bos) :]
+        said, wanted = (str(self.tokenizer.decode(each, clean_up_tokenization_spaces=False)) for each in (ids, whole))
+        if ids == whole or said in (text, wanted):
+            return None
+        place = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted)))
+        begin = max(0, place - AROUND)
+        return wanted[begin : place + AROUND], said[begin : place + AROUND]
 
     def _join(self, pieces: list[tuple[list[int], Segment]], framed: bool) -> tuple[list[int], list[int]]:
         ids = [] if framed else list(self.bos)
@@ -170,8 +177,7 @@ class Renderer:
         if self.continues and isinstance(talk, str):
             return self.encode([Rendered([Segment(talk, False)], framed=False)])[0][0]
         messages = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
-        segments = self._segments(messages, asked.get("tools"), set(), asks=True)
-        return self.encode([Rendered(segments, framed=self.template == "chat")])[0][0]
+        return self.encode(self._rendered(messages, asked.get("tools"), set(), asks=True))[0][0]
 
 
 def prompt_of(example: Example) -> Any:

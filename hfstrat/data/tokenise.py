@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 BATCH = 1000  # rows
 WRITTEN = 1 << 17  # tokens
 HASH_BYTES = 8
+READ_BACK = 32  # rows that are decoded again, to see whether they say what was given
+
+Encoded = tuple[list[int], list[int]]  # token ids and labels
 
 
 class Piece(NamedTuple):
-    """A row of the prepared data: a row of the source, or a part of one (`overflow: split`)."""
+    """A row of the prepared data: a row of the source, or one of several that it became (`overflow: split`, or one for each
+    answer, see `places`)."""
 
     input_ids: list[int]
     labels: list[int]
@@ -103,18 +108,16 @@ def _batch(
     account.rows_read += len(batch)
     pairs = [_render(row, reading, renderer, reading.where(index)) for index, row in batch]
     pieces: list[Piece] = []
-    encoded = renderer.encode([texts for _, texts in pairs])
-    for (index, _), (example, _), (ids, labels) in zip(batch, pairs, encoded, strict=True):
+    texts = [each for _, rendered in pairs for each in rendered]
+    flat = renderer.encode(texts)
+    if account.rows_read == len(batch):  # the first batch
+        account.misread = _misread(renderer, texts, flat)
+    encoded = iter(flat)
+    for (index, _), (example, rendered) in zip(batch, pairs, strict=True):
         account.rows_with_tools += bool(example.tools)
-        if example.says_something and any(label != IGNORED for label in labels):
-            parts = _fit(ids, labels, data, account, overlong, reading.where(index))
-            kept = [(part, label) for part, label in parts if any(value != IGNORED for value in label)]
-            account.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
-            account.rows_unreached += bool(parts) and not kept
-        else:
-            account.rows_blank += 1
-            account.tokens_lost += len(ids)
-            kept = []
+        account.rows_unrolled += len(rendered) > 1
+        account.unrolled_into += len(rendered) if len(rendered) > 1 else 0
+        kept = _kept(example, list(itertools.islice(encoded, len(rendered))), data, account, overlong, reading.where(index))
         account.rows_kept += bool(kept)
         account.rows_dropped += not kept
         pieces += [Piece(part, label, len(part), index, hash_of(example.words)) for part, label in kept]
@@ -123,7 +126,36 @@ def _batch(
     return pieces
 
 
-def _render(row: Row, reading: Reading, renderer: Renderer, where: str) -> tuple[Example, Rendered]:
+def _misread(renderer: Renderer, rows: list[Rendered], encoded: list[Encoded]) -> str:
+    """The first difference between what the first rows say and how their ids are read; empty where there is none."""
+    for row, (ids, _) in zip(rows[:READ_BACK], encoded, strict=False):
+        if found := renderer.misread(row, ids):
+            return f"{json.dumps(found[0], ensure_ascii=False)} is read as {json.dumps(found[1], ensure_ascii=False)}"
+    return ""
+
+
+def _kept(
+    example: Example, encoded: list[Encoded], data: Data, account: Account, overlong: Overlong, where: str
+) -> list[Encoded]:
+    """What of one row of the source is trained on, with what it loses written into the account."""
+    live = [pair for pair in encoded if example.says_something and _learns(pair)]
+    account.tokens_lost += sum(len(ids) for ids, _ in encoded) - sum(len(ids) for ids, _ in live)
+    account.rows_blank += not live
+    parts = [part for ids, labels in live for part in _fit(ids, labels, data, account, overlong, where)]
+    kept = [part for part in parts if _learns(part)]
+    account.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
+    account.rows_unreached += bool(parts) and not kept
+    if parts and any(len(ids) > data.max_length for ids, _ in live):
+        account.rows_split += data.overflow == "split"
+        account.rows_cut += data.overflow != "split"
+    return kept
+
+
+def _learns(encoded: Encoded) -> bool:
+    return any(label != IGNORED for label in encoded[1])
+
+
+def _render(row: Row, reading: Reading, renderer: Renderer, where: str) -> tuple[Example, list[Rendered]]:
     try:
         example = reading.example(row)
         return example, renderer.render(example)
@@ -131,9 +163,7 @@ def _render(row: Row, reading: Reading, renderer: Renderer, where: str) -> tuple
         raise UserError(f"{where}: {error}") from None
 
 
-def _fit(
-    ids: list[int], labels: list[int], data: Data, account: Account, overlong: Overlong, where: str
-) -> list[tuple[list[int], list[int]]]:
+def _fit(ids: list[int], labels: list[int], data: Data, account: Account, overlong: Overlong, where: str) -> list[Encoded]:
     """The row within `max_length`, in one piece, several or none, with what it loses written into the account."""
     limit = data.max_length
     if len(ids) <= limit:
@@ -141,18 +171,16 @@ def _fit(
     if data.overflow == "error":
         raise UserError(f"{where}: {len(ids)} tokens, more than data.max_length = {limit} (overflow: error)")
     if data.overflow == "split":
-        account.rows_split += 1
         return split(ids, labels, limit)
     keep = limit if data.overflow == "truncate" else 0
     lost = sum(label != IGNORED for label in labels[keep:])
-    account.rows_cut += keep > 0
     account.tokens_lost += len(ids) - keep
     account.supervised_lost += lost
     overlong.add(len(ids), lost)
     return [(ids[:keep], labels[:keep])] if keep else []
 
 
-def split(ids: list[int], labels: list[int], limit: int) -> list[tuple[list[int], list[int]]]:
+def split(ids: list[int], labels: list[int], limit: int) -> list[Encoded]:
     """Pieces of at most `limit` tokens. Each begins with the last token of the one before, as context without loss, so that
     every supervised token is predicted exactly once."""
     starts = range(0, max(1, len(ids) - 1), limit - 1)
