@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the large
 # Times that much on another device, where each sum is rounded elsewhere: SmolLM2-135M in bfloat16 is 6.5e-2 away from itself in
 # float32, in float16 2.4e-3, and two that are rounded may each be so far off
 ELSEWHERE = 10
+FULL = ("CUDA error: out of memory", "ALLOC_FAILED")  # a GPU too full to begin with, which has no exception of its own
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "HFSTRAT_")
 
 
@@ -126,7 +128,7 @@ def ask(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 def answer_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
     """What the fresh process found. Raises RunError where it found nothing."""
     lines = child.stdout.strip().splitlines()
-    if child.returncode == errors.OUT_OF_MEMORY:
+    if child.returncode in (errors.OUT_OF_MEMORY, -signal.SIGKILL):  # which the system sends where memory runs out
         raise errors.RunError(
             f"the artefact in {folder} was not compared: there is no memory to load it in a fresh process, on the CPU neither; "
             "it is kept, and is whole",
@@ -215,7 +217,7 @@ def _main(spec_file: str) -> None:
         model = load_artefact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
         logits, expected = probe_logits(model, probe["inputs"]), probe["logits"]
     except Exception as error:
-        if errors.named(error).code == errors.OUT_OF_MEMORY:
+        if errors.named(error).code == errors.OUT_OF_MEMORY or any(words in str(error) for words in FULL):
             raise SystemExit(errors.OUT_OF_MEMORY) from None
         raise
     if logits.shape != expected.shape:

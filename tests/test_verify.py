@@ -76,6 +76,37 @@ def test_a_gpu_whose_memory_runs_out_is_followed_by_the_cpu(
     assert ended.value.code == errors.OUT_OF_MEMORY
 
 
+def test_a_process_that_the_system_killed_says_nothing_of_the_artefact(
+    tiny: Path, probe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ask", lambda spec: subprocess.CompletedProcess(CHILD, -9, "", ""))
+    with pytest.raises(errors.RunError, match="was not compared"):
+        verify.verify(tiny, probe, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("CUDA error: out of memory", errors.OUT_OF_MEMORY),
+        ("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED", errors.OUT_OF_MEMORY),
+        ("no", None),
+    ],
+)
+def test_a_gpu_too_full_to_begin_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int | None
+) -> None:
+    def full(*given: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(verify, "_load_artefact", full)
+    torch.save({}, tmp_path / "probe.pt")
+    spec = {"folder": str(tiny), "probe": str(tmp_path / "probe.pt"), "dtype": "float32", "device": "cuda", "options": {}}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises((SystemExit, RuntimeError)) as ended:
+        verify._main(str(tmp_path / "spec.json"))
+    assert getattr(ended.value, "code", None) == code
+
+
 def test_weights_that_a_gpu_cannot_hold_are_not_tried_there(
     tiny: Path, probe: dict[str, Any], asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
