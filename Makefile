@@ -1,6 +1,7 @@
 # make quickstart   install, fetch the demo model, build the demo data, fine-tune, show what changed
 # make test         install and run the tests
 # make check        ruff, types, tests
+# make test-deepspeed, make test-extras   what needs packages that nothing else does; they install them
 # make soak         200 kills, each survived bit for bit
 # make bench        the benchmarks, into benchmarks/results/
 
@@ -11,11 +12,13 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL  := models/SmolLM2-135M-Instruct
 DATA   := data/docstrings
 TEXT   := data/stdlib
+# DeepSpeed has a folder of its own, since libraries that find it behave differently
+ZERO   := .deepspeed
 
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow test-gpu soak lint types check bench clean
+.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras deepspeed extras soak lint types check bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -54,6 +57,27 @@ soak: $(VENV)/.installed
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+test-deepspeed: deepspeed
+	PYTHONPATH=$(CURDIR)/$(ZERO) $(BIN)/python -m pytest tests/test_worlds.py -k "deepspeed or zero3" -rs
+
+deepspeed: $(ZERO)/.installed
+
+# from its sources, without kernels of its own; everything else that it needs is there
+$(ZERO)/.installed: constraints.txt | $(VENV)/.installed
+	rm -rf $(ZERO)
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --no-deps --target $(ZERO) deepspeed einops hjson msgpack ninja py-cpuinfo
+	touch $@
+
+# trackers, ONNX, and the lines of `hfstrat use` for transformers serve
+test-extras: extras
+	$(BIN)/python -m pytest tests/test_trackers.py tests/test_export.py tests/test_use.py -k "on_this_machine or onnx or serve" -rs
+
+extras: $(VENV)/.extras
+
+$(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(PIP) --editable '.[trackers,serving,onnx]' wandb mlflow-skinny
+	touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,4 +111,4 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.evaluation
 
 clean:
-	rm -rf $(VENV) runs data models dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ZERO) runs data models dist .pytest_cache .mypy_cache .ruff_cache

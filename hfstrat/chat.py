@@ -21,7 +21,7 @@ def chat(target: str, how: How, form: str = "recorded") -> None:
         UserError: a classifier, or a model that was trained on plain text and knows no turns.
     """
     check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
-    model, tokenizer, report = load(target, form)
+    model, tokenizer, report = load(target, form, spreads=True)
     renderer = answers.renderer_of(tokenizer, report, plain=False)
     if renderer.continues:
         raise UserError(f"{target}: this model continues texts and knows no turns; use `hfstrat generate {target} -p TEXT`")

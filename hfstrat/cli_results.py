@@ -81,12 +81,13 @@ def evaluate(
     include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Further tasks for --lm-eval")] = None,
     output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes share the rows")] = None,
+    quantization: Form = "recorded",
 ) -> None:
     """Measure a run or a model, beside another one if asked, with confidence intervals."""
     from hfstrat.evaluation import cli
 
     words = {"metrics": metric, "choices": choices, "lm_eval": lm_eval, "include_path": include_path}
-    raise typer.Exit(cli.evaluate(target, overrides or [], against, data, words, output, num_processes))
+    raise typer.Exit(cli.evaluate(target, overrides or [], against, data, words, output, num_processes, quantization))
 
 
 def merge(

@@ -21,7 +21,8 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     fused.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     dtype = str(model.main_dtype(trained)).removeprefix("torch.")
     logits = verify.probe_logits(trained, job.probe)
-    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "untrained": job.untrained}
+    device = next(trained.parameters()).device.type
+    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "device": device, "untrained": job.untrained}
 
 
 def _measure(job: Job) -> Report | None:

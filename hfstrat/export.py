@@ -37,7 +37,7 @@ def export(target: str, output: Path, form: str) -> None:
     folder, _ = resolve(target)
     if form == "safetensors" and (Path(folder) / "adapter_config.json").is_file():
         return merge(target, output)
-    model, tokenizer, _ = load(target, "none", "checkpoint")  # not what this machine computes in: that would round
+    model, tokenizer, _ = load(target, "none", "checkpoint", widened=True)  # in its own dtype: this machine's might round
     if hasattr(model, "merge_and_unload"):
         own = model.get_base_model().dtype
         model = model.float().merge_and_unload(safe_merge=True).to(own)

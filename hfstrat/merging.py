@@ -38,7 +38,7 @@ def merge(target: str, output: Path) -> None:
         raise UserError(f"{output} is in use; name a new folder")
     check_base(folder, report)
     form = report.get("result", {}).get("reload", {}).get("quantization")
-    model, tokenizer, _ = use.load(target)
+    model, tokenizer, _ = use.load(target, widened=True)
     import torch
 
     if not hasattr(model, "merge_and_unload"):
@@ -47,7 +47,7 @@ def merge(target: str, output: Path) -> None:
     before = said(model, inputs)
     if form:
         del model  # the two need not be in memory together
-        model, _, _ = use.load(target, "none")
+        model, _, _ = use.load(target, "none", widened=True)
     dtype = model.get_base_model().dtype
     dtype = dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     merged = model.float().merge_and_unload(safe_merge=True).to(dtype)

@@ -168,5 +168,6 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines += result.get("comparison", {}).get("lines", [])
     check = result["verified"]
     same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
-    lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process: the same logits {same}")
+    other = f" on the {check['device']}" if check.get("device") != check.get("trained_on") else ""  # a GPU without room for it
+    lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process{other}: the same logits {same}")
     return lines

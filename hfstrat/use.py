@@ -43,15 +43,19 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def load(target: str, form: str = "recorded", dtype: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
+def load(
+    target: str, form: str = "recorded", dtype: str | None = None, spreads: bool = False, widened: bool = False
+) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer and the report behind them, for inference on this machine's device.
 
     Args:
         form: recorded, as it was trained: on a quantized base, if it was; none, without quantization; int8, nf4 or fp4.
         dtype: as `model.dtype`, or checkpoint for that of the stored weights; None: as the run's recipe says, or auto.
+        spreads, widened: as for `placing.placed`.
 
     Raises:
         UserError: it cannot be loaded (so).
+        RunError: a GPU has no room for it.
     """
     folder, report = resolve(target)
     forms.check(form, folder, report.get("result", {}).get("reload", {}).get("quantization"))
@@ -59,6 +63,7 @@ def load(target: str, form: str = "recorded", dtype: str | None = None) -> tuple
     import torch
     from transformers import AutoTokenizer
 
+    from hfstrat import placing
     from hfstrat.config import Model
     from hfstrat.model import compute_dtype, source_of
 
@@ -70,16 +75,18 @@ def load(target: str, form: str = "recorded", dtype: str | None = None) -> tuple
     try:
         given = {"source": source, "task": task.name, **options}
         weights: Any = "auto" if dtype == "checkpoint" else compute_dtype(wanted)
-        model = forms.load(folder, weights, given, form)
+        model = placing.placed(forms.load(folder, weights, given, form), spreads, widened)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise placing.no_room(target) from error
     except Exception as error:
         here = "" if Path(folder).exists() else "no such folder here, and "
         raise UserError(
             f"{target}: {here}it cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, report
+    return model.eval(), tokenizer, report
 
 
 def generate(
@@ -105,7 +112,7 @@ def generate(
     from hfstrat.evaluate import prompt_text
 
     how = how or answers.How(max_new_tokens)
-    model, tokenizer, report = load(target, form)
+    model, tokenizer, report = load(target, form, spreads=True)
     renderer = answers.renderer_of(tokenizer, report, how.plain)
     if output is None:
         for prompt in asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -62,6 +63,20 @@ def test_every_command_explains_itself(hfstrat: Run, command: list[str]) -> None
     assert not code
     assert "Usage:" in said
     assert "--help" in said
+
+
+def test_the_first_help_names_every_strategy(hfstrat: Run) -> None:
+    from hfstrat.strategies import STRATEGIES
+
+    first = " ".join(hfstrat("--help")[1].split()).split("Commands")[0]
+    assert len(STRATEGIES) == 6
+    assert not [name for name in STRATEGIES if not re.search(rf"\b{name}\b", first)]
+
+
+def test_evaluate_refuses_a_form_that_there_is_not(hfstrat: Run, tiny: Path) -> None:
+    code, said = hfstrat("evaluate", str(tiny), "--quantization", "nf5")
+    assert code == 2
+    assert "--quantization: nf5: expected one of recorded, none, int8, nf4, fp4" in said
 
 
 def test_help_recipes_and_schema_import_no_torch() -> None:

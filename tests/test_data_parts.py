@@ -198,6 +198,7 @@ def test_texts_are_compared_without_case_and_white_space() -> None:
 
 MEASURE = """
 import re, sys
+import numpy as np
 sys.path.insert(0, {tests!r})
 from conftest import make_tokenizer
 from hfstrat.config import Data
@@ -209,26 +210,41 @@ prepare(Data(train={small!r}), tokenizer, seed=0)
 before = peak()
 made = prepare(Data(train={file!r}), tokenizer, seed=0, samples=3)
 column(made.train, "length")
+kept = [made.train, made.eval] if {hold} else []
+held = [np.array(rows[place]["input_ids"], np.int32) for rows in kept for place in range(len(rows))]
 print(len(made.train) + len(made.eval), peak() - before)
 """
 
 
-def grown(tmp_path: Path, count: int) -> float:
-    """MiB by which the peak memory of a process grows when it prepares so many rows, after it prepared a few."""
+def grown(folder: Path, count: int, hold: bool = False) -> tuple[float, float]:
+    """MiB by which the peak memory of a process grows when it prepares so many rows, after it prepared a few; and those that
+    the rows take on the disk.
+
+    Args:
+        hold: whether the process then keeps the tokens of all rows, as it should never do.
+    """
+    folder.mkdir()
     said = sentences(1000)
-    small = write_jsonl(tmp_path / "small.jsonl", [{"text": f"{n} {said[n]}"} for n in range(1000)])
-    file = write_jsonl(tmp_path / f"{count}.jsonl", [{"text": f"{n} {said[n % 1000]} {said[n % 7]}"} for n in range(count)])
-    program = MEASURE.format(tests=str(Path(__file__).parent), small=str(small), file=str(file))
-    environment = os.environ | {"HFSTRAT_CACHE": str(tmp_path / "cache")}
+    small = write_jsonl(folder / "small.jsonl", [{"text": f"{n} {said[n]}"} for n in range(1000)])
+    texts = (f"{n} {said[n % 1000]} " + " ".join(said[(n + 7 * k) % 1000] for k in range(8)) for n in range(count))
+    file = write_jsonl(folder / "rows.jsonl", [{"text": text} for text in texts])
+    program = MEASURE.format(tests=str(Path(__file__).parent), small=str(small), file=str(file), hold=hold)
+    environment = os.environ | {"HFSTRAT_CACHE": str(folder / "cache")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     rows, kilobytes = map(int, done.stdout.split())
     assert rows == count
-    return kilobytes / 1024
+    return kilobytes / 1024, max(kept.stat().st_size for kept in (folder / "cache").glob("*.arrow")) / 2**20
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """Ten times the rows: a few numbers for each row are all that is added, which is far less than its tokens."""
-    little, much = grown(tmp_path, 10_000), grown(tmp_path, 100_000)
-    print(f"peak memory grows by {little:.1f} MiB for 10,000 rows, {much:.1f} MiB for 100,000")
-    assert much - little < 40
+    (little, few), (much, many) = grown(tmp_path / "few", 10_000), grown(tmp_path / "many", 100_000)
+    held, _ = grown(tmp_path / "held", 100_000, hold=True)
+    print(
+        f"peak memory grows by {little:.1f} MiB for 10,000 rows ({few:.1f} MiB on the disk), {much:.1f} MiB for 100,000 "
+        f"({many:.1f} MiB), {held:.1f} MiB where they are held"
+    )
+    bound = (many - few) / 2
+    assert much - little < bound
+    assert held - little > bound  # it could fail

@@ -172,7 +172,7 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
     save_file({name: tensor + 0.05 for name, tensor in load_file(dense).items()}, dense)
     inputs = job.probe
     logits = verify.probe_logits(job.trainer.model, inputs)
-    facts = {"inputs": inputs, "logits": logits, "dtype": "float32", "untrained": torch.zeros_like(logits)}
+    facts = {"inputs": inputs, "logits": logits, "dtype": "float32", "device": "cpu", "untrained": torch.zeros_like(logits)}
     changed = verify.probe_logits(sentence.load(str(folder)), inputs)
     assert (changed - logits).abs().max() > 1e-3 * logits.abs().max()
     if family == "bert":  # once, in a fresh process

@@ -498,3 +498,89 @@ def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, nam
     assert found
     assert "bitsandbytes" in type(getattr(optimiser, "optimizer", optimiser)).__module__
     job.lock.close()
+
+
+# measured without training
+
+
+def loss_by_hand(model: Any, target: Path, rows: Path) -> float:
+    """Each row alone through a plain forward pass; the mean over what is supervised."""
+    from hfstrat.data.preparation import prepare_held
+    from hfstrat.evaluation.request import Request
+
+    tokenizer = use.load(str(target), "none")[1]
+    asked = Request(str(target), data=str(rows)).recipe()
+    total, count = 0.0, 0
+    for row in prepare_held(asked.data, tokenizer, 0, None).eval:
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+        wanted = torch.tensor(row["labels"])[1:].long()
+        total += float(torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
+        count += int((wanted != -100).sum())
+    return total / count
+
+
+def measured(target: Path, rows: Path, form: str, against: str | None = None, side: str = "after") -> float:
+    from hfstrat.evaluation.command import evaluate as carry_out
+    from hfstrat.evaluation.request import Request
+
+    switched_off = ["evaluation.control=off", "evaluation.samples=0"]
+    whole = carry_out(Request(str(target), against, str(rows), switched_off, quantization=form))
+    assert whole is not None
+    assert whole["settings"]["quantization"] == form
+    return float(whole["measured"]["evaluation rows"][side]["loss"]["value"])
+
+
+def bits(form: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": form, "bnb_4bit_use_double_quant": True}
+    arguments = {"load_in_8bit": True} if form == "int8" else four | {"bnb_4bit_compute_dtype": "bfloat16"}
+    return BitsAndBytesConfig(**arguments, llm_int8_skip_modules=["lm_head"])
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_a_model_is_measured_in_the_bits_that_were_asked_for(wide: Path, rows: Path, form: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16, quantization_config=bits(form))
+    quantization.steady(plain)
+    found = measured(wide, rows, form)
+    expected, whole = loss_by_hand(plain, wide, rows), measured(wide, rows, "none")
+    assert abs(found - expected) < 1e-5 < abs(found - whole)
+
+
+def test_an_adapter_is_measured_on_the_base_in_the_bits_that_were_asked_for(trained: Any, wide: Path, rows: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, found = trained(ADAPTED, "nf4"), dict[str, float]()
+    for form in ("fp4", "none"):
+        how = {} if form == "none" else {"quantization_config": bits(form)}
+        plain = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16, **how)
+        quantization.steady(plain)
+        alone = loss_by_hand(plain, wide, rows)
+        expected = loss_by_hand(PeftModel.from_pretrained(plain, folder / "final"), folder, rows)
+        found[form] = measured(folder, rows, form)
+        assert found[form] == pytest.approx(expected, abs=1e-4)
+        assert measured(folder, rows, form, "base", "before") == pytest.approx(alone, abs=1e-4)  # both in the same bits
+    found["recorded"] = measured(folder, rows, "recorded")
+    assert len(set(found.values())) == 3
+    assert measured(folder, rows, "nf4") == found["recorded"]
+
+
+def test_what_cannot_be_measured_in_other_bits_is_refused_before_it_is_loaded(trained: Any, wide: Path, tmp_path: Path) -> None:
+    from hfstrat.evaluation.request import Request
+
+    folder = trained("{name: partial, last_n_layers: 1, head: true}", "nf4")
+    with pytest.raises(UserError, match=r"--quantization: nf5: expected one of recorded, none, int8, nf4, fp4"):
+        Request(str(wide), quantization="nf5").check()
+    with pytest.raises(UserError, match="is saved quantized already"):
+        Request(str(folder), quantization="int8").check()
+    with pytest.raises(UserError, match="is saved quantized already"):
+        Request(str(wide), against=str(folder), quantization="int8").check()
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="the form of sentence-transformers"):
+        Request(str(tmp_path), quantization="int8").check()
+    assert Request(**json.loads(Request(str(wide), quantization="fp4").to_json())).quantization == "fp4"

@@ -17,6 +17,7 @@ def evaluate(
     words: dict[str, Any],
     output: Path | None,
     processes: int | None,
+    quantization: str = "recorded",
 ) -> int:
     """Carry it out; returns the exit code.
 
@@ -24,7 +25,7 @@ def evaluate(
         words: values of `evaluation:` keys that have a flag of their own; lists may hold several names with commas.
     """
     given = [f"evaluation.{key}={json.dumps(_listed(value))}" for key, value in words.items() if value]
-    request = Request(target, against, data, [*given, *overrides], str(output) if output else None)
+    request = Request(target, against, data, [*given, *overrides], str(output) if output else None, quantization)
     if (processes or 1) == 1:
         from hfstrat.evaluation.command import evaluate as carry_out
 

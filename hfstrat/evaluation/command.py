@@ -45,8 +45,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     said: dict[str, list[str]] = {}
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
-            bits = recipe.model.quantization if side == "before" else None  # the base as the run had it
-            subject = load(target, bits.name if bits else "recorded", recipe.model.dtype)  # both in one precision
+            subject = load(target, form_of(request, recipe, side), recipe.model.dtype)  # both in one precision
             data = rows.of(subject)
             suite = Suite(recipe.evaluation, data, recipe.seed)
             found[side] = suite.measure(subject, runner_of(subject, recipe, screen, world))
@@ -62,6 +61,12 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         Path(request.output).write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="utf-8")
     show(whole, screen, recipe)
     return whole
+
+
+def form_of(request: Request, recipe: Recipe, side: str) -> str:
+    """As asked for; else as recorded, and the other model in that of the run."""
+    bits = recipe.model.quantization
+    return bits.name if bits and side == "before" and request.quantization == "recorded" else request.quantization
 
 
 def load(target: str, form: str, dtype: str) -> Subject:
@@ -176,7 +181,8 @@ def whole_of(
         "against": request.base(),
         **report_of(found["before"], found["after"]),
         "answers": answers,
-        "settings": {name: getattr(recipe, name).model_dump() for name in ("data", "evaluation")} | {"seed": recipe.seed},
+        "settings": {name: getattr(recipe, name).model_dump() for name in ("data", "evaluation")}
+        | {"seed": recipe.seed, "quantization": request.quantization},
         "processes": processes,
         "environment": report.environment(request.target, None, files),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hfstrat import forms
 from hfstrat.config import Recipe
 from hfstrat.errors import UserError
 from hfstrat.evaluation import needs
@@ -31,6 +32,7 @@ class Request:
         data: rows to evaluate on instead of the run's own.
         overrides: `key=value` of the sections `data`, `evaluation` and `seed`.
         output: where the JSON goes.
+        quantization: the form in which models are loaded (`forms.FORMS`); recorded is that of the run, and of its base in it.
     """
 
     target: str
@@ -38,6 +40,7 @@ class Request:
     data: str | None = None
     overrides: list[str] = field(default_factory=list)
     output: str | None = None
+    quantization: str = "recorded"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -84,12 +87,17 @@ class Request:
             raise UserError(f"--against base: {named} is a GGUF file; name a model folder or a Hub id")
         return str(named)
 
+    def _check_form(self, target: str) -> None:
+        folder, report = resolve(target)
+        forms.check(self.quantization, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+
     def check(self) -> Recipe:
         """Refuse what can be known to be wrong. Raises UserError."""
         recipe, (folder, report) = self.recipe(), resolve(self.target)
         check_output(Path(self.output) if self.output else None)
+        self._check_form(self.target)
         if against := self.base():
-            resolve(against)
+            self._check_form(against)
         task, wanted = of_artefact(folder, report["run"]["recipe"] if report else {}), recipe.evaluation
         TASKS[task.name].check(recipe)
         if self.data is not None or report:

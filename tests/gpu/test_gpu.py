@@ -158,3 +158,18 @@ def test_the_head_loss_on_this_device(recipe: Any) -> None:
         head_loss(*ours, targets).backward()
         for mine, theirs in zip(ours, exact, strict=True):
             assert float((mine.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < allowed
+
+
+def test_a_model_without_room_is_shared_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its layers on the GPU, the others on the CPU: the same answer."""
+    from hfstrat import placing, use
+    from hfstrat.answers import How, renderer_of, stream
+
+    monkeypatch.setattr(placing, "placed", lambda model, *_: model)
+    model, tokenizer, _ = use.load(str(tiny), dtype="float32")
+    monkeypatch.undo()
+    renderer = renderer_of(tokenizer, {}, plain=False)
+    said = stream(model, renderer, "the cat", How(8))
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (needed, needed))
+    assert stream(placing.placed(model, spreads=True), renderer, "the cat", How(8)) == said
