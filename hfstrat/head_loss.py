@@ -16,9 +16,12 @@ from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hfstrat.data.batches import rounded
+
 CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
 CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
 BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second cache
+ROW_MULTIPLE = 16  # of a product on a CPU
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
 GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
 
@@ -146,10 +149,11 @@ class _HeadLoss(torch.autograd.Function):
         size = block_rows(weight.device, len(weight), chunk)
         space = torch.empty(size, len(weight), dtype=wide, device=hidden.device)
         # a CPU multiplies float32 by float32 only: the gradient is kept as wide as it is computed
-        exact = space.new_empty(min(chunk, len(hidden)), len(weight)) if learns[1] and hidden.is_cpu and dtype != wide else None
+        widened = learns[1] and hidden.is_cpu and dtype != wide
+        exact = space.new_empty(few_sizes(len(hidden), chunk, hidden.device), len(weight)) if widened else None
         with without_autocast(hidden.device):
-            for start, rows, product, own in products(hidden, head, chunk, dtype):
-                for part in parts(len(rows), size):
+            for start, count, rows, product, own in products(hidden, head, chunk, dtype):
+                for part in parts(count, size):
                     logits = logits_of(product[part], head)
                     value, gradient = loss(slice(start + part.start, start + part.stop), logits, space[: len(logits)])
                     total += value
@@ -159,9 +163,12 @@ class _HeadLoss(torch.autograd.Function):
                     product[part] = gradient  # in the place of the logits
                     if exact is not None:
                         exact[part] = gradient
+                product[count:] = 0
                 if for_hidden is not None:
-                    for_hidden[start : start + len(rows)] = product @ own
+                    for_hidden[start : start + count] = (product @ own)[:count]
                 if for_weight is not None:
+                    if exact is not None:
+                        exact[count : len(rows)] = 0
                     _add_product_(for_weight, (product if exact is None else exact[: len(rows)]).T, rows)
         ctx.save_for_backward(for_hidden, for_weight, for_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
@@ -179,17 +186,31 @@ class _HeadLoss(torch.autograd.Function):
 
 def products(
     hidden: torch.Tensor, head: Head, chunk: int, dtype: torch.dtype
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each chunk, in `dtype`: its first row's number, rows `[c, H]`, head's product `[c, V]` (until the next), weight."""
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each chunk, in `dtype`: its first row's number, how many there are, rows `[c, H]`, head's product `[c, V]` (until the
+    next), weight. There may be more rows than were given: the further ones are zero."""
     weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-    space = torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
+    most = few_sizes(len(hidden), chunk, hidden.device)
+    space = torch.empty(most, len(weight), dtype=dtype, device=hidden.device)
     for start in range(0, len(hidden), chunk):
         rows = hidden[start : start + chunk].to(dtype)
+        count = len(rows)
+        if further := few_sizes(count, chunk, hidden.device) - count:
+            rows = functional.pad(rows, (0, 0, 0, further))
         with without_autocast(hidden.device):
             product = torch.mm(rows, weight.T, out=space[: len(rows)])
         if bias is not None:
             product += bias
-        yield start, rows, product, weight
+        yield start, count, rows, product, weight
+
+
+def few_sizes(rows: int, chunk: int, device: torch.device) -> int:
+    """Rows of a product: so many or a few more, up to a chunk.
+
+    On a CPU oneDNN compiles three kernels for each number of rows, nearly every step has another one, and a thousand of them
+    that are kept took as much memory as a small model.
+    """
+    return min(chunk, rounded(rows, ROW_MULTIPLE) if device.type == "cpu" else rows)
 
 
 def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
@@ -205,8 +226,8 @@ def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
 def blocks(hidden: torch.Tensor, head: Head, chunk: int | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
     """For each block: its place among the rows, and its logits `[b, V]` in float32 or wider (until the next)."""
     chunk = chunk or chunk_rows(head.weight, False)
-    for start, rows, product, _ in products(hidden, head, chunk, compute_dtype(hidden, head.weight)):
-        for part in parts(start + len(rows), block_rows(hidden.device, len(head.weight), chunk), start):
+    for start, count, _, product, _ in products(hidden, head, chunk, compute_dtype(hidden, head.weight)):
+        for part in parts(start + count, block_rows(hidden.device, len(head.weight), chunk), start):
             yield part, logits_of(product[part.start - start : part.stop - start], head)
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfstrat.data.batches import Collator
 from hfstrat.fused import bind_head_loss, unbind_head_loss
-from hfstrat.head_loss import chunk_rows, head_loss, head_scores
+from hfstrat.head_loss import chunk_rows, few_sizes, head_loss, head_scores
 from hfstrat.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
 ROWS, WIDTH, VOCABULARY = 10, 6, 23
@@ -407,3 +407,14 @@ def test_a_run_trains_by_it_saves_without_it_and_equals_the_fallback(
     assert ours == pytest.approx(theirs, rel=1e-5)
     for when in ("metrics_before", "metrics_after"):
         assert reports[0][when] == pytest.approx(reports[1][when], rel=1e-5)
+
+
+def test_products_have_few_sizes_on_a_cpu() -> None:
+    """Whatever the number of rows: a kernel is compiled and kept for each."""
+    cpu = torch.device("cpu")
+    for chunk in (128, 8192):
+        sizes = [few_sizes(rows, chunk, cpu) for rows in range(1, chunk + 1)]
+        assert all(rows <= size <= max(rows + 15, rows * 9 / 8) for rows, size in enumerate(sizes, 1))
+        assert len(set(sizes)) <= 8 * (chunk.bit_length() - 4)
+        assert sizes[-1] == chunk
+    assert few_sizes(37, 128, torch.device("meta")) == 37

@@ -171,12 +171,12 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
     options = {"skew": mix.skew} if mix.divergence == "skew_kl" else {}
     bias = None if head.bias is None else head.bias[:width]
     head = head._replace(weight=head.weight[:width], bias=bias)
-    said, first, product = products(hidden, head, chunk, dtype), 0, hidden.new_empty(0)
+    said, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
 
     def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal first, product
-        while part.stop > first + len(product):  # blocks come in order, and none lies in two chunks
-            first, _, product, _ = next(said)
+        nonlocal first, count, product
+        while part.stop > first + count:  # blocks come in order, and none lies in two chunks
+            first, count, _, product, _ = next(said)
         logits = logits_of(product[part.start - first : part.stop - first], head)
         if mix.temperature != 1.0:
             logits /= mix.temperature
