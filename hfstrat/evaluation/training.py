@@ -35,9 +35,11 @@ def before(job: Job) -> dict[str, Found]:
     else:
         found = {}
 
+    task, data = job.task, job.data  # not the job, which holds the trainer: a cycle would keep the folder locked
+
     def note_rows(sums: tuple[np.ndarray, ...]) -> None:
-        if len(sums[0]) == len(job.data.eval):
-            found[ROWS] = rows.of_sums(job.task, sums, job.data)
+        if len(sums[0]) == len(data.eval):
+            found[ROWS] = rows.of_sums(task, sums, data)
             kept[ROWS] = whole(found[ROWS])
 
     job.trainer.marker_state["measured"] = kept
