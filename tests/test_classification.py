@@ -221,7 +221,12 @@ def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies
 def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
     """Its tokenizer is trained on the training rows, and it learns what a word in them says."""
     new = f"{{name: scratch, architecture: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
-    words = (f"strategy={new}", "training.max_steps=120", "training.learning_rate=3e-3")
+    words = (
+        f"strategy={new}",
+        "training.max_steps=120",
+        "training.learning_rate=3e-3",
+        "training.load_best_model_at_end=false",
+    )
     loaded = classify("bert", "model={}", *words, **rows)
     report = run(loaded)
     assert report is not None
