@@ -11,9 +11,11 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from rich.console import Console
+from test_pieces import KINDS, TOKENIZERS
 
+from hfstrat.data.pieces import Pieces
 from hfstrat.distillation import teacher_writes
-from hfstrat.distillation.teacher_writes import prompt_of, rewritten
+from hfstrat.distillation.teacher_writes import heard, prompt_of, repeated, rewritten
 from hfstrat.errors import UserError
 
 
@@ -82,6 +84,30 @@ def test_a_row_without_a_prompt_is_refused() -> None:
     for labels in ([1, 2, 3], [-100, 2, 3], [-100] * 3):
         with pytest.raises(UserError, match="no prompt"):
             prompt_of({"input_ids": [1, 2, 3], "labels": labels})
+
+
+SAID = [" the cat", "the cat", "\non (red)", "(the", ""]
+
+
+@pytest.mark.parametrize("theirs", [*KINDS, "bare"])
+@pytest.mark.parametrize("ours", [*KINDS, "bare"])
+@pytest.mark.parametrize("asks", ["<|user|>who sat</s><|answer|>", "who sat\n\n"], ids=["marked", "plain"])
+def test_what_another_tokenizer_wrote_has_the_ids_of_the_whole(ours: str, theirs: str, asks: str) -> None:
+    """Tokenizers that put a space before every text, and one that does not, on both sides: no space is lost or made."""
+    tokenizers = {**TOKENIZERS, "bare": make_tokenizer(chat=False)}
+    own, other = tokenizers[ours], tokenizers[theirs]
+    prompt = own(asks, add_special_tokens=False)["input_ids"]
+    asked = heard(prompt, own, other)
+    begin = str(other.decode(asked, skip_special_tokens=True))
+    wrote = Pieces(other).ids(SAID, [begin] * len(SAID))
+    ended = [[*ids, other.eos_token_id] for ids in wrote]
+    found = repeated([*wrote, *ended], [asked] * 2 * len(SAID), [prompt] * 2 * len(SAID), Pieces(own), other)
+    for number, text in enumerate(SAID):
+        assert other.decode(asked + wrote[number], skip_special_tokens=True) == begin + text  # so it was said
+        whole = own(asks + text, add_special_tokens=False)["input_ids"]
+        assert found[number + len(SAID)] == [*whole[len(prompt) :], own.eos_token_id]
+        assert found[number] == (whole[len(prompt) :] or [own.eos_token_id])
+        assert whole[: len(prompt)] == prompt
 
 
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from hfstrat.data import cache, shelf
+from hfstrat.data.pieces import TAIL, Pieces
 from hfstrat.data.render import IGNORED
 from hfstrat.distillation.teacher_cache import Rows
 from hfstrat.errors import UserError
@@ -83,7 +84,7 @@ def rewritten(
     blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
     options = {"max_new_tokens": max_new_tokens, "max_length": max_length, "libraries": torch.__version__}
-    reader = tokenizer if theirs is None else theirs
+    reader, ours = tokenizer if theirs is None else theirs, Pieces(tokenizer)
     team = Team.of_world()
     mine = blocks[team.rank :: team.size] if team.size > 1 else []
     # each process has its share written first; then all of them find (on one machine) what the others wrote
@@ -103,8 +104,9 @@ def rewritten(
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
         shelf.let_go(entry.path)  # there may be thousands
+        said = said if theirs is None else repeated(said, asked, [prompts[int(one)] for one in block], ours, theirs)
         for one, answer in zip(map(int, block), said, strict=True):
-            answers[one] = repeated(answer, tokenizer, theirs)[: max(1, max_length - len(prompts[one]))]
+            answers[one] = answer[: max(1, max_length - len(prompts[one]))]
     made = [{"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in answers]
     made = [made[place] for place in np.argsort(list(answers))]
     numbers = data.train["row"]
@@ -137,14 +139,26 @@ def heard(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
     return ids[:-1] if ids[1:] and ids[-1] == theirs.eos_token_id else ids
 
 
-def repeated(answer: list[int], ours: Any, theirs: Any) -> list[int]:
-    """What the teacher wrote, in our tokens, with our end where it came to its end."""
-    if theirs is None:
-        return answer
-    ended = answer[-1:] == [theirs.eos_token_id]
-    text = theirs.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    ids: list[int] = ours(text, add_special_tokens=False)["input_ids"]
-    return ids + [ours.eos_token_id] if ended or not ids else ids
+def repeated(
+    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: Pieces, theirs: Any
+) -> list[list[int]]:
+    """What the teacher wrote to what it was asked, in our tokens as they go on from our prompts (`prompts`), with our end
+    where it came to its end."""
+    tokenizer = ours.tokenizer
+    texts = [_written(answer, heard, theirs) for answer, heard in zip(answers, asked, strict=True)]
+    before = [str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False))[-TAIL:] for prompt in prompts]
+    ended = [answer[-1:] == [theirs.eos_token_id] for answer in answers]
+    made = zip(ours.ids(texts, before), ended, strict=True)
+    return [ids + [tokenizer.eos_token_id] if end or not ids else ids for ids, end in made]
+
+
+def _written(answer: list[int], asked: list[int], theirs: Any) -> str:
+    """The answer's text as it goes on: read by itself, tokenizers such as Llama 2's take its first space away."""
+    before, whole, alone = (
+        str(theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for ids in (asked, asked + answer, answer)
+    )
+    return whole[len(before) :] if whole.startswith(before) else alone
 
 
 def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer: Any, room: int) -> list[list[int]]:
