@@ -36,7 +36,8 @@ class LayerMatch:
         self.pairs, self.kind, self.weight, self.projections = pairs, kind, weight, projections
 
     def __call__(self, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
-        """The summed loss; each list has the embeddings first, then every layer's states `[n, H]`."""
+        """The summed loss; each list has the embeddings first, then every layer's states `[n, H]`, the last one's after the
+        model's last norm."""
         total = torch.zeros((), device=ours[0].device)
         for index, (student, teacher) in enumerate(self.pairs):
             made, wanted = ours[student + 1], theirs[teacher + 1]
