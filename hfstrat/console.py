@@ -38,6 +38,7 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         self.console, self.order, self.time_limit, self.said = console, order, time_limit, said
         self.tokens = 0
+        self.trainer_counts = False  # tokens: of rows that are made on the way
         self.seconds = 0.0  # of training, loading of batches included, evaluations and checkpoints not
         self.loss: float | None = None
         self.evaluated = ""  # what an evaluation outside of training is of
@@ -45,6 +46,7 @@ class ProgressReport(TrainerCallback):
         self.first_step = 0  # of this session
         self.curve: list[dict[str, float]] = []  # evaluations on the way, by step, tokens and seconds since training began
         self._started = self._since = self._last_line = 0.0
+        self._seen = 0  # tokens, where the trainer counts them
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,7 +54,7 @@ class ProgressReport(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._since = self._last_line = time.monotonic()
-        self.first_step = state.global_step
+        self.first_step, self._seen = state.global_step, state.num_input_tokens_seen
         if state.is_world_process_zero and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, console=self.console, transient=False)
@@ -67,7 +69,13 @@ class ProgressReport(TrainerCallback):
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = now
-        self.tokens += self.order.tokens(state.global_step - 1)
+        seen = state.num_input_tokens_seen
+        self.tokens += seen - self._seen if self.trainer_counts else self.order.tokens(state.global_step - 1)
+        self._seen = seen
+        if not control.should_log:  # else once this step's loss is known
+            self._show(state, now)
+
+    def _show(self, state: Any, now: float) -> None:
         if not state.is_world_process_zero:
             return
         if self._bar is not None:
@@ -87,7 +95,9 @@ class ProgressReport(TrainerCallback):
         return f"{loss}{self.tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
+        if logs and "loss" in logs:
+            self.loss = logs["loss"]
+            self._show(state, self._since)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()

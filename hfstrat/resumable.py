@@ -29,10 +29,11 @@ class Resumable(Base):  # type: ignore[misc]
 
     `checkpoint` is what this session goes on from, `keep` how many complete checkpoints stay, `marker_state` what their
     markers hold beside sizes and hashes, `say` shows a line to the user. `start_counts` is whether the weights before
-    training may be the best.
+    training may be the best, `counts_tokens` whether the trainer's state counts them, since it makes rows itself.
     """
 
     start_counts: ClassVar[bool] = True
+    counts_tokens: ClassVar[bool] = False
 
     checkpoint: Path | None
     keep: int

@@ -119,7 +119,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     world.wait_for_everyone()
     progress = console.ProgressReport(screen, batches.order, plan.time_limit, task.said)
     trainer = build_trainer(recipe, trained, tokenizer, args, feed, data, batches.sampler, progress)
-    trainer.checkpoint = checkpoint
+    trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
     job.outline = sharding.outline(trained)
     return job

@@ -65,6 +65,8 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     said = capsys.readouterr().out
     assert "on-policy by TRL's DistillationTrainer" in said
     assert "the student writes other answers each time" in said
+    assert "rows give only their prompts" in said
+    assert 0 < result["tokens"] == result["trainer"].state.num_input_tokens_seen
     assert any("not run: on its own answers" in line for line in result["comparison"]["lines"])
     cards = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("README.md")]
     assert all("hfstrat" in card for card in cards)  # and no card of TRL's
@@ -95,6 +97,8 @@ def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
     (tmp_path / "half" / "report.json").unlink()
     again = distil("loss: forward_kl", "training.save_total_limit=5", name="half")
     assert again["resumed_from"].endswith("checkpoint-2")
+    before = json.loads((tmp_path / "whole" / "checkpoint-2" / "trainer_state.json").read_text())["num_input_tokens_seen"]
+    assert 0 < again["tokens"] == again["trainer"].state.num_input_tokens_seen - before
     ours, theirs = weights(tmp_path / "half"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

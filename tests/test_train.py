@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,19 @@ def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides
     names = {path.name for path in (folder / "final").iterdir()}
     assert "training_args.bin" not in names
     assert {"tokenizer.json", "chat_template.jinja"} <= names
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_line_of_a_step_says_what_is_known_of_it(
+    recipe: Any, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: int
+) -> None:
+    """Its own loss where it is logged, else the one that was logged last."""
+    monkeypatch.setattr("hfstrat.console.LINE_EVERY", -1.0)
+    report = run(recipe(f"training.logging_steps={every}"))
+    assert report is not None
+    known = {entry["step"]: f"{entry['loss']:.3f}" for entry in report["result"]["losses"]}
+    said = re.findall(r"^step (\d)/4  (?:loss (\S+)  )?\S+ tokens/s", capsys.readouterr().out, re.MULTILINE)
+    assert said == [(str(step), known.get(step, known.get(step - 1, ""))) for step in (1, 2, 3, 4)]
 
 
 def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path) -> None:

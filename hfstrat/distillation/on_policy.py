@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (
-    "on-policy by TRL's DistillationTrainer: the divergence has no factor T^2, "
-    "tokens/s are those of the data and not of what the student writes, and each process draws answers of its own"
+    "on-policy by TRL's DistillationTrainer: rows give only their prompts. The loss of a step is the divergence (without a "
+    "factor T^2) on what the student writes, evaluation is on the answers of the data; tokens/s count prompts and what is "
+    "written; each process draws answers of its own"
 )
 
 
@@ -77,6 +78,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
 
     data_collator: Any
     start_counts = False  # the loss that is evaluated is of answers that the student does not learn from
+    counts_tokens = True
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
