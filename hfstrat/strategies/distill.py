@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from hfstrat.bars import Bars
     from hfstrat.config import Recipe
@@ -167,48 +167,9 @@ class Distill(Strategy):
         return base
 
     def build_model(self, base: Base) -> nn.Module:
-        from hfstrat import fused
-        from hfstrat.distillation import layer_match
-        from hfstrat.model import cast_weights, count_parameters
+        from hfstrat.distillation.teaching import student_of
 
-        distiller = base.beside[KEY]
-        teacher: PreTrainedModel | None = base.beside.pop("teacher", None)
-        fused.unbind_head_loss(base.model)
-        if teacher is not None:
-            if teacher is not base.model:
-                cast_weights(teacher, base.compute_dtype)
-            asked = self._wrapped(distiller, teacher, base)
-            teacher = None if asked is None else teacher
-        if reason := distiller.bind(base.model):
-            raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
-        trained = self.student.build_model(base)
-        if teacher is None:
-            return trained
-        ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]
-        if theirs < ours and teacher is not base.model:
-            base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
-        try:
-            distiller.begin(asked, base, trained)
-            distiller.is_on = self.asks
-        except ValueError as error:
-            raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
-        if self.on_policy:
-            from hfstrat.distillation.on_policy import REMARK, check_vocabularies
-
-            check_vocabularies(base.model, teacher)
-            base.say(f"{'teacher':<9} {REMARK}")
-        if self.hidden:
-            layer_match.bring_together(self.hidden, base, distiller, teacher)
-        return trained
-
-    def _wrapped(self, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-        """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
-        try:
-            return distiller.frozen(teacher, is_own=teacher is base.model)
-        except ValueError as error:
-            if not self.asks:
-                return None
-            raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        return student_of(self, base, base.beside[KEY], base.beside.pop("teacher", None))
 
     def asked(self, base: Base) -> list[Any]:
         teacher = base.beside[KEY].teacher if self.asks else None
