@@ -12,6 +12,7 @@ import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
 
+from hfstrat.data.pieces import Pieces
 from hfstrat.distillation.teacher_writes import heard, repeated
 from hfstrat.errors import UserError
 from hfstrat.train import run
@@ -111,8 +112,10 @@ def test_texts_are_handed_over_where_tokenizers_differ() -> None:
     text = "one cat and two dogs"
     prompt = ours(text)["input_ids"]
     assert heard(prompt, ours, None) == prompt
-    assert theirs.decode(heard(prompt, ours, theirs)) == text
-    answer = [*theirs(" ran")["input_ids"], theirs.eos_token_id]
-    assert repeated(answer, ours, theirs) == [*ours(" ran")["input_ids"], ours.eos_token_id]
-    assert repeated(answer[:-1], ours, theirs) == ours(" ran")["input_ids"]
-    assert repeated([theirs.eos_token_id], ours, theirs) == [ours.eos_token_id]
+    asked = heard(prompt, ours, theirs)
+    assert theirs.decode(asked) == text
+    end = theirs.eos_token_id
+    ended, cut, empty = (theirs(said)["input_ids"] + end for said, end in ((" ran", [end]), (" ran", []), ("", [end])))
+    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, Pieces(ours), theirs)
+    ran, ours_end = ours(" ran")["input_ids"], ours.eos_token_id
+    assert found == [[*ran, ours_end], ran, [ours_end]]
