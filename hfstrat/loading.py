@@ -193,10 +193,12 @@ class Answers:
         text = error["msg"].removeprefix("Value error, ")
         if not isinstance(error["input"], dict):
             return f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {text}"
-        spoken = ((*path, word) for word in re.findall(r"[a-z_]+", text))
+        words = [word.split(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
+        spoken = ((*path, *word[:depth]) for word in words for depth in range(len(word), 0, -1))
         at = next((key for key in spoken if key in self.origins), path)
-        said_already = text.startswith(f"{at[-1]}:") if at else False
-        dotted = ".".join(at[:-1] if said_already else at)
+        own = at[len(path) :] or at[-1:]
+        said_already = bool(own) and text.startswith(f"{'.'.join(own)}:")
+        dotted = ".".join(at[: -len(own)] if said_already else at)
         return f"{self._where(at)}: {dotted or 'recipe'}{'.' if said_already else ': '}{text}"
 
 

@@ -70,7 +70,7 @@ def make_plan(
     """
     stored, ask = stored or {}, training.activation_checkpointing
     share = share_of(training.global_batch_size, processes)
-    steps = _steps(training, len(lengths))
+    steps = steps_of(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
     save_every = eval_every if training.save_steps is None else _every(training.save_steps, steps)
@@ -124,7 +124,8 @@ def share_of(global_batch_size: int, processes: int) -> int:
     return global_batch_size // processes
 
 
-def _steps(training: Training, rows: int) -> int:
+def steps_of(training: Training, rows: int) -> int:
+    """Optimiser steps at most: the least that the recipe says; `ENDLESS` where only the clock ends it."""
     wishes = [ENDLESS] if training.max_time else []
     if training.max_steps is not None:
         wishes.append(training.max_steps)

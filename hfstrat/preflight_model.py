@@ -165,7 +165,7 @@ def _is_whole(file: Path) -> bool:
 def check_tokenizer(model: Model, network: bool) -> None:
     if model.tokenizer is None:
         folder = Path(model.name_or_path).expanduser()
-        if folder.is_dir() and not _has_tokenizer(folder):
+        if folder.is_dir() and not has_tokenizer(folder):
             raise UserError(f"model.name_or_path: {folder} holds no tokenizer; name one by model.tokenizer")
         return
     path = Path(model.tokenizer).expanduser()
@@ -173,7 +173,7 @@ def check_tokenizer(model: Model, network: bool) -> None:
     if path.is_file():
         raise UserError(f"{name} is a file; expected a folder or a Hub id")
     if path.is_dir():
-        if not _has_tokenizer(path):
+        if not has_tokenizer(path):
             raise UserError(f"{name} holds no tokenizer, such as tokenizer.json")
     elif model.tokenizer.startswith(("/", ".", "~")) or model.tokenizer.count("/") > 1:
         raise UserError(f"{name}: no such folder{near(path)}")
@@ -181,7 +181,7 @@ def check_tokenizer(model: Model, network: bool) -> None:
         check_hub("model.tokenizer", model.tokenizer, None, "tokenizer_config.json", "model", network)
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in ("*token*", "vocab*", "*.model"))
 
 

@@ -988,6 +988,44 @@ DISTILL: list[Bad] = [
         files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
     ),
     distilled(
+        "a teacher without a tokenizer",
+        "  student: full\n  teacher: other",
+        ["strategy.teacher: other holds no tokenizer", "put the one that it was trained with into its folder"],
+        2,
+        files={**another_model(), "other/tokenizer.json": None},
+    ),
+    distilled(
+        "a teacher that tells classes apart",
+        "  student: full\n  teacher: other",
+        ["strategy.teacher: other is a LlamaForSequenceClassification, which is no causal LM"],
+        2,
+        files=another_model(architectures=["LlamaForSequenceClassification"]),
+    ),
+    distilled(
+        "a layer below the first",
+        "  student: full\n  hidden: {layers: [[-1, 1]]}",
+        ["strategy.hidden.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
+        2,
+    ),
+    distilled(
+        "a pair with a layer that was left out",
+        "  student: full\n  shrink: {layers: 1}\n  hidden: {layers: [[1, 1]]}",
+        ["strategy.hidden.layers: [1, 1]", "the student has no layer 1"],
+        3,
+    ),
+    distilled(
+        "kept answers where layers are compared",
+        "  student: full\n  cache: {form: hidden}\n  hidden: {}",
+        ["strategy.cache.form: hidden, but hidden compares states of layers", "remove one of them"],
+        2,
+    ),
+    distilled(
+        "draws for a divergence that needs everything",
+        "  student: full\n  cache: {form: sampled}\n  loss: jsd",
+        ["strategy.cache.form: sampled tells some tokens' probabilities", "loss: forward_kl"],
+        2,
+    ),
+    distilled(
         "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
@@ -1081,7 +1119,12 @@ DISTILL: list[Bad] = [
     ),
     distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
     distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is of skew_kl"], 2),
-    distilled("tokens of no draws", "  student: full\n  cache: {form: hidden, tokens: 9}", ["keeps no tokens"], 2),
+    distilled(
+        "tokens of no draws",
+        "  student: full\n  cache: {form: hidden, tokens: 9}",
+        ["strategy.cache.tokens: form: hidden keeps"],
+        2,
+    ),
     distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off keeps nothing"], 2),
     distilled(
         "a student's adapter that is not there",
@@ -1152,7 +1195,23 @@ def labels(*values: Any) -> dict[str, str | bytes | None]:
     return rows(*(json.dumps({"text": "t", "label": value}) for value in values))
 
 
+def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) -> Bad:
+    """A classifier with a teacher and these keys; the mistake is in the one with this number."""
+    lines = {NAME: "  name: distill\n  student: full", R: keys}
+    return classify(name, NAME + line, says, lines, files=rows(*LABELS) | more.pop("files", {}), **more)
+
+
 CLASSIFICATION = [
+    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier writes no answers"]),
+    taught("a classifier's sentences", "  level: sequence", ["strategy.level: a classifier writes no answers", "remove it"]),
+    taught("a classifier's layers", "  hidden: {}", ["strategy.hidden: layers are brought together for causal-lm only"]),
+    taught("a classifier's likeliest tokens", "  cache: {form: top_k}", ["strategy.cache.form: top_k is for tokens", "auto"]),
+    taught(
+        "a teacher that knows no classes",
+        "  teacher: other",
+        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification): train it first"],
+        files=another_model(architectures=["LlamaForCausalLM"]),
+    ),
     classify("rows of another task", TRAIN, ["text + label", "prompt, completion", "columns:"], files=rows(GOOD_ROW)),
     classify(
         "columns that want a map",

@@ -111,10 +111,30 @@ def test_only_the_shared_words_have_to_be_the_same() -> None:
 def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
     from hfstrat.strategies import Footprint
 
-    check_room(10**9, Footprint(10**8, 10**8), True, None, "t")
-    check_room(10**9, Footprint(10**9, 10**9), False, 7 * 10**9, "t")
-    with pytest.raises(UserError, match=r"strategy\.teacher: t takes 2\.0 GB .*cache\.form: hidden"):
-        check_room(10**9, Footprint(10**9, 10**9), True, 7 * 10**9, "t")
+    sizes, student = (2e9, 6e8), Footprint(10**9, 10**9)  # beside it: 4 GB, and 16 GB while it learns
+    fits = {
+        (7, False): None,
+        (5, False): ["quantized", "at most 1.0 GB"],
+        (4.5, False): ["at most 0.5 GB"],
+        (3, False): ["smaller student"],
+        (18, True): None,
+        (17, True): ["cache.form: hidden", "quantized", "at most 1.0 GB"],
+        (7, True): ["cache.form: hidden", "smaller student"],
+        (5, True): ["quantized one (teacher: {quantization: nf4}) with answers that are kept", "smaller student"],
+    }
+    check_room("t", sizes, student, None, True)
+    check_room("t", (0.0, 0.0), student, 1, True)
+    for (free, stays), cures in fits.items():
+        if cures is None:
+            check_room("t", sizes, student, int(free * 1e9), stays)
+            continue
+        with pytest.raises(UserError, match=r"strategy\.teacher: t takes 2\.0 GB") as said:
+            check_room("t", sizes, student, int(free * 1e9), stays)
+        found = str(said.value).partition("what would fit: ")[2].split(", or ")
+        assert len(found) == len(cures)
+        assert all(part in one for part, one in zip(cures, found, strict=True)), found
+    with pytest.raises(UserError, match="what would fit: a smaller student"):
+        check_room("t", sizes, student, int(7e9), stays=True, keepable=False)
 
 
 # What the rows bring along

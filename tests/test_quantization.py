@@ -477,8 +477,8 @@ def test_a_teacher_is_counted_in_its_bits(wide: Path) -> None:
     from hfstrat.strategies import Footprint
 
     with pytest.raises(UserError, match="quantization: nf4"):
-        check_room(10**9, Footprint(10**8, 10**8), True, 3 * 10**9, "t")
-    check_room(10**9, Footprint(10**8, 10**8), True, 3 * 10**9, "t", each=0.6)
+        check_room("t", (2e9, 6e8), Footprint(10**8, 10**8), 3 * 10**9, True)
+    check_room("t", (6e8, 6e8), Footprint(10**8, 10**8), 3 * 10**9, True)
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"])

@@ -18,7 +18,6 @@ from hfstrat.data import cache, shelf
 from hfstrat.data.class_batches import TEACHER_TYPES
 from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.distillation.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.errors import UserError
 from hfstrat.frozen.unchanged import digest_of_weights, surroundings
 from hfstrat.head_loss import Head
 from hfstrat.losses import class_loss, class_sums
@@ -64,8 +63,6 @@ class ClassDistiller:
     In evaluation the teacher is not asked: metrics are the student's own.
     """
 
-    matches_layers = False
-
     def __init__(self, mix: Mix) -> None:
         self.mix = mix
         self.teacher: PreTrainedModel | None = None
@@ -108,7 +105,8 @@ class ClassDistiller:
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[0]
             raise ValueError(
-                f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd})"
+                f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd}); take a "
+                "teacher of these labels, or, if they only have other names, write the data's into id2label of its config.json"
             )
         # a decoder's head looks for the last token by the padding token's id
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
@@ -141,8 +139,6 @@ class ClassDistiller:
 
     def ask_once(self, feed: Feed, wish: Cache) -> Feed:
         """Rows that bring the teacher's class logits along, where there is more than one epoch."""
-        if wish.form not in ("auto", "off"):
-            raise UserError(f"strategy.cache.form: {wish.form} is for tokens; class logits are kept exactly, take auto or off")
         facts: dict[str, Any] = {"teacher": self._judge(feed)}
         if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
             feed, facts["cache"] = self._keep(feed)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfstrat.errors import UserError
 from hfstrat.strategies.lora import CHANGES_BASE
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from hfstrat.strategies.distill import Distill
+    from hfstrat.tasks import Task
 
 
 def check(strategy: Distill) -> None:
@@ -44,6 +46,21 @@ def changed(section: BaseModel) -> set[str]:
     return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
 
 
+def check_task(strategy: Distill, task: Task) -> None:
+    """Raises UserError with the key that is for models of tokens, where the task is another one."""
+    if task.unit == "token":
+        return
+    form = strategy.cache.form
+    for key, is_given, why in (
+        ("on_policy", strategy.on_policy, "a classifier writes no answers; remove it"),
+        ("level", strategy.level == "sequence", "a classifier writes no answers; remove it"),
+        ("hidden", strategy.hidden is not None, "layers are brought together for causal-lm only; remove it"),
+        ("cache.form", form not in ("auto", "off"), f"{form} is for tokens; class logits are kept exactly, take auto or off"),
+    ):
+        if is_given:
+            raise UserError(f"strategy.{key}: {why}")
+
+
 OF_THE_DIVERGENCE = ("alpha", "temperature", "loss", "skew", "cache")
 
 
@@ -65,6 +82,14 @@ def _check_read(strategy: Distill) -> None:
         raise ValueError(f"skew: it is of skew_kl, and loss is {strategy.loss}; remove it, or say loss: skew_kl")
     if "tokens" in kept and strategy.cache.form in ("hidden", "off"):
         raise ValueError(f"cache.tokens: form: {strategy.cache.form} keeps no tokens; remove it, or take sampled or top_k")
+    form = strategy.cache.form
+    if strategy.hidden and form not in ("auto", "off"):
+        raise ValueError(f"cache.form: {form}, but hidden compares states of layers, which are not kept; remove one of them")
+    if strategy.loss != "forward_kl" and form in ("sampled", "top_k"):
+        raise ValueError(
+            f"cache.form: {form} tells some tokens' probabilities, and {strategy.loss} needs all of them; take hidden, or "
+            "loss: forward_kl"
+        )
     if "budget" in kept and strategy.cache.form == "off":
         raise ValueError("cache.budget: form: off keeps nothing; remove it")
 

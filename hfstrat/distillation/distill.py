@@ -115,8 +115,6 @@ class Distiller:
         self.width = 0  # tokens that both vocabularies share
         self.is_on = False
 
-    matches_layers = True
-
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be."""
         return fused.bind_head_loss(model, self)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 
 from hfstrat.distillation.layer_pairs import check_pairs, even_pairs
-from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,10 +54,8 @@ def bring_together(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTra
     """Have the student's layers compared with its teacher's, through projections where the widths differ.
 
     Raises:
-        UserError: a layer that is not there, or a task without this.
+        UserError: a layer that is not there.
     """
-    if not distiller.matches_layers:
-        raise UserError("strategy.hidden: layers are brought together for causal-lm only; remove it")
     ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
     counts = ours.num_hidden_layers, theirs.num_hidden_layers
     pairs = [(pair[0], pair[1]) for pair in wish.layers] if wish.layers else even_pairs(*counts)

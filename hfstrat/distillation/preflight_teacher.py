@@ -10,10 +10,12 @@ from hfstrat.distillation import narrow, shrink, teacher
 from hfstrat.distillation.layer_pairs import check_pairs
 from hfstrat.errors import UserError
 from hfstrat.model import read_json, read_shapes
+from hfstrat.tasks import TASKS
 
 if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.strategies.distill import Distill
+    from hfstrat.tasks import Task
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 WORDS = "vocab_size"
@@ -43,6 +45,20 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
         check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
 
 
+def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
+    """Refuse a teacher whose head is of another task: a new one would have nothing to say."""
+    try:
+        task.check_architecture(name, config)
+    except UserError as error:
+        raise UserError(str(error).replace("model.name_or_path", "strategy.teacher", 1)) from None
+    architectures = [str(one) for one in config.get("architectures") or []]
+    if task.unit != "token" and architectures and not architectures[0].endswith(task.architecture):
+        raise UserError(
+            f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
+            f"(...{task.architecture}): train it first, and name the final/ of that run"
+        )
+
+
 def _layers(config: dict[str, Any]) -> int:
     return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
 
@@ -65,6 +81,13 @@ def _check_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], netwo
         raise UserError(f"strategy.teacher: {name} holds no model (config.json)")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"strategy.teacher: {name} holds no weights (*.safetensors); the download may be incomplete")
+    if not preflight_model.has_tokenizer(path):
+        raise UserError(
+            f"strategy.teacher: {name} holds no tokenizer, such as tokenizer.json, and it has to be known which tokens it "
+            "means; put the one that it was trained with into its folder"
+        )
+    if not strategy.teacher.trust_remote_code:  # classes of one's own have any names
+        _check_kind(name, config, TASKS[recipe.task])
     if strategy.level == "sequence":
         return config  # texts are handed over
     ours = teacher.words_in(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +77,18 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
-def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase, again: bool) -> PreTrainedModel | None:
     """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
+
+    Args:
+        again: whether the run sees rows again, for which the teacher's answers are then kept.
 
     Raises:
         UserError: it does not fit into memory, or speaks of other tokens.
     """
     from hfstrat.model import read_shapes
     from hfstrat.quantization import shape_of
-    from hfstrat.strategies.quantization_section import weight_bytes
+    from hfstrat.strategies.quantization_section import Quantization, weight_bytes
 
     section = strategy.teacher
     if section is None:
@@ -98,21 +100,22 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase) ->
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())
-    theirs = sum(map(prod, held.values()))
     if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
-    stays = strategy.on_policy or strategy.cache.form == "off" or strategy.hidden is not None
-    stays = stays and strategy.asks
-    each = weight_bytes(held, section.quantization) / theirs if theirs else 2.0
+    kept = strategy.cache.form != "off" and (again or strategy.cache.form != "auto")
+    stays = strategy.asks and (strategy.on_policy or strategy.hidden is not None or not kept)
+    each = base.compute_dtype.itemsize
+    wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(theirs, strategy.footprint(shapes, base.is_tied), stays, free_bytes(), name, each, ours)
+    footprint = strategy.footprint(shapes, base.is_tied)
+    check_room(name, (wanted, few), footprint, free_bytes(), stays, not strategy.on_policy, ours)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
         raise UserError(
-            f"strategy.teacher: {name} knows {known:,} tokens and the student's tokenizer has {len(tokenizer):,}; remove "
-            "model.add_tokens, or take another teacher"
+            f"strategy.teacher: {name} knows {known:,} tokens and the student's tokenizer has {len(tokenizer):,}; take another "
+            "teacher, or remove model.add_tokens, if there are any"
         )
     return found
 
@@ -146,8 +149,10 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
         name = str(source) if source.is_dir() else section.name_or_path
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
-        said = f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded: {first_line(error)}"
-        raise UserError(said) from error
+        raise UserError(
+            f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded ({first_line(error)}), and it has to be "
+            "known which tokens it means; put the tokenizer that it was trained with into its folder"
+        ) from error
     return found
 
 
@@ -172,29 +177,42 @@ def words_in(folder: Path) -> dict[str, int] | None:
 
 
 def check_room(
-    teacher: int, student: Footprint, stays: bool, free: int | None, name: str, each: float = 2.0, ours_each: float = 2.0
+    name: str,
+    bytes_of: tuple[float, float],
+    student: Footprint,
+    free: int | None,
+    stays: bool,
+    keepable: bool = True,
+    ours_each: float = 2.0,
 ) -> None:
     """Refuse a teacher that does not fit beside the student.
 
     Args:
-        teacher: its parameters, 0 where nobody knows.
-        stays: whether it is asked during training; else it goes before gradients and moments come.
+        bytes_of: its weights as they are wanted, 0 where nobody knows, and in 4 bits.
         free: bytes of memory, None where nobody knows.
-        each: bytes a weight of the teacher takes, and `ours_each` one of the student's base.
+        stays: whether it is asked during training; else it goes before gradients and moments come.
+        keepable: whether its answers could be kept instead.
+        ours_each: bytes that a weight of the student's base takes.
 
     Raises:
         UserError: what would fit.
     """
-    ours = ours_each * student.total + (14 if stays else 2) * student.trainable  # what learns: 32 bits, gradients, moments
-    theirs = each * teacher
-    cure = "a smaller teacher" if each < 2 else "a quantized one (teacher: {quantization: nf4}), or a smaller one"
-    if stays:
-        cure = f"answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training, or {cure}"
-    if teacher and free is not None and theirs + ours > free:
-        raise UserError(
-            f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free; what would fit: {cure}"
-        )
+    (theirs, few), least = bytes_of, ours_each * student.total + 2 * student.trainable
+    ours = least + (12 * student.trainable if stays else 0)  # what learns: 32 bits, gradients, moments
+    if not theirs or free is None or theirs + ours <= free:
+        return
+    keeping, cures = "answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training", []
+    if stays and keepable and theirs + least <= free:
+        cures.append(keeping)
+    if few < theirs and few + ours <= free:
+        cures.append("a quantized one (teacher: {quantization: nf4})")
+    elif stays and keepable and few < theirs and few + least <= free and not cures:
+        cures.append(f"a quantized one (teacher: {{quantization: nf4}}) with {keeping}")
+    cures.append(f"one of at most {(free - ours) / 1e9:.1f} GB" if free > ours else "a smaller student and a smaller teacher")
+    raise UserError(
+        f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
+        f"{free / 1e9:.1f} GB are free; what would fit: {', or '.join(cures)}"
+    )
 
 
 def free_bytes() -> int | None:

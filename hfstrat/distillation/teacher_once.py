@@ -32,20 +32,20 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     """The feed whose rows bring along what the teacher says about them, where that pays and fits; said aloud either way.
 
     Raises:
-        UserError: a form was asked for that cannot be.
+        UserError: a form was asked for that takes more than its budget.
     """
     teacher = distiller.teacher
     assert teacher is not None
     if wish.form == "off":
         return ask_anew(feed, distiller, "cache: off")
     if distiller.match is not None:
-        return _online(feed, distiller, "the states of its layers are compared, which are not kept", wish)
+        return ask_anew(feed, distiller, "the states of its layers are compared, which are not kept")
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
     rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.alone.train)} if again else {})
     positions = sum(int(part.supervised.sum()) for part in rows.values())
     form, reason = choose(feed, distiller, wish, positions)
     if form is None:
-        return _online(feed, distiller, reason, wish)
+        return ask_anew(feed, distiller, reason)
     feed = _fetch(feed, distiller, form, rows, positions)
     feed = judge(feed, distiller)
     if again:
@@ -69,11 +69,6 @@ def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tup
     }
     needed = {name: form.position.itemsize * positions for name, form in forms.items()}
     if wish.form != "auto":
-        if wish.form != "hidden" and mix.divergence != "forward_kl":
-            raise UserError(
-                f"strategy.cache.form: {wish.form} tells some tokens' probabilities, and {mix.divergence} needs all of them; "
-                "take hidden, or loss: forward_kl"
-            )
         if needed[wish.form] > wish.bytes:
             raise UserError(
                 f"strategy.cache.budget: {wish.form} takes {shelf.readable(needed[wish.form])} for {positions:,} positions, "
@@ -85,12 +80,6 @@ def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tup
     if not fits:
         return None, f"its hidden states take {shelf.readable(needed['hidden'])}, more than cache.budget {wish.budget}"
     return forms[fits[0]], ""
-
-
-def _online(feed: Feed, distiller: Distiller, reason: str, wish: Cache) -> Feed:
-    if wish.form not in ("auto", "off"):
-        raise UserError(f"strategy.cache.form: {wish.form}, but {reason}; remove one of them")
-    return ask_anew(feed, distiller, reason)
 
 
 def ask_anew(feed: Feed, distiller: Distiller, reason: str) -> Feed:

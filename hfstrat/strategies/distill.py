@@ -127,8 +127,7 @@ class Distill(Strategy):
         return self.student.bars(data, plan, model)
 
     def check(self, task: Task) -> None:
-        if self.on_policy and task.unit != "token":
-            raise UserError("strategy.on_policy: a classifier writes no answers; remove it")
+        combinations.check_task(self, task)
         if task.name not in self.student.tasks:
             raise UserError(
                 f"strategy.student.name: {self.student.name} is not for task: {task.name}; shrink a trained classifier, or "
@@ -155,12 +154,14 @@ class Distill(Strategy):
         from hfstrat.distillation import teacher
         from hfstrat.distillation.distill_loss import Mix
         from hfstrat.distillation.shrink import shrunk
+        from hfstrat.plan import steps_of
 
         with random_student.speaking(self):
             base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
         if self.asks or self.level == "sequence":
-            base.beside["teacher"] = found = teacher.placed(self, base, tokenizer)
+            seen = steps_of(recipe.training, len(data.train)) * recipe.training.global_batch_size
+            base.beside["teacher"] = found = teacher.placed(self, base, tokenizer, seen > len(data.train))
             teacher.check_length(found, data)
         if self.shrink:
             base.model = shrunk(self.shrink, base, data and data.train)
