@@ -276,6 +276,34 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     assert losses(again) == losses(once)
 
 
+def test_answers_of_another_teacher_are_not_taken(distil: Any, models: Callable[..., Path], tmp_path: Path) -> None:
+    """Neither where the teacher's folder has other weights now, nor where another one's answers bear its name."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from hfstrat.data import shelf
+
+    shutil.copytree(models(tied=True), tmp_path / "teacher")
+    strategy = f"{{name: distill, teacher: {tmp_path / 'teacher'}, student: full}}"
+    seen, built, made = {entry.path for entry in shelf.entries()}, [], []
+    for turn in ("first", "second"):
+        weights = load_file(tmp_path / "teacher" / "model.safetensors")
+        weights["model.norm.weight"] *= 1.5
+        save_file(weights, tmp_path / "teacher" / "model.safetensors", metadata={"format": "pt"})
+        built.append(distil(strategy, TWO_EPOCHS, name=turn)["distillation"]["cache"]["built"])
+        made.append({entry.path for entry in shelf.entries() if entry.kind == "teacher"} - seen)
+        seen |= made[-1]
+    assert built == [["eval", "train"]] * 2
+    by_size = [sorted(paths, key=lambda path: path.stat().st_size) for paths in made]
+    for ours, theirs in zip(*by_size, strict=True):
+        for old, new in ((ours, theirs), (shelf.note_of(ours), shelf.note_of(theirs))):
+            shutil.copyfile(old, new)
+    with pytest.raises(UserError, match=r"strategy\.cache: .* another one\. Remove them \(hfstrat cache rm teacher-"):
+        distil(strategy, TWO_EPOCHS, name="third")
+    assert not (tmp_path / "third").exists()
+
+
 def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}

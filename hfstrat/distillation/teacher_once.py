@@ -100,6 +100,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
     alone = feed.alone  # packed or not, the teacher is asked about rows that stand alone
     weights = digest_of_weights(teacher.model)
     made: dict[str, Any] = {}
+    found: list[str] = []
     for name, part in parts.items():
         rows = getattr(alone, name)
         order = np.lexsort((part.first, -part.lengths))
@@ -125,6 +126,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
         needed = int(part.supervised.sum()) * form.position.itemsize
         text = f"{form.kind} of a teacher for {len(part.first):,} rows"
         entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        found += [] if name in built else [entry.path.stem]
         made[name] = WithTeacher(rows, entry.path, np.argsort(order)[part.which])
         size, mass = size + entry.size, mass + float(entry.value["mass"])
     seconds, share = time.monotonic() - started, mass / max(positions, 1)
@@ -143,7 +145,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
     feed = feed.bringing(TeacherCollator(feed.collate, form), made.get("train", alone.train), made["eval"])
     distiller.head = teacher.head
     if form.kind == "hidden":
-        _check(feed, teacher)
+        _check(feed, teacher, found)
     return with_facts(feed, cache=facts)
 
 
@@ -187,13 +189,23 @@ def states_of(feed: Feed, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]
     return states
 
 
-def _check(feed: Feed, teacher: FrozenTeacher) -> None:
-    """Compare what the rows bring along with what the teacher says, for some rows in another order."""
+def _check(feed: Feed, teacher: FrozenTeacher, found: list[str]) -> None:
+    """Compare what the rows bring along with what the teacher says, for some rows in another order.
+
+    Raises:
+        UserError: it was found in the cache (these entries), and somebody has put it there.
+    """
     batch = feed.batch([len(feed.eval) - 1, 0] if len(feed.eval) > 1 else [0])
     said, brought = states_of(feed, teacher, batch).float(), batch["teacher_hidden"].float()
     allowed = TOLERANCE[batch["teacher_hidden"].dtype.itemsize] * float(said.abs().max())
-    if not float((said - brought).abs().max()) <= allowed:
-        raise RuntimeError("what the rows bring along is not what the teacher says")
+    if float((said - brought).abs().max()) <= allowed:
+        return
+    if found:
+        raise UserError(
+            f"strategy.cache: the answers found in the cache ({', '.join(found)}) are not what this teacher says; they are of "
+            f"another one. Remove them (hfstrat cache rm {' '.join(found)}), or set cache: {{form: 'off'}}"
+        )
+    raise RuntimeError("what the rows bring along is not what the teacher says")
 
 
 @torch.no_grad()
