@@ -78,15 +78,13 @@ def measure(data: Prepared, plan: Plan, model: nn.Module) -> Bars:
 
     vocabulary = max(int(model.get_input_embeddings().weight.shape[0]), len(data.renderer.tokenizer))  # type: ignore[operator]
     train, held = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
-    nats = unigram(train, held)
+    nats, tokens = unigram(train, held), int(held.sum())
     found = token_bytes(data.renderer.tokenizer)
     endless = plan.steps >= ENDLESS
     return Bars(
         uniform=math.log(vocabulary),
         unigram=nats,
-        unigram_bits_per_byte=None
-        if found is None
-        else bits_per_byte(nats, int(held.sum()), row_bytes(data.eval, found).sum()),
+        unigram_bits_per_byte=None if found is None else bits_per_byte(nats, tokens, row_bytes(data.eval, found).sum()),
         parameters=count_parameters(model)[1],
         unique_tokens=int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()),
         epoch_tokens=int(train.sum()),

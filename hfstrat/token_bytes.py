@@ -10,6 +10,7 @@ import numpy as np
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 MARK = "▁"
+_PREPEND = {"type": "Prepend", "prepend": MARK}
 
 
 class TokenBytes(NamedTuple):
@@ -74,8 +75,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes | None:
 
 def _parts(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """A step of a tokenizer, or each of several in a row."""
-    for part in (step or {}).get("normalizers") or (step or {}).get("pretokenizers") or ([step] if step else []):
-        yield part
+    yield from (step or {}).get("normalizers") or (step or {}).get("pretokenizers") or ([step] if step else [])
 
 
 def _is_pieces(spec: dict[str, Any], vocabulary: dict[str, int]) -> bool:
@@ -83,13 +83,10 @@ def _is_pieces(spec: dict[str, Any], vocabulary: dict[str, int]) -> bool:
     if not (spec.get("model") or {}).get("byte_fallback") or not all(byte in vocabulary for byte in BYTES):
         return False
     marks = (part["type"] == "Metaspace" and part.get("replacement") == MARK for part in _parts(spec.get("pre_tokenizer")))
-    return (any(marks) or any(_marks(part) for part in _parts(spec.get("normalizer")))) and (
-        all(_marks(part) or part == _PREPEND for part in _parts(spec.get("normalizer")))
-        and all(_keeps(part) for part in _parts(spec.get("pre_tokenizer")))
-    )
-
-
-_PREPEND = {"type": "Prepend", "prepend": MARK}
+    if not (any(marks) or any(_marks(part) for part in _parts(spec.get("normalizer")))):
+        return False
+    keeps = all(_keeps(part) for part in _parts(spec.get("pre_tokenizer")))
+    return keeps and all(_marks(part) or part == _PREPEND for part in _parts(spec.get("normalizer")))
 
 
 def _marks(part: dict[str, Any]) -> bool:
@@ -105,10 +102,8 @@ def _keeps(part: dict[str, Any]) -> bool:
 
 def _prepends(spec: dict[str, Any]) -> bool:
     """Whether every text gets a space before it."""
-    schemes = [
-        part.get("prepend_scheme", "always") for part in _parts(spec.get("pre_tokenizer")) if part["type"] == "Metaspace"
-    ]
-    return any(part == _PREPEND for part in _parts(spec.get("normalizer"))) or any(each != "never" for each in schemes)
+    marks = [part for part in _parts(spec.get("pre_tokenizer")) if part["type"] == "Metaspace"]
+    return _PREPEND in _parts(spec.get("normalizer")) or any(part.get("prepend_scheme") != "never" for part in marks)
 
 
 def _is_first(spec: dict[str, Any]) -> bool:
