@@ -28,7 +28,7 @@ def measure(situation: Situation, wanted: list[str], seconds: float) -> dict[str
         UserError: nothing to measure with, or the child ended without an answer.
     """
     model, data = situation.model, situation.data
-    if model.by_hand or data.source == "by hand" or model.folder is None:
+    if model.by_hand or data.by_hand or model.folder is None:
         raise UserError("--measure: it needs a model folder and data; sizes given by hand cannot be measured")
     if model.parameters > LARGEST and situation.device.is_cpu:
         raise UserError(f"--measure: {model.parameters:,} parameters are too many to measure here; leave it out")
