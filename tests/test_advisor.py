@@ -352,3 +352,18 @@ def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any]) -> Non
     assert found["small"]["seconds"] < found["large"]["seconds"]
     assert sorted(one["rank"] for one in found.values()) == [1, 2]
     assert found["small"]["verdict"]
+    assert found["small"]["source"]
+
+
+def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any]) -> None:
+    """Of a run that would be advised to have more: what learns anew loses most."""
+    from hfstrat.advisor import of_recipe
+
+    new = "strategy={name: scratch, architecture: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
+    points = {
+        steps: {name: of_recipe._one(recipe(f"training.max_steps={steps}", *words).recipe)[1] for name, words in ways.items()}
+        for ways in [{"lora": [], "scratch": [new]}]
+        for steps in (2, 1000)
+    }
+    lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}
+    assert lost["scratch"] > lost["lora"] > 0

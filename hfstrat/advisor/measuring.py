@@ -150,4 +150,4 @@ def _curve(curve: dict[int, float]) -> str:
         return f"learning curve: {said}"
     gain = curve[counts[-1]] - curve[counts[-2]]
     more = "more rows would help" if gain > 0.01 else "more rows would bring the probe little"
-    return f"learning curve: {said}: {more} ({gain:+.1%} by the last doubling)"
+    return f"learning curve: {said}: {more} ({100 * gain:+.1f} points by the last doubling)"

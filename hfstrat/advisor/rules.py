@@ -22,6 +22,7 @@ FEW, SOME, MANY = 16.0, 100.0, 1000.0  # rows a class, or a sixteenth of the row
 ALL = ("head", "partial", "lora", "full", "distill", "scratch")
 ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 rows, of fine-tuning and from scratch
 ADAPTED = {"lora": 1.0, "head": 2.0}  # a head stands above all that it cannot change
+WORTH_SAYING = 0.5  # points
 LEVEL_FROM, WORST_FEW = 64.0, 20.0  # rows a class from which fine-tuning is level; points that it is behind at 8
 
 
@@ -237,6 +238,12 @@ class Score(NamedTuple):
 
     points: float
     parts: list[tuple[Rule, float]]
+
+    def reasons(self) -> list[tuple[str, str]]:
+        """What it stands for most and the weightiest beside that, as words with points, and their sources."""
+        beside = next(((rule, points) for rule, points in self.parts[1:] if abs(points) >= WORTH_SAYING), None)
+        first = [(rule.says, rule.source) for rule, _ in self.parts[:1]]
+        return first + ([(f"{beside[0].says} ({beside[1]:+.1f})", beside[0].source)] if beside else [])
 
 
 def score(facts: Facts, strategy: str) -> Score:

@@ -16,7 +16,6 @@ from hfstrat.advisor.verdict import Advice, Situation, caveats
 
 WIDTH = 160
 NARROWEST = 18  # characters of a column that holds a sentence
-WORDS = ("model used", "data needed", "flexibility", "risks")  # factors that are sentences
 DOUBTFUL = 0.5  # an error from which on it is said in words
 POINTS = (
     "points rank, and predict no score: by the rules, one is about a point of accuracy (of 100), or a hundredth of the loss"
@@ -86,7 +85,7 @@ def table(situation: Situation, able: list[Advice], wide: bool = True) -> Table:
     """One column a strategy, laid out after the factors; their words stand below it where the columns are too narrow."""
     found = Table("", *(f"{advice.rank}. {advice.name}" for advice in able), show_lines=False, padding=(0, 1, 0, 0))
     for factor, cells in rows(situation, able):
-        if wide or factor not in WORDS:
+        if wide or factor not in factors.WORDS:
             found.add_row(factor, *(Text(cell, overflow="fold") for cell in cells))
     return found
 
@@ -108,7 +107,7 @@ def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]
 
 def about(advice: Advice) -> str:
     """The words of the factors, where the table has no room for them."""
-    return "; ".join(f"{name}: {text}" for name, text in zip(WORDS, factors.of(advice.name), strict=True))
+    return "; ".join(f"{name}: {text}" for name, text in zip(factors.WORDS, factors.of(advice.name), strict=True))
 
 
 def there(situation: Situation, advice: Advice) -> str:
@@ -141,12 +140,7 @@ def reason(advice: Advice) -> str:
     head = f"{f'{advice.rank}. {advice.name}':<11}"
     if not advice.can or advice.score is None:
         return f"{head} cannot be had: {advice.candidate.reason}"
-    parts = advice.score.parts
-    if not parts:
-        return head
-    said = f"{head} {parts[0][0].says} [{parts[0][0].source}]"
-    against = next(((rule, points) for rule, points in parts[1:] if abs(points) >= 0.5), None)
-    return said + (f"; {against[0].says} ({against[1]:+.1f}) [{against[0].source}]" if against else "")
+    return f"{head} {'; '.join(f'{words} [{source}]' for words, source in advice.score.reasons())}"
 
 
 def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:
