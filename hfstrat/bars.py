@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from transformers import TrainerCallback
 from hfstrat.data.distinct import distinct
 from hfstrat.data.render import IGNORED
 from hfstrat.plan import ENDLESS, Plan
+from hfstrat.token_bytes import TokenBytes, token_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,13 +78,13 @@ def measure(data: Prepared, plan: Plan, model: nn.Module) -> Bars:
 
     vocabulary = max(int(model.get_input_embeddings().weight.shape[0]), len(data.renderer.tokenizer))  # type: ignore[operator]
     train, held = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
-    nats = unigram(train, held)
-    sizes = token_bytes(data.renderer.tokenizer)
+    nats, tokens = unigram(train, held), int(held.sum())
+    found = token_bytes(data.renderer.tokenizer)
     endless = plan.steps >= ENDLESS
     return Bars(
         uniform=math.log(vocabulary),
         unigram=nats,
-        unigram_bits_per_byte=None if sizes is None else bits_per_byte(nats, held, sizes),
+        unigram_bits_per_byte=None if found is None else bits_per_byte(nats, tokens, row_bytes(data.eval, found).sum()),
         parameters=count_parameters(model)[1],
         unique_tokens=int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()),
         epoch_tokens=int(train.sum()),
@@ -114,17 +114,18 @@ def _labels_of(table: Any) -> np.ndarray:
     return labels
 
 
-def row_bytes(rows: Dataset, sizes: np.ndarray) -> np.ndarray:
-    """Bytes that the tokens which carry loss stand for, of each row, `[rows]`; `sizes` are `token_bytes`."""
-    found, start = np.zeros(len(rows)), 0
+def row_bytes(rows: Dataset, found: TokenBytes) -> np.ndarray:
+    """Bytes that the tokens which carry loss stand for, of each row, `[rows]`."""
+    totals, start = np.zeros(len(rows)), 0
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        offsets = table.column("labels").combine_chunks().offsets.to_numpy()
-        labels = _labels_of(table)
-        known = (labels != IGNORED) & (labels < len(sizes))
-        ends = np.concatenate([[0], np.cumsum(np.where(known, sizes[np.where(known, labels, 0)], 0))])
-        found[start : start + len(table)] = np.diff(ends[offsets - offsets[0]])
+        column = table.column("input_ids").combine_chunks()
+        offsets = column.offsets.to_numpy()
+        offsets = offsets - offsets[0]
+        sizes = found.of(column.flatten().to_numpy(), offsets[:-1])
+        ends = np.concatenate([[0], np.cumsum(np.where(_labels_of(table) != IGNORED, sizes, 0))])
+        totals[start : start + len(table)] = np.diff(ends[offsets])
         start += len(table)
-    return found
+    return totals
 
 
 def unigram(train: np.ndarray, held: np.ndarray) -> float:
@@ -133,41 +134,19 @@ def unigram(train: np.ndarray, held: np.ndarray) -> float:
     return float(-(held * smoothed).sum() / max(held.sum(), 1))
 
 
-def token_bytes(tokenizer: Any) -> np.ndarray | None:
-    """Bytes of UTF-8 that each token stands for, `[V]` (0 for special ones).
-
-    None for a tokenizer that is no byte-level BPE (there a token has no bytes of its own), or that adds bytes to a text.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    spec = json.loads(backend.to_str()) if backend is not None else {}
-    if (spec.get("decoder") or {}).get("type") != "ByteLevel" or spec.get("normalizer"):
-        return None
-    before = spec.get("pre_tokenizer") or {}
-    if any(part.get("add_prefix_space") for part in (before, *before.get("pretokenizers", ()))):
-        return None  # each text begins with a space that is none of its own
-    vocabulary = tokenizer.get_vocab()
-    sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
-    for token, index in vocabulary.items():
-        sizes[index] = len(token)  # each character of a byte-level token is one byte
-    for added in spec["added_tokens"]:
-        sizes[added["id"]] = 0 if added["special"] else len(added["content"].encode())
-    return sizes
-
-
-def bits_per_byte(nats: float, held: np.ndarray, sizes: np.ndarray) -> float | None:
-    """From nats a token to bits a byte, for tokens with these counts and sizes; end tokens cost and have no bytes."""
-    total = int((held[: len(sizes)] * sizes[: len(held)]).sum())
-    return nats * int(held.sum()) / math.log(2) / total if total else None
+def bits_per_byte(nats: float, tokens: int, size: float) -> float | None:
+    """From nats a token to bits a byte, of so many tokens that stand for so many bytes; end tokens cost and have no bytes."""
+    return nats * tokens / math.log(2) / size if size else None
 
 
 def add_bits_per_byte(facts: dict[str, Any], data: Prepared) -> None:
     """Put `bits_per_byte` beside the losses of a report, where the tokenizer allows it to be exact."""
-    sizes = None if data.label_names else token_bytes(data.renderer.tokenizer)
-    if sizes is None:
+    found = None if data.label_names else token_bytes(data.renderer.tokenizer)
+    if found is None:
         return
-    held = token_counts(data.eval, len(sizes))
+    tokens, size = int(token_counts(data.eval, len(found.sizes)).sum()), float(row_bytes(data.eval, found).sum())
     for metrics in (facts["metrics_before"], facts["metrics_after"]):
-        if metrics and (bits := bits_per_byte(metrics["loss"], held, sizes)) is not None:
+        if metrics and (bits := bits_per_byte(metrics["loss"], tokens, size)) is not None:
             metrics["bits_per_byte"] = bits
 
 

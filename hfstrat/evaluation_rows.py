@@ -31,12 +31,11 @@ def write(folder: Path, data: Prepared, columns: Columns) -> None:
 
 def bytes_of_rows(data: Prepared) -> np.ndarray | None:
     """Bytes of text that are predicted in each evaluation row, `[rows]`; None where a token has no bytes of its own."""
-    from hfstrat import bars
+    from hfstrat.bars import row_bytes
+    from hfstrat.token_bytes import token_bytes
 
-    sizes = None if data.label_names else bars.token_bytes(data.renderer.tokenizer)
-    if sizes is None:
-        return None
-    return np.array([sizes[[i for i in row[1:] if 0 <= i < len(sizes)]].sum() for row in data.eval["labels"]], dtype=np.float64)
+    found = None if data.label_names else token_bytes(data.renderer.tokenizer)
+    return None if found is None else row_bytes(data.eval, found)
 
 
 def read(folder: Path) -> Columns:

@@ -14,7 +14,7 @@ class Factors(NamedTuple):
     risks: str
 
 
-WORDS = Factors("model used", "data", "flexibility", "risks")
+WORDS = Factors("model used", "data needed", "flexibility", "risks")
 
 FACTORS = {
     "scratch": Factors(

@@ -13,7 +13,8 @@ from hfstrat.strategies import STRATEGIES
 from hfstrat.tasks import TASKS
 
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
-WIDTHS = {"lora": 4096, "full": 4096, "partial": 768, "scratch": 512}  # of the models that the default rates are from
+WIDTHS = {"lora": 4096, "full": 4096, "partial": 768, "scratch": 512, "distill": 576}  # of the models that the rates are from
+RATES = {"distill": 2e-4}  # what has lost layers wants more than fine-tuning: recipes/distill/half_depth.yaml, 576 wide
 POWER = 0.78  # of the width: Schulman 2025, 'LoRA Without Regret' (Llama); 1 by arXiv 2203.03466 for hidden layers under Adam
 
 
@@ -38,14 +39,10 @@ def section(name: str, about: About) -> dict[str, Any]:
 
 def learning_rate(name: str, width: int) -> float | None:
     """Narrower models want larger steps than those that the defaults are from; None: the default is right, or nothing steps."""
-    if name == "distill":  # what has lost layers wants more than fine-tuning: recipes/distill/half_depth.yaml, 576 wide
-        default, known = 2e-4, 576
-    elif name in WIDTHS:
-        default, known = float(STRATEGIES[name].defaults["learning_rate"].value), WIDTHS[name]
-    else:
-        return None
+    own, known = RATES.get(name), WIDTHS.get(name, 0)
     if not 0 < width < known:
-        return default if name == "distill" else None
+        return own
+    default = own or float(STRATEGIES[name].defaults["learning_rate"].value)
     return float(f"{default * (known / width) ** POWER:.1e}")
 
 

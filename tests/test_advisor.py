@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfstrat.advisor import candidates, fitting, hardware, memory, rules, shapes, speed, verdict
+from hfstrat import factors
+from hfstrat.advisor import candidates, fitting, hardware, memory, rules, shapes, show, speed, verdict
 from hfstrat.advisor.advise import Asked, advise, situation_of
 from hfstrat.advisor.data import Survey, proposed_length
 from hfstrat.advisor.hardware import Device, Sharing
@@ -229,6 +231,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "rows": 0}, "--rows: 0: expected at least 1"),
     ({**MODEL, "accelerate_config": "fsdp9"}, "no such name among the accelerate_configs"),
     ({**MODEL, "measure": "30s"}, "--measure: it needs a model folder and data"),
+    ({**MODEL, "strategies": "lora,lora"}, "--strategies: lora,lora: expected some of"),
+    ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has none"),
+    ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data has labels of its own"),
+    ({"parameters": "30M", "data": "LABELLED", "task": "causal-lm"}, "--data: "),
+    ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model has a vocabulary of its own"),
     ({"rows": 100, "tokens": 10_000}, "--model: missing"),
     ({"parameters": "30M"}, "--data: missing"),
 ]
@@ -237,7 +244,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "said"), BAD, ids=[said for _, said in BAD])
 def test_bad_input_is_a_sentence(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
-    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl")}
+    labelled = write_jsonl(tmp_path / "labelled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
+    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELLED": str(labelled)}
     given = {
         "device": "cpu",
         **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},
@@ -267,6 +275,39 @@ def test_fit_says_what_it_takes() -> None:
     assert kinds[0] == "fits"
     assert kinds[-1] in ("does not fit", "fits with more")
     assert situation_of(Asked(**MODEL, device="cpu", memory="4GiB")).limit == 4 * GIB
+
+
+def test_a_cpu_has_one_memory_and_as_many_cores_as_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More processes on it are neither a way to fit nor faster, and share what there is."""
+    model, data = shapes.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
+    for name in ("full", "partial", "lora"):
+        candidate = candidates.make(name, model, data)
+        assert fitting.fit(candidate, data, CPU, 2.0 * GIB, Sharing(), 2).kind == "does not fit"
+    monkeypatch.setattr(hardware, "memory_here", lambda: 32.0 * GIB)
+    one, two = (situation_of(Asked(**MODEL, device="cpu", num_processes=count)) for count in (1, 2))
+    assert (one.limit, two.limit) == (32 * GIB, 16 * GIB)
+    times = [[advice.seconds for advice in verdict.decide(each, ["full", "lora"])] for each in (one, two)]
+    assert times[1] == pytest.approx(times[0])
+    assert any("share its memory" in words for words in verdict.caveats(two))
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_every_word_is_said_in_any_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole, in lines that are no longer than it is wide; what is not known of sizes by hand is not made up."""
+    monkeypatch.setattr(show, "WIDTH", width)
+    advise(Asked(**MODEL, classes=4, device="cpu"), None, as_json=False)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    assert "…" not in said
+    words = re.sub(r"[\W_]+", "", said)
+    for name in ("lora", "partial", "head", "full"):
+        for text in factors.of(name):
+            assert all(re.sub(r"[\W_]+", "", part) in words for part in (text.split() if width == 160 else [text]))
+    assert "4classesof25rows" in words
+    assert "pointsrank" in words
+    assert "median" not in said.partition("memory")[0]
 
 
 def test_the_adviser_imports_no_torch() -> None:
@@ -311,3 +352,18 @@ def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any]) -> Non
     assert found["small"]["seconds"] < found["large"]["seconds"]
     assert sorted(one["rank"] for one in found.values()) == [1, 2]
     assert found["small"]["verdict"]
+    assert found["small"]["source"]
+
+
+def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any]) -> None:
+    """Of a run that would be advised to have more: what learns anew loses most."""
+    from hfstrat.advisor import of_recipe
+
+    new = "strategy={name: scratch, architecture: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
+    points = {
+        steps: {name: of_recipe._one(recipe(f"training.max_steps={steps}", *words).recipe)[1] for name, words in ways.items()}
+        for ways in [{"lora": [], "scratch": [new]}]
+        for steps in (2, 1000)
+    }
+    lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}
+    assert lost["scratch"] > lost["lora"] > 0

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from hfstrat import cli, errors, factors, proposed
 from hfstrat.comparison import budget, command, entries, survey
+from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.strategies import STRATEGIES
@@ -109,6 +110,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "MODEL", "data": "ROWS", "words": ["training.max_steps=3"]}, "the comparison decides training.max_steps"),
     ({"model": "MODEL", "data": "ROWS", "words": ["training.learn=3"]}, "learning_rate"),
     ({"recipes": ["none.yaml"]}, "none.yaml: no such recipe file"),
+    ({"recipes": ["a.yaml"], "evaluate": "none.jsonl"}, "--evaluate: none.jsonl: no such file"),
+    ({"model": "MODEL", "data": "ROWS", "strategies": "lora", "evaluate": "none.jsonl"}, "--evaluate: none.jsonl: no such"),
     ({"recipes": ["a.yaml"], "model": "MODEL"}, "--model: recipes say that themselves"),
     ({"recipes": ["a.yaml", "./a.yaml"]}, "given twice"),
     ({"recipes": ["a.yaml", "rows.yaml"]}, "data.eval_size: a has 12, rows has 20; a comparison is on the same rows"),
@@ -421,6 +424,57 @@ def test_models_of_several_tokenizers_are_compared_by_bytes(
         assert row["runs"][0]["curve"][-1]["loss"] == pytest.approx(row["quality"])
 
 
+def test_the_summary_judges_the_adviser(
+    played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whether its first choice was the best, and how often what was measured lies where it said."""
+    from hfstrat.comparison import predicted, sheet
+
+    band = {"seconds": 90.0, "seconds_band": (80.0, 90.0), "memory_bytes": 1.0, "memory_band": (0.0, 2.0), "source": "[1]"}
+    told: dict[str, Any] = {"lora": {**band, "rank": 1}, "full": {**band, "rank": 2}}
+    monkeypatch.setattr(predicted, "of", lambda recipes: told)
+    files = [write("lora.yaml"), write("full.yaml", "full")]
+    found = played.compare(asked(tmp_path / "out", recipes=files))
+    said = sheet.summary(found)
+    assert said[0].startswith("full came out best: loss (nats/token) 1.")
+    assert any(line.startswith("the adviser's first choice was lora, from the best: +0.") for line in said)
+    assert "time came out within what was predicted in 1 of 2" in said
+    assert "memory came out within what was predicted in 0 of 2" in said
+    shown = capfd.readouterr().out
+    assert all(line in shown for line in said)
+    assert "[1]" not in shown  # that is for the page
+    told["lora"]["rank"], told["full"]["rank"] = 2, 1
+    right = sheet.summary(played.compare(asked(tmp_path / "right", recipes=files)))
+    assert "the adviser's first choice was full, which came out best" in right
+    played.endings = {"full": ("out-of-memory", "killed")}
+    failed = sheet.summary(played.compare(asked(tmp_path / "failed", recipes=files)))
+    assert "the adviser's first choice was full, which did not come to its end" in failed
+
+
+def test_what_is_empty_is_not_shown(played: Played, write: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With one seed there is no interval over seeds."""
+    for seeds, is_there in ((1, False), (2, True)):
+        played.compare(asked(tmp_path / f"out{seeds}", recipes=[write("lora.yaml")], seeds=seeds))
+        assert ("over seeds" in capfd.readouterr().out) == is_there
+        assert (">over seeds" in (tmp_path / f"out{seeds}" / "report.html").read_text()) == is_there
+
+
+def test_the_time_left_is_told_by_predictions_and_how_wrong_they_were() -> None:
+    screen, planned = Screen(), [Run(label, seed, "", (), Path(label), "") for seed in (1, 2) for label in ("lora", "full")]
+    screen.endings, screen.predicted = dict.fromkeys(planned), {"lora": 10.0, "full": 30.0}
+    assert screen._left() == "; about 80 s left, as predicted"
+    screen.endings[planned[0]] = Ending("", "done", "", 20.0)  # twice as long: the other one too
+    assert screen._left() == "; about 2:20 min left"
+    screen.endings[planned[1]] = Ending("", "done", "", 40.0)
+    assert screen._left() == "; about 60 s left"
+    screen.predicted = {}
+    assert screen._left() == "; about 60 s left"
+    screen.endings[planned[1]] = None
+    assert screen._left() == "; about 60 s left"  # what nobody knows is like the others
+    screen.endings[planned[0]] = None
+    assert screen._left() == ""
+
+
 def test_what_was_predicted_stands_beside(played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.comparison import predicted, sheet
 
@@ -430,7 +484,7 @@ def test_what_was_predicted_stands_beside(played: Played, write: Any, tmp_path: 
     monkeypatch.setattr(predicted, "of", lambda recipes: told if set(recipes) == {"lora", "full"} else {})
     found = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     lines = [line.cells for line in sheet.sheet(found) if line.group == "predicted"]
-    assert lines[0] == ["70 s (60 s to 80 s)", "–"]
+    assert lines[0] == ["70 s (60 s to 80 s), missed by 23 %", "–"]
     assert lines[1] == ["–", "–"]
     assert lines[3] == ["it fits and is known to do well", "–"]
     told["lora"]["seconds"] = 71.0  # as it was measured

@@ -41,6 +41,15 @@ def test_what_a_process_says_of_its_end_is_kept(process: Any) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["log.txt", "state.json"]
 
 
+def test_no_ending_speaks_of_checkpoints_that_are_gone(process: Any) -> None:
+    for kept in ("; the last good checkpoint is a/b/checkpoint-10", "; there was no checkpoint yet", ""):
+        said = f"the gradient is not finite at step 3{kept}. Halve training.learning_rate"
+        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', said)}; raise SystemExit(5)")
+        assert (
+            carry_out(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
+        )
+
+
 def test_a_finished_run_is_one_with_a_report(process: Any) -> None:
     run = process(OUTCOME.replace("CODE", "0"))
     assert carry_out(run, None, lambda: None).is_done

@@ -24,6 +24,7 @@ from hfstrat.model import count_parameters, load_tokenizer
 from hfstrat.scratch import families, sizes
 from hfstrat.strategies.scratch import Scratch
 from hfstrat.tasks import TASKS
+from hfstrat.token_bytes import token_bytes
 from hfstrat.train import run
 
 SIZES = [("150k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
@@ -300,18 +301,19 @@ def test_the_unigram_bar_and_bits_per_byte_against_a_slow_count(tmp_path: Path) 
         text += len(tokenizer.decode(kept, skip_special_tokens=True).encode())
     train, held = bars.token_counts(data.train, size), bars.token_counts(data.eval, size)
     assert bars.unigram(train, held) == pytest.approx(nats / tokens, rel=1e-12)
-    lengths = bars.token_bytes(tokenizer)
-    assert lengths is not None
-    assert bars.bits_per_byte(nats / tokens, held, lengths) == pytest.approx(nats / math.log(2) / text, rel=1e-12)
+    found = token_bytes(tokenizer)
+    assert found is not None
+    size = bars.row_bytes(data.eval, found).sum()
+    assert bars.bits_per_byte(nats / tokens, int(held.sum()), size) == pytest.approx(nats / math.log(2) / text, rel=1e-12)
 
 
 def test_bytes_of_tokens_are_those_of_their_text(tiny: Path) -> None:
     for tokenizer in (load_tokenizer(Model(name_or_path=str(tiny))),):
-        lengths = bars.token_bytes(tokenizer)
-        assert lengths is not None
+        found = token_bytes(tokenizer)
+        assert found is not None
         for text in (*ODD_TEXTS[:4], TEXT[:2000]):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert lengths[np.asarray(ids, dtype=int)].sum() == len(text.encode())
+            assert found.sizes[np.asarray(ids, dtype=int)].sum() == len(text.encode())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
@@ -456,7 +458,8 @@ def test_tokens_of_repeated_rows_are_counted_once_and_seen_as_often() -> None:
 
     from datasets import Dataset
 
-    table = Dataset.from_list([{"labels": [-100, 3, 4]}, {"labels": [-100, 5, -100]}])
+    rows = [{"input_ids": [1, 3, 4], "labels": [-100, 3, 4]}, {"input_ids": [1, 5, 2], "labels": [-100, 5, -100]}]
+    table = Dataset.from_list(rows)
     train = table.select([0, 1, 0, 0])
     model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(8, 2), parameters=lambda: [torch.zeros(7)])
     plan = SimpleNamespace(steps=4, epochs=2.0)
@@ -464,16 +467,3 @@ def test_tokens_of_repeated_rows_are_counted_once_and_seen_as_often() -> None:
     found = bars.measure(data, plan, model)  # type: ignore[arg-type]
     assert (found.unique_tokens, found.epoch_tokens) == (3, 7)
     assert f"3 training tokens for 7 parameters: 0.43 each, seen {7 * 2 / 3:.1f} times: 2 each" in found.supply()[0]
-
-
-def test_bytes_of_a_tokenizer_that_adds_a_space_are_not_told() -> None:
-    from tokenizers import pre_tokenizers
-
-    tokenizer = make_tokenizer()
-    assert bars.token_bytes(tokenizer) is not None
-    for adds in (
-        pre_tokenizers.ByteLevel(add_prefix_space=True),
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)]),
-    ):
-        tokenizer.backend_tokenizer.pre_tokenizer = adds
-        assert bars.token_bytes(tokenizer) is None

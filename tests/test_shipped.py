@@ -58,3 +58,11 @@ def test_no_strategy_is_asked_for_its_name_outside_strategies() -> None:
     for file in sorted((ROOT / "hfstrat").rglob("*.py")):
         if "strategies" not in file.parts:
             assert not re.search(r"strategy\.name\s*[!=]=|isinstance\([^)]*strategy", file.read_text()), file
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    """But the one that needs a GPU."""
+    root = Path(__file__).parents[1]
+    scripts = {file.stem for file in (root / "benchmarks").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}
+    target = (root / "Makefile").read_text(encoding="utf-8").partition("\nbench:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"-m benchmarks\.(\w+)", target)) == scripts - {"gpu"}

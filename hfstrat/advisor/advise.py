@@ -72,9 +72,10 @@ def situation_of(asked: Asked) -> Situation:
     if asked.task is not None and asked.task not in TASKS:
         raise UserError(f"--task: {asked.task}: expected one of {', '.join(TASKS)}")
     device = hardware.find_device(asked.device)
-    limit = hardware.parse_memory(asked.memory) if asked.memory else device.memory
     time = hardware.parse_time(asked.time) if asked.time else None
     sharing = hardware.read_sharing(asked.accelerate_config, asked.num_processes)
+    parts = sharing.processes if device.is_cpu else 1  # of its memory and its cores
+    limit = hardware.parse_memory(asked.memory) if asked.memory else device.memory / parts
     model = _model(asked)
     data = _data(asked, model)
     past = Path(asked.reports or RUNS).expanduser()
@@ -84,6 +85,7 @@ def situation_of(asked: Asked) -> Situation:
     rate = speed.rate_of(device, reports).of(model.width)
     if rate.value <= 0:
         raise UserError(f"--device: {device.name}: nobody knows how fast it is; name a known one by --device")
+    rate = rate._replace(value=rate.value / parts, product=rate.product / parts)
     return Situation(model, data, device, limit, sharing, time, asked.goal, rate)
 
 
@@ -91,6 +93,8 @@ def _model(asked: Asked) -> Model:
     if asked.model is not None and asked.parameters is not None:
         raise UserError("--parameters: --model has a size of its own; give one of them")
     if asked.model is not None:
+        if asked.vocab is not None:
+            raise UserError("--vocab: --model has a vocabulary of its own; it goes with --parameters")
         return shapes.read(asked.model)
     if asked.parameters is None:
         raise UserError("--model: missing; give a model folder or a Hub id, or a size by hand: --parameters 1.1B")
@@ -102,6 +106,8 @@ def _data(asked: Asked, model: Model) -> Survey:
     if asked.data is not None:
         if given != (None, None):
             raise UserError("--rows and --tokens: --data has rows of its own; give one of them")
+        if asked.classes:
+            raise UserError("--classes: --data has labels of its own; it goes with --rows and --tokens")
         return rows_of.survey(asked.data, model, asked.task)
     if asked.rows is None or asked.tokens is None:
         raise UserError("--data: missing; give a file of rows, or their number by hand: --rows 10000 --tokens 2000000")

@@ -18,7 +18,7 @@ class Band(NamedTuple):
     runs: int
 
     def words(self) -> str:
-        return f"within {self.worst:.0%} ({self.median:.0%} at the median) of {self.runs} runs that it was checked with"
+        return f"within {self.worst:.0%} ({self.median:.0%} at the median) in the {self.runs} runs that it was checked with"
 
 
 @lru_cache

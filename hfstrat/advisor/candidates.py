@@ -65,8 +65,8 @@ def names(wanted: str | None, task: str) -> list[str]:
         if task not in STRATEGIES[name].tasks:
             can = [other for other, cls in STRATEGIES.items() if task in cls.tasks]
             raise UserError(f"--strategies: {name} is not for task {task}; expected some of {', '.join(can)}")
-    if not found:
-        raise UserError(f"--strategies: expected some of {', '.join(ORDER)}")
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"--strategies: {wanted}: expected some of {', '.join(ORDER)}, each once")
     return found
 
 

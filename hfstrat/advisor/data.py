@@ -26,6 +26,7 @@ MOST_READ = 50_000  # rows; beyond them their number is told from the size of th
 SAMPLE = 2_000  # rows that are tokenised
 BYTES_A_TOKEN = 4.0  # of English, where there is no tokenizer at hand
 TURN_TOKENS = 5  # that a template puts around a turn, about
+BY_HAND = "by hand"  # in the place of a source
 KEPT = 0.995  # share of the tokens that the proposed max_length keeps
 
 
@@ -74,8 +75,14 @@ class Survey:
         """Of the tokens, beyond `max_length`."""
         return 1 - float(np.minimum(self.lengths, self.max_length).sum() / self.lengths.sum())
 
+    @property
+    def by_hand(self) -> bool:
+        return self.source == BY_HAND
+
     def lines(self) -> list[str]:
         """What there is, in words."""
+        if self.by_hand:
+            return self._said_by_hand()
         middle, high = np.percentile(self.lengths, (50, 99))
         share = "" if self.labels else f", {self.supervised_share:.0%} of them carry loss"
         found = [
@@ -92,6 +99,15 @@ class Survey:
             )
         return found + [f"not exact: {words}" for words in self.estimated]
 
+    def _said_by_hand(self) -> list[str]:
+        """Of rows that nobody has seen yet."""
+        each = next(iter(self.labels.values()), 0)
+        classes = f", {len(self.labels):,} classes of {each:,} rows" if self.labels else ""
+        return [
+            f"sizes given by hand: {self.rows:,} rows{classes}, about {self.tokens:,.0f} tokens",
+            f"not known: lengths, balance, duplicates; every row is taken to have {self.longest:,} tokens",
+        ]
+
 
 def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Survey:
     """Where there is no data yet. Raises UserError: no rows, or fewer tokens than rows."""
@@ -104,7 +120,9 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     each = max(8, min(context, -(-tokens // rows)))
     labels = {f"class {n}": rows // classes for n in range(classes)} if task == "text-classification" else {}
     lengths = np.full(1, each)
-    return Survey("by hand", task, rows, lengths, labels=labels, max_length=each, format="sizes given by hand")
+    if task != "text-classification" and classes:
+        raise UserError(f"--classes: task {task} has none; leave it out, or say --task text-classification")
+    return Survey(BY_HAND, task, rows, lengths, labels=labels, max_length=each, format="sizes given by hand")
 
 
 def survey(path: str, model: Model, task: str | None = None) -> Survey:
@@ -119,7 +137,10 @@ def survey(path: str, model: Model, task: str | None = None) -> Survey:
     rows, guessed, bytes_read = _read(files)
     task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
-    reading = TASKS[task].told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+    try:
+        reading = TASKS[task].told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
     if guessed:
         found.rows = guessed

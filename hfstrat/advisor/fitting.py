@@ -61,7 +61,7 @@ def fit(
         if found.total <= room:
             return Fit("fits with" if words else "fits", words, found, shape, _settings(shape, words))
     least, words, found = min(predictions, key=lambda each: each[2].total)
-    for processes in PROCESSES:
+    for processes in () if device.is_cpu else PROCESSES:  # those of a CPU share its memory, and FSDP has none there
         shared = Sharing("fsdp2", processes, True, True, True)
         divided = memory.predict(model, learning, least, shared)
         if processes > sharing.processes and divided.total <= room:

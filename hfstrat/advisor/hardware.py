@@ -95,7 +95,7 @@ def find_device(name: str) -> Device:
 def cpu() -> Device:
     from hfstrat.report import processor
 
-    return Device(f"{processor() or 'CPU'}, {cores()} cores", memory_here(), is_cpu=True)
+    return Device(f"{processor() or 'CPU'}, {cores()} core{'s' * (cores() != 1)}", memory_here(), is_cpu=True)
 
 
 def cores() -> int:

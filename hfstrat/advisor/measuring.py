@@ -28,7 +28,7 @@ def measure(situation: Situation, wanted: list[str], seconds: float) -> dict[str
         UserError: nothing to measure with, or the child ended without an answer.
     """
     model, data = situation.model, situation.data
-    if model.by_hand or data.source == "by hand" or model.folder is None:
+    if model.by_hand or data.by_hand or model.folder is None:
         raise UserError("--measure: it needs a model folder and data; sizes given by hand cannot be measured")
     if model.parameters > LARGEST and situation.device.is_cpu:
         raise UserError(f"--measure: {model.parameters:,} parameters are too many to measure here; leave it out")
@@ -150,4 +150,4 @@ def _curve(curve: dict[int, float]) -> str:
         return f"learning curve: {said}"
     gain = curve[counts[-1]] - curve[counts[-2]]
     more = "more rows would help" if gain > 0.01 else "more rows would bring the probe little"
-    return f"learning curve: {said}: {more} ({gain:+.1%} by the last doubling)"
+    return f"learning curve: {said}: {more} ({100 * gain:+.1f} points by the last doubling)"

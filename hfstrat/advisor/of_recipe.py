@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
-from hfstrat.advisor import bands, data, hardware, memory, rules, shapes, speed, verdict
+from hfstrat.advisor import bands, data, fitting, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
 from hfstrat.advisor.memory_terms import Shape
@@ -23,7 +23,7 @@ NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after trainin
 
 def of(recipes: dict[str, Loaded]) -> dict[str, dict[str, Any]]:
     """By the recipe's name: `memory_bytes` (peak of the process) and `seconds` (until the weights are trained), each with a
-    `_band` of low and high where it was validated; `rank` among these recipes, and `verdict`, the reason in a sentence.
+    `_band` of low and high where it was validated; `rank` among these recipes, `verdict`, the reasons, and their `source`.
 
     What cannot be told is left out.
     """
@@ -55,6 +55,8 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
     limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
     took = total - NOT_STARTED if limit is None or not load.training else limit + speed.START_SECONDS - NOT_STARTED
+    if recipe.training.max_steps and epochs < candidate.epochs:  # fewer than it would be advised to have
+        advice.steps = recipe.training.max_steps * recipe.training.global_batch_size / fitting.GLOBAL_BATCH
     if limit is not None and load.training:
         each = load.training * survey.mean_length * recipe.training.global_batch_size
         advice.steps = limit * situation.rate.value / each
@@ -64,9 +66,9 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
         said["memory_band"] = tuple(said["memory_bytes"] + sign * band.worst * prediction.total for sign in (-1, 1))
     if situation.rate.band is not None:
         said["seconds_band"] = (took / (1 + situation.rate.band), took * (1 + situation.rate.band))
-    if advice.score.parts:
-        rule = advice.score.parts[0][0]
-        said["verdict"] = f"{rule.says} [{rule.source}]"
+    if reasons := advice.score.reasons():
+        said["verdict"] = "; ".join(words for words, _ in reasons)
+        said["source"] = "; ".join(dict.fromkeys(source for _, source in reasons))
     return said, advice.score.points
 
 

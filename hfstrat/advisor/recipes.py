@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Pat
     Raises:
         UserError: sizes given by hand, a file in the place of the folder, or a recipe there already.
     """
-    if situation.model.by_hand or situation.data.source == "by hand":
+    if situation.model.by_hand or situation.data.by_hand:
         raise UserError("--write: a recipe needs a model and data; give --model and --data instead of sizes")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--write: {folder} is a file; name a folder")
@@ -71,6 +72,6 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
 
 
 def full_path(name: str) -> str:
-    """A local path in full, so that the recipe works from anywhere."""
+    """A local path in full, so that the recipe works from anywhere; links stay what they are called."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return os.path.abspath(path) if path.exists() else name

@@ -14,11 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hfstrat.strategies import STRATEGIES
+
 OPTIMAL = 20.0  # tokens a parameter: arXiv 2203.15556
 WORTHWHILE = 4.0  # epochs up to which a repeated token is worth about a new one: arXiv 2305.16264
 FEW, SOME, MANY = 16.0, 100.0, 1000.0  # rows a class, or a sixteenth of the rows of a language model's data
 ALL = ("head", "partial", "lora", "full", "distill", "scratch")
 ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 rows, of fine-tuning and from scratch
+ADAPTED = {"lora": 1.0, "head": 2.0}  # a head stands above all that it cannot change
+WORTH_SAYING = 0.5  # points
 LEVEL_FROM, WORST_FEW = 64.0, 20.0  # rows a class from which fine-tuning is level; points that it is behind at 8
 
 
@@ -92,7 +96,7 @@ def few(facts: Facts) -> float:
 
 def cut_short(facts: Facts, strategy: str) -> float:
     """Points for each halving of the steps that are enough; a classifier wants to have seen a hundred rows of each class."""
-    enough = ENOUGH[strategy == "scratch"]
+    enough = ENOUGH[not STRATEGIES[strategy].needs_weights]
     if facts.classifies:
         enough = max(enough, SOME * facts.classes / 16.0)
     return (6.0 if facts.classifies else 3.0) * math.log2(max(1.0, enough / max(1.0, facts.steps)))
@@ -170,7 +174,7 @@ RULES = [
         lambda f, s: (
             0.0
             if f.classifies
-            else -3.0 * max(0.0, math.log10(max(1.0, 2.0 * seen(f) / max(1.0, f.adapter_parameters)))) * (1 + (s == "head"))
+            else -3.0 * max(0.0, math.log10(max(1.0, 2.0 * seen(f) / max(1.0, f.adapter_parameters)))) * ADAPTED[s]
         ),
         "the tokens that are seen hold more bits than the adapters have room for (about two a parameter and pass)",
         "Schulman 2025, 'LoRA Without Regret'; arXiv 2404.05405 (two bits a parameter)",
@@ -234,6 +238,12 @@ class Score(NamedTuple):
 
     points: float
     parts: list[tuple[Rule, float]]
+
+    def reasons(self) -> list[tuple[str, str]]:
+        """What it stands for most and the weightiest beside that, as words with points, and their sources."""
+        beside = next(((rule, points) for rule, points in self.parts[1:] if abs(points) >= WORTH_SAYING), None)
+        first = [(rule.says, rule.source) for rule, _ in self.parts[:1]]
+        return first + ([(f"{beside[0].says} ({beside[1]:+.1f})", beside[0].source)] if beside else [])
 
 
 def score(facts: Facts, strategy: str) -> Score:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hfstrat import factors
 from hfstrat.advisor import bands
+from hfstrat.advisor.fitting import imports
 from hfstrat.advisor.verdict import Advice, Situation, caveats
 
 WIDTH = 160
+NARROWEST = 18  # characters of a column that holds a sentence
+DOUBTFUL = 0.5  # an error from which on it is said in words
+POINTS = (
+    "points rank, and predict no score: by the rules, one is about a point of accuracy (of 100), or a hundredth of the loss"
+)
 KINDS = {"fits": "fits", "fits with": "fits with", "fits with more": "fits only with", "does not fit": "does not fit"}
 
 
@@ -36,14 +43,23 @@ def show(situation: Situation, advices: list[Advice]) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    for line in header(situation):
-        console.print(escape(line))
     able = [advice for advice in advices if advice.can]
-    console.print(table(situation, able))
+    wide = (console.width - 20) / len(able) >= NARROWEST
+
+    def say(line: str, indent: int = 10) -> None:
+        wrap = textwrap.TextWrapper(console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
+        for part in wrap.wrap(line):
+            console.print(part, markup=False, soft_wrap=True)
+
+    for line in header(situation):
+        say(line)
+    console.print(table(situation, able, wide))
     for advice in advices:
-        console.print(escape(reason(advice)))
-    for line in caveats(situation):
-        console.print(f"note      {escape(line)}")
+        say(reason(advice), 12)
+        if not wide and advice.can:
+            say(f"{'':<11} {about(advice)}", 12)
+    for line in [POINTS, *caveats(situation)]:
+        say(f"note      {line}")
 
 
 def header(situation: Situation) -> list[str]:
@@ -54,19 +70,23 @@ def header(situation: Situation) -> list[str]:
     found += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
     found.append(f"machine   {device.name}{shared}: {limits}")
     rate = situation.rate
-    band = f", within {rate.band:.0%}" if rate.band else "; what follows from it was not validated"
+    band = f", within {rate.band:.0%}" if rate.band else "; times from it were not checked"
+    if rate.band and rate.band >= DOUBTFUL:
+        band = f"; a rough one: times from it were off by a factor of up to {1 + rate.band:.2g} where they were checked"
     found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
     checked = bands.memory_band()
-    said = checked.words() if checked is not None and device.is_cpu else "; not validated here"
-    found.append(f"memory    of a process, predicted above its imports{' ' * (said[0] != ';')}{said}")
+    said = f"was {checked.words()}" if checked is not None and device.is_cpu else "was not checked on such a device"
+    above = f" ({size(imports(True))})" if device.is_cpu else ""
+    found.append(f"memory    the peak of one process; what is predicted above its imports{above} {said}")
     return found + [f"measured  {line}" for line in situation.measured.get("lines", [])]
 
 
-def table(situation: Situation, able: list[Advice]) -> Table:
-    """One column a strategy, laid out after the factors."""
+def table(situation: Situation, able: list[Advice], wide: bool = True) -> Table:
+    """One column a strategy, laid out after the factors; their words stand below it where the columns are too narrow."""
     found = Table("", *(f"{advice.rank}. {advice.name}" for advice in able), show_lines=False, padding=(0, 1, 0, 0))
     for factor, cells in rows(situation, able):
-        found.add_row(factor, *(escape(cell) for cell in cells))
+        if wide or factor not in factors.WORDS:
+            found.add_row(factor, *(Text(cell, overflow="fold") for cell in cells))
     return found
 
 
@@ -83,6 +103,11 @@ def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]
         ("expected quality", [f"{advice.score.points:.0f} points" if advice.score else "" for advice in able]),
         ("risks", [each.risks for each in words]),
     ]
+
+
+def about(advice: Advice) -> str:
+    """The words of the factors, where the table has no room for them."""
+    return "; ".join(f"{name}: {text}" for name, text in zip(factors.WORDS, factors.of(advice.name), strict=True))
 
 
 def there(situation: Situation, advice: Advice) -> str:
@@ -112,15 +137,10 @@ def times(advice: Advice) -> str:
 
 def reason(advice: Advice) -> str:
     """Why, in a sentence, and where that is from."""
-    head = f"{advice.rank}. {advice.name:<8}"
+    head = f"{f'{advice.rank}. {advice.name}':<11}"
     if not advice.can or advice.score is None:
         return f"{head} cannot be had: {advice.candidate.reason}"
-    parts = advice.score.parts
-    if not parts:
-        return head
-    said = f"{head} {parts[0][0].says} [{parts[0][0].source}]"
-    against = next(((rule, points) for rule, points in parts[1:] if abs(points) >= 0.5), None)
-    return said + (f"; {against[0].says} ({against[1]:+.1f}) [{against[0].source}]" if against else "")
+    return f"{head} {'; '.join(f'{words} [{source}]' for words, source in advice.score.reasons())}"
 
 
 def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", bands.time_band("reports"))
         rate = matmul_rate()
-        return Rate(SHARE["cpu"] * rate, "a product measured on this machine", bands.time_band("product"), rate)
+        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", bands.time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 

@@ -205,6 +205,8 @@ def caveats(situation: Situation) -> list[str]:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
     if situation.sharing.processes > 1:
         found.append(f"how {situation.sharing.kind} shares memory is by its documentation, not validated here")
+    if situation.sharing.processes > 1 and situation.device.is_cpu:
+        found.append("processes on a CPU share its memory and its cores: they make nothing faster here")
     if model.parameters > 500e6 and situation.device.is_cpu:
         found.append("memory was validated on models of up to 135M parameters")
     if not situation.measured:

@@ -139,7 +139,7 @@ def _entry(label: str, file: str, text: str | None, asked: Asked) -> Entry:
     """The recipe with what all runs of a comparison share."""
     common = ["hub.push=false", "training.resume=never"]
     if asked.evaluate is not None:
-        common += [f"data.eval={json.dumps(asked.evaluate)}", "data.eval_split=null"]
+        common += [_eval_word(asked), "data.eval_split=null"]
     words = [*asked.words, *common, *asked.budget.words()]
     try:
         loaded = load_recipe(file, words, text)
@@ -148,9 +148,19 @@ def _entry(label: str, file: str, text: str | None, asked: Asked) -> Entry:
         loaded = load_recipe(file, [*words, f"output_dir={json.dumps(str(asked.output / label / 'seed'))}"], text)
         footprint = preflight.check(loaded, overwrite=True)
     except UserError as error:
-        raise (error if text is None else UserError(_as_option(str(error), file, label))) from None
+        message = _as_option(str(error), file, label) if text is not None else str(error)
+        raise UserError(message.replace(_evaluated(asked), "--evaluate: ", 1)) from None
     kept = [word for word in words if word not in asked.budget.words()]
     return Entry(label, file, text, tuple(kept), loaded, footprint)
+
+
+def _eval_word(asked: Asked) -> str:
+    return f"data.eval={json.dumps(asked.evaluate)}"
+
+
+def _evaluated(asked: Asked) -> str:
+    """What a mistake in --evaluate begins with, as that is an override."""
+    return f"command line: {_eval_word(asked)}: data.eval: "
 
 
 def _as_option(message: str, file: str, label: str) -> str:

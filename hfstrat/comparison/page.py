@@ -38,18 +38,8 @@ def _summary(table: Table) -> str:
         f"{escape(table['budget']['text'])} a run, {seeds} each; {rows['train_rows']:,} training rows, the same "
         f"{rows['eval_rows']:,} evaluation rows for all."
     ]
-    best = next((row for row in table["entries"] if row["label"] == table["best"]), None)
-    if best:
-        metric = table["quality"]["metric"]
-        close = [row["label"] for row in table["entries"] if (d := row.get("against_best")) and not d["told_apart"]]
-        said.append(
-            f"<b>{escape(best['label'])}</b> came out best: {words.name(metric)} {words.quality(best['quality'], metric)}."
-            + (f" Not told apart from it on these rows: {escape(', '.join(close))}." if close else "")
-        )
-        for price, what in (("seconds", "time"), ("memory", "memory")):
-            on = [row["label"] for row in table["entries"] if row.get("front", {}).get(price)]
-            if on:
-                said.append(f"On the front of quality and {what}: {escape(', '.join(on))}.")
+    first, *others = sheet.summary(table) or [""]
+    said += [f"<b>{escape(first)}.</b>"] * bool(first) + [f"{escape(line[:1].upper() + line[1:])}." for line in others]
     lines = [f"<p>{line}</p>" for line in said]
     lines += [f'<p class="faint">{escape(line)}</p>' for line in sheet.remarks(table)]
     return "\n".join(lines + [f'<p class="bad">{escape(line)}</p>' for line in sheet.failures(table)])
@@ -59,7 +49,7 @@ def _sheet(table: Table) -> str:
     labels = [row["label"] for row in table["entries"]]
     head = "".join(f"<th>{_mark(number)} {escape(label)}</th>" for number, label in enumerate(labels))
     lines, group = [], "measured"
-    for line in sheet.sheet(table):
+    for line in (line for line in sheet.sheet(table) if not line.is_empty):
         sub, classes = line.name.startswith("  "), []
         if line.name.startswith(LEADING):
             classes.append("lead")
@@ -67,7 +57,7 @@ def _sheet(table: Table) -> str:
             classes.append("first")
         group = line.group
         cells = "".join(
-            f"<td{' class=best' if 'lead' in classes and label == table['best'] else ''}>{escape(cell)}</td>"
+            f"<td{' class=best' if 'lead' in classes and label == table['best'] else ''}>{_cell(cell, group)}</td>"
             for label, cell in zip(labels, line.cells, strict=True)
         )
         kind = f' class="{" ".join(classes)}"' if classes else ""
@@ -81,6 +71,11 @@ def _sheet(table: Table) -> str:
         f'<h2>Side by side</h2><div class="wide"><table class="sheet"><thead><tr><th></th>{head}</tr></thead>'
         f'<tbody>{"".join(lines)}</tbody></table></div><p class="faint">{note}</p>'
     )
+
+
+def _cell(text: str, group: str) -> str:
+    """Sources are long, and few look for them."""
+    return escape(text) if group != "sources" else f"<details><summary>sources</summary>{escape(text)}</details>"
 
 
 def _mark(number: int) -> str:

@@ -13,7 +13,7 @@ class Prediction(TypedDict, total=False):
     memory_bytes, memory_band: peak of the process as report.json has it, and [low, high].
     seconds, seconds_band: from the start to trained weights (setup_seconds + train_seconds of report.json), and [low, high].
     rank: place among the strategies compared, from 1.
-    verdict: the reason in a sentence.
+    verdict, source: the reasons, and where they are from.
     """
 
     memory_bytes: float
@@ -22,6 +22,7 @@ class Prediction(TypedDict, total=False):
     seconds_band: tuple[float, float]
     rank: int
     verdict: str
+    source: str
 
 
 def of(recipes: dict[str, Loaded]) -> dict[str, Prediction]:

@@ -68,7 +68,8 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), _first(config, WIDTH)
     section = proposed.section(name, proposed.About(task, model, _depth(model, config), width, architecture))
-    rate = proposed.learning_rate(name, 0 if name == "scratch" else width)  # how wide a new model will be, nobody knows yet
+    known = width if STRATEGIES[name].needs_weights else 0  # how wide a new model will be, nobody knows yet
+    rate = proposed.learning_rate(name, known)
     context = _first(config, CONTEXT) or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # its first two positions are no token's
     lines = [

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in a run'
 TIMED_OUT = "timed-out"
 TICK = 0.5  # seconds between two looks at a process
 GRACE = 15.0  # seconds that it gets to end when it is asked to
+CHECKPOINT = re.compile(r"; (?:the last good|there was no) checkpoint (?:is \S+?|yet)(?=\. |\.?$)")  # none of them is kept here
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
     seconds = time.monotonic() - since
     status, sentence = how(child.returncode, read_json(told), kernel_kills() - killed, None if in_time else limit)
     told.unlink(missing_ok=True)
-    ending = Ending(run.identity, status, sentence, seconds)
+    ending = Ending(run.identity, status, CHECKPOINT.sub("", sentence), seconds)
     partial = run.folder / f"{STATE}.partial"
     partial.write_text(json.dumps(asdict(ending), indent=1), encoding="utf-8")
     partial.replace(run.folder / STATE)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console, Group
@@ -36,6 +37,7 @@ class Screen:
         self.endings: dict[Run, Ending | None] = {}
         self.metric = "loss"
         self.qualities: dict[tuple[str, int], float | None] = {}
+        self.predicted: dict[str, float] = {}
         self.running: Run | None = None
         self.since = 0.0
 
@@ -51,6 +53,7 @@ class Screen:
     def begin(self, table: dict[str, Any], rows: Any) -> None:
         found = table["rows"]
         self.metric = table["quality"]["metric"]
+        self.predicted = {row["label"]: row["predicted"].get("seconds") or 0.0 for row in table["entries"]}
         self._keep(table)
         self.say(
             f"{found['train_rows']:,} training rows ({found['train_tokens']:,} tokens an epoch); all are evaluated on the same "
@@ -91,7 +94,7 @@ class Screen:
     def result(self, table: dict[str, Any], page: Path) -> None:
         """The whole table, what failed, and where more stands."""
         print_sheet(self.console, table)
-        for line in (*sheet.failures(table), *sheet.remarks(table), f"report           {page}"):
+        for line in (*sheet.summary(table), *sheet.failures(table), *sheet.remarks(table), f"report           {page}"):
             self.say(line)
 
     def _keep(self, table: dict[str, Any]) -> None:
@@ -110,22 +113,28 @@ class Screen:
         return ", ".join([*said, words.memory(its["peak_memory_bytes"])])
 
     def _left(self) -> str:
-        """How long the others will take, told from those that have ended."""
+        """How long the others will take: told from those that have ended, by what was predicted of all."""
         took: dict[str, list[float]] = {}
         for run, ending in self.endings.items():
             if ending is not None:
                 took.setdefault(run.label, []).append(ending.wall_seconds)
         waiting = [run for run, ending in self.endings.items() if ending is None]
-        if not took or not waiting:
+        if not waiting or not (took or all(self.predicted.get(run.label) for run in waiting)):
             return ""
-        every = [seconds for several in took.values() for seconds in several]
-        left = 0.0
-        for run in waiting:
-            its = took.get(run.label, every)
-            left += sum(its) / len(its)
+        each = {run.label: self._takes(run.label, took) for run in waiting}
+        left = sum(each[run.label] for run in waiting)
         if self.running is not None:
-            left -= min(time.monotonic() - self.since, sum(every) / len(every))
-        return f"; about {words.seconds(max(left, 0))} left"
+            left -= min(time.monotonic() - self.since, each.get(self.running.label, left))
+        return f"; about {words.seconds(max(left, 0))} left{'' if took else ', as predicted'}"
+
+    def _takes(self, label: str, took: dict[str, list[float]]) -> float:
+        """Seconds of a run: as others of its recipe, else as predicted, by as much as predictions were wrong so far."""
+        if label in took:
+            return mean(took[label])
+        said = {other: self.predicted.get(other, 0.0) for other in (label, *took)}
+        if not all(said.values()):
+            return mean([seconds for several in took.values() for seconds in several])
+        return said[label] * (mean([mean(several) / said[other] for other, several in took.items()]) if took else 1.0)
 
     def _drawn(self) -> Group:
         """What has ended and how, and the last line of the run that is going on."""
@@ -170,8 +179,7 @@ def print_sheet(console: Console, table: dict[str, Any]) -> None:
     shown.title_justify = "left"
     wide = (console.width - 26) / len(labels) >= NARROWEST
     for line in lines:
-        empty = line.group == "predicted" and all(cell == words.NOTHING for cell in line.cells)
-        if not empty and (wide or line.group != "factors"):
+        if not line.is_empty and line.group != "sources" and (wide or line.group != "factors"):
             shown.add_row(escape(line.name), *(Text(cell, overflow="fold") for cell in line.cells))
     console.print(shown)
     if not wide:

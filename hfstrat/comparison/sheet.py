@@ -10,6 +10,8 @@ from hfstrat.comparison import words
 
 Row = dict[str, Any]
 PRICES = {"seconds": "time", "memory": "memory"}
+MEASURED = {"seconds": "seconds", "memory": "peak_memory_bytes"}
+PREDICTED = {"seconds": "seconds", "memory": "memory_bytes"}
 STATUS = {
     "out-of-memory": "out of memory",
     "timed-out": "out of time",
@@ -25,6 +27,10 @@ class Line(NamedTuple):
     name: str
     cells: list[str]
     group: str = "measured"
+
+    @property
+    def is_empty(self) -> bool:
+        return all(cell == words.NOTHING for cell in self.cells)
 
 
 def sheet(table: Row) -> list[Line]:
@@ -54,13 +60,25 @@ def sheet(table: Row) -> list[Line]:
         line("on the front of", on_front),
         line("the adviser's place", lambda row: str(row["predicted"].get("rank", words.NOTHING)), "predicted"),
         line("the adviser said", lambda row: row["predicted"].get("verdict") or words.NOTHING, "predicted"),
+        line("  from", lambda row: row["predicted"].get("source") or words.NOTHING, "sources"),
     ]
+    lines.append(line("data there", lambda row: there(row, table), "factors"))
     if several:
         lines.append(line("model", lambda row: row["model"], "factors"))
     return lines + [
         line(name, lambda row, at=at: row["factors"][at], "factors")  # type: ignore[misc]
         for at, name in zip(factors.Factors._fields, factors.WORDS, strict=True)
     ]
+
+
+def there(row: Row, table: Row) -> str:
+    """'4,758 rows, 394 k tokens: 1.5 a parameter that learns'."""
+    found, learning = table["rows"], row["trainable_parameters"]
+    said = f"{found['train_rows']:,} rows, {words.count(found['train_tokens'])} tokens"
+    if not learning:
+        return said
+    each = found["train_tokens"] / learning
+    return f"{said}: {f'{each:.2g}' if each >= 0.01 else 'under 0.01'} a parameter that learns"
 
 
 def status(row: Row) -> str:
@@ -84,12 +102,55 @@ def from_best(row: Row, table: Row) -> str:
 
 
 def predicted(row: Row, what: str, say: Callable[[float | None], str]) -> str:
-    """'34 s (30 s to 41 s)'; empty where nothing was predicted."""
-    key = "memory_bytes" if what == "memory" else what
-    value, band = row["predicted"].get(key), row["predicted"].get(f"{what}_band")
+    """'34 s (30 s to 41 s)', with whether what was measured lies outside; empty where nothing was predicted."""
+    value, band = row["predicted"].get(PREDICTED[what]), row["predicted"].get(f"{what}_band")
     if value is None:
         return words.NOTHING
-    return say(value) + (f" ({say(band[0])} to {say(band[1])})" if band else "")
+    missed = f", missed by {100 * abs(row[MEASURED[what]] / value - 1):.0f} %" if is_within(row, what) is False else ""
+    return say(value) + (f" ({say(band[0])} to {say(band[1])})" if band else "") + missed
+
+
+def is_within(row: Row, what: str) -> bool | None:
+    """Whether what was measured lies in the band that was predicted; None where one of them is not there."""
+    band, measured = row["predicted"].get(f"{what}_band"), row[MEASURED[what]]
+    return None if not band or measured is None else bool(band[0] <= measured <= band[1])
+
+
+def summary(table: Row) -> list[str]:
+    """What came out, in sentences."""
+    rows, metric = table["entries"], table["quality"]["metric"]
+    best = next((row for row in rows if row["label"] == table["best"]), None)
+    if best is None:
+        return []
+    close = [row["label"] for row in rows if (found := row.get("against_best")) and not found["told_apart"]]
+    said = [
+        f"{best['label']} came out best: {words.name(metric)} {words.quality(best['quality'], metric)}"
+        + (f"; not told apart from it on these rows: {', '.join(close)}" if close else "")
+    ]
+    for price, name in PRICES.items():
+        if on := [row["label"] for row in rows if row.get("front", {}).get(price)]:
+            said.append(f"on the front of quality and {name}: {', '.join(on)}")
+    return said + _advised(table, best)
+
+
+def _advised(table: Row, best: Row) -> list[str]:
+    """How good the adviser's word was: its first choice, and how many measurements lie where it said."""
+    rows = table["entries"]
+    first = next((row for row in rows if row["predicted"].get("rank") == 1), None)
+    if first is None or len(rows) < 2:
+        return []
+    if first is best:
+        how = "which came out best"
+    elif first["quality"] is None:
+        how = "which did not come to its end" if first["status"] not in ("waiting", "running") else "which has not run yet"
+    else:
+        how = f"from the best: {from_best(first, table)}"
+    said = [f"the adviser's first choice was {first['label']}, {how}"]
+    for what, name in PRICES.items():
+        told = [is_within(row, what) for row in rows if is_within(row, what) is not None]
+        if told:
+            said.append(f"{name} came out within what was predicted in {sum(map(bool, told))} of {len(told)}")
+    return said
 
 
 def on_front(row: Row) -> str:

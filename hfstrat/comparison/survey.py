@@ -87,12 +87,12 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     """The rows of one entry; `words` are the overrides of each seed."""
     import numpy as np
 
-    from hfstrat import bars
     from hfstrat.data import cache
     from hfstrat.loading import load_recipe
     from hfstrat.located import located
     from hfstrat.plan import make_plan
     from hfstrat.tasks import TASKS
+    from hfstrat.token_bytes import token_bytes
 
     seeds = [load_recipe(source, each, text) for each in words]
     recipe = seeds[0].recipe
@@ -107,7 +107,7 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
         "eval_rows": len(set(data.eval["row"][:])),
         "evaluated": hashlib.sha256(np.unique(data.eval["row"][:]).astype(np.int64).tobytes()).hexdigest(),
         "tokenizer": cache.tokenizer_digest(tokenizer),
-        "has_bytes": bool(data.label_names) or bars.token_bytes(tokenizer) is not None,
+        "has_bytes": bool(data.label_names) or token_bytes(tokenizer) is not None,
         "steps": [enough_for(budget, data.lengths, each.recipe, label) for each in seeds] if budget else [],
     }
 

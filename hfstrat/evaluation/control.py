@@ -39,7 +39,7 @@ def _blocks(text: str) -> list[str]:
 
 def measure(subject: Subject, source: str, runner: Runner) -> Found:
     """Loss, perplexity, token accuracy and, where the tokenizer tells, bits per byte: all tokens but the first carry loss."""
-    from hfstrat.bars import token_bytes
+    from hfstrat.token_bytes import token_bytes
 
     tokenizer, texts = subject.tokenizer, passages(source)
     limit = min(LENGTH, subject.context or LENGTH)
@@ -53,8 +53,10 @@ def measure(subject: Subject, source: str, runner: Runner) -> Found:
         return subject.task.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
     sums = runner.per_row("control text", np.array([len(row) for row in ids]), step)
-    sizes = token_bytes(tokenizer)
-    beside = {} if sizes is None else {"bytes": np.array([sum(sizes[i] for i in row[1:]) for row in ids], dtype=float)}
+    found = token_bytes(tokenizer)
+    beside = (
+        {} if found is None else {"bytes": np.array([found.of(np.array(row), np.array([0])).sum() for row in ids], dtype=float)}
+    )
     order = hashlib.sha256(repr(ids).encode()).hexdigest()
     tokens = float(sums[0][:, 1].sum())
     name = "the passages that come with hfstrat" if source == "auto" else Path(source).name

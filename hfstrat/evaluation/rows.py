@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.bars import row_bytes, token_bytes
+from hfstrat import evaluation_rows
 from hfstrat.evaluation.intervals import Found
 from hfstrat.evaluation.loop import Runner
 from hfstrat.evaluation.subject import Subject
@@ -34,8 +34,8 @@ def measure(subject: Subject, data: Prepared, runner: Runner, words: str = "eval
 def of_sums(task: Task, sums: tuple[np.ndarray, ...], data: Prepared) -> Found:
     """From what is kept of each row of `data.eval`, in its order."""
     metrics, details = task.measure(sums, data.label_names)
-    sizes = None if data.label_names else token_bytes(data.renderer.tokenizer)
-    beside = {} if sizes is None else {"bytes": row_bytes(data.eval, sizes)}
+    sizes = evaluation_rows.bytes_of_rows(data)
+    beside = {} if sizes is None else {"bytes": sizes}
     counts = {name: metrics[name] for name in ("tokens",) if name in metrics}
     order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()
     score = task.score(sums, data.label_names, beside)
