@@ -61,6 +61,8 @@ def advise(asked: Asked, folder: Path | None, as_json: bool) -> None:
     for advice in advices:
         if advice.refused:
             print(f"note      no recipe for {advice.name}: {advice.refused}")
+    if folder is not None and not written:
+        print("note      no recipe was written: there is none that fits")
     for file in written:
         print(f"recipe    {file} (hfstrat train {file})")
 
