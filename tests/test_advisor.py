@@ -193,6 +193,17 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
             assert strategy["memory"]["peak"] == pytest.approx(sum(strategy["memory"]["terms"].values()))
 
 
+def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from comparisons import asked
+
+    from hfstrat.comparison import entries
+
+    advise(Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
+    assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
+    files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
+    assert len(entries.line_up(asked(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+
+
 def test_a_recipe_keeps_the_deadline_and_what_does_not_fit_has_none(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
