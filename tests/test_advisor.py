@@ -193,6 +193,43 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
             assert strategy["memory"]["peak"] == pytest.approx(sum(strategy["memory"]["terms"].values()))
 
 
+def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from comparisons import asked
+
+    from hfstrat.comparison import entries
+
+    advise(Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
+    assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
+    files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
+    assert len(entries.line_up(asked(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+
+
+def test_a_recipe_keeps_the_deadline_and_what_does_not_fit_has_none(
+    tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends so early that loading before it, and what comes after, are within the time too."""
+    import yaml
+
+    monkeypatch.setattr(speed, "matmul_rate", lambda: 1e7)
+    given = Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
+    advise(given, None, as_json=True)
+    whole = json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"]
+    time = round(0.8 * whole)
+    advise(replace(given, time=f"{time}s"), tmp_path / "out", as_json=True)
+    assert json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"] == time
+    recipe = yaml.safe_load((tmp_path / "out" / "1-lora.yaml").read_text())
+    assert recipe["training"]["max_time"] == f"{time - speed.START_SECONDS:.0f}s"
+    for less, says in (
+        ({"memory": "100MiB"}, "nothing fits into 0.10 GiB: lora needs least"),
+        ({"time": "5s"}, "nothing is done in 5 s"),
+    ):
+        advise(replace(given, **less), tmp_path / "none", as_json=False)
+        said = capsys.readouterr().out
+        assert says in said
+        assert "no recipe was written" in said
+        assert not (tmp_path / "none").exists()
+
+
 def test_labels_make_it_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} says", "label": "ab"[n % 2]} for n in range(50)])
     advise(Asked(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)

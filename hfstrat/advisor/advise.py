@@ -61,8 +61,12 @@ def advise(asked: Asked, folder: Path | None, as_json: bool) -> None:
     for advice in advices:
         if advice.refused:
             print(f"note      no recipe for {advice.name}: {advice.refused}")
+    if folder is not None and not written:
+        print("note      no recipe was written: there is none that fits")
     for file in written:
         print(f"recipe    {file} (hfstrat train {file})")
+    if len(written) > 1:
+        print(f"measure   them side by side: hfstrat compare {folder}/*.yaml --budget {asked.time or '10min'}")
 
 
 def situation_of(asked: Asked) -> Situation:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from hfstrat import preflight
+from hfstrat.advisor import speed
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.errors import UserError
 from hfstrat.loading import load_recipe
@@ -17,7 +18,7 @@ MOST = 3
 
 
 def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Path]:
-    """The recipes of the first three that can be had.
+    """The recipes of the first three that can be had in the time; none, and no folder, where there are none.
 
     Raises:
         UserError: sizes given by hand, a file in the place of the folder, or a recipe there already.
@@ -31,7 +32,7 @@ def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for advice in advices:
-        if len(files) < MOST and advice.can and advice.fit and advice.fit.kind != "does not fit":
+        if len(files) < MOST and advice.can and advice.in_time and advice.fit and advice.fit.kind != "does not fit":
             file = folder / f"{len(files) + 1}-{advice.name}.yaml"
             file.write_text(text_of(advice, situation), encoding="utf-8")
             try:
@@ -41,6 +42,8 @@ def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Pat
                 advice.refused = str(error)
             else:
                 files.append(file)
+    if not files:
+        folder.rmdir()
     return files
 
 
@@ -66,7 +69,9 @@ def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
     if not data.labels and data.cut_share:
         found["data"]["overflow"] = "split"
     cut_short = situation.time is not None and advice.time_words
-    length = {"max_time": f"{situation.time:.0f}s"} if cut_short else {"num_train_epochs": candidate.epochs}
+    length: dict[str, Any] = {"num_train_epochs": candidate.epochs}
+    if cut_short and situation.time is not None:  # what is not training comes on top of it
+        length = {"max_time": f"{max(1.0, situation.time - speed.START_SECONDS):.0f}s"}
     training = {**length, **candidate.training, **advice.fit.settings}
     return {**found, "training": training, "output_dir": f"runs/advised-{advice.name}"}
 

@@ -58,7 +58,7 @@ def show(situation: Situation, advices: list[Advice]) -> None:
         say(reason(advice), 12)
         if not wide and advice.can:
             say(f"{'':<11} {about(advice)}", 12)
-    for line in [POINTS, *caveats(situation)]:
+    for line in [*lack(situation, able), POINTS, *caveats(situation)]:
         say(f"note      {line}")
 
 
@@ -102,6 +102,21 @@ def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]
         ("flexibility", [each.flexibility for each in words]),
         ("expected quality", [f"{advice.score.points:.0f} points" if advice.score else "" for advice in able]),
         ("risks", [each.risks for each in words]),
+    ]
+
+
+def lack(situation: Situation, able: list[Advice]) -> list[str]:
+    """What is missing where nothing fits, and what comes nearest."""
+    if any(advice.fits for advice in able):
+        return []
+    fitting = [advice for advice in able if advice.fit and advice.fit.fits_here]
+    if not fitting:
+        least = min((advice for advice in able if advice.fit), key=lambda advice: advice.fit.peak)  # type: ignore[union-attr]
+        peak = least.fit.peak if least.fit else 0.0
+        return [f"nothing fits into {size(situation.limit)}: {least.name} needs least, {size(peak)} (--memory)"]
+    first = min(fitting, key=lambda advice: advice.seconds)
+    return [
+        f"nothing is done in {duration(situation.time or 0.0)}: {first.name} is quickest, {duration(first.seconds)} (--time)"
     ]
 
 
