@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
-from hfstrat.strategies import STRATEGIES
 from hfstrat.tasks import TASKS
 
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
-WIDTHS = {"lora": 4096, "full": 4096, "partial": 768, "scratch": 512, "distill": 576}  # of the models that the rates are from
-RATES = {"distill": 2e-4}  # what has lost layers wants more than fine-tuning: recipes/distill/half_depth.yaml, 576 wide
-POWER = 0.78  # of the width: Schulman 2025, 'LoRA Without Regret' (Llama); 1 by arXiv 2203.03466 for hidden layers under Adam
+RATE, WIDTH, POWER = 5e-5, 2000, 0.78  # of all weights in a model so wide, and by width: Schulman 2025, 'LoRA Without Regret'
+TIMES = {"full": 1, "partial": 5, "lora": 10}  # that rate: the same source; partial: benchmarks/results/rates.md
+KNOWN = {"scratch": (1e-3, 512), "distill": (6e-4, 576)}  # what has lost layers wants more than fine-tuning: distill/half_depth
+WIDEST = 4096  # from here on the strategies' defaults hold
 
 
 class About(NamedTuple):
@@ -39,11 +39,16 @@ def section(name: str, about: About) -> dict[str, Any]:
 
 def learning_rate(name: str, width: int) -> float | None:
     """Narrower models want larger steps than those that the defaults are from; None: the default is right, or nothing steps."""
-    own, known = RATES.get(name), WIDTHS.get(name, 0)
-    if not 0 < width < known:
-        return own
-    default = own or float(STRATEGIES[name].defaults["learning_rate"].value)
-    return float(f"{default * (known / width) ** POWER:.1e}")
+    if name in TIMES:
+        return round_rate(TIMES[name] * RATE * (WIDTH / width) ** POWER) if 0 < width < WIDEST else None
+    if name not in KNOWN:
+        return None
+    rate, known = KNOWN[name]
+    return round_rate(rate * (known / width) ** POWER) if 0 < width < known else rate
+
+
+def round_rate(rate: float) -> float:
+    return float(f"{rate:.1e}")
 
 
 def _partial(about: About) -> dict[str, Any]:

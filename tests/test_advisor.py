@@ -211,6 +211,7 @@ def test_a_recipe_keeps_the_deadline_and_what_does_not_fit_has_none(
     import yaml
 
     monkeypatch.setattr(speed, "matmul_rate", lambda: 1e7)
+    monkeypatch.chdir(tmp_path)  # where no runs' reports tell another rate
     given = Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
     advise(given, None, as_json=True)
     whole = json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"]
