@@ -33,7 +33,8 @@ def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_what_a_process_says_of_its_end_is_kept(process: Any) -> None:
-    run = process(f"print('hello'); {OUTCOME.replace('CODE', '4')}; raise SystemExit(4)")
+    number = "open(os.environ['HFSTRAT_OUTCOME'] + '.pid0', 'w').close()"
+    run = process(f"print('hello'); {OUTCOME.replace('CODE', '4')}; {number}; raise SystemExit(4)")
     ending = carry_out(run, None, lambda: None)
     assert (ending.status, ending.sentence) == ("out-of-memory", "because")
     assert run.log.read_text() == "hello\n"

@@ -123,7 +123,8 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
                 shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - since
     status, sentence = how(child.returncode, read_json(told), kernel_kills() - killed, None if in_time else limit)
-    told.unlink(missing_ok=True)
+    for file in run.folder.glob(f"{told.name}*"):  # the run's process number lies beside it
+        file.unlink(missing_ok=True)
     ending = Ending(run.identity, status, CHECKPOINT.sub("", sentence), seconds)
     partial = run.folder / f"{STATE}.partial"
     partial.write_text(json.dumps(asdict(ending), indent=1), encoding="utf-8")
