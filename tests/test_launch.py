@@ -80,7 +80,7 @@ def test_a_killed_rank_ends_the_run_with_a_word(recipe: Any, tmp_path: Path) -> 
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", "2"]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 90)
+        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 300)
         victims = ranks_of(child.pid)
         os.kill(victims[-1], signal.SIGKILL)
         out, err = child.communicate(timeout=60)
@@ -95,7 +95,7 @@ def test_a_polite_kill_is_an_interruption(recipe: Any, tmp_path: Path, processes
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", processes]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 90)
+        wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists(), 300)
         time.sleep(1)
         child.terminate()
         out, err = child.communicate(timeout=60)
