@@ -4,8 +4,8 @@
 
 Writes benchmarks/results/memory_prediction.json and .md, whose error band `hfstrat advise` quotes. Each run has a process of
 its own: it imports everything, resets the kernel's high-water mark of its resident memory (VmHWM), sets the run up and trains
-for two steps on rows that are as long as they may be, with evaluations and a checkpoint, as `hfstrat train` does. Measured is
-the mark above what was resident after the imports. The constants of the prediction (hfstrat/advisor/constants.json) are fitted
+for eight steps, half of the rows as long as they may be and half of other lengths, with evaluations and a checkpoint, as
+`hfstrat train` does. Measured is the mark above what was resident after the imports. The constants of the prediction (hfstrat/advisor/constants.json) are fitted
 on the runs of FITTED_ON; the error is told of CHECKED_WITH alone. What was measured is kept in runs/benchmarks, so
 that a benchmark that was cut off goes on; `--some N` measures N more runs.
 
@@ -29,6 +29,7 @@ from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_cases import CHECKED_WITH, FITTED_ON
 
 KEPT = ROOT / "runs" / "benchmarks" / "memory_prediction.jsonl"
+STEPS = 8
 GOALS = {"median": 0.08, "worst": 0.20}
 
 
@@ -46,22 +47,26 @@ def model_folder(name: str) -> str:
 
 
 def rows_of(case: dict[str, Any]) -> tuple[int, int]:
-    """Rows to train and to evaluate on: fewer than two steps have, so that what is kept is used again."""
-    return max(3, 3 * case["micro"] * case["passes"] // 2), 2 * case["micro"]
+    """Rows to train and to evaluate on: fewer than the steps have, so that what is kept is used again."""
+    return STEPS // 2 * case["micro"] * case["passes"], 2 * case["micro"]
 
 
 def write_data(case: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """Rows to train and to evaluate on, all of the longest length: prose of the standard library."""
+    """Rows to train and to evaluate on, every second one of the longest length: prose of the standard library."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split() * 4
     labelled, length = case["task"] == "text-classification", case["length"]
     files = []
     for name, rows in zip(("train", "eval"), rows_of(case), strict=True):
+        short = [length // 8 + 13 * i % (length // 2) for i in range(max(rows, 6))]  # a word is a token at least
         if labelled:  # a text is cut
-            found = [{"text": " ".join(words[7 * i :][:length]), "label": i % 3} for i in range(max(rows, 6))]
-        else:  # one long text is split, and a word is a token at least
-            found = [{"text": " ".join(words[: (rows + 2) * length])}]
+            found = [
+                {"text": " ".join(words[7 * i :][: short[i] if i % 2 else length]), "label": i % 3} for i in range(max(rows, 6))
+            ]
+        else:  # one long text is split
+            found = [{"text": " ".join(words[: (rows // 2 + 1) * length])}]
+            found += [{"text": " ".join(words[7 * i :][: short[i]])} for i in range(rows // 2)]
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in found))
         files.append(str(file))
@@ -82,13 +87,13 @@ def recipe_of(case: dict[str, Any], data: tuple[str, str], output: str) -> dict[
             "overflow": "truncate" if labelled else "split",
         },
         "training": {
-            "max_steps": 2,
+            "max_steps": STEPS,
             "learning_rate": 1e-4,
             "global_batch_size": case["micro"] * case["passes"],
             "per_device_train_batch_size": case["micro"],
             "per_device_eval_batch_size": case["micro"],
             "activation_checkpointing": case["recompute"],
-            "eval_steps": 2,
+            "eval_steps": STEPS // 2,
         },
         "evaluation": {"samples": 0, "max_rows": 2 * case["micro"]},
         "output_dir": output,

@@ -9,6 +9,7 @@ WHY = {  # of the cases that miss the goal
     "120 steps it is not, and only the probe tells.",
     "trec6-100": "16 rows a class: by the literature features are ahead of fine-tuning. Here they are not, and in "
     "sst2-100, which has more rows, they are: no rule of ours tells the two apart.",
+    "shakespeare": "partial, full and lora are 3 % apart on texts unlike the base's; the rules put lora first.",
     "banking77-all": "77 classes want more steps than there is time for; the rules put lora a hair before head.",
 }
 SEEN = (
