@@ -5,9 +5,9 @@
 Writes benchmarks/results/memory_prediction.json and .md, whose error band `hfstrat advise` quotes. Each run has a process of
 its own: it imports everything, resets the kernel's high-water mark of its resident memory (VmHWM), sets the run up and trains
 for eight steps, half of the rows as long as they may be and half of other lengths, with evaluations and a checkpoint, as
-`hfstrat train` does. Measured is the mark above what was resident after the imports. The constants of the prediction (hfstrat/advisor/constants.json) are fitted
-on the runs of FITTED_ON; the error is told of CHECKED_WITH alone. What was measured is kept in runs/benchmarks, so
-that a benchmark that was cut off goes on; `--some N` measures N more runs.
+`hfstrat train` does. Measured is the mark above what was resident after the imports. The constants of the prediction
+(hfstrat/advisor/constants.json) are fitted on the runs of FITTED_ON; the error is told of CHECKED_WITH alone. What was
+measured is kept in runs/benchmarks, so that a benchmark that was cut off goes on; `--some N` measures N more runs.
 
 Predicted before the first run: median error 8 %, worst 20 %; the smallest runs will be worst, since what the libraries keep for
 themselves is as large as the model there.
