@@ -160,8 +160,9 @@ class Distill(Strategy):
             base = self.student.load_base(random_student.recipe_for(self, recipe), tokenizer, data)
         base.beside[KEY] = base.task.distiller(Mix(self.loss, self.alpha, self.temperature, self.skew))
         if self.asks or self.level == "sequence":
-            seen = steps_of(recipe.training, len(data.train)) * recipe.training.global_batch_size
-            base.beside["teacher"] = found = teacher.placed(self, base, tokenizer, seen > len(data.train))
+            rows, wanted = len(data.train) if data else 0, recipe.training
+            again = rows > 0 and steps_of(wanted, rows) * wanted.global_batch_size > rows
+            base.beside["teacher"] = found = teacher.placed(self, base, tokenizer, again)
             teacher.check_length(found, data)
         if self.shrink:
             base.model = shrunk(self.shrink, base, data and data.train)
