@@ -276,7 +276,9 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     assert losses(again) == losses(once)
 
 
-def test_answers_of_another_teacher_are_not_taken(distil: Any, models: Callable[..., Path], tmp_path: Path) -> None:
+def test_answers_of_another_teacher_are_not_taken(
+    distil: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither where the teacher's folder has other weights now, nor where another one's answers bear its name."""
     import shutil
 
@@ -284,6 +286,7 @@ def test_answers_of_another_teacher_are_not_taken(distil: Any, models: Callable[
 
     from hfstrat.data import shelf
 
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))  # else what tests beside this one keep is counted
     shutil.copytree(models(tied=True), tmp_path / "teacher")
     strategy = f"{{name: distill, teacher: {tmp_path / 'teacher'}, student: full}}"
     seen, built, made = {entry.path for entry in shelf.entries()}, [], []
