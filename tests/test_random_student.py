@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from safetensors.torch import load_file
 
 from hfstrat.data.pieces import Pieces
-from hfstrat.distillation.teacher_writes import heard, repeated
+from hfstrat.distillation.foreign import heard, repeated
 from hfstrat.errors import UserError
 from hfstrat.train import run
 
@@ -111,7 +111,6 @@ def test_texts_are_handed_over_where_tokenizers_differ() -> None:
     theirs._tokenizer = _bpe(["the cat sat under the red hat"] * 9, 280, ["<|endoftext|>", "<|im_end|>"])
     text = "one cat and two dogs"
     prompt = ours(text)["input_ids"]
-    assert heard(prompt, ours, None) == prompt
     asked = heard(prompt, ours, theirs)
     assert theirs.decode(asked) == text
     end = theirs.eos_token_id

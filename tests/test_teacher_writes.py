@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_jsonl
 from rich.console import Console
 from test_pieces import KINDS, TOKENIZERS
+from test_places import THINKING
 
 from hfstrat.data.pieces import Pieces
 from hfstrat.distillation import teacher_writes
-from hfstrat.distillation.teacher_writes import heard, prompt_of, repeated, rewritten
+from hfstrat.distillation.foreign import Foreign, heard, prompt_of, repeated
+from hfstrat.distillation.teacher_writes import rewritten
 from hfstrat.errors import UserError
 
 
@@ -108,6 +111,49 @@ def test_what_another_tokenizer_wrote_has_the_ids_of_the_whole(ours: str, theirs
         assert found[number + len(SAID)] == [*whole[len(prompt) :], own.eos_token_id]
         assert found[number] == (whole[len(prompt) :] or [own.eos_token_id])
         assert whole[: len(prompt)] == prompt
+
+
+TALKS = [  # of one and of two answers, and with a system turn
+    [("user", "who sat"), ("assistant", "the cat")],
+    [("user", "who sat"), ("assistant", "the cat"), ("user", "where"), ("assistant", "on the mat")],
+    [("system", "be kind"), ("user", "one cat and two dogs"), ("assistant", "ran")],
+]
+HEADED = (  # Llama 3's kind of marks
+    "{{ bos_token or '' }}{% for m in messages %}[{{ m.role }}]\n\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("student", ["own", "thinking", "plain"])
+@pytest.mark.parametrize("teacher", ["headed", "plain"])
+def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path: Path) -> None:
+    """The ids are those that it would be asked with had it been trained on these conversations."""
+    from hfstrat.config import Data
+    from hfstrat.data import prepare
+    from hfstrat.data.render import Renderer
+
+    talks = [[{"role": role, "content": text} for role, text in talk] for talk in (*TALKS, TALKS[0])]
+    file = str(write_jsonl(tmp_path / "talks.jsonl", [{"messages": talk} for talk in talks]))
+    section = Data(train=file, eval=file)  # type: ignore[arg-type]
+    ours, theirs = make_tokenizer(), make_tokenizer()
+    ours.chat_template = {"own": ours.chat_template, "thinking": THINKING, "plain": None}[student]
+    theirs.chat_template = {"headed": HEADED, "plain": None}[teacher]
+    data = prepare(section, ours, 0)
+    foreign = Foreign.of(ours, theirs, 320, data.renderer, section, 64)
+    if student == teacher == "plain":
+        assert foreign is None
+        return
+    assert foreign is not None
+    assert "asked in " + ("its own chat" if teacher == "headed" else "the plain") in foreign.line
+    first = np.arange(len(data.train))
+    assert len(first) == len(talks) + (student == "thinking")  # whose template makes a row of each answer
+    prompts = [prompt_of(row) for row in data.train]
+    asked, form = foreign.asked(data.train, first, prompts), Renderer(theirs, "auto")
+    afters = [(0, 1), *([(1, 1)] if student == "thinking" else []), (1, 3), (2, 2), (3, 1)]  # row, and turns before the answer
+    assert asked == [form.prompt_ids({"messages": talks[row][:after]}) for row, after in afters]
+    foreign.reach = max(map(len, asked))
+    with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt takes \d+"):
+        foreign.asked(data.train, first, prompts)
 
 
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(

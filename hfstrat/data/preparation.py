@@ -24,6 +24,8 @@ from hfstrat.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+UNCUT = 1 << 30  # tokens: more than any row has
+
 
 @dataclass
 class Prepared:
@@ -166,6 +168,13 @@ def prepare_held(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | N
     held = held.select(np.argsort(-held.of(held.length), kind="stable"))
     rows, lengths = held.dataset(), held.lengths()
     return Prepared(rows, rows, lengths, lengths, held.digest(), renderer, {"eval": table.account}, shown)
+
+
+def rendered_for(data: Data, tokenizer: Any) -> Selection:
+    """All rows of `data.train`, uncut and in their order, as another tokenizer and its own template have them."""
+    whole = data.model_copy(update={"max_length": UNCUT, "overflow": "truncate"})
+    renderer, key = Renderer(tokenizer, "auto", data.train_on), cache.tokenizer_digest(tokenizer)
+    return table_of(data.train, whole, "data.train", lambda origin: _tokenised(origin, renderer, key)).rows
 
 
 def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised, part: str = "all") -> Table:

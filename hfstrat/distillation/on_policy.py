@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer
 
-from hfstrat.distillation.teacher_writes import prompt_of
+from hfstrat.distillation.foreign import prompt_of
 from hfstrat.errors import UserError
 from hfstrat.trainer import StrategyTrainer
 
