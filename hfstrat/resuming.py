@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from hfstrat import checkpoints
 from hfstrat.data import shelf
 from hfstrat.errors import UserError
 from hfstrat.plan import ENDLESS
+from hfstrat.report import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from hfstrat.config import Recipe
     from hfstrat.plan import Plan
 
+SAMPLES, SAMPLE = 256, 1 << 14  # how many pieces of a file are looked at, and their bytes
+ENDINGS = ("safetensors", "bin", "gguf")
 PREPARED = ("rows", "tokenizer", "answers")  # kinds of cache entries that the fingerprint of the data vouches for
 
 
@@ -32,12 +36,50 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
     if processes > 1:
         _check_agreed(checkpoint)
     stored = checkpoints.state_of(checkpoint) if checkpoint else {}
+    _check_models(recipe, checkpoint, stored.get("models", {}))
     if stored and stored.get("processes", 1) != processes:
         remarks.append(
             f"this run began with {stored.get('processes')} processes and goes on with {processes}: the same batches in the "
             "same order, but other random numbers where there is dropout"
         )
     return checkpoint, stored, remarks
+
+
+def models_in_use(recipe: Recipe) -> dict[str, str]:
+    """What identifies the weights that the run begins with, and those of a teacher, by the recipe's key."""
+    found = {
+        key: weights_seen(one.name_or_path, getattr(one, "revision", None))
+        for key, one in recipe.strategy.models(recipe).items()
+    }
+    return {key: seen for key, seen in found.items() if seen}
+
+
+def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str]) -> None:
+    now = models_in_use(recipe) if before else {}
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            name = recipe.strategy.models(recipe)[key].name_or_path
+            raise UserError(
+                f"{key}: {name} holds other weights than those that {checkpoint} was made with; "
+                "restore them, or start afresh with --overwrite or another output_dir"
+            )
+
+
+def weights_seen(name_or_path: str, revision: str | None = None) -> str | None:
+    """A hash over the sizes and SAMPLES pieces of a local model's weight files: in no time, and other weights are other
+    everywhere. Of a cached model of the Hub its commit; None where there is neither."""
+    path = Path(name_or_path).expanduser()
+    if not name_or_path or not path.exists():
+        return model_fingerprint(name_or_path, revision)
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else [each for end in ENDINGS for each in sorted(path.glob(f"*.{end}"))]:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            for number in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def _check_agreed(checkpoint: Path | None) -> None:

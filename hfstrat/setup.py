@@ -202,6 +202,7 @@ def build_trainer(
             "steps": plan.steps,
             "caches": resuming.caches_in_use(),
             "data": data.fingerprint(),
+            "models": resuming.models_in_use(recipe),
         },
     )
 

@@ -464,3 +464,28 @@ def test_machines_that_see_other_checkpoints_are_refused(recipe: Any, monkeypatc
     monkeypatch.setattr("accelerate.utils.gather_object", lambda seen: [*seen, "run/checkpoint-2"])
     with pytest.raises(UserError, match="a file system that all machines share"):
         resuming.what_to_resume(recipe().recipe, False, 2)
+
+
+@pytest.mark.parametrize("changed", ["model", "strategy.teacher"])
+def test_other_weights_in_the_same_folder_are_not_gone_on_from(
+    recipe: Any, models: Any, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base, or a teacher, that was trained again meanwhile."""
+    from safetensors.torch import load_file, save_file
+
+    folders = {key: shutil.copytree(models(), tmp_path / key) for key in ("model", "strategy.teacher")}
+    strategy = f"strategy={{name: distill, teacher: {folders['strategy.teacher']}, student: lora, baseline: false}}"
+    loaded = recipe(strategy, f"model={folders['model']}")
+    monkeypatch.setattr("hfstrat.conclusion.conclude", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(loaded)
+    checkpoint, stored, _ = resuming.what_to_resume(loaded.recipe, False, 1)
+    assert checkpoint is not None
+    assert set(stored["models"]) == {"model", "strategy.teacher"}
+    file = folders[changed] / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1e-3
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"^{changed}: .* holds other weights than those that .*checkpoint-\d+ was made with"):
+        resuming.what_to_resume(loaded.recipe, False, 1)

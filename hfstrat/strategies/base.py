@@ -93,6 +93,10 @@ class Strategy(Section, ABC):
 
         return model.load_tokenizer(recipe.model)
 
+    def models(self, recipe: Recipe) -> dict[str, Any]:
+        """The models whose weights decide what the run becomes, by the recipe's key."""
+        return {"model": recipe.model}
+
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
         """Hashes of the texts to hold out for evaluation, where that had to be decided before tokenising."""
         return None

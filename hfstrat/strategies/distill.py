@@ -120,6 +120,9 @@ class Distill(Strategy):
         with random_student.speaking(self):
             return self.student.load_tokenizer(random_student.recipe_for(self, recipe))
 
+    def models(self, recipe: Recipe) -> dict[str, Any]:
+        return super().models(recipe) | ({"strategy.teacher": self.teacher} if self.teacher else {})
+
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
         return self.student.held_out(random_student.recipe_for(self, recipe))
 
