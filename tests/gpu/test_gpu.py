@@ -45,12 +45,34 @@ def test_one_gpu_trains_and_its_artefact_reloads(recipe: Any, tmp_path: Path) ->
     assert result["peak_memory_bytes"] > 0
 
 
-def test_a_gpu_says_what_a_cpu_says(recipe: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "full",
+        "{name: lora, r: 4}",
+        "{name: partial, last_n_layers: 2, precompute: 'on'}",
+        "{name: head, untie: true}",
+        "{name: distill, student: full, shrink: {layers: 2}, baseline: false, cache: {form: 'off'}}",
+        "{name: distill, student: lora, baseline: false, cache: {form: hidden}}",
+    ],
+)
+def test_a_gpu_says_what_a_cpu_says(recipe: Any, tmp_path: Path, strategy: str) -> None:
     """In float32, without TF32: the same losses."""
-    source = recipe().source
-    there = hfstrat(source, *SETTINGS, f"output_dir={tmp_path / 'gpu'}")
-    here = hfstrat(source, *SETTINGS, f"output_dir={tmp_path / 'cpu'}", CUDA_VISIBLE_DEVICES="")
+    words = [recipe().source, *SETTINGS, f"strategy={strategy}"]
+    there = hfstrat(*words, f"output_dir={tmp_path / 'gpu'}")
+    here = hfstrat(*words, f"output_dir={tmp_path / 'cpu'}", CUDA_VISIBLE_DEVICES="")
     assert [e["loss"] for e in there["losses"]] == pytest.approx([e["loss"] for e in here["losses"]], rel=1e-3)
+    assert there["metrics_after"]["loss"] == pytest.approx(here["metrics_after"]["loss"], rel=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_adapters_learn_on_a_quantized_base(recipe: Any, tmp_path: Path, base: str) -> None:
+    """With an evaluation on the way, and reloaded as it was trained."""
+    words = [recipe().source, "strategy={name: lora, r: 8}", f"model.quantization={base}", "training.learning_rate=1e-2"]
+    result = hfstrat(*words, "training.eval_steps=2", f"output_dir={tmp_path / 'run'}")
+    assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
+    assert result["verified"]["max_difference"] <= 0.02 * result["verified"]["max_logit"]
 
 
 @SEVERAL
