@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from hfstrat.head_loss import head_loss, head_scores
+from hfstrat.head_kernels import Kernel, hfstrat
+from hfstrat.head_loss import Head, head_scores
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -126,7 +127,7 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
     # generate and Trainer read the signature. Not functools.wraps: Accelerate would follow its `__wrapped__` past this
     # function when it takes its own wrapper off
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    forward.objective = objective  # type: ignore[attr-defined]
+    forward.objective, forward.scale, forward.softcap = objective, scale, softcap  # type: ignore[attr-defined]
     return forward
 
 
@@ -144,10 +145,11 @@ def cross_entropy(
     targets: torch.Tensor,
     scale: float,
     softcap: float | None,
+    kernel: Kernel = hfstrat,
 ) -> HeadLossOutput:
     """The plain loss of supervised rows."""
     rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
-    total, nll, correct = _loss(model.get_output_embeddings(), rows, targets, scale, softcap, not model.training)
+    total, nll, correct = _loss(model.get_output_embeddings(), rows, targets, scale, softcap, not model.training, kernel)
     return HeadLossOutput(total=total, nll=nll, correct=correct)
 
 
@@ -159,13 +161,13 @@ def last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _loss(
-    head: Any, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None, scored: bool
+    head: Any, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None, scored: bool, kernel: Kernel
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Summed loss and, if `scored` or without gradients, loss and top-1 correctness of each row."""
     if not is_plain(head):
         return _loss_of_module(head, rows, targets, scale, softcap)
 
-    def compute(
+    def score(
         rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         nll = correct = None
@@ -173,9 +175,10 @@ def _loss(
             nll, correct = head_scores(rows, weight, targets, bias, softcap, scale)
         if nll is not None and not torch.is_grad_enabled():
             return nll.sum(), nll, correct
-        return head_loss(rows, weight, targets, bias, softcap, scale), nll, correct
+        compute = kernel if len(targets) else hfstrat  # which gives zeros then
+        return compute(rows, Head(weight, bias, softcap, scale), targets), nll, correct
 
-    return within(head, rows, compute)
+    return within(head, rows, score)
 
 
 def is_plain(head: nn.Module) -> bool:

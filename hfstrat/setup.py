@@ -20,6 +20,7 @@ from hfstrat.config import Recipe
 from hfstrat.data import Prepared
 from hfstrat.errors import UserError
 from hfstrat.feed import Feed
+from hfstrat.head_kernels import choose_for, in_use
 from hfstrat.loading import Loaded
 from hfstrat.model import Base
 from hfstrat.patience import Patience
@@ -106,7 +107,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = strategy.build_model(base)
     model.set_precision(trained, dtype)
-    batches = decide_batches(recipe, base, trained, feed, data, args, measure=not stored)
+    batches = decide_batches(recipe, base, trained, feed, data, args, stored)
     plan, bars = batches.plan, strategy.bars(data, batches.plan, base.model)
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
     for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
@@ -143,7 +144,7 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
 
 
 def decide_batches(
-    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: Prepared, args: TrainingArguments, measure: bool
+    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: Prepared, args: TrainingArguments, stored: dict[str, Any]
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
@@ -153,8 +154,12 @@ def decide_batches(
     plan = feed.plan
     if is_sharded():
         sharding.remark(base)
-    elif measure and args.device.type == "cuda" and hasattr(feed.collate, "multiple"):  # else rows are features already
-        plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
+    elif args.device.type == "cuda":
+        trained.to(args.device)
+        shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
+        choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
+        if not stored and hasattr(feed.collate, "multiple"):  # else rows are features already
+            plan = fitting.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
         shown = [base.model, *(recipe.strategy.asked(base) if getattr(feed.collate, "selects_rows", False) else [])]
@@ -202,6 +207,7 @@ def build_trainer(
             "steps": plan.steps,
             "caches": resuming.caches_in_use(),
             "data": data.fingerprint(),
+            "head_kernel": in_use(trained),
             "models": resuming.models_in_use(recipe),
         },
     )

@@ -166,10 +166,14 @@ def test_packed_steps_are_plain_steps(recipe: Any, tmp_path: Path, attention: st
     assert packed["metrics_after"]["loss"] == pytest.approx(plain["metrics_after"]["loss"], rel=0.02)
 
 
-def test_the_head_loss_on_this_device(recipe: Any) -> None:
-    """Against float64, in float32 and bfloat16, with the gradients of hidden states and weight."""
-    from hfstrat.head_loss import head_loss
+@pytest.mark.parametrize("kernel", ["hfstrat", "trl", "liger"])
+def test_the_head_loss_on_this_device(kernel: str) -> None:
+    """Each kernel against float64, in float32 and bfloat16, with the gradients of hidden states and weight."""
+    from hfstrat.head_kernels import installed
+    from hfstrat.head_loss import Head
 
+    if kernel not in installed():
+        pytest.skip(f"needs {kernel}")
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 64, device="cuda"), torch.randn(1000, 64, device="cuda") / 8
     targets = torch.randint(0, 1000, (300,), device="cuda")
@@ -177,9 +181,16 @@ def test_the_head_loss_on_this_device(recipe: Any) -> None:
     torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum").backward()
     for dtype, allowed in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
         ours = [t.to(dtype).requires_grad_(True) for t in (hidden, weight)]
-        head_loss(*ours, targets).backward()
+        installed()[kernel](ours[0], Head(ours[1]), targets).backward()
         for mine, theirs in zip(ours, exact, strict=True):
             assert float((mine.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < allowed
+
+
+def test_a_run_says_whose_loss_it_takes(recipe: Any, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "hfstrat", "train", recipe().source, f"output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "head: its loss by " in done.stdout
 
 
 def test_a_model_without_room_is_shared_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
