@@ -46,9 +46,6 @@ FITTED_ON = [
     _case(MINILM, CLASSES, "full", 256, 16, 1, True),
     _case(MINILM, CLASSES, "head", 96, 8),
     _case(SMOL, LM, SMALL, 256, 4, 2),
-]
-
-CHECKED_WITH = [
     _case(SMOL, LM, "full", 128, 2),
     _case(SMOL, LM, "full", 256, 1, 2),
     _case(SMOL, LM, "full", 384, 1, 1, True),
@@ -71,4 +68,28 @@ CHECKED_WITH = [
     _case(MINILM, CLASSES, "head", 256, 16),
     _case(SMOL, LM, RANDOM, 256, 8, 1),
     _case(SMOL, LM, RANDOM, 512, 4, 2, True),
+]
+
+CHECKED_WITH = [
+    _case(SMOL, LM, "full", 96, 3),
+    _case(SMOL, LM, "lora", 256, 2),
+    _case(SMOL, LM, {"name": "lora", "r": 32}, 192, 2, 2, True),
+    _case(SMOL, LM, {"name": "partial", "last_n_layers": 3}, 96, 4),
+    _case(SMOL, LM, {"name": "head", "untie": True}, 384, 1),
+    _case(SMOL, LM, {**HALF, "shrink": {"layers": 10}}, 96, 2),
+    _case(SMOL, CLASSES, "full", 160, 2, 2, True),
+    _case(SMOL, CLASSES, "lora", 64, 6),
+    _case(SMOL, CLASSES, {"name": "partial", "last_n_layers": 8}, 48, 8),
+    _case(SMOL, CLASSES, "head", 64, 8),
+    _case(STORIES, LM, "full", 320, 48, 1, True),
+    _case(STORIES, LM, "lora", 512, 24),
+    _case(STORIES, LM, {"name": "partial", "last_n_layers": 3}, 256, 48),
+    _case(STORIES, LM, {**HALF, "shrink": {"layers": 2}}, 384, 32),
+    _case(STORIES, CLASSES, "lora", 192, 32),
+    _case(MINILM, CLASSES, "full", 128, 24),
+    _case(MINILM, CLASSES, "lora", 224, 16, 1, True),
+    _case(MINILM, CLASSES, {"name": "partial", "last_n_layers": 2}, 256, 16),
+    _case(MINILM, CLASSES, "head", 128, 32),
+    _case(SMOL, LM, {**RANDOM, "parameters": "5M"}, 384, 6),
+    _case(SMOL, LM, {**RANDOM, "parameters": "12M"}, 512, 2, 2, True),
 ]

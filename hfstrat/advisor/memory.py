@@ -56,8 +56,9 @@ class _Phases(Terms):
             **self.base(),
             "gradients": self.gradients() if self.s.passes > 1 else 0.0,
             "16-bit copies": self.copies,
-            "activations": self.k["slack"] * self.activations(),
-            "head and loss": self.k["slack"] * small + tables,
+            "activations": self.activations(),
+            "head and loss": small + tables,
+            "kept by the allocator": self.kept(),
         }
 
     def backward(self) -> dict[str, float]:
@@ -67,26 +68,32 @@ class _Phases(Terms):
             **self.base(),
             "gradients": self.gradients() if self.s.passes > 1 else 0.0,
             "16-bit copies": 0.0 if self.s.recompute else self.copies,
-            "activations": self.k["slack"] * (self.activations() + (self.one_block() if self.s.recompute else 0.0)),
+            "activations": self.activations() + (self.one_block() if self.s.recompute else 0.0),
             "head and loss": small + tables,
-            "workspace": self.k["slack"] * self.workspace(),
+            "workspace": self.workspace(),
+            "kept by the allocator": self.kept(),
         }
         tied = self.head_learns and not any(HEAD.search(name) for name in self.l.shapes)
         ends = {
             **self.base(),
             "gradients": self.gradients(),
-            "activations": self.k["slack"] * (self.one_block() if live_blocks(self.m, self.l) else 0.0),
+            "activations": self.one_block() if live_blocks(self.m, self.l) else 0.0,
             "head and loss": 8.0 * self.table if tied and not self.s.classifies else 0.0,
-            "workspace": self.k["slack"] * self.workspace(),
+            "workspace": self.workspace(),
+            "kept by the allocator": self.kept(),
         }
         return max(begins, ends, key=lambda terms: sum(terms.values()))
+
+    def kept(self) -> float:
+        """Holes: what the allocator has for small pieces beyond those that are there, as rows differ in length."""
+        return self.k["holes"] * self.volume()
 
     def retained(self) -> float:
         """What a CPU's allocator keeps of the passes' small pieces for later ones: large pieces go back at once."""
         large = self.k["large"]
         tables = sum(4.0 * prod(self.l.shapes[name]) for name in self.l.names if 4.0 * prod(self.l.shapes[name]) > large)
         before = max(0.0, self.gradients() - tables) if self.s.passes > 1 else 0.0
-        small = self.copies + self.k["slack"] * (self.activations() + self.head_forward()[0])
+        small = self.copies + self.activations() + self.head_forward()[0] + self.kept()
         return self.k["retained"] * (before + small)
 
     def step(self) -> dict[str, float]:
@@ -100,7 +107,9 @@ class _Phases(Terms):
         if not self.s.classifies:
             chunk = min(rows, max(CHUNK_ROWS, CHUNK_BYTES[self.s.on_cpu] // (4 * words))) * words
             head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.head_learns and a == 2 else 0.0)
-        return {**self.base(), "16-bit copies": self.copies, "evaluation": inside + head}
+        # of a head that was solved the result is made beside the body: as much of it as is below the chosen layer, say half
+        shorter = 0.5 * self.s.compute * (self.all + self.table) if self.l.body_once and self.s.classifies else 0.0
+        return {**self.base(), "16-bit copies": self.copies, "evaluation": inside + head, "result": shorter}
 
     def best(self) -> dict[str, float]:
         """The best weights are put back from their checkpoint, beside those that are there."""

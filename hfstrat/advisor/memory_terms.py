@@ -124,21 +124,28 @@ class Terms:
             return ends + tokens * wide * self.m.width * len(live)
         return ends + sum(self._block(block) for block in live)
 
+    def volume(self) -> float:
+        """What of a pass goes through the allocator in small pieces."""
+        whole = sum(self._block(block) for block in live_blocks(self.m, self.l))
+        passed = max(whole, self.activations()) if self.s.on_cpu else self.activations()  # also what is recomputed
+        return passed + self.head_forward()[0]
+
     def _wide(self) -> int:
         return 4 if self.s.compute == 4 or any(is_input(name) for name in self.l.names) else 2
 
     def _block(self, block: object) -> float:
-        return self.s.tokens * block_bytes(self.m, self.l, block, self.s.compute, self.s.length, False)  # type: ignore[arg-type]
+        """Rows of a batch differ in length, nearly always."""
+        return self.s.tokens * block_bytes(self.m, self.l, block, self.s.compute, self.s.length, True)  # type: ignore[arg-type]
 
     def one_block(self) -> float:
         """What the recomputed block keeps, at most."""
         return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
 
     def workspace(self) -> float:
-        """What a block's backward pass needs for the moment; attention with dropout has three gradients for all pairs."""
+        """What a block's backward pass needs for the moment; attention with dropout has a gradient for all pairs."""
         if not live_blocks(self.m, self.l):
             return 0.0
-        pairs = 12.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
+        pairs = 2.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
         return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width + pairs) + 6.0 * self.largest
 
     @property

@@ -203,11 +203,6 @@ def caveats(situation: Situation) -> list[str]:
         found.append("memory on a GPU follows the same terms, but its constants are not validated here")
     elif model.family not in VALIDATED:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
-    if situation.device.is_cpu and situation.compute == 2 and len(set(situation.data.lengths.tolist())) > 1:
-        found.append(
-            "memory was checked on rows of one length, without sample answers: a CPU keeps kernels for each of many lengths, "
-            "which small models show most"
-        )
     if situation.sharing.processes > 1:
         found.append(f"how {situation.sharing.kind} shares memory is by its documentation, not validated here")
     if situation.sharing.processes > 1 and situation.device.is_cpu:
