@@ -12,10 +12,11 @@ measured is kept in runs/benchmarks, so that a benchmark that was cut off goes o
 Predicted before the first run: median error 8 %, worst 20 %; the smallest runs will be worst, since what the libraries keep for
 themselves is as large as the model there.
 
-With two steps of rows of one length the median was 5.4 % and the worst 21.4 %; with these of many lengths the same terms missed by
-11.0 and 33.7 %. What was live at a time (torch's profiler) was as predicted within a tenth; the C library's allocator kept as much
-again as holes, also of what is recomputed, and masks of unequal rows were left out. Both are terms now, and all 35 runs until then
-are FITTED_ON; those of CHECKED_WITH were written down and run after that. One run was 693 and 578 MiB when it was repeated.
+With two steps of rows of one length the median was 5.4 % and the worst 21.4 %; with these of many lengths the same terms
+missed by 11.0 and 33.7 %. What was live at a time (torch's profiler) was as predicted within a tenth; the C library's
+allocator kept as much again as holes, also of what is recomputed, and masks of unequal rows were left out. Both are terms
+now, and all 35 runs until then are FITTED_ON; those of CHECKED_WITH were written down and run after that. One run took 693
+MiB and 578 when repeated.
 """
 
 from __future__ import annotations
