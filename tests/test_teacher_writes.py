@@ -154,6 +154,9 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
     foreign.reach = max(map(len, asked))
     with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt takes \d+"):
         foreign.asked(data.train, first, prompts)
+    theirs.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(UserError, match=r"^strategy.teacher: the rows in the teacher's own form: .*no system turns"):
+        foreign.asked(data.train, first, prompts)
 
 
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(

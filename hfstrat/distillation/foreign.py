@@ -71,7 +71,7 @@ class Foreign:
             prompts: their ids before the last answer.
 
         Raises:
-            UserError: a prompt is longer than the teacher's context.
+            UserError: a prompt is longer than the teacher's context, or its template cannot render a row.
         """
         theirs, numbers = self._turns(), [int(number) for number in np.asarray(rows["row"])[first]]
         answers = [len(begins_of(rows[int(place)]["labels"])) for place in first]
@@ -96,7 +96,10 @@ class Foreign:
         """The ids before each answer of a row of the source, by its number."""
         from hfstrat.data.preparation import rendered_for
 
-        made = rendered_for(self.section, self.theirs)
+        try:
+            made = rendered_for(self.section, self.theirs)
+        except UserError as error:
+            raise UserError(f"strategy.teacher: the rows in the teacher's own form: {error}") from error
         table, all_numbers = made.dataset(), made.of(made.row)  # never smaller than the one before
 
         def turns(number: int) -> list[list[int]]:
