@@ -9,7 +9,7 @@ parameters on rows made on the spot; the checkpoint's step is set, nothing else 
 checkpoint and the first new batch. Each position in a process of its own, three rounds, interleaved. Beside it what the
 library does by itself: it asks the sampler for all that was seen. Goal: flat, within half a second.
 
-Overhead: 60 steps of SmolLM2-135M-Instruct, lora and full, with a checkpoint every 20 steps; seconds in saving (hashes, fsync
+Overhead: 40 steps of SmolLM2-135M-Instruct, lora and full, with a checkpoint every 20 steps; seconds in saving (hashes, fsync
 and rotation included) over seconds of training, and what of it is marker and fsync. Goal: lora under 2 %.
 
 Predicted before the first run: 0.3 s at 100,000 steps where the library takes some 4 s; lora 0.5 %, full 10 % (short steps).
@@ -30,7 +30,7 @@ from benchmarks.measure import ROOT, machine, rounds, write
 POSITIONS = (0, 1_000, 10_000, 100_000)
 STEPS, SIZE, ROWS, REPEATS = 200_000, 16, 20_000, 3
 MODEL, DATA = ROOT / "models" / "SmolLM2-135M-Instruct", ROOT / "data" / "docstrings"
-SAVED_EVERY, SAVING_STEPS = 20, 60
+SAVED_EVERY, SAVING_STEPS = 20, 40
 
 
 def position(at: int, ours: bool) -> dict[str, float]:
