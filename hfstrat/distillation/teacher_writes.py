@@ -76,8 +76,6 @@ def rewritten(
     Raises:
         UserError: rows without a prompt.
     """
-    from datasets import Dataset
-
     rows = Rows.of(data.train)
     prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
@@ -108,15 +106,23 @@ def rewritten(
         said = foreign.repeated(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]
-    made = [{"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in answers]
-    made = [made[place] for place in np.argsort(list(answers))]
-    numbers = data.train["row"]
-    table = [{**made[int(i)], "length": len(made[int(i)]["input_ids"]), "row": numbers[n]} for n, i in enumerate(rows.which)]
     ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
     screen.print(
         f"{'teacher':<9} {'wrote' if built else 'wrote before: found in the cache:'} {len(answers):,} answers, "
         f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} were cut at {max_new_tokens} tokens"
     )
+    return _answered(data, rows, prompts, answers)
+
+
+def _answered(data: Prepared, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> Prepared:
+    """The data with these answers, by the number of the different row."""
+    from datasets import Dataset
+
+    made = [
+        {"input_ids": prompts[i] + answers[i], "labels": [IGNORED] * len(prompts[i]) + answers[i]} for i in range(len(prompts))
+    ]
+    numbers = data.train["row"]
+    table = [{**made[int(i)], "length": len(made[int(i)]["input_ids"]), "row": numbers[n]} for n, i in enumerate(rows.which)]
     digest = hashlib.sha256(repr([row["input_ids"] for row in table]).encode()).hexdigest()
     lengths = np.array([row["length"] for row in table], dtype=np.int32)
     return replace(data, train=Dataset.from_list(table), lengths=lengths, order=digest)
