@@ -62,7 +62,8 @@ def _head(about: About) -> dict[str, Any]:
 
 
 def _distill(about: About) -> dict[str, Any]:
-    """Half the depth, taught by the whole, as recipes/distill/half_depth.yaml: the model has to know the task."""
+    """Half the depth, taught by the whole, which has to know the task; recipes/distill/half_depth.yaml has `hidden` too, by
+    which more is learnt in few steps, and the teacher has to stay."""
     task = TASKS[about.task]
     if task.unit != "token" and not about.architecture.endswith(task.architecture):
         raise UserError(
