@@ -21,6 +21,13 @@ Predicted before the first run (best; regret of the rules / after measuring):
   stories        full                         2 % / 2 %
   shakespeare    full                         8 % / 8 %: one layer is too little for other texts
   docstrings     lora                       150 % / 150 %: scratch, as the others cannot take 20 steps in the time
+
+The last four cases were drawn up, and this written, after the last change of a rule; each is asked once, then measured, so
+they are the test of the rules. A rule that is changed in their light makes them seen as well, and `HELD_OUT` is to say so.
+  agnews-400     full .87                     1 point / 1
+  imdb-500       lora .86                     0 / 0
+  wikitext       full                         1 % / 2 %
+  instructions   lora                         0 / 0
 """
 
 from __future__ import annotations
@@ -70,7 +77,12 @@ CASES = {
     "stories": Case("stories260K", "tinystories", None, 60, 45, "text like the base's", ("scratch",)),
     "shakespeare": Case("stories260K", "tinyshakespeare", None, 60, 45, "text unlike the base's", ("scratch",)),
     "docstrings": Case("SmolLM2-135M", "docstrings", 1000, 24, 60, "prompts and answers"),
+    "agnews-400": Case("MiniLM", "ag_news7k", 400, 1000, 45, "100 rows a class"),
+    "imdb-500": Case("MiniLM", "imdb_counterfactual", 500, 488, 60, "long texts"),
+    "wikitext": Case("stories260K", "wikitext2_eval", None, 60, 45, "text unlike the base's", ("scratch",)),
+    "instructions": Case("SmolLM2-135M", "llms_from_scratch", 1000, 100, 60, "short instructions"),
 }
+HELD_OUT = ("agnews-400", "imdb-500", "wikitext", "instructions")  # no rule was changed after these
 OVERRIDES = ("evaluation.samples=0", "training.eval_steps=0.5")
 
 
@@ -80,6 +92,14 @@ def rows_of(case: Case) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         file = {"tinystories": "tinystories_sample/tiny_stories.txt", "tinyshakespeare": "tinyshakespeare/input.txt"}[case.data]
         pieces = pieces_of((SHARED / file).read_text(encoding="utf-8"))
         train, test = pieces[: -len(pieces) // 10], pieces[-len(pieces) // 10 :]
+    elif case.data == "wikitext2_eval":
+        texts = ((SHARED / case.data / f"{name}.txt").read_text(encoding="utf-8") for name in ("valid", "test"))
+        train, test = map(pieces_of, texts)
+    elif case.data == "llms_from_scratch":
+        pairs = json_lines(SHARED / case.data / "instruction.jsonl")
+        train, test = pairs[:-100], pairs[-100:]
+    elif case.data == "imdb_counterfactual":
+        train, test = (table_of(SHARED / case.data / f"original_{name}.csv") for name in ("train", "test"))
     elif case.data == "docstrings":
         train, test = (json_lines(ROOT / "data" / "docstrings" / f"{name}.jsonl") for name in ("train", "eval"))
     else:
@@ -213,6 +233,11 @@ def outcome(name: str) -> dict[str, Any] | None:
     return found
 
 
+def within(found: dict[str, dict[str, Any]]) -> str:
+    met = {way: sum(one["latest"][way]["regret"] <= one["goal"] for one in found.values()) for way in ("rules", "measured")}
+    return f"by rules {met['rules']} of {len(found)} cases, after measuring {met['measured']}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
@@ -229,11 +254,9 @@ def main() -> None:
     found = {name: one for name in CASES if (one := outcome(name)) is not None}
     if not found:
         return
-    regrets = [one["latest"][way]["regret"] <= one["goal"] for one in found.values() for way in ("rules", "measured")]
-    words = (
-        f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: by rules {sum(regrets[::2])} of "
-    )
-    words += f"{len(found)} cases, after measuring {sum(regrets[1::2])} of {len(found)}. One seed."
+    words = f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: {within(found)}. One seed."
+    if unseen := {name: one for name, one in found.items() if name in HELD_OUT}:
+        words += f" Of those that were drawn up after the last change of a rule ({', '.join(unseen)}): {within(unseen)}."
     write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, SEEN, "", *lines_of(found)])
 
 
