@@ -128,7 +128,10 @@ def test_rows_come_again_for_each_part_of_a_step() -> None:
     assert len(again) == 16
 
 
-def test_vocabularies_of_two_sizes_are_refused(distil: Any, tmp_path: Path) -> None:
+def test_vocabularies_of_two_sizes_are_refused_before_anything_is_loaded(
+    distil: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfstrat.world.join_world", None)
     tiny = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 330}"
     with pytest.raises(UserError, match=r"strategy\.on_policy: the student has 330 tokens and the teacher \d+"):
         distil("loss: jsd", "model={dtype: float32}", student=f"{{name: scratch, config: {tiny}}}")

@@ -17,7 +17,6 @@ from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer
 
 from hfstrat.distillation.foreign import prompt_of
-from hfstrat.errors import UserError
 from hfstrat.trainer import StrategyTrainer
 
 if TYPE_CHECKING:
@@ -100,17 +99,6 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None beside the checkpoints: the result gets ours."""
-
-
-def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raises UserError where they are of two sizes."""
-    ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
-    if ours != theirs:
-        raise UserError(
-            f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer "
-            "needs as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size "
-            "in strategy.student.config"
-        )
 
 
 def trainer_arguments(strategy: Distill, teacher: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:

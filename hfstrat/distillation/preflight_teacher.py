@@ -40,6 +40,8 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
         shapes = read_shapes(Path(model.name_or_path).expanduser())
         narrow.check_width(strategy.shrink.intermediate_size, config, shapes)
     theirs = _check_teacher(strategy, recipe, config, network) if strategy.teacher else config
+    if strategy.on_policy and not recipe.model.add_tokens:
+        _check_sizes(strategy.student, config, theirs)
     if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
         below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
         check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
@@ -57,6 +59,13 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
             f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
             f"(...{task.architecture}): train it first, and name the final/ of that run"
         )
+
+
+def _check_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Where both configs say how many tokens there are; what else there is to know is known when they are loaded."""
+    ours = own.get(WORDS) if student.needs_weights else getattr(student, "config", {}).get(WORDS)
+    if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
+        teacher.check_sizes(ours, theirs[WORDS])
 
 
 def _layers(config: dict[str, Any]) -> int:

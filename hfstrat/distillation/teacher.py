@@ -140,6 +140,16 @@ def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, share
         raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
 
 
+def check_sizes(ours: int, theirs: int) -> None:
+    """Refuse to learn on-policy from a teacher with more or fewer tokens, padding included."""
+    if ours != theirs:
+        raise UserError(
+            f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer "
+            "needs as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size "
+            "in strategy.student.config"
+        )
+
+
 def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
     """The teacher's own tokenizer. Raises UserError where it cannot be loaded."""
     from transformers import AutoTokenizer

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat import fused
 from hfstrat.distillation import layer_match
+from hfstrat.distillation.teacher import check_sizes
 from hfstrat.errors import UserError
 from hfstrat.model import cast_weights, count_parameters
 
@@ -47,9 +48,9 @@ def student_of(strategy: Distill, base: Base, distiller: Any, teacher: PreTraine
     except ValueError as error:
         raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
     if strategy.on_policy:
-        from hfstrat.distillation.on_policy import REMARK, check_vocabularies
+        from hfstrat.distillation.on_policy import REMARK
 
-        check_vocabularies(base.model, teacher)
+        check_sizes(*(model.config.get_text_config().vocab_size for model in (base.model, teacher)))
         base.say(f"{'teacher':<9} {REMARK}")
     if strategy.hidden:
         layer_match.bring_together(strategy.hidden, base, distiller, teacher)
