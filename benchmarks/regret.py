@@ -234,8 +234,13 @@ def outcome(name: str) -> dict[str, Any] | None:
 
 
 def within(found: dict[str, dict[str, Any]]) -> str:
-    met = {way: sum(one["latest"][way]["regret"] <= one["goal"] for one in found.values()) for way in ("rules", "measured")}
-    return f"by rules {met['rules']} of {len(found)} cases, after measuring {met['measured']}"
+    said = []
+    for way, words in (("rules", "by rules"), ("measured", "after measuring")):
+        answers = [(one["latest"][way], one["goal"]) for one in found.values()]
+        met = sum(answer["regret"] <= goal for answer, goal in answers)
+        alike = sum(answer["regret"] > goal and not answer["told_apart"] for answer, goal in answers)
+        said.append(f"{words} {met} of {len(found)} cases ({alike} more are not told apart from it)")
+    return ", ".join(said)
 
 
 def main() -> None:
