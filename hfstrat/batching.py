@@ -14,12 +14,12 @@ from hfstrat.data.batches import BatchOrder
 from hfstrat.data.packing import InTurn, PackedRows, PackingCollator, bins_for, leaks, packed_share, padded_share
 from hfstrat.errors import UserError
 from hfstrat.model import Base
-from hfstrat.plan import Plan
+from hfstrat.plan import CPU_MULTIPLE, Plan
 from hfstrat.world import is_sharded
 
 WORTH = 0.05  # share of the positions that packing has to save to be chosen
 FAIR = 16  # rows of a step from which it is worth taking them as they come
-CPU_MULTIPLE, MULTIPLE = 16, 8  # widths; on a CPU fewer, since kernels are compiled for each
+MULTIPLE = 8  # widths, where kernels are not compiled for each
 
 
 @dataclass

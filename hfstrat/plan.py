@@ -13,6 +13,7 @@ from hfstrat.config import Training, seconds
 from hfstrat.errors import UserError
 
 CPU_TOKENS = 512  # per forward pass: more only grows the activations past the caches (benchmarks/micro_batch.py)
+CPU_MULTIPLE = 16  # widths of batches, few since kernels are compiled for each
 MOST_TOKENS = 16_384  # of the longest rows in one forward pass, where memory is not measured
 ENDLESS = 10**7
 

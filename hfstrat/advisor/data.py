@@ -67,6 +67,13 @@ class Survey:
         return int(min(self.max_length, self.lengths.max()))
 
     @property
+    def pieces(self) -> np.ndarray:
+        """Lengths of the sampled rows as they are trained on: a classifier's are cut, others are split."""
+        whole, rest = np.divmod(self.lengths, self.max_length)
+        split = np.concatenate([np.full(int(whole.sum()), self.max_length), rest[rest > 0]])
+        return np.minimum(self.lengths, self.max_length) if self.labels else split
+
+    @property
     def mean_length(self) -> float:
         return float(np.minimum(self.lengths, self.max_length).mean())
 

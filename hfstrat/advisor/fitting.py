@@ -10,6 +10,7 @@ from hfstrat.advisor import bands, memory
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
+from hfstrat.advisor.kernels import of_batches
 from hfstrat.advisor.memory import Prediction
 from hfstrat.advisor.memory_terms import Shape
 from hfstrat.plan import modest_micro_batch
@@ -78,18 +79,21 @@ def _shapes(
     lengths = [min(length, data.max_length) for length in data.lengths.tolist()]
     micro = modest_micro_batch(share, lengths)
     longest = data.longest
+    eval_rows = max(1, min(2 * micro, 16_384 // longest))
+    once = candidate.learning is not None and candidate.learning.body_once
     plain = Shape(
         longest,
         micro,
         share // micro,
-        eval_rows=max(1, min(2 * micro, 16_384 // longest)),
+        eval_rows=eval_rows,
         compute=compute,
         on_cpu=device.is_cpu,
         supervised=data.supervised_share,
         rows=data.rows,
         classifies=bool(data.labels),
+        widths=of_batches(data.pieces, micro, share, eval_rows, once),
     )
-    small = replace(plain, micro=1, passes=share, eval_rows=1)
+    small = replace(plain, micro=1, passes=share, eval_rows=1, widths=of_batches(data.pieces, 1, share, 1, once))
     yield plain, ""
     if micro > 1:
         yield small, "one row at a time"

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from hfstrat.advisor.activations import live_blocks
 from hfstrat.advisor.hardware import Sharing
-from hfstrat.advisor.memory_terms import CHUNK_BYTES, CHUNK_ROWS, Shape, Terms
+from hfstrat.advisor.memory_terms import CHUNK_BYTES, CHUNK_ROWS, FEATURE_TOKENS, Shape, Terms
 from hfstrat.advisor.shapes import Model
 from hfstrat.depth import HEAD
 from hfstrat.strategies import Learning
 
-FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch that pooled features are made of, as in hfstrat.probing
 FEATURES_KEPT = 16_384  # rows whose features of all layers are in memory at a time
 
 

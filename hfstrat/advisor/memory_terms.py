@@ -8,17 +8,19 @@ than `max_length`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from hfstrat.advisor import bands
 from hfstrat.advisor.activations import block_bytes, is_input, live_blocks
 from hfstrat.advisor.hardware import Sharing
+from hfstrat.advisor.kernels import compiled
 from hfstrat.advisor.shapes import Model
 from hfstrat.depth import BLOCK, EMBEDDING, HEAD
 from hfstrat.strategies import Learning
 
 CHUNK_BYTES = {True: 16 * 2**20, False: 256 * 2**20}  # of a chunk's logits, on a CPU or not: as in hfstrat.head_loss
 CHUNK_ROWS = 128
+FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch that pooled features are made of, as in hfstrat.probing
 PROBE = (2, 128)  # rows and tokens whose logits are kept to compare the artefact with
 
 
@@ -27,7 +29,7 @@ class Shape:
     """Of a pass: rows of `length` tokens, `micro` at a time, `passes` of them an optimiser step, `eval_rows` in an evaluation.
 
     `compute`: bytes of a number in the forward pass; `frozen`: bytes of a frozen weight of a linear layer, if it is quantized;
-    `rows`: training rows in all, `epochs` over them.
+    `rows`: training rows in all; `widths`: how many batches come in, in training and in evaluation.
     """
 
     length: int
@@ -41,6 +43,7 @@ class Shape:
     supervised: float = 1.0
     rows: int = 0
     classifies: bool = False
+    widths: tuple[int, int] = (1, 1)
 
     @property
     def tokens(self) -> int:
@@ -111,7 +114,17 @@ class Terms:
             "teacher": self.kept_teacher(),
             "caches": self.caches(),
             "framework": self.k["framework"],
+            "compiled kernels": self.kernels(),
         }
+
+    def kernels(self) -> float:
+        """What oneDNN compiled; see `hfstrat.advisor.kernels`."""
+        if self.s.compute != 2 or not self.s.on_cpu:
+            return 0.0
+        whole, (training, evaluating) = not self.s.classifies and self.chunk(self.s.tokens) >= self.s.tokens, self.s.widths
+        if self.l.body_once and self.s.classifies:
+            training = min(training, ceil(self.s.rows * self.s.length / FEATURE_TOKENS[True]))
+        return self.k["kernel"] * compiled(self.m, self.l, training, evaluating, whole)
 
     # what comes and goes
 

@@ -9,6 +9,7 @@ from typing import Any
 from hfstrat.advisor import bands, data, fitting, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
+from hfstrat.advisor.kernels import of_batches
 from hfstrat.advisor.memory_terms import Shape
 from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
@@ -45,7 +46,7 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     situation = Situation(model, survey, device, device.memory, rate=speed.rate_of(device).of(model.width))
     assert candidate.model is not None
     assert candidate.learning is not None
-    shape = shape_of(recipe, survey, device.is_cpu, situation.compute)
+    shape = shape_of(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
     prediction = memory.predict(candidate.model, candidate.learning, shape)
     advice = Advice(candidate.name, candidate, Fit("fits", "", prediction, shape, {}))
     epochs = (
@@ -93,7 +94,7 @@ def _model(recipe: Recipe) -> Model:
     return shapes.by_hand(str(size), words.vocab_size if words else 32_000, recipe.data.max_length)
 
 
-def shape_of(recipe: Recipe, survey: data.Survey, on_cpu: bool, compute: int) -> Shape:
+def shape_of(recipe: Recipe, survey: data.Survey, once: bool, on_cpu: bool, compute: int) -> Shape:
     """The passes of a run of one process."""
     training = recipe.training
     micro = training.per_device_train_batch_size
@@ -101,15 +102,17 @@ def shape_of(recipe: Recipe, survey: data.Survey, on_cpu: bool, compute: int) ->
         lengths = [min(length, survey.max_length) for length in survey.lengths.tolist()]
         micro = modest_micro_batch(training.global_batch_size, lengths)
     wish, longest = training.per_device_eval_batch_size, survey.longest
+    eval_rows = max(1, min(2 * micro, 16_384 // longest)) if wish == "auto" else wish
     return Shape(
         longest,
         micro,
         max(1, training.global_batch_size // micro),
-        eval_rows=max(1, min(2 * micro, 16_384 // longest)) if wish == "auto" else wish,
+        eval_rows=eval_rows,
         recompute=training.activation_checkpointing is True,
         compute=compute,
         on_cpu=on_cpu,
         supervised=survey.supervised_share,
         rows=survey.rows,
         classifies=bool(survey.labels),
+        widths=of_batches(survey.pieces, micro, training.global_batch_size, eval_rows, once),
     )
