@@ -59,6 +59,8 @@ def test_widths_are_those_that_batches_can_have() -> None:
     assert widths(lengths, 8, 8) == 1
     assert widths(lengths, 1, 1) >= widths(lengths, 4, 8)
     assert widths(np.arange(1, 100_000), 1, 16) > 1000
+    assert widths(lengths, 1, 2, steps=1) <= 2
+    assert widths(lengths, 3, 16) >= 1  # sizes that do not go into another are refused elsewhere
 
 
 def test_there_is_an_end_to_what_is_kept() -> None:

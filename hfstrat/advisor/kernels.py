@@ -1,6 +1,6 @@
 """Compiled kernels: on a CPU oneDNN compiles each product in 16 bits anew for each of its shapes, and keeps them.
 
-Seen in torch 2.13 (`ONEDNN_VERBOSE=profile_create`): a kernel takes 0.58 MiB whatever its shape, 1,024 are kept, and the
+Seen in torch 2.13 (`ONEDNN_VERBOSE=profile_create`): a kernel takes half a MiB whatever its shape, 1,024 are kept, and the
 shapes are the products of a pass times the widths that batches come in. Nothing of this holds in float32, or on a GPU.
 """
 
@@ -23,12 +23,17 @@ EVALUATED = 128  # rows: how many there are to evaluate on is not known, and mor
 
 
 def widths(lengths: np.ndarray, micro: int, share: int, steps: int | None = None) -> int:
-    """How many widths batches of `micro` rows have, in so many steps of `share` rows (None: an epoch) that are sorted in
-    themselves."""
+    """How many widths batches of `micro` rows have, in steps of `share` rows that are sorted in themselves.
+
+    Args:
+        steps: how many; None: those of an epoch.
+    """
     rounded = -(-np.asarray(lengths, dtype=np.int64) // CPU_MULTIPLE)
     drawn = np.random.default_rng(0).permutation(rounded)
     drawn = np.resize(drawn, (steps or max(1, -(-len(drawn) // share))) * share)  # the last step is filled from the beginning
-    return len(np.unique(np.sort(drawn.reshape(-1, share), axis=1).reshape(-1, micro).max(axis=1)))
+    steps_of = np.sort(drawn.reshape(-1, share), axis=1).ravel()
+    batches = np.resize(steps_of, -(-len(steps_of) // micro) * micro).reshape(-1, micro)
+    return len(np.unique(batches.max(axis=1)))
 
 
 def of_batches(
