@@ -99,8 +99,6 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from hfstrat.memory import peak_bytes
-
     talks: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
         for r in rows(folder)
@@ -129,9 +127,9 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
     trainer = GKDTrainer(student, teacher, config, train_dataset=Dataset.from_list(talks), processing_class=tokenizer)
     started = time.perf_counter()
     trainer.train()
-    found = {"seconds": time.perf_counter() - started, "asking": 0.0, "peak_bytes": peak_bytes()}
+    seconds = time.perf_counter() - started
     trainer.save_model(str(folder / "trl"))
-    return {**found, "loss": held_out_loss(folder, folder / "trl")}
+    return {"seconds": seconds, "loss": held_out_loss(folder, folder / "trl"), "asking": 0.0}
 
 
 def held_out_loss(folder: Path, model: Path) -> float:
@@ -158,7 +156,7 @@ def one(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HFSTRAT_CACHE"] = f"{scratch}/cache"  # the teacher is asked in every run
         found = runs[name](Path(scratch))
-    return {"peak_bytes": peak_bytes(), **found}
+    return {**found, "peak_bytes": peak_bytes()}
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ Whole runs, which nothing is fitted on either, read and evaluate on more rows an
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import statistics
@@ -67,14 +66,14 @@ def rows_of(case: dict[str, Any]) -> tuple[int, int]:
     return STEPS // 2 * case["micro"] * case["passes"], 2 * case["micro"]
 
 
-def write_data(case: dict[str, Any], rows_of_each: tuple[int, int], folder: Path) -> tuple[str, str]:
+def write_data(case: dict[str, Any], folder: Path) -> tuple[str, str]:
     """Rows to train and to evaluate on, every second one of the longest length: prose of the standard library."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split() * 4
     labelled, length = case["task"] == "text-classification", case["length"]
     files = []
-    for name, rows in zip(("train", "eval"), rows_of_each, strict=True):
+    for name, rows in zip(("train", "eval"), rows_of(case), strict=True):
         short = [length // 8 + 13 * i % (length // 2) for i in range(max(rows, 6))]  # a word is a token at least
         if labelled:  # a text is cut
             found = [
@@ -167,7 +166,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         folder = Path(name)
         os.environ["HFSTRAT_CACHE"] = str(folder / "cache")
         file = folder / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe_of(case, write_data(case, rows_of(case), folder), str(folder / "run"))))
+        file.write_text(yaml.safe_dump(recipe_of(case, write_data(case, folder), str(folder / "run"))))
         loaded, world = load_recipe(str(file)), join_world()
         marks = Marks()
         job = setup.set_up(loaded, world, overwrite=False)
@@ -238,18 +237,14 @@ def predicted(case: dict[str, Any]) -> Any:
     return memory.predict(model, learning, shape)
 
 
-@functools.cache
-def surveyed(model: str, task: str, length: int, rows: tuple[int, int]) -> Any:
+def pieces_of(case: dict[str, Any]) -> Any:
+    """Lengths of a case's rows, as the adviser sees them; rows of a new tokenizer are taken to be as long as the base's."""
     from hfstrat.advisor import data, shapes
 
     with tempfile.TemporaryDirectory() as name:
-        file, _ = write_data({"task": task, "length": length}, rows, Path(name))
-        return replace(data.survey(file, shapes.read(model_folder(model)), task), max_length=length).pieces
-
-
-def pieces_of(case: dict[str, Any]) -> Any:
-    """Lengths of a case's rows, as the adviser sees them; rows of a new tokenizer are taken to be as long as the base's."""
-    return surveyed(case["model"], case["task"], case["length"], rows_of(case))
+        file, _ = write_data(case, Path(name))
+        found = data.survey(file, shapes.read(model_folder(case["model"])), case["task"])
+    return replace(found, max_length=case["length"]).pieces
 
 
 def table(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def make_plan(
             f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
-    eval_batch = (stored.get("eval_batch") or max(1, min(2 * micro, MOST_TOKENS // longest))) if wish == "auto" else wish
+    eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -151,6 +151,11 @@ def modest_micro_batch(share: int, lengths: Sequence[int] | np.ndarray) -> int:
     """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
     wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / float(np.max(lengths)))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
+
+
+def modest_eval_batch(micro: int, longest: int) -> int:
+    """Twice as many rows as in training, as far as the longest stay within MOST_TOKENS."""
+    return max(1, min(2 * micro, MOST_TOKENS // longest))
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:

@@ -56,7 +56,7 @@ class Survey:
     @property
     def tokens(self) -> float:
         """Of all rows, cut to `max_length`."""
-        return self.rows * float(np.minimum(self.lengths, self.max_length).mean())
+        return self.rows * self.mean_length
 
     @property
     def supervised(self) -> float:
@@ -71,16 +71,20 @@ class Survey:
         """Lengths of the sampled rows as they are trained on: a classifier's are cut, others are split."""
         whole, rest = np.divmod(self.lengths, self.max_length)
         split = np.concatenate([np.full(int(whole.sum()), self.max_length), rest[rest > 0]])
-        return np.minimum(self.lengths, self.max_length) if self.labels else split
+        return self.cut_lengths if self.labels else split
+
+    @property
+    def cut_lengths(self) -> np.ndarray:
+        return np.minimum(self.lengths, self.max_length)
 
     @property
     def mean_length(self) -> float:
-        return float(np.minimum(self.lengths, self.max_length).mean())
+        return float(self.cut_lengths.mean())
 
     @property
     def cut_share(self) -> float:
         """Of the tokens, beyond `max_length`."""
-        return 1 - float(np.minimum(self.lengths, self.max_length).sum() / self.lengths.sum())
+        return 1 - float(self.cut_lengths.sum() / self.lengths.sum())
 
     @property
     def by_hand(self) -> bool:

@@ -13,7 +13,7 @@ from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
 from hfstrat.advisor.kernels import of_batches
 from hfstrat.advisor.memory import Prediction
 from hfstrat.advisor.memory_terms import Shape
-from hfstrat.plan import modest_micro_batch
+from hfstrat.plan import modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 PROCESSES = (2, 4, 8, 16, 32, 64, 128)
@@ -76,32 +76,40 @@ def _shapes(
 ) -> Iterator[tuple[Shape, str]]:
     """Shapes of a pass, each with what it takes in words; the first needs no setting."""
     share = max(1, GLOBAL_BATCH // sharing.processes)
-    lengths = [min(length, data.max_length) for length in data.lengths.tolist()]
-    micro = modest_micro_batch(share, lengths)
-    longest = data.longest
-    eval_rows = max(1, min(2 * micro, 16_384 // longest))
+    micro = modest_micro_batch(share, data.cut_lengths)
     once = candidate.learning is not None and candidate.learning.body_once
-    plain = Shape(
-        longest,
+    yield shape_of(data, (micro, share, modest_eval_batch(micro, data.longest)), once, device.is_cpu, compute), ""
+    small = shape_of(data, (1, share, 1), once, device.is_cpu, compute)
+    if micro > 1:
+        yield small, "one row at a time"
+    if candidate.learning is None or once:
+        return
+    yield replace(small, recompute=True), "activations recomputed (activation_checkpointing)"
+    if quantizes and candidate.learning.rank:
+        yield replace(small, recompute=True, frozen=NF4_BYTES), "activations recomputed, the base in 4 bits (nf4)"
+
+
+def shape_of(data: Survey, sizes: tuple[int, int, int], once: bool, on_cpu: bool, compute: int) -> Shape:
+    """The passes of a run of one process on these rows.
+
+    Args:
+        sizes: rows of a pass, of a step, and of a pass in evaluation.
+        once: the body runs once over all rows.
+        compute: bytes of a number in the forward pass.
+    """
+    micro, share, eval_rows = sizes
+    return Shape(
+        data.longest,
         micro,
-        share // micro,
+        max(1, share // micro),
         eval_rows=eval_rows,
         compute=compute,
-        on_cpu=device.is_cpu,
+        on_cpu=on_cpu,
         supervised=data.supervised_share,
         rows=data.rows,
         classifies=bool(data.labels),
         widths=of_batches(data.pieces, micro, share, eval_rows, once),
     )
-    small = replace(plain, micro=1, passes=share, eval_rows=1, widths=of_batches(data.pieces, 1, share, 1, once))
-    yield plain, ""
-    if micro > 1:
-        yield small, "one row at a time"
-    if candidate.learning is None or candidate.learning.body_once:
-        return
-    yield replace(small, recompute=True), "activations recomputed (activation_checkpointing)"
-    if quantizes and candidate.learning.rank:
-        yield replace(small, recompute=True, frozen=NF4_BYTES), "activations recomputed, the base in 4 bits (nf4)"
 
 
 def _settings(shape: Shape, words: str) -> dict[str, object]:

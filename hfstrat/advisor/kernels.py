@@ -6,8 +6,6 @@ shapes are the products of a pass times the widths that batches come in. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from hfstrat.advisor.activations import live_blocks
@@ -17,8 +15,9 @@ from hfstrat.plan import CPU_MULTIPLE
 from hfstrat.strategies import Learning
 
 MOST = 1024  # oneDNN's cache of primitives
-ATTENTION = (3, 1)  # products of a row's attention, with and without its backward pass
 OF_A_PRODUCT = 3  # forward, and the gradients of its input and of its weight
+HEAD = 2  # forward, and the gradient of its input
+ATTENTION, ATTENTION_FORWARD = 3, 1  # products of a row's attention, with and without its backward pass
 EVALUATED = 128  # rows: how many there are to evaluate on is not known, and more add few widths
 
 
@@ -54,13 +53,10 @@ def compiled(model: Model, learning: Learning, training: int, evaluating: int, w
     products = {name: shape for name, shape in learning.shapes.items() if BLOCK.search(name) and len(shape) == 2}
     adapted = {learning.shapes[name] for name in learning.adapted if len(learning.shapes[name]) == 2}
     adapters = len({shape[0] for shape in adapted}) + len({shape[1] for shape in adapted})
-    forward = _different(products.values())
-    backward = _different(products.values()) if live_blocks(model, learning) else 0
-    weights = _different(shape for name, shape in products.items() if name in learning.names)
-    head = OF_A_PRODUCT - 1 if whole_head else 0
-    of_a_pass = forward + backward + weights + OF_A_PRODUCT * adapters + head + ATTENTION[0 if backward else 1]
-    return min(MOST, training * of_a_pass + evaluating * (forward + adapters + ATTENTION[1]))
-
-
-def _different(shapes: Iterable[tuple[int, ...]]) -> int:
-    return len(set(shapes))
+    forward = len(set(products.values()))
+    backward = forward if live_blocks(model, learning) else 0
+    weights = len({shape for name, shape in products.items() if name in learning.names})
+    attention = ATTENTION if backward else ATTENTION_FORWARD
+    head = HEAD if whole_head else 0
+    of_a_pass = forward + backward + weights + OF_A_PRODUCT * adapters + head + attention
+    return min(MOST, training * of_a_pass + evaluating * (forward + adapters + ATTENTION_FORWARD))

@@ -9,14 +9,13 @@ from typing import Any
 from hfstrat.advisor import bands, data, fitting, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
-from hfstrat.advisor.kernels import of_batches
 from hfstrat.advisor.memory_terms import Shape
 from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.config import Recipe, seconds
 from hfstrat.errors import UserError
 from hfstrat.loading import Loaded
-from hfstrat.plan import modest_micro_batch
+from hfstrat.plan import modest_eval_batch, modest_micro_batch
 from hfstrat.tasks import TASKS
 
 NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after training: the result is verified then
@@ -97,22 +96,10 @@ def _model(recipe: Recipe) -> Model:
 def shape_of(recipe: Recipe, survey: data.Survey, once: bool, on_cpu: bool, compute: int) -> Shape:
     """The passes of a run of one process."""
     training = recipe.training
-    micro = training.per_device_train_batch_size
+    micro, eval_rows = training.per_device_train_batch_size, training.per_device_eval_batch_size
     if micro == "auto":
-        lengths = [min(length, survey.max_length) for length in survey.lengths.tolist()]
-        micro = modest_micro_batch(training.global_batch_size, lengths)
-    wish, longest = training.per_device_eval_batch_size, survey.longest
-    eval_rows = max(1, min(2 * micro, 16_384 // longest)) if wish == "auto" else wish
-    return Shape(
-        longest,
-        micro,
-        max(1, training.global_batch_size // micro),
-        eval_rows=eval_rows,
-        recompute=training.activation_checkpointing is True,
-        compute=compute,
-        on_cpu=on_cpu,
-        supervised=survey.supervised_share,
-        rows=survey.rows,
-        classifies=bool(survey.labels),
-        widths=of_batches(survey.pieces, micro, training.global_batch_size, eval_rows, once),
-    )
+        micro = modest_micro_batch(training.global_batch_size, survey.cut_lengths)
+    if eval_rows == "auto":
+        eval_rows = modest_eval_batch(micro, survey.longest)
+    found = fitting.shape_of(survey, (micro, training.global_batch_size, eval_rows), once, on_cpu, compute)
+    return replace(found, recompute=training.activation_checkpointing is True)

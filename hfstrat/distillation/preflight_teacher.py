@@ -63,7 +63,7 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
 
 def _check_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Where both configs say how many tokens there are; what else there is to know is known when they are loaded."""
-    ours = own.get(WORDS) if student.needs_weights else getattr(student, "config", {}).get(WORDS)
+    ours = (own if student.needs_weights else student.config).get(WORDS)
     if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
         teacher.check_sizes(ours, theirs[WORDS])
 
