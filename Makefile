@@ -51,14 +51,14 @@ test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"
 
 soak: $(VENV)/.installed
-	HFSTRAT_SOAK=200 $(BIN)/python -m pytest tests/test_soak.py -m slow
+	HFSTRAT_SOAK=200 $(BIN)/python -m pytest tests/run/test_soak.py -m slow
 
 # where there is a GPU; benchmarks.gpu runs these too
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-deepspeed: deepspeed
-	PYTHONPATH=$(CURDIR)/$(ZERO) $(BIN)/python -m pytest tests/test_worlds.py -k "deepspeed or zero3" -rs
+	PYTHONPATH=$(CURDIR)/$(ZERO) $(BIN)/python -m pytest tests/run/test_worlds.py -k "deepspeed or zero3" -rs
 
 deepspeed: $(ZERO)/.installed
 
@@ -70,7 +70,7 @@ $(ZERO)/.installed: constraints.txt | $(VENV)/.installed
 
 # trackers, ONNX, and the lines of `hfstrat use` for transformers serve
 test-extras: extras
-	$(BIN)/python -m pytest tests/test_trackers.py tests/test_export.py tests/test_use.py -k "on_this_machine or onnx or serve" -rs
+	$(BIN)/python -m pytest tests/trainer/test_trackers.py tests/publish/test_export.py tests/cli/test_use.py -k "on_this_machine or onnx or serve" -rs
 
 extras: $(VENV)/.extras
 

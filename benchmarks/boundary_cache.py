@@ -51,7 +51,7 @@ def model_of(dtype: Any) -> Any:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from hfstrat.model import set_precision
+    from hfstrat.models.load import set_precision
 
     torch.manual_seed(0)
     config = BertConfig(
@@ -89,9 +89,9 @@ def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
     from rich.console import Console
     from torch.nn import functional
 
-    from hfstrat.feed import Feed
-    from hfstrat.frozen.precompute import precompute
-    from hfstrat.plan import Plan
+    from hfstrat.strategies.frozen.precompute import precompute
+    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.plan import Plan
 
     model, count = model_of(dtype), len(rows)
     steps = EPOCHS * count // BATCH
@@ -119,7 +119,7 @@ def checkpointed(way: str, rows: Any) -> dict[str, float]:
     """Seconds of twenty steps with activations recomputed in one way, and the last gradient's norm."""
     import torch
 
-    from hfstrat.blocks import checkpoint_activations
+    from hfstrat.models.blocks import checkpoint_activations
 
     model = model_of(torch.float32)
     if way == "transformers":

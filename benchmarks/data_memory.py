@@ -83,11 +83,12 @@ def status(name: str) -> int:
 
 
 def prepare_all(file: Path, tokenizer: Any, seen: dict[str, int]) -> int:
-    """As `hfstrat.setup` does it; gives the number of rows."""
-    from hfstrat.config import Data, Training
-    from hfstrat.data import prepare
-    from hfstrat.data.batches import BatchOrder, Collator
-    from hfstrat.plan import make_plan
+    """As `hfstrat.run.setup` does it; gives the number of rows."""
+    from hfstrat.data.collate import BatchOrder, Collator
+    from hfstrat.data.prepare import prepare
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Training
+    from hfstrat.trainer.plan import make_plan
 
     data = prepare(Data(train=str(file)), tokenizer, seed=0, samples=3)
     seen["prepared"] = status("VmHWM")

@@ -68,8 +68,8 @@ def subject_of(folder: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hfstrat.evaluation.subject import Subject
-    from hfstrat.tasks import CausalLM
+    from hfstrat.evaluation.forward import Subject
+    from hfstrat.tasks.causal_lm import CausalLM
 
     importlib.import_module("hfstrat.evaluation.choices")  # what is counted begins after the imports, as the harness's
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
@@ -81,8 +81,8 @@ def answer(subject: Any, file: Path) -> dict[str, float]:
     from rich.console import Console
 
     from hfstrat.evaluation import choices
+    from hfstrat.evaluation.forward import Runner
     from hfstrat.evaluation.intervals import together
-    from hfstrat.evaluation.loop import Runner
 
     with subject.measured():
         found = choices.measure(subject, str(file), Runner(subject.device, torch.float32, Console(quiet=True)))

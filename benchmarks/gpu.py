@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--dry-run", action="store_true", help="on CPUs, with a tiny model; nothing is written")
     asked = parser.parse_args()
-    from hfstrat.launch import count_gpus
+    from hfstrat.run.launch import count_gpus
 
     gpus = asked.gpus or count_gpus()
     if not gpus and not asked.dry_run:

@@ -79,9 +79,9 @@ def by_trainer(folder: Path) -> dict[str, Any]:
 def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
     from types import SimpleNamespace
 
-    from hfstrat import setup
-    from hfstrat.loading import load_recipe
-    from hfstrat.probing import heads
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run import setup
+    from hfstrat.strategies.head import bodies
 
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -91,7 +91,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
         "eval_steps: 1.0, load_best_model_at_end: false, logging_steps: 1000}\nevaluation: {before: false, samples: 0}\n"
     )
     spent: list[float] = []
-    original = heads.pool_rows
+    original = bodies.pool_rows
 
     def timed(*args: Any) -> Any:
         started = time.perf_counter()
@@ -99,7 +99,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
         spent.append(time.perf_counter() - started)
         return found
 
-    heads.pool_rows = timed
+    bodies.pool_rows = timed
     world = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
     job = setup.set_up(load_recipe(str(recipe)), world, overwrite=True)
     started = time.perf_counter()

@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/head_loss.json and .md. 1,024 tokens as 4 x 256, width 576, float32. Three ways to the same
 number and the same gradients: plain transformers (the logits of all positions, then `ForCausalLMLoss`), its
-`logits_to_keep` with a mask (the logits of supervised positions), and ours (`hfstrat.head_loss`). Time: medians of
+`logits_to_keep` with a mask (the logits of supervised positions), and ours (`hfstrat.models.chunked_loss`). Time: medians of
 interleaved repeats in one process; the ratio is the median of the ratios within each round. Memory: growth of the peak
 resident size of a fresh process over one forward and backward, gradients included (`VmHWM`: a child's `ru_maxrss`
 starts at its parent's size).
@@ -39,8 +39,8 @@ def step(vocabulary: int, share: float, learns: bool) -> Callable[[str], float]:
     from torch.nn import functional
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    from hfstrat.data.batches import shift
-    from hfstrat.head_loss import head_loss
+    from hfstrat.data.collate import shift
+    from hfstrat.models.chunked_loss import head_loss
 
     torch.manual_seed(0)
     hidden = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)

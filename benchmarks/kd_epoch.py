@@ -54,7 +54,7 @@ def make_student() -> None:
         return
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hfstrat.distillation.shrink import drop_layers, kept_layers
+    from hfstrat.strategies.distill.shrink import drop_layers, kept_layers
 
     whole = AutoModelForCausalLM.from_pretrained(TEACHER, dtype="auto")
     count = whole.config.num_hidden_layers
@@ -74,8 +74,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def run_hfstrat(folder: Path, strategy: str) -> dict[str, Any]:
-    from hfstrat.loading import load_recipe
-    from hfstrat.train import run
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run.train import run
 
     rows(folder)
     recipe = folder / "recipe.yaml"
@@ -142,7 +142,7 @@ def held_out_loss(folder: Path, model: Path) -> float:
 
 def one(name: str) -> dict[str, Any]:
     """Carry out one contender in this process."""
-    from hfstrat.memory import peak_bytes
+    from hfstrat.trainer.autobatch import peak_bytes
 
     runs: dict[str, Callable[[Path], dict[str, Any]]] = {
         "plain": lambda folder: run_hfstrat(folder, "full"),

@@ -37,9 +37,9 @@ def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], fl
     import torch
     from torch.nn import functional
 
-    from hfstrat.data.batches import shift
-    from hfstrat.distillation.distill_loss import Mix, Teacher, distill_loss
-    from hfstrat.head_loss import Head
+    from hfstrat.data.collate import shift
+    from hfstrat.models.chunked_loss import Head
+    from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss
 
     if any(name.startswith("trl") for name in methods):
         from trl.experimental.gkd.gkd_trainer import GKDTrainer

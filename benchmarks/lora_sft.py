@@ -44,9 +44,10 @@ def rows(folder: Path) -> tuple[Path, Path]:
 
 
 def prepared(folder: Path) -> tuple[Any, Any]:
-    from hfstrat.config import Data, Model
-    from hfstrat.data import prepare
-    from hfstrat.model import load_tokenizer
+    from hfstrat.data.prepare import prepare
+    from hfstrat.models.load import load_tokenizer
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Model
 
     tokenizer = load_tokenizer(Model(name_or_path=str(MODEL)))
     train, held = rows(folder)
@@ -63,8 +64,8 @@ def held_out_loss(model: Any, data: Any) -> float:
     """Nats per supervised token on the held-out rows, under bfloat16 autocast for everybody."""
     import torch
 
-    from hfstrat.data.batches import Collator
-    from hfstrat.losses import causal_lm_sums
+    from hfstrat.data.collate import Collator
+    from hfstrat.tasks.losses import causal_lm_sums
 
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
@@ -77,8 +78,8 @@ def held_out_loss(model: Any, data: Any) -> float:
 
 
 def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
-    from hfstrat.loading import load_recipe
-    from hfstrat.train import run
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run.train import run
 
     train, held = rows(folder)
     recipe = folder / "recipe.yaml"
@@ -158,8 +159,8 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from hfstrat.data.batches import Collator
-    from hfstrat.losses import causal_lm_loss
+    from hfstrat.data.collate import Collator
+    from hfstrat.tasks.losses import causal_lm_loss
 
     data, _ = prepared(folder)
     torch.manual_seed(0)
@@ -198,7 +199,7 @@ def measured(run: Callable[[Path], tuple[float, float]]) -> dict[str, float]:
     """Real tokens, seconds, loss and peak memory of a contender in this process."""
     from transformers.utils import logging
 
-    from hfstrat.memory import peak_bytes
+    from hfstrat.trainer.autobatch import peak_bytes
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:

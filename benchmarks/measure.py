@@ -60,7 +60,7 @@ def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf
 
 
 def machine() -> dict[str, Any]:
-    from hfstrat.report import LIBRARIES, installed, processor
+    from hfstrat.models.fingerprint import LIBRARIES, installed, processor
 
     return {
         "processor": processor(),

@@ -19,9 +19,9 @@ now; 21 runs that were written down and run after that missed by 5.6 % and 11.1 
 
 Then `hfstrat compare` on long texts took twice of what was predicted: with steps of sixteen passes of one row there are as many
 widths as lengths, and oneDNN keeps a compiled kernel for each product of each. All runs until then had one or two widths. The
-kernels are counted now (hfstrat/advisor/kernels.py). 21 new runs with steps of many passes, predicted at 10 % and 30 %, missed
-by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB a kernel was from one
-long run. With that mended all 77 runs are FITTED_ON (median 5.3 %; worst 45 %, of a run that takes 91 MiB), and those of
+kernels are counted now (hfstrat/advisor/activations.py). 21 new runs with steps of many passes, predicted at 10 % and 30 %,
+missed by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB a kernel was from
+one long run. With that mended all 77 runs are FITTED_ON (median 5.3 %; worst 45 %, of a run that takes 91 MiB), and those of
 CHECKED_WITH were written down and run after that. Predicted: median 8 %, worst 30 %, the runs of stories260K worst.
 
 Whole runs, which nothing is fitted on either, read and evaluate on more rows and last longer; they are told beside the others.
@@ -158,9 +158,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         Trainer,
     )
 
-    from hfstrat import conclusion, setup, train
-    from hfstrat.loading import load_recipe
-    from hfstrat.world import join_world
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run import conclude, setup, train
+    from hfstrat.trainer.distributed import join_world
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -175,7 +175,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         job.trainer.add_callback(marks.callback())
         train.fit(job, train.answer_prompts(job))
         marks.note("best")
-        conclusion.conclude(job, 0.0)
+        conclude.conclude(job, 0.0)
         marks.note("conclusion")
         return {"peak": max(marks.parts.values()), "parts": marks.parts, "resident": resident, "imports": marks.before}
 
@@ -207,9 +207,10 @@ def predicted(case: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
     from hfstrat.advisor import hardware, memory, shapes
-    from hfstrat.advisor.kernels import of_batches
-    from hfstrat.advisor.memory_terms import Shape
-    from hfstrat.scratch import sizes
+    from hfstrat.advisor.activations import of_batches
+    from hfstrat.advisor.memory import Shape
+    from hfstrat.models.random import sizes as random_sizes
+    from hfstrat.recipe import section
     from hfstrat.strategies import AnyStrategy
     from hfstrat.tasks import TASKS
 
@@ -217,7 +218,9 @@ def predicted(case: dict[str, Any]) -> Any:
     if strategy.needs_weights:
         model = shapes.read(model_folder(case["model"]))
     else:
-        model = shapes.by_hand(sizes.readable(sizes.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"])
+        model = shapes.by_hand(
+            random_sizes.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
+        )
     made = TASKS[case["task"]].shapes(model.shapes, model.config, 3)
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
@@ -239,11 +242,12 @@ def predicted(case: dict[str, Any]) -> Any:
 
 def pieces_of(case: dict[str, Any]) -> Any:
     """Lengths of a case's rows, as the adviser sees them; rows of a new tokenizer are taken to be as long as the base's."""
-    from hfstrat.advisor import data, shapes
+    from hfstrat.advisor import data as advisor_data
+    from hfstrat.advisor import shapes
 
     with tempfile.TemporaryDirectory() as name:
         file, _ = write_data(case, Path(name))
-        found = data.survey(file, shapes.read(model_folder(case["model"])), case["task"])
+        found = advisor_data.survey(file, shapes.read(model_folder(case["model"])), case["task"])
     return replace(found, max_length=case["length"]).pieces
 
 
@@ -269,16 +273,16 @@ def table(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[
 
 def whole_runs() -> list[dict[str, Any]]:
     """What `hfstrat compare` measured of the adviser's recipes (benchmarks/regret.py): training and all around it."""
-    from hfstrat.advisor import of_recipe
+    from hfstrat.advisor import recipes as advisor_recipes
     from hfstrat.advisor.fitting import imports
-    from hfstrat.loading import load_recipe
+    from hfstrat.recipe.load import load_recipe
 
     found = []
     for file in sorted(KEPT.parent.glob("regret/*/measured/comparison.json")):
         case, entries = file.parents[1], json.loads(file.read_text())["entries"]
         measured = {entry["label"]: entry.get("peak_memory_bytes") for entry in entries}
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}
-        for label, said in of_recipe.of({label: recipes[label] for label, peak in measured.items() if peak}).items():
+        for label, said in advisor_recipes.of({label: recipes[label] for label, peak in measured.items() if peak}).items():
             above, peak = said["memory_bytes"] - imports(True), measured[label] - imports(True)
             name = f"{case.name} {label}"
             found.append({"name": name, "measured": peak, "predicted": above, "error": above / peak - 1, "phase": "-"})

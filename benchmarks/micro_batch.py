@@ -22,22 +22,24 @@ def main() -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from hfstrat import fused, model
-    from hfstrat.config import Data, Model
-    from hfstrat.data import prepare
-    from hfstrat.data.batches import BatchOrder, Collator
-    from hfstrat.data.parts import column
-    from hfstrat.losses import causal_lm_loss
+    from hfstrat.data.collate import BatchOrder, Collator
+    from hfstrat.data.prepare import prepare
+    from hfstrat.data.splits import column
+    from hfstrat.models import fused_loss, load
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Model
+    from hfstrat.tasks import loading
+    from hfstrat.tasks.losses import causal_lm_loss
 
     section = Model(name_or_path=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
-    tokenizer = model.load_tokenizer(section)
+    tokenizer = load.load_tokenizer(section)
     rows = prepare(
         Data.model_validate({"train": str(ROOT / "data/docstrings/train.jsonl"), "max_length": 384}), tokenizer, 0
     ).train
-    base = model.load_base(section, tokenizer)
-    fused.bind_head_loss(base.model)
+    base = loading.load_base(section, tokenizer)
+    fused_loss.bind_head_loss(base.model)
     trained = get_peft_model(base.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
-    model.set_precision(trained, torch.bfloat16)
+    load.set_precision(trained, torch.bfloat16)
     trained.train()
     optimiser = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
     order = BatchOrder(column(rows, "length"), ROWS, 1000, seed=0)

@@ -31,10 +31,11 @@ TRAIN, HELD_OUT, STEPS = 128, 40, 16
 
 def one(name: str) -> dict[str, float]:
     """Carry out one contender in this process."""
-    from hfstrat import quantization
-    from hfstrat.loading import load_recipe
-    from hfstrat.model import load_base, load_tokenizer, set_precision
-    from hfstrat.train import run
+    from hfstrat.models import quantization
+    from hfstrat.models.load import load_tokenizer, set_precision
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run.train import run
+    from hfstrat.tasks.loading import load_base
 
     words = {"int8": "quantization: int8", "nf4": "quantization: nf4"}.get(name, f"dtype: {name}")
     with tempfile.TemporaryDirectory() as scratch:

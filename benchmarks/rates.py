@@ -51,7 +51,7 @@ def rows_of(case: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def recipe(case: str, way: str, rate: float, folder: Path) -> dict[str, Any]:
-    from hfstrat import proposed
+    from hfstrat.strategies import defaults
 
     name, layers, width = MODELS[case.partition("-")[0]]
     task = "text-classification" if case.endswith("classes") else "causal-lm"
@@ -59,7 +59,7 @@ def recipe(case: str, way: str, rate: float, folder: Path) -> dict[str, Any]:
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     steps = {"stories-lm": 100, "smollm2-lm": 30}.get(case)
     length = {"max_steps": steps, "global_batch_size": 16} if steps else {"num_train_epochs": 3, "global_batch_size": 32}
-    section = {"name": way, **proposed.section(way, proposed.About(task, name, layers, width))}
+    section = {"name": way, **defaults.section(way, defaults.About(task, name, layers, width))}
     return {
         "task": task,
         "model": model_folder(name),

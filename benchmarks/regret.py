@@ -137,16 +137,17 @@ def write_rows(case: Case, folder: Path) -> None:
 
 def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
     """The adviser's answer, and its recipes; `known` is what it measured when it was asked before."""
-    from hfstrat.advisor import candidates, measuring, recipes, show, speed, verdict
+    from hfstrat.advisor import measuring, recipes, show, speed, verdict
     from hfstrat.advisor.advise import Asked, situation_of
+    from hfstrat.strategies import defaults
 
     (folder / "no-reports").mkdir(exist_ok=True)  # what earlier cases took is not known: the order does not matter then
     time = f"{case.budget + speed.START_SECONDS:.0f}s"
     asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
     situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
     if measure:
-        situation.measured = known or measuring.measure(situation, list(candidates.ORDER), MEASURING)
-    advices = verdict.decide(situation, list(candidates.ORDER))
+        situation.measured = known or measuring.measure(situation, list(defaults.ORDER), MEASURING)
+    advices = verdict.decide(situation, list(defaults.ORDER))
     if not measure:
         made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
         made.mkdir(exist_ok=True)

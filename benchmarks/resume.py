@@ -40,7 +40,7 @@ def position(at: int, ours: bool) -> dict[str, float]:
     from accelerate import Accelerator, skip_first_batches
     from torch.utils.data import DataLoader
 
-    from hfstrat.data.batches import BatchOrder
+    from hfstrat.data.collate import BatchOrder
 
     lengths = np.random.default_rng(0).integers(8, 512, ROWS)
     order = BatchOrder(lengths, SIZE, STEPS, 42, group_by_length=True)
@@ -68,9 +68,11 @@ def position(at: int, ours: bool) -> dict[str, float]:
 
 def overhead(strategy: str) -> dict[str, float]:
     """A run whose savings are timed."""
-    from hfstrat import checkpoints, train, verify
-    from hfstrat.loading import load_recipe
-    from hfstrat.resumable import Resumable
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run import train
+    from hfstrat.tasks import verify
+    from hfstrat.trainer import checkpoints
+    from hfstrat.trainer.resumable import Resumable
 
     spent = {"saving": 0.0, "marking": 0.0}
 

@@ -35,10 +35,11 @@ TOKENS, HELD_OUT, BATCH = 20_500, 24, 8
 
 def choose_rows(name: str) -> None:
     """Have `benchmarks.lora_sft` work on this set: so many rows that they hold TOKENS tokens."""
-    from hfstrat.config import Data, Model
-    from hfstrat.data import prepare
-    from hfstrat.data.parts import column
-    from hfstrat.model import load_tokenizer
+    from hfstrat.data.prepare import prepare
+    from hfstrat.data.splits import column
+    from hfstrat.models.load import load_tokenizer
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Model
 
     file, question, answer = SETS[name]
     text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()

@@ -34,8 +34,8 @@ LENGTH = 1024
 def ours(cached: bool) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from hfstrat.config import Data
-    from hfstrat.data import prepare
+    from hfstrat.data.prepare import prepare
+    from hfstrat.recipe.data import Data
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     data = Data(train=str(FILE), max_length=LENGTH, eval_size=1)

@@ -1,3 +1,3 @@
-from hfstrat.cli import main
+from hfstrat.cli.main import main
 
 main()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import sys
+import warnings
 
 OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTEFACT, DISK_FULL, NOT_PUSHED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
+
 
 NAMES = {
     OK: "done",
@@ -66,3 +71,13 @@ def named(error: BaseException) -> RunError:
             DISK_FULL,
         )
     return RunError(f"{type(error).__name__}: {text}", CRASH)
+
+
+def quiet_libraries() -> None:
+    """What the libraries warn about is either handled here or ours to say."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it in runs that quantize nothing

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: two threads only w
 
 import pytest
 
-pytest.register_assert_rewrite("worlds", "soaking", "hub_runs", "comparisons")  # failures there show values too
+pytest.register_assert_rewrite("helpers")  # failures there show values too
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEMPLATE = (
@@ -135,7 +135,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(tiny: Path, rows: Path, tmp_path: Path) -> Callable[..., Any]:
     """`recipe("training.max_steps=3", ...)` loads a small LoRA recipe with overrides."""
-    from hfstrat.loading import load_recipe
+    from hfstrat.recipe.load import load_recipe
 
     file = tmp_path / "recipe.yaml"
     file.write_text(

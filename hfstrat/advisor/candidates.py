@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hfstrat import proposed
 from hfstrat.advisor import shapes as models
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.shapes import Model
 from hfstrat.errors import UserError
-from hfstrat.proposed import ORDER
-from hfstrat.strategies import STRATEGIES, AnyStrategy, Footprint, Learning, Strategy
+from hfstrat.strategies import STRATEGIES, AnyStrategy, defaults
+from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.strategies.defaults import ORDER
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
@@ -41,7 +41,7 @@ class Candidate:
     @property
     def training(self) -> dict[str, Any]:
         """Keys of `training:` that it wants."""
-        rate = proposed.learning_rate(self.name, self.model.width if self.model else 0)
+        rate = defaults.learning_rate(self.name, self.model.width if self.model else 0)
         return {} if rate is None else {"learning_rate": rate}
 
     @property
@@ -94,8 +94,8 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     made = task.shapes(model.shapes, model.config, labels)
     found, tied = made or ({**model.shapes, "score.weight": (labels, model.width)}, False)
     architecture = str((model.config.get("architectures") or [""])[0])
-    about = proposed.About(data.task, model.name, model.layers, model.width, architecture)
-    section = {"name": name, **proposed.section(name, about)}
+    about = defaults.About(data.task, model.name, model.layers, model.width, architecture)
+    section = {"name": name, **defaults.section(name, about)}
     strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
     strategy.check(task)
     return Candidate(name, section, strategy, model, strategy.learning(found, tied), strategy.footprint(found, tied))
@@ -106,7 +106,7 @@ def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
     if data.task not in STRATEGIES[name].tasks:
         raise UserError(f"strategy: not for task {data.task}: labels alone are too little to learn a language from")
     from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
-    from hfstrat.scratch import sizes
+    from hfstrat.models.random import sizes
 
     worth = data.tokens * WORTHWHILE / OPTIMAL
     wanted = max(SMALLEST, min(worth, most, model.parameters))

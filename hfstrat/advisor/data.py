@@ -14,9 +14,9 @@ import numpy as np
 
 from hfstrat.data import readers, sources
 from hfstrat.data.formats import Example
-from hfstrat.data.turns import BadRow
-from hfstrat.data_section import Data
+from hfstrat.data.messages import BadRow
 from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS
 
 if TYPE_CHECKING:

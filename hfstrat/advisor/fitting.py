@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from hfstrat.advisor import bands, memory
+from hfstrat.advisor import memory
+from hfstrat.advisor.activations import of_batches
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.hardware import HEADROOM, Device, Sharing
-from hfstrat.advisor.kernels import of_batches
-from hfstrat.advisor.memory import Prediction
-from hfstrat.advisor.memory_terms import Shape
-from hfstrat.plan import modest_eval_batch, modest_micro_batch
+from hfstrat.advisor.memory import Prediction, Shape
+from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 PROCESSES = (2, 4, 8, 16, 32, 64, 128)
@@ -40,7 +39,7 @@ class Fit(NamedTuple):
 
 
 def imports(on_cpu: bool) -> float:
-    return float(bands.constants()["cpu"]["imports"]) if on_cpu else 0.0
+    return float(memory.constants()["cpu"]["imports"]) if on_cpu else 0.0
 
 
 def fit(

@@ -10,14 +10,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfstrat import launch, shipped
-from hfstrat.config import seconds
 from hfstrat.errors import UserError
+from hfstrat.recipe import library
+from hfstrat.recipe.section import seconds
+from hfstrat.run import launch
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LEAST_MEMORY, MOST_MEMORY = 2**26, 2**50
 LEAST_TIME, MOST_TIME = 5.0, 366 * 86400.0
-HEADROOM = 0.92  # share of the memory that a run may take, as in hfstrat.memory
+HEADROOM = 0.92  # share of the memory that a run may take, as in hfstrat.trainer.autobatch
 
 
 class Device(NamedTuple):
@@ -93,7 +94,7 @@ def find_device(name: str) -> Device:
 
 
 def cpu() -> Device:
-    from hfstrat.report import processor
+    from hfstrat.models.fingerprint import processor
 
     return Device(f"{processor() or 'CPU'}, {cores()} core{'s' * (cores() != 1)}", memory_here(), is_cpu=True)
 
@@ -145,7 +146,7 @@ def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
     """How an Accelerate config shares a model. Raises UserError: no such config, or none."""
     if name is None:
         return Sharing() if not processes or processes == 1 else Sharing("ddp", processes)
-    file = Path(name) if Path(name).is_file() else shipped.find("accelerate_configs", name)
+    file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
     settings = launch._read(file)
     count, kind = processes or int(settings.get("num_processes") or 1), str(settings.get("distributed_type"))
     if kind == "FSDP":

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from hfstrat import setup
-from hfstrat.loading import load_recipe
-from hfstrat.outcome import quiet_libraries
-from hfstrat.world import join_world
+from hfstrat.errors import quiet_libraries
+from hfstrat.recipe.load import load_recipe
+from hfstrat.run import setup
+from hfstrat.trainer.distributed import join_world
 
 UNTIMED = 2  # first passes, in which kernels are compiled
 TERMS = 4096  # words and pairs of words of TF-IDF, the most frequent ones
@@ -106,7 +106,7 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hfstrat.model import compute_dtype
+    from hfstrat.models.load import compute_dtype
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=compute_dtype("auto")).eval()
@@ -131,9 +131,9 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
 
 def probe(recipe: str, rows: int) -> dict[str, Any]:
     """A cross-validated probe on the base's features, TF-IDF and the majority, and the probe on a half and a quarter."""
-    from hfstrat.probing.bodies import take_apart
-    from hfstrat.probing.features import extract
-    from hfstrat.probing.probe import candidate_layers
+    from hfstrat.strategies.head.bodies import take_apart
+    from hfstrat.strategies.head.features import extract
+    from hfstrat.strategies.head.select_layer import candidate_layers
     from hfstrat.tasks import TASKS
 
     loaded = load_recipe(recipe).recipe
@@ -172,7 +172,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
 
 def held_out(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
     """Accuracy of logistic regression on folds that it was not fitted on."""
-    from hfstrat.probing.linear import fit_logistic
+    from hfstrat.strategies.head.linear import fit_logistic
 
     right = 0
     folds = torch.arange(len(labels)) % FOLDS

@@ -1,18 +1,30 @@
-"""Ready recipes for the first strategies; each is loaded and checked before it is promised."""
+"""Ready recipes for the first strategies; each is loaded and checked before it is promised.
+
+What the adviser says of recipes that are there already: memory, time, standing. No torch, and well under a second each."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hfstrat import preflight
-from hfstrat.advisor import speed
+from hfstrat.advisor import data, fitting, hardware, memory, rules, shapes, speed, verdict
+from hfstrat.advisor.candidates import Candidate
+from hfstrat.advisor.fitting import Fit, imports
+from hfstrat.advisor.memory import Shape
+from hfstrat.advisor.shapes import Model
 from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.errors import UserError
-from hfstrat.loading import load_recipe
+from hfstrat.recipe.load import Loaded, load_recipe
+from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.section import seconds
+from hfstrat.run import preflight
+from hfstrat.tasks import TASKS
+from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
 MOST = 3
 
@@ -80,3 +92,90 @@ def full_path(name: str) -> str:
     """A local path in full, so that the recipe works from anywhere; links stay what they are called."""
     path = Path(name).expanduser()
     return os.path.abspath(path) if path.exists() else name
+
+
+NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after training: the result is verified then
+
+
+def of(recipes: dict[str, Loaded]) -> dict[str, dict[str, Any]]:
+    """By the recipe's name: `memory_bytes` (peak of the process) and `seconds` (until the weights are trained), each with a
+    `_band` of low and high where it was validated; `rank` among these recipes, `verdict`, the reasons, and their `source`.
+
+    What cannot be told is left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    points: dict[str, float] = {}
+    for name, loaded in recipes.items():
+        with contextlib.suppress(UserError):
+            found[name], points[name] = _one(loaded.recipe)
+    for rank, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
+        found[name]["rank"] = rank
+    return found
+
+
+def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
+    """Raises UserError where nobody can tell."""
+    candidate, survey = candidate_of(recipe)
+    device = hardware.find_device("auto")
+    model = candidate.model or shapes.read(recipe.model.name_or_path)
+    situation = Situation(model, survey, device, device.memory, rate=speed.rate_of(device).of(model.width))
+    assert candidate.model is not None
+    assert candidate.learning is not None
+    shape = shape_of_recipe(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
+    prediction = memory.predict(candidate.model, candidate.learning, shape)
+    advice = Advice(candidate.name, candidate, Fit("fits", "", prediction, shape, {}))
+    epochs = (
+        recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
+    )
+    load = verdict.work_of(candidate, survey, shape.recompute, epochs or 1)
+    total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
+    limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
+    took = total - NOT_STARTED if limit is None or not load.training else limit + speed.START_SECONDS - NOT_STARTED
+    if recipe.training.max_steps and epochs < candidate.epochs:  # fewer than it would be advised to have
+        advice.steps = recipe.training.max_steps * recipe.training.global_batch_size / fitting.GLOBAL_BATCH
+    if limit is not None and load.training:
+        each = load.training * survey.mean_length * recipe.training.global_batch_size
+        advice.steps = limit * situation.rate.value / each
+    advice.score = rules.score(verdict.facts_of(situation, advice, {}, {}), advice.name)
+    said: dict[str, Any] = {"memory_bytes": prediction.total + imports(device.is_cpu), "seconds": took}
+    if (band := memory.memory_band()) is not None and device.is_cpu:
+        said["memory_band"] = tuple(said["memory_bytes"] + sign * band.worst * prediction.total for sign in (-1, 1))
+    if situation.rate.band is not None:
+        said["seconds_band"] = (took / (1 + situation.rate.band), took * (1 + situation.rate.band))
+    if reasons := advice.score.reasons():
+        said["verdict"] = "; ".join(words for words, _ in reasons)
+        said["source"] = "; ".join(dict.fromkeys(source for _, source in reasons))
+    return said, advice.score.points
+
+
+def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
+    """The recipe's own strategy on its own rows. Raises UserError for what cannot be read without torch."""
+    task, strategy = TASKS[recipe.task], recipe.strategy
+    source, model = recipe.data.train[0].path, _model(recipe)
+    survey = data.survey(source, model, recipe.task)
+    survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
+    made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
+    if made is None:
+        raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
+    section = strategy.model_dump(exclude_unset=True)
+    return Candidate(strategy.name, section, strategy, model, strategy.learning(*made), strategy.footprint(*made)), survey
+
+
+def _model(recipe: Recipe) -> Model:
+    size = getattr(recipe.strategy, "parameters", None)
+    if size is None:
+        return shapes.read(recipe.model.name_or_path)
+    words = getattr(recipe.strategy, "tokenizer", None)
+    return shapes.by_hand(str(size), words.vocab_size if words else 32_000, recipe.data.max_length)
+
+
+def shape_of_recipe(recipe: Recipe, survey: data.Survey, once: bool, on_cpu: bool, compute: int) -> Shape:
+    """The passes of a run of one process."""
+    training = recipe.training
+    micro, eval_rows = training.per_device_train_batch_size, training.per_device_eval_batch_size
+    if micro == "auto":
+        micro = modest_micro_batch(training.global_batch_size, survey.cut_lengths)
+    if eval_rows == "auto":
+        eval_rows = modest_eval_batch(micro, survey.longest)
+    found = fitting.shape_of(survey, (micro, training.global_batch_size, eval_rows), once, on_cpu, compute)
+    return replace(found, recompute=training.activation_checkpointing is True)

@@ -9,11 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hfstrat import preflight_model
 from hfstrat.errors import UserError
-from hfstrat.model import read_json, read_shapes
-from hfstrat.scratch import families, sizes
-from hfstrat.strategies import Shapes
+from hfstrat.models import check
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.models.random import families, sizes
+from hfstrat.recipe import section
+from hfstrat.recipe.section import Shapes
 
 GPT_LIKE, BERT_LIKE = ("gpt2",), ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
 VALIDATED = ("llama", "bert")  # families that benchmarks/memory_prediction.py measures
@@ -90,7 +91,7 @@ def read(name: str) -> Model:
     if path.is_dir():
         return _of_folder(name, path)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UserError(f"--model: {name}: no such folder{preflight_model.near(path)}")
+        raise UserError(f"--model: {name}: no such folder{check.near(path)}")
     return _of_hub(name)
 
 
@@ -118,7 +119,7 @@ def _of_hub(name: str) -> Model:
     """From the cache if the config is in there, else the headers alone are read over the network."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    preflight_model.check_hub("--model", name, None, "config.json", "model", network=True)
+    check.check_hub("--model", name, None, "config.json", "model", network=True)
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
         return _of_folder(name, Path(cached).parent)
@@ -187,7 +188,7 @@ def by_hand(parameters: str, vocabulary: int, context: int) -> Model:
         UserError: no number, or no shape of that size.
     """
     try:
-        wanted = sizes.parse(parameters)
+        wanted = section.parse(parameters)
     except ValueError as error:
         raise UserError(f"--parameters: {parameters}: {error}") from None
     if vocabulary < 2:

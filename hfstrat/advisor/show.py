@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat import factors
-from hfstrat.advisor import bands
+from hfstrat.advisor import memory
 from hfstrat.advisor.fitting import imports
 from hfstrat.advisor.verdict import Advice, Situation, caveats
+from hfstrat.strategies import defaults
 
 WIDTH = 160
 NARROWEST = 18  # characters of a column that holds a sentence
@@ -74,7 +74,7 @@ def header(situation: Situation) -> list[str]:
     if rate.band and rate.band >= DOUBTFUL:
         band = f"; a rough one: times from it were off by a factor of up to {1 + rate.band:.2g} where they were checked"
     found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
-    checked = bands.memory_band()
+    checked = memory.memory_band()
     said = f"was {checked.words()}" if checked is not None and device.is_cpu else "was not checked on such a device"
     above = f" ({size(imports(True))})" if device.is_cpu else ""
     found.append(f"memory    the peak of one process; what is predicted above its imports{above} {said}")
@@ -85,13 +85,13 @@ def table(situation: Situation, able: list[Advice], wide: bool = True) -> Table:
     """One column a strategy, laid out after the factors; their words stand below it where the columns are too narrow."""
     found = Table("", *(f"{advice.rank}. {advice.name}" for advice in able), show_lines=False, padding=(0, 1, 0, 0))
     for factor, cells in rows(situation, able):
-        if wide or factor not in factors.WORDS:
+        if wide or factor not in defaults.WORDS:
             found.add_row(factor, *(Text(cell, overflow="fold") for cell in cells))
     return found
 
 
 def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]]:
-    words = [factors.of(advice.name) for advice in able]
+    words = [defaults.of(advice.name) for advice in able]
     return [
         ("model used", [each.model for each in words]),
         ("data needed", [each.data for each in words]),
@@ -122,7 +122,7 @@ def lack(situation: Situation, able: list[Advice]) -> list[str]:
 
 def about(advice: Advice) -> str:
     """The words of the factors, where the table has no room for them."""
-    return "; ".join(f"{name}: {text}" for name, text in zip(factors.WORDS, factors.of(advice.name), strict=True))
+    return "; ".join(f"{name}: {text}" for name, text in zip(defaults.WORDS, defaults.of(advice.name), strict=True))
 
 
 def there(situation: Situation, advice: Advice) -> str:
@@ -160,7 +160,7 @@ def reason(advice: Advice) -> str:
 
 def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    band = bands.memory_band()
+    band = memory.memory_band()
     model, data = situation.model, situation.data
     return {
         "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
@@ -212,5 +212,5 @@ def _strategy(advice: Advice) -> dict[str, Any]:
             {"name": rule.name, "points": points, "says": rule.says, "source": rule.source}
             for rule, points in advice.score.parts
         ],
-        "factors": factors.of(advice.name)._asdict(),
+        "factors": defaults.of(advice.name)._asdict(),
     }

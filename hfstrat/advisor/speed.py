@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.shapes import Model
-from hfstrat.depth import BLOCK, EMBEDDING, HEAD
-from hfstrat.report import processor
-from hfstrat.strategies import Learning
+from hfstrat.models.fingerprint import processor
+from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
+from hfstrat.strategies.base import Learning
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
 HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
 FORWARD = 2.0  # times the rate of a step: nothing is kept for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the fresh process that verifies the result
-PAYS = 1.1  # as in hfstrat.frozen.precompute
+PAYS = 1.1  # as in hfstrat.strategies.frozen.precompute
 RATES_FILE = "advisor-rates.json"
 MATMUL = """
 import json, os, time, torch
@@ -119,7 +119,7 @@ def work(
 
 
 def gain(once: float, rest: float, epochs: float) -> float:
-    """How many times faster epochs are where `once` is computed once: as in hfstrat.frozen.gain, which needs torch."""
+    """How many times faster epochs are where `once` is computed once, as in `strategies.frozen.precompute` (needs torch)."""
     return epochs * (once + rest) / (once + epochs * rest)
 
 
@@ -141,15 +141,15 @@ def seconds(load: Work, tokens: float, epochs: float, eval_tokens: float, evalua
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
     """The rate of a device: from reports of runs on it where there are some, else a share of that of its products."""
-    from hfstrat.advisor import bands
+    from hfstrat.advisor import memory
 
     if device.is_cpu:
         found = list(reports)
         if found:
             middle = statistics.median(rate.value for rate in found)
-            return Rate(middle, f"{len(found)} past runs on this machine", bands.time_band("reports"))
+            return Rate(middle, f"{len(found)} past runs on this machine", memory.time_band("reports"))
         rate = matmul_rate()
-        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", bands.time_band("product"), rate)
+        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", memory.time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
@@ -212,8 +212,8 @@ def of_reports(folder: Path) -> list[Rate]:
 def of_report(report: dict[str, Any]) -> float | None:
     """Operations a second of a finished run; None where it cannot be told."""
     from hfstrat.advisor import shapes
-    from hfstrat.config import Recipe
     from hfstrat.errors import UserError
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks import TASKS
 
     try:

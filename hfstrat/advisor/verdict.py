@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hfstrat.advisor import bands, candidates, fitting, hardware, rules, speed
+from hfstrat.advisor import candidates, fitting, hardware, memory, rules, speed
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.fitting import Fit
@@ -116,7 +116,7 @@ def _one(situation: Situation, name: str) -> Advice:
 
 def _quantizes() -> bool:
     """Whether this hfstrat has `model.quantization`, and bitsandbytes is there."""
-    from hfstrat.config import Model as Section
+    from hfstrat.recipe.schema import Model as Section
 
     return "quantization" in Section.model_fields and importlib.util.find_spec("bitsandbytes") is not None
 
@@ -166,10 +166,10 @@ def _rate(situation: Situation, advice: Advice) -> Rate:
     """Measured on this strategy, on another one here, or the machine's."""
     rates: dict[str, float] = situation.measured.get("rates", {})
     if advice.name in rates:
-        return Rate(rates[advice.name], "a few real steps of it here", bands.time_band("measured"))
+        return Rate(rates[advice.name], "a few real steps of it here", memory.time_band("measured"))
     if rates:
         middle = sorted(rates.values())[len(rates) // 2]
-        return Rate(middle, "a few real steps of other strategies here", bands.time_band("others"))
+        return Rate(middle, "a few real steps of other strategies here", memory.time_band("others"))
     return situation.rate.of(advice.candidate.model.width) if advice.candidate.model else situation.rate
 
 

@@ -1,7 +1,13 @@
-"""What is compared: recipes that share rows, evaluation and budget, each looked at before anything runs."""
+"""What every run of a comparison may spend: a time, real tokens, or optimiser steps.
+
+What makes two runs the same run: the resolved recipe, the bytes of data and model, the versions.
+
+What is compared: recipes that share rows, evaluation and budget, each looked at before anything runs."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -9,15 +15,122 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstrat import preflight
-from hfstrat.checkup import leaves
+from hfstrat import __version__
+from hfstrat.cli.check import leaves
 from hfstrat.comparison import proposals
-from hfstrat.comparison.budget import Budget
+from hfstrat.data import cache, sources
 from hfstrat.errors import UserError
-from hfstrat.loading import Loaded, load_recipe
-from hfstrat.strategies import Footprint
+from hfstrat.models.fingerprint import LIBRARIES, installed
+from hfstrat.recipe.load import Loaded, load_recipe
+from hfstrat.recipe.section import seconds
+from hfstrat.run import preflight
+from hfstrat.strategies.base import Footprint
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+
+
+FREE = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`amount` is seconds of training, real (unpadded) tokens that are trained on, or optimiser steps."""
+
+    kind: str  # time, tokens or steps
+    amount: float
+    text: str  # as it was given
+
+    def words(self, steps: int | None = None) -> list[str]:
+        """The overrides of a recipe that spends it; of tokens the `steps` that they are enough for (1 to look at it)."""
+        if self.kind == "time":
+            return [*FREE[:2], f"training.max_time={self.amount:g}s"]
+        count = int(self.amount) if self.kind == "steps" else steps or 1
+        return [*FREE[::2], f"training.max_steps={count}"]
+
+
+def parse(text: str) -> Budget:
+    """'10min', '2M-tokens' or '500-steps'.
+
+    Raises:
+        UserError: anything else, or nothing to spend.
+    """
+    wanted = "expected a time such as 10min, tokens such as 2M-tokens, or steps such as 500-steps"
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGB]?)[ -]?(token|step)s?", text.strip())
+    if match is None:
+        try:
+            return Budget("time", seconds(text), text.strip())
+        except ValueError:
+            raise UserError(f"--budget: {text}: {wanted}") from None
+    amount = float(match[1]) * UNITS[match[2]]
+    if amount < 1 or (match[3] == "step" and not amount.is_integer()):
+        raise UserError(f"--budget: {text}: not one whole {match[3]}; {wanted}")
+    return Budget(f"{match[3]}s", amount, text.strip())
+
+
+NAMING = ("name_or_path", "tokenizer", "adapter", "model_class")
+
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.gguf", "*.py")
+
+
+def fingerprint(loaded: Loaded, budget: Budget) -> str:
+    """SHA-256 over all that a run's result depends on; `loaded` is with the run's seed.
+
+    A budget of tokens stands for itself, not for the steps that it is enough for: those follow from the rest.
+    """
+    recipe = loaded.recipe.model_dump()
+    for key in ("output_dir", "hub"):
+        recipe.pop(key)
+    for key in ("max_steps", "max_time", "num_train_epochs"):
+        recipe["training"].pop(key)
+    inputs = {
+        "recipe": recipe,
+        "budget": [budget.kind, budget.amount],
+        "data": _data(loaded),
+        "models": {path: _stamps(path) for path in sorted(_paths(recipe))},
+        "version": __version__,
+        "libraries": {name: installed(name) for name in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _data(loaded: Loaded) -> dict[str, Any]:
+    """The bytes of each local source; a data set of the Hub is what the recipe says of it."""
+    data = loaded.recipe.data
+    found = {}
+    for key, listed in (("data.train", data.train), ("data.eval", data.eval or [])):
+        for source in listed:
+            files = sources.local_files(source.path, key, sources.splits_of(source, data, key)[1])
+            found[f"{key} {source.path}"] = _digest(tuple((file, file.stat().st_mtime_ns) for file in files or []))
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[Path, int], ...]) -> str:
+    """Of files with their times: all recipes of a comparison have the same ones."""
+    return cache.digest_of(*(file for file, _ in files))
+
+
+def _paths(tree: Any, key: str = "") -> set[str]:
+    """Every local model, tokenizer, teacher, adapter or class that a recipe names."""
+    if isinstance(tree, dict):
+        return {path for name, value in tree.items() for path in _paths(value, name)}
+    if key not in NAMING or not isinstance(tree, str) or not tree:
+        return set()
+    path = tree.rpartition(":")[0] if key == "model_class" else tree
+    return {path} if Path(path).expanduser().exists() else set()
+
+
+def _stamps(path: str) -> list[Any]:
+    """Sizes and times of a model's files: hashing gigabytes of weights would take longer than it saves."""
+    folder = Path(path).expanduser()
+    files = [folder] if folder.is_file() else sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
 
 DECIDED = ("seed", "output_dir", "data.eval_seed", "training.max_steps", "training.max_time", "training.num_train_epochs")
+
+
 OPTIONS = {"model.name_or_path: ": "--model: ", "data.train: ": "--data: ", "data: ": "--data: "}
 
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hfstrat.comparison import charts, sheet, words
+from hfstrat.comparison import charts, sheet
 from hfstrat.comparison.charts import Curve, Point
 
 HEAD = """<!doctype html>
@@ -25,7 +25,7 @@ Table = dict[str, Any]
 def render(table: Table) -> str:
     """The whole page."""
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    title = f"{table['task']}: {words.plural(len(table['entries']), 'strategy').replace('strategys', 'strategies')} compared"
+    title = f"{table['task']}: {sheet.plural(len(table['entries']), 'strategy').replace('strategys', 'strategies')} compared"
     parts = [HEAD.format(title=escape(title), style=style), f"<h1>{escape(title)}</h1>", _summary(table), _sheet(table)]
     parts += [_charts(table), _confusions(table), _samples(table), _runs(table), _environment(table), "</body></html>\n"]
     return "\n".join(part for part in parts if part)
@@ -33,7 +33,7 @@ def render(table: Table) -> str:
 
 def _summary(table: Table) -> str:
     """What was done, what came out, and what to be careful about."""
-    rows, seeds = table["rows"], words.plural(len(table["seeds"]), "seed")
+    rows, seeds = table["rows"], sheet.plural(len(table["seeds"]), "seed")
     said = [
         f"{escape(table['budget']['text'])} a run, {seeds} each; {rows['train_rows']:,} training rows, the same "
         f"{rows['eval_rows']:,} evaluation rows for all."
@@ -85,8 +85,8 @@ def _mark(number: int) -> str:
 
 def _charts(table: Table) -> str:
     rows, metric = table["entries"], table["quality"]["metric"]
-    loss = words.name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
-    as_quality: Callable[[float], str] = lambda value: words.rounded(value, metric)  # noqa: E731
+    loss = sheet.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
+    as_quality: Callable[[float], str] = lambda value: sheet.rounded(value, metric)  # noqa: E731
     made = [
         charts.curves("Evaluation loss against time", (charts.TIME, loss), _curves(rows, "seconds"), (_tick, _plain)),
         charts.curves(
@@ -97,7 +97,7 @@ def _charts(table: Table) -> str:
         found = _points(rows, key, "seconds" if key == "seconds" else "memory")
         name = f"Quality against {price.removesuffix(' (GiB)')}"
         better = table["quality"]["higher_is_better"]
-        made.append(charts.scatter(name, (price, words.name(metric)), found, better, (say, as_quality)))
+        made.append(charts.scatter(name, (price, sheet.metric_name(metric)), found, better, (say, as_quality)))
     drawn = "".join(made)
     if not drawn:
         return ""
@@ -132,12 +132,12 @@ def _points(rows: list[Table], key: str, price: str) -> list[Point]:
 
 def _tick(value: float) -> str:
     if value < 60:
-        return words.seconds(value).replace(".0", "") if value else "0"
-    return f"{value // 60:.0f}:{value % 60:02.0f}" if value < 3600 else words.seconds(value)
+        return sheet.seconds(value).replace(".0", "") if value else "0"
+    return f"{value // 60:.0f}:{value % 60:02.0f}" if value < 3600 else sheet.seconds(value)
 
 
 def _tokens(value: float) -> str:
-    return words.count(value).replace(".00", "").replace(".0", "")
+    return sheet.count(value).replace(".00", "").replace(".0", "")
 
 
 def _plain(value: float) -> str:
@@ -195,13 +195,13 @@ def _runs(table: Table) -> str:
         for run in row["runs"]:
             cells = [row["label"], str(run["seed"]), sheet.STATUS.get(run["status"], run["status"])]
             cells += [
-                words.quality(run.get("quality"), metric),
-                words.count(run.get("steps")),
-                words.seconds(run.get("seconds")),
+                sheet.quality(run.get("quality"), metric),
+                sheet.count(run.get("steps")),
+                sheet.seconds(run.get("seconds")),
             ]
-            cells += [words.memory(run.get("peak_memory_bytes")), run["folder"]]
+            cells += [sheet.memory(run.get("peak_memory_bytes")), run["folder"]]
             lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    names = ("recipe", "seed", "ended", words.name(metric), "steps", "time", "peak memory", "folder, with its log")
+    names = ("recipe", "seed", "ended", sheet.metric_name(metric), "steps", "time", "peak memory", "folder, with its log")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<h2>Every run</h2><div class="wide">{body}</div>'

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfstrat import proposed
 from hfstrat.data import readers, sources
-from hfstrat.data.labels import LabelReading
-from hfstrat.depth import BLOCK
+from hfstrat.data.classification.labels import LabelReading
 from hfstrat.errors import UserError
-from hfstrat.model import read_json, read_shapes
-from hfstrat.strategies import STRATEGIES
-from hfstrat.tasks import TASKS, CausalLM, TextClassification
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.models.parameter_names import BLOCK
+from hfstrat.strategies import STRATEGIES, defaults
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.text_classification import TextClassification
 
 HELD_OUT = 0.2  # of the rows (at most 1000): a comparison wants more of them than a run that is only watched
 LONGEST = 1024
@@ -29,7 +30,7 @@ def strategies(names: str | None) -> tuple[list[str], bool]:
         UserError: a name that is none, or stands there twice.
     """
     if names is None:
-        return [name for name in proposed.ORDER if name in STRATEGIES], False
+        return [name for name in defaults.ORDER if name in STRATEGIES], False
     given = [name.strip() for name in names.split(",") if name.strip()]
     for name in given:
         if name not in STRATEGIES:
@@ -67,9 +68,9 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
     """
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), _first(config, WIDTH)
-    section = proposed.section(name, proposed.About(task, model, _depth(model, config), width, architecture))
+    section = defaults.section(name, defaults.About(task, model, _depth(model, config), width, architecture))
     known = width if STRATEGIES[name].needs_weights else 0  # how wide a new model will be, nobody knows yet
-    rate = proposed.learning_rate(name, known)
+    rate = defaults.learning_rate(name, known)
     context = _first(config, CONTEXT) or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # its first two positions are no token's
     lines = [

@@ -1,25 +1,168 @@
-"""What the runs of a comparison came to: one dict that comparison.json, the table and the page are made of."""
+"""What can be said of qualities measured with several seeds on the same rows. Numpy only.
+
+What the adviser says of a recipe, to stand beside what was measured. `of` is the one place where it is asked.
+
+What the runs of a comparison came to: one dict that comparison.json, the table and the page are made of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from hfstrat import errors, evaluation_rows, factors
-from hfstrat.comparison import runs, statistics
+from hfstrat import errors
+from hfstrat.comparison import runs
 from hfstrat.comparison.entries import Entry
-from hfstrat.comparison.predicted import Prediction
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import Rows
+from hfstrat.evaluation import rows as evaluation_rows
+from hfstrat.recipe.load import Loaded
+from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
 
+LEVEL = 0.95
+
+
+RESAMPLES = 2000
+
+
+AT_ONCE = 4_000_000  # numbers of resampling weights that are held at a time
+
+
+SEED = 0  # of the resampling: the same measurements always give the same intervals
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def student(freedom: int) -> float:
+    """The quantile of Student's t that leaves 2.5 % above it, for so many degrees of freedom.
+
+    By bisection on its distribution function, which for whole degrees is a finite sum (Abramowitz and Stegun, 26.7.3 and 4).
+    """
+    low, high = 0.0, 1000.0
+    while high - low > 1e-9 * max(1.0, low):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _between(middle, freedom) < LEVEL else (low, middle)
+    return (low + high) / 2
+
+
+def _between(t: float, freedom: int) -> float:
+    """The probability of lying between -t and t."""
+    angle = math.atan(t / math.sqrt(freedom))
+    term, total = 1.0, 0.0
+    if freedom % 2:
+        term = math.cos(angle)
+        for k in range(1, (freedom - 1) // 2 + 1):
+            total += term
+            term *= math.cos(angle) ** 2 * (2 * k) / (2 * k + 1)
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    for k in range(1, freedom // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * k - 1) / (2 * k)
+    return math.sin(angle) * total
+
+
+def over_seeds(values: Sequence[float]) -> Interval | None:
+    """The 95 % interval of the mean over all seeds there could be (Student's t); None of fewer than two."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = student(count - 1) * spread / math.sqrt(count)
+    return Interval(mean - reach, mean + reach)
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> float:
+    """The measure over all rows, mean over seeds: `[seeds, rows]` each."""
+    return float((above.sum(1) / below.sum(1)).mean())
+
+
+def resampled(
+    parts: dict[str, tuple[np.ndarray, np.ndarray]], resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, np.ndarray]:
+    """The measure on rows drawn with replacement, the same rows for everybody: `[resamples]` for each name.
+
+    Args:
+        parts: by name, the measure's numerator and denominator of each row, `[seeds, rows]` each, rows in the same order.
+    """
+    rows = next(iter(parts.values()))[0].shape[1]
+    random = np.random.default_rng(seed)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in parts}
+    block = max(1, AT_ONCE // max(rows, 1))
+    for start in range(0, resamples, block):
+        weights = random.multinomial(rows, np.full(rows, 1 / rows), size=min(block, resamples - start)).astype(np.float64)
+        for name, (above, below) in parts.items():
+            with np.errstate(invalid="ignore", divide="ignore"):  # rows without a single item may be all that were drawn
+                found[name].append(((weights @ above.T) / (weights @ below.T)).mean(1))
+    return {name: np.concatenate(blocks) for name, blocks in found.items()}
+
+
+def interval(draws: np.ndarray) -> Interval:
+    """The middle 95 % of them."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set[str]:
+    """The names of those than which no other is as good and cheaper, or better at no higher price.
+
+    Args:
+        points: quality and price of each.
+    """
+    sign = -1.0 if higher_is_better else 1.0
+    costs = {name: (sign * quality, price) for name, (quality, price) in points.items()}
+    return {
+        name
+        for name, (worse, dear) in costs.items()
+        if not any(a <= worse and b <= dear and (a < worse or b < dear) for a, b in costs.values())
+    }
+
+
+class Prediction(TypedDict, total=False):
+    """Each of it may be left out; an empty cell is shown then.
+
+    memory_bytes, memory_band: peak of the process as report.json has it, and [low, high].
+    seconds, seconds_band: from the start to trained weights (setup_seconds + train_seconds of report.json), and [low, high].
+    rank: place among the strategies compared, from 1.
+    verdict, source: the reasons, and where they are from.
+    """
+
+    memory_bytes: float
+    memory_band: tuple[float, float]
+    seconds: float
+    seconds_band: tuple[float, float]
+    rank: int
+    verdict: str
+    source: str
+
+
+def of(recipes: dict[str, Loaded]) -> dict[str, Prediction]:
+    """What was predicted of each recipe (with its budget), by its name, before the first run; nothing where nobody can tell.
+
+    It has to be quick, and must not import torch.
+    """
+    from hfstrat.advisor import recipes as advisor_recipes
+
+    return advisor_recipes.of(recipes)  # type: ignore[return-value]
+
+
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # where tokenizers differ, losses are of other tokens
+
+
 MEASURES = ("seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters", "artefact_bytes")
+
+
 FROM_REPORT = (*MEASURES[1:], "steps", "tokens", "setup_seconds", "train_seconds", "total_seconds")
+
+
 WAITING, RUNNING = "waiting", "running"
 
 
@@ -61,7 +204,7 @@ def of_entry(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction
     """One row of the table: means over the seeds that came to their end."""
     done = [run for run in its_runs if run["status"] == errors.NAMES[errors.OK]]
     values = [run["quality"] for run in done if run["quality"] is not None]
-    spread = statistics.over_seeds(values)
+    spread = over_seeds(values)
     failed = next((run for run in its_runs if run["status"] not in (errors.NAMES[errors.OK], WAITING, RUNNING)), None)
     return {
         "label": entry.label,
@@ -76,7 +219,7 @@ def of_entry(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction
         "before": mean([run["before"] for run in done if run["before"] is not None]),
         **{name: mean([run[name] for run in done if run.get(name) is not None]) for name in MEASURES},
         "predicted": dict(predicted or {}),
-        "factors": factors.of(entry.strategy)._asdict(),
+        "factors": defaults.of(entry.strategy)._asdict(),
         "runs": its_runs,
     }
 
@@ -96,13 +239,13 @@ def put_side_by_side(rows: list[dict[str, Any]], parts: Mapping[str, Any], quali
         return {"best": None}
     better = max if quality.higher_is_better else min
     best = better(found.values(), key=lambda row: row["quality"])["label"]
-    draws = statistics.resampled(dict(parts)) if parts else {}
+    draws = resampled(dict(parts)) if parts else {}
     for label, row in found.items():
-        row["over_rows"] = list(statistics.interval(draws[label])) if label in draws else None
+        row["over_rows"] = list(interval(draws[label])) if label in draws else None
         row["against_best"] = against(label, best, draws, parts) if label != best and {label, best} <= draws.keys() else None
     for price, name in (("seconds", "seconds"), ("memory", "peak_memory_bytes")):
         points = {label: (row["quality"], row[name]) for label, row in found.items() if row[name] is not None}
-        on = statistics.front(points, quality.higher_is_better)
+        on = front(points, quality.higher_is_better)
         for row in rows:
             row.setdefault("front", {})[price] = row["label"] in on
     return {"best": best}
@@ -110,8 +253,8 @@ def put_side_by_side(rows: list[dict[str, Any]], parts: Mapping[str, Any], quali
 
 def against(label: str, best: str, draws: Mapping[str, np.ndarray], parts: Mapping[str, Any]) -> dict[str, Any]:
     """The difference from the best on the same rows, and whether its interval leaves out nought."""
-    low, high = statistics.interval(draws[label] - draws[best])
-    difference = statistics.ratio(*parts[label]) - statistics.ratio(*parts[best])
+    low, high = interval(draws[label] - draws[best])
+    difference = ratio(*parts[label]) - ratio(*parts[best])
     return {"difference": difference, "low": low, "high": high, "told_apart": low > 0 or high < 0}
 
 

@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstrat import checkpoints, errors, launch, outcome
-from hfstrat.model import read_json
+from hfstrat import errors
+from hfstrat.models.load import read_json
+from hfstrat.run import launch
+from hfstrat.trainer import checkpoints, heartbeat
 
 STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in a run's folder
 TIMED_OUT = "timed-out"
@@ -99,7 +101,7 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
     told = run.folder / "outcome.json"
     told.unlink(missing_ok=True)
     started = launch.plan_launch([run.source, *run.words, "--overwrite"], None, None)
-    environment = started.environment | {outcome.FILE: str(told), "HFSTRAT_CACHE": str(run.folder / CACHE)}
+    environment = started.environment | {heartbeat.FILE: str(told), "HFSTRAT_CACHE": str(run.folder / CACHE)}
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     killed, since = kernel_kills(), time.monotonic()
     with run.log.open("w", encoding="utf-8") as log:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat.comparison import sheet, words
+from hfstrat.comparison import sheet
 from hfstrat.comparison.entries import Asked, Line
 from hfstrat.comparison.runs import Ending, Run
 
@@ -45,7 +45,7 @@ class Screen:
         self.console.print(line, markup=False, soft_wrap=True)
 
     def remarks(self, asked: Asked, line: Line) -> None:
-        what, seeds = ", ".join(entry.label for entry in line.entries), words.plural(asked.seeds, "seed")
+        what, seeds = ", ".join(entry.label for entry in line.entries), sheet.plural(asked.seeds, "seed")
         self.say(f"comparing {what}: {seeds} each, {asked.budget.text} a run, in {asked.output}")
         for remark in (*line.remarks, *(f"{name} is left out: {reason}" for name, reason in line.left_out.items())):
             self.say(remark)
@@ -57,7 +57,7 @@ class Screen:
         self._keep(table)
         self.say(
             f"{found['train_rows']:,} training rows ({found['train_tokens']:,} tokens an epoch); all are evaluated on the same "
-            f"{found['eval_rows']:,} rows, by {words.name(self.metric)}"
+            f"{found['eval_rows']:,} rows, by {sheet.metric_name(self.metric)}"
         )
 
     @contextmanager
@@ -108,9 +108,9 @@ class Screen:
             return f"{sheet.STATUS.get(ending.status, ending.status)}: {ending.sentence}"
         row = next(row for row in table["entries"] if row["label"] == run.label)
         its = next(each for each in row["runs"] if each["seed"] == run.seed)
-        name = words.name(self.metric).removesuffix(" (nats/token)")
-        said = [f"{name} {words.quality(its['quality'], self.metric)}", words.seconds(its["seconds"])]
-        return ", ".join([*said, words.memory(its["peak_memory_bytes"])])
+        name = sheet.metric_name(self.metric).removesuffix(" (nats/token)")
+        said = [f"{name} {sheet.quality(its['quality'], self.metric)}", sheet.seconds(its["seconds"])]
+        return ", ".join([*said, sheet.memory(its["peak_memory_bytes"])])
 
     def _left(self) -> str:
         """How long the others will take: told from those that have ended, by what was predicted of all."""
@@ -125,7 +125,7 @@ class Screen:
         left = sum(each[run.label] for run in waiting)
         if self.running is not None:
             left -= min(time.monotonic() - self.since, each.get(self.running.label, left))
-        return f"; about {words.seconds(max(left, 0))} left{'' if took else ', as predicted'}"
+        return f"; about {sheet.seconds(max(left, 0))} left{'' if took else ', as predicted'}"
 
     def _takes(self, label: str, took: dict[str, list[float]]) -> float:
         """Seconds of a run: as others of its recipe, else as predicted, by as much as predictions were wrong so far."""
@@ -145,7 +145,7 @@ class Screen:
         done = sum(ending is not None for ending in self.endings.values())
         lines = [Text(f"{done} of {len(self.planned)} runs{self._left()}")]
         if self.running is not None:
-            took = words.seconds(time.monotonic() - self.since)
+            took = sheet.seconds(time.monotonic() - self.since)
             said = f"{self.running.label}, seed {self.running.seed} ({took}): {last_line(self.running.log)}"
             lines.append(Text(said, no_wrap=True, overflow="ellipsis"))
         return Group(table, *lines)
@@ -158,7 +158,7 @@ class Screen:
             return Text("waiting", style="dim")
         if not ending.is_done:
             return Text(sheet.STATUS.get(ending.status, ending.status), style="red")
-        return Text(words.quality(self.qualities.get((run.label, run.seed)), self.metric), style="green")
+        return Text(sheet.quality(self.qualities.get((run.label, run.seed)), self.metric), style="green")
 
 
 def last_line(log: Path) -> str:

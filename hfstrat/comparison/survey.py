@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstrat import errors, outcome
-from hfstrat.comparison.budget import Budget
-from hfstrat.comparison.entries import Line
+from hfstrat import errors
+from hfstrat.comparison.entries import Budget, Line
 from hfstrat.errors import RunError, UserError
 
 
@@ -88,11 +87,10 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     import numpy as np
 
     from hfstrat.data import cache
-    from hfstrat.loading import load_recipe
-    from hfstrat.located import located
-    from hfstrat.plan import make_plan
+    from hfstrat.data.token_bytes import token_bytes
+    from hfstrat.recipe.load import load_recipe, located
     from hfstrat.tasks import TASKS
-    from hfstrat.token_bytes import token_bytes
+    from hfstrat.trainer.plan import make_plan
 
     seeds = [load_recipe(source, each, text) for each in words]
     recipe = seeds[0].recipe
@@ -118,8 +116,8 @@ def enough_for(budget: float, lengths: Any, recipe: Any, label: str) -> int:
     Raises:
         UserError: not even the first one has so few.
     """
-    from hfstrat.data.batches import BatchOrder
-    from hfstrat.plan import ENDLESS
+    from hfstrat.data.collate import BatchOrder
+    from hfstrat.trainer.plan import ENDLESS
 
     training = recipe.training
     grouped = training.train_sampling_strategy == "group_by_length"
@@ -139,7 +137,7 @@ def enough_for(budget: float, lengths: Any, recipe: Any, label: str) -> int:
 def _main(spec_file: str) -> None:
     file = Path(spec_file)
     spec = json.loads(file.read_text(encoding="utf-8"))
-    outcome.quiet_libraries()
+    errors.quiet_libraries()
     try:
         found: dict[str, Any] = {entry[0]: _look(spec["budget"], *entry) for entry in spec["entries"]}
     except Exception as error:

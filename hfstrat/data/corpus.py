@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfstrat.data import class_parts, parts
-from hfstrat.data.labels import Labelled
-from hfstrat.data.origins import Origin
-from hfstrat.data.reading import Reading
-from hfstrat.data.tokenise import hash_of
-from hfstrat.data.turns import BadRow
+from hfstrat.data import splits
+from hfstrat.data.classification import prepare
+from hfstrat.data.classification.labels import Labelled
+from hfstrat.data.formats import Reading
+from hfstrat.data.messages import BadRow
+from hfstrat.data.sources import Origin
+from hfstrat.data.tokenize import hash_of
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
-    from hfstrat.config import Recipe
     from hfstrat.data.formats import Example
+    from hfstrat.recipe.schema import Recipe
 
 
 @dataclass
@@ -65,8 +66,8 @@ def open_corpus(recipe: Recipe) -> Corpus:
     labels: list[str] = []
     hashes, seed = np.fromiter(_hashes(_examples(origins), labels), dtype=np.int64), data.drawn_by(recipe.seed)
     if labels:
-        return Corpus(origins, class_parts.choose_held_out(hashes, labels, size, limit, seed))
-    return Corpus(origins, parts.choose_held_out(hashes, size, limit, seed))
+        return Corpus(origins, prepare.choose_held_out(hashes, labels, size, limit, seed))
+    return Corpus(origins, splits.choose_held_out(hashes, size, limit, seed))
 
 
 def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterator[int]:

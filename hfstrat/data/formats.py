@@ -1,14 +1,20 @@
-"""One function per row format: a row becomes a conversation, or a text that is trained on whole."""
+"""One function per row format: a row becomes a conversation, or a text that is trained on whole.
+
+How the rows of a source are read: told once, from the first of them."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from hfstrat.data.turns import BadRow, Message, text_of, tools_of, turns
+from hfstrat.data.messages import BadRow, Message, text_of, tools_of, turns
+from hfstrat.data.readers import GLANCE, Row
 from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
 
 
 class Example(NamedTuple):
@@ -36,9 +42,6 @@ class Example(NamedTuple):
             for m in self.messages or []
         )
         return self.text if self.text is not None else "\n".join(said)
-
-
-Row = Mapping[str, Any]
 
 
 def text(row: Row) -> Example:
@@ -89,16 +92,22 @@ FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
     "text": (frozenset({"text"}), text),
 }
+
+
 LABELLED = [  # what tells rows of another task
     {one, two, label}
     for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
     for label in ("label", "labels")
 ] + [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]
+
+
 LATER = (  # what is recognised and not trained on yet: its name, and the columns that tell it
     ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
     ("preference labels (as KTO takes them)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
     ("multiple choice", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
 )
+
+
 ALIASES = {  # other names of a prompt and its answer, for the map that is proposed
     "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),
     "completion": ("answer", "response", "continuation", "output", "chosen", "target", "assistant", "solution"),
@@ -181,3 +190,56 @@ def _proposal(given: list[str]) -> str:
     if all(pairs.values()):
         return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
     return "question: prompt, answer: completion"
+
+
+@dataclass
+class Reading:
+    """How the rows of one source are read: its format, and their names for our columns."""
+
+    source: str
+    kind: str
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, head: list[Row], source: str, wanted: str, mapping: dict[str, str]) -> Reading:
+        """Told from the first rows.
+
+        Raises:
+            UserError: columns that are not there, or that fit no format.
+        """
+        names = rename(dict.fromkeys(name for row in head for name in row), mapping, source)
+        return cls(source, choose(wanted, names.values(), source), names)
+
+    def example(self, row: Row) -> Example:
+        """Raises BadRow where the row does not fit."""
+        named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
+        return FORMATS[self.kind][1](named)
+
+    def resolve(self, train_on: str) -> str:
+        """What `train_on: auto` comes to for these rows."""
+        if train_on != "auto":
+            return train_on
+        return {"text": "all", "messages": "assistant", "conversations": "assistant"}.get(self.kind, "completions")
+
+    def where(self, index: int) -> str:
+        return f"{self.source}: row {index + 1}"
+
+
+def read_as(
+    rows: Iterable[Row], source: str, wanted: str, mapping: dict[str, str], told: Callable[..., Any] = Reading.of
+) -> tuple[Iterator[Row], Any]:
+    """The rows, and how to read them, which `told` tells from the first of them."""
+    rows = iter(rows)
+    head = list(itertools.islice(rows, GLANCE))
+    if not head:
+        raise UserError(f"{source}: there is no row; expected at least one")
+    return itertools.chain(head, rows), told(head, source, wanted, mapping)
+
+
+def check_train_on(data: Data, reading: Reading) -> None:
+    """Raises UserError where `train_on` speaks of turns and the rows have none."""
+    if reading.kind == "text" and data.train_on in ("completions", "assistant"):
+        raise UserError(
+            f"data.train_on: {data.train_on}: {reading.source} is plain text, which has no turns; write all, or auto for data "
+            "of both kinds"
+        )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from hfstrat.data.batches import BatchOrder, Collator, rounded, shift
+from hfstrat.data.collate import BatchOrder, Collator, rounded, shift
 from hfstrat.data.render import IGNORED
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""Multiple choice by likelihood: the choice that the model holds most likely after the question.
+"""Multiple-choice rows of local files: questions with choices, contexts with one continuation, or texts that go on.
+
+Multiple choice by likelihood: the choice that the model holds most likely after the question.
 
 `acc` takes the sum of the log-likelihoods of a choice's tokens, `acc_norm` divides it by the choice's characters and
 `acc_bytes` by its bytes, all as lm-evaluation-harness has them (Gao et al. 2024, 10.5281/zenodo.12608602), with its tokens.
@@ -10,21 +12,104 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hfstrat.errors import UserError
-from hfstrat.evaluation import choice_rows
-from hfstrat.evaluation.choice_rows import Question
-from hfstrat.evaluation.intervals import Found, means, ratios
+from hfstrat.evaluation.forward import Progress, Runner, Subject
+from hfstrat.evaluation.intervals import Found, means
 from hfstrat.evaluation.likelihood import Ids, Likelihood
-from hfstrat.evaluation.loop import Runner
-from hfstrat.evaluation.progress import Progress
-from hfstrat.evaluation.subject import Subject
+from hfstrat.tasks.metrics import ratios
+
+QUESTIONS, GOLD = ("query", "question", "prompt", "context", "ctx"), ("gold", "label", "answer", "answerKey", "target")
+
+
+SHAPES = "{query, choices, gold}, {context_options, continuation, gold} or {context, continuation}"
+
+
+class Question(NamedTuple):
+    """A row.
+
+    Args:
+        pairs: context and continuation of each choice; the continuation brings its own white space.
+        texts: the choices, whose length the likelihood is divided by; empty where there is nothing to choose.
+        gold: the right one.
+    """
+
+    pairs: list[tuple[str, str]]
+    texts: list[str]
+    gold: int
+
+
+def read(file: Path) -> Iterator[Question]:
+    """The rows of a file.
+
+    Raises:
+        UserError: a row of no known shape, or without its right answer.
+    """
+    from hfstrat.data import readers
+
+    for number, row in enumerate(readers.read(file), 1):
+        try:
+            yield question(row)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: row {number}: {error}; expected {SHAPES}") from None
+
+
+def question(row: Mapping[str, Any]) -> Question:
+    """One row; ValueError where it fits no shape.
+
+    Before each choice stands a space, as in lm-evaluation-harness; before a single continuation where it has none.
+    """
+    if "context_options" in row:
+        contexts, rest = [str(each) for each in row["context_options"]], str(row["continuation"])
+        return Question([(each, f" {rest}") for each in contexts], contexts, gold_of(row, contexts))
+    if "choices" in row:
+        name = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
+        if name is None:
+            raise ValueError(f"no question; it has {', '.join(row)}")
+        given = row["choices"]
+        texts = [str(each) for each in (given["text"] if isinstance(given, Mapping) else given)]
+        if len(texts) < 2 or not all(texts):
+            raise ValueError("at least two choices, none of them empty, are needed")
+        return Question([(row[name], f" {text}") for text in texts], texts, gold_of(row, texts))
+    if "context" in row and "continuation" in row:
+        return Question([(str(row["context"]), spaced(str(row["context"]), str(row["continuation"])))], [], 0)
+    raise ValueError(f"it has {', '.join(row)}")
+
+
+def spaced(context: str, continuation: str) -> str:
+    """The continuation with the space before it."""
+    joined = not context or context[-1].isspace() or continuation[:1].isspace()
+    return continuation if joined else f" {continuation}"
+
+
+def gold_of(row: Mapping[str, Any], texts: list[str]) -> int:
+    """The right choice: its number from 0, its letter or label, or its text."""
+    name = next((name for name in GOLD if name in row), None)
+    if name is None:
+        raise ValueError(f"no right answer (gold); it has {', '.join(row)}")
+    given = row[name]
+    labels = row["choices"].get("label") if isinstance(row.get("choices"), Mapping) else None
+    if isinstance(given, str) and labels and given in labels:
+        return list(labels).index(given)
+    if isinstance(given, str) and given in texts:
+        return texts.index(given)
+    if isinstance(given, str) and len(given) == 1 and given.isalpha():
+        given = ord(given.upper()) - ord("A")
+    if isinstance(given, str) and given.strip().isdecimal():
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < len(texts):
+        raise ValueError(f"{name} = {given!r} is none of the {len(texts)} choices, which are counted from 0")
+    return given
+
 
 WINDOW = 2048  # rows that are sorted by length together
+
+
 NAMES = ("acc", "acc_norm", "acc_bytes")
 
 
@@ -39,8 +124,8 @@ def measure(subject: Subject, file: str, runner: Runner, max_rows: int | None = 
     """
     path = Path(file).expanduser()
     likelihood, encoder = Likelihood(subject, runner, shared), Encoder(subject)
-    total = sum(1 for _ in itertools.islice(choice_rows.read(path), max_rows))
-    rows, marks, digest = itertools.islice(choice_rows.read(path), max_rows), list[np.ndarray](), hashlib.sha256()
+    total = sum(1 for _ in itertools.islice(read(path), max_rows))
+    rows, marks, digest = itertools.islice(read(path), max_rows), list[np.ndarray](), hashlib.sha256()
     kinds: set[bool] = set()
     with Progress(runner.screen, path.name, total) as progress:
         while window := list(itertools.islice(rows, WINDOW)):
@@ -52,7 +137,7 @@ def measure(subject: Subject, file: str, runner: Runner, max_rows: int | None = 
             marks.append(marks_of(window, sums))
             digest.update(repr([each.gold for each in window]).encode())
     if not marks:
-        raise UserError(f"{file}: there is no row; expected {choice_rows.SHAPES}")
+        raise UserError(f"{file}: there is no row; expected {SHAPES}")
     return found_of(np.concatenate(marks), kinds == {True}, digest.hexdigest())
 
 

@@ -10,24 +10,31 @@ only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from hfstrat.tasks.metrics import Score, ratios
+
 LEVEL = 0.95
+
+
 Z = 1.959963984540054  # standard normal, at (1 + LEVEL) / 2
+
+
 RESAMPLES, FEWEST, DRAWS = 1000, 200, 2 * 10**8  # DRAWS: rows drawn in all, beyond which there are fewer resamples
+
+
 SEED = 20240401
+
+
 METHOD = (
     "95 %: percentile bootstrap over rows, 1000 resamples (Efron and Tibshirani 1993); differences paired by row (Koehn 2004); "
     "single shares of right rows by Wilson's score (1927)"
 )
-
-Score = Callable[[np.ndarray], dict[str, float]]
-"""From how often each row counts (`[rows]`, numbers of at least 0) to metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,6 @@ class Found:
     def values(self) -> dict[str, float]:
         """The metrics themselves."""
         return {**self.score(np.ones(self.rows)), **{name: value for name, (value, _, _) in self.given.items()}}
-
-
-def ratios(columns: dict[str, np.ndarray], metrics: Mapping[str, Callable[[dict[str, float]], float]]) -> Score:
-    """A score of sums over rows, from columns `[rows]` in float64."""
-    names, table = list(columns), np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
-
-    def score(weights: np.ndarray) -> dict[str, float]:
-        sums = dict(zip(names, (weights @ table).tolist(), strict=True))
-        return {name: metric(sums) for name, metric in metrics.items()}
-
-    return score
 
 
 def means(columns: dict[str, np.ndarray]) -> Score:

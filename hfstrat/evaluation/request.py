@@ -1,7 +1,10 @@
-"""What `hfstrat evaluate` was asked for: whose recipe, which rows, which measures. Checked before torch is imported."""
+"""Libraries and files that a measure needs, looked for before anything is loaded.
+
+What `hfstrat evaluate` was asked for: whose recipe, which rows, which measures. Checked before torch is imported."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,16 +12,47 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hfstrat import forms
-from hfstrat.config import Recipe
 from hfstrat.errors import UserError
-from hfstrat.evaluation import needs
-from hfstrat.loading import Answers, apply_override
-from hfstrat.model import read_json
-from hfstrat.tasks import TASKS, of_artefact
-from hfstrat.use import check_output, resolve
+from hfstrat.models.load import read_json
+from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.load import Answers, apply_override
+from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import TASKS, artifact, of_artefact
+from hfstrat.tasks.artifact import check_output, resolve
+
+LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
+
+
+def check(wanted: Evaluation) -> None:
+    """Raises UserError: a library that is not installed, or a file that is not there."""
+    from hfstrat.data import sources
+
+    for metric, library in LIBRARIES.items():
+        if metric in wanted.metrics:
+            _installed(library, f"evaluation.metrics: {metric}")
+    if wanted.lm_eval:
+        _installed("lm_eval", "evaluation.lm_eval")
+    for name in wanted.lm_eval:
+        if name.endswith((".yaml", ".yml")) and not Path(name).expanduser().is_file():
+            raise UserError(f"evaluation.lm_eval: {name}: no such file; expected the name of a task, or its YAML file")
+    if wanted.include_path and not Path(wanted.include_path).expanduser().is_dir():
+        raise UserError(f"evaluation.include_path: {wanted.include_path}: no such folder")
+    files = [("choices", file) for file in wanted.choices]
+    if wanted.control not in ("auto", "off"):
+        files.append(("control", wanted.control))
+    for key, file in files:
+        if sources.local_file(file, f"evaluation.{key}") is None:
+            raise UserError(f"evaluation.{key}: {file}: no such file; expected a local file with rows")
+
+
+def _installed(library: str, key: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise UserError(f"{key}: it needs {library}, which is not installed: pip install 'hfstrat[eval]'")
+
 
 SECTIONS = ("data", "evaluation", "seed")  # what may be set on the command line
+
+
 OWN_ROWS = {"eval": None, "eval_split": None, "config": None, "revision": None, "split": "train", "documents": "lines"}
 
 
@@ -89,7 +123,7 @@ class Request:
 
     def _check_form(self, target: str) -> None:
         folder, report = resolve(target)
-        forms.check(self.quantization, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+        artifact.check(self.quantization, folder, report.get("result", {}).get("reload", {}).get("quantization"))
 
     def check(self) -> Recipe:
         """Refuse what can be known to be wrong. Raises UserError."""
@@ -106,7 +140,7 @@ class Request:
             raise UserError(f"evaluate: {self.target} is a classifier and no run: name rows with labels by --data FILE")
         elif wanted.metrics:
             raise UserError("evaluation.metrics: they need rows with prompts and answers: name some by --data FILE")
-        needs.check(wanted)
+        check(wanted)
         if not (self.data or report or wanted.choices or wanted.lm_eval) and wanted.control == "off":
             raise UserError("evaluate: nothing to measure; give --data FILE, --choices FILE or --lm-eval TASK")
         return recipe

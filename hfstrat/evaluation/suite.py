@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.config import Evaluation
+from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import METHOD, Found, together
-from hfstrat.evaluation.loop import Runner
-from hfstrat.evaluation.subject import Subject
-from hfstrat.tasks import Task
+from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
-    from hfstrat.data import Prepared
+    from hfstrat.data.prepare import Prepared
 
 ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
@@ -46,20 +45,20 @@ class Suite:
 
     def measure(self, subject: Subject, runner: Runner) -> dict[str, Found]:
         """All of it, by name; every process calls it, and each gets the whole."""
-        from hfstrat.evaluation import answers, choices, control, harness, rows
+        from hfstrat.evaluation import choices, likelihood, lm_eval, rows, text_metrics
 
         wanted, found = self.wanted, dict[str, Found]()
         with subject.measured():
             if self.own_rows and self.data is not None:
                 found[ROWS] = rows.measure(subject, self.data, runner, ROWS)
             if wanted.metrics and self.data is not None:
-                found[ANSWERS] = answers.measure(subject, self.data, wanted, runner, self.seed)
+                found[ANSWERS] = text_metrics.measure(subject, self.data, wanted, runner, self.seed)
             for file in wanted.choices:
                 found[Path(file).name] = choices.measure(subject, file, runner, wanted.max_rows)
             if wanted.lm_eval:
-                found |= harness.measure(subject, wanted, runner, self.seed)
+                found |= lm_eval.measure(subject, wanted, runner, self.seed)
             if self.checks_forgetting(subject.task):
-                found[CONTROL] = control.measure(subject, wanted.control, runner)
+                found[CONTROL] = likelihood.measure(subject, wanted.control, runner)
         return found
 
 

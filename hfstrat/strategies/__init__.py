@@ -6,13 +6,14 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from hfstrat.strategies.base import Default, Footprint, Learning, Section, Shapes, Strategy
-from hfstrat.strategies.distill import Distill
+from hfstrat.recipe.section import Default, Section, Shapes
+from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.strategies.distill.strategy import Distill
 from hfstrat.strategies.full import Full
-from hfstrat.strategies.head import Head
+from hfstrat.strategies.head.strategy import Head
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
-from hfstrat.strategies.scratch import Scratch
+from hfstrat.strategies.scratch.strategy import Scratch
 
 AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from hfstrat.recipe.section import Default, Section, Shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,31 +14,15 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfstrat.bars import Bars
-    from hfstrat.config import Recipe
-    from hfstrat.data import Prepared
-    from hfstrat.feed import Feed
-    from hfstrat.loading import Loaded
-    from hfstrat.model import Base
-    from hfstrat.plan import Plan
-    from hfstrat.tasks import Task
-    from hfstrat.trainer import StrategyTrainer
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, typed, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
-
-
-class Default(NamedTuple):
-    """A default for a `training:` key that depends on the strategy, and where it comes from.
-
-    A mapping (of `extra`) is merged with what is given, which wins.
-    """
-
-    value: Any
-    source: str
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.load import Loaded
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.base import Task
+    from hfstrat.trainer.baselines import Bars
+    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.plan import Plan
+    from hfstrat.trainer.trainer import StrategyTrainer
 
 
 class Footprint(NamedTuple):
@@ -46,10 +30,6 @@ class Footprint(NamedTuple):
 
     trainable: int
     total: int
-
-
-Shapes = dict[str, tuple[int, ...]]
-"""Parameter name to shape, each tied weight once, as in the safetensors headers."""
 
 
 class Learning(NamedTuple):
@@ -83,15 +63,15 @@ class Strategy(Section, ABC):
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         """Refuse what cannot become a model, before torch; the footprint where it can be told."""
-        from hfstrat import preflight_model
+        from hfstrat.strategies import check_model as strategies_check_model
 
-        return preflight_model.check_pretrained(recipe, network)
+        return strategies_check_model.check_pretrained(recipe, network)
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         """The tokenizer of the run: by default that of `model:`."""
-        from hfstrat import model
+        from hfstrat.models import load
 
-        return model.load_tokenizer(recipe.model)
+        return load.load_tokenizer(recipe.model)
 
     def models(self, recipe: Recipe) -> dict[str, Any]:
         """The models whose weights decide what the run becomes, by the recipe's key."""
@@ -103,10 +83,9 @@ class Strategy(Section, ABC):
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""
-        from hfstrat import model
-        from hfstrat.tasks import TASKS
+        from hfstrat.tasks import TASKS, loading
 
-        return model.load_base(recipe.model, tokenizer, TASKS[recipe.task], data, self.learns_whole)
+        return loading.load_base(recipe.model, tokenizer, TASKS[recipe.task], data, self.learns_whole)
 
     def learns_whole(self, names: list[str], tied: bool) -> set[str]:
         """Which of the base's own parameters learn, by name: those cannot be quantized. By default none."""
@@ -123,7 +102,7 @@ class Strategy(Section, ABC):
         """Refuse what cannot be learnt where no process has the whole model, before it is loaded.
 
         Args:
-            wrapping: alone, ddp, fsdp or deepspeed (`hfstrat.world`).
+            wrapping: alone, ddp, fsdp or deepspeed (`hfstrat.trainer.distributed`).
 
         Raises:
             UserError: what would work.
@@ -168,7 +147,7 @@ class Strategy(Section, ABC):
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
         """What is minimised? By default the task's own loss."""
-        from hfstrat.trainer import StrategyTrainer
+        from hfstrat.trainer.trainer import StrategyTrainer
 
         kind: type[StrategyTrainer] = arguments.pop("trainer_class", StrategyTrainer)
         return kind(**arguments)

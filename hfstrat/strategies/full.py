@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hfstrat.strategies.base import Default, Footprint, Shapes, Strategy
+from hfstrat.recipe.section import Default, Shapes
+from hfstrat.strategies.base import Footprint, Strategy
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfstrat.model import Base
+    from hfstrat.models.load import Base
 
 
 class Full(Strategy):
@@ -30,7 +31,7 @@ class Full(Strategy):
         return base.model
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.model import cast_weights
+        from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.own_dtype)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import re
 import shutil
 import tempfile
@@ -15,21 +14,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hfstrat.class_heads import CLASS_HEAD
-from hfstrat.depth import EMBEDDING, HEAD
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Learning, Shapes, Strategy
-from hfstrat.world import DEEPSPEED, is_sharded
+from hfstrat.models.check import check_adapter
+from hfstrat.models.classifier_heads import CLASS_HEAD
+from hfstrat.models.parameter_names import EMBEDDING, HEAD
+from hfstrat.recipe.section import Default, Shapes
+from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.trainer.distributed import DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import nn
 
-    from hfstrat.model import Base
-    from hfstrat.trainer import StrategyTrainer
+    from hfstrat.models.load import Base
+    from hfstrat.trainer.trainer import StrategyTrainer
+
 
 Initialisation = Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
+
+
 CHANGES_BASE = ("pissa", "olora")  # initialisations that subtract the fresh adapter from the base's weights
+
+
 SHAPE_KEYS = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save")
 
 
@@ -203,7 +209,7 @@ class Lora(Strategy):
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         base = sum(prod(shape) for shape in shapes.values())
         if self.adapter is not None:
-            from hfstrat.model import read_shapes
+            from hfstrat.models.load import read_shapes
 
             theirs = sum(prod(shape) for shape in read_shapes(Path(self.adapter).expanduser()).values())
             return Footprint(theirs, base + theirs)
@@ -228,13 +234,3 @@ class Lora(Strategy):
         )
         adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
         return Learning(whole, shapes, self.r, adapted)
-
-
-def check_adapter(path: str, key: str = "strategy.adapter") -> None:
-    """Refuse a local folder that holds no PEFT adapter."""
-    folder = Path(path).expanduser()
-    config = folder / "adapter_config.json"
-    if folder.exists() and not config.exists():
-        raise UserError(f"{key}: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
-    if config.exists() and json.loads(config.read_text()).get("peft_type") != "LORA":
-        raise UserError(f"{key}: {path} is no LoRA adapter; give the folder of one")

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hfstrat.class_heads import CLASS_HEAD
-from hfstrat.depth import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.errors import UserError
-from hfstrat.strategies.base import Default, Footprint, Learning, Section, Shapes, Strategy
-from hfstrat.world import ALONE, DEEPSPEED, FSDP
+from hfstrat.models.classifier_heads import CLASS_HEAD
+from hfstrat.models.parameter_names import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
+from hfstrat.recipe.section import Default, Section, Shapes
+from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfstrat.feed import Feed
-    from hfstrat.model import Base
-    from hfstrat.trainer import StrategyTrainer
+    from hfstrat.models.load import Base
+    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.trainer import StrategyTrainer
 
 
 class Thaw(Section):
@@ -145,7 +146,7 @@ class Partial(Strategy):
     def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
         if self.thaw is not None:
             self._thawing(model, data.plan.steps)
-        from hfstrat.frozen.precompute import precompute
+        from hfstrat.strategies.frozen.precompute import precompute
 
         return precompute(data, model, self.precompute, still=not self.frozen_dropout)
 
@@ -160,8 +161,8 @@ class Partial(Strategy):
 
     def _thawing(self, model: nn.Module, steps: int) -> Any:
         """Raises UserError where something would still be frozen when the run ends."""
-        from hfstrat.plan import ENDLESS
-        from hfstrat.thaw import Thawing
+        from hfstrat.trainer.callbacks import Thawing
+        from hfstrat.trainer.plan import ENDLESS
 
         assert self.thaw is not None
         learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
@@ -177,7 +178,7 @@ class Partial(Strategy):
         return Thawing(parts, every)
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.model import cast_weights
+        from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.compute_dtype)  # the frozen weights were rounded to it
 

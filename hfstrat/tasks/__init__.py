@@ -16,7 +16,7 @@ __all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artefact"]
 
 def of_artefact(folder: str | Path, recipe: dict[str, Any]) -> Task:
     """The task that a saved model is for: its run's, or what its own files say."""
-    from hfstrat.model import read_json
+    from hfstrat.models.load import read_json
 
     if recipe:
         return TASKS[recipe.get("task", CausalLM.name)]

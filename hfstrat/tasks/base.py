@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.config import Recipe
-    from hfstrat.data import Prepared
-    from hfstrat.data_section import Data
-    from hfstrat.distillation.distill_loss import Mix
-    from hfstrat.evaluation.intervals import Score
-    from hfstrat.model import Base
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.strategies.distill.loss import Mix
+    from hfstrat.tasks.metrics import Score
 
 Metrics = dict[str, float]
 

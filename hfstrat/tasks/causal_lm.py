@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.config import Recipe
-    from hfstrat.data import Prepared
-    from hfstrat.data_section import Data
-    from hfstrat.distillation.distill_loss import Mix
-    from hfstrat.evaluation.intervals import Score
-    from hfstrat.model import Base
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.strategies.distill.loss import Mix
+    from hfstrat.tasks.metrics import Score
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
@@ -47,12 +47,12 @@ class CausalLM(Task):
 
     @property
     def reader(self) -> Callable[..., Any]:
-        from hfstrat.data.reading import Reading
+        from hfstrat.data.formats import Reading
 
         return Reading.of
 
     def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
-        from hfstrat.data.reading import check_train_on
+        from hfstrat.data.formats import check_train_on
 
         reading = self.reader(head, source, wanted, columns)
         check_train_on(data, reading)
@@ -81,13 +81,13 @@ class CausalLM(Task):
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
     ) -> Prepared:
-        from hfstrat.data import prepare
+        from hfstrat.data.prepare import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
-        from hfstrat.data.batches import Collator
-        from hfstrat.model import takes_logits_mask
+        from hfstrat.data.collate import Collator
+        from hfstrat.models.load import takes_logits_mask
 
         selects = "forward" in vars(base.model)  # our loss is bound to it
         return Collator(tokenizer.pad_token_id or 0, multiple, takes_logits_mask(base.model), selects_rows=selects)
@@ -108,18 +108,18 @@ class CausalLM(Task):
         """The model is as it is."""
 
     def own_the_loss(self, base: Base) -> None:
-        from hfstrat import fused
+        from hfstrat.models import fused_loss
 
-        if reason := fused.bind_head_loss(base.model):
+        if reason := fused_loss.bind_head_loss(base.model):
             base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        from hfstrat.losses import causal_lm_loss
+        from hfstrat.tasks.losses import causal_lm_loss
 
         return causal_lm_loss(outputs, labels, num_items_in_batch)
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        from hfstrat.losses import causal_lm_sums, sums_by_row
+        from hfstrat.tasks.losses import causal_lm_sums, sums_by_row
 
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -137,7 +137,7 @@ class CausalLM(Task):
         return {**found, "tokens": float(sums[0][:, 1].astype("float64").sum())}, {}
 
     def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
-        from hfstrat.evaluation.intervals import ratios
+        from hfstrat.tasks.metrics import ratios
 
         columns = self.of_rows(sums) | beside
         metrics = {
@@ -151,7 +151,7 @@ class CausalLM(Task):
         return ratios(columns, {name: each for name, each in metrics.items() if needed.get(name, "nll") in columns})
 
     def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
-        from hfstrat.data.preparation import prepare_held
+        from hfstrat.data.prepare import prepare_held
 
         return prepare_held(data, tokenizer, samples, max_rows)
 
@@ -160,7 +160,7 @@ class CausalLM(Task):
         return dict(zip(("nll", "items", "right", "kl"), sums[0].astype("float64").T, strict=False))
 
     def distiller(self, mix: Mix) -> Any:
-        from hfstrat.distillation.distill import Distiller
+        from hfstrat.strategies.distill.objective import Distiller
 
         return Distiller(mix)
 
@@ -178,12 +178,12 @@ class CausalLM(Task):
         return {"input_ids": data.probe(), "use_cache": False}
 
     def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
-        from hfstrat.evaluate import answer
+        from hfstrat.tasks.generation import answer
 
         return answer(model, data.renderer, prompt, max_new_tokens, dtype)
 
     def prompt_text(self, prompt: Any) -> str:
-        from hfstrat.evaluate import prompt_text
+        from hfstrat.tasks.generation import prompt_text
 
         return prompt_text(prompt)
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.config import Recipe
-    from hfstrat.data import Prepared
-    from hfstrat.data.classes import Classes
-    from hfstrat.data_section import Data
-    from hfstrat.distillation.distill_loss import Mix
-    from hfstrat.evaluation.intervals import Score
-    from hfstrat.model import Base
+    from hfstrat.data.classification.prepare import Classes
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.strategies.distill.loss import Mix
+    from hfstrat.tasks.metrics import Score
 
 
 class TextClassification(Task):
@@ -62,13 +62,13 @@ class TextClassification(Task):
 
     @property
     def columns(self) -> list[str]:
-        from hfstrat.data.labels import OUR_COLUMNS
+        from hfstrat.data.classification.labels import OUR_COLUMNS
 
         return OUR_COLUMNS
 
     @property
     def reader(self) -> Callable[..., Any]:
-        from hfstrat.data.labels import LabelReading
+        from hfstrat.data.classification.labels import LabelReading
 
         return LabelReading.of
 
@@ -83,7 +83,7 @@ class TextClassification(Task):
             )
 
     def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
-        from hfstrat.class_heads import with_head
+        from hfstrat.models.classifier_heads import with_head
 
         made = with_head(shapes, config, labels)
         return None if made is None else (made, False)
@@ -97,13 +97,13 @@ class TextClassification(Task):
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
     ) -> Classes:
-        from hfstrat.data.classes import prepare
+        from hfstrat.data.classification.prepare import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
-        from hfstrat.class_heads import pad_token_of
-        from hfstrat.data.class_batches import ClassCollator, has_token_types
+        from hfstrat.data.collate import ClassCollator, has_token_types
+        from hfstrat.models.classifier_heads import pad_token_of
 
         teacher = base.beside.get("teacher")
         has_types = [model is not None and has_token_types(model) for model in (base.model, teacher)]
@@ -133,14 +133,14 @@ class TextClassification(Task):
             )
 
     def new_weights(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
-        from hfstrat.class_heads import head_modules
+        from hfstrat.models.classifier_heads import head_modules
 
         modules = head_modules(model)
         return modules, [name for name in missing if not name.startswith(tuple(f"{module}." for module in modules))]
 
     def adapt(self, base: Base, tokenizer: Any) -> None:
         """Decoders look for the last token that is not the padding one; none of ours needs a cache."""
-        from hfstrat.class_heads import pad_token_of
+        from hfstrat.models.classifier_heads import pad_token_of
 
         config = base.model.config
         config.pad_token_id = pad_token_of(config, tokenizer)
@@ -150,41 +150,41 @@ class TextClassification(Task):
         """`loss` takes the logits, which are few."""
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        from hfstrat.losses import class_loss
+        from hfstrat.tasks.losses import class_loss
 
         return class_loss(outputs, labels, num_items_in_batch)
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        from hfstrat.losses import class_sums
+        from hfstrat.tasks.losses import class_sums
 
         labels = inputs.pop("labels")
         return class_sums(model(**inputs)["logits"], labels)
 
     def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...]) -> tuple[Metrics, dict[str, Any]]:
-        from hfstrat.class_metrics import of_sums
+        from hfstrat.tasks.classification_metrics import of_sums
 
         totals, marks = sums
         return of_sums(totals, marks, names)
 
     def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
-        from hfstrat.class_metrics import score_of
+        from hfstrat.tasks.classification_metrics import score_of
 
         return score_of(sums[0], sums[1], len(names))
 
     def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
-        from hfstrat.data.classes import prepare_held
+        from hfstrat.data.classification.prepare import prepare_held
 
         names = [config.id2label[index] for index in sorted(config.id2label)]
         many = config.problem_type == "multi_label_classification"
         return prepare_held(data, tokenizer, names, many, samples, max_rows)
 
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-        from hfstrat.class_metrics import columns_of
+        from hfstrat.tasks.classification_metrics import columns_of
 
         return columns_of(*sums)
 
     def distiller(self, mix: Mix) -> Any:
-        from hfstrat.distillation.class_distill import ClassDistiller
+        from hfstrat.strategies.distill.classification import ClassDistiller
 
         return ClassDistiller(mix)
 
@@ -200,13 +200,13 @@ class TextClassification(Task):
 
     def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation row together, so that padding is part of what is compared."""
-        from hfstrat.data.class_batches import TEACHER_TYPES
+        from hfstrat.data.collate import TEACHER_TYPES
 
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
         return {name: tensor for name, tensor in batch.items() if name not in ("labels", TEACHER_TYPES)}
 
     def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
-        from hfstrat.evaluate import in_words, labels_of
+        from hfstrat.tasks.generation import in_words, labels_of
 
         return in_words(labels_of(model, data.renderer, prompt, dtype))
 
@@ -216,7 +216,7 @@ class TextClassification(Task):
         return "\n\n".join([prompt["text"], prompt["text_pair"]] if "text_pair" in prompt else [prompt["text"]])
 
     def table(self, details: dict[str, Any]) -> list[str]:
-        from hfstrat.class_metrics import lines_of
+        from hfstrat.tasks.classification_metrics import lines_of
 
         return lines_of(details)
 

@@ -169,8 +169,8 @@ def test_packed_steps_are_plain_steps(recipe: Any, tmp_path: Path, attention: st
 @pytest.mark.parametrize("kernel", ["hfstrat", "trl", "liger"])
 def test_the_head_loss_on_this_device(kernel: str) -> None:
     """Each kernel against float64, in float32 and bfloat16, with the gradients of hidden states and weight."""
-    from hfstrat.head_kernels import installed
-    from hfstrat.head_loss import Head
+    from hfstrat.models.chunked_loss import Head
+    from hfstrat.models.loss_kernels import installed
 
     if kernel not in installed():
         pytest.skip(f"needs {kernel}")
@@ -195,14 +195,14 @@ def test_a_run_says_whose_loss_it_takes(recipe: Any, tmp_path: Path) -> None:
 
 def test_a_model_without_room_is_shared_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of its layers on the GPU, the others on the CPU: the same answer."""
-    from hfstrat import placing, use
-    from hfstrat.answers import How, renderer_of, stream
+    from hfstrat.tasks import artifact
+    from hfstrat.tasks.generation import How, renderer_of, stream
 
-    monkeypatch.setattr(placing, "placed", lambda model, *_: model)
-    model, tokenizer, _ = use.load(str(tiny), dtype="float32")
+    monkeypatch.setattr(artifact, "placed", lambda model, *_: model)
+    model, tokenizer, _ = artifact.load(str(tiny), dtype="float32")
     monkeypatch.undo()
     renderer = renderer_of(tokenizer, {}, plain=False)
     said = stream(model, renderer, "the cat", How(8))
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (needed, needed))
-    assert stream(placing.placed(model, spreads=True), renderer, "the cat", How(8)) == said
+    assert stream(artifact.placed(model, spreads=True), renderer, "the cat", How(8)) == said

@@ -1,0 +1,242 @@
+"""Commands: arguments in, one call out. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfstrat import __version__
+from hfstrat.cli import results
+from hfstrat.errors import RunError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train language models by a recipe that names a strategy: scratch, head, partial, full, lora or distill.",
+)
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The recipes that come with hfstrat.")
+app.add_typer(recipes_app, name="recipes")
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was prepared once and is kept on the disk.")
+app.add_typer(cache_app, name="cache")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    accelerate_config: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or a file of yours")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes, such as one a GPU")] = None,
+    num_machines: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many machines share the processes")] = None,
+    machine_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0")] = None,
+    main_process_ip: Annotated[str | None, typer.Option(metavar="HOST", help="Address of machine 0")] = None,
+    main_process_port: Annotated[int | None, typer.Option(metavar="PORT", help="A free port of machine 0")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Carry out a recipe."""
+    from hfstrat.publish import push
+    from hfstrat.recipe.load import load_recipe, located
+    from hfstrat.run import launch, preflight
+
+    loaded = load_recipe(recipe, overrides or [])
+    arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
+    machines = launch.Machines(num_machines, machine_rank, main_process_ip, main_process_port)
+    started = launch.plan_launch(arguments, accelerate_config, num_processes, machines)
+    preflight.check(loaded, overwrite)
+    with located(loaded):
+        for line in push.prepare(loaded.recipe):
+            print(line, flush=True)
+    if started.processes > 1:
+        from hfstrat.trainer.plan import share_of
+
+        with located(loaded):
+            share_of(loaded.recipe.training.global_batch_size, started.processes)
+            loaded.recipe.strategy.check_wrapping(started.wrapping)
+    print(f"hfstrat {__version__}: {started.line()}", flush=True)
+    if num_machines is None and started.processes < (gpus := launch.count_gpus()):
+        print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
+    raise typer.Exit(launch.start(started))
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many training rows to show")] = 3,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
+    from hfstrat.cli import check as cli_check
+    from hfstrat.recipe.load import load_recipe, located
+    from hfstrat.run import launch, preflight
+
+    loaded = load_recipe(recipe, overrides or [])
+    footprint = preflight.check(loaded, overwrite)
+    with located(loaded):
+        cli_check.show(loaded, footprint, rows)
+    print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
+
+
+@app.command()
+def compare(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, overrides for all"),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend")] = "",
+    model: Annotated[str | None, typer.Option(help="Instead of recipes: a model, ...")] = None,
+    data: Annotated[str | None, typer.Option(help="... the rows to train on, ...")] = None,
+    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="... strategies; default: all that can")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Rows to evaluate on; default: held out")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, each with another seed")] = 3,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
+        "runs/compare"
+    ),
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End a run that takes longer in all, such as 1h")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed; what is finished is never run again")] = False,
+) -> None:
+    """Measure strategies side by side: same rows, same evaluation, same budget, one process a run."""
+    from hfstrat.cli import compare as cli_compare
+
+    raise typer.Exit(
+        cli_compare.compare(recipes or [], model, data, strategies, task, budget, seeds, output, evaluate, timeout, retry)
+    )
+
+
+@app.command()
+def advise(
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="A model folder or a Hub id")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="A file or folder of rows")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of one device, such as 16GiB")] = None,
+    time: Annotated[str | None, typer.Option(metavar="TIME", help="How long it may take, such as 2h")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
+    accelerate_config: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="How it is distributed")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes")] = None,
+    goal: Annotated[str, typer.Option(help="quality, speed or size")] = "quality",
+    strategies: Annotated[str | None, typer.Option(metavar="LIST", help="Only these, such as head,lora")] = None,
+    measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure here for so long, such as 30s")] = None,
+    reports: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Past runs, whose report.json tell the rate; default runs")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three there")] = None,
+    parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="No model yet: its size, such as 1.1B")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, help="Tokens of its vocabulary")] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="No data yet: how many rows")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Their tokens together")] = None,
+    classes: Annotated[int, typer.Option(min=0, metavar="N", help="Their classes, if there are some")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
+) -> None:
+    """Say which strategy fits a model, data, a machine and a deadline, and why."""
+    from hfstrat.advisor.advise import Asked
+    from hfstrat.advisor.advise import advise as give
+
+    asked = Asked(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
+    give(
+        replace(
+            asked,
+            measure=measure,
+            reports=reports,
+            parameters=parameters,
+            vocab=vocab,
+            rows=rows,
+            tokens=tokens,
+            classes=classes,
+        ),
+        write,
+        json,
+    )
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List them."""
+    from hfstrat.recipe import library
+
+    for name in library.names("recipes"):
+        print(f"{name:<24} {library.title(library.find('recipes', name))}")
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A name from `hfstrat recipes ls`")],
+    target: Annotated[Path | None, typer.Argument(help="File or folder to copy to")] = None,
+) -> None:
+    """Copy one here, to be changed."""
+    import shutil
+
+    from hfstrat.errors import UserError
+    from hfstrat.recipe import library
+
+    source = library.find("recipes", name)
+    target = target or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists already; name another file")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder; make it first, or name another")
+    shutil.copyfile(source, target)
+    print(target)
+
+
+@cache_app.command("ls")
+def cache_ls() -> None:
+    """List what is kept, the one used longest ago first."""
+    from hfstrat.cli import cache
+
+    print("\n".join(cache.lines()))
+
+
+@cache_app.command("rm")
+def cache_rm(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names from `hfstrat cache ls`")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Remove everything")] = False,
+    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was not used for so long: 30d, 12h")] = None,
+) -> None:
+    """Remove what is kept. It is made again when it is needed; what a run is using stays."""
+    from hfstrat.cli import cache
+
+    print("\n".join(cache.remove(names or [], every, older_than)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    import json
+
+    from hfstrat.recipe.schema import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+results.add_to(app)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The `hfstrat` command: a RunError is one sentence and its exit code, never a traceback."""
+    try:
+        app()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,174 @@
+"""Rows of a classification: a text or a pair of texts, and its label or labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hfstrat.data.formats import rename
+from hfstrat.data.messages import BadRow, text_of
+from hfstrat.errors import UserError
+
+FORMAT = "text-classification"
+LABELS = ("label", "labels")
+PAIRS = (
+    ("text", "text_pair"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("text_a", "text_b"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+TEXTS = ("text", "sentence")
+OUR_COLUMNS = sorted({*LABELS, *TEXTS, *(name for pair in PAIRS for name in pair)})
+ALIASES = {  # other names of a text and its label, for the map that is proposed
+    "text": ("content", "review", "comment", "document", "body", "message", "tweet", "utterance", "query", "question", "title"),
+    "label": ("class", "category", "intent", "sentiment", "target", "topic", "tag", "y", "label_text", "coarse_label"),
+}
+
+
+class Labelled(NamedTuple):
+    """A row: its text, the second one of a pair, and the names of its labels (one, or any number if they are many)."""
+
+    text: str
+    pair: str | None
+    labels: list[str]
+
+    @property
+    def words(self) -> str:
+        """Both texts: what tells two rows apart, whatever their labels."""
+        return self.text if self.pair is None else f"{self.text}\n{self.pair}"
+
+
+@dataclass
+class LabelReading:
+    """How the rows of one source are read.
+
+    `columns` are our names of the text, the second text ("" for none) and the label; `class_names` is what the numbers of a
+    Hub data set's labels mean; `many`: a row has a list of labels.
+    """
+
+    source: str
+    names: dict[str, str]
+    columns: tuple[str, str, str]
+    many: bool
+    class_names: list[str] | None = None
+
+    @classmethod
+    def of(
+        cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str], names: list[str] | None = None
+    ) -> LabelReading:
+        """Told from the first rows.
+
+        Raises:
+            UserError: columns that are not there, or that are no text with its label.
+        """
+        if wanted not in ("auto", FORMAT):
+            raise UserError(f"data.format: {wanted} is for task: causal-lm; expected {FORMAT} or auto")
+        renamed = rename(dict.fromkeys(name for row in head for name in row), mapping, source)
+        columns = choose(list(renamed.values()), source)
+        theirs = next(column for column, ours in renamed.items() if ours == columns[2])
+        return cls(source, renamed, columns, any(isinstance(row.get(theirs), list | tuple) for row in head), names)
+
+    @property
+    def kind(self) -> str:
+        """The columns in words."""
+        return " + ".join(filter(None, self.columns)) + (" (any number of labels a row)" if self.many else "")
+
+    def example(self, row: Mapping[str, Any]) -> Labelled:
+        """Raises BadRow where the row does not fit."""
+        named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
+        first, second, label = self.columns
+        labels = self._labels(named[label], label)
+        return Labelled(text_of(named[first], first), text_of(named[second], second) if second else None, labels)
+
+    def _labels(self, value: Any, column: str) -> list[str]:
+        if not self.many:
+            return [label_of(value, column, self.class_names)]
+        if not isinstance(value, list | tuple):
+            raise BadRow(f"'{column}' is {value!r}, but other rows have a list; expected a list, [] where no label holds")
+        found = [label_of(each, column, self.class_names) for each in value]
+        if len(set(found)) < len(found):
+            raise BadRow(
+                f"'{column}' holds a label twice; expected those that hold, such as [1, 4] (a vector of 0 and 1 is not read)"
+            )
+        return found
+
+    def where(self, index: int) -> str:
+        return f"{self.source}: row {index + 1}"
+
+
+def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
+    """The name of one label.
+
+    Raises:
+        BadRow: null, an empty text, a fraction, or a number that the data set has no name for.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):  # tables write whole numbers so where a value is missing
+        if not value.is_integer():
+            raise BadRow(
+                f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
+                "Scores (regression) are not learnt by this task"
+            )
+        value = int(value)
+    if names is not None and isinstance(value, int):
+        if not 0 <= value < len(names):
+            raise BadRow(f"'{column}' is {value}: this row has no label; take a split that has them")
+        return names[value]
+    if isinstance(value, list | tuple):
+        raise BadRow(f"'{column}' is a list, but other rows have one label; expected a list in all of them, or in none")
+    if not isinstance(value, str | int) or not str(value).strip():
+        given = "empty" if isinstance(value, str) else "null" if value is None else type(value).__name__
+        raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number")
+    return str(value).strip()
+
+
+def choose(given: list[str], source: str) -> tuple[str, str, str]:
+    """Which of our columns are the text, the second text ("" for none) and the label.
+
+    Raises:
+        UserError: it says which columns there are and how to map them.
+    """
+    label = next((name for name in LABELS if name in given), None)
+    pair = next((pair for pair in PAIRS if set(pair) <= set(given)), None)
+    text = next((name for name in TEXTS if name in given), None)
+    if label and (pair or text):
+        return (*pair, label) if pair else (str(text), "", label)
+    shape = f"text + label, or a pair such as premise + hypothesis + label; there are {', '.join(given) or 'no columns'}"
+    raise UserError(f"{source}: task text-classification needs {shape}. Map them, such as `columns: {{{_proposal(given)}}}`")
+
+
+def _proposal(given: list[str]) -> str:
+    """A map of these columns, as far as their names tell it."""
+    pairs = {ours: next((n for n in given if n.lower() in names), None) for ours, names in ALIASES.items() if ours not in given}
+    if all(pairs.values()):
+        return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
+    return "review: text, sentiment: label"
+
+
+def in_order(names: Iterable[str], known: list[str] | None = None) -> list[str]:
+    """Labels in the data set's own order, else as people sort: numbers by size, "b2" before "b10"."""
+    if known is not None:
+        return sorted(names, key=known.index)
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> tuple[Any, ...]:
+    if (number := as_number(name)) is not None:
+        return (0, number, name)
+    parts = re.split(r"(\d+)", name.casefold())
+    return (1, [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name)
+
+
+def as_number(name: str) -> float | None:
+    """The number that a label is, if it is one."""
+    try:
+        number = float(name)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,189 @@
+"""Which rows make up which batch, and how they become tensors.
+
+Rows of a classification as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from hfstrat.data.render import IGNORED
+
+WINDOW_ROWS = 256  # rows that are sorted by length together
+
+
+class BatchOrder(Sampler[int]):
+    """The whole run as one stream of row numbers, a function of seed and position only.
+
+    Step `s` takes rows `s*G ... (s+1)*G` of an endless sequence of seeded permutations, so every optimiser step has
+    exactly `G` rows for any number of processes and any micro-batch, and a resumed run finds its place without
+    reading a row. Within a step rows are sorted by length, longest first: micro-batches pad little, processes get
+    like work, and the gradient, a sum over the step's tokens, is the same.
+
+    With `group_by_length` the rows of several steps (WINDOW_ROWS of them, never over the end of an epoch) are first
+    sorted by length together, and the steps so made are shuffled: every row is still seen once an epoch.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, global_batch_size: int, steps: int, seed: int, group_by_length: bool = False
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.global_batch_size = global_batch_size
+        self.steps = steps
+        self.seed = seed
+        self.first = 0  # step of this session
+        self.window = max(1, WINDOW_ROWS // global_batch_size) if group_by_length else 1  # steps
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+        self._grouped = lru_cache(maxsize=2)(self._group)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        return order.astype(np.int32) if len(order) < 2**31 else order  # two epochs' are kept
+
+    def _stream(self, start: int, stop: int) -> np.ndarray:
+        """Row numbers at positions `start ... stop` of the sequence of permutations."""
+        epochs, places = np.divmod(np.arange(start, stop), len(self.lengths))
+        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def _longest_first(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.lexsort((rows, -self.lengths[rows]))]
+
+    def _group(self, first: int, stop: int) -> np.ndarray:
+        """Rows of the steps `first ... stop`, sorted together and dealt out again: `[stop - first, G]`."""
+        size = self.global_batch_size
+        steps = self._longest_first(self._stream(first * size, stop * size)).reshape(-1, size)
+        return np.random.default_rng((self.seed, first, 1)).permutation(steps)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Row numbers of one optimiser step, longest first: shape `[global_batch_size]`."""
+        size, rows = self.global_batch_size, len(self.lengths)
+        if self.window == 1:
+            return self._longest_first(self._stream(step * size, (step + 1) * size))
+        epoch = step * size // rows
+        begin, end = -(-epoch * rows // size), -(-(epoch + 1) * rows // size)  # steps; windows end where epochs do
+        first = begin + (step - begin) // self.window * self.window
+        grouped: np.ndarray = self._grouped(first, min(first + self.window, end))
+        return grouped[step - first]
+
+    def tokens(self, step: int) -> int:
+        """Real (unpadded) tokens of one optimiser step, over all processes."""
+        return int(self.lengths[self.batch(step)].sum())
+
+    def begin(self, step: int) -> None:
+        """Go on at this step: whoever takes the whole stream throws away what stands before it, so nothing is found for it."""
+        self.first = step
+
+    def __iter__(self) -> Iterator[int]:
+        yield from repeat(0, self.first * self.global_batch_size)
+        for step in range(self.first, self.steps):
+            yield from self.batch(step).tolist()
+
+    def __len__(self) -> int:
+        return self.steps * self.global_batch_size
+
+
+class Collator:
+    """Pads rows on the right to one of few widths (`rounded`).
+
+    Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and the positions
+    whose next token carries loss, since only these go through the LM head: for a model with our loss bound to it as
+    `loss_rows` (int64 `[n]`, indices into B*T) and `targets` (int64 `[n]`, those next tokens), found here so that nobody
+    waits for a device to count them; else, for models that take it, as `logits_to_keep` (bool `[B, T]`).
+    """
+
+    def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool, selects_rows: bool = False) -> None:
+        self.pad_token_id, self.multiple = pad_token_id, multiple
+        self.masks_logits, self.selects_rows = masks_logits, selects_rows
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
+        shape = (len(rows), width)
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.as_tensor(row["input_ids"])
+            labels[index, :length] = torch.as_tensor(row["labels"])
+            mask[index, :length] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        targets = shift(labels)
+        if self.selects_rows:
+            batch["loss_rows"] = (targets != IGNORED).flatten().nonzero()[:, 0]
+            batch["targets"] = targets.flatten()[batch["loss_rows"]]
+        elif self.masks_logits:
+            batch["logits_to_keep"] = targets != IGNORED
+        return batch
+
+
+def rounded(length: int, multiple: int) -> int:
+    """A width of at least `length`: a multiple of `multiple`, and of an eighth of the power of two below it.
+
+    Few widths, so that kernels (oneDNN compiles one for each shape, `torch.compile` too) and cached memory serve again;
+    never more than an eighth of padding beyond `multiple`.
+    """
+    step = max(multiple, 1 << max(0, (length - 1).bit_length() - 4))
+    return -(-length // step) * step
+
+
+def shift(labels: torch.Tensor) -> torch.Tensor:
+    """What each position has to predict: the label to its right (`[B, T]`, -100 at the end)."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+TEACHER_TYPES = "teacher_types"
+
+
+def has_token_types(model: Any) -> bool:
+    """Whether a model tells two texts apart by `token_type_ids`."""
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+
+
+class ClassCollator:
+    """Pads rows on the right to one of few widths (`batches.rounded`).
+
+    Gives `input_ids`, `attention_mask` (int64 `[B, T]`), `token_type_ids` for models that tell two texts apart by them, and
+    `labels`: int64 `[B]`, or float `[B, labels]` of 0 and 1 where a row may have several.
+
+    Args:
+        has_types: whether the model tells two texts apart by `token_type_ids`.
+        teacher_has_types: whether its teacher does, to whom they go as `teacher_types`.
+        labels: how many there are, where a row may have several; None for one a row.
+    """
+
+    selects_rows = False  # every row has loss
+
+    def __init__(
+        self, pad_token_id: int, multiple: int, has_types: bool, labels: int | None = None, teacher_has_types: bool = False
+    ) -> None:
+        self.pad_token_id, self.multiple, self.has_types, self.labels = pad_token_id, multiple, has_types, labels
+        self.types = [name for name, wanted in (("token_type_ids", has_types), (TEACHER_TYPES, teacher_has_types)) if wanted]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
+        shape = (len(rows), width)
+        batch = {"input_ids": torch.full(shape, self.pad_token_id), "attention_mask": torch.zeros(shape, dtype=torch.long)}
+        for name in self.types:
+            batch[name] = torch.zeros(shape, dtype=torch.long)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][index, :length] = torch.as_tensor(row["input_ids"])
+            batch["attention_mask"][index, :length] = 1
+            for name in self.types if row["token_type_ids"] else ():
+                batch[name][index, :length] = torch.as_tensor(row["token_type_ids"])
+        batch["labels"] = self._labels([row["label"] for row in rows])
+        return batch
+
+    def _labels(self, given: list[Any]) -> torch.Tensor:
+        if self.labels is None:
+            return torch.tensor(given, dtype=torch.long)
+        marks = torch.zeros(len(given), self.labels)
+        for index, labels in enumerate(given):
+            marks[index, labels] = 1.0
+        return marks

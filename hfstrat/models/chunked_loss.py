@@ -1,0 +1,269 @@
+"""From hidden states to the summed loss and its gradients, a few rows at a time: no `[n, V]` tensor ever exists.
+
+The gradients are computed in the forward pass, while a chunk's logits are at hand; the backward pass only scales them.
+Products take a chunk of rows, all between them a block of these: fresh pages of a chunk's size take longer than what is
+written there, and a block's are in cache. Pure PyTorch, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from packaging.version import Version
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from hfstrat.data.collate import rounded
+
+CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
+CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
+BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second cache
+ROW_MULTIPLE = 16  # of a product on a CPU
+HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
+GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
+
+RowsLoss = Callable[[slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From a block's place (a slice that ends with its last row), its logits `[b, V]` (to be left as they are) and memory of their
+size: the block's summed loss and its gradient by these logits, which may be in that memory."""
+
+
+class Head(NamedTuple):
+    """A language model's head: logits are `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`."""
+
+    weight: torch.Tensor  # [V, H]
+    bias: torch.Tensor | None = None  # [V]
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+def head_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Negative log-likelihood (nats) of `targets`, summed: a scalar, in float32 or wider.
+
+    Only what requires a gradient gets one: a frozen head costs no gradient of its weight. No rows give a zero with
+    zero gradients.
+
+    Args:
+        hidden: `[n, H]`, the rows that carry loss.
+        weight: `[V, H]`, the LM head.
+        targets: `[n]`, int64 in `[0, V)`.
+        bias: `[V]`.
+        softcap: c of `c * tanh(logits / c)`, after the scale.
+        scale: factor of the logits.
+        chunk: rows at a time; by default as many as keep the logits in cache.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or a target outside the vocabulary.
+    """
+    if not torch.is_grad_enabled():
+        return head_scores(hidden, weight, targets, bias, softcap, scale, chunk)[0].sum()
+    return rows_loss(hidden, Head(weight, bias, softcap, scale), _cross_entropy(targets), chunk)
+
+
+def rows_loss(hidden: torch.Tensor, head: Head, loss: RowsLoss, chunk: int | None = None) -> torch.Tensor:
+    """The sum of any loss of logits, each row of which depends on its own logits alone; as `head_loss` in all else."""
+    chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
+    dtype = compute_dtype(hidden, head.weight)
+    total: torch.Tensor = _HeadLoss.apply(hidden, *head, chunk, dtype, loss)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _cross_entropy(targets: torch.Tensor) -> RowsLoss:
+    def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = targets[part][:, None]
+        gradient = torch.log_softmax(logits, -1, out=space)
+        value = -gradient.gather(1, wanted).sum()
+        return value, gradient.exp_().scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))
+
+    return loss
+
+
+@torch.no_grad()
+def head_scores(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row: negative log-likelihood (nats, `[n]`, float32 or wider) and whether the target is the top-1 guess (bool).
+
+    Arguments and errors are those of `head_loss`; there is no gradient.
+    """
+    nll, right = [], []
+    for part, logits in blocks(hidden, Head(weight, bias, softcap, scale), chunk):
+        right.append(logits.argmax(-1) == targets[part])
+        nll.append(-functional.log_softmax(logits, -1).gather(1, targets[part][:, None])[:, 0])
+    empty = torch.empty(0, dtype=loss_dtype(weight.dtype), device=hidden.device)
+    return torch.cat([empty, *nll]), torch.cat([empty.bool(), *right])
+
+
+def chunk_rows(weight: torch.Tensor, learns: bool) -> int:
+    """Rows at a time: as many as keep the logits in cache, but not so few that the weight's way from memory dominates.
+
+    The gradient of a weight that learns is read and written for each chunk too; it is as large as H rows of logits,
+    so H/4 rows at a time cost little memory beside it.
+    """
+    vocabulary, width = weight.shape
+    size = CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(CHUNK_ROWS, size // (4 * vocabulary), width // 4 if learns else 0)
+
+
+def block_rows(device: torch.device, vocabulary: int, chunk: int) -> int:
+    """Rows of a chunk whose logits are gone through at a time; on a GPU all of them."""
+    return max(1, min(chunk, BLOCK_BYTES // (4 * vocabulary) if device.type == "cpu" else chunk))
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        softcap: float | None,
+        scale: float,
+        chunk: int,
+        dtype: torch.dtype,
+        loss: RowsLoss,
+    ) -> torch.Tensor:
+        wide = loss_dtype(dtype)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        learns = ctx.needs_input_grad
+        for_hidden = torch.empty_like(hidden) if learns[0] else None
+        for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if learns[1] else None
+        for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and learns[2] else None
+        head = Head(weight, bias, softcap, scale)
+        size = block_rows(weight.device, len(weight), chunk)
+        space = torch.empty(size, len(weight), dtype=wide, device=hidden.device)
+        # a CPU multiplies float32 by float32 only: the gradient is kept as wide as it is computed
+        widened = learns[1] and hidden.is_cpu and dtype != wide
+        exact = space.new_empty(few_sizes(len(hidden), chunk, hidden.device), len(weight)) if widened else None
+        with without_autocast(hidden.device):
+            for start, count, rows, product, own in products(hidden, head, chunk, dtype):
+                for part in parts(count, size):
+                    logits = logits_of(product[part], head)
+                    value, gradient = loss(slice(start + part.start, start + part.stop), logits, space[: len(logits)])
+                    total += value
+                    _through_softcap_(gradient, logits, softcap, scale)
+                    if for_bias is not None:
+                        for_bias += gradient.sum(0)
+                    product[part] = gradient  # in the place of the logits
+                    if exact is not None:
+                        exact[part] = gradient
+                product[count:] = 0
+                if for_hidden is not None:
+                    for_hidden[start : start + count] = (product @ own)[:count]
+                if for_weight is not None:
+                    if exact is not None:
+                        exact[count : len(rows)] = 0
+                    _add_product_(for_weight, (product if exact is None else exact[: len(rows)]).T, rows)
+        ctx.save_for_backward(for_hidden, for_weight, for_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias = (
+            None if gradient is None else (gradient * grad_output).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden, weight, bias, None, None, None, None, None
+
+
+def products(
+    hidden: torch.Tensor, head: Head, chunk: int, dtype: torch.dtype
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each chunk, in `dtype`: its first row's number, how many there are, rows `[c, H]`, head's product `[c, V]` (until the
+    next), weight. There may be more rows than were given: the further ones are zero."""
+    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    most = few_sizes(len(hidden), chunk, hidden.device)
+    space = torch.empty(most, len(weight), dtype=dtype, device=hidden.device)
+    for start in range(0, len(hidden), chunk):
+        rows = hidden[start : start + chunk].to(dtype)
+        count = len(rows)
+        if further := few_sizes(count, chunk, hidden.device) - count:
+            rows = functional.pad(rows, (0, 0, 0, further))
+        with without_autocast(hidden.device):
+            product = torch.mm(rows, weight.T, out=space[: len(rows)])
+        if bias is not None:
+            product += bias
+        yield start, count, rows, product, weight
+
+
+def few_sizes(rows: int, chunk: int, device: torch.device) -> int:
+    """Rows of a product: so many or a few more, up to a chunk.
+
+    On a CPU oneDNN compiles three kernels for each number of rows, nearly every step has another one, and a thousand of them
+    that are kept took as much memory as a small model.
+    """
+    return min(chunk, rounded(rows, ROW_MULTIPLE) if device.type == "cpu" else rows)
+
+
+def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
+    """The logits of a head's product `[b, V]`, in float32 or wider; the product itself where it is as wide, changed."""
+    logits = product.to(loss_dtype(product.dtype))
+    if head.scale != 1.0:
+        logits *= head.scale
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+def blocks(hidden: torch.Tensor, head: Head, chunk: int | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
+    """For each block: its place among the rows, and its logits `[b, V]` in float32 or wider (until the next)."""
+    chunk = chunk or chunk_rows(head.weight, False)
+    for start, count, _, product, _ in products(hidden, head, chunk, compute_dtype(hidden, head.weight)):
+        for part in parts(start + count, block_rows(hidden.device, len(head.weight), chunk), start):
+            yield part, logits_of(product[part.start - start : part.stop - start], head)
+
+
+def parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """The rows from `start` on cut into slices of `size`, the last one shorter."""
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
+
+
+def _through_softcap_(gradient: torch.Tensor, logits: torch.Tensor, softcap: float | None, scale: float) -> None:
+    """From the gradient of the final logits to that of the head's own product, in place; uses up `logits`."""
+    if softcap is not None:
+        gradient.mul_(logits.div_(softcap).square_().neg_().add_(1.0))  # tanh' = 1 - tanh^2
+    if scale != 1.0:
+        gradient *= scale
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right`, where no chunk's product is rounded to 16 bits before it is added."""
+    if total.is_cuda and left.dtype.itemsize == 2 and total.dtype == torch.float32 and HAS_MIXED_PRODUCT:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """What a linear layer would compute in: autocast leaves float64 alone."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype.itemsize >= 4 else torch.float32
+
+
+def without_autocast(device: torch.device) -> Any:
+    """The dtypes are chosen here; autocast would round the float32 sums."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -1,0 +1,210 @@
+"""What a model's files say without torch: its config, and the shapes of its weights.
+
+Tokenizer and base model: pretrained weights for a task, and the precision policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError, first_line
+from hfstrat.tasks.base import Task
+from hfstrat.tasks.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfstrat.recipe.schema import Model
+
+
+def read_config(model: Model) -> dict[str, Any] | None:
+    """The local `config.json`, without torch; None where there is none to read."""
+    file = Path(model.name_or_path).expanduser() / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
+    return config if isinstance(config, dict) else None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where the file is broken."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+@dataclass
+class Base:
+    """A loaded base model, and what a strategy needs to know about it."""
+
+    model: PreTrainedModel
+    name_or_path: str
+    revision: str | None
+    new_token_ids: list[int]
+    compute_dtype: torch.dtype  # of frozen weights and of the forward pass
+    own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
+    reload: dict[str, Any] = field(default_factory=dict)  # what `from_pretrained` needs for the result; nothing if it is plain
+    initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
+    remarks: list[str] = field(default_factory=list)
+    beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
+    task: Task = field(default_factory=CausalLM)
+    prepared: Any = None  # what a strategy made of the data before the model is built
+    new_head: bool = False  # its weights are random
+    head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
+    quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, where it is
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the input embeddings' own weight."""
+        head = self.model.get_output_embeddings()
+        return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    @property
+    def commit(self) -> str | None:
+        """The revision that was read: as the recipe names it, else the commit that the Hub gave."""
+        return self.revision or getattr(self.model.config, "_commit_hash", None)
+
+    def say(self, remark: str) -> None:
+        self.remarks.append(remark)
+
+
+def source_of(model: Model) -> tuple[str, dict[str, Any]]:
+    """The first argument and the keywords for `from_pretrained`; a .gguf file is its folder and its name."""
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if model.revision:
+        options["revision"] = model.revision
+    if not model.name_or_path:
+        return "", options
+    path = Path(model.name_or_path).expanduser()
+    if model.gguf_file:
+        return str(path.absolute().parent), {**options, "gguf_file": path.name}
+    # a local folder by its full path: an adapter remembers it, and has to find its base from any working directory
+    return str(path.absolute()) if path.is_dir() else model.name_or_path, options
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer, with `add_tokens` added and a padding token (used for shape only: masks go by position)."""
+    from transformers import AutoTokenizer
+
+    source, options = (str(Path(model.tokenizer).expanduser()), {}) if model.tokenizer else source_of(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        key = "model.tokenizer" if model.tokenizer else "model.name_or_path"
+        raise UserError(f"{key}: {source}: no tokenizer can be loaded from it: {first_line(error)}") from error
+    known = set(tokenizer.get_vocab())
+    if already := [token for token in model.add_tokens if token in known]:
+        raise UserError(f"model.add_tokens: the vocabulary has {', '.join(already)} already; remove what is there")
+    if model.add_tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": model.add_tokens}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model was made for; None where it does not say."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    offset = getattr(positions, "padding_idx", None)
+    if isinstance(context, int) and offset is not None:
+        context -= offset + 1  # RoBERTa and its like count positions from behind it
+    return context if isinstance(context, int) else None
+
+
+def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
+    """Refuse rows that are longer than what the model was made for.
+
+    Raises:
+        UserError: it names the model's context.
+    """
+    context = context_of(model)
+    if context is not None and longest > context:
+        raise UserError(
+            f"data.max_length: the longest row has {longest} tokens, and {whose}'s context is {context} "
+            f"(max_position_embeddings); set max_length: {context}, with overflow: split to keep what is beyond"
+        )
+
+
+def compute_dtype(wanted: str) -> torch.dtype:
+    """The precision of frozen weights and of the forward pass on this machine.
+
+    Raises:
+        UserError: float16 on a CPU, where it would be slower than float32 and overflow.
+    """
+    import torch
+
+    if wanted == "float16" and not torch.cuda.is_available():
+        raise UserError("model.dtype: float16 needs a GPU; on this machine use auto, bfloat16 or float32")
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.backends.mps.is_available():
+        return torch.bfloat16
+    has_bf16: Callable[[], bool] = torch.cpu._is_avx512_bf16_supported
+    return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def set_precision(model: nn.Module, compute: torch.dtype) -> None:
+    """Frozen floating-point weights in `compute`, learning ones in float32, which small updates need to add up."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """All floating-point weights in `dtype`; buffers stay, since rotary frequencies must not be rounded."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Learning and all parameters, each tied weight once."""
+    from hfstrat.models.quantization import elements
+
+    sizes = {id(p): (elements(p), p.requires_grad) for p in model.parameters()}
+    return sum(n for n, learns in sizes.values() if learns), sum(n for n, _ in sizes.values())
+
+
+def takes_logits_mask(model: nn.Module) -> bool:
+    """Whether the forward pass can be told which positions go through the LM head."""
+    import inspect
+
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def main_dtype(model: nn.Module) -> torch.dtype:
+    """The precision that most of the weights are in; of a quantized model, most of the frozen ones that are not quantized."""
+    sizes: dict[torch.dtype, int] = {}
+    quantized = any(not p.is_floating_point() for p in model.parameters())
+    frozen = any(p.is_floating_point() and not p.requires_grad for p in model.parameters())
+    for parameter in model.parameters():
+        if quantized and (not parameter.is_floating_point() or (frozen and parameter.requires_grad)):
+            continue
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])

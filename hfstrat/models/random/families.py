@@ -1,0 +1,214 @@
+"""Model families as the installed transformers has them, told from its source: importing it takes seconds.
+
+Which families are causal LMs, which keys their configs have and with which defaults, and, for some of them, every
+parameter's shape. `transformers` itself has the last word when the model is made.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import UserError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+Settings = dict[str, Any]
+
+
+@lru_cache
+def _source() -> Path | None:
+    spec = importlib.util.find_spec("transformers")
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _pairs(file: str, name: str) -> dict[str, str]:
+    """The pairs of an OrderedDict of that name in a file of transformers."""
+    source = _source()
+    if source is None or not (source / file).is_file():
+        return {}
+    text = (source / file).read_text(encoding="utf-8")
+    body = re.search(rf"^{name} = OrderedDict\(\n    \[\n(.*?)^    \]\n\)", text, re.MULTILINE | re.DOTALL)
+    return dict(re.findall(r'\("([^"]+)",\s*"([^"]+)"\)', body.group(1))) if body else {}
+
+
+@lru_cache
+def families_of(auto_class: str) -> list[str]:
+    """The `model_type` of every family that this auto class can make; empty where it cannot be told."""
+    words = re.sub("([a-z])([A-Z])", r"\1_\2", auto_class.removeprefix("AutoModel")).upper()
+    return list(_pairs("models/auto/modeling_auto.py", f"MODEL_{words}_MAPPING_NAMES"))
+
+
+def reads_both_ways(family: str, settings: Settings) -> bool:
+    """Whether each token sees those after it, unless the config says `is_decoder`: no causal LM learns from that."""
+    return {**config_keys(family), **settings}.get("is_decoder") is False
+
+
+@lru_cache
+def config_keys(family: str) -> dict[str, Any]:
+    """The keys of a family's config with their defaults (None where a default is no plain value); empty if unknown."""
+    fields = _class_of(family)[0]
+    common = _class_in("configuration_utils.py", "PreTrainedConfig")[0]
+    return {**common, **fields} if fields else {}
+
+
+def canonical(family: str, settings: Settings) -> Settings:
+    """The same settings by the family's own names: GPT-2 calls `hidden_size` n_embd."""
+    names = _class_of(family)[1]
+    return {names.get(key, key): value for key, value in settings.items()}
+
+
+def common_name(family: str, key: str) -> str:
+    """The family's own name of a key that all of them have."""
+    return _class_of(family)[1].get(key, key)
+
+
+@lru_cache
+def _class_of(family: str) -> tuple[dict[str, Any], dict[str, str]]:
+    name = _pairs("models/auto/auto_mappings.py", "CONFIG_MAPPING_NAMES").get(family)
+    special = _pairs("models/auto/auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
+    module = special.get(family, family).replace("-", "_")
+    return _class_in(f"models/{module}/configuration_{module}.py", name) if name else ({}, {})
+
+
+def _class_in(file: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Annotated fields of a class with their defaults, and its `attribute_map`."""
+    source = _source()
+    if source is None or not (source / file).is_file():
+        return {}, {}
+    tree = ast.parse((source / file).read_text(encoding="utf-8"))
+    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    fields, names = dict[str, Any](), dict[str, str]()
+    for node in found.body if found else []:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if not ast.unparse(node.annotation).startswith("ClassVar"):
+                fields[node.target.id] = _plain(node.value)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "attribute_map":
+            names = dict(_plain(node.value) or {})
+    return fields, names
+
+
+def _plain(node: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def shapes_of(family: str, settings: Settings) -> Shapes | None:
+    """Parameter name to shape, each tied weight once; None for a family whose shapes are not known here.
+
+    Args:
+        settings: keys of the config that are not as its class has them, by the family's own names.
+    """
+    whole = {**config_keys(family), **settings}
+    try:
+        return KNOWN[family](whole) if family in KNOWN else None
+    except (KeyError, TypeError, ZeroDivisionError):  # a key is missing or no number: transformers will say so
+        return None
+
+
+def is_tied(family: str, settings: Settings) -> bool:
+    return bool({**config_keys(family), **settings}.get("tie_word_embeddings"))
+
+
+def _llama_like(qkv_bias: bool | None, norms: bool = False) -> Callable[[Settings], Shapes]:
+    """Llama and its like. `qkv_bias`: whether query, key and value have a bias; None: all four as `attention_bias` says."""
+
+    def shapes(c: Settings) -> Shapes:
+        width, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
+        each = c.get("head_dim") or width // heads
+        queries, keys = heads * each, (c.get("num_key_value_heads") or heads) * each
+        found: Shapes = {"model.embed_tokens.weight": (c["vocab_size"], width)}
+        for index in range(c["num_hidden_layers"]):
+            block = f"model.layers.{index}"
+            linear = {"q": (queries, width), "k": (keys, width), "v": (keys, width), "o": (width, queries)}
+            for name, shape in linear.items():
+                found[f"{block}.self_attn.{name}_proj.weight"] = shape
+                if c.get("attention_bias") if qkv_bias is None else (qkv_bias and name != "o"):
+                    found[f"{block}.self_attn.{name}_proj.bias"] = shape[:1]
+            if norms:
+                found |= {f"{block}.self_attn.{name}_norm.weight": (each,) for name in "qk"}
+            for name, shape in {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}.items():
+                found[f"{block}.mlp.{name}_proj.weight"] = shape
+                if c.get("mlp_bias"):
+                    found[f"{block}.mlp.{name}_proj.bias"] = shape[:1]
+            found |= {f"{block}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+        found["model.norm.weight"] = (width,)
+        return found if c.get("tie_word_embeddings") else found | {"lm_head.weight": (c["vocab_size"], width)}
+
+    return shapes
+
+
+def _gpt2(c: Settings) -> Shapes:
+    width = c["n_embd"]
+    inner = c["n_inner"] or 4 * width
+    found: Shapes = {"transformer.wte.weight": (c["vocab_size"], width), "transformer.wpe.weight": (c["n_positions"], width)}
+    layers = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
+    layers |= {"mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width)}  # stored transposed
+    for index in range(c["n_layer"]):
+        block = f"transformer.h.{index}"
+        for name, shape in layers.items():
+            found |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[1:]}
+        found |= {f"{block}.{norm}.{part}": (width,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    found |= {f"transformer.ln_f.{part}": (width,) for part in ("weight", "bias")}
+    return found if c["tie_word_embeddings"] else found | {"lm_head.weight": (c["vocab_size"], width)}
+
+
+def _bert(c: Settings) -> Shapes:
+    """The body alone, without its pooler: the rest is a classifier's head."""
+    width, inner = c["hidden_size"], c["intermediate_size"]
+    tables = {"word": c["vocab_size"], "position": c["max_position_embeddings"], "token_type": c["type_vocab_size"]}
+    found: Shapes = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in tables.items()}
+    layers = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+    layers |= {"attention.output.dense": (width, width), "intermediate.dense": (inner, width), "output.dense": (width, inner)}
+    norms = ["embeddings.LayerNorm"]
+    for index in range(c["num_hidden_layers"]):
+        block = f"encoder.layer.{index}"
+        for name, shape in layers.items():
+            found |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        norms += [f"{block}.attention.output.LayerNorm", f"{block}.output.LayerNorm"]
+    return found | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+
+
+SHAPES: dict[str, Callable[[Settings], Shapes]] = {
+    "llama": _llama_like(None),
+    "mistral": _llama_like(False),
+    "qwen2": _llama_like(True),
+    "qwen3": _llama_like(None, norms=True),
+    "gpt2": _gpt2,
+}
+
+
+BODIES: dict[str, Callable[[Settings], Shapes]] = {"bert": _bert}  # encoders, without any head
+
+
+KNOWN = SHAPES | BODIES
+
+
+def read_stored(source: str) -> dict[str, Any] | None:
+    """The config of a local folder or file; None for a Hub id.
+
+    Raises:
+        UserError: it is no JSON object, or has no model_type.
+    """
+    path = Path(source).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        if path.exists():
+            raise UserError(f"model.name_or_path: {source} has no config.json")
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise UserError(f"model.name_or_path: {file}: expected a JSON object with a model_type, as transformers saves it")
+    return config

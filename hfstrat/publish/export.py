@@ -1,0 +1,238 @@
+"""A Llama model as a GGUF file. What may come out wrong is refused: llama.cpp's own converter knows more.
+
+`hfstrat export`: a result in the form that other programs read, loaded again from it and compared.
+
+safetensors: transformers' own form (an adapter is merged). gguf: for llama.cpp and Ollama, written with the `gguf` package, for
+Llama models with a byte-level BPE. onnx: by transformers' own exporter (optimum's does not work with transformers 5).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import RunError, UserError
+from hfstrat.publish.merge import merge_run as merge
+from hfstrat.tasks.artifact import PROBE_TEXT, load, resolve
+
+INSTEAD = "llama.cpp's convert_hf_to_gguf.py knows more models (give it a merged folder)"
+
+
+LAYER = {  # of a block: transformers' name, GGUF's
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write(model: Any, tokenizer: Any, output: Path) -> None:
+    """Write weights (matrices in 16 bits), config, tokenizer and chat template.
+
+    Raises:
+        UserError: a model or a tokenizer that this cannot write.
+    """
+    import gguf
+
+    _check(model)
+    words = _tokenizer(tokenizer)
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    writer = gguf.GGUFWriter(str(output), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(float(_rope(config).get("rope_theta", 10000.0)))
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    _add_words(writer, gguf, tokenizer, words, config.vocab_size)
+    for name, weight in _tensors(model, heads, kv_heads):
+        writer.add_tensor(name, *_stored(gguf, weight, model.dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    return dict(getattr(config, "rope_parameters", None) or {})
+
+
+def _check(model: Any) -> None:
+    name = type(model).__name__
+    kind = _rope(model.config).get("rope_type", "default")
+    if name != "LlamaForCausalLM" or kind != "default" or model.config.attention_bias or model.config.mlp_bias:
+        what = name if name != "LlamaForCausalLM" else f"Llama model with {kind} positions or biases"
+        raise UserError(f"--format gguf: a {what} is not what this writes; expected a plain Llama model. {INSTEAD}")
+
+
+def _tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer's own JSON with llama.cpp's name for how it splits words, as `pre`."""
+    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    split = content.get("pre_tokenizer") or {}
+    steps = split.get("pretokenizers", [split])
+    kinds = [step.get("type") for step in steps]
+    if content["model"]["type"] == "BPE" and not content["model"].get("byte_fallback") and not content.get("normalizer"):
+        if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+            return content | {"pre": "gpt-2"}
+        if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+            return content | {"pre": "smollm"}
+    by = " and ".join(map(str, kinds))
+    raise UserError(
+        f"--format gguf: this tokenizer ({content['model']['type']}, split by {by}) is not what this writes; "
+        f"expected a byte-level BPE as GPT-2's or SmolLM's. {INSTEAD}"
+    )
+
+
+def _add_words(writer: Any, gguf: Any, tokenizer: Any, words: dict[str, Any], size: int) -> None:
+    by_id = {index: word for word, index in tokenizer.get_vocab().items()}
+    special = {token["id"]: token["special"] for token in words.get("added_tokens") or []}
+    names = [by_id.get(index, f"[PAD{index}]") for index in range(size)]  # a padded embedding has rows without a word
+    kinds = [gguf.TokenType.NORMAL if index in by_id else gguf.TokenType.UNUSED for index in range(size)]
+    for index, control in special.items():
+        kinds[index] = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(words["pre"])
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in words["model"]["merges"]])
+    for name in ("bos", "eos", "pad", "unk"):
+        if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(index)
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(starts)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tensors(model: Any, heads: int, kv_heads: int) -> Any:
+    """Names and weights in GGUF's order of rows: the two halves of each head's rotation lie beside each other."""
+    state = model.state_dict()
+    yield "token_embd.weight", state["model.embed_tokens.weight"]
+    for layer in range(model.config.num_hidden_layers):
+        for ours, theirs in LAYER.items():
+            weight = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in ("attn_q", "attn_k"):
+                rows, count = weight.shape[0], heads if theirs == "attn_q" else kv_heads
+                weight = weight.reshape(count, 2, rows // count // 2, -1).transpose(1, 2).reshape(weight.shape)
+            yield f"blk.{layer}.{theirs}.weight", weight
+    yield "output_norm.weight", state["model.norm.weight"]
+    if not model.config.tie_word_embeddings:
+        yield "output.weight", state["lm_head.weight"]
+
+
+def _stored(gguf: Any, weight: Any, dtype: Any) -> tuple[Any, None, Any]:
+    """Vectors in float32, matrices in the model's own 16 bits or float16."""
+    import torch
+
+    weight = weight.detach().cpu()
+    if weight.ndim == 1:
+        return weight.float().numpy(), None, gguf.GGMLQuantizationType.F32
+    if dtype == torch.bfloat16:
+        bits = weight.to(torch.bfloat16).contiguous().view(torch.uint8).reshape(weight.shape[0], -1)
+        return bits.numpy(), None, gguf.GGMLQuantizationType.BF16
+    return weight.to(torch.float16).contiguous().numpy(), None, gguf.GGMLQuantizationType.F16
+
+
+NEEDS = {"safetensors": [], "gguf": ["gguf"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
+
+
+ALLOWED = {"gguf": 3e-2, "onnx": 1e-3}  # of the largest logit: a GGUF's matrices are in 16 bits
+
+
+def export(target: str, output: Path, form: str) -> None:
+    """Write a run's result (or a model) into a new folder, or as a .gguf file.
+
+    Raises:
+        UserError: a form that there is not, a package that is missing, a model that the form cannot hold.
+        RunError: what was written says something else than the model.
+    """
+    if form not in NEEDS:
+        raise UserError(f"--format: {form}; expected one of {', '.join(NEEDS)}")
+    if missing := [name for name in NEEDS[form] if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--format {form}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if form == "gguf" and output.suffix != ".gguf":
+        raise UserError(f"{output}: a file that ends in .gguf is expected")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output} is in use; name a new one")
+    folder, _ = resolve(target)
+    if form == "safetensors" and (Path(folder) / "adapter_config.json").is_file():
+        return merge(target, output)
+    model, tokenizer, _ = load(target, "none", "checkpoint", widened=True)  # in its own dtype: this machine's might round
+    if hasattr(model, "merge_and_unload"):
+        own = model.get_base_model().dtype
+        model = model.float().merge_and_unload(safe_merge=True).to(own)
+    writers: dict[str, Callable[[Any, Any, Path], None]] = {"safetensors": _safetensors, "gguf": _gguf, "onnx": _onnx}
+    return writers[form](model, tokenizer, output)
+
+
+def _safetensors(model: Any, tokenizer: Any, output: Path) -> None:
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"{output}: {str(model.dtype).removeprefix('torch.')}, loads with transformers")
+
+
+def _gguf(model: Any, tokenizer: Any, output: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    write(model, tokenizer, output)
+    where = {"pretrained_model_name_or_path": str(output.absolute().parent), "gguf_file": output.name}
+    again = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True))
+    if AutoTokenizer.from_pretrained(**where)(PROBE_TEXT)["input_ids"] != tokenizer(PROBE_TEXT)["input_ids"]:
+        raise RunError(f"{output}: read again, its tokenizer makes other tokens of a text; it is kept for inspection")
+    _compare(model.float(), again.float(), tokenizer, output, ALLOWED["gguf"])
+
+
+def _onnx(model: Any, tokenizer: Any, output: Path) -> None:
+    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+
+    model = model.float().cpu()
+    model.config.use_cache = False
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        exported = OnnxExporter().export(model, dict(_inputs(tokenizer, 2)), OnnxConfig(dynamic=True))
+    except Exception as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{output}: transformers' ONNX exporter does not take a {type(model).__name__}: {why}") from error
+    exported.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    _compare(model, ExportedModel.from_pretrained(output), tokenizer, output, ALLOWED["onnx"])
+
+
+def _inputs(tokenizer: Any, rows: int) -> Any:
+    import torch
+
+    ids = tokenizer(PROBE_TEXT)["input_ids"]
+    batch = torch.tensor([ids] * rows)
+    return {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
+
+
+def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: float) -> None:
+    """Say how far what was read again is from the model.
+
+    Raises:
+        RunError: too far.
+    """
+    import torch
+
+    inputs = _inputs(tokenizer, 1)
+    with torch.no_grad():
+        want, got = (torch.as_tensor(each(**inputs).logits).float().cpu() for each in (model.cpu(), again))
+    off, largest = float((want - got).abs().max()), float(want.abs().max())
+    if not off <= allowed * largest:
+        raise RunError(f"{output}: read again, its logits are off by {off:.3g} (the largest is {largest:.3g}); it is kept")
+    same = float((want.argmax(-1) == got.argmax(-1)).float().mean())
+    print(f"{output}: read again: logits differ by at most {off:.2g} of {largest:.3g}, the same first choice for {same:.0%}")

@@ -1,0 +1,212 @@
+"""How to load a result with plain libraries, as code that is right for this artefact, and how to serve it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import UserError
+from hfstrat.models.load import read_json
+from hfstrat.publish import provenance
+from hfstrat.tasks import of_artefact
+from hfstrat.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a folder holds. `source` is how readers name it: a Hub id or a path."""
+
+    folder: Path
+    report: dict[str, Any]
+    source: str
+    local_base: str | None = None  # where the base lies, for lines that are shown on this machine only
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def is_sentence(self) -> bool:
+        return (self.folder / "modules.json").is_file()
+
+    @property
+    def task(self) -> Task:
+        return of_artefact(self.folder, self.report.get("run", {}).get("recipe", {}))
+
+    @property
+    def library(self) -> str:
+        return "sentence-transformers" if self.is_sentence else ("peft" if self.is_adapter else "transformers")
+
+    @property
+    def base(self) -> provenance.Base | None:
+        return provenance.base_of(self.report) if self.report else None
+
+    @property
+    def base_name(self) -> str:
+        """The base as it stands in code."""
+        if self.local_base:
+            return self.local_base
+        config = read_json(self.folder / "adapter_config.json")
+        return (self.base.hub or f"path/to/{self.base.name}") if self.base else str(config.get("base_model_name_or_path"))
+
+    @property
+    def own_base(self) -> bool:
+        """Whether readers have to bring the base: it is on no Hub."""
+        return bool(self.base and not self.base.hub)
+
+    @property
+    def rank(self) -> int:
+        return int(read_json(self.folder / "adapter_config.json").get("r") or 0)
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template."""
+        account = self.report.get("run", {}).get("data", {}).get("train", {})
+        if account.get("format") == "text" or account.get("template") == "plain":
+            return False
+        own = read_json(self.folder / "tokenizer_config.json").get("chat_template")
+        return (self.folder / "chat_template.jinja").is_file() or bool(own)
+
+    @property
+    def trust(self) -> bool:
+        return bool(self.report.get("run", {}).get("recipe", {}).get("model", {}).get("trust_remote_code"))
+
+
+def snippet(artefact: Artefact) -> str:
+    """Python that loads the artefact with plain transformers, peft or sentence-transformers and asks it something."""
+    return "\n".join([*_load(artefact), "", *artefact.task.example(artefact.chats, artefact.is_sentence)])
+
+
+def _load(a: Artefact) -> list[str]:
+    trust = ", trust_remote_code=True" if a.trust else ""
+    auto, source = a.task.auto_class, repr(a.source).replace("'", '"')
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
+    if a.is_sentence:
+        return [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f"model = SentenceTransformer({source})",
+        ]
+    if not a.is_adapter:
+        return [
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})',
+            tokenizer,
+        ]
+    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not know
+    if not (a.own_base or special or a.local_base):
+        by_itself = auto.replace("AutoModel", "AutoPeftModel")
+        return [
+            f"from peft import {by_itself}",
+            "from transformers import AutoTokenizer",
+            "",
+            f'model = {by_itself}.from_pretrained({source}, dtype="auto"{trust})',
+            tokenizer,
+        ]
+    names = ["AutoConfig", auto, "AutoTokenizer"] if special else [auto, "AutoTokenizer"]
+    base, more = f'"{a.base_name}"', ', dtype="auto"'
+    if a.base_name.endswith(".gguf"):
+        file = Path(a.base_name)
+        base, names = f'"{file.parent}"', sorted([*names, "GgufConfig"])
+        more += f', gguf_file="{file.name}", quantization_config=GgufConfig(dequantize=True)'
+    if a.base and a.base.revision:
+        more += f', revision="{a.base.revision}"'
+    more += f", config=AutoConfig.from_pretrained({source})" if special else ""
+    known = a.base.sha256 if a.base and a.own_base and not a.local_base else None
+    why = f"# your copy of the base: the sha256 of its weights is {known[:12]}..." if known else ""
+    added = bool(a.report.get("run", {}).get("recipe", {}).get("model", {}).get("add_tokens"))
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(sorted(names))}",
+        "",
+        tokenizer,
+        *([why] if why else []),
+        f"base = {auto}.from_pretrained({base}{more}{trust})",
+        *(["base.resize_token_embeddings(len(tokenizer))"] if added else []),
+        f"model = PeftModel.from_pretrained(base, {source})",
+    ]
+
+
+def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
+    """Ways to serve this artefact: a title, and lines for a shell."""
+    if artefact.task.pipeline != "text-generation":
+        return []
+    source, trust = artefact.source, " --trust-remote-code" if artefact.trust else ""
+    if not artefact.is_adapter:
+        ask = _ask(source, artefact.chats)
+        return [
+            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", ask]),
+            ("vLLM", [f"vllm serve {source}{trust}", ask]),
+            (
+                "Ollama",
+                [
+                    f"hfstrat export {source} model.gguf --format gguf",
+                    "printf 'FROM ./model.gguf\\n' > Modelfile",
+                    "ollama create my-model -f Modelfile && ollama run my-model",
+                ],
+            ),
+        ]
+    merged = [f"hfstrat merge {source} merged"]
+    rank = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= artefact.rank), artefact.rank)
+    base = artefact.base_name
+    return [
+        (
+            "transformers (after merging; pip install 'transformers[serving]')",
+            [*merged, f"transformers serve ./merged{trust}", _ask("./merged", artefact.chats)],
+        ),
+        (
+            "vLLM (the base with the adapter beside it; or merge first)",
+            [
+                f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}{trust}",
+                _ask("mine", artefact.chats),
+            ],
+        ),
+        (
+            "Ollama (after merging)",
+            [
+                *merged,
+                "hfstrat export merged model.gguf --format gguf",
+                "printf 'FROM ./model.gguf\\n' > Modelfile",
+                "ollama create my-model -f Modelfile && ollama run my-model",
+            ],
+        ),
+    ]
+
+
+def _ask(name: str, chats: bool) -> str:
+    """A line that asks a server on this machine, in another terminal."""
+    body: dict[str, Any] = {"model": name, "max_tokens": 64}
+    path = "chat/completions" if chats else "completions"
+    body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once upon a time"}
+    words = ["curl", f"http://localhost:8000/v1/{path}", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return shlex.join(words)
+
+
+def _configs(source: str) -> Path:
+    """The small files of a repository on the Hub: they tell what it holds."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja"], ignore_patterns=["tokenizer.json"]))
+    except Exception as error:  # the transport has many ways to fail
+        raise UserError(
+            f"{source}: no such folder here, and not to be had from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def show(target: str) -> list[str]:
+    """`hfstrat use`: the lines for the run at hand."""
+    from hfstrat.tasks.artifact import resolve
+
+    source, report = resolve(target)
+    folder = Path(source) if Path(source).is_dir() else _configs(source)
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") if folder.is_dir() else None
+    artefact = Artefact(folder, report, source, str(base) if base and Path(str(base)).exists() else None)
+    lines = ["# Python", "", snippet(artefact), ""]
+    for title, commands in serving(artefact):
+        lines += [f"# {title}", "", *commands, ""]
+    return lines[:-1]

@@ -1,0 +1,270 @@
+"""From a recipe file and `a.b=c` overrides to a `Recipe` that knows where each of its values came from.
+
+Messages that begin with a key of the recipe, and where that key stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from hfstrat.errors import UserError
+from hfstrat.recipe import suggestions, yaml
+from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.yaml import KeyPath
+from hfstrat.strategies import STRATEGIES
+from hfstrat.strategies.distill.strategy import StudentName
+
+COMMAND_LINE = "command line"
+
+
+SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, the file it came from, and the origin of each value that is not a plain default."""
+
+    recipe: Recipe
+    source: str
+    origins: dict[KeyPath, str]
+
+    def origin(self, path: KeyPath) -> str:
+        """Where this very value came from."""
+        return self.origins.get(path, "default")
+
+    def place(self, path: KeyPath) -> str:
+        """Where to look for this value: its own place, or that of the section it would stand in."""
+        return _place(
+            {key: origin for key, origin in self.origins.items() if not origin.startswith("default")}, path, self.source
+        )
+
+
+def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: str | None = None) -> Loaded:
+    """Read a recipe file, apply the overrides, fill the defaults that depend on the strategy.
+
+    Args:
+        text: of the recipe, where there is no file yet.
+
+    Raises:
+        UserError: every mistake found, one line each: where, what was given, what is expected, what to write.
+    """
+    data, lines = yaml.parse(yaml.read(path) if text is None else text, path)
+    origins = {key: f"{path}:{line}" for key, line in lines.items()}
+    for override in overrides:
+        apply_override(override, data, origins)
+    answers = Answers(origins, path, _strategy_name(data))
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(answers.to(error.errors()))) from None
+    if recipe.strategy.needs_weights and not recipe.model.name_or_path:
+        raise UserError(answers.no_model(given="model" in data))
+    for section, key in SHORT_FORMS.items():
+        if isinstance(data.get(section), str):
+            origins[section, key] = origins[section,]
+    return Loaded(_with_defaults(recipe, origins), path, origins)
+
+
+def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+    dotted, sign, text = override.partition("=")
+    path = tuple(dotted.strip().split("."))
+    if not sign or not all(path):
+        raise UserError(f"{COMMAND_LINE}: {override!r}: an override is written key=value, such as training.learning_rate=1e-4")
+    target = data
+    for depth, key in enumerate(path[:-1]):
+        inner = target.get(key)
+        if isinstance(inner, str) and depth == 0:  # the short form, such as `model: some/id`
+            inner = {SHORT_FORMS[key]: inner} if key in SHORT_FORMS else inner
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{COMMAND_LINE}: {override!r}: '{'.'.join(path[: depth + 1])}' is no section")
+        if depth == 0 and isinstance(target.get(key), str) and (key,) in origins:
+            origins[key, SHORT_FORMS[key]] = origins[key,]
+        target[key] = inner
+        target = inner
+    try:
+        target[path[-1]] = yaml.parse_value(text)
+    except UserError as error:
+        raise UserError(f"{COMMAND_LINE}: {override}: {error}") from None
+    for stale in [known for known in origins if known[: len(path)] == path]:
+        del origins[stale]
+    origins[path] = f"{COMMAND_LINE}: {override}"
+
+
+def _strategy_name(data: dict[str, Any]) -> str | None:
+    section = data.get("strategy")
+    name = section.get("name") if isinstance(section, dict) else section
+    return name if isinstance(name, str) else None
+
+
+def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
+    """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
+    training, update = recipe.training, dict[str, Any]()
+    for key, default in recipe.strategy.training_defaults().items():
+        source, given = f"default of {recipe.strategy.name}: {default.source}", getattr(training, key)
+        if isinstance(default.value, dict):
+            update[key] = {**default.value, **given}
+            origins |= {("training", key, name): source for name in default.value if name not in given}
+        elif given is None or key not in training.model_fields_set:
+            update[key] = default.value
+            origins["training", key] = source
+    if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
+        update["num_train_epochs"] = 3.0
+        origins["training", "num_train_epochs"] = "default: no length was given"
+    return recipe.model_copy(update={"training": training.model_copy(update=update)}) if update else recipe
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Turns pydantic's errors into sentences: where, what was given, what is expected, what to write."""
+
+    origins: dict[KeyPath, str]
+    source: str
+    strategy: str | None
+
+    def to(self, errors: list[ErrorDetails]) -> list[str]:
+        """One sentence for each place; a union complains once for each of its members."""
+        groups: dict[tuple[KeyPath, bool], list[ErrorDetails]] = {}
+        for error in errors:
+            is_unknown = error["type"] in ("extra_forbidden", "invalid_key")
+            groups.setdefault((_path(error["loc"]), is_unknown), []).append(error)
+        return [
+            self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
+        ]
+
+    def _where(self, path: KeyPath) -> str:
+        return _place(self.origins, path, self.source)
+
+    def _unknown(self, path: KeyPath, error: ErrorDetails) -> str:
+        return (
+            f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {suggestions.unknown_key(path, self.strategy)}"
+        )
+
+    def _known(self, path: KeyPath, errors: list[ErrorDetails]) -> str:
+        kind, value = errors[0]["type"], errors[0]["input"]
+        if path == ("strategy",) and kind != "missing":
+            named = value.get("name") if isinstance(value, dict) else value
+            if named is None or kind.startswith("union_tag"):
+                return self._no_strategy(named, in_section=isinstance(value, dict))
+        if path == ("strategy", "student") and (kind == "missing" or kind.startswith("union_tag")):
+            return self._no_student(None if kind == "missing" else value)
+        if kind == "value_error":
+            return self._refused(path, errors[0])
+        wanted = suggestions.wanted(_without_index(path), self.strategy)
+        dotted, field = ".".join(path), suggestions.field_of(_without_index(path), self.strategy)
+        if kind == "missing":
+            about = f" ({field.description})" if field and field.description else ""
+            return f"{self._where(path)}: {dotted}: missing; expected {wanted}{about}"
+        kinds = {error["type"] for error in errors}
+        if "finite_number" in kinds:
+            wanted = wanted.replace("a number", "a finite number", 1)
+        hint = suggestions.instead(value, kinds, field)
+        return f"{self._where(path)}: {dotted} = {_show(value)}: expected {wanted}{f'; {hint}' if hint else ''}"
+
+    def no_model(self, given: bool) -> str:
+        """The answer to a strategy without the weights that it starts from."""
+        if not given:
+            return f"{self.source}: model: missing; expected {suggestions.IN_SHORT['model']}"
+        return (
+            f"{self._where(('model', 'name_or_path'))}: model.name_or_path: missing; expected text that is not empty "
+            "(Hub id, local folder, or a .gguf file)"
+        )
+
+    def _no_strategy(self, name: Any, in_section: bool) -> str:
+        names = ", ".join(STRATEGIES)
+        where = self._where(("strategy", "name"))
+        if name is None:
+            return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
+        near = suggestions.nearest(str(name), list(STRATEGIES))
+        hint = f"; did you mean '{near}'?" if near else ""
+        return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
+
+    def _no_student(self, value: Any) -> str:
+        names = [str(name) for name in get_args(StudentName)]
+        name = value.get("name") if isinstance(value, dict) else value
+        near = suggestions.nearest(str(name), names) if name is not None else None
+        given = "missing" if name is None else f"{_show(name)} is no strategy that a student can learn by"
+        hint = f"; did you mean '{near}'?" if near else ""
+        where = self._where(("strategy", "student", "name"))
+        return f"{where}: strategy.student.name: {given}; expected one of {', '.join(names)}{hint}"
+
+    def _refused(self, path: KeyPath, error: ErrorDetails) -> str:
+        """The sentence of a validator; one over a whole section stands at the first given key that it speaks of."""
+        text = error["msg"].removeprefix("Value error, ")
+        if not isinstance(error["input"], dict):
+            return f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {text}"
+        words = [word.split(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
+        spoken = ((*path, *word[:depth]) for word in words for depth in range(len(word), 0, -1))
+        at = next((key for key in spoken if key in self.origins), path)
+        own = at[len(path) :] or at[-1:]
+        said_already = bool(own) and text.startswith(f"{'.'.join(own)}:")
+        dotted = ".".join(at[: -len(own)] if said_already else at)
+        return f"{self._where(at)}: {dotted or 'recipe'}{'.' if said_already else ': '}{text}"
+
+
+def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:
+    """The place of a key or of the nearest section around it; of a section that the command line made, that of a key in it."""
+    around = (origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins)
+    within = (origin for known, origin in origins.items() if path and known[: len(path)] == path)
+    exact = origins.get(path)
+    return exact or next(within, None) or next(around, None) or source
+
+
+def _path(loc: tuple[int | str, ...]) -> KeyPath:
+    """Pydantic's location without the union tags that it puts in."""
+    parts = list(loc)
+    if parts[:1] == ["strategy"] and len(parts) > 1 and parts[1] in STRATEGIES:
+        del parts[1]
+    if parts[:2] == ["strategy", "student"] and len(parts) > 2 and parts[2] in STRATEGIES:
+        del parts[2]
+    known = []
+    for part in parts:
+        if isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool")):
+            break
+        known.append(str(part))
+    return tuple(known)
+
+
+def _without_index(path: KeyPath) -> KeyPath:
+    return tuple(part for part in path if not part.isdigit())
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def key_of(message: str) -> tuple[str, ...] | None:
+    """The recipe key that a message begins with, if it does."""
+    match = re.match(r"(\w+(?:\.\w+)*): ", message)
+    path = tuple(match.group(1).split(".")) if match else ()
+    return path if path and path[0] in Recipe.model_fields else None
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """A message that names no key of the recipe is about this one."""
+    try:
+        yield
+    except UserError as error:
+        if key_of(str(error)):
+            raise
+        raise UserError(f"{key}: {error}") from error.__cause__
+
+
+@contextmanager
+def located(loaded: Loaded) -> Iterator[None]:
+    """A UserError from inside gets the file and line of the recipe key that it begins with."""
+    try:
+        yield
+    except UserError as error:
+        path = key_of(str(error))
+        raise UserError(f"{loaded.place(path) if path else loaded.source}: {error}") from error.__cause__

@@ -1,0 +1,62 @@
+"""`model.quantization` and a teacher's: frozen weights in 8 or 4 bits. What can be said of it without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hfstrat.recipe.section import Section
+
+if TYPE_CHECKING:
+    pass
+
+
+Form = Literal["int8", "nf4", "fp4"]
+
+
+BLOCK, NESTED = 64, 256  # weights that share a scale, and scales that share one under double_quant
+
+
+class Quantization(Section):
+    """Linear layers of the frozen model in 8 or 4 bits, by bitsandbytes. What learns is never quantized."""
+
+    name: Form = Field(description="int8 (arXiv 2208.07339); nf4, for weights that are about normal, or fp4 (arXiv 2305.14314)")
+    double_quant: bool = Field(True, description="Of nf4 and fp4: quantize the scales too, 0.37 bits a weight less")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Of nf4 and fp4: what weights are multiplied in; auto: model.dtype"
+    )
+    skip_modules: list[str] = Field([], description="Modules that stay as they are, beside heads and what learns")
+
+    @model_validator(mode="after")
+    def _four_bits_only(self) -> Quantization:
+        for key in ("double_quant", "compute_dtype"):
+            if self.name == "int8" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is for nf4 and fp4; int8 has one scale a row and computes as model.dtype says; remove it"
+                )
+        return self
+
+    @property
+    def bits(self) -> float:
+        """Bits a quantized weight takes with its share of the scales (int8: one more float32 a row, not counted here)."""
+        if self.name == "int8":
+            return 8.0
+        return 4 + (8 + 32 / NESTED) / BLOCK if self.double_quant else 4 + 32 / BLOCK
+
+    def as_bitsandbytes(self, compute: str, skipped: list[str]) -> dict[str, Any]:
+        """The keywords of a `BitsAndBytesConfig`, as JSON can hold them."""
+        if self.name == "int8":
+            return {"load_in_8bit": True, "llm_int8_skip_modules": skipped}
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.name,
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "bnb_4bit_compute_dtype": compute if self.compute_dtype == "auto" else self.compute_dtype,
+            "llm_int8_skip_modules": skipped,
+        }
+
+
+FromName = BeforeValidator(
+    lambda value: {"name": value} if isinstance(value, str) else value, json_schema_input_type=Quantization | Form | None
+)

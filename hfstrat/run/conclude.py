@@ -1,0 +1,89 @@
+"""After the last step: bring the weights into the form that is published, measure that, and gather what the report tells."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from hfstrat.evaluation import rows
+from hfstrat.models import fused_loss, load
+from hfstrat.run.setup import Job
+from hfstrat.tasks import verify
+from hfstrat.trainer import autobatch, baselines, callbacks, sharded
+
+Report = dict[str, Any]
+
+
+def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
+    """The facts of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
+    last = _measure(job)
+    if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
+        rows.write(job.folder, job.data, job.task.of_rows(job.trainer.sums))
+    facts = _facts(job, last, seconds)
+    trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
+    fused_loss.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
+    dtype = str(load.main_dtype(trained)).removeprefix("torch.")
+    logits = verify.probe_logits(trained, job.probe)
+    device = next(trained.parameters()).device.type
+    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "device": device, "untrained": job.untrained}
+
+
+def _measure(job: Job) -> Report | None:
+    """The metrics of what is published: those of the last evaluation, if nothing has changed since; else measured again."""
+    trainer = job.trainer
+    step, best = trainer.state.global_step, trainer.best_step()
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
+    in_pieces = job.outline is not None
+    if in_pieces:  # measured while they are: no device may have room for the whole
+        last = last if current else trainer.evaluate()
+        sharded.bring_together(job)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    precision = {name: p.dtype for name, p in trained.named_parameters()}
+    for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
+        take_off()
+    job.recipe.strategy.finish(trained, job.base)
+    current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
+    if not in_pieces and not current:
+        job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as published)"
+        last = trainer.evaluate()
+    return last
+
+
+def _facts(job: Job, last: Report | None, seconds: float) -> Report:
+    trainer, history = job.trainer, job.trainer.state.log_history
+    step = trainer.state.global_step
+    first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
+    learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    bar = job.bars and replace(job.bars, epochs=step * job.plan.global_batch_size / job.plan.rows)
+    facts = {
+        "metrics_before": _metrics(first, job.task.metrics),
+        "metrics_after": _metrics(last, job.task.metrics),
+        **({"evaluation": trainer.details} if trainer.details else {}),
+        "steps": step,
+        "session_steps": step - job.progress.first_step,
+        "best_step": trainer.best_step(),
+        "resumed_from": str(job.checkpoint) if job.checkpoint else None,
+        "setup_seconds": job.setup_seconds,
+        "train_seconds": seconds,
+        "step_seconds": job.progress.seconds,
+        "tokens": job.progress.tokens,
+        "tokens_per_second": job.progress.tokens_per_second,
+        "peak_memory_bytes": autobatch.peak_bytes(),
+        "trainable_parameters": learning,
+        "total_parameters": total,
+        "curve": job.progress.curve,
+        "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
+        "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
+        **job.feed.facts,
+        "bars": bar.facts() if bar else None,
+        "overfitting": callbacks.overfitting(history),
+        "reload": job.base.reload,
+        **({"quantization": job.base.quantized} if job.base.quantized else {}),
+    }
+    baselines.add_bits_per_byte(facts, job.data)
+    return facts
+
+
+def _metrics(entry: Report | None, names: tuple[str, ...]) -> dict[str, float] | None:
+    return {name: float(entry[f"eval_{name}"]) for name in names if f"eval_{name}" in entry} if entry else None

@@ -1,0 +1,235 @@
+"""How a run is started: one process by exec, several through `accelerate launch` as a child."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import yaml
+
+from hfstrat import errors
+from hfstrat.errors import UserError
+from hfstrat.recipe import library
+from hfstrat.trainer import distributed, heartbeat, signals
+
+LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch/distributed/elastic", "torch.distributed.elastic")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command and its environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+    processes: int
+    wrapping: str = distributed.ALONE  # how the processes share the model
+
+    def line(self) -> str:
+        return shlex.join(self.command)
+
+
+class Machines(NamedTuple):
+    """Several machines, by accelerate's names; None: what the config says."""
+
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+
+def plan_launch(
+    arguments: list[str],
+    config: str | None,
+    processes: int | None,
+    machines: Machines | None = None,
+    program: str = "hfstrat.train",
+) -> Launch:
+    """The command for a run.
+
+    Args:
+        arguments: of the program; for `hfstrat.train` recipe, overrides and flags.
+        config: name or path of an Accelerate config; None: `single`, or one for several processes that fits this machine.
+        processes: how many on all machines; None: what the config says.
+        program: the module that is run.
+
+    Raises:
+        UserError: an unknown config, or a number of processes that it or the machine cannot have.
+    """
+    gpus, machines = count_gpus(), machines or Machines()
+    if config is None:
+        several = "multi_node_ddp" if (machines.num_machines or 1) > 1 else "ddp"
+        alone = processes in (None, 1) and (machines.num_machines or 1) == 1
+        config = "single" if alone else (several if gpus else "cpu_ddp")
+    file = Path(config) if Path(config).is_file() else library.find("accelerate_configs", config)
+    settings = _read(file)
+    wanted = processes or int(settings.get("num_processes") or 1)
+    on_cpu, kind = bool(settings.get("use_cpu")), str(settings.get("distributed_type"))
+    count = machines.num_machines or int(settings.get("num_machines") or 1)
+    wrapping = distributed.WRAPPINGS.get(kind, distributed.ALONE if wanted == 1 else distributed.DDP)
+    _check_possible(config, kind, wanted, count, on_cpu, gpus)
+    environment = dict(os.environ) | {distributed.ASKED: str(wanted), distributed.WRAPPING: wrapping}
+    if wanted == 1 and kind in ("NO", "MULTI_GPU", "MULTI_CPU") and settings.get("mixed_precision") in (None, "no"):
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        single = {"CUDA_VISIBLE_DEVICES": visible, "ACCELERATE_USE_CPU": str(on_cpu).lower()}
+        return Launch([sys.executable, "-m", program, *arguments], environment | single, 1)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, wanted // count))))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(wanted)]
+    command += _of_machines(machines, settings, count)
+    return Launch([*command, "-m", program, *arguments], environment, wanted, wrapping)
+
+
+def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[str]:
+    """Accelerate's flags for where the processes meet. Raises UserError where it is not said."""
+    if count == 1:  # a free port, so that two runs do not meet
+        port = given.main_process_port if given.main_process_port is not None else settings.get("main_process_port", 0)
+        return ["--main_process_port", str(port)]
+    asked = {name: value for name, value in given._asdict().items() if value is not None}
+    missing = [name for name in ("main_process_ip", "main_process_port") if asked.get(name, settings.get(name)) is None]
+    if missing:
+        option = missing[0].replace("_", "-")
+        raise UserError(
+            f"--{option}: missing; {count} machines meet at the first one's address: on each of them give --main-process-ip, "
+            "--main-process-port and its own --machine-rank (0 on the first)"
+        )
+    rank = asked.get("machine_rank", settings.get("machine_rank", 0))
+    if not 0 <= int(rank) < count:
+        raise UserError(f"--machine-rank: {rank}; {count} machines are numbered 0 to {count - 1}")
+    given_here = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    return given_here if "num_machines" in asked else ["--num_machines", str(count), *given_here]
+
+
+def _check_possible(config: str, kind: str, wanted: int, machines: int, on_cpu: bool, gpus: int) -> None:
+    """Raises UserError for what this machine cannot start."""
+    if wanted > 1 and kind == "NO":
+        raise UserError(f"--num-processes {wanted}: {config} is for one process; use --accelerate-config ddp or cpu_ddp")
+    if wanted % machines:
+        near = sorted({max(1, wanted // machines) * machines, (wanted // machines + 1) * machines})
+        raise UserError(
+            f"--num-processes: {wanted} processes (of all machines together) cannot be shared by {machines} machines; "
+            f"{' or '.join(map(str, near))} would do"
+        )
+    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"--accelerate-config {config}: DeepSpeed is not installed: pip install 'hfstrat[deepspeed]', or take fsdp2"
+        )
+    if kind == "FSDP" and (on_cpu or not gpus):
+        raise UserError(
+            f"--accelerate-config {config}: FSDP needs GPUs, and this run would have none (accelerate has no CPU backend for "
+            "it and would train without it); on CPUs use --accelerate-config cpu_ddp"
+        )
+    on_cpu = on_cpu or (kind == "DEEPSPEED" and os.environ.get("DS_ACCELERATOR") == "cpu")  # DeepSpeed's own word for it
+    local = wanted // machines
+    if not on_cpu and local > gpus and (wanted > 1 or kind == "DEEPSPEED"):
+        raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: this is no valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        raise UserError(f"{file}: this is no Accelerate config: it has no distributed_type")
+    return settings
+
+
+def count_gpus() -> int:
+    """GPUs of this machine that may be used, without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = Path("/proc/driver/nvidia/gpus")
+    there = len(list(found.iterdir())) if found.is_dir() else _asked_nvidia_smi()
+    return there if visible is None else min(there, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+
+
+def _asked_nvidia_smi() -> int:
+    """Where the driver has no folder in /proc, as under WSL2."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def start(launch: Launch) -> int:
+    """Carry out a launch; returns the exit code. One process replaces this one and does not return."""
+    if launch.processes == 1 and launch.command[2] != "accelerate.commands.launch":
+        sys.stdout.flush()
+        os.execve(launch.command[0], launch.command, launch.environment)
+    with tempfile.TemporaryDirectory(prefix="hfstrat-launch-") as scratch:
+        file = Path(scratch) / "outcome.json"
+        environment = launch.environment | {heartbeat.FILE: str(file)}
+        # a session of its own: a Ctrl-C reaches the processes once, through us
+        child = subprocess.Popen(
+            launch.command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        )
+        received = _forward_signals(child, str(file))
+        assert child.stderr is not None
+        kept = _relay(child.stderr)
+        code = child.wait()
+        if received and (len(received) > 1 or not file.exists()):
+            print(errors.named(KeyboardInterrupt()), file=sys.stderr)
+            return errors.INTERRUPTED
+        if not file.exists():
+            sys.stderr.writelines(kept)
+            if code:
+                said = "no process said why (killed, or out of memory?)"
+                print(f"the launcher ended with code {code}; {first_to_fail(kept)}{said}", file=sys.stderr)
+            return errors.CRASH if code else errors.OK
+        told = json.loads(file.read_text())
+    if told["code"] == errors.CRASH:
+        sys.stderr.writelines(kept)
+    if told["sentence"]:
+        rank = f"rank {told['rank']}: " if told["rank"] and told["code"] != errors.INTERRUPTED else ""
+        print(rank + told["sentence"], file=sys.stderr)
+    return int(told["code"])
+
+
+def first_to_fail(said: list[str]) -> str:
+    """Which process failed first, as the launcher's report has it; nothing where there is no such report."""
+    text = "".join(said).rpartition("Root Cause")[2]
+    rank, ended = re.search(r"\brank\s*:\s*(\d+)", text), re.search(r"\bexitcode\s*:\s*(-?\d+)", text)
+    if not rank or not ended:
+        return ""
+    number = int(ended[1])
+    return f"rank {rank[1]} {f'was ended by signal {-number}' if number < 0 else f'ended with code {number}'} first; "
+
+
+def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
+    """Pass Ctrl-C and a polite kill on to the processes, a second Ctrl-C as an end at once; the list fills with what came.
+
+    The launcher hears of it only where no process has begun: it would kill them after half a minute, saved or not.
+    """
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        again = bool(received) and number == signal.SIGINT
+        if not received or again:
+            received.append(number)
+        if not signals.tell_all(file, now=again) or again:
+            child.send_signal(signal.SIGKILL if again else number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    return received
+
+
+def _relay(stream: IO[str]) -> list[str]:
+    """Pass the processes' stderr on until the launcher itself speaks; keep its words back."""
+    kept: list[str] = []
+    for line in stream:
+        if kept or any(mark in line for mark in LAUNCHER_SPEAKS):
+            kept.append(line)
+        else:
+            sys.stderr.write(line)
+    return kept

@@ -1,0 +1,86 @@
+"""A training run's part: what is measured beside the evaluation loss before and after, and both with their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.evaluation import rows
+from hfstrat.evaluation.forward import Runner, Subject
+from hfstrat.evaluation.intervals import Found
+from hfstrat.evaluation.suite import ROWS, Suite, report_of
+from hfstrat.trainer import sharded
+from hfstrat.trainer.distributed import is_sharded
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hfstrat.run.setup import Job
+
+
+def before(job: Job) -> dict[str, Found]:
+    """What the suite says of the model before training; a resumed run has it from its start, without the single rows.
+
+    The evaluation rows join it when the Trainer has come by them.
+    """
+    from hfstrat.trainer import checkpoints
+
+    kept: dict[str, Any] = {}
+    if job.checkpoint:
+        kept = checkpoints.state_of(job.checkpoint).get("measured", {})
+        found = {name: Found(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()}
+    elif job.recipe.evaluation.before:
+        found = measure(job)
+        kept = {name: whole(one) for name, one in found.items()}
+    else:
+        found = {}
+
+    task, data = job.task, job.data  # not the job, which holds the trainer: a cycle would keep the folder locked
+
+    def note_rows(sums: tuple[np.ndarray, ...]) -> None:
+        if len(sums[0]) == len(data.eval):
+            found[ROWS] = rows.of_sums(task, sums, data)
+            kept[ROWS] = whole(found[ROWS])
+
+    job.trainer.marker_state["measured"] = kept
+    job.trainer.at_first = note_rows
+    return found
+
+
+def whole(found: Found) -> dict[str, Any]:
+    """How many rows, and value, low and high of each metric."""
+    from hfstrat.evaluation.intervals import together
+
+    metrics = together(None, found)["after"]
+    return {"rows": found.rows, "metrics": {name: tuple(each.values()) for name, each in metrics.items()}}
+
+
+def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
+    """For the report: the evaluation rows and the suite, before and after."""
+    found, sums = dict[str, Found](), job.trainer.sums
+    if sums is not None and len(sums[0]) == len(job.data.eval):
+        found[ROWS] = rows.of_sums(job.task, sums, job.data)
+    found |= measure(job)
+    return report_of(earlier, found)
+
+
+def measure(job: Job) -> dict[str, Found]:
+    """The suite on the model as it is now: whole on each process, also where it is trained in pieces."""
+    trainer, strategy = job.trainer, job.recipe.strategy
+    suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
+    if suite.is_empty(job.task):
+        return {}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    args, tokens = trainer.args, job.recipe.evaluation.batch_tokens
+    if not is_sharded():
+        model.to(args.device)
+    processes = job.plan.processes
+    rank = args.process_index if processes > 1 else 0
+    runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
+    with sharded.on_device(model, args.device):
+        subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
+        if not all(runner.gather(subject.device.type == args.device.type)):  # all or none: they wait for each other
+            job.screen.print(
+                "not measured beside the loss: a device has no room for the whole model; `hfstrat evaluate` measures the result"
+            )
+            return {}
+        return suite.measure(subject, runner)

@@ -1,0 +1,145 @@
+"""The run's folder: claimed by one run at a time, written to only once a run can start."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from hfstrat.errors import UserError
+from hfstrat.models.load import read_json
+from hfstrat.recipe.load import about
+from hfstrat.recipe.schema import Recipe
+from hfstrat.strategies.base import Footprint
+from hfstrat.trainer import checkpoints
+
+RESULT = "final"
+LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
+EARLIER = "report.earlier.json"  # of the session before
+OURS = (
+    "checkpoint-*",
+    RESULT,
+    f"{RESULT}.partial",
+    "report.json",
+    "report.partial",
+    EARLIER,
+    "recipe.yaml",
+    "evaluation_rows.npz",
+)
+SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
+
+
+def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
+    """Make the folder, lock it against a second run and leave the recipe in it. The lock ends with the process.
+
+    Raises:
+        UserError: the folder is in use.
+    """
+    check_output(recipe, overwrite)
+    folder = Path(recipe.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"output_dir: {folder} is in use by a run that is going on; name another folder") from None
+    if overwrite:
+        for path in (path for pattern in OURS for path in folder.glob(pattern)):  # what is not ours stays
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif (folder / "report.json").is_file():  # of an end that is one no more
+        (folder / "report.json").replace(folder / EARLIER)
+    text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return lock
+
+
+def discard(folder: Path) -> None:
+    """Remove a half-written result."""
+    shutil.rmtree(folder / f"{RESULT}.partial", ignore_errors=True)
+
+
+def publish(partial: Path) -> Path:
+    """Give a verified result its name, in place of an earlier one."""
+    final = partial.with_name(RESULT)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    return final
+
+
+def check_output(recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output folder that is somebody else's, or holds a finished run.
+
+    Raises:
+        UserError: what is in the way, and how to go on.
+    """
+    folder = Path(recipe.output_dir).expanduser()
+    if folder.is_file():
+        raise UserError(f"output_dir: {folder} is a file; name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+        if parent.is_file():
+            raise UserError(f"output_dir: {folder}: {parent} is a file, so no folder can be made in it; name another folder")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"output_dir: {folder}: no permission to write in {parent}")
+        return
+    if not (folder / LOCK).is_file():
+        raise UserError(f"output_dir: {folder} is in use by something that is no run of hfstrat; name another folder")
+    if overwrite:
+        _check_nothing_needed(recipe, folder)
+        return
+    if (folder / "report.json").is_file():
+        report = read_json(folder / "report.json")
+        if not report:
+            raise UserError(
+                f"output_dir: {folder / 'report.json'} is no valid JSON, so nobody knows whether this run came to its end; "
+                "name another folder, or run with --overwrite to replace it"
+            )
+        longer = checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump())
+        if report.get("result", {}).get("status") == "done" and not longer:
+            raise UserError(
+                f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
+                "to train it on, or run with --overwrite to replace it"
+            )
+    if recipe.training.resume == "never" and checkpoints.all_checkpoints(folder):
+        raise UserError(
+            f"output_dir: {folder} holds checkpoints of an earlier run; `training.resume=auto` goes on from them, "
+            "--overwrite replaces them"
+        )
+    with about("output_dir"):
+        checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+
+
+def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
+    """Refuse to replace a run by one that is made of its parts."""
+    if recipe.training.resume not in ("auto", "never"):
+        raise UserError(f"training.resume: {recipe.training.resume} would be deleted by --overwrite; give one of them")
+    needed = {
+        "model.name_or_path": recipe.model.name_or_path,
+        "model.tokenizer": recipe.model.tokenizer,
+        "strategy.adapter": getattr(recipe.strategy, "adapter", None),
+    }
+    listed = [("data.train", each.path) for each in recipe.data.train] + [
+        ("data.eval", each.path) for each in recipe.data.eval or []
+    ]
+    for key, source in [*needed.items(), *listed]:
+        if source and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{key}: {source} lies in output_dir = {folder}, which --overwrite replaces; name another folder")
+
+
+def check_disk(recipe: Recipe, footprint: Footprint | None) -> None:
+    if footprint is None:
+        return
+    folder = Path(recipe.output_dir).expanduser().absolute()
+    parent = next(p for p in [folder, *folder.parents] if p.exists())
+    need = recipe.strategy.checkpoint_bytes(footprint) + SPARE_BYTES
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise UserError(
+            f"output_dir: {folder}: one checkpoint needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+            "free some room or name a folder on another disk"
+        )

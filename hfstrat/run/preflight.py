@@ -1,0 +1,173 @@
+"""What can be known to be wrong before torch is imported: files, folders, names, room on the disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hfstrat.data import readers, render, sources
+from hfstrat.data.messages import BadRow
+from hfstrat.errors import UserError
+from hfstrat.evaluation import request
+from hfstrat.models import check as models_check
+from hfstrat.publish import push
+from hfstrat.recipe.data import Source
+from hfstrat.recipe.load import Loaded, about, located
+from hfstrat.recipe.schema import Recipe, Training
+from hfstrat.run import output_dir
+from hfstrat.strategies import check_model, check_quantization
+from hfstrat.strategies.base import Footprint
+from hfstrat.tasks import TASKS
+from hfstrat.trainer import checkpoints, trackers
+
+_DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
+_ORDER = "the order of rows is a function of seed and step; set seed"
+_PRECISION = "set model.dtype"
+_LOSS = "the loss is the mean over the tokens that carry loss; remove it"
+_EVALUATION = "evaluation is per token, by the lowest loss; remove it"
+_HUB = "use the recipe's section hub"
+_REMOVE = "remove it"
+DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that its Trainer never reads
+    "gradient_accumulation_steps": "set training.global_batch_size and training.per_device_train_batch_size",
+    "auto_find_batch_size": "leave training.per_device_train_batch_size at auto",
+    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), _PRECISION),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"), _DISTRIBUTED),
+    "train_sampling_strategy": "set training.train_sampling_strategy",
+    **dict.fromkeys(("data_seed", "length_column_name", "dataloader_drop_last"), _ORDER),
+    **dict.fromkeys(("label_smoothing_factor", "average_tokens_across_devices"), _LOSS),
+    **dict.fromkeys(("eval_strategy", "do_eval", "eval_delay"), "set training.eval_steps"),
+    **dict.fromkeys(("metric_for_best_model", "greater_is_better", "prediction_loss_only", "label_names"), _EVALUATION),
+    **dict.fromkeys(("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics"), _EVALUATION),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token", "hub_strategy"), _HUB),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
+    **dict.fromkeys(("remove_unused_columns", "logging_nan_inf_filter", "disable_tqdm", "do_train", "do_predict"), _REMOVE),
+    **dict.fromkeys(("restore_callback_states_from_checkpoint", "save_only_model", "local_rank"), _REMOVE),
+    **dict.fromkeys(("ignore_data_skip", "ddp_find_unused_parameters"), _REMOVE),
+    **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group stands before the arguments; remove it"),
+    "eval_on_start": "set evaluation.before",
+    "save_strategy": "set training.save_steps",
+    "resume_from_checkpoint": "set training.resume",
+    "enable_jit_checkpoint": "a SIGTERM saves the running step anyway; remove it",
+    "use_cpu": "set CUDA_VISIBLE_DEVICES to nothing to train on the CPU",
+    "gradient_checkpointing": "set training.activation_checkpointing",
+    "gradient_checkpointing_kwargs": "set training.activation_checkpointing",
+    "activation_checkpointing_kwargs": "set training.activation_checkpointing",
+}
+
+
+def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Footprint | None:
+    """Refuse what cannot work, before anything is written; the footprint where it can be told without torch.
+
+    Raises:
+        UserError: one located sentence.
+    """
+    recipe = loaded.recipe
+    with located(loaded):
+        check_model.check_task(recipe)
+        _check_data(recipe, network)
+        _check_training(recipe)
+        recipe.strategy.check(TASKS[recipe.task])
+        check_quantization.check(recipe)
+        request.check(recipe.evaluation)
+        footprint = check_model.check_model(recipe, network)
+        output_dir.check_output(recipe, overwrite)
+        output_dir.check_disk(recipe, check_model.on_disk(recipe, footprint))
+        if network:
+            push.check_access(recipe)
+    return footprint
+
+
+def _check_data(recipe: Recipe, network: bool) -> None:
+    data = recipe.data
+    render.check_template(data.template)
+    for source in data.train:
+        sources.check_split(source.path, "data.train" if source.split else "data.split", data.of(source, "split"))
+        _check_source(source, recipe, "data.train", "data.train", network)
+        if data.eval_split:
+            sources.check_split(source.path, "data.eval_split", data.eval_split)
+            _check_source(source, recipe, "data.eval", "data.eval_split", network=False)
+    for source in data.eval or []:
+        sources.check_split(source.path, "data.eval", source.split or "train")
+        _check_source(source, recipe, "data.eval", "data.eval", network)
+    held_out = data.eval is None and data.eval_split is None and data.eval_size >= 1
+    if held_out and recipe.evaluation.max_rows and recipe.evaluation.max_rows < data.eval_size:
+        raise UserError(
+            f"evaluation.max_rows: {recipe.evaluation.max_rows} is less than data.eval_size = {data.eval_size:g}, "
+            "so rows would be held out for nothing; give one of them"
+        )
+
+
+def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: bool) -> None:
+    """Refuse a source that is not there, and the first rows of each of its files that cannot be read."""
+    data = recipe.data
+    files = sources.local_files(source.path, key, sources.splits_of(source, data, part)[1])
+    if files is None:
+        models_check.check_hub(key, source.path, data.of(source, "revision"), "", "dataset", network)
+    elif of_hub := next((name for name in ("config", "revision") if getattr(source, name)), None):
+        raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
+    for file in files or []:
+        if data.documents == "files" and readers.kind_of(file) != "text":
+            raise UserError(f"data.documents: {file}: files are documents only where they are .txt; remove documents")
+        with about(key):
+            _check_rows(readers.first_rows(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
+
+
+def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name: str) -> None:
+    """Refuse columns that fit no format, and the first row that its format cannot read."""
+    data, task = recipe.data, TASKS[recipe.task]
+    columns = data.of(source, "columns")
+    try:
+        reading = task.told(rows, name, data, data.of(source, "format"), columns)
+    except UserError as error:
+        if not (strange := [ours for ours in columns.values() if ours not in task.columns]):
+            raise
+        near = get_close_matches(strange[0], task.columns, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.columns)}"
+        raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
+    for number, row in enumerate(rows):
+        try:
+            reading.example(row)
+        except BadRow as error:
+            raise UserError(f"{reading.where(number)}: {error}") from None
+
+
+def _check_training(recipe: Recipe) -> None:
+    training = recipe.training
+    if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
+    trackers.check(training.report_to)
+    if training.max_time and training.warmup_steps >= 1:
+        raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
+    _check_extra(training)
+    if training.resume not in ("auto", "never"):
+        with about("training.resume"):
+            checkpoints.find_resume(Path(recipe.output_dir), training.resume, recipe.model_dump())
+
+
+def _check_extra(training: Training) -> None:
+    known = training_argument_names()
+    for key in training.extra:
+        place = f"training.extra.{key}"
+        if key in type(training).model_fields or key in ("seed", "output_dir"):
+            home = key if key in Recipe.model_fields else f"training.{key}"
+            raise UserError(f"{place}: this is a key of the recipe itself; set {home}")
+        if key in DECIDED:
+            raise UserError(f"{place}: hfstrat decides this itself, so that its promises hold; {DECIDED[key]}")
+        if known and key not in known:
+            near = get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"{place}: no field of this transformers' TrainingArguments{hint}")
+
+
+def training_argument_names() -> set[str]:
+    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return set()
+    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
+    return set(re.findall(r"^    (\w+): [^\n]*= field\($", source.read_text(encoding="utf-8"), re.MULTILINE)) | set(
+        re.findall(r"^    (\w+): [^\n]*= field\(default", source.read_text(encoding="utf-8"), re.MULTILINE)
+    )

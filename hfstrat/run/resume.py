@@ -1,0 +1,148 @@
+"""Where a run goes on, and what is said about it: passed-over checkpoints, changes since, other lengths and processes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.data import cache
+from hfstrat.errors import UserError
+from hfstrat.models.fingerprint import model_fingerprint
+from hfstrat.trainer import checkpoints
+from hfstrat.trainer.plan import ENDLESS
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.trainer.plan import Plan
+
+SAMPLES, SAMPLE = 256, 1 << 14  # how many pieces of a file are looked at, and their bytes
+ENDINGS = ("safetensors", "bin", "gguf")
+PREPARED = ("rows", "tokenizer", "answers")  # kinds of cache entries that the fingerprint of the data vouches for
+
+
+def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The checkpoint to go on from, what its marker holds, and what to say about it.
+
+    Raises:
+        UserError: it was made by another recipe, is not complete, or is not seen by all processes.
+    """
+    if overwrite:
+        return None, {}, []
+    folder = Path(recipe.output_dir).expanduser()
+    checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+    if processes > 1:
+        _check_agreed(checkpoint)
+    stored = checkpoints.state_of(checkpoint) if checkpoint else {}
+    _check_models(recipe, checkpoint, stored.get("models", {}))
+    if stored and stored.get("processes", 1) != processes:
+        remarks.append(
+            f"this run began with {stored.get('processes')} processes and goes on with {processes}: the same batches in the "
+            "same order, but other random numbers where there is dropout"
+        )
+    return checkpoint, stored, remarks
+
+
+def models_in_use(recipe: Recipe) -> dict[str, str]:
+    """What identifies the weights that the run begins with, and those of a teacher, by the recipe's key."""
+    found = {
+        key: weights_seen(one.name_or_path, getattr(one, "revision", None))
+        for key, one in recipe.strategy.models(recipe).items()
+    }
+    return {key: seen for key, seen in found.items() if seen}
+
+
+def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str]) -> None:
+    now = models_in_use(recipe) if before else {}
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            name = recipe.strategy.models(recipe)[key].name_or_path
+            raise UserError(
+                f"{key}: {name} holds other weights than those that {checkpoint} was made with; "
+                "restore them, or start afresh with --overwrite or another output_dir"
+            )
+
+
+def weights_seen(name_or_path: str, revision: str | None = None) -> str | None:
+    """A hash over the sizes and SAMPLES pieces of a local model's weight files: in no time, and other weights are other
+    everywhere. Of a cached model of the Hub its commit; None where there is neither."""
+    path = Path(name_or_path).expanduser()
+    if not name_or_path or not path.exists():
+        return model_fingerprint(name_or_path, revision)
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else [each for end in ENDINGS for each in sorted(path.glob(f"*.{end}"))]:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            for number in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def _check_agreed(checkpoint: Path | None) -> None:
+    from accelerate.utils import gather_object
+
+    seen = gather_object([str(checkpoint)])
+    if len(set(seen)) > 1:
+        other = next(place for place in seen if place != seen[0])
+        raise UserError(
+            f"output_dir: the first process would go on from {seen[0]}, and another from {other}: it has to lie on a file "
+            "system that all machines share"
+        )
+
+
+def length_remarks(
+    recipe: Recipe, checkpoint: Path | None, stored: dict[str, Any], plan: Plan, args: TrainingArguments
+) -> list[str]:
+    """What another length than that of the checkpoint's run means for the schedule.
+
+    Raises:
+        UserError: the checkpoint is beyond the end.
+    """
+    if checkpoint is None or stored.get("steps", plan.steps) == plan.steps:
+        return []
+    at, before = checkpoints.step_of(checkpoint), int(stored["steps"])
+    if at > plan.steps:
+        raise UserError(
+            f"training.num_train_epochs or max_steps: {plan.steps:,} steps in all, and {checkpoint} has made {at:,} already; "
+            "give more, or name an earlier checkpoint in training.resume"
+        )
+    if ENDLESS in (before, plan.steps) or plan.time_limit:
+        return ["the schedule follows the new length from here on"]
+    old, new = (_rate(recipe, args, steps, at) for steps in (before, plan.steps))
+    return [
+        f"{plan.steps:,} steps instead of {before:,}: the {recipe.training.lr_scheduler_type} schedule is stretched over them, "
+        f"so that the learning rate goes on with {new:.3g} at step {at:,}, where it had come to {old:.3g}"
+    ]
+
+
+def _rate(recipe: Recipe, args: TrainingArguments, steps: int, at: int) -> float:
+    """The learning rate of a step of a run of so many."""
+    import torch
+    from transformers.optimization import get_scheduler
+
+    rate = args.learning_rate
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    extra: Any = {"scheduler_specific_kwargs": args.lr_scheduler_kwargs}
+    shape: Any = get_scheduler(recipe.training.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, **extra)
+    return float(rate * shape.lr_lambdas[0](at))
+
+
+def caches_in_use() -> list[str]:
+    """What was computed once and is used by this run, by the names of the cache entries."""
+    return sorted(name for name in cache.in_use() if name.rsplit("-", 1)[0] not in PREPARED)
+
+
+def cache_remarks(checkpoint: Path | None, stored: dict[str, Any]) -> list[str]:
+    """What was computed once before and is now computed from other inputs, or not at all, or newly."""
+    before, now = set(stored.get("caches", caches_in_use())), set(caches_in_use())
+    if checkpoint is None or before == now:
+        return []
+    old, new = (", ".join(sorted(names)) or "nothing" for names in (before - now, now - before))
+    return [
+        f"computed once: {old} until {checkpoint.name}, {new} from here on (other libraries, threads, batch sizes or "
+        "evaluation rows); its last bits may differ"
+    ]

@@ -1,0 +1,191 @@
+"""One run, from recipe to report: `python -m hfstrat.train RECIPE [key=value ...] [--overwrite]`.
+
+`run` is the page to read. Every process of a distributed run calls it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat import errors
+from hfstrat.models import fingerprint
+from hfstrat.recipe.load import Loaded, load_recipe, located
+from hfstrat.run import output_dir, preflight, report
+from hfstrat.trainer import heartbeat, signals
+
+if TYPE_CHECKING:
+    from hfstrat.run.setup import Job
+
+Report = dict[str, Any]
+
+
+def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
+    """Carry out a recipe; the first process gets the report, the others None.
+
+    Raises:
+        RunError: an end with a name: the user's mistake, a non-finite loss, an artefact that does not reload.
+    """
+    started = time.monotonic()
+    preflight.check(loaded, overwrite)  # before torch is imported
+
+    from hfstrat.run import measure
+    from hfstrat.run.conclude import conclude
+    from hfstrat.run.setup import set_up
+    from hfstrat.trainer.distributed import join_world, leave_world
+
+    world = join_world()
+    with located(loaded):
+        job = set_up(loaded, world, overwrite)
+    job.setup_seconds = time.monotonic() - started
+    try:
+        before = answer_prompts(job)
+        measured = measure.before(job)
+        seconds = fit(job, before)
+        facts, probe = conclude(job, seconds)
+        facts |= measure.after(job, measured)
+        after = answer_prompts(job)
+        partial = save(job)
+        job.release()  # the fresh process that reloads the artefact gets the memory
+        leave_world()
+        if not world.is_main_process:
+            return None
+        whole = publish(job, facts, probe, partial, before, after, started)
+    except BaseException as error:
+        signals.leave_if_cleared(error)
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (interrupted(job),)
+        if world.is_main_process:
+            if (named := heartbeat.named(error)).code == errors.DISK_FULL:
+                output_dir.discard(job.folder)
+            report.write_failure(job.loaded, job.folder, named)
+        raise
+    compare(job, whole)
+    present(job, whole)
+    return whole
+
+
+def interrupted(job: Job) -> str:
+    """What an interruption leaves, in words."""
+    from hfstrat.trainer import checkpoints
+
+    complete = checkpoints.complete(job.folder)
+    if not complete:
+        return "interrupted before the first checkpoint; the same command starts afresh, with what was prepared so far"
+    return f"interrupted; the same command goes on from {complete[-1]}"
+
+
+def answer_prompts(job: Job) -> list[str]:
+    """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
+    from hfstrat.trainer import checkpoints, sharded
+
+    if job.checkpoint and job.trainer.state.global_step == 0:
+        return list(checkpoints.state_of(job.checkpoint).get("answers", []))
+    if not job.trainer.is_world_process_zero():
+        return []
+    model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
+    with sharded.on_device(model, job.trainer.args.device):
+        return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
+
+
+def fit(job: Job, before: list[str]) -> float:
+    """Train; returns the seconds it took, evaluations and checkpoints included."""
+    from hfstrat.tasks.verify import untrained_logits
+
+    job.trainer.marker_state["answers"] = before
+    job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
+    if job.checkpoint:
+        job.screen.print(f"going on from {job.checkpoint}")
+    started = time.monotonic()
+    try:
+        job.trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    finally:
+        job.progress.close()
+    state = job.trainer.state
+    if state.global_step < state.max_steps:
+        reason = "max_time" if job.trainer.clock and job.trainer.clock.is_over else "early stopping"
+        job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
+    if job.trainer.best_step() == 0:
+        job.screen.print(
+            f"{'alarm':<9} no evaluation was better than the one before training: the result is the model as it was. Lower "
+            "training.learning_rate, or look at the rows with `hfstrat check`"
+        )
+    return time.monotonic() - started
+
+
+def save(job: Job) -> Path:
+    """Write the result beside its final place."""
+    partial = job.folder / f"{output_dir.RESULT}.partial"
+    job.recipe.strategy.save(job.trainer, partial, job.base)
+    job.trainer.accelerator.wait_for_everyone()
+    return partial
+
+
+def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
+    """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
+    from hfstrat.models.load import source_of
+    from hfstrat.tasks import verify
+
+    source, options = source_of(job.recipe.model)
+    if job.recipe.model.attn_implementation != "auto":
+        options["attn_implementation"] = job.recipe.model.attn_implementation
+    facts["verified"] = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options, **facts["reload"]})
+    final = output_dir.publish(partial)
+    references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
+    facts["answers"] = [
+        {"prompt": job.task.prompt_text(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
+        for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
+    ]
+    facts |= {"artefact": str(final), "artefact_bytes": fingerprint.folder_bytes(final), "status": "done"}
+    facts["total_seconds"] = time.monotonic() - started
+    whole = report.make(job.loaded, facts, job.data.account())
+    report.write(whole, job.folder)
+    return whole
+
+
+def compare(job: Job, whole: Report) -> None:
+    """Put what else could have been had beside the result, where the strategy knows of something. The result stands anyway."""
+    try:
+        found = job.recipe.strategy.compare(job.loaded, whole["result"], Path(whole["result"]["artefact"]))
+    except Exception as error:
+        job.screen.print(f"not compared: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return
+    if found:
+        whole["result"]["comparison"] = found
+        report.write(whole, job.folder)
+
+
+def present(job: Job, whole: Report) -> None:
+    """Show what came out, write its card, and publish it if asked. Whatever happens here, the result is on disk."""
+    from hfstrat.publish import card, push
+    from hfstrat.trainer import progress
+
+    final = Path(whole["result"]["artefact"])
+    progress.show_answers(job.screen, whole["result"]["answers"])
+    for line in (*report.summary(whole), f"result           {final}", f"report           {job.folder / 'report.json'}"):
+        job.screen.print(line)
+    try:
+        (final / "README.md").write_text(card.make(whole, final, job.recipe.hub.repo or ""), encoding="utf-8")
+    except Exception as error:  # the result is as good without
+        job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
+    for line in push.push(job.recipe, job.folder, whole):
+        job.screen.print(line, markup=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry for `python -m hfstrat.train` and `accelerate launch -m hfstrat.train`; ends with the run's exit code."""
+    from hfstrat.trainer import exit_status
+
+    words = sys.argv[1:] if argv is None else argv
+    overwrite = "--overwrite" in words
+    words = [word for word in words if word != "--overwrite"]
+    with exit_status.reported():
+        if not words:
+            raise errors.UserError("usage: python -m hfstrat.train RECIPE [key=value ...] [--overwrite]")
+        run(load_recipe(words[0], words[1:]), overwrite)
+
+
+if __name__ == "__main__":
+    main()

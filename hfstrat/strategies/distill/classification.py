@@ -1,0 +1,213 @@
+"""A classifier and its teacher: class logits are few, so they exist; the loss is that of `distill_loss`, row by row."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.utils import ModelOutput
+
+from hfstrat.data import cache
+from hfstrat.data.collate import TEACHER_TYPES
+from hfstrat.models.chunked_loss import Head
+from hfstrat.strategies.cached_column import Bringing
+from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
+from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
+from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
+from hfstrat.tasks.losses import class_loss, class_sums
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.distill import Cache
+    from hfstrat.trainer.feed import Feed
+
+NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
+
+
+@dataclass
+class ClassOutput(ModelOutput):  # type: ignore[misc]
+    """Logits `[B, labels]` of the student and, in training, of its teacher."""
+
+    logits: torch.Tensor | None = None
+    teacher_logits: torch.Tensor | None = None
+
+
+def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Tensor, mix: Mix) -> torch.Tensor:
+    """The mixed loss of `distill_loss.Mix` summed over rows; where a row has several labels, over each label's yes or no.
+
+    Args:
+        logits: `[B, labels]` of the student, `said` of the teacher.
+        labels: int64 `[B]`, or float `[B, labels]` of 0 and 1.
+    """
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits, said = logits.to(wide), said.to(wide)
+    if labels.is_floating_point():  # a yes or no is a choice between the logit and 0
+        logits, said = (torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (logits, said))
+        labels = (labels < 0.5).long().flatten()
+    width = logits.shape[-1]
+    exact = Head(torch.eye(width, dtype=wide, device=logits.device))
+    return distill_loss_of_logits(logits, labels, Teacher(width, said, exact), mix)
+
+
+class ClassDistiller:
+    """What a classifying student minimises with a teacher. Bound to its model, it adds what the teacher says to the outputs.
+
+    In evaluation the teacher is not asked: metrics are the student's own.
+    """
+
+    def __init__(self, mix: Mix) -> None:
+        self.mix = mix
+        self.teacher: PreTrainedModel | None = None
+        self.order: torch.Tensor | None = None  # of the teacher's labels, as the student numbers them
+        self.names: tuple[str, ...] = ()
+        self.is_on = False
+
+    def bind(self, model: PreTrainedModel) -> str | None:
+        """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
+        if "forward" in vars(model):
+            return "its forward has been replaced already"
+        original, distiller = type(model).forward, self
+
+        def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+            brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
+            outputs = original(self, *args, **kwargs)
+            if not (distiller.is_on and self.training):
+                return outputs
+            said = distiller.ask(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
+            return ClassOutput(logits=outputs.logits, teacher_logits=said)
+
+        forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        forward.objective = distiller  # type: ignore[attr-defined]
+        model.forward = MethodType(forward, model)
+        return None
+
+    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
+        """The teacher as it is asked."""
+        return teacher if is_own else teacher.requires_grad_(False).eval()
+
+    def begin(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
+        """From now on this teacher is asked.
+
+        Raises:
+            ValueError: its labels are others.
+        """
+        if teacher is base.model:
+            raise ValueError("a classifier's own head is what learns; name a teacher, or shrink a trained classifier")
+        ours, theirs = (_names(model) for model in (base.model, teacher))
+        if set(ours) != set(theirs):
+            odd = sorted(set(ours) ^ set(theirs))[0]
+            raise ValueError(
+                f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd}); take a "
+                "teacher of these labels, or, if they only have other names, write the data's into id2label of its config.json"
+            )
+        # a decoder's head looks for the last token by the padding token's id
+        teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
+        self.order = torch.tensor([theirs.index(name) for name in ours])
+        self.teacher, self.names, self.is_on = teacher, ours, True
+
+    @torch.no_grad()
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """The teacher's logits `[B, labels]`, in the student's order."""
+        assert self.teacher is not None, "no teacher, and rows that do not say what it said"
+        assert self.order is not None
+        taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
+        given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
+        if kwargs.get(TEACHER_TYPES) is not None:
+            given["token_type_ids"] = kwargs[TEACHER_TYPES]
+        device = next(iter(given.values())).device if given else args[0].device
+        if next(self.teacher.parameters()).device != device:
+            self.teacher.to(device)
+        logits: torch.Tensor = self.teacher(*args, **given).logits
+        return logits.index_select(-1, self.order.to(device)).float()
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As `losses.class_loss`, with the teacher."""
+        said = outputs.get("teacher_logits")
+        if said is None:
+            return class_loss(outputs, labels, num_items_in_batch)
+        total = class_distill_sum(outputs["logits"], said, labels, self.mix)
+        count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+    def ask_once(self, feed: Feed, wish: Cache) -> Feed:
+        """Rows that bring the teacher's class logits along, where there is more than one epoch."""
+        facts: dict[str, Any] = {"teacher": self._judge(feed)}
+        if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
+            feed, facts["cache"] = self._keep(feed)
+        else:
+            feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+        return replace(feed, facts={**feed.facts, "distillation": facts})
+
+    def _keep(self, feed: Feed) -> tuple[Feed, dict[str, Any]]:
+        assert self.teacher is not None
+        assert self.order is not None
+        rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
+        order = np.lexsort((rows.first, -rows.lengths))
+        inputs = {"teacher": digest_of_weights(self.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
+        inputs |= {"labels": self.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
+        inputs |= {**surroundings(feed, self.teacher, feed.dtype), "classes": self.order.tolist()}
+
+        def build(target: Path | None) -> None:
+            built.append("train")
+            size = feed.plan.eval_batch
+            groups = [order[start : start + size] for start in range(0, len(order), size)]
+            write(target, feed.each(groups, lambda group: self._blobs(feed, rows, group), "asking the teacher"))
+
+        needed = 4 * len(self.names) * len(rows.first)
+        text = f"class logits of a teacher for {len(rows.first):,} rows"
+        entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        seconds = time.monotonic() - started
+        when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
+        feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
+        train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
+        self.teacher = None
+        facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
+        return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
+
+    def _blobs(self, feed: Feed, rows: Rows, group: np.ndarray) -> list[bytes]:
+        batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
+        with feed.computing():
+            return [row.numpy().tobytes() for row in self.ask((), batch).cpu()]
+
+    def _judge(self, feed: Feed) -> dict[str, Any]:
+        """The teacher's own metrics on the evaluation rows."""
+        from hfstrat.models.load import count_parameters
+        from hfstrat.tasks.classification_metrics import of_sums
+
+        assert self.teacher is not None
+        parts, size = list[Any](), feed.plan.eval_batch
+
+        def measure(start: int) -> Any:
+            places = list(range(start, min(start + size, len(feed.eval))))
+            labels = feed.collate([feed.eval[place] for place in places])["labels"]
+            with feed.computing():
+                logits = self.ask((), feed.batch(places)).cpu()
+            return class_sums(logits, labels)
+
+        parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
+        totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+        metrics, _ = of_sums(totals, marks, self.names)
+        feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
+        return {**metrics, "parameters": count_parameters(self.teacher)[1]}
+
+
+class ClassTeacherCollator(Bringing):
+    """Adds the class logits that the rows bring along, `[B, labels]`."""
+
+    column = COLUMN
+
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"teacher_logits": torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float32) for (one,) in values]))}
+
+
+def _names(model: PreTrainedModel) -> tuple[str, ...]:
+    names: dict[int, str] = model.config.id2label
+    return tuple(names[number] for number in sorted(names))

@@ -1,0 +1,286 @@
+"""How far a student's distribution is from its teacher's, per row, with the gradient by the student's logits.
+
+Each function takes the student's and the teacher's log-probabilities `[c, V]` (natural logarithm, float32 or wider), uses
+up their memory, and gives the divergence of each row (`[c]`, nats) and its gradient by the logits that the student's
+log-probabilities were made of (`[c, V]`).
+
+
+What a student learns from a teacher, row by row: divergence and cross-entropy in one pass over chunks of logits.
+
+As in `head_loss`, gradients are computed in the forward pass and no `[n, V]` tensor ever exists, of neither model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from hfstrat.models.chunked_loss import (
+    CHUNK_ROWS,
+    Head,
+    RowsLoss,
+    block_rows,
+    blocks,
+    chunk_rows,
+    compute_dtype,
+    logits_of,
+    loss_dtype,
+    parts,
+    products,
+    rows_loss,
+)
+
+Divergence = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def forward_kl(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(teacher || student): the student covers all that the teacher may say (Hinton et al. 2015, arXiv 1503.02531)."""
+    chances = teacher.exp()
+    values = teacher.sub_(student).mul_(chances).sum(-1)
+    return values, student.exp_().sub_(chances)
+
+
+def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(student || teacher): the student says only what the teacher may say (MiniLLM, arXiv 2306.08543)."""
+    apart = torch.sub(student, teacher, out=teacher)
+    chances = student.exp_()
+    values = (chances * apart).sum(-1)
+    return values, chances.mul_(apart.sub_(values[:, None]))
+
+
+def jsd(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Jensen-Shannon: the mean of both divergences from the even mixture; at most log 2."""
+    middle = torch.logaddexp(student, teacher).sub_(math.log(2))
+    from_teacher = (teacher - middle).mul_(teacher.exp_()).sum(-1)
+    apart = torch.sub(student, middle, out=middle)
+    chances = student.exp_()
+    from_student = (chances * apart).sum(-1)
+    gradient = chances.mul_(apart.sub_(from_student[:, None])).mul_(0.5)
+    return (from_teacher + from_student) / 2, gradient
+
+
+def skew_kl(student: torch.Tensor, teacher: torch.Tensor, skew: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(teacher || skew * teacher + (1 - skew) * student), whose gradient stays bounded (DistiLLM, arXiv 2402.03898)."""
+    mixed = torch.logaddexp(teacher + math.log(skew), student + math.log1p(-skew))
+    ratio = torch.sub(teacher, mixed, out=mixed)  # log(teacher / mixture)
+    values = (ratio * teacher.exp_()).sum(-1)
+    slope = ratio.exp_().mul_(skew - 1.0)  # of the divergence by the student's probabilities
+    chances = student.exp_()
+    mean = (chances * slope).sum(-1, keepdim=True)
+    return values, chances.mul_(slope.sub_(mean))
+
+
+DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "skew_kl": skew_kl}
+
+
+def sampled_kl(
+    student: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, entropy: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward KL estimated from tokens drawn from the teacher: value and gradient are unbiased (RS-KD, arXiv 2503.16870).
+
+    Args:
+        ids: `[c, S]`, int64, the tokens drawn; one may stand several times.
+        weights: `[c, S]`, how often each was drawn as a share of all draws.
+        entropy: `[c]`, of the whole teacher distribution, nats: what the cross-entropy is above the divergence.
+    """
+    values = -(weights * student.gather(1, ids)).sum(-1) - entropy
+    return values, student.exp_().scatter_add_(1, ids, -weights)
+
+
+def top_k_kl(student: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward KL over the teacher's k likeliest tokens and one event "any other", so that the tail's mass is kept.
+
+    A lower bound of the whole divergence. The tail is left as the student has it, only its mass is taught.
+
+    Args:
+        ids: `[c, K]`, int64, distinct.
+        logprobs: `[c, K]`, of the whole teacher distribution, not renormalised.
+    """
+    tiny = torch.finfo(student.dtype).tiny
+    chances, own = logprobs.exp(), student.gather(1, ids)
+    rest = (1 - chances.sum(-1)).clamp(min=0)
+    own_rest = (1 - own.exp().sum(-1)).clamp(min=torch.finfo(student.dtype).eps)
+    values = (chances * (logprobs - own)).sum(-1) + rest * (rest.clamp(min=tiny).log() - own_rest.log())
+    gradient = student.exp_()
+    inside = own.exp() - chances
+    return values, gradient.mul_((1 - rest / own_rest)[:, None]).scatter_(1, ids, inside)
+
+
+Apart = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From a block's place and the student's log-probabilities `[b, W]`, whose memory is used up: the divergence of each row
+and its gradient by what these are the log-softmax of."""
+
+
+class Teacher(NamedTuple):
+    """What the teacher says about `n` rows, in one of three forms; `width`: how many tokens both vocabularies share.
+
+    `hidden` (`[n, H]`) with its `head` is exact. `ids` with `weights` and `entropy` are draws (`divergences.sampled_kl`),
+    `ids` with `logprobs` its likeliest tokens (`divergences.top_k_kl`), both made at the temperature of the loss.
+    """
+
+    width: int
+    hidden: torch.Tensor | None = None
+    head: Head | None = None
+    ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
+
+
+class Mix(NamedTuple):
+    """The loss of a row is `alpha * T^2 * divergence + (1 - alpha) * cross-entropy`; probabilities at temperature T.
+
+    Hinton's T^2 keeps the gradient's size when T changes; it stands on the value too, so that both belong together.
+    The cross-entropy is that of the student's own vocabulary at temperature 1, whatever the divergence is.
+    """
+
+    divergence: str = "forward_kl"
+    alpha: float = 0.5
+    temperature: float = 1.0
+    skew: float = 0.1
+
+
+def distill_loss(
+    hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Teacher, mix: Mix, chunk: int | None = None
+) -> torch.Tensor:
+    """The mixed loss (nats) summed over rows: a scalar in float32 or wider. Gradients go to `hidden` and `head`.
+
+    Args:
+        hidden: `[n, H]`, the student's rows that carry loss; `head` is the student's.
+        targets: `[n]`, int64.
+        chunk: rows at a time; by default as many as keep the logits in cache.
+    """
+    chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
+    apart = apart_of(teacher, mix, compute_dtype(hidden, head.weight), chunk)
+    return rows_loss(hidden, head, row_loss(targets, apart, teacher.width, mix), chunk)
+
+
+def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher: Teacher, mix: Mix) -> torch.Tensor:
+    """The same from logits `[n, V]` that a head of its own kind has made; these exist, and their gradient."""
+    size, chunk = _sizes(logits)
+    loss = row_loss(targets, apart_of(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
+    total: torch.Tensor = _OfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _sizes(logits: torch.Tensor) -> tuple[int, int]:
+    """How many rows of logits to go through at a time, and how many of the teacher's to make at a time."""
+    size = block_rows(logits.device, logits.shape[-1], CHUNK_ROWS)
+    return size, size * (CHUNK_ROWS // size)
+
+
+@torch.no_grad()
+def distill_scores(
+    hidden: torch.Tensor, head: Head, teacher: Teacher, temperature: float = 1.0, chunk: int | None = None
+) -> torch.Tensor:
+    """Per row KL(teacher || student) in nats, `[n]`, at this temperature; without a gradient."""
+    chunk = chunk or chunk_rows(head.weight, False)
+    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
+    found = [
+        apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
+        for part, logits in blocks(hidden, head, chunk)
+    ]
+    empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
+    return torch.cat([empty, *found])
+
+
+@torch.no_grad()
+def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature: float = 1.0) -> torch.Tensor:
+    """The same from logits `[n, V]`."""
+    size, chunk = _sizes(logits)
+    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
+    found = [
+        apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
+    ]
+    return torch.cat([logits.new_empty(0), *found])
+
+
+def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsLoss:
+    """The mixed loss as `head_loss.rows_loss` takes it."""
+    alpha, temperature = mix.alpha, mix.temperature
+
+    def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        whole, wanted = width == logits.shape[-1], targets[part][:, None]
+        scaled = logits[:, :width] if temperature == 1.0 else logits[:, :width] / temperature
+        student = torch.log_softmax(scaled, -1, out=space if whole else None)
+        value, own = torch.zeros((), dtype=logits.dtype, device=logits.device), torch.empty(0)
+        if alpha < 1.0:  # where both losses have one distribution it is made once
+            own = student if whole and temperature == 1.0 else torch.log_softmax(logits, -1)
+            value = own.gather(1, wanted).sum() * (alpha - 1)
+            own = own.exp() if own is student else own.exp_()
+        values, gradient = apart(part, student)
+        value += values.sum() * (alpha * temperature**2)
+        if alpha * temperature != 1.0:
+            gradient *= alpha * temperature  # T^2, and 1/T from the chain rule
+        if not whole:  # tokens that only the student has
+            space.zero_()[:, :width] = gradient
+            gradient = space
+        if alpha == 1.0:
+            return value, gradient
+        gradient.add_(own, alpha=1 - alpha)
+        return value, gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, alpha - 1))
+
+    return loss
+
+
+def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+    """The divergence from what the teacher says, whose logits are made in this dtype, so many rows at a time."""
+    if teacher.hidden is not None:
+        return _exact(teacher, mix, dtype, chunk)
+    ids = teacher.ids
+    assert ids is not None
+    if mix.divergence != "forward_kl":
+        raise ValueError(f"{mix.divergence} needs the whole distribution of the teacher, not some of its tokens")
+    if teacher.logprobs is not None:
+        logprobs = teacher.logprobs
+        return lambda part, student: top_k_kl(student, ids[part], logprobs[part].to(student.dtype))
+    weights, entropy = teacher.weights, teacher.entropy
+    assert weights is not None
+    assert entropy is not None
+    return lambda part, student: sampled_kl(
+        student, ids[part], weights[part].to(student.dtype), entropy[part].to(student.dtype)
+    )
+
+
+def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+    assert teacher.hidden is not None
+    assert teacher.head is not None
+    hidden, head, width = teacher.hidden, teacher.head, teacher.width
+    apart = DIVERGENCES[mix.divergence]
+    options = {"skew": mix.skew} if mix.divergence == "skew_kl" else {}
+    bias = None if head.bias is None else head.bias[:width]
+    head = head._replace(weight=head.weight[:width], bias=bias)
+    said, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
+
+    def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal first, count, product
+        while part.stop > first + count:  # blocks come in order, and none lies in two chunks
+            first, count, _, product, _ = next(said)
+        logits = logits_of(product[part.start - first : part.stop - first], head)
+        if mix.temperature != 1.0:
+            logits /= mix.temperature
+        return apart(student, torch.log_softmax(logits, -1), **options)
+
+    return of_block
+
+
+class _OfLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss, size: int) -> torch.Tensor:
+        wide = loss_dtype(logits.dtype)
+        total, gradient = torch.zeros((), dtype=wide, device=logits.device), torch.empty_like(logits)
+        for part in parts(len(logits), size):
+            rows = logits[part].to(wide)
+            value, gradient[part] = loss(part, rows, torch.empty_like(rows))
+            total += value
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grad_output, None, None

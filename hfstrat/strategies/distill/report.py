@@ -1,0 +1,154 @@
+"""Whether the teacher helped: student, the same student without it, and the teacher, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.tasks.verify import LAUNCHER
+
+if TYPE_CHECKING:
+    from hfstrat.recipe.load import Loaded
+    from hfstrat.strategies.distill.strategy import Distill
+
+KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
+SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
+ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
+SAME = ("name", "teacher", "student", "shrink")  # what the student is
+WITHOUT = {"alpha": 0.0, "baseline": False}  # on the answers of the data, by cross-entropy alone
+SPOKEN = 32  # tokens that are generated to tell the speed
+
+
+def compare(strategy: Distill, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Size and speed of teacher and student, the run without the teacher if asked, and lines for the summary."""
+    teacher = {**facts["distillation"]["teacher"], **measure_teacher(strategy, loaded)}
+    student = {
+        **_quality(facts["metrics_after"]),
+        "parameters": facts["total_parameters"],
+        "bytes": facts["artefact_bytes"],
+        "tokens_per_second": speed_of(str(folder), loaded),
+        "steps": facts["steps"],
+    }
+    before = _quality(facts["metrics_before"]) if facts["metrics_before"] else None
+    without, reason = _baseline(strategy, loaded, facts["train_seconds"])
+    found = {"teacher": teacher, "student": student, "before": before, "without_teacher": without, "no_baseline": reason}
+    return {**found, "lines": lines(found)}
+
+
+def _quality(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("loss", *ACCURACY, "teacher_kl") if name in metrics}
+
+
+def measure_teacher(strategy: Distill, loaded: Loaded) -> dict[str, Any]:
+    """Bytes on the disk and tokens a second."""
+    source = strategy.teacher.name_or_path if strategy.teacher else loaded.recipe.model.name_or_path
+    path = Path(source).expanduser()
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else None
+    if source.endswith(".gguf"):
+        return {"bytes": path.stat().st_size, "tokens_per_second": None}
+    section = strategy.teacher.quantization if strategy.teacher else loaded.recipe.model.quantization
+    form = "recorded" if section is None else section.name
+    return {"bytes": size, "tokens_per_second": speed_of(str(path) if path.is_dir() else source, loaded, form)}
+
+
+def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | None:
+    """Tokens a second that a model writes, one at a time, greedily, after a first word to warm up."""
+    import torch
+
+    from hfstrat.models.load import compute_dtype, source_of
+    from hfstrat.tasks import artifact, generation
+
+    options = source_of(loaded.recipe.model)
+    given = {"source": options[0], **options[1], "task": loaded.recipe.task}
+    model = artifact.load_form(source, compute_dtype(loaded.recipe.model.dtype), given, form)
+    if not model.can_generate():
+        return None  # a classifier
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    for length in (2, SPOKEN):
+        started = time.perf_counter()
+        out = generation.continued(model, [list(range(5, 21))], None, length, min_new_tokens=length)
+    return out.shape[1] / (time.perf_counter() - started)
+
+
+def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
+    """What the same student comes to without the teacher: same start, same rows in the same order, as many steps or as long."""
+    if strategy.on_policy:
+        return None, "on its own answers there is nothing to learn without the teacher"
+    recipe = without_teacher(strategy, loaded)
+    folder, by_hand = recipe.parent / "without-teacher", f"hfstrat train {recipe}"
+    if strategy.baseline is False:
+        return None, f"baseline: false; it would be `{by_hand}`"
+    if int(os.environ.get("HFSTRAT_PROCESSES") or 1) > 1 or int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return None, f"several processes trained; run it with as many: `{by_hand}`"
+    if strategy.baseline == "auto" and seconds > SMALL:
+        return None, f"training took {seconds:.0f} s; baseline: true would run it too, or `{by_hand}`"
+    command = [sys.executable, "-m", "hfstrat.train", str(recipe), "--overwrite"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER) or key in KEPT}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    report = folder / "report.json"
+    if done.returncode or not report.is_file():
+        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return None, f"the run without the teacher failed: {said}"
+    result = json.loads(report.read_text())["result"]
+    return {**_quality(result["metrics_after"]), "steps": result["steps"], "seconds": result["train_seconds"]}, None
+
+
+def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
+    """The recipe of that run, written beside the result: the resolved one, without keys that are not set."""
+    folder = Path(loaded.recipe.output_dir).expanduser()
+    whole, given = without_nothing(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
+    whole["strategy"] = {**without_nothing({key: given[key] for key in SAME if key in given}), **WITHOUT}
+    whole["output_dir"] = str(folder / "without-teacher")
+    whole["hub"], whole["training"] = {"push": False}, {**whole["training"], "resume": "never"}  # it is nobody's result
+    file = folder / "without-teacher.yaml"
+    file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    return file
+
+
+def without_nothing(tree: Any) -> Any:
+    """A tree without keys that are not set."""
+    if isinstance(tree, dict):
+        return {key: without_nothing(value) for key, value in tree.items() if value is not None}
+    return [without_nothing(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Readable off it: how much of the teacher is left, at which size and speed, and whether the teacher helped."""
+    teacher, student, without = found["teacher"], found["student"], found["without_teacher"]
+    key, words = next((name, text) for name, text in ACCURACY.items() if name in teacher)
+    said = [
+        f"{who:<16} loss {one['loss']:.4f}, {words} {one[key]:.1%}; {_shape(one)}"
+        for who, one in (("teacher", teacher), ("student", student))
+    ]
+    share = f"{student[key] / teacher[key]:.1%}" if teacher[key] else "more than nothing"
+    smaller = 1 - student["parameters"] / teacher["parameters"]
+    size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
+    said.append(f"distilled        {share} of the teacher's {words}, {size}")
+    if without:
+        gain = without["loss"] - student["loss"]
+        helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"
+        said.append(
+            f"without teacher  loss {without['loss']:.4f}, {words} {without[key]:.1%} after {_length(student, without)}: "
+            f"{helped} ({-gain:+.4f})"
+        )
+    else:
+        said.append(f"without teacher  not run: {found['no_baseline']}")
+    return said
+
+
+def _length(student: dict[str, Any], without: dict[str, Any]) -> str:
+    """How long the two learned: a run that ends by the clock takes more steps where nobody is asked."""
+    if without["steps"] == student["steps"]:
+        return "as many steps"
+    return f"{without['steps']:,} steps (with it {student['steps']:,}; both ended by the clock or early stopping)"
+
+
+def _shape(one: dict[str, Any]) -> str:
+    size = f", {one['bytes'] / 1e6:,.1f} MB" if one.get("bytes") else ""
+    speed = f", {one['tokens_per_second']:,.1f} tokens/s" if one.get("tokens_per_second") else ""
+    return f"{one['parameters'] / 1e6:,.2f} M parameters{size}{speed}"

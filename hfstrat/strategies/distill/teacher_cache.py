@@ -1,0 +1,149 @@
+"""What the teacher says, asked once: each row brings it along, so that no order of rows can mix it up.
+
+Only supervised positions are asked, which begin with the one that the first token of the answer is predicted from. Three
+forms: the last hidden states, from which the teacher's own head makes exactly what it says, at any temperature; tokens drawn
+from its distribution, from which the forward divergence is estimated without bias (arXiv 2503.16870); or its likeliest
+tokens with the mass of the rest. A small top-k is never renormalised: that would teach what the teacher does not say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hfstrat.data.render import IGNORED
+from hfstrat.data.splits import distinct
+from hfstrat.strategies.cached_column import Bringing, WithColumn
+from hfstrat.trainer.collective import exhaust
+
+COLUMN = "teacher"
+TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How it is kept.
+
+    `kind`: hidden, sampled or top_k. `width`: hidden states' width or tokens a position. `dtype`: of hidden states.
+    `temperature`: of drawn and likeliest tokens.
+    """
+
+    kind: str
+    width: int
+    dtype: str = "float32"
+    temperature: float = 1.0
+
+    @property
+    def position(self) -> np.dtype[Any]:
+        """One position as it stands on the disk."""
+        if self.kind == "hidden":
+            return np.dtype((np.dtype("int16" if self.dtype != "float32" else "float32"), (self.width,)))
+        if self.kind == "sampled":
+            return np.dtype([("ids", "<i4", (self.width,)), ("entropy", "<f4")])
+        return np.dtype([("ids", "<i4", (self.width,)), ("logprobs", "<f4", (self.width,))])
+
+    def tensors(self, blob: bytes) -> dict[str, torch.Tensor]:
+        """What `Distiller` takes, from the positions of a batch one after another."""
+        kept = np.frombuffer(bytearray(blob), dtype=self.position)
+        if self.kind == "hidden":
+            hidden = torch.from_numpy(kept)
+            return {"teacher_hidden": hidden if self.dtype == "float32" else hidden.view(TORCH[self.dtype])}
+        ids = torch.from_numpy(kept["ids"].astype(np.int64))
+        if self.kind == "top_k":
+            return {"teacher_ids": ids, "teacher_logprobs": torch.from_numpy(kept["logprobs"].copy())}
+        weights = torch.full(ids.shape, 1 / self.width)
+        return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(kept["entropy"].copy())}
+
+    def bytes_of(self, hidden: torch.Tensor, logits: Any, generator: torch.Generator) -> tuple[bytes, float]:
+        """What is kept of some positions (`hidden` `[n, H]`), and the probability mass that it stands for, summed.
+
+        `logits` gives those of a part of the rows, `[c, V]`, over the shared vocabulary.
+        """
+        if self.kind == "hidden":
+            states = hidden.to(TORCH[self.dtype]).cpu().contiguous()
+            raw = states if self.dtype == "float32" else states.view(torch.int16)
+            return raw.numpy().tobytes(), float(len(hidden))
+        made, mass = np.empty(len(hidden), dtype=self.position), 0.0
+        for part, chunk in logits(hidden):
+            logprobs = torch.log_softmax(chunk / self.temperature, -1)
+            chances = logprobs.exp()
+            if self.kind == "top_k":
+                values, ids = logprobs.topk(self.width)
+                made["logprobs"][part] = values.cpu().numpy()
+                mass += float(values.exp().sum())
+            else:
+                ids = torch.multinomial(chances.cpu(), self.width, replacement=True, generator=generator)
+                made["entropy"][part] = -(chances * logprobs).sum(-1).cpu().numpy()
+                seen = torch.zeros_like(chances, dtype=torch.bool).scatter_(1, ids.to(chances.device), True)
+                mass += float((chances * seen).sum())
+            made["ids"][part] = ids.cpu().numpy()
+        return made.tobytes(), mass
+
+
+class Rows(NamedTuple):
+    """The different rows of a data set: the place of each one's first appearance, and which of them each row is."""
+
+    first: np.ndarray
+    which: np.ndarray
+    lengths: np.ndarray  # tokens of each different row
+    supervised: np.ndarray  # and how many of its positions carry loss
+    digest: str  # over their ids and labels
+
+    @classmethod
+    def of(cls, rows: Any) -> Rows:
+        first, which = distinct(rows)
+        digest, lengths, supervised = hashlib.sha256(), [], []
+        for place in first:
+            row = rows[int(place)]
+            names = ("input_ids", "labels", "token_type_ids")
+            ids, labels, types = (np.asarray(row.get(name, ()), dtype=np.int64) for name in names)
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + labels.tobytes() + types.tobytes())
+            lengths.append(len(ids))
+            supervised.append(int((labels[1:] != IGNORED).sum()))
+        return cls(first, which, np.array(lengths), np.array(supervised, dtype=np.int64), digest.hexdigest())
+
+
+def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
+    """Write the rows' bytes, batch by batch; without a target they are only computed: others write them."""
+    if target is None:
+        exhaust(batches)
+        return
+    schema = pa.schema([(COLUMN, pa.large_binary())])
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        for blobs in batches:
+            stream.write_batch(pa.record_batch([pa.array(blobs, pa.large_binary())], schema=schema))
+
+
+class WithTeacher(WithColumn):
+    """Rows with what the teacher said about each.
+
+    Args:
+        rows: the tokenised rows.
+        file: what `write` wrote, mapped into memory.
+        places: where each row's part is in there, `[len(rows)]`.
+    """
+
+    def __init__(self, rows: Any, file: Path, places: np.ndarray) -> None:
+        said = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column(COLUMN)
+        super().__init__(rows, COLUMN, lambda place: said[place].as_py(), places)
+
+
+class TeacherCollator(Bringing):
+    """Adds what the teacher said about the supervised positions, in the order in which they stand in the batch."""
+
+    column = COLUMN
+
+    def __init__(self, collate: Any, form: Form) -> None:
+        super().__init__(collate)
+        self.form = form
+
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.form.tensors(b"".join(chain.from_iterable(values)))

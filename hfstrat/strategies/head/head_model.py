@@ -1,0 +1,119 @@
+"""A frozen body, a pooling and a head. Given features it is the head alone; given token ids it is all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hfstrat.strategies.head.bodies import Body
+from hfstrat.strategies.head.features import INPUTS, pool
+from hfstrat.strategies.head.linear import Linear, Scale
+
+
+class Standardise(nn.Module):
+    """`(x - mean) / spread`, as buffers: what learns behind it learns well, and it is folded away in the end."""
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__()
+        self.register_buffer("mean", scale.mean.float())
+        self.register_buffer("spread", scale.spread.float())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.spread
+
+
+class HeadModel(nn.Module):
+    """Logits `[B, K]` of features `[B, H]`, or of token ids with their mask.
+
+    Only the head learns, in float32, and only the head is in checkpoints.
+
+    Args:
+        config: of the classifier, with its labels.
+        is_solved: whether the head is solved, rather than trained step by step.
+    """
+
+    def __init__(self, body: Body, layer: int, pooling: str, head: nn.Sequential, config: Any, is_solved: bool) -> None:
+        super().__init__()
+        self.body, self.head = body.model.requires_grad_(False), head
+        self.layer, self.pooling, self.is_solved = layer, pooling, is_solved
+        self.config = config
+
+    def forward(
+        self, features: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        if features is None:
+            given = {name: value for name, value in inputs.items() if name in INPUTS and value is not None}
+            mask = given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+            features = pool(self.body(**given).last_hidden_state, mask, self.pooling)
+        with torch.autocast(features.device.type, enabled=False):
+            return SequenceClassifierOutput(logits=self.head(features.to(next(self.head.parameters()).dtype)))
+
+    def train(self, mode: bool = True) -> HeadModel:
+        super().train(mode)
+        self.body.eval()  # its dropout was not in the features either
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {f"head.{name}": value for name, value in self.head.state_dict().items()}
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.head.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
+
+    def fold(self) -> None:
+        """Put the standardisation into the first linear layer; the head is what it was."""
+        first = self.head[0]
+        if not isinstance(first, Standardise):
+            return
+        linear: nn.Linear = self.head[1]  # type: ignore[assignment]
+        scale = Scale(first.mean.double(), first.spread.double())
+        folded = scale.fold(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+        set_linear(linear, folded)
+        self.head = nn.Sequential(*list(self.head)[1:])
+
+
+def make_head(width: int, classes: int, hidden: int | None, scale: Scale | None, bias: bool = True) -> nn.Sequential:
+    """A linear layer, or a layer of `hidden` GELUs and one upon it. The last layer begins at zero: every class is as likely."""
+    layers: list[nn.Module] = [] if scale is None else [Standardise(scale)]
+    if hidden is not None:
+        layers += [nn.Linear(width, hidden), nn.GELU()]
+    last = nn.Linear(hidden or width, classes, bias=bias)
+    nn.init.zeros_(last.weight)
+    if bias:
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+@torch.no_grad()
+def set_linear(layer: nn.Linear, solved: Linear) -> None:
+    layer.weight.copy_(solved.weight)
+    if layer.bias is not None and solved.bias is not None:
+        layer.bias.copy_(solved.bias)
+
+
+class FeatureRows(Dataset[dict[str, torch.Tensor]]):
+    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), a batch at a time."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"features": self.features[index], "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        chosen = torch.as_tensor(indices)
+        return {"features": self.features[chosen], "labels": self.labels[chosen]}
+
+
+def as_they_are(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collator of `FeatureRows`, whose batches are tensors already."""
+    return batch

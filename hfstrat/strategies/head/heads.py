@@ -1,0 +1,246 @@
+"""Heads as models to train: a classifier on pooled features, and an LM head of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hfstrat.errors import UserError
+from hfstrat.models.blocks import keep_in_config
+from hfstrat.models.load import cast_weights
+from hfstrat.models.quantization import dequantize
+from hfstrat.strategies.head.bodies import Pooled, cut, labels_of, pool_rows, take_apart
+from hfstrat.strategies.head.features import POOLINGS, extract_inputs
+from hfstrat.strategies.head.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
+from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
+from hfstrat.strategies.head.strategy import EXACT_PRODUCTS, EXACT_WEIGHTS, Head
+from hfstrat.tasks import sentence_transformers
+from hfstrat.trainer.trainer import StrategyTrainer
+
+if TYPE_CHECKING:
+    from hfstrat.models.load import Base
+    from hfstrat.trainer.feed import Feed
+
+SEED = 42  # of the rows that are probed and of those that choose the penalty
+SAMPLE = 32  # evaluation rows that go through the whole published model
+NEAR = 0.1  # of the spread of the logits: how far the whole model may be from its head on features (16-bit forwards)
+
+
+@dataclass
+class Prepared:
+    """The model that learns, and the form that it is published in."""
+
+    model: HeadModel
+    base: Base
+    by_transformers: bool  # its own class computes just this
+    sample: dict[str, torch.Tensor]  # some evaluation rows as token ids
+    features: torch.Tensor  # of the same rows
+    facts: dict[str, Any]  # for the report
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Fold the standardisation away and go to float32, in which the result computes; compare the two on some rows."""
+        self.model.fold()
+        dequantize(self.base.model, self.base.compute_dtype)  # what is published is an ordinary model, of the same weights
+        cast_weights(self.model, torch.float32)
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        cached = self.model(features=self.features.to(device)).logits
+        whole = self.model(**{name: value.to(device) for name, value in self.sample.items()}).logits
+        self.facts["published"] = {
+            "rows": len(cached),
+            "max_difference": float((cached - whole).abs().max()),
+            "top1_agreement": float((cached.argmax(1) == whole.argmax(1)).float().mean()),
+        }
+
+    def save(self, trainer: StrategyTrainer, folder: Path) -> None:
+        tokenizer: Any = trainer.processing_class
+        config, dtype = self.base.model.config, self.base.compute_dtype
+        if self.by_transformers:
+            final = final_linear(self.base.model)
+            final.float()
+            solved: Any = self.model.head[0]
+            set_linear(final, Linear(solved.weight.detach(), None))
+            self.base.model.config.dtype = torch.float32
+            self.base.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            sentence_transformers.shrink(folder, dtype)
+            return
+        labels = {key: getattr(config, key) for key in ("id2label", "label2id", "problem_type")}
+        length = int(trainer.marker_state["recipe"]["data"]["max_length"])
+        sentence_transformers.save(self.model, tokenizer, folder, labels, min(length, tokenizer.model_max_length), dtype)
+
+
+class SolvedTrainer(StrategyTrainer):
+    """Solves a linear head in place of stepping towards it: one step, to the optimum."""
+
+    def __init__(self, strength: float | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.strength = strength
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        rows, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
+        if self.args.eval_on_start:
+            self.evaluate()
+        bias = model.head[0].bias is not None
+        layer, strength = fit_logistic(rows.features, rows.labels, model.head[0].out_features, self.strength, bias, SEED)
+        set_linear(model.head[0], layer)
+        self.state.global_step = self.state.max_steps = 1
+        said = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
+        loss = self.task.loss(said, rows.labels.to(self.args.device))
+        self.log({"loss": float(loss), "l2": strength})
+        self.evaluate()
+
+
+def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
+    """Features of all rows, and a model of the cut body and a head on it; or transformers' own class with its head solved.
+
+    Raises:
+        UserError: more layers than there are, or a body that cannot be cut.
+    """
+    config = base.model.config
+    several = config.problem_type == "multi_label_classification"
+    base.model.requires_grad_(False)
+    body, final = take_apart(base.model.base_model), final_linear(base.model)
+    strategy.check_depth(body.depth)
+    reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
+    if strategy.then is not None:
+        return go_on(strategy, base, data, body, final, reads_last, several)
+    cast_weights(base.model.base_model, base.compute_dtype)  # what is frozen is in it, in every strategy
+    poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
+    pooled = pool_rows(body, data, config.num_labels, several, strategy.layer, poolings, SEED)
+    shorten(base, body, pooled)
+    by_transformers = reads_last and pooled.pooling == "last" and strategy.head == "linear"
+    if not by_transformers:
+        sentence_transformers.check_installed()
+    exact = is_exact(strategy, pooled)
+    width = pooled.train.shape[1]
+    hidden = strategy.hidden_size if strategy.head == "mlp" else None
+    scale = None if exact else Scale.of(pooled.train, centred=not by_transformers)
+    head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
+    model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
+    batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
+    sample = {name: value for name, value in batch.items() if name != "labels"}
+    said = facts(pooled, base, exact)
+    base.prepared = Prepared(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
+    train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
+    solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
+    base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
+    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": said})
+
+
+def shorten(base: Base, body: Any, pooled: Pooled) -> None:
+    depth = body.depth
+    cut(body, pooled.layer)
+    if base.model.config is not body.model.config:
+        keep_in_config(base.model.config, depth, list(range(pooled.layer)))
+    base.say(f"the body ends after layer {pooled.layer} of {depth}; pooled by {pooled.pooling}")
+
+
+def facts(pooled: Pooled, base: Base, exact: bool) -> dict[str, Any]:
+    table = [each._asdict() for each in pooled.table]
+    return {
+        "layer": pooled.layer,
+        "pooling": pooled.pooling,
+        "candidates": table,
+        "features_from_cache": pooled.from_cache,
+        "solved_exactly": exact,
+        "features_seconds": pooled.seconds,
+    }
+
+
+def is_exact(strategy: Head, pooled: Pooled) -> bool:
+    if strategy.head != "linear" or strategy.solver != "auto":
+        return strategy.head == "linear" and strategy.solver == "exact"
+    weights = pooled.classes * pooled.train.shape[1]
+    return weights <= EXACT_WEIGHTS and weights * len(pooled.train) <= EXACT_PRODUCTS
+
+
+def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, reads_last: bool, several: bool) -> Feed:
+    """Solve the head of transformers' own class, so that another strategy goes on from it."""
+    classes = base.model.config.num_labels
+    base.model.to(data.device)
+    if reads_last:
+        pooled = pool_rows(body, data, classes, several, strategy.layer, ("last",), SEED)
+        shorten(base, body, pooled)
+        features, labels = pooled.train, pooled.train_labels
+        found = facts(pooled, base, True)
+    else:
+        depth = body.depth
+        if strategy.layer != "auto":
+            cut(body, int(strategy.layer))
+        features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.team)
+        labels = labels_of(data.train, classes, several)
+        found = {"layer": len(body.blocks), "pooling": "the class's own", "solved_exactly": True}
+        base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as {type(base.model).__name__} does")
+    strength = None if strategy.l2 == "auto" else float(strategy.l2)
+    layer, strength = fit_logistic(features, labels, classes, strength, final.bias is not None, SEED)
+    set_linear(final, layer)
+    check_same(base, data, final, layer, features)
+    base.say(f"the head is solved on {len(features):,} rows (l2 {strength:g}); training goes on from it")
+    return replace(data, facts=data.facts | {"head": found | {"l2": strength}})
+
+
+@torch.no_grad()
+def check_same(base: Base, data: Feed, final: nn.Linear, layer: Linear, features: torch.Tensor) -> None:
+    """The class has to say what the head says of the features it was solved on.
+
+    Raises:
+        UserError: it pools in another way.
+    """
+    count = min(8, len(features))
+    batch = data.collate([data.train[index] for index in range(count)])
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    base.model.eval()
+    with torch.autocast(data.device.type, data.dtype, enabled=data.dtype != torch.float32):
+        said = base.model(**inputs).logits.double()
+    wanted = layer.logits(features[:count])
+    if float((said - wanted).abs().max()) > NEAR * max(1.0, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
+        raise UserError(
+            f"strategy.then: {type(base.model).__name__} does not say of these texts what its head says of their features, so "
+            "it cannot go on from it; remove then"
+        )
+
+
+def final_linear(model: Any) -> nn.Linear:
+    """The last linear layer of a classifier: it gives the logits."""
+    body = model.base_model_prefix
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        raise UserError(f"strategy: {type(model).__name__} has no linear head; take partial or lora")
+    return found[-1]
+
+
+def name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def preview(base: Base) -> nn.Module:
+    """What learns, for those who only look: the layer is chosen when the run has its features."""
+    base.model.requires_grad_(False)
+    final_linear(base.model).requires_grad_(True)
+    base.say("the body runs once, when the run starts; a layer and a pooling that are auto are chosen then")
+    return base.model
+
+
+def language_head(base: Base) -> nn.Module:
+    """The causal LM with nothing but its head learning, untied from the embeddings where it was tied."""
+    model = base.model
+    if base.is_tied:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+        base.say("untied: the LM head has a matrix of its own now, a copy of the embeddings to begin with")
+    model.requires_grad_(False)
+    model.get_output_embeddings().requires_grad_(True)
+    return model

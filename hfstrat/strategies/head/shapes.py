@@ -1,0 +1,47 @@
+"""How large a classifier cut at a layer is, from the shapes of its parameters, without torch."""
+
+from __future__ import annotations
+
+from math import prod
+
+from hfstrat.models.classifier_heads import CLASS_HEAD
+from hfstrat.models.parameter_names import BLOCK
+
+LAST_LAYERS = ("score", "classifier", "out_proj")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def depth_of(shapes: Shapes) -> int:
+    """How many blocks there are."""
+    return 1 + max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1)
+
+
+def classifier_of(shapes: Shapes) -> str | None:
+    """The name of a classifier's last linear layer; None where there is none."""
+    names = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and not BLOCK.search(name)]
+    return next((name for name in reversed(names) if name.rpartition(".")[2] in LAST_LAYERS), None)
+
+
+def cut(shapes: Shapes, layer: int | None) -> Shapes:
+    """Without the blocks after the first `layer`; None keeps them all."""
+    if layer is None:
+        return shapes
+    return {name: s for name, s in shapes.items() if not (match := BLOCK.search(name)) or int(match.group(1)) < layer}
+
+
+def head_size(shapes: Shapes, classifier: str, hidden: int | None, reads_last: bool) -> int:
+    """Parameters of a head on pooled features.
+
+    Args:
+        hidden: width of an MLP's hidden layer.
+        reads_last: pooled by the last token, for which transformers' heads on decoders have no bias.
+    """
+    classes, width = shapes[f"{classifier}.weight"]
+    if hidden is not None:
+        return width * hidden + hidden + hidden * classes + classes
+    return width * classes + (0 if reads_last and f"{classifier}.bias" not in shapes else classes)
+
+
+def body_size(shapes: Shapes, layer: int | None) -> int:
+    """Parameters of the body cut at a layer, without transformers' own head beside it."""
+    return sum(prod(s) for name, s in cut(shapes, layer).items() if not CLASS_HEAD.search(name) or ".pooler." in name)

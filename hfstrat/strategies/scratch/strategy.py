@@ -1,0 +1,338 @@
+"""What can be known to be wrong with a model that does not exist yet: its family, its config, its class. No torch.
+
+Training from scratch: random weights from a config, and a tokenizer trained on the data if asked."""
+
+from __future__ import annotations
+
+import ast
+import json
+from difflib import get_close_matches
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hfstrat.errors import UserError
+from hfstrat.models.random import families, sizes
+from hfstrat.recipe import section
+from hfstrat.recipe.section import Default, Shapes, split_class
+from hfstrat.strategies.base import Footprint, Strategy
+from hfstrat.strategies.scratch.tokenizer import NewTokenizer, check_supply
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.base import Task
+    from hfstrat.trainer.baselines import Bars
+    from hfstrat.trainer.plan import Plan
+
+
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
+    """Raises UserError for a family that transformers has no model of for the task, or a causal LM that would see ahead."""
+    known, causal = families.families_of(auto_class), auto_class == "AutoModelForCausalLM"
+    kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
+    if known and family not in known:
+        near = get_close_matches(family.lower(), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one such as {such}"
+        raise UserError(f"{key}: {family}: this transformers has no {kind} of that family; {hint}")
+    if causal and families.reads_both_ways(family, settings):
+        raise UserError(
+            f"{key}: {family} reads in both directions, so that as a causal LM it would see the token it has to predict; "
+            f"expected one such as {such}"
+        )
+
+
+def check_keys(family: str, config: dict[str, Any]) -> None:
+    """Raises UserError for a key that the family's config does not have; transformers would keep it and read it nowhere."""
+    known = families.config_keys(family)
+    for key in families.canonical(family, config) if known else []:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(list(known)[10:])}"
+            raise UserError(f"strategy.config.{key}: the config of {family} has no such key; {hint}")
+    positive = {families.common_name(family, name) for name in COUNTS}
+    for key, value in config.items():
+        name = families.common_name(family, key)
+        if name in positive and value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"strategy.config.{key}: {value}: expected a whole number, at least 1")
+
+
+def check_heads(family: str, settings: dict[str, Any]) -> None:
+    """Raises UserError for a width that its heads do not divide, or heads that share keys unevenly."""
+    whole = {**families.config_keys(family), **settings}
+    width_key, heads_key = (families.common_name(family, key) for key in ("hidden_size", "num_attention_heads"))
+    width, heads, shared = whole.get(width_key), whole.get(heads_key), whole.get("num_key_value_heads")
+    if not (isinstance(width, int) and isinstance(heads, int)) or min(width, heads) < 1:
+        return
+    if width % heads and not settings.get("head_dim"):
+        raise UserError(
+            f"strategy.config.{heads_key}: {heads} heads do not divide {width_key} = {width}; "
+            f"a width of {max(1, round(width / heads)) * heads} or {_divisor(width, heads)} heads would do"
+        )
+    if isinstance(shared, int) and shared > 0 and heads % shared:
+        given = "num_key_value_heads" if "num_key_value_heads" in settings else heads_key
+        raise UserError(
+            f"strategy.config.{given}: {heads} heads cannot share {shared} heads of keys and values (num_key_value_heads); "
+            f"{_divisor(heads, shared)} would do"
+        )
+
+
+def _divisor(number: int, near: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))
+
+
+def count_tokens(folder: Path, added: list[str]) -> int | None:
+    """Tokens of a tokenizer from its tokenizer.json, with those that are added to it; None if there is no such file."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        words = set(vocabulary) if isinstance(vocabulary, dict) else {word for word, _ in vocabulary}
+        return len(words | {token["content"] for token in content.get("added_tokens") or []} | set(added))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_class(text: str) -> None:
+    """Raises UserError for a file that is not there or no Python, or that has no such class."""
+    file, name = split_class(text)
+    if not file.is_file():
+        near = get_close_matches(file.name, [path.name for path in file.parent.glob("*.py")], n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else f"looked in {file.parent.resolve()}"
+        raise UserError(f"strategy.model_class: {file}: no such file; {hint}")
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"strategy.model_class: {file} is no valid Python: {error}") from None
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    if name not in classes:
+        near = get_close_matches(name, classes, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(classes) or 'none'}"
+        raise UserError(f"strategy.model_class: {file} has no class {name}; {hint}")
+
+
+PYTHIA = "Pythia trains its 70M model at 1e-3 (arXiv 2304.01373, table 6)"
+
+
+GPT3 = "GPT-3 (arXiv 2005.14165, appendix B)"
+
+
+class Scratch(Strategy):
+    """A model with random weights; every parameter learns, in float32.
+
+    Its shape comes from `architecture` (with `parameters` or `config`), from the config of `model:` (its weights are not
+    read), or from a class of your own.
+    """
+
+    name: Literal["scratch"]
+    architecture: str | None = Field(
+        None,
+        min_length=1,
+        description="Family of the model, as transformers' model_type (also bert for a classifier); llama unless model or "
+        "model_class is given",
+    )
+    parameters: str | int | None = Field(
+        None, description="Size, such as 10M: width, depth, heads and inner width are picked for the vocabulary"
+    )
+    config: dict[str, Any] = Field({}, description="Keys of the model's config, such as {hidden_size: 256}; they win")
+    model_class: str | None = Field(
+        None, description="A PreTrainedModel of your own: file.py:Class; it is made with config and saved with its code"
+    )
+    tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
+    needs_weights: ClassVar[bool] = False
+    unquantizable: ClassVar[str] = "from scratch the weights are random and all of them learn: remove it"
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(1e-3, PYTHIA),
+        "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),
+        "extra": Default({"adam_beta2": 0.95}, GPT3),
+    }
+
+    @field_validator("parameters")
+    @classmethod
+    def _readable_size(cls, value: str | int | None) -> str | int | None:
+        if value is not None:
+            section.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Scratch:
+        if self.model_class is not None:
+            if self.architecture or self.parameters:
+                raise ValueError("model_class: your class has a shape of its own; remove architecture and parameters")
+            section.split_class(self.model_class)
+        return self
+
+    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
+        vocabulary = self._check_words(recipe, network)
+        if self.model_class is not None:
+            if self.tokenizer and recipe.model.name_or_path:
+                raise UserError(
+                    f"model.name_or_path: {recipe.model.name_or_path}: strategy.model_class brings the model and "
+                    "strategy.tokenizer the tokenizer, so nothing would be read from it; remove it"
+                )
+            check_class(self.model_class)
+            return None
+        source = recipe.model.name_or_path
+        if source:
+            self._check_source(recipe, network)
+        found = self.blueprint(recipe, vocabulary, None)
+        if found is None or vocabulary is None:
+            return None
+        family, settings = found
+        shapes = families.shapes_of(family, settings)
+        config = {**families.config_keys(family), **settings, "model_type": family}
+        config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
+        made = TASKS[recipe.task].shapes(shapes, config, labels=2) if shapes else None  # how many there are is known later
+        return self.footprint(*made) if made else None
+
+    def _check_words(self, recipe: Recipe, network: bool) -> int | None:
+        """Refuse a recipe without one tokenizer; the number of its tokens where it can be told."""
+        from hfstrat.models import check as models_check
+
+        model = recipe.model
+        if model.gguf_file:
+            raise UserError("model.name_or_path: a .gguf file is read for its weights; from scratch, name a config.json")
+        if model.revision and not model.name_or_path:
+            raise UserError("model.revision: there is no model.name_or_path that it could be of; remove it")
+        if self.tokenizer is None:
+            if model.tokenizer is None and (not model.name_or_path or model.name_or_path.endswith(".json")):
+                raise UserError(
+                    "strategy.tokenizer: missing; say `tokenizer: {vocab_size: 4096}` under strategy to train one on the "
+                    "data, or name one to reuse by model.tokenizer"
+                )
+            models_check.check_tokenizer(model, network)
+            return count_tokens(Path(model.tokenizer or model.name_or_path).expanduser(), model.add_tokens)
+        if model.tokenizer is not None:
+            raise UserError("model.tokenizer: strategy.tokenizer trains one; remove one of them")
+        if model.add_tokens:
+            raise UserError(
+                "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
+            )
+        check_supply(recipe, self.tokenizer)
+        return self.tokenizer.vocab_size
+
+    def _check_source(self, recipe: Recipe, network: bool) -> None:
+        """Refuse a `model:` that has no config, or one beside a family or a size."""
+        from hfstrat.models import check as models_check
+
+        source = recipe.model.name_or_path
+        if self.architecture or self.parameters:
+            key = "architecture" if self.architecture else "parameters"
+            raise UserError(
+                f"strategy.{key}: model: {source} brings a config with a shape of its own; remove one of them (keys of that "
+                "config are changed by strategy.config; a tokenizer alone is model.tokenizer)"
+            )
+        path = Path(source).expanduser()
+        if not path.exists():
+            models_check.check_hub("model.name_or_path", source, recipe.model.revision, "config.json", "model", network)
+
+    def blueprint(self, recipe: Recipe, vocabulary: int | None, stored: dict[str, Any] | None) -> tuple[str, Any] | None:
+        """The family and the settings of the config, by the family's own names; None where only transformers can tell.
+
+        Args:
+            vocabulary: tokens of the tokenizer; None where it is not known yet.
+            stored: the config of `model:`; None to read a local one.
+
+        Raises:
+            UserError: an unknown family or key, heads that do not divide the width, a size that cannot be.
+        """
+        if stored is None and recipe.model.name_or_path:
+            stored = families.read_stored(recipe.model.name_or_path)
+            if stored is None:
+                return None
+        family = str((stored or {}).get("model_type", "")) or self.architecture or "llama"
+        key = "strategy.architecture" if stored is None else "model.name_or_path"
+        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.config})
+        own = families.canonical(family, self.config)
+        check_keys(family, self.config)
+        name = families.common_name(family, "vocab_size")
+        if vocabulary is not None and own.get(name, vocabulary) < vocabulary:
+            raise UserError(f"strategy.config.{name}: {own[name]} is fewer than the {vocabulary} tokens of the tokenizer")
+        settings = {**(stored or {}), **own}
+        if vocabulary is not None and name not in own:
+            settings[name] = vocabulary if self.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
+        if stored is None:
+            settings = self._with_size(family, settings, recipe.data.max_length)
+        check_heads(family, settings)
+        return family, settings
+
+    def _with_size(self, family: str, settings: dict[str, Any], longest: int) -> dict[str, Any]:
+        """With a context for the longest row, and the shape that `parameters` asks for."""
+        context = families.common_name(family, "max_position_embeddings")
+        if context in families.config_keys(family):
+            settings.setdefault(context, longest)
+        if self.parameters is None:
+            if not self.config:
+                raise UserError(
+                    "strategy.parameters: missing; how large shall it be? Say `parameters: 10M`, or the keys of "
+                    f"{family}'s config under strategy.config, or name a model whose config is taken"
+                )
+            return settings
+        if family not in families.KNOWN:
+            raise UserError(
+                f"strategy.parameters: shapes are picked for {', '.join(families.KNOWN)}; for {family} say the keys of its "
+                "config under strategy.config"
+            )
+        vocabulary = settings.get(families.common_name(family, "vocab_size"))
+        if vocabulary is None:
+            return settings  # of a tokenizer on the Hub: it is picked once it is here
+        return sizes.pick(family, section.parse(self.parameters), vocabulary, settings[context], settings)
+
+    def check(self, task: Task) -> None:
+        if self.model_class is not None and task.name != CausalLM.name:
+            raise UserError(
+                f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
+            )
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
+
+        return scratch_tokenizer.train(recipe, self.tokenizer) if self.tokenizer else super().load_tokenizer(recipe)
+
+    def held_out(self, recipe: Recipe) -> np.ndarray | None:
+        from hfstrat.data.corpus import open_corpus
+
+        return open_corpus(recipe).held_out if self.tokenizer else None
+
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+        from hfstrat.models.random import build
+
+        if self.model_class is not None:
+            return build.of_class(recipe, tokenizer, self.model_class, self.config)
+        task = TASKS[recipe.task]
+        stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
+        found = self.blueprint(recipe, len(tokenizer), stored)
+        assert found is not None
+        family, settings = found
+        base = build.of_config(recipe, tokenizer, family, settings, task, task.config_options(data, tokenizer))
+        if self.parameters is not None:
+            base.say(f"{'picked':<9} {sizes.line(family, settings)}")
+        return base
+
+    def build_model(self, base: Base) -> nn.Module:
+        base.model.requires_grad_(True)
+        return base.model
+
+    def finish(self, model: nn.Module, base: Base) -> None:
+        from hfstrat.models.load import cast_weights
+
+        cast_weights(model, base.own_dtype)
+
+    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+        from hfstrat.trainer import baselines
+
+        return None if data.label_names else baselines.measure(data, plan, model)  # a classifier's bar is its largest label
+
+    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
+        total = sum(prod(shape) for shape in shapes.values())
+        return Footprint(total, total)

@@ -1,0 +1,146 @@
+"""A tokenizer trained on the training rows: byte-level BPE, so that every text has tokens and comes back byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from hfstrat.errors import UserError
+from hfstrat.recipe.section import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hfstrat.recipe.schema import Recipe
+
+END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+FIRST = "<|cls|>"  # before a text that is to be classified: encoders sum up there, decoders at the end token
+BYTES = 256
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class NewTokenizer(Section):
+    """A tokenizer to train on the training rows."""
+
+    vocab_size: int = Field(4096, ge=BYTES + 2, description="Tokens, special ones and the 256 bytes included")
+    special_tokens: list[str] = Field([], description=f"More special tokens than {END} and {PAD}")
+    chat_template: str = Field(
+        "auto", min_length=1, description="chatml, none, or a .jinja file; auto: chatml where rows have turns, else none"
+    )
+
+    @model_validator(mode="after")
+    def _has_room(self) -> NewTokenizer:
+        if double := [token for token in self.special_tokens if token in (END, PAD)]:
+            raise ValueError(f"special_tokens: {double[0]} is there already; remove it")
+        if self.vocab_size < (least := BYTES + 4 + len(self.special_tokens)):
+            raise ValueError(f"vocab_size: {least} are taken by the bytes and the special tokens; give more")
+        return self
+
+
+def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
+    """Train on the recipe's training rows, or take what the same bytes and options gave from the cache.
+
+    Raises:
+        UserError: the texts do not have that many tokens.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from hfstrat.data import cache
+    from hfstrat.data.corpus import open_corpus
+    from hfstrat.data.render import check_template
+    from hfstrat.tasks import TASKS
+
+    corpus = open_corpus(recipe)
+    template = options.chat_template
+    if template == "auto":
+        template = "chatml" if corpus.has_turns() else "none"
+    text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
+    framed = TASKS[recipe.task].framed
+    special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *([FIRST] if framed else [])]
+    special += options.special_tokens
+    inputs = {
+        "sources": [origin.inputs() for origin in corpus.origins],
+        "data": recipe.data.model_dump(include={"documents", "eval_size"}),
+        "held_out": None if corpus.held_out is None else corpus.held_out.tolist(),
+        "vocab_size": options.vocab_size,
+        "special": special,
+        "tokenizers": tokenizers.__version__,
+    }
+    said = f"a tokenizer of {options.vocab_size:,} tokens, from {recipe.data.train[0].path}"
+
+    def build(target: Path) -> None:
+        made = _bpe(corpus.texts(), options.vocab_size, special)
+        if made.get_vocab_size() < options.vocab_size:
+            raise UserError(
+                f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: the training rows give no more than "
+                f"{made.get_vocab_size():,} tokens (a merge has to occur twice); ask for fewer"
+            )
+        made.save(str(target))
+
+    entry = cache.fetch("tokenizer", cache.fingerprint(inputs), said, build)
+    end = TURN_END if template == "chatml" else END
+    backend = tokenizers.Tokenizer.from_file(str(entry.path))
+    if framed:
+        ids = [(token, backend.token_to_id(token)) for token in (FIRST, END)]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{FIRST} $A {END}", pair=f"{FIRST} $A {END} $B {END}", special_tokens=ids
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=end,
+        pad_token=PAD,
+        **({"cls_token": FIRST, "sep_token": END, "model_input_names": ["input_ids", "attention_mask"]} if framed else {}),
+        clean_up_tokenization_spaces=False,
+        additional_special_tokens=[token for token in special if token not in (end, PAD, FIRST)],
+    )
+    tokenizer.chat_template = text
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
+    """Byte-level BPE (arXiv 1508.07909 over bytes, as GPT-2 has it): deterministic, whatever the number of threads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    return made
+
+
+def check_supply(recipe: Recipe, options: NewTokenizer) -> None:
+    """Raises UserError where so many tokens cannot come from so few bytes: each merge takes at least one away."""
+    from hfstrat.data import sources
+    from hfstrat.data.render import check_template
+
+    if options.chat_template not in ("auto", "chatml", "none"):
+        try:
+            check_template(options.chat_template)
+        except UserError as error:
+            raise UserError(str(error).replace("data.template", "strategy.tokenizer.chat_template", 1)) from None
+    split = sources.SPLITS.get(recipe.data.split, recipe.data.split)
+    total = 0
+    for source in recipe.data.train:
+        files = sources.local_files(source.path, "data.train", (split,))
+        if files is None or any(file.suffix not in (".txt", ".json", ".jsonl", ".csv", ".tsv") for file in files):
+            return
+        total += sum(file.stat().st_size for file in files)
+    if options.vocab_size > total + BYTES + 4 + len(options.special_tokens):
+        raise UserError(
+            f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: {total:,} bytes of data cannot give so many tokens; ask "
+            "for fewer, or bring more text"
+        )

@@ -1,0 +1,190 @@
+"""Writing on: the one place where a model generates.
+
+Answers for people and files: streamed one by one, or in batches; greedy, or sampled by a seed.
+
+Answers to prompts: what a model says before and after, in words or as a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfstrat.data.classification.labels import Labelled
+
+if TYPE_CHECKING:
+    from hfstrat.data.classification.tokenize import Texts
+    from hfstrat.data.render import Renderer
+
+
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, **options: Any) -> torch.Tensor:
+    """What a model writes after each prompt (token ids), greedily unless `options` of `generate` say otherwise.
+
+    Prompts are padded on the left; without a tokenizer they have to be of one length. No process waits for another one: each
+    that calls this has the whole model, and under ZeRO-3 transformers would else wait for all of them.
+
+    Returns:
+        Token ids, `[prompts, at most `most`]`, padded behind the end token.
+    """
+    import torch
+
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    ends = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id}
+    ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+    with torch.no_grad():
+        out: torch.Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=most,
+            pad_token_id=pad,
+            use_cache=True,
+            synced_gpus=False,
+            **{**GREEDY, **ends, **options},
+        )
+    return out[:, width:]
+
+
+def room(model: Any, length: int, wanted: int) -> int:
+    """How many tokens fit after `length`, at most `wanted`: there are no positions beyond the context; GPT-2 crashes there."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(wanted, context - length) if isinstance(context, int) else wanted
+
+
+AHEAD = 8  # batches that are sorted by length together: answers come in order, and memory does not grow with the file
+
+
+@dataclass(frozen=True)
+class How:
+    """How answers are made. `temperature` 0 is greedy; sampling is a function of `seed` and the prompt's place."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 8
+    plain: bool = False  # prompts go in as they are, without a chat template
+    system: str | None = None  # a system message before each prompt
+
+    def prompt(self, prompt: Any) -> Any:
+        """What the renderer is given."""
+        if self.system is None:
+            return prompt
+        talk = prompt["messages"] if isinstance(prompt, dict) else prompt
+        turns = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
+        messages = [{"role": "system", "content": self.system}, *turns]
+        return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
+
+
+def renderer_of(tokenizer: Any, report: dict[str, Any], plain: bool) -> Renderer:
+    """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
+    from hfstrat.data.render import NAMES, Renderer
+
+    run = report.get("run", {})
+    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
+    if template not in NAMES:  # a file's template is the tokenizer's own now
+        template = "chat"
+    renderer = Renderer(tokenizer, "plain" if plain else template)
+    renderer.continues = plain or run.get("data", {}).get("train", {}).get("format") == "text"
+    return renderer
+
+
+def stream(model: Any, renderer: Renderer, prompt: Any, how: How) -> str:
+    """One answer, printed word by word as it comes; returns it."""
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return _generate(model, renderer, [renderer.prompt_ids(how.prompt(prompt))], how, how.seed, streamer)[0]
+
+
+def in_batches(model: Any, renderer: Renderer, prompts: Sequence[Any], how: How) -> Iterator[str]:
+    """Answers to all prompts, in their order; prompts of like length share a batch."""
+    size = AHEAD * how.batch_size
+    for begin in range(0, len(prompts), size):
+        ids = [renderer.prompt_ids(how.prompt(prompt)) for prompt in prompts[begin : begin + size]]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        answers = [""] * len(ids)
+        for first in range(0, len(order), how.batch_size):
+            chosen = order[first : first + how.batch_size]
+            found = _generate(model, renderer, [ids[index] for index in chosen], how, how.seed + begin + first)
+            for index, text in zip(chosen, found, strict=True):
+                answers[index] = text
+        yield from answers
+
+
+def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], how: How, seed: int, streamer: Any = None) -> list[str]:
+    import torch
+
+    sampling: dict[str, Any] = {}
+    if how.temperature > 0:
+        sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+        torch.manual_seed(seed)
+    most = max(1, room(model, max(map(len, prompts)), how.max_new_tokens))
+    out = continued(model, prompts, renderer.tokenizer, most, streamer=streamer, **sampling)
+    return [str(text).strip() for text in renderer.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+
+def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, compute_dtype: torch.dtype) -> str:
+    """The model's greedy answer to one prompt (see `Renderer.prompt_ids`), from the ids it was trained on.
+
+    One prompt at a time: no padding, so the answer depends on nothing else.
+    """
+    device, ids = next(model.parameters()).device, renderer.prompt_ids(prompt)
+    most = max(1, room(model, len(ids), max_new_tokens))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
+            out = continued(model, [ids], renderer.tokenizer, most)
+    finally:
+        model.train(was_training)
+    return str(renderer.tokenizer.decode(out[0], skip_special_tokens=True)).strip()
+
+
+@torch.no_grad()
+def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype) -> list[tuple[str, float]]:
+    """What a classifier says of one text or pair, with probabilities.
+
+    Args:
+        prompt: a text, or `{"text": ..., "text_pair": ...}`.
+
+    Returns:
+        The most probable label; of a model for several labels those above one half, which may be none.
+    """
+    row = prompt if isinstance(prompt, dict) else {"text": prompt}
+    encoded = texts.encode([Labelled(row["text"], row.get("text_pair"), [])])[0]
+    device, config = next(model.parameters()).device, model.config
+    inputs = {"input_ids": torch.tensor([encoded.input_ids], device=device)}
+    if encoded.token_type_ids and (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        inputs["token_type_ids"] = torch.tensor([encoded.token_type_ids], device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
+            logits = model(attention_mask=torch.ones_like(inputs["input_ids"]), **inputs).logits[0].float()
+    finally:
+        model.train(was_training)
+    if config.problem_type == "multi_label_classification":
+        chances = logits.sigmoid()
+        chosen = [index for index in chances.argsort(descending=True).tolist() if chances[index] > 0.5]
+    else:
+        chances = logits.softmax(-1)
+        chosen = [int(chances.argmax())]
+    return [(config.id2label[index], float(chances[index])) for index in chosen]
+
+
+def in_words(labels: list[tuple[str, float]]) -> str:
+    """Labels with their probabilities, as they are shown."""
+    return ", ".join(f"{label} ({chance:.0%})" for label, chance in labels) or "(none)"
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt in words, as it is shown."""
+    prompt = prompt["messages"] if isinstance(prompt, dict) else prompt
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

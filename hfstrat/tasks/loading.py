@@ -1,0 +1,96 @@
+"""Loading pretrained weights for a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.errors import UserError, first_line
+from hfstrat.models.load import Base, compute_dtype, main_dtype, source_of
+from hfstrat.tasks.base import Task
+from hfstrat.tasks.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfstrat.data.prepare import Prepared
+    from hfstrat.models.quantization import Learns
+    from hfstrat.recipe.schema import Model
+
+
+def load_base(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None = None,
+    data: Prepared | None = None,
+    learns: Learns | None = None,
+) -> Base:
+    """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
+    decided what learns; or quantized, but for what `learns` names.
+
+    Raises:
+        UserError: weights that are nothing for this task, cannot be read, or lack parameters.
+    """
+    import transformers
+
+    task = task or CausalLM()
+    source, options = source_of(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
+    if not model.trust_remote_code:
+        task.check_config(model.name_or_path, config)
+    compute, how = compute_dtype(model.dtype), None
+    if model.quantization is not None:
+        from hfstrat.models import quantization
+
+        auto = getattr(transformers, task.auto_class)
+        key, remote = "model.quantization", model.trust_remote_code
+        how = quantization.wanted(model.quantization, key, auto, config, remote, compute, learns)
+    extra = task.config_options(data, tokenizer) | (how.options if how else {})
+    loaded, missing, replaced = _load_weights(model, task, extra)
+    new_head = bool(missing or replaced)
+    head, missing = task.new_weights(loaded, missing)
+    if missing:
+        raise UserError(
+            f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.lacking}"
+        )
+    own = main_dtype(loaded) if model.dtype == "auto" else compute
+    new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
+    if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+        loaded.resize_token_embeddings(len(tokenizer))
+    base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
+    base.new_head = new_head
+    if how is not None:
+        base.quantized = quantization.settle(loaded, how, trains_itself=how.options["dtype"] == "auto")
+        base.reload |= how.record
+        base.say(base.quantized.pop("line"))
+    if replaced:
+        base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
+    task.adapt(base, tokenizer)
+    return base
+
+
+def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """The loaded model, the names of parameters that the checkpoint lacks, and of those that it has in another shape."""
+    import torch
+    import transformers
+
+    from hfstrat.models.quantization import steady
+
+    source, options = source_of(model)
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
+    if model.gguf_file:
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
+        options["dtype"] = torch.float32
+    try:
+        loaded, info = getattr(transformers, task.auto_class).from_pretrained(
+            source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
+        )
+    except Exception as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {first_line(error)}") from error
+    steady(loaded)
+    replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
+    return loaded, sorted({*info["missing_keys"], *replaced}), replaced

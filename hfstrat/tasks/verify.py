@@ -1,0 +1,179 @@
+"""Is the artefact what was trained? It is loaded by plain transformers or peft in a fresh process and compared.
+
+Run as `python -m hfstrat.tasks.verify SPEC.json`: prints one line of JSON, or ends with `errors.OUT_OF_MEMORY`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from hfstrat import errors
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.tasks.artifact import load_artefact
+
+PROBE_ROWS, PROBE_TOKENS = 2, 128
+
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)
+
+
+# Times that much on another device, where each sum is rounded elsewhere: SmolLM2-135M in bfloat16 is 6.5e-2 away from itself in
+# float32, in float16 2.4e-3, and two that are rounded may each be so far off
+ELSEWHERE = 10
+
+
+FULL = ("CUDA error: out of memory", "ALLOC_FAILED")  # a GPU too full to begin with, which has no exception of its own
+
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "HFSTRAT_")
+
+
+def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
+    """Logits (`[rows, tokens, V]`; of a classifier `[rows, labels]`) in float32 on the CPU, without autocast."""
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    with torch.no_grad():
+        return model(**inputs).logits.float().cpu()
+
+
+def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:
+    """What the model says to the probe before training: an artefact has to be nearer to the trained one than to this."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
+        return probe_logits(model, inputs)
+
+
+def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Reload `folder` in a fresh process and compare what it says with what the trained model said.
+
+    On the device on which that was said; on the CPU where a GPU has no room for it.
+
+    Args:
+        probe: `inputs` of a forward pass; `logits` of the trained model and `untrained` of the one before training, float32;
+            `dtype` to load in; `device`, the kind of the one that gave the logits (cpu, cuda, ...).
+        options: the `task`, and keywords for loading the base of an adapter (`source`, and those of `from_pretrained`).
+
+    Returns:
+        How far the logits are apart, the `device` of the comparison and that of the trained model, `trained_on`.
+
+    Raises:
+        RunError: the artefact does not load, says something else, or there is no memory to load it again.
+    """
+    import torch
+
+    device = first_device(folder, probe, options)
+    with tempfile.TemporaryDirectory(prefix="hfstrat-verify-") as scratch:
+        file = Path(scratch) / "probe.pt"
+        torch.save({"inputs": probe["inputs"], "logits": probe["logits"]}, file)
+        spec = {"folder": str(folder), "probe": str(file), "dtype": probe["dtype"], "options": options}
+        child = ask(spec | {"device": device})
+        if child.returncode == errors.OUT_OF_MEMORY and device != "cpu":
+            device = "cpu"
+            child = ask(spec | {"device": device})
+    result = answer_of(child, folder) | {"device": device, "trained_on": probe["device"]}
+    moved = float((probe["logits"] - probe["untrained"]).abs().max()) if probe["untrained"] is not None else float("inf")
+    result["moved_by_training"] = moved
+    # within the precision, and far from the untrained model: one whose weights did not load would be near that. NaN fails
+    allowed = min(tolerance(probe["dtype"], device == probe["device"]) * result["max_logit"], moved / 4)
+    if not (result["bit_equal"] or result["max_difference"] <= allowed):
+        raise errors.RunError(
+            f"the artefact in {folder} does not say what the trained model said: logits differ by "
+            f"{result['max_difference']:.3g}, {allowed:.3g} is allowed (training moved them by {moved:.3g}); it is kept for "
+            "inspection",
+            errors.ARTEFACT,
+        )
+    return result
+
+
+def tolerance(dtype: str, same_device: bool) -> float:
+    """By how much logits may differ, as a share of the largest."""
+    return TOLERANCE[dtype] * (1 if same_device else ELSEWHERE)
+
+
+def first_device(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> str:
+    """Where it is loaded first: where the logits were computed, but for a GPU that cannot hold the weights."""
+    import torch
+
+    if probe["device"] != "cuda" or not torch.cuda.is_available():
+        return "cpu"
+    least = weight_bytes(folder, options, getattr(torch, probe["dtype"]).itemsize)
+    return "cuda" if least < torch.cuda.mem_get_info()[0] else "cpu"
+
+
+def weight_bytes(folder: Path, options: dict[str, Any], size: int) -> int:
+    """The least that the weights will take, with `size` bytes each: what is not here, or quantized, counts nothing."""
+    adapter = read_json(folder / "adapter_config.json")
+    base = Path(str(adapter.get("base_model_name_or_path") or folder))
+    places = {folder} if options.get("quantization") else {folder, base}
+    return size * sum(prod(shape) for place in places if place.is_dir() for shape in read_shapes(place).values())
+
+
+def ask(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """A fresh process that loads and compares. One that is to use the CPU sees no GPU, where libraries would put things."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
+    if spec["device"] == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    file = Path(spec["probe"]).with_name("spec.json")
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "hfstrat.tasks.verify", str(file)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def answer_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
+    """What the fresh process found. Raises RunError where it found nothing."""
+    lines = child.stdout.strip().splitlines()
+    if child.returncode in (errors.OUT_OF_MEMORY, -signal.SIGKILL):  # which the system sends where memory runs out
+        raise errors.RunError(
+            f"the artefact in {folder} was not compared: there is no memory to load it in a fresh process, on the CPU neither; "
+            "it is kept, and is whole",
+            errors.OUT_OF_MEMORY,
+        )
+    if child.returncode or not lines:
+        cause = (child.stderr.strip().splitlines() or ["no output"])[-1]
+        raise errors.RunError(f"the artefact in {folder} does not load in a fresh process: {cause}", errors.ARTEFACT)
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def _main(spec_file: str) -> None:
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    spec = json.loads(Path(spec_file).read_text())
+    probe = torch.load(spec["probe"], weights_only=True)
+    try:
+        model = load_artefact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
+        logits, expected = probe_logits(model, probe["inputs"]), probe["logits"]
+    except Exception as error:
+        if errors.named(error).code == errors.OUT_OF_MEMORY or any(words in str(error) for words in FULL):
+            raise SystemExit(errors.OUT_OF_MEMORY) from None
+        raise
+    if logits.shape != expected.shape:
+        raise SystemExit(f"the logits have shape {tuple(logits.shape)}, expected {tuple(expected.shape)}")
+    result = {
+        "max_difference": float((logits - expected).abs().max()),
+        "max_logit": float(expected.abs().max()),
+        "bit_equal": bool(torch.equal(logits, expected)),
+        "top1_agreement": float((logits.argmax(-1) == expected.argmax(-1)).float().mean()),
+        "loaded_with": type(model).__name__,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

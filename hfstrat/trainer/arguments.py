@@ -1,0 +1,73 @@
+"""A recipe's `training:` as TrainingArguments: the one place where names meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfstrat.errors import UserError
+from hfstrat.recipe.schema import Recipe
+from hfstrat.trainer.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+
+def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, evaluate_first: bool) -> TrainingArguments:
+    """The arguments of a run. Building them starts the process group, so they come before the model.
+
+    Raises:
+        UserError: TrainingArguments refuses something that was passed on through `training.extra`.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    from hfstrat.tasks import TASKS
+    from hfstrat.trainer.distributed import backend, on_cpu
+
+    training, quality = recipe.training, TASKS[recipe.task].quality
+    settings = {
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "max_steps": plan.steps,
+        "per_device_train_batch_size": plan.micro_batch,
+        "per_device_eval_batch_size": plan.eval_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "optim": training.optim,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": compute_dtype == torch.bfloat16,
+        "fp16": compute_dtype == torch.float16,
+        "use_cpu": on_cpu(),
+        "ddp_backend": backend(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": training.logging_steps,
+        "eval_strategy": "steps",
+        "eval_steps": plan.eval_every,
+        "eval_on_start": evaluate_first,
+        "save_strategy": "steps",
+        "save_steps": plan.save_every,
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "metric_for_best_model": quality.metric,  # an overfit classifier's loss rises, and yet it may be right more often
+        "greater_is_better": quality.higher_is_better,
+        # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
+        "activation_checkpointing": False,
+        "remove_unused_columns": False,  # the collator takes what it needs
+        "logging_nan_inf_filter": False,  # its default replaces NaN by the average
+        "restore_callback_states_from_checkpoint": True,
+        "ddp_find_unused_parameters": False,  # whatever learns is used in every step
+        "label_names": ["labels"],
+        "log_level": "error",  # Trainer would set it to warning on the other processes
+        "log_level_replica": "error",
+        "disable_tqdm": True,  # we show progress ourselves
+        "report_to": "none",  # trackers are callbacks of ours (`tracking`), so that none of them ends a run
+        "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # theirs
+    }
+    try:
+        return TrainingArguments(**{**settings, **training.extra})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training.extra: TrainingArguments refused it: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,167 @@
+"""What fits: a measured worst-case step on a GPU, and the peak of a process.
+
+Micro-batch, evaluation batch and activation checkpointing from the memory at hand: measured on a worst step, not guessed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from torch import nn
+
+from hfstrat.data.prepare import Prepared
+from hfstrat.errors import UserError
+from hfstrat.models.blocks import checkpoint_activations
+from hfstrat.models.load import Base
+from hfstrat.recipe.schema import Training
+from hfstrat.trainer.plan import Plan, largest_that_fits
+
+HEADROOM = 0.92  # share of the device's memory that a measured step may take
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process: of its GPU where it has one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at the size of the process that started this one
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def fits_on_gpu(attempt: Callable[[int], None]) -> Callable[[int], bool]:
+    """A test whether `attempt(n)` stays within this process's GPU. Peak and random state are put back afterwards."""
+    import torch
+
+    def fits(count: int) -> bool:
+        state = torch.cuda.get_rng_state()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            attempt(count)
+            total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            return torch.cuda.max_memory_reserved() < HEADROOM * total
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.set_rng_state(state)
+
+    return fits
+
+
+Fits = Callable[[Callable[[int], None]], Callable[[int], bool]]
+
+
+def fit_to_memory(
+    training: Training,
+    plan: Plan,
+    trained: nn.Module,
+    base: Base,
+    collate: Any,
+    data: Prepared,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    fits: Fits = fits_on_gpu,
+) -> Plan:
+    """The plan with the largest micro-batch whose worst step fits, then the largest evaluation batch; what is not `auto` stays.
+
+    The worst step is copies of the longest row with loss on all of it: forward, backward, and the optimiser's moments (and
+    the gradient buckets of a distributed run) stood in for by tensors of their size. Activations are recomputed if
+    `activation_checkpointing` is auto and not one row fits otherwise. Of several processes the one with least room decides.
+
+    Raises:
+        UserError: not even one row fits.
+    """
+    device = device or torch.device("cuda", torch.cuda.current_device())
+    trained.to(device)
+    longest, longest_eval = int(data.lengths.max()), int(data.eval_lengths.max())
+    if training.per_device_train_batch_size == "auto":
+        share = plan.global_batch_size // plan.processes
+        row = base.task.worst_row(data, longest)
+        step = worst_step(trained, collate, row, base.task.loss, dtype, device, plan.processes > 1)
+        micro = _largest(share, fits(step))
+        if micro == 0 and training.activation_checkpointing == "auto":
+            checkpoint_activations(base.model, True)
+            plan = replace(plan, checkpointing=True)
+            micro = _largest(share, fits(step))
+        micro = _least(micro, plan, device)
+        if micro == 0:
+            largest_that_fits(1, lambda _: False)  # says what would help
+        plan = replace(plan, micro_batch=micro)
+    if training.per_device_eval_batch_size == "auto":
+        wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
+        evaluation = evaluation_pass(trained, collate, base.task.worst_row(data, longest_eval), dtype, device)
+        while wanted > 1 and not fits(evaluation)(wanted):
+            wanted //= 2
+        plan = replace(plan, eval_batch=_least(wanted, plan, device))
+    return plan
+
+
+def _largest(share: int, fits: Callable[[int], bool]) -> int:
+    try:
+        return largest_that_fits(share, fits)
+    except UserError:
+        return 0
+
+
+def _least(number: int, plan: Plan, device: torch.device) -> int:
+    return int(gather(torch.tensor([number], device=device)).min()) if plan.processes > 1 else number
+
+
+def worst_step(
+    trained: nn.Module,
+    collate: Any,
+    row: dict[str, Any],
+    loss: Callable[..., torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    distributed: bool,
+) -> Callable[[int], None]:
+    """A training step on so many copies of a row; gradients and mode are put back."""
+
+    def step(micro: int) -> None:
+        was_training = trained.training
+        trained.train()  # activations are checkpointed in training only
+        try:
+            learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            moments = torch.empty((3 if distributed else 2) * learning, device=device)
+            batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
+            labels = batch.pop("labels")
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                outputs = trained(**batch)
+            loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
+            del moments
+        finally:
+            trained.zero_grad(set_to_none=True)
+            trained.train(was_training)
+
+    return step
+
+
+def evaluation_pass(
+    trained: nn.Module, collate: Any, row: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> Callable[[int], None]:
+    """An evaluation's forward pass on so many copies of its longest row."""
+
+    def forward(rows: int) -> None:
+        was_training = trained.training
+        trained.eval()
+        try:
+            batch = {name: tensor.to(device) for name, tensor in collate([row] * rows).items() if name != "labels"}
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                trained(**batch)
+        finally:
+            trained.train(was_training)
+
+    return forward

@@ -1,0 +1,214 @@
+"""A time limit that the schedule, the evaluations and the end of training follow.
+
+Early stopping that a resumed run takes up where it was.
+
+Gradual unfreezing, from the top down (ULMFiT: Howard and Ruder 2018, arXiv 1801.06146, section 3.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import ExportableState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Ends training after `limit` seconds of wall-clock time, evaluations and checkpoints included.
+
+    Args:
+        limit: seconds, counted over all sessions of a run that is resumed.
+        interval: share of the limit between two evaluations with a checkpoint; None leaves them to the steps.
+    """
+
+    def __init__(self, limit: float, interval: float | None = None) -> None:
+        self.limit, self.interval = limit, interval
+        self.spent = 0.0
+        self.is_over = False
+        self._marks = 0
+        self._last: float | None = None
+        self._begun = self._step = 0.0
+
+    def follow(self, given: Clock) -> None:
+        """Take the settings of the recipe as it is now."""
+        self.limit, self.interval = given.limit, given.interval
+        self._marks = int(self.share / self.interval) if self.interval else 0
+
+    @property
+    def share(self) -> float:
+        """Share of the time that is used, the same on every process."""
+        return min(1.0, self.spent / self.limit)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._step and self.spent + self._step > self.limit:  # it was over when it was cut off
+            control.should_training_stop = self.is_over = True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = time.monotonic()
+        if self._last is None:  # the evaluation before training is not training
+            self._last = self._begun
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        now = time.monotonic()
+        step = now - self._begun  # what the next one will take: an evaluation in between is no part of it
+        self.spent += now - (self._last if self._last is not None else now)
+        self._last = now
+        if args.world_size > 1:  # the clocks differ; the first process's decides
+            shared = broadcast(torch.tensor([self.spent, step], dtype=torch.float64, device=args.device))
+            self.spent, step = shared.tolist()
+        self._step = step
+        if self.spent + step > self.limit:
+            control.should_training_stop = self.is_over = True
+            control.should_evaluate = control.should_save = True
+        elif self.interval is not None and self.share >= (self._marks + 1) * self.interval:
+            self._marks = int(self.share / self.interval)
+            control.should_evaluate = control.should_save = True
+        return control
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {"limit": self.limit, "interval": self.interval},
+            "attributes": {"spent": self.spent, "_marks": self._marks, "_step": self._step},
+        }
+
+
+class Patience(EarlyStoppingCallback):  # type: ignore[misc]
+    """Ends training after `early_stopping_patience` evaluations without a gain over the best so far.
+
+    The evaluation before training counts as the first one.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:  # it was over when it was cut off
+            control.should_training_stop = True
+
+    def follow(self, given: Any) -> None:
+        """Take the settings of the recipe as it is now."""
+        self.early_stopping_patience = given.early_stopping_patience
+
+
+class Thawing(TrainerCallback):  # type: ignore[misc]
+    """What learns is a function of the step alone, so a resumed run is the uninterrupted one.
+
+    The optimiser knows all parameters from the start. Those still frozen get no gradient, and without one there is no
+    state, no weight decay, and no backward pass below the lowest thawed block.
+
+    Args:
+        stages: the parameters' names; the first ones learn from the start, the others follow one by one.
+        every: optimiser steps from one to the next.
+    """
+
+    def __init__(self, stages: list[set[str]], every: int) -> None:
+        self.stages, self.every = stages, every
+        self._of = {name: stage for stage, names in enumerate(stages) for name in names}
+
+    def learning(self, step: int) -> int:
+        """How many stages learn in the step after `step`."""
+        return min(len(self.stages), 1 + step // self.every)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        self.set(model, self.learning(state.global_step))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        self.set(model, len(self.stages))  # what was declared to learn is what is counted
+
+    def set(self, model: nn.Module | None, learning: int) -> None:
+        for name, parameter in model.named_parameters() if model is not None else ():
+            if name in self._of:
+                parameter.requires_grad_(self._of[name] < learning)
+
+
+def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Evaluations at which the evaluation loss had risen while the training loss fell, so that their gap grew.
+
+    Args:
+        history: the Trainer's log; the training loss of an evaluation is the mean of those logged since the one before.
+    """
+    found, losses, before = [], list[float](), None
+    for entry in history:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+        if "eval_loss" not in entry or not losses:
+            continue
+        now = {"step": entry["step"], "train_loss": sum(losses) / len(losses), "eval_loss": entry["eval_loss"]}
+        if before and now["eval_loss"] > before["eval_loss"] and now["train_loss"] < before["train_loss"]:
+            found.append(now)
+        before, losses = now, []
+    return found
+
+
+class OverfittingAlarm(TrainerCallback):
+    """Says so at the evaluation at which it shows."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = overfitting(state.log_history)
+        if found and state.is_world_process_zero and state.log_history[-1].get("eval_loss") == found[-1]["eval_loss"]:
+            last = found[-1]
+            advice = "" if args.load_best_model_at_end else "; load_best_model_at_end: true would keep the best weights"
+            self.console.print(
+                f"alarm: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while "
+                f"the training loss fell to {last['train_loss']:.4f}; training.early_stopping_patience would stop here{advice}"
+            )
+
+
+Say = Callable[[str], None]
+
+
+class Tracker(TrainerCallback):  # type: ignore[misc]
+    """The Trainer's own callback for one tracker, until it fails: then the run goes on without it, and that is said.
+
+    After training it sees no more: what is measured of the result would begin a second run there.
+
+    Args:
+        name: as in `training.report_to`.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, name: str, say: Say) -> None:
+        self.name, self.say = name, say
+        self.inner: Any = None
+        self.carefully(self._begin)
+
+    def _begin(self) -> None:
+        (kind,) = get_reporting_integration_callbacks([self.name])
+        self.inner = kind()
+
+    def carefully(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:  # a service, a disk, a version: trackers have many ways to fail
+            self.inner = None
+            first = (str(error) or type(error).__name__).strip().splitlines()[0]
+            self.say(f"{'tracker':<9} {self.name} failed, and the run goes on without it: {first}")
+            return None
+
+
+def _passed_on(event: str) -> Callable[..., Any]:
+    def method(self: Tracker, *args: Any, **kwargs: Any) -> Any:
+        given = self.carefully(getattr(self.inner, event), *args, **kwargs) if self.inner is not None else None
+        if event == "on_train_end":
+            self.inner = None
+        return given
+
+    return method
+
+
+for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
+    setattr(Tracker, _event, _passed_on(_event))
+
+
+def tracker_callbacks(names: Sequence[str], say: Say) -> list[Tracker]:
+    """One for each tracker of `training.report_to`."""
+    return [Tracker(name, say) for name in names]

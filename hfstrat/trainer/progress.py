@@ -1,0 +1,138 @@
+"""What a run says: one voice (the first process's), a progress bar, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from transformers import TrainerCallback
+
+from hfstrat.data.collate import BatchOrder
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+def make_console(main: bool) -> Console:
+    console = Console(quiet=not main, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(quiet=not main, highlight=False, soft_wrap=True, width=200)
+    return console
+
+
+def clock_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class ProgressReport(TrainerCallback):
+    """Steps, loss, real tokens per second and time left, as a bar or as lines."""
+
+    def __init__(
+        self, console: Console, order: BatchOrder, time_limit: float | None, said: Callable[[dict[str, float]], str]
+    ) -> None:
+        self.console, self.order, self.time_limit, self.said = console, order, time_limit, said
+        self.tokens = 0
+        self.trainer_counts = False  # tokens: of rows that are made on the way
+        self.seconds = 0.0  # of training, loading of batches included, evaluations and checkpoints not
+        self.loss: float | None = None
+        self.evaluated = ""  # what an evaluation outside of training is of
+        self._bar: Progress | None = None
+        self.first_step = 0  # of this session
+        self.curve: list[dict[str, float]] = []  # evaluations on the way, by step, tokens and seconds since training began
+        self._started = self._since = self._last_line = 0.0
+        self._seen = 0  # tokens, where the trainer counts them
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._since = self._last_line = time.monotonic()
+        self.first_step, self._seen = state.global_step, state.num_input_tokens_seen
+        if state.is_world_process_zero and self.console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+            self._bar = Progress(*columns, console=self.console, transient=False)
+            total = None if self.time_limit else state.max_steps
+            self._task = self._bar.add_task("", total=total, completed=state.global_step, status="")
+            self._bar.start()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self._since = now
+        seen = state.num_input_tokens_seen
+        self.tokens += seen - self._seen if self.trainer_counts else self.order.tokens(state.global_step - 1)
+        self._seen = seen
+        if not control.should_log:  # else once this step's loss is known
+            self._show(state, now)
+
+    def _show(self, state: Any, now: float) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, status=self._status(state, now))
+        elif now - self._last_line > LINE_EVERY or state.global_step == state.max_steps:
+            self._last_line = now
+            total = "" if self.time_limit else f"/{state.max_steps}"
+            self.console.print(f"step {state.global_step}{total}  {self._status(state, now)}")
+
+    def _status(self, state: Any, now: float) -> str:
+        done = state.global_step - self.first_step
+        if self.time_limit:
+            left = max(0.0, self.time_limit - (now - self._started))
+        else:
+            left = self.seconds / max(done, 1) * (state.max_steps - state.global_step)
+        loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
+        return f"{loss}{self.tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = logs["loss"]
+            self._show(state, self._since)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self._since = time.monotonic()
+        if metrics and not self.evaluated:  # else it is of the result
+            self._started = self._started or self._since  # a head that is solved has no beginning
+            at = {"step": state.global_step, "seconds": self._since - self._started, "tokens": self.tokens}
+            self.curve.append({**at, **{name: value for name, value in metrics.items() if name.startswith("eval_")}})
+        if metrics and state.is_world_process_zero:
+            said = self.said({name.removeprefix("eval_"): value for name, value in metrics.items()})
+            self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {said}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_answers(console: Console, answers: list[dict[str, str]]) -> None:
+    """Prompts answered before and after, side by side."""
+    if not answers:
+        return
+    table = Table(show_lines=True, width=min(console.width, 160))
+    for name in ("prompt", "before", "after", "reference"):
+        if name in ("prompt", "after") or any(answer.get(name) for answer in answers):
+            table.add_column(name, ratio=3 if name == "prompt" else 2, overflow="fold")
+    names = [str(column.header) for column in table.columns]
+    for answer in answers:
+        table.add_row(*(escape(_short(answer.get(name, ""))) for name in names))
+    console.print(table)
+
+
+def _short(text: str, limit: int = 420) -> str:
+    text = text.strip()
+    return text if len(text) <= limit else text[: limit - 3] + "..."

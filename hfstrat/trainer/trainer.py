@@ -1,0 +1,210 @@
+"""The one subclass of Trainer: our order of rows, per-row evaluation sums, complete checkpoints, no NaN unnoticed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, Trainer
+from transformers.optimization import get_scheduler
+from transformers.trainer_callback import PrinterCallback
+
+from hfstrat import errors
+from hfstrat.tasks.base import Task
+from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.trainer import checkpoints, distributed, sharded
+from hfstrat.trainer.callbacks import Clock
+from hfstrat.trainer.resumable import Resumable
+
+VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
+
+
+class StrategyTrainer(Resumable, Trainer):
+    """Trainer with the guarantees of hfstrat.
+
+    Args:
+        sampler: the rows (or packed bins) of all steps, in order.
+        clock: the time limit, if there is one; the learning rate follows it.
+        keep: complete checkpoints to keep.
+        state: what a checkpoint's marker holds beside sizes and hashes (the recipe, the chosen micro-batch).
+        rate_of: the share of the learning rate that a parameter gets, by its name; by default all get the whole of it.
+        task: whose loss is minimised and whose metrics are measured.
+        names: of the labels, where the task has some.
+        say: shows a line to the user.
+
+    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row; the one before training
+    gives its sums to `at_first`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler[int],
+        clock: Clock | None = None,
+        keep: int = 2,
+        state: dict[str, Any] | None = None,
+        rate_of: Callable[[str], float] | None = None,
+        task: Task | None = None,
+        names: tuple[str, ...] = (),
+        say: Callable[[str], None] = print,
+        **kwargs: Any,
+    ) -> None:
+        self.task, self.names = task or CausalLM(), names
+        self.details: dict[str, Any] | None = None
+        self.sums: tuple[np.ndarray, ...] | None = None
+        self.at_first: Callable[[tuple[np.ndarray, ...]], None] | None = None
+        kwargs.setdefault("compute_loss_func", self.task.loss)
+        kwargs.setdefault("compute_metrics", self._measure)
+        super().__init__(**kwargs)
+        sharded.reduce_in_float32(self)
+        self.remove_callback(PrinterCallback)
+        self.lr_scheduler: Any
+        self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
+        self.rate_of, self.say = rate_of, say
+        self._be_resumable()
+        self._bad_steps: torch.Tensor | None = None
+        if clock is not None:
+            self.add_callback(clock)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.sampler
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Of matrices only: Trainer knows a norm by its name, and a class of one's own may have others."""
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
+        return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, (1, 1))) > 1]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The usual optimiser; its groups are split where parameters get different shares of the learning rate."""
+        if self.optimizer is not None or self.rate_of is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        share = {id(p): self.rate_of(name) for name, p in (model or self.model).named_parameters()}
+        optimizer.param_groups[:] = [
+            {**group, "params": [p for p in group["params"] if share[id(p)] == rate], "lr": group["lr"] * rate}
+            for rate in sorted({share[id(p)] for group in optimizer.param_groups for p in group["params"]}, reverse=True)
+            for group in optimizer.param_groups
+            if any(share[id(p)] == rate for p in group["params"])
+        ]  # nothing has a state yet; the largest rate is first, which is the one that is logged
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The usual schedule, or one whose position is the share of time used, where that is ahead of the steps."""
+        if self.clock is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        warmup = self.args.get_warmup_steps(VIRTUAL_STEPS)
+        clock = self.clock
+        extra = {"scheduler_specific_kwargs": self.args.lr_scheduler_kwargs}
+        shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS, **extra).lr_lambdas[0]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: shape(round(VIRTUAL_STEPS * max(clock.share, step / num_training_steps)))
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As wrapped as was asked for, or not at all."""
+        model, batches = super()._prepare_for_training(*args, **kwargs)
+        distributed.check_wrapped(model, self.args.world_size)
+        return model, batches
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        self.clock = next((cb for cb in self.callback_handler.callbacks if isinstance(cb, Clock)), None)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Any, torch.Tensor]:
+        """Per-row sums instead of a mean of batch means: the result depends on no batch size and no process count."""
+        self.stop_evaluating_if_asked()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sums = self.task.sums(model, inputs)
+        return None, sums if len(sums) > 1 else sums[0], sums[0]
+
+    def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = prediction.predictions
+        self.sums = sums if isinstance(sums, tuple) else (sums,)
+        if self.state.global_step == 0 and self.at_first is not None:
+            self.at_first(self.sums)
+            self.at_first = None
+        metrics, self.details = self.task.measure(self.sums, self.names)
+        return metrics
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if not math.isfinite(metrics[f"{prefix}_loss"]):
+            self._stop_non_finite("evaluation loss", self.state.global_step)
+        return metrics
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is not None:
+            return norm  # float16 looks for its scale by overflowing; its losses are checked when logged
+        if norm is None:
+            return None  # DeepSpeed knows none before its first step
+        bad = ~torch.isfinite(torch.as_tensor(norm))
+        self._bad_steps = bad if self._bad_steps is None else self._bad_steps | bad
+        if bad.device.type == "cpu":
+            self._check_finite()  # elsewhere it would wait for the device: there at each log and before each save
+        return norm
+
+    def _check_finite(self) -> None:
+        if self._bad_steps is not None and bool(self._bad_steps):
+            self._stop_non_finite("gradient", self.state.global_step + 1)
+
+    def _stop_non_finite(self, what: str, step: int) -> None:
+        good = checkpoints.complete(Path(str(self.args.output_dir)))
+        kept = f"; the last good checkpoint is {good[-1]}" if good else "; there was no checkpoint yet"
+        cure = "Halve training.learning_rate, lengthen warmup_steps, or look for broken rows with `hfstrat check`"
+        if step == 0:
+            cure = "Nothing was trained yet: the model's weights are broken, or need model.dtype: float32 or bfloat16"
+        raise errors.RunError(f"the {what} is not finite at step {step}{kept}. {cure}", errors.NON_FINITE)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_finite()
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self._stop_non_finite("loss", self.state.global_step)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_finite()
+        super()._save_checkpoint(model, trial)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best weights so far are always saved, also between two regular checkpoints; of equals, those of less loss."""
+        if self._equals_with_less_loss(metrics):
+            self.state.best_metric = None  # as if there had been none
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
+
+    def _equals_with_less_loss(self, metrics: dict[str, float]) -> bool:
+        state = self.state
+        if metrics[f"eval_{self.args.metric_for_best_model}"] != state.best_metric:
+            return False
+        there = (entry for entry in state.log_history if entry["step"] == state.best_global_step)
+        return bool(
+            metrics["eval_loss"] < max((entry["eval_loss"] for entry in there if "eval_loss" in entry), default=-math.inf)
+        )
+
+    def best_step(self) -> int | None:
+        """The step whose weights were put back at the end, or None where the last ones were kept."""
+        best = self.state.best_model_checkpoint
+        return checkpoints.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that does not fill the model is an error; transformers would log it and go on."""
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {}))
+        odd = sorted(set(load_result.missing_keys) - tied) or sorted(load_result.unexpected_keys)
+        if odd:
+            raise errors.RunError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH)
+        super()._issue_warnings_after_load(load_result)

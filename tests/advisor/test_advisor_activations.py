@@ -1,0 +1,111 @@
+"""What the adviser adds up for a block is what autograd really keeps of one, for each family, precision and way of learning."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from hfstrat.advisor import activations, shapes
+from hfstrat.models import fused_loss
+from hfstrat.models.load import set_precision
+from hfstrat.models.parameter_names import BLOCK
+from hfstrat.strategies import STRATEGIES
+from hfstrat.strategies.base import Learning
+
+ROWS, LENGTH, WORDS, LABELS = 2, 64, 200, 3
+SECTIONS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "lora": {"name": "lora", "r": 16},
+    "partial": {"name": "partial"},
+}
+
+
+def config_of(family: str, layers: int) -> Any:
+    from transformers import BertConfig, GPT2Config, LlamaConfig
+
+    common = {"vocab_size": WORDS, "hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4}
+    if family == "llama":
+        sizes = {"intermediate_size": 160, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        return LlamaConfig(max_position_embeddings=512, **common, **sizes)
+    if family == "gpt2":
+        return GPT2Config(**common, n_positions=512)
+    return BertConfig(**common, intermediate_size=160, num_labels=LABELS)
+
+
+def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[Any, Any, Learning]:
+    """The model as it is trained, the adviser's view of it, and what learns."""
+    from transformers import BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = config_of(family, layers)
+    kinds: dict[str, Any] = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel, "bert": BertForSequenceClassification}
+    model = kinds[family](config)
+    found = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    seen = shapes.of_config("a test", config.to_dict(), found, 0)
+    section = SECTIONS[name] | ({"last_n_layers": layers} if name == "partial" else {})
+    strategy: Any = STRATEGIES[name].model_validate(section)
+    learning = strategy.learning(found, family != "bert")
+    trained = model
+    if family != "bert":
+        assert fused_loss.bind_head_loss(model) is None
+    model.requires_grad_(False)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in learning.names)
+    if name == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        whole = ["classifier", "pooler"] if family == "bert" else None
+        kind = "SEQ_CLS" if family == "bert" else "CAUSAL_LM"
+        settings: dict[str, Any] = {"r": 16, "target_modules": "all-linear", "modules_to_save": whole, "task_type": kind}
+        trained = get_peft_model(model, LoraConfig(**settings))
+    set_precision(trained, dtype)
+    return trained.train(), seen, learning
+
+
+def kept(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
+    """Bytes of different storages, beside parameters and buffers, that the forward pass leaves for the backward pass."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.long)
+    if masked:
+        mask[1, -4:] = 0
+    inputs: dict[str, Any] = {"input_ids": torch.randint(0, WORDS, (ROWS, LENGTH)), "attention_mask": mask}
+    if family != "bert":
+        inputs |= {"loss_rows": torch.arange(ROWS * LENGTH), "targets": torch.randint(0, WORDS, (ROWS * LENGTH,))}
+    with saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        outputs = model(**inputs)
+    assert outputs is not None  # what it holds has to live until the sizes are counted
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["full", "lora", "partial"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_block_keeps_what_was_added_up(family: str, name: str, dtype: torch.dtype, masked: bool) -> None:
+    sizes = []
+    for layers in (2, 3):
+        model, seen, learning = model_of(family, name, layers, dtype)
+        copies = 2 * copied(learning) if dtype == torch.bfloat16 else 0
+        sizes.append(kept(model, family, dtype, masked) - copies)
+    block = activations.live_blocks(seen, learning)[-1]
+    said = activations.block_bytes(seen, learning, block, dtype.itemsize, LENGTH, masked)
+    assert (sizes[1] - sizes[0]) / (ROWS * LENGTH) == pytest.approx(said, rel=1e-6)
+
+
+def copied(learning: Learning) -> int:
+    """Weights of the blocks' linear layers and adapters, of which autocast keeps a copy in 16 bits."""
+    matrices = {key: shape for key, shape in learning.shapes.items() if BLOCK.search(key) and len(shape) == 2}
+    whole = sum(prod(shape) for key, shape in matrices.items() if key in learning.names)
+    return whole + sum(learning.rank * sum(learning.shapes[key]) for key in learning.adapted if key in matrices)

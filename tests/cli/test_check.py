@@ -1,0 +1,81 @@
+"""What `hfstrat check` shows of a row: where loss begins and ends, in a few lines."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+from conftest import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hfstrat.cli.check import LEAST, SHOWN_TOKENS, elided, show_row
+from hfstrat.data.render import IGNORED
+
+
+def row_of(lengths: list[int], learnt: bool = False) -> tuple[list[int], list[int]]:
+    """Stretches of these lengths, with and without loss in turn; a token's number is its place."""
+    labels = [place if (number % 2 == 0) is learnt else IGNORED for number, n in enumerate(lengths) for place in range(n)]
+    return list(range(len(labels))), labels
+
+
+@given(st.lists(st.integers(1, 3) | st.integers(1, 900), min_size=1, max_size=60), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_every_place_is_shown_or_counted(lengths: list[int], learnt: bool) -> None:
+    ids, labels = row_of(lengths, learnt)
+    shown = elided(ids, labels)
+    seen = [one for part, _, _ in shown for one in part]
+    assert len(seen) <= SHOWN_TOKENS
+    many = len(lengths) > SHOWN_TOKENS // LEAST and len(ids) > SHOWN_TOKENS
+    assert len(seen) > 170 or len(seen) == len(ids) or many
+    left_out = sum(int(words.split()[0].replace(",", "")) for _, _, words in shown if words)
+    assert len(seen) + left_out == len(ids)
+    assert seen == sorted(set(seen))
+    assert all((labels[one] != IGNORED) is learns for part, learns, _ in shown for one in part)
+    if not many:
+        ends = list(itertools.accumulate(lengths))
+        assert {0, ids[-1], *ends[:-1], *(end - 1 for end in ends)} <= set(seen)  # each beginning and each end
+
+
+def shown(text: str, answer: str, terminal: bool = False) -> str:
+    tokenizer, out = make_tokenizer(), io.StringIO()
+    prompt, said = (tokenizer(each)["input_ids"] for each in (text, answer))
+    row = {"input_ids": prompt + said, "labels": [IGNORED] * len(prompt) + said, "length": len(prompt) + len(said)}
+    show_row(Console(file=out, force_terminal=terminal, soft_wrap=True, highlight=False, width=160), tokenizer, row, 0)
+    return out.getvalue()
+
+
+def test_a_long_prompt_does_not_hide_the_answer() -> None:
+    said = shown("begin " + "x" * 1000 + " ask:", "the cat<|im_end|>")
+    assert "begin x" in said
+    assert "x ask:[[the cat<|im_end|>]]" in said
+    assert "more tokens without loss" in said
+
+
+def test_a_long_answer_shows_where_it_ends() -> None:
+    said = shown("who sat?", "the cat " + "x" * 2000 + " so<|im_end|>")
+    assert "who sat?[[the cat x" in said
+    assert "x so<|im_end|>]]" in said
+    assert "]] ... 1,8" in said
+    assert "more tokens with loss ... [[" in said
+
+
+def test_a_short_row_is_shown_whole() -> None:
+    assert shown("who sat?", "the cat").endswith("who sat?[[the cat]]\n")
+
+
+def test_colour_stands_for_the_marks_on_a_terminal() -> None:
+    said = shown("y" * 500, "the cat", terminal=True)
+    assert "[[" not in said
+    assert "\x1b[1;32mthe cat" in said
+
+
+def test_many_turns_lose_those_in_the_middle() -> None:
+    parts = elided(*row_of([5, 7] * 40))
+    assert [words for _, _, words in parts if words] == ["336 more tokens, 196 with loss"]
+
+
+def test_the_share_is_never_nothing() -> None:
+    assert len(elided(*row_of([900] * 25))) == 75
+    assert elided([], []) == []

@@ -1,0 +1,224 @@
+"""report.html: one file that needs nothing else, readable wherever it is opened."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.comparisons import Played, asked
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfstrat.comparison import charts, page, sheet
+from hfstrat.comparison.charts import Point
+
+VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
+LOADING = ("src", "href", "srcset", "action", "data")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "headless_shell")
+
+
+class Reader(HTMLParser):
+    """What opens and closes, what is loaded from elsewhere, and what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.names: set[str] = set()
+        self.said = ""
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.names.add(tag)
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "action", "data") and value != "data:,"
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.names.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    assert not reader.open
+    return reader
+
+
+@pytest.fixture(params=["words", "classes"])
+def table(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path, rows: Path) -> dict[str, Any]:
+    """Of five recipes, one of which runs out of memory."""
+    from helpers.classifiers import labelled, make_encoder
+
+    monkeypatch.chdir(tmp_path)
+    classes = request.param == "classes"
+    played = Played(monkeypatch, classes)
+    played.endings = {("partial", 43): ("out-of-memory", "killed (signal 9) & gone")}
+    model, data = (make_encoder(tmp_path / "model", "bert"), labelled(tmp_path)) if classes else (tiny, rows)
+    return played.compare(asked(tmp_path / "out", model=str(model), data=str(data), seeds=3))
+
+
+def test_it_is_whole_and_needs_nothing_else(table: dict[str, Any]) -> None:
+    text = page.render(table)
+    found = read(text)
+    assert not found.loads
+    assert not {"script", "img", "iframe", "object"} & found.names
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not re.findall(r"https?:", text)
+
+
+def test_it_says_everything(table: dict[str, Any]) -> None:
+    """Each recipe in each table and chart, failures with their reason, answers as they are and not as markup."""
+    text = page.render(table)
+    said = " ".join(read(text).said.split())
+    assert "partial, seed 43: out of memory: killed (signal 9) & gone" in said
+    assert "2 of 3: out of memory" in said
+    assert "Once <b>upon</b> a time" in said
+    for row in table["entries"]:
+        assert f"{row['label']} says & more" in said
+    assert text.count("<figure>") == 4
+    assert ("What is taken for what" in said) == (table["task"] == "text-classification")
+    assert table["repeat"]["command"] in said
+    assert "prefers-color-scheme: dark" in text
+    if table["left_out"]:
+        assert "distill was left out" in said
+
+
+def test_nothing_measured_is_a_page_too(table: dict[str, Any]) -> None:
+    for row in table["entries"]:
+        for name in ("quality", "over_seeds", "over_rows", "before", "seconds", "peak_memory_bytes", "tokens_per_second"):
+            row[name] = None
+        row |= {"front": {}, "against_best": None, "runs": [{**run, "status": "waiting", "curve": []} for run in row["runs"]]}
+    empty = {**table, "best": None, "samples": [], "confusions": {}, "environment": {}}
+    assert "<figure>" not in page.render(empty)
+    read(page.render(empty))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(1e-3, 1e12))
+def test_numbers_have_few_digits(value: float) -> None:
+    said = [
+        sheet.seconds(min(value, 3e5)),
+        sheet.memory(value),
+        sheet.size(value),
+        sheet.count(value),
+        sheet.quality(value / 1e9, "loss"),
+    ]
+    for text in said:
+        assert len(re.sub(r"\D", "", text)) <= 5, text
+        assert "e" not in text.removesuffix("e")
+
+
+def test_numbers_are_said_as_people_say_them() -> None:
+    assert [sheet.seconds(each) for each in (None, 0.42, 34.4, 99.9, 725, 12_000)] == [
+        "–",
+        "0.4 s",
+        "34 s",
+        "1:40 min",
+        "12:05 min",
+        "3:20 h",
+    ]
+    assert [sheet.count(each) for each in (8204, 260_032, 1_380_000, 999_999)] == ["8,204", "260 k", "1.38 M", "1.00 M"]
+    assert [sheet.size(each) for each in (999, 405_000, 269_060_552)] == ["999 B", "405 kB", "269 MB"]
+    assert [sheet.memory(each) for each in (432 * 2**20, 3.02 * 2**30)] == ["432 MiB", "3.02 GiB"]
+    assert (sheet.quality(0.8123, "accuracy"), sheet.quality(2.34567, "loss")) == ("81.2 %", "2.346")
+    assert sheet.between([0.801, 0.823], "accuracy") == "80.1 to 82.3 %"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e7), min_size=1, max_size=6), st.booleans(), st.booleans())
+def test_an_axis_holds_its_values_and_has_some_ticks(values: list[float], from_zero: bool, is_time: bool) -> None:
+    found = charts.axis(values, 50, 350, 8.0, from_zero, is_time)
+    places = [found.at(value) for value in sorted(values)]
+    assert all(50 <= place <= 350 for place in places)
+    assert places == sorted(places)
+    ticks = found.ticks()
+    assert 1 <= len(ticks) <= 12
+    assert all(50 - 1e-6 <= found.at(tick) <= 350 + 1e-6 for tick in ticks)
+
+
+SPOT = st.tuples(st.floats(1, 1000), st.floats(0.2, 9), st.booleans())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SPOT, min_size=1, max_size=8))
+def test_no_label_covers_another(spots: list[tuple[float, float, bool]]) -> None:
+    points = [Point(f"recipe-{n}", n, x, y, y * 0.95, y * 1.05, on) for n, (x, y, on) in enumerate(spots)]
+    drawn = charts.scatter("t", ("time", "loss"), points, False, (str, str))
+    read(drawn)
+    labels = re.findall(r'<text class="name" x="([-\d.]+)" y="([-\d.]+)">([^<]*)<', drawn)
+    boxes = [(float(x), float(y), float(x) + charts.CHARACTER * len(text), float(y) + 10) for x, y, text in labels]
+    for number, one in enumerate(boxes):
+        assert one[0] >= charts.LEFT
+        assert one[2] <= charts.WIDTH
+        for other in boxes[:number]:
+            near = 0.2  # places are rounded
+            assert one[2] <= other[0] + near or other[2] <= one[0] + near or one[3] <= other[1] or other[3] <= one[1]
+
+
+# in a browser
+
+WIDTH = """<script>addEventListener('load', () => {
+  const page = document.documentElement; parent.postMessage(`${innerWidth}, ${page.scrollWidth - page.clientWidth} over`, '*')
+})</script>"""
+FRAME = """<body><script>addEventListener('message', e => document.title = e.data)</script>
+<iframe src="{name}" width="360" height="2000" style="border:0"></iframe></body>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """`browser(file, *options)` opens a page; gives its document and what it complained of."""
+    tool = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if tool is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+
+    def get(file: Path, *options: str) -> tuple[str, list[str]]:
+        command = [
+            str(tool),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--log-level=0",
+            *options,
+        ]
+        command += ["--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom", file.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+    return get
+
+
+@pytest.mark.slow
+def test_a_browser_has_nothing_to_complain_of(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
+    """Not in light, dark or narrow windows; and this test would see it, as it sees a picture that the page may not load."""
+    file = tmp_path / "out" / "report.html"
+    for options in ((), ("--blink-settings=preferredColorScheme=0",), ("--window-size=360,800",)):
+        document, complaints = browser(file, *options)
+        assert "Side by side" in document
+        assert not complaints
+    spoilt = tmp_path / "spoilt.html"
+    spoilt.write_text(file.read_text().replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'))
+    assert browser(spoilt)[1]
+
+
+@pytest.mark.slow
+def test_a_phone_scrolls_only_down(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
+    text = page.render(table).replace("default-src 'none'; style-src 'unsafe-inline'", "default-src * 'unsafe-inline'")
+    (tmp_path / "inner.html").write_text(text.replace("</body>", f"{WIDTH}</body>"))
+    (tmp_path / "outer.html").write_text(FRAME.format(name="inner.html"))
+    document, _ = browser(tmp_path / "outer.html")
+    assert "<title>360, 0 over</title>" in document

@@ -1,0 +1,253 @@
+"""Templates that write earlier turns otherwise once more follow: one row for each answer, as it is at generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_tokenizer, sentences, write_jsonl
+from helpers.tokenizers import HEAD, TAIL, THINKING
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfstrat.data.formats import Example
+from hfstrat.data.messages import BadRow, Message
+from hfstrat.data.prepare import prepare
+from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
+
+END, START = "<|im_end|>\n", "<|im_start|>"
+# thoughts of earlier answers are left out, and there is no empty block
+STRIPPING = HEAD + (
+    "{% if m.role == 'assistant' and loop.index0 < ns.last %}{{ said }}{% else %}{{ m.content }}{% endif %}" + TAIL
+)
+TOOL = {"type": "function", "function": {"name": "find", "description": "finds", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "it"}}}
+
+
+def talk_of(texts: list[str], thoughts: list[bool], system: bool = False) -> list[Message]:
+    talk: list[Message] = [{"role": "system", "content": "be"}] if system else []
+    for index, text in enumerate(texts):
+        thought = "<think>\nhm\n</think>\n\n" if index % 2 and thoughts[index % len(thoughts)] else ""
+        talk.append({"role": ["user", "assistant"][index % 2], "content": thought + text})
+    return talk
+
+
+TALK = talk_of(["who sat", "the cat", "where", "on the mat", "why", "not"], [False])
+THOUGHT = talk_of(["who sat", "the cat", "where", "on the mat"], [True])
+
+
+def renderer_of(template: str, train_on: str = "auto") -> Renderer:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return Renderer(tokenizer, "auto", train_on)
+
+
+def rows_of(renderer: Renderer, example: Example) -> list[tuple[list[int], list[int]]]:
+    return renderer.encode(renderer.render(example))
+
+
+def learnt(renderer: Renderer, row: tuple[list[int], list[int]]) -> str:
+    return str(renderer.tokenizer.decode([label for label in row[1] if label != IGNORED]))
+
+
+def check(renderer: Renderer, example: Example, answers: list[int]) -> list[tuple[list[int], list[int]]]:
+    """The law: each row is the prompt, with the ids of generation, and what the template adds for the answer, with loss."""
+    rows = rows_of(renderer, example)
+    assert len(rows) == len(answers)
+    for index, row in zip(answers, rows, strict=True):
+        ids, labels = row
+        assert example.messages
+        prompt = renderer.prompt_ids({"messages": example.messages[:index], "tools": example.tools})
+        assert ids[: len(prompt)] == prompt
+        assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+        chat = renderer.tokenizer.apply_chat_template
+        text = chat(example.messages[: index + 1], tools=example.tools, tokenize=False)
+        before = chat(example.messages[:index], tools=example.tools, tokenize=False, add_generation_prompt=True)
+        assert renderer.tokenizer.decode(ids) == text
+        assert learnt(renderer, row) == text[len(before) :]
+        assert text.endswith(END)
+    return rows
+
+
+@pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
+def test_one_row_for_each_answer(template: str) -> None:
+    renderer = renderer_of(template)
+    first, last = check(renderer, Example(messages=THOUGHT), [1, 3])
+    assert learnt(renderer, first) == f"<think>\nhm\n</think>\n\nthe cat{END}"
+    assert renderer.tokenizer.decode(last[0]).count("<think>") == 1  # the earlier thought is gone, as at generation
+
+
+def test_the_empty_thought_of_each_answer_is_learnt() -> None:
+    renderer = renderer_of(THINKING)
+    rows = check(renderer, Example(messages=TALK), [1, 3, 5])
+    wanted = [f"<think>\n\n</think>\n\n{answer}{END}" for answer in ("the cat", "on the mat", "not")]
+    assert [learnt(renderer, row) for row in rows] == wanted
+
+
+@given(
+    st.lists(st.text(alphabet="acht \n<>", max_size=9), min_size=2, max_size=8),
+    st.lists(st.booleans(), min_size=1, max_size=8),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
+def test_the_law_holds_for_any_conversation(template: str, texts: list[str], thoughts: list[bool], system: bool) -> None:
+    """In one row or in several: before each answer stands the prompt of generation, and the same tokens carry loss."""
+    talk, renderer = talk_of(texts[: len(texts) // 2 * 2], thoughts, system), renderer_of(template)
+    rows = rows_of(renderer, Example(messages=talk))
+    answers = [index for index, message in enumerate(talk) if message["role"] == "assistant"]
+    if len(rows) > 1:
+        check(renderer, Example(messages=talk), answers)
+        return
+    ids, labels = rows[0]
+    for index in answers:
+        prompt = renderer.prompt_ids(talk[:index])
+        assert ids[: len(prompt)] == prompt
+        assert labels[len(prompt)] == ids[len(prompt)]
+
+
+def test_what_stays_as_it_is_stays_one_row() -> None:
+    """A template that writes every turn alike, an answer alone, and calls after one question."""
+    for talk in (TALK[:2], THOUGHT[:2], [*THOUGHT[:2], {"role": "tool", "content": "[1]"}, THOUGHT[3]]):
+        assert len(rows_of(renderer_of(THINKING), Example(messages=talk))) == 1
+    stable, talk = renderer_of(STRIPPING), TALK
+    (row,) = rows_of(stable, Example(messages=talk))
+    assert learnt(stable, row) == "".join(f"{m['content']}{END}" for m in talk if m["role"] == "assistant")
+    ids = []  # and bit-equal to the text cut where the assistant speaks
+    for index in (1, 3, 5):
+        ids += stable.tokenizer(f"{START}user\n{talk[index - 1]['content']}{END}{START}assistant\n")["input_ids"]
+        ids += stable.tokenizer(f"{talk[index]['content']}{END}")["input_ids"]
+    assert row[0] == ids
+
+
+@pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
+def test_only_what_is_learnt_needs_a_place(template: str) -> None:
+    renderer = renderer_of(template, "completions")
+    check(renderer, Example(messages=THOUGHT), [3])
+    check(renderer_of(template), Example(messages=THOUGHT, prompt_turns=3), [3])
+    check(renderer_of(template), Example(messages=[THOUGHT[0], {**THOUGHT[1], "weight": 0}, *THOUGHT[2:]]), [3])
+    one = [*THOUGHT[:3], {**THOUGHT[3], "weight": 0}]  # what follows the answer is not learnt, and rewrites it
+    (row,) = rows_of(renderer_of(template), Example(messages=one))
+    assert learnt(renderer, row) == f"<think>\nhm\n</think>\n\nthe cat{END}"
+    none = [{**m, "weight": 0} for m in THOUGHT]
+    (row,) = rows_of(renderer_of(template), Example(messages=none))
+    assert learnt(renderer, row) == ""
+
+
+def test_several_completions_of_one_prompt() -> None:
+    check(renderer_of(THINKING), Example(messages=TALK, prompt_turns=3), [3, 5])
+
+
+def test_everything_needs_no_place() -> None:
+    renderer = renderer_of(THINKING, "all")
+    ((ids, labels),) = rows_of(renderer, Example(messages=TALK))
+    assert renderer.tokenizer.decode(ids) == renderer.tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert labels == [IGNORED, *ids[1:]]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "as text"])
+def test_tools(known: bool) -> None:
+    """The template's own, and those that go into a system message, which moves the numbers of all turns."""
+    template = THINKING if known else THINKING.replace("tools", "nothing").replace("tool_calls", "nothing")
+    renderer = renderer_of(template)
+    assert renderer.knows_tools is known
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    talk = [TALK[0], call, {"role": "tool", "content": "[1]"}, TALK[1], *TALK[2:4]]
+    rows = rows_of(renderer, Example(messages=talk, tools=[TOOL]))
+    assert len(rows) == 3
+    for index, (ids, labels) in zip((1, 3, 5), rows, strict=True):
+        prompt = renderer.prompt_ids({"messages": talk[:index], "tools": [TOOL]})
+        assert ids[: len(prompt)] == prompt
+        assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+    assert '"arguments": {"what": "it"}' in learnt(renderer, rows[0])
+    assert learnt(renderer, rows[2]).endswith(f"on the mat{END}")
+
+
+def test_a_prompt_that_its_answer_rewrites_is_refused(tmp_path: Path) -> None:
+    file, template = tmp_path / "rows.jsonl", tmp_path / "t.jinja"
+    write_jsonl(file, [{"messages": THOUGHT[:2]}] * 20)
+    template.write_text(THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\nso\n{% endif %}"))
+    with pytest.raises(UserError, match=r"rows.jsonl: row 1: .* before message 2 otherwise .* or say train_on: all"):
+        prepare(Data(train=str(file), template=str(template)), make_tokenizer(), seed=0)
+    with pytest.raises(BadRow):
+        renderer_of(template.read_text()).render(Example(messages=THOUGHT))
+
+
+def test_prompts_are_cut_in_the_same_places() -> None:
+    """Where nothing holds turns apart, tokens could grow over their ends; answers after the first shout while they are last."""
+    renderer = renderer_of(
+        "{% for m in messages %}{{ m.content }}{{ '!' if loop.last and loop.index > 2 and m.role == 'assistant' }}{% endfor %}"
+    )
+    talk = talk_of(["who c", "at", " c", "at", " c", "at"], [False])
+    rows = rows_of(renderer, Example(messages=talk))
+    assert [renderer.tokenizer.decode(ids) for ids, _ in rows] == ["who cat", "who cat cat!", "who cat cat cat!"]
+    for index, (ids, labels) in zip((1, 3, 5), rows, strict=True):
+        prompt = renderer.prompt_ids(talk[:index])
+        assert ids[: len(prompt)] == prompt
+        assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    said = iter(sentences(count * 6, seed=3))
+    return [{"messages": talk_of([f"{n} {next(said)}", *(next(said) for _ in range(5))], [False])} for n in range(count)]
+
+
+def prepared(folder: Path, rows: list[dict[str, Any]], template: str, **options: Any) -> Any:
+    file, jinja = write_jsonl(folder / "rows.jsonl", rows), folder / "t.jinja"
+    jinja.write_text(template)
+    return prepare(Data(train=str(file), template=str(jinja), **{"eval_size": 4, **options}), make_tokenizer(), seed=0)
+
+
+def test_the_account_says_it(tmp_path: Path) -> None:
+    rows = [*conversations(16), *({"messages": row["messages"][:2]} for row in conversations(20)[16:])]
+    made = prepared(tmp_path, rows, THINKING)
+    account = made.accounts["train"]
+    assert (account.rows_read, account.rows_kept, account.rows_dropped) == (20, 20, 0)
+    assert (account.rows_unrolled, account.unrolled_into) == (16, 48)
+    assert len(made.train) + len(made.eval) == 48 + 4
+    line = "train     the chat template renders earlier turns otherwise: 16 conversations became 48 rows, one per answer"
+    assert [said for said in made.lines() if "otherwise" in said] == [line]
+    assert account.tokens == sum(made.lengths) + sum(made.eval_lengths)
+    carry = sum(label != IGNORED for part in (made.train, made.eval) for row in part for label in row["labels"])
+    assert account.supervised == carry
+    assert not set(made.train["row"]) & set(made.eval["row"])  # a conversation stays on one side
+    stable = prepared(tmp_path, rows, STRIPPING).accounts["train"]  # another template, and nothing stored is taken for it
+    assert (stable.rows_unrolled, stable.unrolled_into) == (0, 0)
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "split", "drop"])
+def test_long_conversations_count_once(tmp_path: Path, overflow: str) -> None:
+    """The second and third answers are too long; tokens add up to those of all rows."""
+    rows = conversations(100)
+    long = conversations(101)[100]["messages"]
+    long[2] = {"role": "user", "content": "where " * 100}
+    account = prepared(tmp_path, [*rows, {"messages": long}], THINKING, max_length=200, overflow=overflow).accounts["train"]
+    assert (account.rows_kept, account.rows_dropped, account.rows_unrolled, account.unrolled_into) == (101, 0, 101, 303)
+    assert (account.rows_cut, account.rows_split) == ((0, 1) if overflow == "split" else (1, 0))
+    renderer = renderer_of(THINKING)
+    every = [row for talk in [*rows, {"messages": long}] for row in rows_of(renderer, Example(messages=talk["messages"]))]
+    carry = sum(label != IGNORED for _, labels in every for label in labels)
+    assert account.supervised + account.supervised_lost == carry
+    if overflow != "split":  # pieces begin with the last token of the one before
+        assert account.tokens + account.tokens_lost == sum(len(ids) for ids, _ in every)
+
+
+def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
+    """`hfstrat chat`: earlier answers are rewritten, and nothing is refused."""
+    renderer = renderer_of(THINKING)
+    ids = renderer.prompt_ids(TALK[:5])
+    wanted = renderer.tokenizer.apply_chat_template(TALK[:5], tokenize=False, add_generation_prompt=True)
+    assert renderer.tokenizer.decode(ids) == wanted
+
+
+def test_rows_of_an_older_form_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.data import cache, render
+
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
+    for form, count in ((render.FORM, 1), (render.FORM, 1), (render.FORM + 1, 2)):
+        monkeypatch.setattr(render, "FORM", form)
+        prepared(tmp_path, conversations(20), STRIPPING)
+        assert len(list(cache.folder().glob("rows-*.arrow"))) == count

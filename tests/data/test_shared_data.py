@@ -1,0 +1,94 @@
+"""Every text file of ../shared/data is trained on, or answered with the name of what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SHARED, make_tokenizer
+
+from hfstrat.data.classification.prepare import prepare as prepare_classes
+from hfstrat.data.prepare import prepare
+from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
+
+TOKENIZER = make_tokenizer()
+MAPS = {  # two lines of `columns:` at most
+    "gsm8k": {"question": "prompt", "answer": "completion"},
+    "eval_dev/lambada_openai.jsonl.gz": {"context": "prompt", "continuation": "completion"},
+    "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
+}
+LATER = {
+    "eval_dev": "multiple choice",
+    "llamafactory_demos/dpo_en_demo.jsonl.gz": "preference pairs",
+    "llamafactory_demos/v1_dpo_demo.jsonl": "preference pairs",
+    "llamafactory_demos/kto_en_demo.jsonl": "preference labels",
+    "llms_from_scratch/preference.jsonl": "preference pairs",
+}
+LABELLED = {  # folder -> how many labels
+    "ag_news7k": 4,
+    "banking77": 77,
+    "imdb_counterfactual": 2,
+    "sst2": 2,
+    "trec6": 6,
+    "nli_counterfactual": 3,
+}
+NO_DATA = ("gpt2_tokenizer", "cifar10_10k")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".txt")
+
+
+def files() -> list[str]:
+    found = sorted((SHARED / "data").rglob("*")) if SHARED.is_dir() else []
+    return [str(p.relative_to(SHARED / "data")) for p in found if p.name.endswith(SUFFIXES) and p.parent.name not in NO_DATA]
+
+
+def of(table: dict[str, Any], name: str) -> Any:
+    """The entry of a file, or else of its folder."""
+    return table.get(name, table.get(name.split("/")[0]))
+
+
+@pytest.mark.parametrize("name", files() or ["needs ../shared"])
+def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
+    mapped = of(MAPS, name)
+    data = Data(train=str(shared / "data" / name), columns=mapped or {}, max_length=4096, overflow="split", eval_size=2)
+    if labels := of(LABELLED, name):
+        with pytest.raises(UserError, match="task: text-classification"):
+            prepare(data, TOKENIZER, seed=0)
+        classes = prepare_classes(data.model_copy(update={"overflow": "truncate", "eval_size": 100}), TOKENIZER, seed=0)
+        assert len(classes.label_names) == labels
+        assert classes.accounts["train"].rows_kept == classes.accounts["train"].rows_read
+        assert classes.overlap["eval_rows_in_train"] == 0
+        return
+    later = None if mapped else of(LATER, name)
+    if later:
+        with pytest.raises(UserError, match=f"are for {later}.* kept for a later version"):
+            prepare(data, TOKENIZER, seed=0)
+        return
+    made = prepare(data, TOKENIZER, seed=0)
+    account = made.accounts["train"]
+    assert account.rows_kept == account.rows_read > 0
+    assert account.supervised_lost == account.tokens_lost == 0 or account.rows_split
+    assert len(made.train) + len(made.eval) >= account.rows_read
+
+
+@pytest.mark.parametrize("name", ["ag_news7k/test.csv", "llms_from_scratch/preference.jsonl"])
+def test_what_is_kept_for_later_can_be_read_as_something_else(shared: Path, name: str) -> None:
+    kind = "text" if name.endswith(".csv") else "alpaca"
+    made = prepare(Data(train=str(shared / "data" / name), format=kind, overflow="split"), TOKENIZER, seed=0)
+    assert made.accounts["train"].format == kind
+
+
+def test_tools_are_rendered_and_learnt(shared: Path) -> None:
+    """This template knows no tools, so they stand in the text; the call is learnt, the tool's answer is not."""
+    file = shared / "data/llamafactory_demos/glaive_toolcall_en_demo.jsonl"
+    made = prepare(Data(train=str(file), max_length=32_768), TOKENIZER, seed=0)
+    assert made.accounts["train"].rows_with_tools == 191
+    row = next(r for r in made.train if r["row"] == 0)
+    learnt = TOKENIZER.decode([label for label in row["labels"] if label >= 0])
+    whole = TOKENIZER.decode(row["input_ids"])
+    assert "<tools>" in whole
+    assert "<tool_response>" in whole
+    assert '<tool_call>\n{"name": "search_recipes"' in learnt
+    assert "<tools>" not in learnt
+    assert "<tool_response>" not in learnt

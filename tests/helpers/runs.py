@@ -1,0 +1,44 @@
+"""Shared by several test files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfstrat.trainer import checkpoints
+
+UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "final").glob("*.safetensors")))
+
+
+def folder_of(loaded: Any) -> Path:
+    return Path(loaded.recipe.output_dir)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process dies in the middle of an optimiser step."""
+    from hfstrat.trainer.trainer import StrategyTrainer
+
+    original = StrategyTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StrategyTrainer, "training_step", training_step)
+
+
+def log_history(report: dict[str, Any]) -> list[dict[str, Any]]:
+    folder = Path(report["run"]["recipe"]["output_dir"])
+    newest = checkpoints.all_checkpoints(folder)[-1]
+    history: list[dict[str, Any]] = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return history

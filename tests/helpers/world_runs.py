@@ -1,0 +1,121 @@
+"""Several runs one after another in one world of processes: starting a world takes many seconds, a tiny run two.
+
+`python -m torch.distributed.run --nproc_per_node 2 tests/helpers/world_runs.py SPEC.json`. SPEC is a list of
+`{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(spec: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from helpers import fsdp_on_cpu
+    from hfstrat.tasks import verify
+    from hfstrat.trainer import distributed
+
+    fsdp_on_cpu.install()
+    fsdp_on_cpu.without_spinning()
+    verify.verify = reload_here
+    distributed.leave_world = stay
+    shares = count_shares()
+    for asked in json.loads(spec.read_text()):
+        shares.clear()
+        told = one(asked)
+        (spec.parent / f"{asked['name']}.share{os.environ['RANK']}").write_text(str(len(shares)))
+        if os.environ["RANK"] == "0":
+            (spec.parent / f"{asked['name']}.json").write_text(json.dumps(told, default=str))
+        leave()
+
+
+def one(asked: dict[str, Any]) -> dict[str, Any]:
+    from hfstrat import errors
+    from hfstrat.recipe.load import load_recipe
+    from hfstrat.run import train
+    from hfstrat.trainer.trainer import StrategyTrainer
+
+    original = StrategyTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == asked.get("stop_at"):
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
+    try:
+        report = train.run(load_recipe(asked["recipe"], asked["overrides"]))
+        return {"status": "done", "result": report["result"]} if report else {}
+    except BaseException as error:
+        named = errors.named(error)
+        if named.code == errors.CRASH:
+            import traceback
+
+            traceback.print_exc()
+        return {"status": errors.NAMES[named.code], "sentence": str(named)}
+    finally:
+        StrategyTrainer.training_step = original  # type: ignore[method-assign]
+
+
+def count_shares() -> list[Any]:
+    """What this process computes of all that is computed once."""
+    from hfstrat.trainer.collective import Team
+
+    original, found = Team.each, list[Any]()
+
+    def each(self: Any, items: Any, compute: Any, for_all: bool = False) -> Any:
+        return original(self, items, lambda item: (found.append(None), compute(item))[1], for_all)
+
+    Team.each = each  # type: ignore[method-assign]
+    return found
+
+
+def stay() -> None:
+    """In place of leaving: the next run has the same process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def leave() -> None:
+    import gc
+
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from hfstrat.trainer import heartbeat
+
+    heartbeat.end()
+    AcceleratorState._reset_state(not dist.is_initialized())
+    GradientState._reset_state()
+    if not dist.is_initialized():
+        PartialState._reset_state()
+    gc.collect()
+
+
+def reload_here(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The reload law, without the ten seconds that a fresh process takes."""
+    import torch
+
+    from hfstrat.tasks.artifact import load_artefact
+    from hfstrat.tasks.verify import probe_logits
+
+    model = load_artefact(str(folder), getattr(torch, probe["dtype"]), options)
+    said = probe_logits(model, probe["inputs"])
+    return {
+        "bit_equal": bool(torch.equal(said, probe["logits"])),
+        "max_difference": float((said - probe["logits"]).abs().max()),
+        "max_logit": float(said.abs().max()),
+        "top1_agreement": float((said.argmax(-1) == probe["logits"].argmax(-1)).float().mean()),
+        "loaded_with": type(model).__name__,
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""Other libraries' kernels for the head's loss: taken where they are faster and say the same, else not, and it is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hfstrat.models import fused_loss, loss_kernels
+from hfstrat.models.chunked_loss import Head
+from hfstrat.models.loss_kernels import Measured, chosen, decide, hfstrat, trl
+
+CPU = torch.device("cpu")
+GPU = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+LIGER = pytest.param(loss_kernels.liger, marks=pytest.mark.skipif(not GPU, reason="needs CUDA and liger-kernel"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", [trl, LIGER])
+def test_a_kernel_says_what_ours_says(kernel: Any, bias: bool, softcap: float | None, scale: float) -> None:
+    torch.manual_seed(0)
+    device = "cpu" if kernel is trl else "cuda"
+    rows, weight, extra = (torch.randn(*size, device=device) for size in ((40, 64), (300, 64), (300,)))
+    learns = [one.requires_grad_(True) for one in (rows, weight / 8, *([extra] if bias else []))]
+    head = Head(learns[1], learns[2] if bias else None, softcap, scale)
+    targets = torch.randint(300, (40,), device=device)
+    ours, theirs = hfstrat(rows, head, targets), kernel(rows, head, targets)
+    torch.testing.assert_close(theirs, ours)
+    for a, b in zip(torch.autograd.grad(theirs, learns), torch.autograd.grad(ours, learns), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def model_of(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert fused_loss.bind_head_loss(model) is None
+    return model
+
+
+def slow(rows: Any, head: Any, targets: Any) -> Any:
+    time.sleep(0.05)
+    return hfstrat(rows, head, targets)
+
+
+def wrong(rows: Any, head: Any, targets: Any) -> Any:
+    return trl(rows, head, targets) * 1.1
+
+
+def broken(rows: Any, head: Any, targets: Any) -> Any:
+    raise RuntimeError("no such device")
+
+
+def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
+    model, shape = model_of(tiny), (4, 32)
+    assert chosen(model, {"hfstrat": slow, "trl": trl}, shape, torch.float32, CPU)[0] == "trl"
+    assert chosen(model, {"hfstrat": hfstrat, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
+    name, said = chosen(model, {"hfstrat": slow, "trl": wrong, "liger": broken}, shape, torch.float32, CPU)
+    assert name == "hfstrat"
+    assert "its loss by hfstrat, of hfstrat 5" in said
+    assert "for 128 tokens; liger fails here (no such device); trl says something else (10.0% away)" in said
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_takes_much_more_memory_or_is_hardly_faster_is_not_taken() -> None:
+    same = [torch.ones(()), torch.ones(3, 2)]
+    measured = {"hfstrat": Measured(1.0, 100, same), "trl": Measured(0.5, 126, same), "liger": Measured(0.96, 100, same)}
+    assert decide(measured, {}, 1e-3)[0] == "hfstrat"
+    measured["trl"] = Measured(0.9, 125, same)
+    assert decide(measured, {}, 1e-3)[0] == "trl"
+    measured["trl"] = Measured(0.9, 125, [same[0], torch.full((3, 2), float("nan"))])
+    assert decide(measured, {}, 1e-3)[0] == "hfstrat"
+
+
+def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the loss is the same, also of a batch without supervised tokens."""
+    calls, made = [], model_of(tiny)
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return trl(*given)
+
+    counted.__name__ = "trl"
+
+    class Base:
+        model = made
+        said: list[str] = []
+
+        def say(self, remark: str) -> None:
+            self.said.append(remark)
+
+    base: Any = Base()
+    ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "loss_rows": torch.arange(6), "targets": ids.flatten()[1:7]}
+    nothing = {"input_ids": ids, "loss_rows": torch.arange(0), "targets": ids.flatten()[:0]}
+    before = made.train()(**batch).loss
+    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": hfstrat, "trl": counted})
+    loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
+    assert not calls, "nothing is measured again"
+    torch.testing.assert_close(made(**batch).loss, before)
+    assert calls == [1]
+    assert loss_kernels.in_use(made) == "trl"
+    assert float(made(**nothing).loss) == 0.0
+    fused_loss.unbind_head_loss(made)
+    fused_loss.bind_head_loss(made)
+    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": hfstrat})
+    loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
+    assert "head: its loss came from trl, which is not installed here; measured anew" in base.said
+    assert loss_kernels.in_use(made) == "hfstrat"
+    monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # adapters on the head, say
+    base.said.clear()
+    loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, None)
+    assert not base.said

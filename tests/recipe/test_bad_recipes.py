@@ -1,0 +1,115 @@
+"""A mistake is answered before anything is written or imported: where, what was given, what is expected."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_recipes import CASES, Bad, build
+from helpers.recipes import SOUND
+
+from hfstrat import errors
+from hfstrat.cli import check, main
+from hfstrat.recipe.load import load_recipe
+from hfstrat.run import launch, preflight
+
+Usage = namedtuple("Usage", "total used free")
+Snapshot = dict[str, tuple[int, int]]
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Any:
+    """`answer(case, command)` gives the exit code, what was said, and the folder before and after."""
+
+    def started(*_: Any) -> None:
+        raise AssertionError("this was not refused")
+
+    monkeypatch.setattr(launch, "start", started)
+    monkeypatch.setattr(check, "show", started)
+    monkeypatch.chdir(tmp_path)
+
+    def run(case: Bad, command: str) -> tuple[Any, str, Snapshot, Snapshot]:
+        build(case, tmp_path)
+        if case.free is not None:
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(case.free, 0, case.free))
+        monkeypatch.setattr(sys, "argv", ["hfstrat", command, case.recipe, *case.overrides])
+        before = snapshot(tmp_path)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        said = capfd.readouterr()
+        return ended.value.code, said.out + said.err, before, snapshot(tmp_path)
+
+    return run
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Every path with its size and time of change."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_mistake_is_answered(answer: Any, case: Bad, command: str) -> None:
+    code, said, before, after = answer(case, command)
+    assert code == errors.USER
+    assert "Traceback" not in said
+    assert any(line.startswith(case.at) for line in said.splitlines()), said
+    missing = [fragment for fragment in case.says if fragment not in said]
+    assert not missing, said
+    assert before == after
+
+
+def test_the_corpus_is_a_corpus() -> None:
+    """Each case has a name of its own, something to say, and is wrong in some way."""
+    assert len(CASES) >= 65
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert all(case.says for case in CASES)
+
+
+def test_the_sound_recipe_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the cases are made from is refused by nothing, so each is refused for its own mistake."""
+    build(Bad("sound", "", [], text=SOUND), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert preflight.check(load_recipe("recipe.yaml")) is not None
+
+
+ALONE = """
+import os, shutil, sys, tempfile
+from collections import namedtuple
+from pathlib import Path
+from bad_recipes import CASES, build
+from hfstrat import preflight
+from hfstrat.errors import UserError
+from hfstrat.loading import load_recipe
+
+usage, real = namedtuple("Usage", "total used free"), shutil.disk_usage
+for case in CASES:
+    with tempfile.TemporaryDirectory() as folder:
+        build(case, Path(folder))
+        os.chdir(folder)
+        shutil.disk_usage = real if case.free is None else lambda _: usage(0, 0, case.free)
+        try:
+            preflight.check(load_recipe(case.recipe, case.overrides))
+        except UserError:
+            continue
+        finally:
+            os.chdir("/")
+    raise SystemExit(f"not refused: {case.name}")
+loaded = {"torch", "transformers", "datasets", "peft", "accelerate"} & set(sys.modules)
+raise SystemExit(f"imported: {sorted(loaded)}" if loaded else 0)
+"""
+
+
+def test_no_mistake_needs_torch() -> None:
+    """Every case is refused in a process that has imported neither torch nor a library that needs it."""
+    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr

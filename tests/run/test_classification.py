@@ -1,0 +1,258 @@
+"""Whole runs of a classifier: what is promised at the end holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from helpers.classifiers import LABELS, labelled, make_any, write_recipe
+from safetensors.torch import load_file
+
+from hfstrat.cli import generate
+from hfstrat.cli.predict import predict
+from hfstrat.data.corpus import open_corpus
+from hfstrat.errors import UserError
+from hfstrat.publish import merge
+from hfstrat.recipe import library
+from hfstrat.recipe.load import load_recipe
+from hfstrat.run.train import run
+from hfstrat.tasks import TASKS
+
+UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the reload in a fresh process."""
+    monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
+
+
+@pytest.fixture(scope="session")
+def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = make_any(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture
+def classify(tmp_path: Path, bodies: Any) -> Callable[..., Any]:
+    """`classify("bert", "strategy=full", many=True)` loads a small recipe."""
+
+    def load(family: str, *overrides: str, **rows: Any) -> Any:
+        return load_recipe(str(write_recipe(tmp_path, bodies(family), labelled(tmp_path, **rows))), list(overrides))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy", "rows"),
+    [
+        ("bert", "{name: lora, r: 4}", {"pairs": True}),
+        ("llama", "full", {"many": True}),
+        ("modernbert", "{name: partial, last_n_layers: 1}", {}),
+    ],
+    ids=["bert-lora-pairs", "llama-full-several", "modernbert-partial"],
+)
+def test_a_run_ends_with_a_verified_classifier(
+    classify: Any, family: str, strategy: str, rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = ("training.max_steps=12", "training.eval_steps=4", "training.learning_rate=3e-3")
+    report = run(classify(family, f"strategy={strategy}", *longer, **rows))
+    result = report["result"]
+    assert result["verified"]["bit_equal"]
+    assert result["verified"]["loaded_with"].endswith("ForSequenceClassification")
+    assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
+    assert {"accuracy", "macro_f1", "rows"} <= result["metrics_after"].keys()
+    assert [row["label"] for row in result["evaluation"]["labels"]] == list(LABELS)
+    assert report["run"]["data"]["labels"]["training_rows"].keys() == set(LABELS)
+    assert all(answer["after"] and answer["reference"] is not None for answer in result["answers"])
+    printed = capsys.readouterr().out
+    for words in ("labels    3 (cat, dog, fish)", "accuracy", "macro-F1", "lowest F1", "verified"):
+        assert words in printed
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["result"]["status"] == "done"
+
+
+def test_the_best_classifier_is_the_most_often_right(classify: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """Not the one of the least loss, which rises where a small set is learnt by heart; of equals that of less loss."""
+    from hfstrat.trainer.trainer import StrategyTrainer
+
+    told = {0: (0.4, 0.7), 1: (0.6, 0.6), 2: (0.8, 0.9), 3: (0.8, 0.8), 4: (0.7, 0.3), 5: (0.8, 0.85), 6: (0.5, 2.0)}
+
+    def measure(self: Any, prediction: Any) -> dict[str, float]:
+        accuracy, loss = told[self.state.global_step]
+        return original(self, prediction) | {"accuracy": accuracy, "loss": loss}
+
+    original = StrategyTrainer._measure
+    monkeypatch.setattr(StrategyTrainer, "_measure", measure)
+    report = run(classify("bert", "strategy=full", "training.max_steps=6", "training.eval_steps=1"))
+    assert report["result"]["best_step"] == 3
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: Path, quick: None) -> None:
+    """Nor on how the data are cut: the same metrics from batches of 1 and of 7."""
+    found = []
+    for size in (1, 7):
+        folder = f"output_dir={tmp_path / str(size)}"
+        report = run(classify("bert", f"training.per_device_eval_batch_size={size}", folder, "model.dtype=float32"))
+        found.append(report["result"])
+    assert found[0]["metrics_after"] == pytest.approx(found[1]["metrics_after"], rel=1e-5)
+    assert found[0]["evaluation"]["confusion"] == found[1]["evaluation"]["confusion"]
+
+
+@pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4, dropout: 0.1}"], ids=["full", "lora"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
+) -> None:
+    from hfstrat.trainer.trainer import StrategyTrainer
+
+    original = StrategyTrainer.training_step
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    settings = (f"strategy={strategy}",)
+    run(classify("bert", *settings, f"output_dir={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        patch.setattr(StrategyTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(classify("bert", *settings))
+    again = run(classify("bert", *settings))
+    assert again["result"]["resumed_from"].endswith("checkpoint-2")
+    assert again["result"]["evaluation"]["labels"]
+    assert again["result"]["answers"][0]["before"]
+    for file in (tmp_path / "whole" / "final").glob("*.safetensors"):
+        expected = load_file(file)
+        for name, tensor in load_file(tmp_path / "run" / "final" / file.name).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from hfstrat.cli import check
+    from hfstrat.run import preflight
+
+    loaded = classify("bert")
+    check.show(loaded, preflight.check(loaded), rows=3)
+    said = capsys.readouterr().out
+    assert "[CLS]" in said
+    assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
+    counted = next(line for line in said.splitlines() if line.startswith("known without loading"))
+    assert all(part in said.split("what learns")[1] for part in (counted.split()[4], counted.split()[6]))
+
+
+def test_predict_says_labels_and_generate_says_what_to_do(
+    classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path
+) -> None:
+    run(classify("bert", "strategy={name: lora, r: 4}"))
+    capsys.readouterr()
+    target = str(tmp_path / "run")
+    predict(target, ["the cat"], None, None)
+    assert capsys.readouterr().out.split()[0] in LABELS
+    output = tmp_path / "said.jsonl"
+    predict(target, [], tmp_path / "labelled.jsonl", output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 90
+    assert all(row["labels"][0] in LABELS and 0 < row["scores"][0] <= 1 for row in rows)
+    with pytest.raises(UserError, match="hfstrat predict"):
+        generate.generate(target, ["a"], None, None, 4)
+    with pytest.raises(UserError, match="hfstrat generate"):
+        predict(str(tiny), ["a"], None, None)
+    merge.merge_run(target, tmp_path / "merged")
+    assert "nats a text" in capsys.readouterr().out
+    predict(str(tmp_path / "merged"), ["the cat"], None, None)
+
+
+def test_predict_cuts_texts_as_the_run_did(classify: Any, tmp_path: Path, quick: None) -> None:
+    run(classify("bert", "strategy=full", "data.max_length=8"))
+    scores = []
+    for count in (10, 25):  # both are longer
+        file, output = tmp_path / f"{count}.txt", tmp_path / f"{count}.jsonl"
+        file.write_text("cat the " * count)
+        predict(str(tmp_path / "run"), [], file, output)
+        scores.append(json.loads(output.read_text())["scores"])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in library.names("recipes") if name.endswith("classifier") and not name.startswith("distill")],
+)
+def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
+    data = labelled(tmp_path)
+    model = "{}" if name.startswith("scratch") else str(bodies("llama"))
+    small = [f"model={model}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
+    small += ["strategy.parameters=60k", "strategy.tokenizer.vocab_size=300"] if model == "{}" else []
+    report = run(load_recipe(str(library.find("recipes", name)), [*small, "training.max_steps=2"]))
+    assert report["result"]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies: Any) -> None:
+    """8 rows of one process are 2 x 4 rows of two: the same weights after three steps, and the same metrics."""
+    recipe = write_recipe(tmp_path, bodies("llama"), labelled(tmp_path))
+    found = []
+    for count in (1, 2):
+        folder = tmp_path / f"by{count}"
+        words = [str(recipe), "model.dtype=float32", "training.max_steps=3", f"output_dir={folder}"]
+        command = [sys.executable, "-m", "hfstrat", "train", *words]
+        if count == 2:
+            command += ["--accelerate-config", "cpu_ddp", "--num-processes", "2"]
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads((folder / "report.json").read_text())
+        found.append((load_file(folder / "final" / "model.safetensors"), report["result"]["metrics_after"]))
+    for name, tensor in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], tensor, rtol=1e-4, atol=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
+def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
+    """Its tokenizer is trained on the training rows, and it learns what a word in them says."""
+    new = f"{{name: scratch, architecture: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
+    words = (
+        f"strategy={new}",
+        "training.max_steps=120",
+        "training.learning_rate=3e-3",
+        "training.load_best_model_at_end=false",
+    )
+    loaded = classify("bert", "model={}", *words, **rows)
+    report = run(loaded)
+    assert report is not None
+    before, after = (report["result"][f"metrics_{when}"] for when in ("before", "after"))
+    assert after["loss"] < 0.8 * before["loss"]
+    finished = Path(report["result"]["artefact"])
+    tokenizer = tf.AutoTokenizer.from_pretrained(finished)
+    made = tf.AutoModelForSequenceClassification.from_pretrained(finished)
+    assert set(made.config.label2id) == {*LABELS}
+    ids = tokenizer("cat", "dog")["input_ids"]
+    assert (ids[0], ids[-1], ids.count(tokenizer.sep_token_id)) == (tokenizer.cls_token_id, tokenizer.sep_token_id, 2)
+    assert made(**tokenizer("cat", return_tensors="pt")).logits.shape == (1, 3)
+
+
+def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
+    """The rows that a new tokenizer never saw are those of the evaluation."""
+    new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
+    recipe = classify("bert", f"strategy={new}", "model={}").recipe
+    corpus = open_corpus(recipe)
+    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
+    rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
+    held = {row for row in range(len(rows)) if row in set(data.eval["row"][:])}
+    assert held
+    assert {rows[row]["text"] for row in held}.isdisjoint(corpus.texts())
+    assert len(list(corpus.texts())) + len(held) == len(rows)

@@ -1,0 +1,66 @@
+"""The same recipe carried out by plain TRL code gives the same loss curve, within float noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hfstrat.data.collate import BatchOrder
+from hfstrat.data.prepare import prepare
+from hfstrat.models import load
+from hfstrat.run.train import run
+from hfstrat.tasks import loading
+
+STEPS = 6
+ORDER = "training.train_sampling_strategy=random"  # an order that both can have
+
+
+@pytest.mark.parametrize("strategy", ["{name: lora, r: 4}", "full"], ids=["lora", "full"])
+def test_the_loss_curve_is_trls(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
+    loaded = recipe(
+        f"strategy={strategy}", f"training.max_steps={STEPS}", "model.dtype=float32", "training.eval_steps=6", ORDER
+    )
+    report = run(loaded)
+    assert report is not None
+    ours = [entry["loss"] for entry in report["result"]["losses"]]
+
+    settings = loaded.recipe
+    tokenizer = load.load_tokenizer(settings.model)
+    data = prepare(settings.data, tokenizer, settings.seed)
+    order = BatchOrder(data.train["length"], 8, STEPS, settings.seed)
+    set_seed(settings.seed)
+    base = loading.load_base(settings.model, tokenizer)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=8,
+        max_steps=STEPS,
+        learning_rate=settings.training.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        max_length=None,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=settings.strategy.build_model(base),
+        args=config,
+        train_dataset=data.train.select(list(order)).select_columns(["input_ids", "labels"]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert theirs[0] > theirs[-1]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=2e-4, atol=0)

@@ -1,0 +1,181 @@
+"""Every strategy, shared out in every way that it can be: what two processes learn is what one learns."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.fsdp_on_cpu import FSDP2, ZERO
+from helpers.worlds import in_world, same
+
+from hfstrat.recipe.load import load_recipe
+from hfstrat.run.train import run
+
+pytestmark = pytest.mark.slow
+EXACT = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]
+TEACHER = "teacher: {teacher}"
+LM = {
+    "lora": "{name: lora, r: 4}",
+    "full": "full",
+    "partial": "{name: partial, last_n_layers: 2, precompute: off, layer_decay: 0.5}",
+    "scratch": "{name: scratch, config: {hidden_size: 32}}",
+    "head": "{name: head}",
+    "distill": "{name: distill, student: full, teacher: TEACHER, baseline: false, cache: {form: off}}",
+    "distill_once": "{name: distill, student: full, teacher: TEACHER, baseline: false, cache: {form: hidden}}",
+    "distill_own": "{name: distill, student: {name: lora, r: 4}, baseline: false, alpha: 0.9, cache: {form: off}}",
+    "precompute": "{name: partial, last_n_layers: 1, precompute: on}",
+}
+CLASSES = {
+    "c_full": "full",
+    "c_lora": "{name: lora, r: 4}",
+    "c_head": "{name: head, layer: 2, pooling: mean}",
+    "c_head_auto": "{name: head, solver: trainer}",
+    "c_then": "{name: head, layer: 2, then: partial}",
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], rows: Path) -> Callable[..., Any]:
+    """`make(name)`: the recipe file and the overrides of a run, without its output_dir."""
+    folder = tmp_path_factory.mktemp("recipes")
+    lm, classes = folder / "lm.yaml", folder / "classes"
+    lm.write_text(
+        f"model: {models()}\nstrategy: {{name: lora, r: 4}}\ndata: {{train: {rows}, eval_size: 12, max_length: 128}}\n"
+        "training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, learning_rate: 1e-2,\n"
+        "  eval_steps: 2, logging_steps: 1}\nevaluation: {samples: 1, max_new_tokens: 4}\noutput_dir: out\n"
+    )
+    classes.mkdir()
+    class_recipe = write_recipe(classes, make_any(folder / "body", "llama"), labelled(classes))
+
+    def get(name: str, *more: str) -> tuple[str, list[str]]:
+        section = {**LM, **CLASSES}[name].replace("TEACHER", str(models(tied=True)))
+        file = class_recipe if name in CLASSES else lm
+        return str(file), [f"strategy={section}", *EXACT, *more]
+
+    return get
+
+
+def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **environment: str) -> None:
+    """Runs in one process and in two: the same."""
+    from helpers.world_runs import leave, reload_here
+
+    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache_of_one"))
+    asked = []
+    for name in names:
+        file, overrides = make(name, *more)
+        asked.append({"name": name, "recipe": file, "overrides": [*overrides, f"output_dir={tmp_path / 'two' / name}"]})
+    two = in_world(tmp_path, asked, HFSTRAT_CACHE=str(tmp_path / "cache"), **environment)
+    differ = {}
+    for name in names:
+        file, overrides = make(name, *more)
+        report = run(load_recipe(file, [*overrides, f"output_dir={tmp_path / 'one' / name}"]))
+        leave()
+        assert report is not None
+        try:
+            assert report["result"]["best_step"] == two[name]["result"]["best_step"]  # c_lora's is the one before training
+            same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+        except AssertionError as error:
+            differ[name] = str(error)
+    assert not differ, "\n\n".join(f"{name}: {words}" for name, words in differ.items())
+    for file in (tmp_path / "cache").glob("*.arrow"):
+        if not file.name.startswith("rows-"):
+            assert file.read_bytes() == (tmp_path / "cache_of_one" / file.name).read_bytes(), (
+                f"{file.name} is not as one made it"
+            )
+
+
+def shares(folder: Path, name: str) -> list[int]:
+    """How many batches each process computed, of what is computed once."""
+    return [int((folder / f"{name}.share{rank}").read_text()) for rank in (0, 1)]
+
+
+def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(make, list(LM), tmp_path, monkeypatch)
+    kinds = {file.name.split("-")[0] for file in (tmp_path / "cache").glob("*.arrow")}
+    assert {"hidden_states", "teacher"} <= kinds
+    for name in ("precompute", "distill_once"):
+        mine, other = shares(tmp_path, name)
+        assert 0 < other <= mine <= other + 3, "each computes its share"
+
+
+def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(make, list(CLASSES), tmp_path, monkeypatch)
+    assert list((tmp_path / "cache").glob("features-*.arrow"))
+    assert shares(tmp_path, "c_head_auto")[0], "so few rows are one batch, which is the first process's"
+
+
+SHARED = ["lora", "full", "partial", "scratch", "distill", "distill_once", "distill_own", "c_full", "c_lora"]
+
+
+def test_under_fsdp2(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(make, SHARED, tmp_path, monkeypatch, **FSDP2)
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_under_deepspeed(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed: DS_BUILD_OPS=0 pip install --no-build-isolation 'hfstrat[deepspeed]'")
+    both(make, SHARED, tmp_path, monkeypatch, ACCELERATE_DEEPSPEED_ZERO_STAGE=stage, **ZERO)
+
+
+def test_pieces_are_resumed_and_the_best_put_back(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped and resumed = not stopped, and weights of an earlier step can be the result."""
+    resumed(make, tmp_path, **FSDP2)
+
+
+def test_pieces_of_zero3_are_resumed(make: Any, tmp_path: Path) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed")
+    resumed(make, tmp_path, ACCELERATE_DEEPSPEED_ZERO_STAGE="3", **ZERO)
+
+
+def resumed(make: Any, tmp_path: Path, **environment: str) -> None:
+    runs = []
+    for name in ("full", "lora"):
+        file, overrides = make(
+            name, "training.learning_rate=0.05", "training.max_steps=6"
+        )  # too high: the best is not the last
+        for kind in ("whole", "broken", "broken_again"):
+            folder = tmp_path / name / kind.removesuffix("_again")
+            asked = {"name": f"{name}_{kind}", "recipe": file, "overrides": [*overrides, f"output_dir={folder}"]}
+            runs.append(asked | ({"stop_at": 5, "ends": "interrupted"} if kind == "broken" else {}))
+    ended = in_world(tmp_path, runs, **environment)
+    for name in ("full", "lora"):
+        whole, again = (ended[f"{name}_{kind}"]["result"] for kind in ("whole", "broken_again"))
+        assert again["resumed_from"].endswith("checkpoint-4")
+        assert whole["best_step"] == again["best_step"]
+        same(
+            {**whole, "losses": []},
+            {**again, "losses": []},
+            (tmp_path / name / "whole", tmp_path / name / "broken"),
+            1e-6,
+            1e-7,
+        )
+    shutil.rmtree(tmp_path / "full")
+
+
+def test_what_cannot_be_shared_out_is_refused(make: Any, tmp_path: Path) -> None:
+    """Before training, with what would work; and a wrapping that is not the one asked for."""
+    refused = {
+        "head": ("{name: head}", "ddp, or strategy partial"),
+        "hidden": (LM["distill"].replace("cache:", "hidden: {}, cache:"), "or remove hidden"),
+        "on": ("{name: partial, last_n_layers: 1, precompute: on}", "set auto or off"),
+    }
+    file, overrides = make("lora", f"output_dir={tmp_path / 'run'}")
+    teacher = make("distill")[1][0].split("teacher: ")[1].split(",")[0]
+    runs = [
+        {"name": n, "recipe": file, "overrides": [*overrides, f"strategy={s.replace('TEACHER', teacher)}"], "ends": "refused"}
+        for n, (s, _) in refused.items()
+    ]
+    ended = in_world(tmp_path, runs, **FSDP2)
+    for name, (_, words) in refused.items():
+        assert words in ended[name]["sentence"]
+    asked = {"name": "other", "recipe": file, "overrides": overrides, "ends": "refused"}
+    ended = in_world(tmp_path, [asked], HFSTRAT_WRAPPING="fsdp", processes=2)
+    assert "FSDPModule was asked for, and the model is wrapped in DistributedDataParallel" in ended["other"]["sentence"]

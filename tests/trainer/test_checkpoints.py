@@ -1,0 +1,151 @@
+"""Checkpoints are whole or do not count, and a recipe that goes on from one is compared with its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfstrat.errors import UserError
+from hfstrat.recipe import changes
+from hfstrat.trainer import checkpoints
+
+
+def make(folder: Path, step: int, recipe: dict[str, Any] | None = None) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights" * step)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    checkpoints.mark_complete(checkpoint, {"recipe": recipe or {"seed": 1}})
+    return checkpoint
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("model.safetensors", cut, "model.safetensors has 27 of 28 bytes"),
+        ("model.safetensors", flip, "model.safetensors is not what was written"),
+        ("trainer_state.json", flip, "trainer_state.json is not what was written"),
+        ("trainer_state.json", Path.unlink, "trainer_state.json is missing"),
+        (checkpoints.MARKER, Path.unlink, "never finished"),
+        (checkpoints.MARKER, cut, "cannot be read"),
+        (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "not what was"),
+    ],
+)
+def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, name: str, damage: Any, words: str) -> None:
+    whole, broken = make(tmp_path, 2), make(tmp_path, 4)
+    damage(broken / name)
+    found, remarks = checkpoints.find_resume(tmp_path, "auto", {"seed": 1})
+    assert found == whole
+    assert len(remarks) == 1
+    assert "checkpoint-4 is incomplete and passed over" in remarks[0]
+    assert words in remarks[0]
+    with pytest.raises(UserError, match=words):
+        checkpoints.find_resume(tmp_path, str(broken), {"seed": 1})
+    shutil.rmtree(whole)
+    assert checkpoints.find_resume(tmp_path, "auto", {"seed": 1})[0] is None
+
+
+def test_what_is_large_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SMALL", 20)
+    marker = json.loads((make(tmp_path, 4) / checkpoints.MARKER).read_text())
+    assert set(marker["sha256"]) == {"trainer_state.json"}
+    assert set(marker["sizes"]) == {"trainer_state.json", "model.safetensors"}
+
+
+def test_rotation_keeps_the_last_complete_one(tmp_path: Path) -> None:
+    first, second, third = (make(tmp_path, step) for step in (2, 4, 6))
+    cut(third / "model.safetensors")
+    checkpoints.rotate(tmp_path, 1, None)
+    assert not first.exists()
+    assert checkpoints.is_complete(second)
+    assert third.exists()  # newer than the last complete one: being written, for all that anybody knows
+
+
+def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    named = make(tmp_path / "a", 4)
+    recipe = {"training": {"resume": str(named)}, "output_dir": "b"}
+    assert checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})[0] == named
+    later = make(tmp_path / "b", 6, recipe | {"seed": 1})
+    found, remarks = checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})
+    assert found == later
+    assert "came from" in remarks[0]
+    make(tmp_path / "c", 6)  # somebody else's
+    with pytest.raises(UserError, match="holds later checkpoints, up to checkpoint-6"):
+        checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
+
+
+BEFORE = {
+    "seed": 1,
+    "model": {"name_or_path": "a"},
+    "training": {
+        "num_train_epochs": 1.0,
+        "max_steps": None,
+        "max_time": None,
+        "save_steps": None,
+        "learning_rate": 0.1,
+        "extra": {},
+    },
+    "evaluation": {"max_rows": 5},
+    "hub": {"push": False},
+}
+
+
+def changed(section: str, **keys: Any) -> dict[str, Any]:
+    return {**BEFORE, section: {**BEFORE[section], **keys}}  # type: ignore[dict-item]
+
+
+def test_what_may_change_goes_on_and_is_said() -> None:
+    allowed, refused = changes.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
+    assert allowed == ["training.num_train_epochs was 1.0, is 2.0", "training.save_steps was None, is 10"]
+    assert not refused
+    assert changes.compare(BEFORE, changed("hub", push=True)) == ([], [])
+    assert changes.compare(BEFORE, changed("training", extra={"dataloader_num_workers": 2}))[1] == []
+    assert changes.compare(BEFORE, changed("evaluation", max_rows=7))[0]
+
+
+def test_what_may_not_is_refused_by_name() -> None:
+    other = changed("training", learning_rate=0.2, extra={"adam_beta2": 0.9}) | {"seed": 2}
+    assert changes.compare(BEFORE, other)[1] == [
+        "seed was 1, is 2",
+        "training.extra.adam_beta2 was None, is 0.9",
+        "training.learning_rate was 0.1, is 0.2",
+    ]
+
+
+def test_a_key_that_an_older_version_did_not_have_is_no_change() -> None:
+    assert changes.compare(BEFORE, changed("model", quantization=None)) == ([], [])
+    assert changes.compare(BEFORE, changed("model", quantization="nf4"))[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "longer"),
+    [
+        ({"num_train_epochs": 2.0}, True),
+        ({"num_train_epochs": 0.5}, False),
+        ({}, False),
+        ({"max_steps": 100}, False),
+        ({"num_train_epochs": 2.0, "max_steps": 100}, False),
+    ],
+)
+def test_a_longer_run(keys: dict[str, Any], longer: bool) -> None:
+    assert changes.is_longer(BEFORE, changed("training", **keys)) is longer
+
+
+def test_more_time_is_longer() -> None:
+    ten, twenty = (changed("training", num_train_epochs=None, max_time=time) for time in ("10min", "20min"))
+    assert changes.is_longer(ten, twenty)
+    assert not changes.is_longer(twenty, ten)

@@ -1,0 +1,98 @@
+"""What several processes compute together is what one computes. Threads stand for the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier, Lock
+from typing import Any
+
+import pytest
+
+from hfstrat.trainer.collective import Team, exhaust
+
+
+class Thread(Team):
+    """A process of a team that talks through a list."""
+
+    def __init__(self, rank: int, size: int, table: list[Any], barrier: Barrier, writers: tuple[int, ...]) -> None:
+        super().__init__(rank, size)
+        self.table, self.barrier, self.writers = table, barrier, writers  # type: ignore[assignment]
+
+    def gather(self, value: Any) -> list[Any]:
+        self.table[self.rank] = value
+        self.barrier.wait(20)
+        found = list(self.table)
+        self.barrier.wait(20)
+        return found
+
+    def wait(self) -> None:
+        self.barrier.wait(20)
+
+    def _to_writers(self, value: Any) -> list[Any]:
+        found = self.gather(value)
+        return found if self.rank in self.writers else []
+
+
+def in_team(size: int, work: Callable[[Team], Any], writers: tuple[int, ...] = (0,)) -> list[Any]:
+    """What each of them gets."""
+    table, barrier = [None] * size, Barrier(size)
+    with ThreadPoolExecutor(size) as pool:
+        return [done.result() for done in [pool.submit(work, Thread(r, size, table, barrier, writers)) for r in range(size)]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_each_does_its_share_and_the_writers_get_all_in_order(size: int, count: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    def work(team: Team) -> tuple[list[int], list[int]]:
+        def square(item: int) -> int:
+            done.append((team.rank, item))
+            return item * item
+
+        items = list(range(count))
+        return list(team.each(items, square)), list(team.each(items, square, for_all=True))
+
+    for rank, (ours, everybodys) in enumerate(in_team(size, work)):
+        assert ours == ([item * item for item in range(count)] if rank == 0 else [])
+        assert everybodys == [item * item for item in range(count)]
+    assert sorted(done) == sorted((item % size, item) for item in range(count) for _ in range(2))
+
+
+def test_what_is_fetched_is_built_by_all_and_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
+    shares, written, lock = [0, 0, 0], [], Lock()
+
+    def work(team: Team) -> Any:
+        def compute(item: int) -> bytes:
+            shares[team.rank] += 1
+            return bytes([item])
+
+        def build(target: Path | None) -> Any:
+            results = team.each(list(range(8)), compute)
+            if target is None:
+                return exhaust(results)
+            with lock:
+                written.append(team.rank)
+            target.write_bytes(b"".join(results))
+            return {"said": 8}
+
+        entry = team.fetch("things", "a" * 32, "things", build)
+        return entry.path.read_bytes(), entry.value
+
+    assert in_team(3, work) == [(bytes(range(8)), {"said": 8})] * 3
+    assert shares == [3, 3, 2]
+    assert written == [0]
+    in_team(3, work)
+    assert shares == [3, 3, 2], "it was there already"
+
+
+def test_one_alone_needs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
+    team = Team.of_world()
+    assert (team.rank, team.size, team.writers) == (0, 1, (0,))
+    assert team.gather("x") == ["x"]
+    entry = team.fetch("things", "b" * 32, "things", lambda target: target.write_bytes(b"1") and None)
+    assert entry.path.read_bytes() == b"1"
