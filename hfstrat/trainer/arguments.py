@@ -51,7 +51,6 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "eval_on_start": evaluate_first,
         "save_strategy": "steps",
         "save_steps": plan.save_every,
-        "load_best_model_at_end": training.load_best_model_at_end,
         "metric_for_best_model": quality.metric,  # an overfit classifier's loss rises, and yet it may be right more often
         "greater_is_better": quality.higher_is_better,
         # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
@@ -68,6 +67,10 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # theirs
     }
     try:
-        return TrainingArguments(**{**settings, **training.extra})
+        arguments = TrainingArguments(**{**settings, **training.extra})
     except (TypeError, ValueError) as error:
         raise UserError(f"training.extra: TrainingArguments refused it: {str(error).splitlines()[0]}") from error
+    # given to the constructor, it would require save_steps to be a multiple of eval_steps; our Trainer saves a checkpoint
+    # whenever an evaluation is the best so far, so any combination works
+    arguments.load_best_model_at_end = training.load_best_model_at_end
+    return arguments
