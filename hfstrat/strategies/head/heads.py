@@ -91,7 +91,7 @@ class SolvedTrainer(StrategyTrainer):
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
         said = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
-        loss = self.task.loss(said, rows.labels.to(self.args.device))
+        loss = self.loss(said, rows.labels.to(self.args.device))
         self.log({"loss": float(loss), "l2": strength})
         self.evaluate()
 
