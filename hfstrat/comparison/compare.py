@@ -13,13 +13,14 @@ from hfstrat import __version__, errors
 from hfstrat.comparison import entries as comparison_entries
 from hfstrat.comparison import page, results, runs, survey
 from hfstrat.comparison.entries import Asked, Line, line_up
-from hfstrat.comparison.results import Predict, Prediction
+from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.comparison.survey import Rows
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import load_recipe
+from hfstrat.strategies.defaults import Prediction
 
 LOCK = ".hfstrat.compare.lock"  # also what tells a comparison's folder from any other
 DATA, PAGE, ROWS = "comparison.json", "report.html", "before.json"
