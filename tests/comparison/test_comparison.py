@@ -20,7 +20,6 @@ from rich.console import Console
 from hfstrat import errors
 from hfstrat.cli import main
 from hfstrat.comparison import compare, entries, survey
-from hfstrat.comparison import screen as comparison_screen
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
@@ -363,9 +362,7 @@ def test_a_terminal_shows_a_table_that_lives(
 ) -> None:
     """Every run with how it stands, the last words of the one that is going on, and the time that is left."""
     said = io.StringIO()
-    monkeypatch.setattr(
-        comparison_screen, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40))
-    )
+    monkeypatch.setattr(compare, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40)))
     played.endings = {"full": ("out-of-memory", "killed")}
     played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")]))
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said.getvalue())
