@@ -131,7 +131,8 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
 
 def probe(recipe: str, rows: int) -> dict[str, Any]:
     """A cross-validated probe on the base's features, TF-IDF and the majority, and the probe on a half and a quarter."""
-    from hfstrat.strategies.head.features import extract, take_apart
+    from hfstrat.strategies.head.bodies import take_apart
+    from hfstrat.strategies.head.features import extract
     from hfstrat.strategies.head.select_layer import candidate_layers
     from hfstrat.tasks import TASKS
 

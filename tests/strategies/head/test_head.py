@@ -21,7 +21,8 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.run import setup
 from hfstrat.run.train import run
 from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.features import POOLINGS, cut, extract, take_apart
+from hfstrat.strategies.head.bodies import cut, take_apart
+from hfstrat.strategies.head.features import POOLINGS, extract
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.strategies.head.strategy import Head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
