@@ -55,7 +55,7 @@ def extract(
         layers: after which blocks, from 1.
         dtype: of the forward pass.
         told: is given the number of rows done, after each batch.
-        team: who shares the batches; all get all features.
+        group: who shares the batches; all get all features.
     """
     device = next(body.model.parameters()).device
     found = torch.empty(len(places), len(layers), len(poolings), body.width)
