@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hfstrat.data.messages import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation import request
 from hfstrat.models import check as models_check
+from hfstrat.models.transformers_source import training_argument_names
 from hfstrat.publish import push
 from hfstrat.recipe.data import Source
 from hfstrat.recipe.load import Loaded, about, located
@@ -160,14 +160,3 @@ def _check_extra(training: Training) -> None:
             near = get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(f"{place}: no field of this transformers' TrainingArguments{hint}")
-
-
-def training_argument_names() -> set[str]:
-    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return set()
-    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
-    return set(re.findall(r"^    (\w+): [^\n]*= field\($", source.read_text(encoding="utf-8"), re.MULTILINE)) | set(
-        re.findall(r"^    (\w+): [^\n]*= field\(default", source.read_text(encoding="utf-8"), re.MULTILINE)
-    )
