@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hfstrat.run import output_dir
 from hfstrat.strategies import check_model, check_quantization
 from hfstrat.strategies.base import Footprint
 from hfstrat.tasks import TASKS
-from hfstrat.trainer import checkpoints, trackers
+from hfstrat.trainer import checkpoints
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
 _ORDER = "the order of rows is a function of seed and step; set seed"
@@ -30,6 +31,7 @@ _LOSS = "the loss is the mean over the tokens that carry loss; remove it"
 _EVALUATION = "evaluation is per token, by the lowest loss; remove it"
 _HUB = "use the recipe's section hub"
 _REMOVE = "remove it"
+TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that its Trainer never reads
     "gradient_accumulation_steps": "set training.global_batch_size and training.per_device_train_batch_size",
     "auto_find_batch_size": "leave training.per_device_train_batch_size at auto",
@@ -138,13 +140,22 @@ def _check_training(recipe: Recipe) -> None:
     training = recipe.training
     if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
-    trackers.check(training.report_to)
+    _check_trackers(training.report_to)
     if training.max_time and training.warmup_steps >= 1:
         raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
     _check_extra(training)
     if training.resume not in ("auto", "never"):
         with about("training.resume"):
             checkpoints.find_resume(Path(recipe.output_dir), training.resume, recipe.model_dump())
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError for a tracker that is not installed."""
+    for name in names:
+        found = importlib.util.find_spec(TRACKER_PACKAGES[name])
+        # wandb and others leave a folder of their own name where they ran: Python takes that for a package without a file
+        if found is None or found.origin is None:
+            raise UserError(f"training.report_to: {name} is not installed: pip install {TRACKER_PACKAGES[name]}, or remove it")
 
 
 def _check_extra(training: Training) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfstrat.errors import UserError
-from hfstrat.models.quantized_size import _check_base, is_quantized_already, weight_bytes
+from hfstrat.models.check import check_quantizable, is_quantized_already
+from hfstrat.models.parameter_names import weight_bytes
 from hfstrat.recipe.section import Shapes
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def check(recipe: Recipe) -> None:
         _check_combination(recipe, f"model.quantization: {recipe.model.quantization.name}")
     elif is_quantized_already(recipe.model.name_or_path):
         _check_made(recipe)
-    _check_base("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
+    check_quantizable("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
     if (teacher := getattr(recipe.strategy, "teacher", None)) is not None:
-        _check_base("strategy.teacher.quantization", teacher.quantization, teacher.name_or_path)
+        check_quantizable("strategy.teacher.quantization", teacher.quantization, teacher.name_or_path)
 
 
 def _check_combination(recipe: Recipe, key: str) -> None:
