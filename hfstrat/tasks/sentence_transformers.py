@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfstrat.errors import UserError
 
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hfstrat.strategies.head.head_model import HeadModel
+
+class HeadModel(Protocol):
+    """A body, the pooling of its hidden states, and a head."""
+
+    body: Any
+    config: Any
+    pooling: str
+    head: Any
+
 
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
 
