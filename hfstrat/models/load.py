@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
-from hfstrat.tasks.base import Task
-from hfstrat.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +63,7 @@ class Base:
     own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
     reload: dict[str, Any] = field(default_factory=dict)  # what `from_pretrained` needs for the result; nothing if it is plain
     remarks: list[str] = field(default_factory=list)
-    task: Task = field(default_factory=CausalLM)
+    task: Any = None  # of `hfstrat.tasks`, set by what loads it
     new_head: bool = False  # its weights are random
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, where it is

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class HeadModel(Protocol):
-    """A body, the pooling of its hidden states, and a head."""
+class PooledClassifier(Protocol):
+    """What is saved: a body, the pooling of its hidden states, and a head of linear layers."""
 
     body: Any
-    config: Any
+    head: nn.Sequential
     pooling: str
-    head: Any
+    config: Any
 
 
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
@@ -39,7 +39,9 @@ def is_one(folder: str | Path) -> bool:
     return (Path(folder) / "modules.json").is_file()
 
 
-def save(model: HeadModel, tokenizer: Any, folder: Path, labels: dict[str, Any], max_length: int, dtype: torch.dtype) -> None:
+def save(
+    model: PooledClassifier, tokenizer: Any, folder: Path, labels: dict[str, Any], max_length: int, dtype: torch.dtype
+) -> None:
     """Write Transformer + Pooling + Dense, with the body's weights in `dtype` on the disk and the head's in float32.
 
     The config says float32, so whoever loads it computes in float32; in the body's own 16 bits the head would be rounded.

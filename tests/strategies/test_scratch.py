@@ -173,7 +173,7 @@ def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None
     """Every character stands in train or in eval, once, in order."""
     recipe = scratch().recipe
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe))
+    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].reader))
 
     def whole(rows: Any) -> str:
         ordered = sorted(range(len(rows)), key=lambda n: rows["row"][n])
@@ -209,14 +209,15 @@ def rows_of(tmp_path: Path, **data: Any) -> Recipe:
 def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     """Other words in the held-out rows change nothing, other words in the training rows do."""
     from hfstrat.data.corpus import open_corpus
+    from hfstrat.tasks import TASKS
 
     recipe = rows_of(tmp_path)
-    corpus = open_corpus(recipe)
+    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
     assert corpus.held_out is not None
     texts = list(corpus.texts())
     assert not {hash_of(text) for text in texts} & set(corpus.held_out.tolist())
     data = prepare(
-        recipe.data, strategies.build(recipe.strategy).load_tokenizer(recipe), recipe.seed, held_out=held_out(recipe)
+        recipe.data, strategies.build(recipe.strategy).load_tokenizer(recipe), recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader)
     )
     total = 400
     assert len(set(data.train["row"])) + len(set(data.eval["row"])) == total
@@ -273,7 +274,7 @@ def test_turns_get_a_chat_template(rows: Path, tmp_path: Path) -> None:
     )
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     assert tokenizer.eos_token == "<|im_end|>"
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
     assert data.accounts["train"].template == "chat"
     row = data.train[0]
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -292,7 +293,7 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
 def test_the_unigram_bar_and_bits_per_byte_against_a_slow_count(tmp_path: Path) -> None:
     recipe = rows_of(tmp_path)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
     size = len(tokenizer)
     counts = [1.0] * size
     for labels in data.train["labels"]:

@@ -246,23 +246,24 @@ class Scratch(Strategy[section.Scratch]):
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
 
-        return (
-            scratch_tokenizer.train(recipe, self.section.tokenizer)
-            if self.section.tokenizer
-            else super().load_tokenizer(recipe)
-        )
+        if self.section.tokenizer is None:
+            return super().load_tokenizer(recipe)
+        return scratch_tokenizer.train(recipe, self.section.tokenizer)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         from hfstrat.models.random import build
+        from hfstrat.tasks import loading
 
-        if self.section.model_class is not None:
-            return build.of_class(recipe, tokenizer, self.section.model_class, self.section.config)
         task = TASKS[recipe.task]
+        if self.section.model_class is not None:
+            base = build.of_class(recipe, tokenizer, self.section.model_class, self.section.config)
+            base.task = task
+            return base
         stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
         found = self.blueprint(recipe, len(tokenizer), stored)
         assert found is not None
         family, settings = found
-        base = build.of_config(recipe, tokenizer, family, settings, task, task.config_options(data, tokenizer))
+        base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.section.parameters is not None:
             base.say(f"{'picked':<9} {sizes.line(family, settings)}")
         return base
