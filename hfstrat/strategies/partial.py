@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hfstrat.models.load import Base
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -104,7 +104,7 @@ class Partial(Strategy[section.Partial]):
                 "for nothing; set auto or off, or take --accelerate-config ddp"
             )
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         if self.section.thaw is not None:
             self._thawing(model, data.plan.steps)
         from hfstrat.strategies.frozen.precompute import precompute

@@ -217,7 +217,10 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     texts = list(corpus.texts())
     assert not {hash_of(text) for text in texts} & set(corpus.held_out.tolist())
     data = prepare(
-        recipe.data, strategies.build(recipe.strategy).load_tokenizer(recipe), recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader)
+        recipe.data,
+        strategies.build(recipe.strategy).load_tokenizer(recipe),
+        recipe.seed,
+        held_out=held_out(recipe, TASKS[recipe.task].reader),
     )
     total = 400
     assert len(set(data.train["row"])) + len(set(data.eval["row"])) == total
@@ -360,7 +363,7 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
     ("tokens", "epochs", "alarms"), [(30_000_000, 2, 0), (1_000_000, 2, 1), (1_000_000, 30, 1), (10, 9, 2)]
 )
 def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
-    found = baselines.Bars(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
+    found = baselines.Baselines(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
     assert sum(line.startswith("alarm") for line in found) == alarms
     assert all("arXiv" in line for line in found if line.startswith("alarm"))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Cache
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
@@ -148,7 +148,7 @@ class ClassDistiller:
         )
 
 
-def ask_once(feed: Feed, distiller: ClassDistiller, wish: Cache) -> Feed:
+def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
     """Rows that bring the teacher's class logits along, where there is more than one epoch."""
     facts: dict[str, Any] = {"teacher": _judge(feed, distiller)}
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
@@ -158,7 +158,7 @@ def ask_once(feed: Feed, distiller: ClassDistiller, wish: Cache) -> Feed:
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
-def _keep(feed: Feed, distiller: ClassDistiller) -> tuple[Feed, dict[str, Any]]:
+def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
     assert distiller.teacher is not None
     assert distiller.order is not None
     rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
@@ -175,7 +175,7 @@ def _keep(feed: Feed, distiller: ClassDistiller) -> tuple[Feed, dict[str, Any]]:
 
     needed = 4 * len(distiller.names) * len(rows.first)
     text = f"class logits of a teacher for {len(rows.first):,} rows"
-    entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+    entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
     seconds = time.monotonic() - started
     when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
     feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
@@ -185,13 +185,13 @@ def _keep(feed: Feed, distiller: ClassDistiller) -> tuple[Feed, dict[str, Any]]:
     return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
 
 
-def _blobs(feed: Feed, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
+def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
     batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
     with feed.computing():
         return [row.numpy().tobytes() for row in distiller.ask((), batch).cpu()]
 
 
-def _judge(feed: Feed, distiller: ClassDistiller) -> dict[str, Any]:
+def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The teacher's own metrics on the evaluation rows."""
     from hfstrat.models.load import count_parameters
     from hfstrat.tasks.classification_metrics import of_sums

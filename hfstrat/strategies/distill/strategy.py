@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
     from hfstrat.strategies.distill.loss import Mix
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Bars
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.baselines import Baselines
     from hfstrat.trainer.plan import Plan
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -42,7 +42,7 @@ class Objective(NamedTuple):
     """The loss of a task's students, and the function that caches the outputs of their teacher."""
 
     distiller: Callable[[Mix], Any]
-    ask_once: Callable[[Feed, Any, section.Cache], Feed]
+    ask_once: Callable[[TrainData, Any, section.Cache], TrainData]
 
 
 def objective_of(task: str) -> Objective:
@@ -125,8 +125,8 @@ class Distill(Strategy[section.Distill]):
         with speaking(self.section):
             return self.student.load_tokenizer(recipe_for(self.section, recipe))
 
-    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
-        return self.student.bars(data, plan, model)
+    def baselines(self, data: Prepared, plan: Plan, model: nn.Module) -> Baselines | None:
+        return self.student.baselines(data, plan, model)
 
     def check(self, task: Task) -> None:
         check_task(self.section, task)
@@ -181,7 +181,7 @@ class Distill(Strategy[section.Distill]):
             base.model = shrunk(wish.shrink, base, data and data.train)
         return base
 
-    def prepare_base(self, base: Base, data: Feed) -> Feed:
+    def prepare_base(self, base: Base, data: TrainData) -> TrainData:
         if self.teacher is None:
             return data
         return replace(data, collate=self.distiller.collator(data.collate, self.teacher))
@@ -196,7 +196,7 @@ class Distill(Strategy[section.Distill]):
         teacher = self.distiller.teacher if self.section.uses_teacher else None
         return [] if teacher is None or teacher.model is base.model else [teacher.model]
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         if self.distiller.teacher is None:
             return data
         if self.section.uses_teacher and not self.section.on_policy:
