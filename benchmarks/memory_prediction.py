@@ -1,4 +1,4 @@
-"""The adviser's memory predictions against the measured peak of real runs.
+"""The advisor's memory predictions against the measured peak of real runs.
 
     python -m benchmarks.memory_prediction [--some N]
 
@@ -19,7 +19,7 @@ now; 21 runs that were written down and run after that missed by 5.6 % and 11.1 
 
 Then `hfstrat compare` on long texts took twice of what was predicted: with steps of sixteen passes of one row there are as many
 widths as lengths, and oneDNN keeps a compiled kernel for each product of each. All runs until then had one or two widths. The
-kernels are counted now (hfstrat/advisor/activations.py). 21 new runs with steps of many passes, predicted at 10 % and 30 %,
+kernels are counted now (hfstrat/advisor/memory.py). 21 new runs with steps of many passes, predicted at 10 % and 30 %,
 missed by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB a kernel was from
 one long run. With that mended all 77 runs are FITTED_ON (median 5.3 %; worst 45 %, of a run that takes 91 MiB), and those of
 CHECKED_WITH were written down and run after that. Predicted: median 8 %, worst 30 %, the runs of stories260K worst.
@@ -203,12 +203,11 @@ def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """What the adviser says of a run, before any torch."""
+    """The prediction for a run."""
     from pydantic import TypeAdapter
 
-    from hfstrat.advisor import hardware, memory, shapes
-    from hfstrat.advisor.activations import of_batches
-    from hfstrat.advisor.memory import Shape
+    from hfstrat.advisor import architecture, hardware, memory
+    from hfstrat.advisor.memory import Shape, batch_widths
     from hfstrat.models.random import sizes as random_sizes
     from hfstrat.recipe import section
     from hfstrat.strategies import AnyStrategy
@@ -216,9 +215,9 @@ def predicted(case: dict[str, Any]) -> Any:
 
     strategy: Any = TypeAdapter(AnyStrategy).validate_python(case["strategy"])
     if strategy.needs_weights:
-        model = shapes.read(model_folder(case["model"]))
+        model = architecture.read(model_folder(case["model"]))
     else:
-        model = shapes.by_hand(
+        model = architecture.by_hand(
             random_sizes.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
         )
     made = TASKS[case["task"]].shapes(model.shapes, model.config, 3)
@@ -235,19 +234,20 @@ def predicted(case: dict[str, Any]) -> Any:
         compute=2 if hardware.has_bfloat16() else 4,
         rows=rows[0] + rows[1],
         classifies=labelled,
-        widths=of_batches(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
+        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
     )
     return memory.predict(model, learning, shape)
 
 
 def pieces_of(case: dict[str, Any]) -> Any:
-    """Lengths of a case's rows, as the adviser sees them; rows of a new tokenizer are taken to be as long as the base's."""
+    """Lengths of the examples of a case as the advisor sees them; a new tokenizer is assumed to give the same lengths."""
+    from hfstrat.advisor import architecture
     from hfstrat.advisor import data as advisor_data
-    from hfstrat.advisor import shapes
 
     with tempfile.TemporaryDirectory() as name:
         file, _ = write_data(case, Path(name))
-        found = advisor_data.survey(file, shapes.read(model_folder(case["model"])), case["task"])
+        model = architecture.read(model_folder(case["model"]))
+        found = advisor_data.survey(file, case["task"], model.context, model.folder)
     return replace(found, max_length=case["length"]).pieces
 
 
@@ -272,9 +272,9 @@ def table(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[
 
 
 def whole_runs() -> list[dict[str, Any]]:
-    """What `hfstrat compare` measured of the adviser's recipes (benchmarks/regret.py): training and all around it."""
+    """What `hfstrat compare` measured with the advisor's recipes (benchmarks/regret.py): training and all around it."""
     from hfstrat.advisor import recipes as advisor_recipes
-    from hfstrat.advisor.fitting import imports
+    from hfstrat.advisor.hardware import import_bytes
     from hfstrat.recipe.load import load_recipe
 
     found = []
@@ -283,7 +283,7 @@ def whole_runs() -> list[dict[str, Any]]:
         measured = {entry["label"]: entry.get("peak_memory_bytes") for entry in entries}
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}
         for label, said in advisor_recipes.predict({label: recipes[label] for label, peak in measured.items() if peak}).items():
-            above, peak = said["memory_bytes"] - imports(True), measured[label] - imports(True)
+            above, peak = said["memory_bytes"] - import_bytes(True), measured[label] - import_bytes(True)
             name = f"{case.name} {label}"
             found.append({"name": name, "measured": peak, "predicted": above, "error": above / peak - 1, "phase": "-"})
     return found

@@ -1,15 +1,15 @@
-"""How good is the adviser's first choice? Regret: the best that was measured, less what its first choice came to.
+"""How good is the advisor's first choice? Regret: the best that was measured, less what its first choice came to.
 
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
-Writes benchmarks/results/regret.json and .md. For each case the adviser is asked twice with the case's data, memory and time
+Writes benchmarks/results/regret.json and .md. For each case the advisor is asked twice with the case's data, memory and time
 (the budget, and what a run takes beside its training): by its rules alone, and after `--measure`. Then its own recipes of all
 strategies that fit are measured side by side by `hfstrat compare`: the same rows, the same budget, one seed, on rows of a test
 set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the strategies'
 tokenizers differ); the goal is 1 point or 2 %. Strategies that the rows do not tell apart (paired bootstrap) are marked.
 
 Everything is kept in runs/benchmarks/regret: what was done is not done again, and a case that was cut off goes on.
-`--ask-only` asks the adviser again, after a change of its rules, and measures nothing. The first answer is kept, and the table
+`--ask-only` asks the advisor again, after a change of its rules, and measures nothing. The first answer is kept, and the table
 tells it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
@@ -38,6 +38,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,32 +136,34 @@ def write_rows(case: Case, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
-    """The adviser's answer, and its recipes; `known` is what it measured when it was asked before."""
-    from hfstrat.advisor import measuring, recipes, show, speed, verdict
-    from hfstrat.advisor.advise import Asked, situation_of
+def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
+    """The advisor's answer, and its recipes; `known` is what it measured when it was asked before."""
+    from hfstrat.advisor import decide, measure, recipes, show, speed
+    from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
 
     (folder / "no-reports").mkdir(exist_ok=True)  # what earlier cases took is not known: the order does not matter then
     time = f"{case.budget + speed.START_SECONDS:.0f}s"
-    asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
-    situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
-    if measure:
-        situation.measured = known or measuring.measure(situation, list(defaults.ORDER), MEASURING)
-    advices = verdict.decide(situation, list(defaults.ORDER))
-    if not measure:
-        made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
+    past, data = folder / "no-reports", folder / "train.jsonl"
+    request = Request(model_folder(case.model), str(data), memory=MEMORY, time=time, reports=str(past))
+    situation = situation_of(request)
+    if measured:
+        found = decide.Measured(**known) if known else measure.measure(situation, defaults.ORDER, MEASURING)
+        situation = replace(situation, measured=found)
+    advice = decide.decide(situation, defaults.ORDER)
+    if not measured:
+        made, top = folder / "recipes", max(scored.score.points for scored in advice.ranked)
         made.mkdir(exist_ok=True)
-        for advice in advices:
-            near = advice.score and advice.score.points > top - HOPELESS and advice.name not in case.without
-            if near and advice.fit and advice.fit.fits_here:
-                (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
-    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advices), default=str))
+        for place, scored in enumerate(advice.ranked, 1):
+            near = scored.score.points > top - HOPELESS and scored.name not in case.without
+            if near and scored.fitted.fits_here:
+                (made / f"{scored.name}.yaml").write_text(recipes.text_of(scored, place, situation), encoding="utf-8")
+    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advice), default=str))
     return answer
 
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """What the adviser says, by rules and measured: the `first` answer, and the `latest`."""
+    """What the advisor says, by rules and measured: the `first` answer, and the `latest`."""
     folder, case = KEPT / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
@@ -176,7 +179,7 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 
 def measure(name: str) -> None:
-    """`hfstrat compare` on the adviser's recipes, as a user would call it; it goes on where it stopped."""
+    """`hfstrat compare` on the advisor's recipes, as a user would call it; it goes on where it stopped."""
     folder = KEPT / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
@@ -228,7 +231,7 @@ def outcome(name: str) -> dict[str, Any] | None:
             one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
             found.setdefault(when, {})[way] = one | {
                 "told_apart": found["measured"][order[0]]["told_apart"],
-                "unlike": answer["measured"].get("unlike"),
+                "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
     return found

@@ -21,7 +21,7 @@ SEEN = (
     "Rules were changed after the first eight cases had been measured: those for few rows and few steps of a classifier after "
     "five (the slope of the second is from banking77), those for partial and for unlike texts of a language model after the "
     "last three, each towards published work. What they say now of these eight is no test of them. Then the learning rates of "
-    "the adviser's recipes were raised (benchmarks/rates.py, on training rows), and the eight were measured again."
+    "the advisor's recipes were raised (benchmarks/rates.py, on training rows), and the eight were measured again."
 )
 
 
@@ -60,7 +60,7 @@ def below(name: str, one: dict[str, Any]) -> list[str]:
     made, earlier = [], one["measured_before"]
     if changed := [label for label in earlier if earlier[label]["quality"] != one["measured"].get(label, {}).get("quality")]:
         values = ", ".join(f"{label} {value(one, earlier[label]['quality'])}" for label in changed)
-        made.append(f"- {name}: with the recipes that the adviser had written before it was changed: {values}.")
+        made.append(f"- {name}: with the recipes that the advisor had written before it was changed: {values}.")
     for way, words in (("rules", "by its rules"), ("measured", "after measuring")):
         first, latest = one["first"][way], one["latest"][way]
         if first["first"] != latest["first"]:
