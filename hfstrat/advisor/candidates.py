@@ -8,14 +8,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hfstrat import strategies
 from hfstrat.advisor import architecture
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
 from hfstrat.errors import UserError
 from hfstrat.models.random import sizes
-from hfstrat.strategies import STRATEGIES, AnyStrategy, defaults
-from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
+from hfstrat.recipe.strategies import StrategySection
+from hfstrat.strategies import defaults
+from hfstrat.strategies.base import Footprint, Learning
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
@@ -33,7 +36,7 @@ class Candidate:
 
     name: str
     section: dict[str, Any]
-    strategy: Strategy
+    strategy: StrategySection
     model: Model
     learning: Learning
     footprint: Footprint
@@ -76,9 +79,8 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
         UserError: it is impossible; begins with the recipe's key.
     """
     if data.task not in STRATEGIES[name].tasks:
-        detail = "" if STRATEGIES[name].needs_weights else ": labels alone are too little to learn a language from"
-        raise UserError(f"strategy: does not support task {data.task}{detail}")
-    return _pretrained(name, model, data) if STRATEGIES[name].needs_weights else _from_scratch(name, model, data, most)
+        raise UserError(f"strategy: does not support task {data.task}")
+    return _from_scratch(name, model, data, most) if STRATEGIES[name].random_weights else _pretrained(name, model, data)
 
 
 def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
@@ -92,9 +94,10 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
     about = defaults.About(data.task, model.name, model.layers, model.width, class_name(model.config))
     section = {"name": name, **defaults.section(name, about)}
-    strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
-    strategy.check(task)
-    return Candidate(name, section, strategy, model, strategy.learning(shapes, tied), strategy.footprint(shapes, tied))
+    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    built = strategies.build(strategy)
+    built.check(task)
+    return Candidate(name, section, strategy, model, built.learning(shapes, tied), built.footprint(shapes, tied))
 
 
 def class_name(config: dict[str, Any]) -> str:
@@ -109,9 +112,9 @@ def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candida
     vocabulary = new_vocabulary(data.tokens)
     new = architecture.by_hand(size, vocabulary, data.max_length)
     section = {"name": name, "architecture": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
-    strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
-    learning, footprint = strategy.learning(new.shapes, new.tied), strategy.footprint(new.shapes, new.tied)
-    return Candidate(name, section, strategy, new, learning, footprint)
+    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    built = strategies.build(strategy)
+    return Candidate(name, section, strategy, new, built.learning(new.shapes, new.tied), built.footprint(new.shapes, new.tied))
 
 
 def new_vocabulary(tokens: float) -> int:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfstrat import strategies
 from hfstrat.advisor import candidates, decide, recipes, speed
 from hfstrat.advisor.decide import Fitted, Measured, Situation
 from hfstrat.errors import UserError, quiet_libraries
@@ -290,7 +291,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     from hfstrat.strategies.head.select_layer import candidate_layers
 
     loaded = load_recipe(recipe).recipe
-    task, strategy = TASKS[loaded.task], loaded.strategy
+    task, strategy = TASKS[loaded.task], strategies.build(loaded.strategy)
     tokenizer = strategy.load_tokenizer(loaded)
     data: Any = task.prepare(loaded.data, tokenizer, loaded.seed)
     base = strategy.load_base(loaded, tokenizer, data)

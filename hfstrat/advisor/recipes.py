@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hfstrat import strategies
 from hfstrat.advisor import architecture, data, decide, hardware, memory, rules, speed
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
@@ -165,15 +166,14 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     known = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
-    section = strategy.model_dump(exclude_unset=True)
-    return Candidate(strategy.name, section, strategy, model, strategy.learning(*known), strategy.footprint(*known)), survey
+    section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
+    return Candidate(strategy.name, section, strategy, model, built.learning(*known), built.footprint(*known)), survey
 
 
 def _model(recipe: Recipe) -> Model:
-    size = getattr(recipe.strategy, "parameters", None)
+    size, tokenizer = recipe.strategy.size, recipe.strategy.new_tokenizer
     if size is None:
         return architecture.read(recipe.model.name_or_path)
-    tokenizer = getattr(recipe.strategy, "tokenizer", None)
     return architecture.by_hand(str(size), tokenizer.vocab_size if tokenizer else 32_000, recipe.data.max_length)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES
 
 OPTIMAL = 20.0  # tokens per parameter: arXiv 2203.15556
 WORTHWHILE = 4.0  # epochs for which a repeated token is worth about as much as a new one: arXiv 2305.16264
@@ -99,7 +99,7 @@ def few_examples(facts: Facts) -> float:
 
 def little_time(facts: Facts, strategy: str) -> float:
     """Points lost: some per halving of the necessary steps; a classifier needs about a hundred examples of each class."""
-    enough = ENOUGH[not STRATEGIES[strategy].needs_weights]
+    enough = ENOUGH[STRATEGIES[strategy].random_weights]
     if facts.classifies:
         enough = max(enough, SOME * facts.classes / 16.0)
     return (6.0 if facts.classifies else 3.0) * math.log2(max(1.0, enough / max(1.0, facts.steps)))

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfstrat import strategies
 from hfstrat.advisor import architecture
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.hardware import Device, cores, time_band
@@ -217,7 +218,7 @@ def rate_of_report(report: dict[str, Any]) -> float | None:
         made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
         if made is None or result.get("status") != "done":
             return None
-        learning = recipe.strategy.learning(*made)
+        learning = strategies.build(recipe.strategy).learning(*made)
         length = account["tokens"] / max(1, account["rows_kept"])
         load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
         return None if learning.body_once else float(result["tokens_per_second"]) * load.training

@@ -14,7 +14,8 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
 from hfstrat.errors import UserError
-from hfstrat.strategies import STRATEGIES, defaults
+from hfstrat.recipe.schema import STRATEGIES
+from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
 
 GOALS = ("quality", "speed", "size")

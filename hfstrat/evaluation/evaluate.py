@@ -71,14 +71,13 @@ def form_of(request: Request, recipe: Recipe, side: str) -> str:
 def load(target: str, form: str, dtype: str) -> Subject:
     """The model with its tokenizer, as it is used for inference."""
     from hfstrat.evaluation.forward import Subject
-    from hfstrat.tasks import artifact, of_artefact
+    from hfstrat.tasks import artifact
 
-    model, tokenizer, report = artifact.load(target, form, dtype)
-    folder, _ = artifact.resolve(target)
+    model, tokenizer, _ = artifact.load(target, form, dtype)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return Subject.of(model, tokenizer, of_artefact(folder, report["run"]["recipe"] if report else {}))
+    return Subject.of(model, tokenizer, artifact.task_of(target))
 
 
 def runner_of(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> Runner:
@@ -128,6 +127,7 @@ class Rows:
             raise UserError(f"--against: its labels are not those of {self.request.target}; name a classifier of the same ones")
 
     def _read(self, subject: Subject) -> Any:
+        from hfstrat.data.corpus import held_out
         from hfstrat.tasks.artifact import resolve
 
         recipe, task = self.recipe, subject.task
@@ -136,8 +136,9 @@ class Rows:
         wanted = recipe.evaluation
         if self.request.data:
             return task.held(recipe.data, subject.tokenizer, subject.inner.config, wanted.rows_to_answer, wanted.max_rows)
-        held_out = recipe.strategy.held_out(recipe)
-        return task.prepare(recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out)
+        return task.prepare(
+            recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+        )
 
     @property
     def prompts(self) -> list[Any]:

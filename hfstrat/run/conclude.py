@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from hfstrat.evaluation import rows
+from hfstrat.evaluation import row_scores
 from hfstrat.models import fused_loss, load
 from hfstrat.run.setup import Job
 from hfstrat.tasks import verify
@@ -18,7 +18,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """The facts of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
-        rows.write(job.folder, job.data, job.task.of_rows(job.trainer.sums))
+        row_scores.write(job.folder, job.data, job.task.of_rows(job.trainer.sums))
     facts = _facts(job, last, seconds)
     trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
     fused_loss.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
@@ -34,15 +34,14 @@ def _measure(job: Job) -> Report | None:
     step, best = trainer.state.global_step, trainer.best_step()
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
-    in_pieces = job.outline is not None
-    if in_pieces:  # measured while they are: no device may have room for the whole
+    if in_pieces := job.outline is not None:  # measured while they are: no device may have room for the whole
         last = last if current else trainer.evaluate()
-        sharded.bring_together(job)
+        sharded.bring_together(trainer, job.outline, job.base)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
         take_off()
-    job.recipe.strategy.finish(trained, job.base)
+    job.strategy.finish(trained, job.base)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if not in_pieces and not current:
         job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as published)"
@@ -55,7 +54,7 @@ def _facts(job: Job, last: Report | None, seconds: float) -> Report:
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
-    bar = job.bars and replace(job.bars, epochs=step * job.plan.global_batch_size / job.plan.rows)
+    bar = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts = {
         "metrics_before": _metrics(first, job.task.metrics),
         "metrics_after": _metrics(last, job.task.metrics),

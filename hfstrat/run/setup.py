@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hfstrat import strategies
+from hfstrat.data.corpus import held_out
 from hfstrat.data.prepare import Prepared
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
@@ -21,16 +24,17 @@ from hfstrat.models.loss_kernels import choose_for, in_use
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
+from hfstrat.strategies.base import Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded, trackers
 from hfstrat.trainer import progress as trainer_progress
-from hfstrat.trainer.baselines import Bars
+from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
-from hfstrat.trainer.collective import Team
+from hfstrat.trainer.collective import ProcessGroup
 from hfstrat.trainer.distributed import is_sharded, wrapping
-from hfstrat.trainer.feed import Feed
 from hfstrat.trainer.plan import ENDLESS, Plan, make_plan
+from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -39,6 +43,7 @@ class Job:
     """What a run is made of once everything that can be refused has been."""
 
     loaded: Loaded
+    strategy: Strategy[Any]
     screen: Console
     data: Prepared
     plan: Plan
@@ -48,9 +53,9 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
-    feed: Feed
+    feed: TrainData
     probe: dict[str, Any]  # inputs for comparing models
-    bars: Bars | None = None  # to beat
+    baselines: Baselines | None = None  # to beat
     outline: nn.Module | None = None  # of a model that is trained in pieces
     setup_seconds: float = 0.0  # until training: loading, and what is computed once
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
@@ -87,17 +92,19 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     Raises:
         UserError: whatever can be known to be wrong before training.
     """
-    recipe, strategy, task = loaded.recipe, loaded.recipe.strategy, TASKS[loaded.recipe.task]
+    recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
+    strategy = strategies.build(recipe.strategy)
     logging.disable_progress_bar()  # ours is the only one
     screen = trainer_progress.make_console(world.is_main_process)
     strategy.check_wrapping(wrapping())
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = strategy.load_tokenizer(recipe)
-    data = read_data(recipe, tokenizer, screen, checkpoint, stored)
+    data = read_data(recipe, strategy, tokenizer, screen, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
+    before, quality = recipe.evaluation.before and checkpoint is None, task.quality
+    args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
     sharded.load_whole()
@@ -106,14 +113,16 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
     collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, team=Team.of_world())
+    feed = TrainData(
+        data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=ProcessGroup.current()
+    )
     feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = strategy.build_model(base)
     load.set_precision(trained, dtype)
-    batches = decide_batches(recipe, base, trained, feed, data, args, stored)
-    plan, bars = batches.plan, strategy.bars(data, batches.plan, base.model)
+    batches = decide_batches(recipe, strategy, base, trained, feed, data, args, stored)
+    plan, baselines = batches.plan, strategy.baselines(data, batches.plan, base.model)
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
-    for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
+    for line in (*said, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
     feed = strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
@@ -122,21 +131,30 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
-    trainer = build_trainer(recipe, trained, tokenizer, args, feed, data, batches.sampler, progress)
+    trainer = build_trainer(recipe, strategy, trained, tokenizer, args, feed, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
+    job = Job(loaded, strategy, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
     job.outline = sharded.outline(trained)
     return job
 
 
-def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> Prepared:
+def read_data(
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    tokenizer: Any,
+    screen: Console,
+    checkpoint: Path | None,
+    stored: dict[str, Any],
+) -> Prepared:
     """The rows of the run.
 
     Raises:
         UserError: they cannot be read, or are not those that the checkpoint was made with.
     """
-    task, strategy, wanted = TASKS[recipe.task], recipe.strategy, recipe.evaluation
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, strategy.held_out(recipe))
+    task, wanted = TASKS[recipe.task], recipe.evaluation
+    data = task.prepare(
+        recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+    )
     data = strategy.rewrite(data, recipe, tokenizer, screen)
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
@@ -147,14 +165,21 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
 
 
 def decide_batches(
-    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: Prepared, args: TrainingArguments, stored: dict[str, Any]
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    base: Base,
+    trained: Any,
+    feed: TrainData,
+    data: Prepared,
+    args: TrainingArguments,
+    stored: dict[str, Any],
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
         base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    plan = feed.plan
+    plan, task = feed.plan, TASKS[recipe.task]
     if is_sharded():
         sharded.remark(base)
     elif args.device.type == "cuda":
@@ -162,13 +187,15 @@ def decide_batches(
         shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
         if not stored and hasattr(feed.collate, "multiple"):  # else rows are features already
-            plan = autobatch.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
+            plan = autobatch.fit_to_memory(
+                recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
+            )
+    others = strategy.asked(base)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
-        shown = [base.model, *(recipe.strategy.asked(base) if getattr(feed.collate, "selects_rows", False) else [])]
-        for one in shown:
+        for one in [base.model, *(others if getattr(feed.collate, "selects_rows", False) else [])]:
             one.to(args.device)  # packing is shown where it will run
-    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
+    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, others, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -177,16 +204,17 @@ def decide_batches(
 
 def build_trainer(
     recipe: Recipe,
+    strategy: Strategy[Any],
     trained: Any,
     tokenizer: Any,
     args: TrainingArguments,
-    feed: Feed,
+    feed: TrainData,
     data: Prepared,
     sampler: Any,
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
-    plan, screen = feed.plan, progress.console
-    return recipe.strategy.build_trainer(
+    plan, screen, task = feed.plan, progress.console, TASKS[recipe.task]
+    return strategy.build_trainer(
         model=trained,
         args=args,
         train_dataset=feed.train,
@@ -195,8 +223,9 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe), *trackers_of(recipe, screen)],
         sampler=sampler,
-        task=TASKS[recipe.task],
-        names=data.label_names,
+        loss=task.loss,
+        sums=task.sums,
+        measure=partial(task.measure, names=data.label_names),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         say=screen.print,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 import yaml
 
 from hfstrat.errors import UserError
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.tasks import TASKS
 
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")

@@ -13,6 +13,7 @@ import torch
 from helpers.classifiers import ENCODERS, FAMILIES, make_any, make_encoder
 from safetensors.torch import load_file, save_file
 
+from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models.load import count_parameters, load_tokenizer, read_config, read_shapes, set_precision
 from hfstrat.recipe.schema import Model, Recipe
@@ -44,13 +45,14 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
-def built(folder: Path, strategy: dict[str, Any]) -> tuple[Any, Any, Strategy]:
+def built(folder: Path, strategy: dict[str, Any]) -> tuple[Any, Any, Strategy[Any]]:
     recipe = Recipe.model_validate(
         {"task": TASK.name, "model": str(folder), "strategy": strategy, "data": "x.jsonl", "output_dir": "x"}
     )
     torch.manual_seed(0)
     base = load_base(recipe.model, load_tokenizer(recipe.model), TASK, DATA)
-    return recipe.strategy.build_model(base), base, recipe.strategy
+    strategy = strategies.build(recipe.strategy)
+    return strategy.build_model(base), base, strategy
 
 
 def batch(seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -101,7 +103,7 @@ def test_what_is_saved_says_the_same_when_loaded(bodies: Any, family: str, name:
     model.save_pretrained(tmp_path / "saved")
     base.task.write_config(base, tmp_path / "saved")
     load_tokenizer(Model(name_or_path=str(bodies(family)))).save_pretrained(tmp_path / "saved")
-    loaded = artifact.load_artefact(str(tmp_path / "saved"), torch.float32, {"task": TASK.name})
+    loaded = artifact.load_artifact(str(tmp_path / "saved"), torch.float32, {"task": TASK.name})
     inputs, _ = batch(seed=1)
     assert torch.equal(verify.probe_logits(loaded, inputs), verify.probe_logits(model, inputs))
     assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"}
@@ -137,7 +139,7 @@ def test_an_artefact_without_its_head_does_not_load(bodies: Any, tmp_path: Path)
         weights = load_file(folder / file)
         save_file({k: v for k, v in weights.items() if "classifier" not in k}, folder / file, {"format": "pt"})
         with pytest.raises(Exception, match=r"classifier|missing adapter keys"):
-            artifact.load_artefact(str(folder), torch.float32, {"task": TASK.name})
+            artifact.load_artifact(str(folder), torch.float32, {"task": TASK.name})
 
 
 def test_a_head_for_other_labels_begins_anew_and_says_so(bodies: Any, tmp_path: Path) -> None:
