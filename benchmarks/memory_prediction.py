@@ -213,7 +213,8 @@ def predicted(case: dict[str, Any]) -> Any:
     from hfstrat.advisor.memory import Shape
     from hfstrat.models.random import sizes as random_sizes
     from hfstrat.recipe import section
-    from hfstrat.strategies import AnyStrategy
+    from hfstrat.recipe.schema import AnyStrategy
+    from hfstrat.strategies import build
     from hfstrat.tasks import TASKS
 
     strategy: Any = TypeAdapter(AnyStrategy).validate_python(case["strategy"])
@@ -227,7 +228,7 @@ def predicted(case: dict[str, Any]) -> Any:
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = strategy.learning(*made)
+    learning = build(strategy).learning(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],
