@@ -89,12 +89,12 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     task = TASKS[data.task]
     if data.task not in STRATEGIES[name].tasks:
         raise UserError(f"strategy: not for task {data.task}")
-    if task.unit == "token" and model.is_encoder:
+    if task.text.generates and model.is_encoder:
         raise UserError(f"model: {model.family} is an encoder, and no causal LM")
     if not model.by_hand:
-        task.check_architecture(model.name, model.config)
+        task.model.check_architecture(model.name, model.config)
     labels = len(data.labels)
-    made = task.shapes(model.shapes, model.config, labels)
+    made = task.model.shapes(model.shapes, model.config, labels)
     found, tied = made or ({**model.shapes, "score.weight": (labels, model.width)}, False)
     architecture = str((model.config.get("architectures") or [""])[0])
     about = defaults.About(data.task, model.name, model.layers, model.width, architecture)

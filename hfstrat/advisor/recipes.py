@@ -157,7 +157,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
     source, model = recipe.data.train[0].path, _model(recipe)
     survey = data.survey(source, model, recipe.task)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
+    made = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, len(survey.labels))
     if made is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
     section, strategy = wanted.model_dump(exclude_unset=True), strategies.build(wanted)

@@ -37,7 +37,7 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
     strategy = strategies.build(recipe.strategy)
     tokenizer = strategy.load_tokenizer(recipe)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, task.reader))
+    data = task.rows.prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, task.rows.reader))
     if footprint := footprint and check_model.footprint_of(strategy, recipe, len(data.label_names)):
         console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
     if (held := check_model.quantized_bytes(strategy, recipe, len(data.label_names))) is not None:

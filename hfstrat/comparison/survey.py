@@ -99,8 +99,8 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     with located(seeds[0]):
         tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
         most = recipe.evaluation.max_rows
-        data = TASKS[recipe.task].prepare(
-            recipe.data, tokenizer, recipe.seed, 0, most, held_out(recipe, TASKS[recipe.task].reader)
+        data = TASKS[recipe.task].rows.prepare(
+            recipe.data, tokenizer, recipe.seed, 0, most, held_out(recipe, TASKS[recipe.task].rows.reader)
         )
         make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # what it refuses, it refuses now
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,7 +102,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    before, quality = recipe.evaluation.before and checkpoint is None, task.quality
+    before, quality = recipe.evaluation.before and checkpoint is None, task.metrics.quality
     args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
@@ -111,12 +110,12 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
     base = strategy.load_base(recipe, tokenizer, data)
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
-    task.own_the_loss(base)  # before anything wraps the model
-    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
+    task.model.bind_loss(base)  # before anything wraps the model
+    collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
     feed = TrainData(
         data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=ProcessGroup.current()
     )
-    feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
+    feed, probe = strategy.prepare_base(base, feed), task.rows.probe(data, collate)
     trained = strategy.build_model(base)
     load.set_precision(trained, dtype)
     batches = decide_batches(recipe, strategy, base, trained, feed, data, args, stored)
@@ -130,7 +129,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
+    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
     trainer = build_trainer(recipe, strategy, trained, tokenizer, args, feed, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     job = Job(loaded, strategy, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
@@ -152,8 +151,8 @@ def read_data(
         UserError: they cannot be read, or are not those that the checkpoint was made with.
     """
     task, wanted = TASKS[recipe.task], recipe.evaluation
-    data = task.prepare(
-        recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+    data = task.rows.prepare(
+        recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.rows.reader)
     )
     data = strategy.rewrite(data, recipe, tokenizer, screen)
     if stored.get("data", data.fingerprint()) != data.fingerprint():
@@ -180,6 +179,7 @@ def decide_batches(
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     plan, task = feed.plan, TASKS[recipe.task]
+    loss = task.metrics.for_data(data).loss
     if is_sharded():
         sharded.remark(base)
     elif args.device.type == "cuda":
@@ -188,7 +188,7 @@ def decide_batches(
         choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
         if not stored and hasattr(feed.collate, "multiple"):  # else rows are features already
             plan = autobatch.fit_to_memory(
-                recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
+                recipe.training, plan, trained, base, feed.collate, data, feed.dtype, loss, task.rows.worst_row
             )
     others = strategy.asked(base)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
@@ -213,7 +213,7 @@ def build_trainer(
     sampler: Any,
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
-    plan, screen, task = feed.plan, progress.console, TASKS[recipe.task]
+    plan, screen, metrics = feed.plan, progress.console, TASKS[recipe.task].metrics.for_data(data)
     return strategy.build_trainer(
         model=trained,
         args=args,
@@ -223,9 +223,9 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe), *trackers_of(recipe, screen)],
         sampler=sampler,
-        loss=task.loss,
-        sums=task.sums,
-        measure=partial(task.measure, names=data.label_names),
+        loss=metrics.loss,
+        sums=metrics.sums,
+        measure=metrics.measure,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         say=screen.print,

@@ -64,7 +64,7 @@ def _check_folder(strategy: Strategy[Any], recipe: Recipe, path: Path) -> Footpr
     if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
         raise _no_model(path)
     task = TASKS[recipe.task]
-    task.check_architecture(str(path), config)
+    task.model.check_architecture(str(path), config)
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
     _check_weights(path)
@@ -88,7 +88,7 @@ def _shapes_of(recipe: Recipe, labels: int) -> tuple[dict[str, tuple[int, ...]],
     config = read_config(recipe.model)
     if config is None or not (shapes := read_shapes(Path(recipe.model.name_or_path).expanduser())):
         return None
-    return TASKS[recipe.task].shapes(shapes, config, labels)
+    return TASKS[recipe.task].model.shapes(shapes, config, labels)
 
 
 def quantized_bytes(strategy: Strategy[Any], recipe: Recipe, labels: int) -> int | None:
@@ -127,5 +127,5 @@ def _check_adapter_folder(key: str, adapter: str, recipe: Recipe) -> None:
         raise UserError(f"{key}: {path / 'adapter_config.json'} is no JSON object; give the folder of a PEFT adapter")
     check_adapter(adapter, key)
     kind, task = read_json(path / "adapter_config.json").get("task_type"), TASKS[recipe.task]
-    if kind != task.peft_type and any(kind == other.peft_type for other in TASKS.values()):
-        raise UserError(f"{key}: {adapter} is an adapter for {kind}; task: {task.name} goes on from {task.peft_type}")
+    if kind != task.model.peft_type and any(kind == other.model.peft_type for other in TASKS.values()):
+        raise UserError(f"{key}: {adapter} is an adapter for {kind}; task: {task.name} goes on from {task.model.peft_type}")

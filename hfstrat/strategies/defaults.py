@@ -68,14 +68,14 @@ def _partial(about: About) -> dict[str, Any]:
 
 def _head(about: About) -> dict[str, Any]:
     """A head that is the embeddings cannot learn alone; of one that is not, `untie` changes nothing."""
-    return {"untie": True} if TASKS[about.task].unit == "token" else {}
+    return {"untie": True} if TASKS[about.task].text.generates else {}
 
 
 def _distill(about: About) -> dict[str, Any]:
     """Half the depth, taught by the whole, which has to know the task; recipes/distill/half_depth.yaml has `hidden` too, by
     which more is learnt in few steps, and the teacher has to stay."""
     task = TASKS[about.task]
-    if task.unit != "token" and not about.architecture.endswith(task.architecture):
+    if not task.text.generates and not about.architecture.endswith(task.model.architecture):
         raise UserError(
             f"distill: {about.model} has no head that was trained for task: {about.task}, so it has nothing to teach; train "
             "one first and name it as --model, or give a recipe with strategy.teacher"

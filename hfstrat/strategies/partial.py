@@ -88,7 +88,7 @@ class Partial(Strategy[section.Partial]):
         return model
 
     def check(self, task: Task) -> None:
-        if task.unit != "token" and self.section.head is False:
+        if not task.text.generates and self.section.head is False:
             raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
 
     def check_wrapping(self, wrapping: str) -> None:

@@ -57,7 +57,7 @@ def objective_of(task: str) -> Objective:
 
 def check_task(strategy: section.Distill, task: Task) -> None:
     """Raises UserError with the key that is for models of tokens, where the task is another one."""
-    if task.unit == "token":
+    if task.text.generates:
         return
     form = strategy.cache.form
     for key, is_given, why in (

@@ -44,7 +44,7 @@ class Head(Strategy[section.Head]):
 
     def check(self, task: Task) -> None:
         """Refuse what the task cannot have, and a result that could not be saved."""
-        if task.unit == "token":
+        if task.text.generates:
             odd = [
                 key
                 for key in ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then")

@@ -141,7 +141,8 @@ class Scratch(Strategy[section.Scratch]):
         shapes = families.shapes_of(family, settings)
         config = {**families.config_keys(family), **settings, "model_type": family}
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
-        made = TASKS[recipe.task].shapes(shapes, config, labels=2) if shapes else None  # how many there are is known later
+        # how many labels there are is known later
+        made = TASKS[recipe.task].model.shapes(shapes, config, labels=2) if shapes else None
         return self.footprint(*made) if made else None
 
     def _check_words(self, recipe: Recipe, network: bool) -> int | None:
@@ -201,7 +202,7 @@ class Scratch(Strategy[section.Scratch]):
                 return None
         family = str((stored or {}).get("model_type", "")) or self.section.architecture or "llama"
         key = "strategy.architecture" if stored is None else "model.name_or_path"
-        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.section.config})
+        check_family(family, key, TASKS[recipe.task].model.auto_class, {**(stored or {}), **self.section.config})
         own = families.canonical(family, self.section.config)
         check_keys(family, self.section.config)
         name = families.common_name(family, "vocab_size")
