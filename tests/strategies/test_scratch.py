@@ -27,8 +27,8 @@ from hfstrat.recipe import section
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Model, Recipe
+from hfstrat.recipe.strategies import Scratch
 from hfstrat.run.train import run
-from hfstrat.strategies.scratch.strategy import Scratch
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import baselines, callbacks
 

@@ -89,6 +89,10 @@ class ClassDistiller:
         model.forward = MethodType(forward, model)
         return None
 
+    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+        """The models that are given the student's batches."""
+        return [] if self.teacher is None else [self.teacher]
+
     def frozen(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
         """The teacher as it is asked."""
         return teacher if is_own else teacher.requires_grad_(False).eval()

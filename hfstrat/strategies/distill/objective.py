@@ -132,6 +132,10 @@ class Distiller:
         """The collator of the batches that student and teacher are given."""
         return collate
 
+    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+        """The models that are given the student's batches, its own base excluded."""
+        return [] if self.teacher is None or self.teacher.model is base.model else [self.teacher.model]
+
     def frozen(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
         """The teacher as it is asked. Raises ValueError with why it cannot be."""
         return FrozenTeacher(teacher, is_own)

@@ -193,8 +193,7 @@ class Distill(Strategy[section.Distill]):
         return student_of(self.section, self.student, base, self.distiller, teacher)
 
     def asked(self, base: Base) -> list[Any]:
-        teacher = self.distiller.teacher if self.section.uses_teacher else None
-        return [] if teacher is None or teacher.model is base.model else [teacher.model]
+        return self.distiller.models_beside(base) if self.section.uses_teacher else []
 
     def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         if self.distiller.teacher is None:
