@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models.quantized_size import _check_base, is_quantized_already, weight_bytes
+from hfstrat.models.check import check_quantizable, is_quantized_already
+from hfstrat.models.parameter_names import weight_bytes
 from hfstrat.recipe.section import Shapes
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def check(strategy: Strategy[Any], recipe: Recipe) -> None:
         strategy.check_quantized()
     elif is_quantized_already(recipe.model.name_or_path):
         _check_made(strategy, recipe)
-    _check_base("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
+    check_quantizable("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
     for name, model in recipe.strategy.models.items():
-        _check_base(f"{name}.quantization", model.quantization, model.name_or_path)
+        check_quantizable(f"{name}.quantization", model.quantization, model.name_or_path)
 
 
 def _check_combination(recipe: Recipe, key: str) -> None:
