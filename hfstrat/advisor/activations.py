@@ -19,7 +19,7 @@ import numpy as np
 
 from hfstrat.advisor.shapes import Model
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 from hfstrat.trainer.plan import CPU_MULTIPLE
 
 MOST = 1024  # oneDNN's cache of primitives
@@ -64,7 +64,7 @@ def of_batches(
     return training, 0 if eval_rows == micro else widths(drawn, eval_rows, eval_rows)
 
 
-def compiled(model: Model, learning: Learning, training: int, evaluating: int, whole_head: bool) -> int:
+def compiled(model: Model, learning: Description, training: int, evaluating: int, whole_head: bool) -> int:
     """Kernels of a run whose batches come in so many widths; `whole_head`: the head's product is as wide as the batch."""
     products = {name: shape for name, shape in learning.shapes.items() if BLOCK.search(name) and len(shape) == 2}
     adapted = {learning.shapes[name] for name in learning.adapted if len(learning.shapes[name]) == 2}
@@ -89,7 +89,7 @@ class Block(NamedTuple):
         return "learns" if self.learns else "adapted" if self.adapted else "passes"
 
 
-def live_blocks(model: Model, learning: Learning) -> list[Block]:
+def live_blocks(model: Model, learning: Description) -> list[Block]:
     """The blocks that gradients go through, from the lowest one that has something to learn in or below it."""
     numbers = {name: int(match.group(1)) for name in learning.shapes if (match := BLOCK.search(name))}
     depth = max(numbers.values(), default=-1) + 1
@@ -105,7 +105,7 @@ def is_input(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or ".embeddings." in name or ".wpe." in name
 
 
-def block_bytes(model: Model, learning: Learning, block: Block, compute: int, length: int, masked: bool) -> float:
+def block_bytes(model: Model, learning: Description, block: Block, compute: int, length: int, masked: bool) -> float:
     """Bytes a token that a block keeps.
 
     Args:

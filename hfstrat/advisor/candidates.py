@@ -16,8 +16,8 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import defaults
-from hfstrat.strategies.base import Footprint, Learning
 from hfstrat.strategies.defaults import ORDER
+from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
@@ -33,9 +33,12 @@ class Candidate:
     section: dict[str, Any]
     strategy: StrategySection | None = None
     model: Model | None = None
-    learning: Learning | None = None
-    footprint: Footprint | None = None
+    learning: Description | None = None
     reason: str = ""
+
+    @property
+    def footprint(self) -> Footprint | None:
+        return self.learning and self.learning.footprint
 
     @property
     def epochs(self) -> float:
@@ -101,8 +104,8 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     section = {"name": name, **defaults.section(name, about)}
     wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     strategy = strategies.build(wanted)
-    strategy.check(task)
-    return Candidate(name, section, wanted, model, strategy.learning(found, tied), strategy.footprint(found, tied))
+    strategy.check_task(task)
+    return Candidate(name, section, wanted, model, strategy.describe(found, tied))
 
 
 def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
@@ -120,9 +123,7 @@ def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
     section = {"name": name, "architecture": "llama", "parameters": text, "tokenizer": {"vocab_size": words}}
     wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     strategy = strategies.build(wanted)
-    return Candidate(
-        name, section, wanted, made, strategy.learning(made.shapes, made.tied), strategy.footprint(made.shapes, made.tied)
-    )
+    return Candidate(name, section, wanted, made, strategy.describe(made.shapes, made.tied))
 
 
 def _two_digits(number: float) -> float:

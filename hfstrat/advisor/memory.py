@@ -22,7 +22,7 @@ from hfstrat.advisor.activations import block_bytes, compiled, is_input, live_bl
 from hfstrat.advisor.hardware import Sharing
 from hfstrat.advisor.shapes import Model
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 
 HERE = Path(__file__).parent
 
@@ -97,7 +97,7 @@ class Shape:
 class Terms:
     """The terms, each made once."""
 
-    def __init__(self, model: Model, learning: Learning, shape: Shape, sharing: Sharing) -> None:
+    def __init__(self, model: Model, learning: Description, shape: Shape, sharing: Sharing) -> None:
         self.m, self.l, self.s, self.sharing = model, learning, shape, sharing
         self.k = constants()["cpu" if shape.on_cpu else "cuda"]
         whole = {name: prod(found) for name, found in learning.shapes.items()}
@@ -255,7 +255,7 @@ class Prediction(NamedTuple):
         return sum(self.terms.values())
 
 
-def predict(model: Model, learning: Learning, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+def predict(model: Model, learning: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
     """The phases of a run on one device."""
     parts = _Phases(model, learning, shape, sharing or Sharing())
     phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}

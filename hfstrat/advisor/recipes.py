@@ -161,7 +161,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
     if made is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
     section, strategy = wanted.model_dump(exclude_unset=True), strategies.build(wanted)
-    return Candidate(wanted.name, section, wanted, model, strategy.learning(*made), strategy.footprint(*made)), survey
+    return Candidate(wanted.name, section, wanted, model, strategy.describe(*made)), survey
 
 
 def _model(recipe: Recipe) -> Model:

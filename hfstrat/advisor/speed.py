@@ -18,7 +18,7 @@ from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.shapes import Model
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
 HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
@@ -75,7 +75,7 @@ def share(width: int) -> float:
 
 
 def work(
-    model: Model, learning: Learning, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
     """Count them: two for each weight of a product, and those of attention; the backward pass goes once through what is above
     the lowest learning weight, and once more for each weight that learns.
@@ -127,7 +127,7 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Learning) -> float:
+def _head(model: Model, learning: Description) -> float:
     """Operations a token of the LM head; heads of classifiers cost nothing."""
     is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
@@ -224,7 +224,7 @@ def of_report(report: dict[str, Any]) -> float | None:
         made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
         if made is None or result.get("status") != "done":
             return None
-        learning = strategies.build(recipe.strategy).learning(*made)
+        learning = strategies.build(recipe.strategy).describe(*made)
         length = account["tokens"] / max(1, account["rows_kept"])
         load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
         return None if learning.body_once else float(result["tokens_per_second"]) * load.training

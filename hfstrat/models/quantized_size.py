@@ -53,7 +53,7 @@ def weight_bytes(shapes: Shapes, section: Quantization | None, learning: Iterabl
     return int(total)
 
 
-def _check_base(key: str, section: Quantization | None, source: str) -> None:
+def check_quantizable(key: str, section: Quantization | None, source: str) -> None:
     if section is None:
         return
     if is_quantized_already(source):
