@@ -276,7 +276,7 @@ def test_a_head_that_was_killed_goes_on_as_if_it_had_not_been(recipe_of: Any, tm
 @pytest.mark.parametrize("strategy", ["head", "{name: head, layer: 2, then: full}"])
 def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`hfstrat check` shows what learns without running the body."""
-    check.show(recipe_of("llama", f"strategy={strategy}"), None, rows=1)
+    check.show(recipe_of("llama", f"strategy={strategy}"), rows=1)
     assert "score" in capsys.readouterr().out
 
 
