@@ -205,9 +205,9 @@ def show(whole: dict[str, Any], screen: Console, recipe: Recipe) -> None:
 
 def main() -> None:
     """Entry under a launcher; ends with the exit code."""
-    from hfstrat.trainer import exit_status
+    from hfstrat.trainer import signals
 
-    with exit_status.reported():
+    with signals.report_exit():
         evaluate(Request(**json.loads(sys.argv[1])))
 
 

@@ -26,7 +26,7 @@ from hfstrat.run import output_dir, resume
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded, trackers
+from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
@@ -253,7 +253,7 @@ def build_trainer(
 
 def trackers_of(recipe: Recipe, screen: Console) -> list[Any]:
     names = recipe.training.report_to
-    trackers.ready(names)
+    callbacks.prepare_trackers(names)
     return callbacks.tracker_callbacks(names, lambda line: screen.print(line, markup=False))
 
 

@@ -176,12 +176,12 @@ def present(job: Job, whole: Report) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry for `python -m hfstrat.train` and `accelerate launch -m hfstrat.train`; ends with the run's exit code."""
-    from hfstrat.trainer import exit_status
+    from hfstrat.trainer import signals
 
     words = sys.argv[1:] if argv is None else argv
     overwrite = "--overwrite" in words
     words = [word for word in words if word != "--overwrite"]
-    with exit_status.reported():
+    with signals.report_exit():
         if not words:
             raise errors.UserError("usage: python -m hfstrat.train RECIPE [key=value ...] [--overwrite]")
         run(load_recipe(words[0], words[1:]), overwrite)

@@ -8,9 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfstrat.errors import UserError
-from hfstrat.models.check import check_adapter, check_hub, check_tokenizer, check_weights, near, no_model
+from hfstrat.models.check import (
+    check_adapter,
+    check_hub,
+    check_quantizable,
+    check_tokenizer,
+    check_weights,
+    is_quantized_already,
+    near,
+    no_model,
+)
 from hfstrat.models.load import read_config, read_json, read_shapes
-from hfstrat.models.quantized_size import check_quantizable, is_quantized_already, weight_bytes
+from hfstrat.models.parameter_names import weight_bytes
 from hfstrat.recipe.schema import STRATEGIES, Recipe
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description

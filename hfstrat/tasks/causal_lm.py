@@ -86,9 +86,10 @@ class CausalLM(Task):
 
     def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import Collator
+        from hfstrat.models.fused_loss import is_bound
         from hfstrat.models.load import takes_logits_mask
 
-        selects = "forward" in vars(base.model)  # our loss is bound to it
+        selects = is_bound(base.model)
         return Collator(tokenizer.pad_token_id or 0, multiple, takes_logits_mask(base.model), selects_rows=selects)
 
     def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:

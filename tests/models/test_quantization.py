@@ -20,7 +20,7 @@ from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models import quantization
 from hfstrat.models.load import Base, count_parameters, load_tokenizer, read_shapes, set_precision
-from hfstrat.models.quantized_size import weight_bytes
+from hfstrat.models.parameter_names import weight_bytes
 from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe

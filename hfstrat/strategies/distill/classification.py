@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
+from hfstrat.models.fused_loss import is_bound
 from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
@@ -72,7 +73,7 @@ class ClassDistiller:
 
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
-        if "forward" in vars(model):
+        if is_bound(model):
             return "its forward has been replaced already"
         original, distiller = type(model).forward, self
 

@@ -96,8 +96,8 @@ def placed(
         UserError: it does not fit into memory, or speaks of other tokens.
     """
     from hfstrat.models.load import read_shapes
+    from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
-    from hfstrat.models.quantized_size import weight_bytes
     from hfstrat.recipe.quantization import Quantization
 
     section = strategy.teacher

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
+from hfstrat.models import transformers_source
 from hfstrat.models.random import families, sizes
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes, parse, split_class
@@ -37,7 +38,7 @@ COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 
 def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
     """Raises UserError for a family that transformers has no model of for the task, or a causal LM that would see ahead."""
-    known, causal = families.families_of(auto_class), auto_class == "AutoModelForCausalLM"
+    known, causal = transformers_source.families_of(auto_class), auto_class == "AutoModelForCausalLM"
     kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
         near = get_close_matches(family.lower(), known, n=1)
@@ -52,7 +53,7 @@ def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any
 
 def check_keys(family: str, config: dict[str, Any]) -> None:
     """Raises UserError for a key that the family's config does not have; transformers would keep it and read it nowhere."""
-    known = families.config_keys(family)
+    known = transformers_source.config_keys(family)
     for key in families.canonical(family, config) if known else []:
         if key not in known:
             near = get_close_matches(key, known, n=1)
@@ -67,7 +68,7 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
 
 def check_heads(family: str, settings: dict[str, Any]) -> None:
     """Raises UserError for a width that its heads do not divide, or heads that share keys unevenly."""
-    whole = {**families.config_keys(family), **settings}
+    whole = {**transformers_source.config_keys(family), **settings}
     width_key, heads_key = (families.common_name(family, key) for key in ("hidden_size", "num_attention_heads"))
     width, heads, shared = whole.get(width_key), whole.get(heads_key), whole.get("num_key_value_heads")
     if not (isinstance(width, int) and isinstance(heads, int)) or min(width, heads) < 1:
@@ -152,7 +153,7 @@ class Scratch(Strategy[section.Scratch]):
             return None
         family, settings = found
         shapes = families.shapes_of(family, settings)
-        config = {**families.config_keys(family), **settings, "model_type": family}
+        config = {**transformers_source.config_keys(family), **settings, "model_type": family}
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
         return TASKS[recipe.task].shapes(shapes, config, labels) if shapes else None
 
@@ -238,7 +239,7 @@ class Scratch(Strategy[section.Scratch]):
     def _with_size(self, family: str, settings: dict[str, Any], longest: int) -> dict[str, Any]:
         """With a context for the longest row, and the shape that `parameters` asks for."""
         context = families.common_name(family, "max_position_embeddings")
-        if context in families.config_keys(family):
+        if context in transformers_source.config_keys(family):
             settings.setdefault(context, longest)
         if self.section.parameters is None:
             if not self.section.config:
