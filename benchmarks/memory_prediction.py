@@ -227,7 +227,7 @@ def predicted(case: dict[str, Any]) -> Any:
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = build(strategy).learning(*made)
+    learning = build(strategy).describe(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],

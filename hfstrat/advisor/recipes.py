@@ -167,7 +167,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
-    return Candidate(strategy.name, section, strategy, model, built.learning(*known), built.footprint(*known)), survey
+    return Candidate(strategy.name, section, strategy, model, built.describe(*known)), survey
 
 
 def _model(recipe: Recipe) -> Model:
