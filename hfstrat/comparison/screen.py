@@ -46,7 +46,7 @@ class Screen:
 
     def remarks(self, request: Request, lineup: Lineup) -> None:
         names, seeds = ", ".join(entry.label for entry in lineup.entries), format.plural(request.seeds, "seed")
-        self.say(f"comparing {names}: {seeds} each, {request.budget.text} per run, in {request.output}")
+        self.say(f"comparing {names}: {seeds} each, budget per run {request.budget.text}, output {request.output}")
         for remark in (*lineup.remarks, *(f"{name} is excluded: {reason}" for name, reason in lineup.excluded.items())):
             self.say(remark)
 
@@ -175,7 +175,7 @@ def last_line(log: Path) -> str:
 def print_sheet(console: Console, table: dict[str, Any]) -> None:
     """The table; if its columns are too narrow for sentences, the factors are printed below."""
     lines, labels = sheet.sheet(table), [row["label"] for row in table["entries"]]
-    shown = Table("", *(escape(label) for label in labels), title=f"{table['task']}, {table['budget']['text']} per run")
+    shown = Table("", *(escape(label) for label in labels), title=f"{table['task']}, budget per run: {table['budget']['text']}")
     shown.title_justify = "left"
     wide = (console.width - 26) / len(labels) >= NARROWEST
     for line in lines:

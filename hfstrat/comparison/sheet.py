@@ -134,7 +134,7 @@ def summary(table: Row) -> list[str]:
         return []
     close = [row["label"] for row in rows if (found := row.get("against_best")) and not found["significant"]]
     tied = f"; not significantly worse: {', '.join(close)}" if close else ""
-    lines = [f"{best['label']} is best: {metric_name(metric)} {format.metric(metric, best['quality'])}{tied}"]
+    lines = [f"best: {best['label']}, {metric_name(metric)} {format.metric(metric, best['quality'])}{tied}"]
     for cost, name in COSTS.items():
         if optimal := [row["label"] for row in rows if row.get("front", {}).get(cost)]:
             lines.append(f"Pareto-optimal in quality and {name}: {', '.join(optimal)}")

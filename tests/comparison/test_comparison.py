@@ -439,7 +439,7 @@ def test_the_summary_rates_the_advisor(
     files = [write("lora.yaml"), write("full.yaml", "full")]
     found = played.compare(request(tmp_path / "out", recipes=files))
     lines = sheet.summary(found)
-    assert lines[0].startswith("full is best: loss (nats/token) 1.")
+    assert lines[0].startswith("best: full, loss (nats/token) 1.")
     assert any(line.startswith("the advisor's first choice was lora, versus the best: +0.") for line in lines)
     assert "time was within the predicted range for 1 of 2" in lines
     assert "memory was within the predicted range for 0 of 2" in lines
