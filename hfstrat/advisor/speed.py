@@ -23,7 +23,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
 from hfstrat.recipe.schema import Recipe
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
@@ -80,7 +80,7 @@ def share(width: int) -> float:
 
 
 def work(
-    model: Model, learning: Learning, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
     """Count operations: two per weight of a product, plus attention. The backward pass goes once through everything above the
     lowest trainable weight, and once more for each trainable weight.
@@ -132,7 +132,7 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Learning) -> float:
+def _head(model: Model, learning: Description) -> float:
     """Operations per token of the LM head; classification heads cost nothing."""
     is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
@@ -215,10 +215,10 @@ def rate_of_report(report: dict[str, Any]) -> float | None:
         recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
         model, plan = architecture.read(recipe.model.name_or_path), result["plan"]
         account = report["run"]["data"]["train"]
-        made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
+        made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
         if made is None or result.get("status") != "done":
             return None
-        learning = strategies.build(recipe.strategy).learning(*made)
+        learning = strategies.build(recipe.strategy).describe(*made)
         length = account["tokens"] / max(1, account["rows_kept"])
         load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
         return None if learning.body_once else float(result["tokens_per_second"]) * load.training

@@ -28,7 +28,7 @@ from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
-from hfstrat.strategies.base import Footprint
+from hfstrat.strategies.description import Footprint
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.text_classification import TextClassification
@@ -268,16 +268,15 @@ def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     overrides = [*request.overrides, *common, *request.budget.overrides()]
     try:
         loaded = load_recipe(file, overrides, text)
-        if "baseline" in type(loaded.recipe.strategy).model_fields:  # the comparison itself is the baseline
-            overrides.append("strategy.baseline=false")
+        overrides += loaded.recipe.strategy.single_run
         folder = request.output / label / "seed"
         loaded = load_recipe(file, [*overrides, f"output_dir={json.dumps(str(folder))}"], text)
-        footprint = preflight.check(loaded, overwrite=True)
+        description = preflight.check(loaded, overwrite=True)
     except UserError as error:
         message = _as_option(str(error), file, label) if text is not None else str(error)
         raise UserError(message.replace(f"command line: {_eval_override(request)}: data.eval: ", "--evaluate: ", 1)) from None
     shared = [override for override in overrides if override not in request.budget.overrides()]
-    return Entry(label, file, text, tuple(shared), loaded, footprint)
+    return Entry(label, file, text, tuple(shared), loaded, description and description.footprint)
 
 
 def _eval_override(request: Request) -> str:

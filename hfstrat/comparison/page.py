@@ -41,8 +41,8 @@ def values(table: Table) -> dict[str, Any]:
         "colors": charts.COLORS,
         "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
         "labels": [row["label"] for row in rows],
-        "setting": f"Budget per run: {table['budget']['text']}; {seeds} each; {data['train_rows']:,} training examples, the same "
-        f"{data['eval_rows']:,} evaluation examples for all.",
+        "setting": f"Budget per run: {table['budget']['text']}; {seeds} each; {data['train_rows']:,} training examples, the "
+        f"same {data['eval_rows']:,} evaluation examples for all.",
         "summary": [_sentence(line) for line in sheet.summary(table)],
         "remarks": [_sentence(line) for line in sheet.remarks(table)],
         "failures": sheet.failures(table),

@@ -128,7 +128,7 @@ def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set
 
 def quality_of(task: str, tokenizers: int) -> Quality:
     """The metric that is compared: that of the task, or bits per byte for several tokenizers."""
-    return IN_BYTES if tokenizers > 1 and TASKS[task].unit == "token" else TASKS[task].quality
+    return IN_BYTES if tokenizers > 1 and TASKS[task].text.generates else TASKS[task].metrics.quality
 
 
 def run_row(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]:
