@@ -18,6 +18,7 @@ from typing import Any, get_args
 from hfstrat.errors import ARTEFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
 from hfstrat.models.check import is_quantized_already
 from hfstrat.recipe.quantization import Form, Quantization
+from hfstrat.recipe.section import Shapes
 from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task
 
@@ -235,8 +236,8 @@ def _quantization(
     remote = bool(keep.get("trust_remote_code"))
     config = config or transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=remote)
 
-    def replaced(names: list[str], tied: bool) -> set[str]:
-        return {name for name in names if whole and whole & set(name.split("."))}
+    def replaced(shapes: Shapes, tied: bool) -> frozenset[str]:
+        return frozenset(name for name in shapes if whole and whole & set(name.split(".")))
 
     section = Quantization.model_validate({"name": form})
     return quantization.wanted(section, KEY, auto, config, remote, dtype, replaced)

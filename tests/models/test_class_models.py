@@ -79,7 +79,7 @@ def test_what_learns_is_declared_counted_and_includes_the_head(bodies: Any, fami
     model, base, strategy = built(bodies(family), STRATEGIES[name])
     made = TASK.shapes(read_shapes(bodies(family)), read_config(Model(name_or_path=str(bodies(family)))) or {}, 3)
     assert made is not None
-    assert strategy.footprint(*made) == count_parameters(model)
+    assert strategy.describe(*made).footprint == count_parameters(model)
     set_precision(model, torch.float32)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     gradients = train(model)
@@ -117,7 +117,7 @@ def test_the_head_of_pretraining_is_left_behind(bodies: Any, family: str) -> Non
     folder = bodies(family, "mlm")
     made = TASK.shapes(read_shapes(folder), read_config(Model(name_or_path=str(folder))) or {}, 3)
     assert made is not None
-    assert strategy.footprint(*made) == count_parameters(model)
+    assert strategy.describe(*made).footprint == count_parameters(model)
 
 
 def test_missing_weights_of_the_body_are_refused(bodies: Any, tmp_path: Path) -> None:

@@ -732,7 +732,7 @@ MODELS = [
         files={"model/model.safetensors": "version https"},
     ),
     Bad("a plain file", at(MODEL), ["is a file", "a model folder"], {MODEL: "model: rows.jsonl"}),
-    Bad("a false GGUF", at(MODEL), ["x.gguf", "no GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
+    Bad("a false GGUF", at(MODEL), ["x.gguf", "is not a GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
     key("a missing GGUF", MODEL, "model: y.gguf", ["y.gguf", "no such GGUF file"]),
     key("a Hub id while offline", MODEL, "model: nobody/nothing", ["nobody/nothing", "not in the Hub cache", "HF_HUB_OFFLINE"]),
     key("a near name while offline", MODEL, "model: modell", ["modell", "did you mean model?"]),
@@ -1294,7 +1294,7 @@ QUANTIZED = [
     Bad(
         "blocks of a quantized base",
         at(MODEL),
-        ["model is quantized", "what learns has to be whole"],
+        ["model is quantized", "trainable weights cannot be quantized"],
         {NAME: "  name: partial", R: "  last_n_layers: 1"},
         files={"model/config.json": BNB_CONFIG},
     ),

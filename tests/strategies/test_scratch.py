@@ -36,6 +36,13 @@ from hfstrat.trainer import baselines, callbacks
 SIZES = [("150k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
 
 
+def footprint_of(recipe: Recipe) -> Any:
+    """The parameter counts of a recipe that passes the checks, as they are known without torch."""
+    strategies.build(recipe.strategy).check(recipe, network=False)
+    description = strategies.describe(recipe)
+    return description and description.footprint
+
+
 def meta(family: str, settings: dict[str, Any]) -> Any:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
@@ -147,7 +154,7 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(final)
     assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    footprint = strategies.build(scratch().recipe.strategy).check_model(scratch().recipe, network=False)
+    footprint = footprint_of(scratch().recipe)
     assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
     run(scratch("training.max_steps=4", f"output_dir={tmp_path / 'again'}", f"training.resume={tmp_path / 'run/checkpoint-2'}"))
@@ -358,7 +365,7 @@ def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:
     made = Recipe.model_validate({"data": "x", "output_dir": "x", **recipe, "strategy": {"name": "scratch", **strategy}})
     tokenizer = strategies.build(made.strategy).load_tokenizer(made)
     torch.manual_seed(0)
-    return made, strategies.build(made.strategy).load_base(made, tokenizer, None)
+    return made, strategies.build(made.strategy).load(made, tokenizer, None)
 
 
 def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
@@ -367,10 +374,10 @@ def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
     assert base.model.config.num_hidden_layers == 1
     assert base.model.config.hidden_size == real.config.hidden_size
     assert not torch.equal(base.model.get_input_embeddings().weight, real.get_input_embeddings().weight)
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
+    assert footprint_of(recipe) == count_parameters(base.model)
     recipe, base = base_of({"model": {"name_or_path": str(tiny / "config.json"), "tokenizer": str(tiny)}})
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(real)
+    assert footprint_of(recipe) == count_parameters(base.model)
+    assert footprint_of(recipe) == count_parameters(real)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -379,7 +386,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
     recipe, base = base_of({"model": {"tokenizer": str(tiny)}}, architecture=family, config=sized)
     assert base.model.config.vocab_size == len(load_tokenizer(recipe.model))
     assert base.model.get_input_embeddings().padding_idx is None  # the end token is its padding token, and has to learn
-    footprint = strategies.build(recipe.strategy).check_model(recipe, network=False)
+    footprint = footprint_of(recipe)
     assert footprint == (count_parameters(base.model) if family in families.SHAPES else None)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.section import Shapes
-    from hfstrat.strategies.base import Footprint
+    from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
 
 OTHER_WORDS = (
@@ -83,13 +83,13 @@ def placed(
     strategy: Distill,
     base: Base,
     tokenizer: PreTrainedTokenizerBase,
-    footprint: Callable[[Shapes, bool], Footprint],
+    describe: Callable[[Shapes, bool], Description],
     again: bool,
 ) -> PreTrainedModel | None:
     """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
 
     Args:
-        footprint: of the student, from its shapes.
+        describe: what of the student is trained, from its shapes.
         again: whether the run sees rows again, for which the teacher's answers are then kept.
 
     Raises:
@@ -117,7 +117,7 @@ def placed(
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(name, (wanted, few), footprint(shapes, base.is_tied), free_bytes(), stays, not strategy.on_policy, ours)
+    check_room(name, (wanted, few), describe(shapes, base.is_tied).footprint, free_bytes(), stays, not strategy.on_policy, ours)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
     known = found.get_input_embeddings().weight.shape[0]

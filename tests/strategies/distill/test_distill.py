@@ -88,7 +88,7 @@ def test_only_the_shared_words_have_to_be_the_same() -> None:
 
 
 def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
-    from hfstrat.strategies.base import Footprint
+    from hfstrat.strategies.description import Footprint
 
     sizes, student = (2e9, 6e8), Footprint(10**9, 10**9)  # beside it: 4 GB, and 16 GB while it learns
     fits = {
