@@ -110,8 +110,8 @@ MAX_REPORTED = 100  # answers that the report contains
 
 
 class GumbelSampling(LogitsProcessor):  # type: ignore[misc]
-    """Sampling at a temperature by greedy search: with Gumbel noise (Maddison et al. 2014, arXiv 1411.0030) the largest logit is
-    a sample. Each row has its own generator, so that a sample depends on no other row.
+    """Sampling at a temperature by greedy search: with Gumbel noise (Maddison et al. 2014, arXiv 1411.0030) added, the largest
+    logit is a sample. Each row has its own generator, so that a sample depends on no other row.
     """
 
     def __init__(self, temperature: float, seeds: list[int]) -> None:
