@@ -226,7 +226,7 @@ def measure(subject: Subject, source: str, runner: Runner) -> Measurement:
 
     def step(places: list[int]) -> Any:
         batch = collate([{"input_ids": ids[place], "labels": ids[place]} for place in places])
-        return subject.task.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
+        return subject.task.metrics.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
     sums = runner.per_row("control text", np.array([len(row) for row in ids]), step)
     found = token_bytes(tokenizer)
@@ -236,4 +236,4 @@ def measure(subject: Subject, source: str, runner: Runner) -> Measurement:
     order = hashlib.sha256(repr(ids).encode()).hexdigest()
     tokens = float(sums[0][:, 1].sum())
     name = "the bundled passages" if source == "auto" else Path(source).name
-    return Measurement(len(ids), subject.task.score(sums, (), beside), (), {"tokens": tokens}, {"text": name}, order=order)
+    return Measurement(len(ids), subject.task.metrics.score(sums, beside), (), {"tokens": tokens}, {"text": name}, order=order)

@@ -140,7 +140,7 @@ class Request:
         task.check(recipe)
         if self.data is not None or report:
             _check_rows(recipe, self)
-        elif not task.generates:
+        elif not task.text.generates:
             raise UserError(
                 f"evaluate: {self.target} is a classifier, not a run with its own data; name labeled examples with --data FILE"
             )

@@ -172,6 +172,6 @@ def measure(subject: Subject, data: Prepared, wanted: Evaluation, runner: Runner
     columns = compare_answers(wanted.metrics, answers, references, wanted.regex)
     shares = tuple(name for name in columns if name in SHARES)
     order = hashlib.sha256(repr(references).encode()).hexdigest()
-    texts = [subject.task.prompt_text(each["prompt"]) for each in samples[:MAX_REPORTED]]
+    texts = [subject.task.text.prompt(each["prompt"]) for each in samples[:MAX_REPORTED]]
     reported = [{"prompt": p, "answer": a, "reference": r} for p, a, r in zip(texts, answers, references, strict=False)]
     return Measurement(len(samples), means(columns), shares, details={"answers": reported}, order=order)

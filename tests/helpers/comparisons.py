@@ -1,4 +1,4 @@
-"""Comparisons whose runs are made up: what a run leaves in its folder, without training anything."""
+"""Comparisons with simulated runs: the files of a run, without training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def rows_of(tokenizer: str = "one", has_bytes: bool = True, steps: list[int] | N
 
 
 def asked(output: Path, **given: Any) -> Asked:
-    """What `hfstrat compare` is asked for, with 20 steps and two seeds unless something else is said."""
+    """The arguments of `hfstrat compare`; by default 20 steps and two seeds."""
     nothing: dict[str, Any] = dict.fromkeys(("model", "data", "strategies", "task"))
     settled = {"recipes": [], "words": [], **nothing, "budget": "20-steps", "seeds": 2, "output": output, **given}
     return Asked(**{**settled, "budget": parse(settled["budget"])})
 
 
 def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) -> None:
-    """Report and rows of a finished run of a model of this skill (0 to 1)."""
+    """Report and per-example scores of a finished run of a model of this skill (0 to 1)."""
     random = np.random.default_rng(run.seed)
     items = np.ones(ROWS) if classes else np.full(ROWS, 10.0)
     nll = items * (3 - 2 * skill + 0.1 * random.standard_normal(ROWS))
@@ -78,7 +78,7 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
 
 
 class Played:
-    """Stands for the processes: how each run ends is said by label (or label and seed), and which ones ran is kept."""
+    """Replaces the processes: `endings` sets how each run ends by label (or label and seed), `ran` lists the runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, classes: bool = False) -> None:
         self.ran: list[tuple[str, int]] = []
