@@ -178,8 +178,14 @@ UNKNOWN_KEYS = [
     key("an empty branch", OUTPUT, "output_dir: run\nhub: {revision: ''}", ["hub.revision"], 1),
     key("a typo in a source", TRAIN, "  train: [{path: rows.jsonl, wieght: 2}]", ["train.0.wieght", "did you mean 'weight'?"]),
     key("a section misspelt", TRAINING, "trainning:", ["trainning", "did you mean 'training'?"]),
-    key("nonsense at the top", OUTPUT, "output_dir: run\nxyzzy: 1", ["xyzzy = 1", "hfstrat schema", "allowed:"], 1),
-    key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "allowed:"]),
+    key(
+        "nonsense at the top",
+        OUTPUT,
+        "output_dir: run\nxyzzy: 1",
+        ["xyzzy = 1", "hfstrat schema", "keys of a recipe: data, evaluation"],
+        1,
+    ),
+    key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "keys of 'training': activation"]),
     key("a key of partial under lora", R, "  last_n_layers: 2", ["strategy.last_n_layers", "belongs to strategy partial"]),
     Bad(
         "a key of lora under full",
@@ -240,6 +246,44 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
 ]
+EXPLAINED = [  # the key of another tool, a value that has to be written otherwise here, and what is answered
+    ("gradient_accumulation_steps", "4", "`training.global_batch_size: 32`", "8 (the default of TrainingArguments)"),
+    ("gradient_accumulation_steps", "auto", "per_device_train_batch_size x gradient_accumulation_steps x number of processes"),
+    ("adapter", "qlora", "`strategy: lora` with `model.quantization: nf4`"),
+    ("adapter", "lora", "write `strategy: lora`"),
+    ("adapter", "runs/a", "'strategy.adapter'"),
+    ("peft_type", "LORA", "write `strategy: lora`"),
+    ("stage", "sft", "supervised fine-tuning is the default, with `task: causal-lm`: remove the key"),
+    ("stage", "dpo", "not supported in this version"),
+    ("stage", "first", "set `task` and `strategy`"),
+    ("task_type", "CAUSAL_LM", "`task: causal-lm` (the default)"),
+    ("task_type", "SEQ_CLS", "`task: text-classification`"),
+    ("model_type", "LlamaForCausalLM", "the class comes from the model's config"),
+    ("lmbda", "0.5", "strategy.on_policy"),
+    ("beta", "0.5", "forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)"),
+    ("seq_kd", "true", "strategy.level: sequence"),
+    ("bf16", "true", "`model.dtype: bfloat16`"),
+    ("fp16", "true", "`model.dtype: float16`"),
+    ("bf16", "auto", "`model.dtype: auto`"),
+    ("tf32", "true", "`training.extra.tf32: true`"),
+    ("quantization_bit", "4", "`model.quantization: nf4`"),
+    ("bits", "8", "`model.quantization: int8`"),
+    ("load_in_4bit", "false", "remove the key"),
+    ("dataset_text_field", "body", "`data.columns: {body: text}`"),
+    ("dataset_text_field", "text", "remove the key"),
+    ("label_column", "stars", "`data.columns: {stars: label}`"),
+    ("train_on_inputs", "true", "`data.train_on: all`"),
+    ("train_on_inputs", "false", "`data.train_on: completions`"),
+    ("assistant_only_loss", "true", "`data.train_on: assistant`"),
+    ("batch_size", "8", "training.global_batch_size", "over all processes", "training.per_device_train_batch_size"),
+    ("sample_packing", "true", "`training.packing: on`"),
+    ("group_by_length", "true", "`training.train_sampling_strategy: group_by_length`"),
+    ("warmup_ratio", "0.1", "`training.warmup_steps: 0.1`: below 1 it is a share of all steps"),
+    ("eval_strategy", "epoch", "`training.eval_steps: 0.333` (3 epochs)"),
+    ("save_strategy", "epoch", "`training.save_steps: 0.333` (3 epochs)"),
+    ("evals_per_epoch", "4", "`training.eval_steps: 0.0833` (3 epochs)"),
+    ("hub_token", "hf_x", "hub_token = ***", "HF_TOKEN"),
+]
 FOREIGN_KEYS = [
     *(
         key(f"{name} at the top", OUTPUT, f"output_dir: run\n{name}: {value}", [name, says, "no such key in a recipe"], 1)
@@ -249,11 +293,80 @@ FOREIGN_KEYS = [
         key(f"{name} in training", RATE, f"  {name}: {value}", [f"training.{name}", says, "no such key in 'training'"])
         for name, value, says in THEIRS
     ),
+    *(
+        key(f"{name}: {value}", OUTPUT, f"output_dir: run\n{name}: {value}", [f"{name} = ", *says], 1)
+        for name, value, *says in EXPLAINED
+    ),
+    key(
+        "accumulation with its micro-batch",
+        RATE,
+        "  per_device_train_batch_size: 2\n  gradient_accumulation_steps: 4",
+        [
+            "sequences per optimizer step over all processes",
+            "`training.global_batch_size: 8` for one process",
+            "2 x",
+            "multiply",
+        ],
+        1,
+    ),
+    key(
+        "evaluations per epoch of a given length",
+        STEPS,
+        "  num_train_epochs: 2\n  evals_per_epoch: 4",
+        ["`training.eval_steps: 0.125` (2 epochs)"],
+        1,
+    ),
     key("lora_rank in strategy", R, "  lora_rank: 4", ["strategy.lora_rank", "'strategy.r'"]),
     key("cutoff_len in data", EVAL_SIZE, "  cutoff_len: 64", ["data.cutoff_len", "'data.max_length'"]),
     key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "'training.packing'"]),
     key(
         "batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1
+    ),
+]
+
+FOREIGN_VALUES = [
+    key(
+        "qlora as a strategy",
+        NAME,
+        "  name: qlora",
+        ['strategy.name = "qlora"', "`strategy: lora` with `model.quantization: nf4`"],
+    ),
+    key("sft as a task", OUTPUT, "output_dir: run\ntask: sft", ["supervised fine-tuning is the default"], 1),
+    key("a task of PEFT", OUTPUT, "output_dir: run\ntask: SEQ_CLS", ["write `task: text-classification`"], 1),
+    key(
+        "bits as a number",
+        MODEL,
+        "model: {name_or_path: model, quantization: 4}",
+        ["model.quantization = 4", "quantization: nf4"],
+    ),
+    key("bits by another name", MODEL, "model: {name_or_path: model, quantization: int4}", ["quantization.name", "nf4`"]),
+    key("the format of ShareGPT", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "write `conversations`"]),
+    key("no tracker", RATE, "  report_to: none", ["training.report_to", "remove the key"]),
+    key("true for resuming", RATE, "  resume: true", ["training.resume = true", "write auto"]),
+    key("true for packing", RATE, "  packing: true", ["training.packing = true", "write on"]),
+    Bad(
+        "a number for shrink",
+        at(R + 1),
+        ["strategy.shrink = 2", "a mapping of keys (layers, intermediate_size)", "write `strategy.shrink: {layers: 2}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  shrink: 2"},
+    ),
+    Bad(
+        "a loss for layers",
+        at(R + 1),
+        ['strategy.hidden = "cosine"', "write `strategy.hidden: {loss: cosine}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden: cosine"},
+    ),
+    Bad(
+        "true for layers",
+        at(R + 1),
+        ["strategy.hidden = true", "write `strategy.hidden: {}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden: true"},
+    ),
+    Bad(
+        "a share for a thaw",
+        at(R + 1),
+        ["strategy.thaw = 0.25", "write `strategy.thaw: {every: 0.25}`"],
+        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
     ),
 ]
 
@@ -342,12 +455,7 @@ BOUNDS = [
 ]
 
 CHOICES = [
-    key(
-        "an unknown strategy",
-        NAME,
-        "  name: qlora",
-        ['strategy.name = "qlora"', "full, head, lora, partial", "did you mean 'lora'?"],
-    ),
+    key("an unknown strategy", NAME, "  name: lorra", ['strategy.name = "lorra"', "full, head, lora, partial", "mean 'lora'?"]),
     key(
         "an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, head, lora, partial"]
     ),
@@ -1233,7 +1341,7 @@ CLASSIFICATION = [
         {R: "  adapter: other"},
         files=rows(*LABELS) | {"other/adapter_config.json": json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"})},
     ),
-    classify("a number of labels", EVAL_SIZE, ["labels are found in the training rows"], {EVAL_SIZE: "  num_labels: 2"}),
+    classify("a number of labels", EVAL_SIZE, ["labels are found in the training data"], {EVAL_SIZE: "  num_labels: 2"}),
     key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
 ]
 
@@ -1313,6 +1421,7 @@ CASES = [
     *CLASSIFICATION,
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
+    *FOREIGN_VALUES,
     *WRONG_TYPES,
     *BOUNDS,
     *CHOICES,
