@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hfstrat import strategies
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import quiet_libraries
 from hfstrat.recipe import format
@@ -37,22 +38,24 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=160)
     quiet_libraries()
+    from hfstrat.data.corpus import held_out
     from hfstrat.models import load
     from hfstrat.trainer.plan import make_plan
 
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
-    base = recipe.strategy.load_base(recipe, tokenizer, data)
-    trained = recipe.strategy.build_model(base)
+    strategy = strategies.build(recipe.strategy)
+    tokenizer = strategy.load_tokenizer(recipe)
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, task.reader))
+    base = strategy.load_base(recipe, tokenizer, data)
+    trained = strategy.build_model(base)
     load.set_precision(trained, load.compute_dtype(recipe.model.dtype))
     lengths, eval_lengths = data.lengths, data.eval_lengths
     load.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    baselines = recipe.strategy.baselines(data, plan, base.model)
+    baselines = strategy.baselines(data, plan, base.model)
 
     show_model(console, recipe, trained, every)
-    if (quantized := check_model.quantized_bytes(recipe, len(data.label_names))) is not None:
+    if (quantized := check_model.quantized_bytes(strategy, recipe, len(data.label_names))) is not None:
         console.print(f"quantized base model: {format.memory(quantized)}")
     console.print()
     length = f"{'length':<9} {plan.length}, {plan.global_batch_size} sequences per step"

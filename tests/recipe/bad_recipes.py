@@ -396,7 +396,7 @@ WRONG_TYPES = [
     key("a list for a number", RATE, "  learning_rate: [1e-3, 1e-4]", ["learning_rate = [0.001, 0.0001]", "a number"]),
     key("a mapping for a number", RATE, "  learning_rate: {peak: 1e-3}", ["learning_rate", "a number", "peak"]),
     key("a mapping for a text", OUTPUT, "output_dir: {path: run}", ["output_dir", "text", "path"]),
-    key("a number for data", TRAIN, "  train: 3", ["data.train = 3", "text is expected", "Hub id"]),
+    key("a number for data", TRAIN, "  train: 3", ["data.train = 3", "expected text", "Hub id"]),
     key("a number in a list of data", TRAIN, "  train: [rows.jsonl, 3]", ["data.train.1 = 3", "a mapping of keys"]),
     key("a weight in words", TRAIN, "  train: [{path: rows.jsonl, weight: twice}]", ["data.train.0.weight", "a number"]),
     key("a number for a text", OUTPUT, "output_dir: 2024", ["output_dir = 2024", "text", "quotes"]),
@@ -449,7 +449,12 @@ BOUNDS = [
     key("an empty model", MODEL, 'model: ""', ["model.name_or_path", "text that is not empty"]),
     key("no micro-batch", RATE, "  per_device_train_batch_size: 0", ["per_device_train_batch_size = 0", "at least 1, or auto"]),
     key("a negative seed", OUTPUT, "output_dir: run\nseed: -1", ["seed = -1", "at least 0"], 1),
-    key("a share above one", RATE, "  eval_steps: 2.5", ["eval_steps", "a share below 1 or a whole number", "2.5"]),
+    key(
+        "a share above one",
+        RATE,
+        "  eval_steps: 2.5",
+        ["eval_steps: given 2.5; expected a whole number of steps, or below 1 a share"],
+    ),
     given("a negative seed of the held-out rows", "data.eval_seed=-1", ["eval_seed = -1", "at least 0"]),
     given("a bound on the command line", "training.warmup_steps=-1", ["warmup_steps = -1", "at least 0"]),
 ]
@@ -488,30 +493,30 @@ MISSING = [
 ]
 
 FILES = [
-    Bad("an empty recipe", "recipe.yaml: ", ["mapping", "model, strategy, data", "given nothing"], text=""),
-    Bad("only comments", "recipe.yaml: ", ["mapping", "given nothing"], text="# nothing\n\n"),
-    Bad("a list", "recipe.yaml: ", ["mapping", "given a list"], text="- model: x\n- strategy: y\n"),
-    Bad("a sentence", "recipe.yaml: ", ["mapping", "given a text"], text="train a model please\n"),
+    Bad("an empty recipe", "recipe.yaml: ", ["mapping", "model, strategy, data", "this file holds nothing"], text=""),
+    Bad("only comments", "recipe.yaml: ", ["mapping", "this file holds nothing"], text="# nothing\n\n"),
+    Bad("a list", "recipe.yaml: ", ["mapping", "this file holds a list"], text="- model: x\n- strategy: y\n"),
+    Bad("a sentence", "recipe.yaml: ", ["mapping", "this file holds text"], text="train a model please\n"),
     Bad("two documents", "recipe.yaml:", ["one document", "---"], text=f"{SOUND}---\n{SOUND}"),
-    key("a tab", R, "\tr: 4", ["no valid YAML", "tab", "spaces"]),
-    Bad("an unclosed quote", "recipe.yaml:", ["no valid YAML", "quote"], lines={OUTPUT: 'output_dir: "run'}),
-    Bad("an unclosed bracket", "recipe.yaml:", ["no valid YAML", "bracket"], lines={R: "  target_modules: [q_proj, v_proj"}),
-    key("a wrong indentation", R, "   r: 4", ["no valid YAML", "indentation"]),
-    key("a second colon", TRAIN, "  train: data: rows.jsonl", ["no valid YAML", "colon"]),
-    key("an unknown tag", R, "  r: !!python/object:os.system 4", ["no valid YAML", "tag"]),
+    key("a tab", R, "\tr: 4", ["not valid YAML", "tab", "spaces"]),
+    Bad("an unclosed quote", "recipe.yaml:", ["not valid YAML", "quote"], lines={OUTPUT: 'output_dir: "run'}),
+    Bad("an unclosed bracket", "recipe.yaml:", ["not valid YAML", "bracket"], lines={R: "  target_modules: [q_proj, v_proj"}),
+    key("a wrong indentation", R, "   r: 4", ["not valid YAML", "indentation"]),
+    key("a second colon", TRAIN, "  train: data: rows.jsonl", ["not valid YAML", "colon"]),
+    key("an unknown tag", R, "  r: !!python/object:os.system 4", ["not valid YAML", "tag"]),
     key("an alias to itself", R, "  target_modules: &a\n    b: *a", ["alias to itself"], 1),
-    key("an unknown alias", R, "  r: *rank", ["no valid YAML", "alias"]),
+    key("an unknown alias", R, "  r: *rank", ["not valid YAML", "alias"]),
     key("a key given twice", RATE, "  learning_rate: 1e-3\n  max_steps: 5", ["training.max_steps", "twice", "line 9"], 1),
     key("a section given twice", OUTPUT, "output_dir: run\ntraining: {seed: 1}", ["training", "twice", "line 8"], 1),
     key("a mapping as a key", R, "  {a: b}: 4", ["strategy", "key"]),
     key("a number as a key", R, "  4: 4", ["strategy.4", "no such key"]),
     Bad("a recipe in Latin-1", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode() + b"# caf\xe9\n"),
     Bad("a recipe in UTF-16", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode("utf-16")),
-    Bad("a control character", "recipe.yaml:", ["no valid YAML", "character"], text=SOUND + "# \x00\n"),
+    Bad("a control character", "recipe.yaml:", ["not valid YAML", "character"], text=SOUND + "# \x00\n"),
     Bad("no such recipe", "recipes.yaml: ", ["no such recipe file", "did you mean recipe.yaml?"], recipe="recipes.yaml"),
     Bad("no such recipe, nothing near", "zzz: ", ["no such recipe file", "hfstrat recipes ls"], recipe="zzz"),
     Bad("a shipped name", "quickstart: ", ["no such recipe file", "hfstrat recipes cp quickstart"], recipe="quickstart"),
-    Bad("a folder as recipe", "model: ", ["is a folder", "name a recipe file"], recipe="model"),
+    Bad("a folder as recipe", "model: ", ["is a folder", "expected a recipe file"], recipe="model"),
 ]
 
 OVERRIDES = [
@@ -522,7 +527,7 @@ OVERRIDES = [
     Bad("through a value", COMMAND, ["'output_dir'", "is no section"], overrides=["output_dir.name=x"]),
     Bad("through a number", COMMAND, ["'training.max_steps'", "is no section"], overrides=["training.max_steps.x=1"]),
     Bad("a short form on the command line", f"{COMMAND}: strategy=loar: ", ["'lora'"], overrides=["strategy=loar"]),
-    Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "no valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
+    Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "not valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
     Bad("a section as text", f"{COMMAND}: training=3: ", ["a mapping of keys"], overrides=["training=3"]),
     Bad(
         "two mistakes",
@@ -542,7 +547,11 @@ COMBINATIONS = [
         lines={RATE: "  load_best_model_at_end: false\n  early_stopping_patience: 2"},
     ),
     key(
-        "push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2
+        "push without a repository",
+        OUTPUT,
+        "output_dir: run\nhub:\n  push: true",
+        ["hub.push: true needs a repository", "me/my-model"],
+        2,
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
@@ -556,7 +565,7 @@ COMBINATIONS = [
         ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
-    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),
+    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["both eval and eval_split are given"], 1),
     key("a weight of evaluation rows", EVAL_SIZE, "  eval: [{path: rows.jsonl, weight: 2}]", ["data.eval", "remove weight"]),
     key("a broken split", EVAL_SIZE, "  split: train[:10%", ["data.split", "train[:10%]"]),
     key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "Hub data sets only"]),
@@ -909,9 +918,9 @@ MODELS = [
     headed("a penalty for the trainer", "  solver: trainer\n  l2: 0.1", ["l2", "weight_decay"], None),
     headed("a negative penalty", "  l2: -1", ["strategy.l2", "above 0"]),
     headed("an untied classifier", "  untie: true", ["strategy.untie", "remove it"]),
-    headed("then what is no strategy", "  then: prefix", ["strategy.then", "'prefix'", "partial, lora, full"]),
-    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then", "rr", "did you mean 'r'?"]),
-    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then", "r:", "greater than or equal to 1"]),
+    headed("then what is no strategy", "  then: prefix", ["strategy.then.name", '"prefix"', "partial, lora, full"]),
+    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then.rr", "did you mean 'r'?"]),
+    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then.r = 0", "at least 1"]),
     headed("then after a mean", "  pooling: mean\n  then: full", ["then", "pools by mean", "remove pooling"], None),
     headed("then after an mlp", "  head: mlp\n  then: full", ["then needs head: linear"], None),
     Bad(
@@ -1355,17 +1364,21 @@ def quantized(name: str, section: str, says: list[str], strategy: str | None = N
 
 
 BNB_CONFIG = json.dumps({"model_type": "llama", "num_hidden_layers": 2, "quantization_config": {"load_in_4bit": True}})
-ALL_LEARN = ["model.quantization: nf4", "every weight learns", "lora"]
+ALL_LEARN = ["model.quantization: nf4", "trains every weight", "lora"]
 QUANTIZED = [
     quantized("an unknown form", "int4", ["model.quantization.name", "int8, nf4, fp4"]),
     quantized("a number of bits", "4", ["model.quantization = 4", "a mapping of keys"]),
     quantized("a typo in quantization", "{name: nf4, double_qant: true}", ["double_qant", "did you mean 'double_quant'?"]),
     quantized("no form", "{double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
     quantized("modules as a text", "{name: nf4, skip_modules: mlp}", ["skip_modules", "a list", "[mlp]"]),
-    quantized("double scales in 8 bits", "{name: int8, double_quant: false}", ["double_quant is for nf4 and fp4"]),
-    quantized("a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["compute_dtype is for nf4 and fp4"]),
+    quantized(
+        "double scales in 8 bits", "{name: int8, double_quant: false}", ["quantization.double_quant: for nf4 and fp4 only"]
+    ),
+    quantized(
+        "a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["quantization.compute_dtype: for nf4 and fp4 only"]
+    ),
     quantized("quantized and full", "nf4", ALL_LEARN, "full"),
-    quantized("quantized and from scratch", "nf4", ["the weights are random"], "{name: scratch}"),
+    quantized("quantized and from scratch", "nf4", ["all weights are random"], "{name: scratch}"),
     quantized(
         "a quantized head that goes on full",
         "nf4",
@@ -1374,7 +1387,7 @@ QUANTIZED = [
         lines={R: "task: text-classification"},
         files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
-    quantized("a quantized full student", "nf4", ["student full every weight learns"], "{name: distill, student: full}"),
+    quantized("a quantized full student", "nf4", ["full fine-tuning trains every weight"], "{name: distill, student: full}"),
     quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
     quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
     quantized(
@@ -1395,7 +1408,7 @@ QUANTIZED = [
     Bad(
         "all of a quantized base",
         at(MODEL),
-        ["model is quantized", "every weight learns"],
+        ["model is quantized", "trains every weight"],
         {STRATEGY: "strategy: full", NAME: "seed: 1", R: "task: causal-lm"},
         files={"model/config.json": BNB_CONFIG},
     ),
