@@ -19,6 +19,8 @@ from hfstrat.advisor.shapes import Model
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
 from hfstrat.strategies.base import Learning
+from hfstrat.tasks import report as reports
+from hfstrat.tasks.report import Failure, Report
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
 HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
@@ -201,31 +203,31 @@ def _numpy_rate() -> float:
 def of_reports(folder: Path) -> list[Rate]:
     """The rates of past runs on this machine, from the `report.json` files below a folder."""
     found = []
-    for file in sorted(folder.rglob("report.json")):
-        report = _read(file)
-        where = report.get("environment", {})
-        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := of_report(report)):
-            found.append(Rate(rate, str(file)))
+    for run, report in reports.find(folder):
+        where = report.environment
+        if (where.processor, where.threads) == (processor(), threads()) and (rate := of_report(report)):
+            found.append(Rate(rate, str(run / reports.FILE)))
     return found
 
 
-def of_report(report: dict[str, Any]) -> float | None:
+def of_report(report: Report) -> float | None:
     """Operations a second of a finished run; None where it cannot be told."""
     from hfstrat.advisor import shapes
     from hfstrat.errors import UserError
-    from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks import TASKS
 
+    recipe, result, data = report.run.recipe, report.result, report.run.data
+    if isinstance(result, Failure) or data is None:
+        return None
     try:
-        recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
-        model, plan = shapes.read(recipe.model.name_or_path), result["plan"]
-        account = report["run"]["data"]["train"]
+        model = shapes.read(recipe.model.name_or_path)
         made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
-        if made is None or result.get("status") != "done":
+        if made is None:
             return None
         learning = recipe.strategy.learning(*made)
-        length = account["tokens"] / max(1, account["rows_kept"])
-        load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
-        return None if learning.body_once else float(result["tokens_per_second"]) * load.training
+        length = data.train.tokens / max(1, data.train.rows_kept)
+        supervised = data.train.supervised / max(1, data.train.tokens)
+        load = work(model, learning, length, supervised, result.plan.checkpointing)
+        return None if learning.body_once else result.tokens_per_second * load.training
     except (UserError, KeyError, TypeError, ValueError):
         return None

@@ -20,11 +20,12 @@ from hfstrat.comparison.survey import Rows
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import load_recipe
+from hfstrat.tasks import report
 
 LOCK = ".hfstrat.compare.lock"  # also what tells a comparison's folder from any other
 DATA, PAGE, ROWS = "comparison.json", "report.html", "before.json"
 BESIDE = (600.0, 3.0)  # of a budget of time a run may take so many seconds more than so many times it
-OF_REPORT = ("python", "platform", "libraries", "processor", "threads", "gpus")
+OF_REPORT = {"python", "platform", "libraries", "processor", "threads", "gpus"}
 
 
 def compare(asked: Asked) -> int:
@@ -210,8 +211,8 @@ class Comparison:
             for entry in self.line.entries
         ]
         found = results.put_side_by_side(rows, results.aligned(done, self.quality), self.quality)
-        reports = {label: [runs.report_of(run) for run in of] for label, of in done.items() if of}
-        first = next((several[0] for several in reports.values()), {})
+        finished = {label: [results.result_of(run) for run in of] for label, of in done.items() if of}
+        first = next((report.read(of[0].result) for of in done.values() if of), None)
         return {
             "hfstrat": __version__,
             "task": self.task,
@@ -222,9 +223,9 @@ class Comparison:
             **found,
             "entries": rows,
             "left_out": self.line.left_out,
-            "samples": results.samples({label: several[0] for label, several in reports.items()}),
-            "confusions": results.confusions(reports),
-            "environment": {key: value for key, value in first.get("environment", {}).items() if key in OF_REPORT},
+            "samples": results.samples({label: several[0] for label, several in finished.items()}),
+            "confusions": results.confusions(finished),
+            "environment": first.environment.model_dump(include=OF_REPORT) if first else {},
             "repeat": {"command": shlex.join(command_of(self.asked)), "folder": str(Path.cwd())},
         }
 

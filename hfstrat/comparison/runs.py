@@ -20,6 +20,7 @@ from typing import Any
 from hfstrat import errors
 from hfstrat.models.load import read_json
 from hfstrat.run import launch
+from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints, heartbeat
 
 STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in a run's folder
@@ -76,11 +77,7 @@ def ending_of(run: Run) -> Ending | None:
         ending = Ending(**stored)
     except TypeError:
         return None
-    return ending if not ending.is_done or report_of(run).get("result", {}).get("status") == "done" else None
-
-
-def report_of(run: Run) -> dict[str, Any]:
-    return read_json(run.result / "report.json")
+    return ending if not ending.is_done or report.status(run.result) == "done" else None
 
 
 def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:

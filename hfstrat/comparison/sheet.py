@@ -151,7 +151,7 @@ def sheet(table: Row) -> list[Line]:
         line("  predicted", lambda row: predicted(row, "memory", memory), "predicted"),
         line("parameters that learn", lambda row: count(row["trainable_parameters"])),
         line("  of", lambda row: count(row["total_parameters"])),
-        line("artefact", lambda row: size(row["artefact_bytes"])),
+        line("artifact", lambda row: size(row["artifact_bytes"])),
         line("on the front of", on_front),
         line("the adviser's place", lambda row: str(row["predicted"].get("rank", NOTHING)), "predicted"),
         line("the adviser said", lambda row: row["predicted"].get("verdict") or NOTHING, "predicted"),

@@ -17,7 +17,7 @@ from hfstrat.models.load import read_json
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Recipe
-from hfstrat.tasks import TASKS, artifact, of_artefact
+from hfstrat.tasks import TASKS, artifact, of_artifact
 from hfstrat.tasks.artifact import check_output, resolve
 
 LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
@@ -91,7 +91,7 @@ class Request:
             UserError: a setting that does not exist or does not fit, with what to write.
         """
         folder, report = resolve(self.target)
-        given: dict[str, Any] = dict(report["run"]["recipe"]) if report else _plain(self.target, folder)
+        given: dict[str, Any] = report.run.recipe.model_dump() if report else _plain(self.target, folder)
         if self.data is not None:
             given["data"] = {**given["data"], **OWN_ROWS, "train": self.data}
         origins: dict[tuple[str, ...], str] = {}
@@ -114,7 +114,7 @@ class Request:
             return self.against
         folder, report = resolve(self.target)
         adapter = read_json(Path(folder) / "adapter_config.json") if Path(folder).is_dir() else {}
-        named = report["run"]["recipe"]["model"]["name_or_path"] if report else adapter.get("base_model_name_or_path")
+        named = report.run.recipe.model.name_or_path if report else adapter.get("base_model_name_or_path")
         if not named:
             raise UserError(f"--against base: {self.target} began from no other model, or does not say from which; name one")
         if str(named).endswith(".gguf"):
@@ -123,7 +123,7 @@ class Request:
 
     def _check_form(self, target: str) -> None:
         folder, report = resolve(target)
-        artifact.check(self.quantization, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+        artifact.check(self.quantization, folder, report.reload.get("quantization") if report else None)
 
     def check(self) -> Recipe:
         """Refuse what can be known to be wrong. Raises UserError."""
@@ -132,7 +132,7 @@ class Request:
         self._check_form(self.target)
         if against := self.base():
             self._check_form(against)
-        task, wanted = of_artefact(folder, report["run"]["recipe"] if report else {}), recipe.evaluation
+        task, wanted = of_artifact(folder, report), recipe.evaluation
         TASKS[task.name].check(recipe)
         if self.data is not None or report:
             _check_rows(recipe, self)
@@ -147,7 +147,7 @@ class Request:
 
 
 def _plain(target: str, folder: str) -> dict[str, Any]:
-    task = of_artefact(folder, {}).name
+    task = of_artifact(folder).name
     return {"task": task, "model": {"name_or_path": target}, "strategy": "full", "data": {"train": "-"}, "output_dir": "-"}
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.baselines import Bars
     from hfstrat.trainer.feed import Feed
     from hfstrat.trainer.plan import Plan
@@ -155,11 +156,11 @@ class Strategy(Section, ABC):
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
 
-    def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def compare(self, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
         """What the result has to be compared with, once it is saved and the memory is free; by default nothing.
 
         Args:
-            facts: the report's `result` so far.
+            result: of the run so far.
             folder: of the result.
 
         Returns:

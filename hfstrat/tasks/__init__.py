@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.text_classification import TextClassification
 
+if TYPE_CHECKING:
+    from hfstrat.tasks.report import Report
+
 TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artefact"]
+__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artifact"]
 
 
-def of_artefact(folder: str | Path, recipe: dict[str, Any]) -> Task:
-    """The task that a saved model is for: its run's, or what its own files say."""
+def of_artifact(folder: str | Path, report: Report | None = None) -> Task:
+    """The task that a saved model is for: the one of its run, or the one that its own files name."""
     from hfstrat.models.load import read_json
 
-    if recipe:
-        return TASKS[recipe.get("task", CausalLM.name)]
+    if report is not None:
+        return TASKS[report.run.recipe.task]
     path = Path(folder).expanduser()
     kind = read_json(path / "adapter_config.json").get("task_type")
     if (path / "modules.json").is_file():  # of sentence-transformers: a head on pooled hidden states

@@ -5,7 +5,6 @@ In which form a finished run is loaded: as it was trained (quantized or not), or
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import warnings
@@ -16,9 +15,10 @@ from hfstrat import errors
 from hfstrat.errors import OUT_OF_MEMORY, RunError, UserError, quiet_libraries
 from hfstrat.models.quantized_size import is_quantized_already
 from hfstrat.recipe.quantization import Form, Quantization
-from hfstrat.tasks import of_artefact, sentence_transformers
+from hfstrat.tasks import of_artifact, sentence_transformers
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.report import Report, read
 
 if TYPE_CHECKING:
     pass
@@ -213,7 +213,7 @@ def _quantized(folder: str, section: Quantization, dtype: Any, options: dict[str
 PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
 
 
-def resolve(target: str) -> tuple[str, dict[str, Any]]:
+def resolve(target: str) -> tuple[str, Report | None]:
     """The folder or Hub id to load, and the run's report where `target` is a run.
 
     Raises:
@@ -221,25 +221,19 @@ def resolve(target: str) -> tuple[str, dict[str, Any]]:
     """
     folder = Path(target).expanduser()
     if (folder / "final").is_dir():
-        return str(folder / "final"), _report(folder)
+        return str(folder / "final"), read(folder)
     if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{target}: this run has no result yet; `hfstrat train` with its recipe goes on")
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{target}: this folder holds no model and no adapter (no config.json, no adapter_config.json)")
     if not folder.exists() and (target.startswith((".", "/", "~")) or target.count("/") != 1):
         raise UserError(f"{target}: no such folder; expected a run's folder, a model folder or a Hub id")
-    return target, _report(folder.parent) if folder.name == "final" else {}
-
-
-def _report(run: Path) -> dict[str, Any]:
-    file = run / "report.json"
-    report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return report
+    return target, read(folder.parent) if folder.name == "final" else None
 
 
 def load(
     target: str, form: str = "recorded", dtype: str | None = None, spreads: bool = False, widened: bool = False
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> tuple[Any, Any, Report | None]:
     """Model, tokenizer and the report behind them, for inference on this machine's device.
 
     Args:
@@ -252,21 +246,19 @@ def load(
         RunError: a GPU has no room for it.
     """
     folder, report = resolve(target)
-    check(form, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+    reload = report.reload if report else {}
+    check(form, folder, reload.get("quantization"))
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
 
     from hfstrat.models.load import compute_dtype, source_of
-    from hfstrat.recipe.schema import Model
 
-    recipe = report["run"]["recipe"] if report else {}
-    task = of_artefact(folder, recipe)
-    wanted = dtype or recipe.get("model", {}).get("dtype", "auto")
-    source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
-    options |= report.get("result", {}).get("reload", {})
+    section = report.run.recipe.model if report else None
+    wanted = dtype or (section.dtype if section else "auto")
+    source, options = source_of(section) if section else (folder, {})
     try:
-        given = {"source": source, "task": task.name, **options}
+        given = {"source": source, "task": of_artifact(folder, report).name, **options, **reload}
         weights: Any = "auto" if dtype == "checkpoint" else compute_dtype(wanted)
         model = placed(load_form(folder, weights, given, form), spreads, widened)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -293,7 +285,7 @@ def check_output(output: Path | None) -> None:
 def check_task(target: str, wanted: Task, instead: str) -> None:
     """Raises UserError where a saved model is for another task."""
     folder, report = resolve(target)
-    if of_artefact(folder, report["run"]["recipe"] if report else {}).name != wanted.name:
+    if of_artifact(folder, report).name != wanted.name:
         raise UserError(f"{target}: {instead}")
 
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.runs import UNVERIFIED, folder_of, log_history, stop_at, weights
+from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weights
 from helpers.soaking import Run
 
 from hfstrat import errors
 from hfstrat.data.collate import BatchOrder
 from hfstrat.errors import UserError
 from hfstrat.run import resume
-from hfstrat.run.train import run
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
 

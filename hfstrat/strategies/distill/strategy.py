@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hfstrat.strategies.base import Learning
     from hfstrat.strategies.distill.objective import Distiller
     from hfstrat.tasks.base import Task
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.baselines import Bars
     from hfstrat.trainer.feed import Feed
     from hfstrat.trainer.plan import Plan
@@ -376,10 +377,10 @@ class Distill(Strategy):
         distiller.match = None
         self.student.finish(model, base)
 
-    def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def compare(self, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
         from hfstrat.strategies.distill.report import compare
 
-        return compare(self, loaded, facts, folder) if "distillation" in facts else {}
+        return compare(self, loaded, result, folder) if result.distillation else {}
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.student.save(trainer, folder, base)
