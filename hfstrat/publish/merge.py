@@ -7,7 +7,7 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
-from hfstrat.tasks import TASKS, artifact, of_artifact
+from hfstrat.tasks import TASKS, artifact
 from hfstrat.tasks.report import Report, Result
 
 ROWS, TOKENS = 16, 64  # held-out rows that are compared, and tokens of each: their logits are held
@@ -58,7 +58,7 @@ def merge(target: str, output: Path) -> None:
     tokenizer.save_pretrained(output)
     unquantized = ", into the base that is not quantized" if quantization else ""
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{unquantized}")
-    unit = of_artifact(folder, report).unit
+    unit = artifact.task_of(target).unit
     divergence = sum((one.exp() * (one - two)).sum().item() for one, two in zip(before, after, strict=True))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in zip(before, after, strict=True))
     count = sum(one.shape[:-1].numel() for one in before)

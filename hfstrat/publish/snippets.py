@@ -11,7 +11,7 @@ from typing import Any
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 from hfstrat.publish import provenance
-from hfstrat.tasks import of_artifact
+from hfstrat.tasks import TASKS, task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report
 
@@ -35,7 +35,7 @@ class Artifact:
 
     @property
     def task(self) -> Task:
-        return of_artifact(self.folder, self.report)
+        return TASKS[self.report.run.recipe.task] if self.report else task_of_files(self.folder)
 
     @property
     def library(self) -> str:

@@ -13,7 +13,7 @@ from hfstrat.models.fingerprint import environment
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.tasks import TASKS
-from hfstrat.tasks.report import Baselines, Data, Environment, Failure, Report, Result, Run, Verified, write
+from hfstrat.tasks.report import Baselines, DataStatistics, Environment, Failure, Report, Result, Run, Verified, write
 
 
 def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
@@ -22,7 +22,9 @@ def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
     named = [Path(source.path).expanduser() for source in (*recipe.data.train, *(recipe.data.eval or []))]
     files = [path for path in named if path.is_file()]
     facts = environment(recipe.model.name_or_path, recipe.model.revision, files)
-    return Report(run=_run(loaded, Data.model_validate(data)), result=result, environment=Environment.model_validate(facts))
+    return Report(
+        run=_run(loaded, DataStatistics.model_validate(data)), result=result, environment=Environment.model_validate(facts)
+    )
 
 
 def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:
@@ -31,7 +33,7 @@ def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:
         write(Report(run=_run(loaded), result=Failure(status=NAMES[error.code], message=str(error))), folder)
 
 
-def _run(loaded: Loaded, data: Data | None = None) -> Run:
+def _run(loaded: Loaded, data: DataStatistics | None = None) -> Run:
     origins = {".".join(path): origin for path, origin in sorted(loaded.origins.items())}
     return Run(recipe=loaded.recipe, source=loaded.source, origins=origins, data=data)
 

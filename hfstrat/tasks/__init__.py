@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.text_classification import TextClassification
 
-if TYPE_CHECKING:
-    from hfstrat.tasks.report import Report
-
 TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artifact"]
+__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files"]
 
 
-def of_artifact(folder: str | Path, report: Report | None = None) -> Task:
-    """The task that a saved model is for: the one of its run, or the one that its own files name."""
+def task_of_files(folder: str | Path) -> Task:
+    """The task that the files of a saved model or adapter name, causal-lm where they name none."""
     from hfstrat.models.load import read_json
 
-    if report is not None:
-        return TASKS[report.run.recipe.task]
     path = Path(folder).expanduser()
     kind = read_json(path / "adapter_config.json").get("task_type")
     if (path / "modules.json").is_file():  # of sentence-transformers: a head on pooled hidden states

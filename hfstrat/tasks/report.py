@@ -31,7 +31,7 @@ def optional(description: str) -> Any:
     return Field(default=None, exclude_if=lambda value: value is None, description=description)
 
 
-class DataPart(Part):
+class Statistics(Part):
     """Statistics of the training or the evaluation examples of a run."""
 
     source: str = ""
@@ -44,7 +44,7 @@ class DataPart(Part):
     supervised: int = Field(0, description="Tokens that contribute to the loss")
     tokens_lost: int = Field(0, description="Tokens cut off because an example was longer than data.max_length")
     sha256: str = Field("", description="Over all token ids and labels, in order")
-    sources: list[DataPart] = Field([], description="The same for each source, where there are several")
+    sources: list[Statistics] = Field([], description="The same for each source, where there are several")
 
 
 class Overlap(Part):
@@ -63,11 +63,11 @@ class Labels(Part):
     training_rows: dict[str, int] = Field({}, description="Training examples of each label")
 
 
-class Data(Part):
+class DataStatistics(Part):
     """Statistics of the data of a run."""
 
-    train: DataPart
-    eval: DataPart | None = optional("None where examples are held out from the training data")
+    train: Statistics
+    eval: Statistics | None = optional("None where examples are held out from the training data")
     overlap: Overlap = Overlap()
     labels: Labels | None = optional("Of a classification")
 
@@ -78,7 +78,7 @@ class Run(Part):
     recipe: Recipe = Field(description="The resolved recipe")
     source: str | None = Field(None, description="The file that the recipe was read from")
     origins: dict[str, str] = Field({}, description="Where each value that is not a plain default was set")
-    data: Data | None = optional("None where the run ended before the data were read")
+    data: DataStatistics | None = optional("None where the run ended before the data were read")
 
     @property
     def strategy(self) -> str:
@@ -220,7 +220,7 @@ class Precomputed(Part):
     built: list[str]
 
 
-class Head(Part):
+class ClassifierHead(Part):
     """The classification head on frozen features (strategy `head`)."""
 
     layer: int
@@ -308,7 +308,7 @@ class Result(Part):
     quantization: Quantized | None = optional("Of a quantized base model")
     precomputed: Precomputed | None = optional("Where hidden states of frozen layers were computed once")
     not_precomputed: str | None = optional("Why hidden states of frozen layers were not computed once")
-    head: Head | None = optional("Of the strategy head")
+    head: ClassifierHead | None = optional("Of the strategy head")
     distillation: Distillation | None = optional("Of the strategy distill")
     comparison: Comparison | None = optional("Of the strategy distill")
     hub: HubCommit | None = optional("Where the result was pushed to the Hub")

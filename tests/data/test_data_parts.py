@@ -202,9 +202,9 @@ import re, sys
 import numpy as np
 sys.path.insert(0, {tests!r})
 from conftest import make_tokenizer
-from hfstrat.config import Data
-from hfstrat.data import prepare
-from hfstrat.data.parts import column
+from hfstrat.recipe.data import Data
+from hfstrat.data.prepare import prepare
+from hfstrat.data.splits import column
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 tokenizer = make_tokenizer()
 prepare(Data(train={small!r}), tokenizer, seed=0)

@@ -244,10 +244,11 @@ def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
 
 
 def test_rows_of_an_older_form_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfstrat.data import cache, render
+    from hfstrat.data import cache
+    from hfstrat.data import prepare as preparing
 
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
-    for form, count in ((render.FORM, 1), (render.FORM, 1), (render.FORM + 1, 2)):
-        monkeypatch.setattr(render, "FORM", form)
+    for form, count in ((preparing.FORM, 1), (preparing.FORM, 1), (preparing.FORM + 1, 2)):
+        monkeypatch.setattr(preparing, "FORM", form)
         prepared(tmp_path, conversations(20), STRIPPING)
         assert len(list(cache.folder().glob("rows-*.arrow"))) == count

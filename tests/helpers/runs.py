@@ -20,7 +20,11 @@ UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_
 def run(loaded: Loaded, overwrite: bool = False) -> Any:
     """Train; returns the report as report.json has it, None on other processes than the first."""
     report = train.run(loaded, overwrite)
-    return report and report.model_dump(mode="json")
+    if report is None:
+        return None
+    undeclared = [part.model_extra for part in (report, report.run, report.finished, report.environment) if part.model_extra]
+    assert not undeclared, "the report's model has to declare every part that a strategy adds"
+    return report.model_dump(mode="json")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -103,10 +103,10 @@ def reload_here(folder: Path, probe: dict[str, Any], options: dict[str, Any]) ->
     """The reload law, without the ten seconds that a fresh process takes."""
     import torch
 
-    from hfstrat.tasks.artifact import load_artefact
+    from hfstrat.tasks.artifact import load_artifact
     from hfstrat.tasks.verify import probe_logits
 
-    model = load_artefact(str(folder), getattr(torch, probe["dtype"]), options)
+    model = load_artifact(str(folder), getattr(torch, probe["dtype"]), options)
     said = probe_logits(model, probe["inputs"])
     return {
         "bit_equal": bool(torch.equal(said, probe["logits"])),

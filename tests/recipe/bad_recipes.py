@@ -436,13 +436,6 @@ COMBINATIONS = [
     key(
         "push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2
     ),
-    key(
-        "saving between evaluations",
-        RATE,
-        "  eval_steps: 3\n  save_steps: 4",
-        ["save_steps: 4", "multiple of eval_steps = 3", "3 would do", "load_best_model_at_end: false"],
-        1,
-    ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
     key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
