@@ -22,9 +22,8 @@ def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
     named = [Path(source.path).expanduser() for source in (*recipe.data.train, *(recipe.data.eval or []))]
     files = [path for path in named if path.is_file()]
     facts = environment(recipe.model.name_or_path, recipe.model.revision, files)
-    return Report(
-        run=_run(loaded, DataStatistics.model_validate(data)), result=result, environment=Environment.model_validate(facts)
-    )
+    run = _run(loaded, DataStatistics.model_validate(data))
+    return Report(run=run, result=result, environment=Environment.model_validate(facts))
 
 
 def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:

@@ -64,14 +64,14 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
 
 def count_shares() -> list[Any]:
     """What this process computes of all that is computed once."""
-    from hfstrat.trainer.collective import Team
+    from hfstrat.trainer.collective import ProcessGroup
 
-    original, found = Team.each, list[Any]()
+    original, found = ProcessGroup.each, list[Any]()
 
     def each(self: Any, items: Any, compute: Any, for_all: bool = False) -> Any:
         return original(self, items, lambda item: (found.append(None), compute(item))[1], for_all)
 
-    Team.each = each  # type: ignore[method-assign]
+    ProcessGroup.each = each  # type: ignore[method-assign]
     return found
 
 
