@@ -212,6 +212,7 @@ def of_reports(folder: Path) -> list[Rate]:
 
 def of_report(report: Report) -> float | None:
     """Operations a second of a finished run; None where it cannot be told."""
+    from hfstrat import strategies
     from hfstrat.advisor import shapes
     from hfstrat.errors import UserError
     from hfstrat.tasks import TASKS
@@ -224,7 +225,7 @@ def of_report(report: Report) -> float | None:
         made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
         if made is None:
             return None
-        learning = recipe.strategy.learning(*made)
+        learning = strategies.build(recipe.strategy).learning(*made)
         length = data.train.tokens / max(1, data.train.rows_kept)
         supervised = data.train.supervised / max(1, data.train.tokens)
         load = work(model, learning, length, supervised, result.plan.checkpointing)

@@ -72,6 +72,11 @@ def open_corpus(recipe: Recipe, reader: Callable[..., Any]) -> Corpus:
     return Corpus(origins, splits.choose_held_out(hashes, size, limit, seed))
 
 
+def held_out(recipe: Recipe, reader: Callable[..., Any]) -> np.ndarray | None:
+    """Hashes of the texts to hold out for evaluation, where a new tokenizer must not see them; else None."""
+    return None if recipe.strategy.new_tokenizer is None else open_corpus(recipe, reader).held_out
+
+
 def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterator[int]:
     """Of the rows that say something; where they have labels these are gathered."""
     for example in examples:

@@ -27,6 +27,7 @@ from hfstrat.data.collate import Collator, rounded
 from hfstrat.data.packing import evenly
 from hfstrat.evaluation.forward import Progress, Runner, Subject
 from hfstrat.evaluation.intervals import Found
+from hfstrat.models.fused_loss import is_bound
 from hfstrat.models.load import takes_logits_mask
 
 Ids = list[int]
@@ -162,7 +163,7 @@ class Likelihood:
             given |= {"attention_mask": self._mask(parts, contexts), "position_ids": places}
         else:
             given["attention_mask"] = (parts >= 0).long()
-        if "forward" in vars(self.subject.inner):  # our loss is bound to it
+        if is_bound(self.subject.inner):
             out = self.subject.model(**given, loss_rows=asked, targets=targets)
             return out.nll, out.correct
         logits = self.subject.model(**given).logits.flatten(0, 1).index_select(0, asked).float()
@@ -227,7 +228,7 @@ def measure(subject: Subject, source: str, runner: Runner) -> Found:
     limit = min(LENGTH, subject.context or LENGTH)
     ids = [row[:limit] for row in tokenizer(texts, verbose=False)["input_ids"]]
     ids = [row for row in ids if len(row) > 1]
-    bound = "forward" in vars(subject.inner)
+    bound = is_bound(subject.inner)
     collate = Collator(tokenizer.pad_token_id or 0, runner.multiple, takes_logits_mask(subject.inner), selects_rows=bound)
 
     def step(places: list[int]) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hfstrat.errors import CRASH, RunError, UserError
-from hfstrat.models.quantized_size import is_named
+from hfstrat.models.parameter_names import is_named
 from hfstrat.recipe.quantization import Quantization
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ def base_of(report: Report) -> Base | None:
     """The base of a run; None where it started from random weights alone."""
     model, known = report.run.recipe.model, report.environment.model_sha256
     source = model.name_or_path
-    if not source or not report.run.recipe.strategy.needs_weights:
+    if not source or report.run.recipe.strategy.random_weights:
         return None
     path = Path(source).expanduser()
     if found := _CACHED.search(str(path.absolute())):

@@ -117,7 +117,7 @@ def fit(job: Job, before: list[str]) -> float:
 def save(job: Job) -> Path:
     """Write the result beside its final place."""
     partial = job.folder / f"{output_dir.RESULT}.partial"
-    job.recipe.strategy.save(job.trainer, partial, job.base)
+    job.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
     return partial
 
@@ -152,7 +152,7 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
 def compare(job: Job, finished: Report) -> None:
     """Add a comparison with alternatives to the report, where the strategy makes one. An error here ends no run."""
     try:
-        found = job.recipe.strategy.compare(job.loaded, finished.finished, job.folder / output_dir.RESULT)
+        found = job.strategy.compare(job.loaded, finished.finished, job.folder / output_dir.RESULT)
     except Exception as error:
         job.screen.print(f"not compared: {type(error).__name__}: {errors.first_line(error)}")
         return
@@ -180,12 +180,12 @@ def present(job: Job, finished: Report) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry for `python -m hfstrat.train` and `accelerate launch -m hfstrat.train`; ends with the run's exit code."""
-    from hfstrat.trainer import exit_status
+    from hfstrat.trainer import signals
 
     words = sys.argv[1:] if argv is None else argv
     overwrite = "--overwrite" in words
     words = [word for word in words if word != "--overwrite"]
-    with exit_status.reported():
+    with signals.report_exit():
         if not words:
             raise errors.UserError("usage: python -m hfstrat.train RECIPE [key=value ...] [--overwrite]")
         run(load_recipe(words[0], words[1:]), overwrite)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hfstrat.errors import ARTEFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
-from hfstrat.models.quantized_size import is_quantized_already
+from hfstrat.models.check import is_quantized_already
 from hfstrat.recipe.quantization import Form, Quantization
 from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task

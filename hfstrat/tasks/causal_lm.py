@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.loss import Mix
     from hfstrat.tasks.metrics import Score
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -87,9 +86,10 @@ class CausalLM(Task):
 
     def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import Collator
+        from hfstrat.models.fused_loss import is_bound
         from hfstrat.models.load import takes_logits_mask
 
-        selects = "forward" in vars(base.model)  # our loss is bound to it
+        selects = is_bound(base.model)
         return Collator(tokenizer.pad_token_id or 0, multiple, takes_logits_mask(base.model), selects_rows=selects)
 
     def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:
@@ -158,11 +158,6 @@ class CausalLM(Task):
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         """`kl` (nats, summed) is that from a teacher, where there is one."""
         return dict(zip(("nll", "items", "right", "kl"), sums[0].astype("float64").T, strict=False))
-
-    def distiller(self, mix: Mix) -> Any:
-        from hfstrat.strategies.distill.objective import Distiller
-
-        return Distiller(mix)
 
     def said(self, metrics: Metrics) -> str:
         loss, right = metrics["loss"], metrics["token_accuracy"]
