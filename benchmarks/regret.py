@@ -39,6 +39,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,27 +137,29 @@ def write_rows(case: Case, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
+def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
     """Return the adviser's answer, and write its recipes; `known` is what it measured in an earlier query."""
-    from hfstrat.advisor import measuring, recipes, show, speed, verdict
-    from hfstrat.advisor.advise import Asked, situation_of
+    from hfstrat.advisor import decide, measure, recipes, show, speed
+    from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
 
     (folder / "no-reports").mkdir(exist_ok=True)  # the times of earlier cases stay unknown, so that the order does not matter
     time = f"{case.budget + speed.START_SECONDS:.0f}s"
-    asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
-    situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
-    if measure:
-        situation.measured = known or measuring.measure(situation, list(defaults.ORDER), MEASURING)
-    advices = verdict.decide(situation, list(defaults.ORDER))
-    if not measure:
-        made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
+    past, data = folder / "no-reports", folder / "train.jsonl"
+    request = Request(model_folder(case.model), str(data), memory=MEMORY, time=time, reports=str(past))
+    situation = situation_of(request)
+    if measured:
+        found = decide.Measured(**known) if known else measure.measure(situation, defaults.ORDER, MEASURING)
+        situation = replace(situation, measured=found)
+    advice = decide.decide(situation, defaults.ORDER)
+    if not measured:
+        made, top = folder / "recipes", max(scored.score.points for scored in advice.ranked)
         made.mkdir(exist_ok=True)
-        for advice in advices:
-            near = advice.score and advice.score.points > top - HOPELESS and advice.name not in case.without
-            if near and advice.fit and advice.fit.fits_here:
-                (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
-    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advices), default=str))
+        for place, scored in enumerate(advice.ranked, 1):
+            near = scored.score.points > top - HOPELESS and scored.name not in case.without
+            if near and scored.fitted.fits_here:
+                (made / f"{scored.name}.yaml").write_text(recipes.text_of(scored, place, situation), encoding="utf-8")
+    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advice), default=str))
     return answer
 
 
@@ -229,7 +232,7 @@ def outcome(name: str) -> dict[str, Any] | None:
             one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
             found.setdefault(when, {})[way] = one | {
                 "told_apart": found["measured"][order[0]]["told_apart"],
-                "unlike": answer["measured"].get("unlike"),
+                "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
     return found

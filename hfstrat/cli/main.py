@@ -141,13 +141,12 @@ def advise(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
 ) -> None:
     """Say which strategy fits a model, data, a machine and a deadline, and why."""
-    from hfstrat.advisor.advise import Asked
-    from hfstrat.advisor.advise import advise as give
+    from hfstrat.cli import advise as cli_advise
 
-    asked = Asked(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
-    give(
+    request = cli_advise.Request(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
+    cli_advise.advise(
         replace(
-            asked,
+            request,
             measure=measure,
             reports=reports,
             parameters=parameters,

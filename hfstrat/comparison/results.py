@@ -202,7 +202,7 @@ def of_entry(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction
         "before": mean([run["before"] for run in done if run["before"] is not None]),
         **{name: mean([run[name] for run in done if run.get(name) is not None]) for name in MEASURES},
         "predicted": dict(predicted or {}),
-        "factors": defaults.of(entry.strategy)._asdict(),
+        "factors": defaults.factors(entry.strategy)._asdict(),
         "runs": its_runs,
     }
 

@@ -162,7 +162,7 @@ def sheet(table: Row) -> list[Line]:
         lines.append(line("model", lambda row: row["model"], "factors"))
     return lines + [
         line(name, lambda row, at=at: row["factors"][at], "factors")  # type: ignore[misc]
-        for at, name in zip(defaults.Factors._fields, defaults.WORDS, strict=True)
+        for at, name in zip(defaults.Factors._fields, defaults.FACTOR_NAMES, strict=True)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.recipe.quantization import Quantization
@@ -14,7 +15,20 @@ BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
+CONFIG_KEYS = {  # a size: its keys in config.json, over the model families
+    "width": ("hidden_size", "n_embd", "dim", "d_model"),
+    "inner": ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "vocabulary": ("vocab_size",),
+}
 BELOW = re.compile(r"(?:^|\.)(?:embed\w*|\w*embeddings?|wte|wpe)\.")
+
+
+def config_size(config: dict[str, Any], size: str) -> int:
+    """A size of `CONFIG_KEYS` in a config.json; 0 if the config does not have it."""
+    return next((config[key] for key in CONFIG_KEYS[size] if isinstance(config.get(key), int)), 0)
 
 
 def height(name: str, blocks: int) -> int:

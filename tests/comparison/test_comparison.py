@@ -96,7 +96,7 @@ def test_what_cannot_do_the_task_is_left_out_or_refused(tmp_path: Path) -> None:
     assert set(line.left_out) == {"distill"}
     assert "text and a label" in line.remarks[0]
     assert line.entries[0].loaded.recipe.data.max_length == 64
-    with pytest.raises(UserError, match="nothing to teach"):
+    with pytest.raises(UserError, match="cannot be a teacher"):
         entries.line_up(asked(tmp_path / "out", **given, strategies="full,distill"))
 
 
