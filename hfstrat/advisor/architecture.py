@@ -23,7 +23,7 @@ from hfstrat.models.parameter_names import BLOCK, CONFIG_KEYS, EMBEDDING, config
 from hfstrat.models.random import families, sizes
 from hfstrat.recipe import section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 
 GPT_LIKE, BERT_LIKE = ("gpt2",), ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
 VALIDATED = ("llama", "bert")  # families measured by benchmarks/memory_prediction.py
@@ -217,7 +217,7 @@ class Block(NamedTuple):
         return "trained" if self.trained else "adapted" if self.adapted else "passes"
 
 
-def live_blocks(model: Model, learning: Learning) -> list[Block]:
+def live_blocks(model: Model, learning: Description) -> list[Block]:
     """The blocks that gradients pass through: all from the lowest one with trainable parameters in or below it."""
     numbers = {name: int(match.group(1)) for name in learning.shapes if (match := BLOCK.search(name))}
     depth = max(numbers.values(), default=-1) + 1
@@ -233,7 +233,7 @@ def is_input(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or ".embeddings." in name or ".wpe." in name
 
 
-def block_bytes(model: Model, learning: Learning, block: Block, compute: int, length: int, masked: bool) -> float:
+def block_bytes(model: Model, learning: Description, block: Block, compute: int, length: int, masked: bool) -> float:
     """Bytes per token that autograd stores for a block.
 
     Args:

@@ -18,7 +18,7 @@ from hfstrat.models.random import sizes
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import defaults
-from hfstrat.strategies.base import Footprint, Learning
+from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
@@ -38,8 +38,11 @@ class Candidate:
     section: dict[str, Any]
     strategy: StrategySection
     model: Model
-    learning: Learning
-    footprint: Footprint
+    learning: Description
+
+    @property
+    def footprint(self) -> Footprint:
+        return self.learning.footprint
 
     @property
     def epochs(self) -> float:
@@ -85,19 +88,19 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
 
 def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     task = TASKS[data.task]
-    if task.unit == "token" and model.is_encoder:
+    if task.text.generates and model.is_encoder:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
-        task.check_architecture(model.name, model.config)
+        task.model.check_architecture(model.name, model.config)
     labels = len(data.labels)
-    known = task.shapes(model.shapes, model.config, labels)
+    known = task.model.shapes(model.shapes, model.config, labels)
     shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
     about = defaults.About(data.task, model.name, model.layers, model.width, class_name(model.config))
     section = {"name": name, **defaults.section(name, about)}
     strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     built = strategies.build(strategy)
-    built.check(task)
-    return Candidate(name, section, strategy, model, built.learning(shapes, tied), built.footprint(shapes, tied))
+    built.check_task(task)
+    return Candidate(name, section, strategy, model, built.describe(shapes, tied))
 
 
 def class_name(config: dict[str, Any]) -> str:
@@ -114,7 +117,7 @@ def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candida
     section = {"name": name, "architecture": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
     strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     built = strategies.build(strategy)
-    return Candidate(name, section, strategy, new, built.learning(new.shapes, new.tied), built.footprint(new.shapes, new.tied))
+    return Candidate(name, section, strategy, new, built.describe(new.shapes, new.tied))
 
 
 def new_vocabulary(tokens: float) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from hfstrat.advisor.architecture import Block, Model, block_bytes, is_input, live_blocks
 from hfstrat.advisor.hardware import Sharing, constants
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 from hfstrat.trainer.plan import CPU_MULTIPLE
 
 CACHED_KERNELS = 1024  # capacity of oneDNN's cache of primitives
@@ -63,7 +63,7 @@ def batch_widths(
     return training, 0 if eval_rows == micro else widths(drawn, eval_rows, eval_rows)
 
 
-def compiled(model: Model, learning: Learning, training: int, evaluating: int, whole_head: bool) -> int:
+def compiled(model: Model, learning: Description, training: int, evaluating: int, whole_head: bool) -> int:
     """Compiled kernels of a run whose batches have so many widths; `whole_head`: the head's product is as wide as the batch."""
     products = {name: shape for name, shape in learning.shapes.items() if BLOCK.search(name) and len(shape) == 2}
     adapted = {learning.shapes[name] for name in learning.adapted if len(learning.shapes[name]) == 2}
@@ -112,7 +112,7 @@ class Shape:
 class Terms:
     """The terms of all phases."""
 
-    def __init__(self, model: Model, learning: Learning, shape: Shape, sharing: Sharing) -> None:
+    def __init__(self, model: Model, learning: Description, shape: Shape, sharing: Sharing) -> None:
         self.m, self.l, self.s, self.sharing = model, learning, shape, sharing
         self.k = constants()["cpu" if shape.on_cpu else "cuda"]
         sizes = {name: prod(found) for name, found in learning.shapes.items()}
@@ -268,7 +268,7 @@ class Prediction(NamedTuple):
         return sum(self.terms.values())
 
 
-def predict(model: Model, learning: Learning, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+def predict(model: Model, learning: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
     """Predict the memory of a run on one device, phase by phase."""
     parts = _Phases(model, learning, shape, sharing or Sharing())
     phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}

@@ -22,7 +22,7 @@ from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
@@ -81,7 +81,7 @@ def share(width: int) -> float:
 
 
 def work(
-    model: Model, learning: Learning, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
     """Count operations: two per weight of a product, plus attention. The backward pass goes once through everything above the
     lowest trainable weight, and once more for each trainable weight.
@@ -133,7 +133,7 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Learning) -> float:
+def _head(model: Model, learning: Description) -> float:
     """Operations per token of the LM head; classification heads cost nothing."""
     is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
@@ -216,10 +216,10 @@ def rate_of_report(report: Report) -> float | None:
         return None
     try:
         model = architecture.read(recipe.model.name_or_path)
-        made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
+        made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
         if made is None:
             return None
-        learning = strategies.build(recipe.strategy).learning(*made)
+        learning = strategies.build(recipe.strategy).describe(*made)
         length = data.train.tokens / max(1, data.train.rows_kept)
         supervised = data.train.supervised / max(1, data.train.tokens)
         load = work(model, learning, length, supervised, result.plan.checkpointing)

@@ -53,17 +53,15 @@ def train(
     arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
     machines = launch.Machines(num_machines, machine_rank, main_process_ip, main_process_port)
     started = launch.plan_launch(arguments, accelerate_config, num_processes, machines)
-    preflight.check(loaded, overwrite)
+    preflight.check(loaded, overwrite, wrapping=started.wrapping if started.processes > 1 else None)
     with located(loaded):
         for line in push.prepare(loaded.recipe):
             print(line, flush=True)
     if started.processes > 1:
-        from hfstrat import strategies
         from hfstrat.trainer.plan import share_of
 
         with located(loaded):
             share_of(loaded.recipe.training.global_batch_size, started.processes)
-            strategies.build(loaded.recipe.strategy).check_wrapping(started.wrapping)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
@@ -83,9 +81,9 @@ def check(
     from hfstrat.run import launch, preflight
 
     loaded = load_recipe(recipe, overrides or [])
-    footprint = preflight.check(loaded, overwrite)
+    preflight.check(loaded, overwrite)
     with located(loaded):
-        cli_check.show(loaded, footprint, rows)
+        cli_check.show(loaded, rows)
     print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 

@@ -24,7 +24,7 @@ from hfstrat.recipe.changes import flat
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
-from hfstrat.strategies.base import Footprint
+from hfstrat.strategies.description import Footprint
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
@@ -256,15 +256,14 @@ def _entry(label: str, file: str, text: str | None, asked: Asked) -> Entry:
     words = [*asked.words, *common, *asked.budget.words()]
     try:
         loaded = load_recipe(file, words, text)
-        if "baseline" in type(loaded.recipe.strategy).model_fields:  # a run to compare with is what is made here
-            words.append("strategy.baseline=false")
+        words += loaded.recipe.strategy.single_run
         loaded = load_recipe(file, [*words, f"output_dir={json.dumps(str(asked.output / label / 'seed'))}"], text)
-        footprint = preflight.check(loaded, overwrite=True)
+        description = preflight.check(loaded, overwrite=True)
     except UserError as error:
         message = _as_option(str(error), file, label) if text is not None else str(error)
         raise UserError(message.replace(_evaluated(asked), "--evaluate: ", 1)) from None
     kept = [word for word in words if word not in asked.budget.words()]
-    return Entry(label, file, text, tuple(kept), loaded, footprint)
+    return Entry(label, file, text, tuple(kept), loaded, description and description.footprint)
 
 
 def _eval_word(asked: Asked) -> str:

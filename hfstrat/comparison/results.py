@@ -145,7 +145,7 @@ WAITING, RUNNING = "waiting", "running"
 
 def quality_of(task: str, tokenizers: int) -> Quality:
     """What is compared: the task's own measure, or bits a byte for models of several tokenizers."""
-    return IN_BYTES if tokenizers > 1 and TASKS[task].unit == "token" else TASKS[task].quality
+    return IN_BYTES if tokenizers > 1 and TASKS[task].text.generates else TASKS[task].metrics.quality
 
 
 def of_run(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]:

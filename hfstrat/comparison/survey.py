@@ -88,20 +88,14 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
 
     from hfstrat import strategies
     from hfstrat.data import cache
-    from hfstrat.data.corpus import held_out
     from hfstrat.data.token_bytes import token_bytes
     from hfstrat.recipe.load import load_recipe, located
-    from hfstrat.tasks import TASKS
     from hfstrat.trainer.plan import make_plan
 
     seeds = [load_recipe(source, each, text) for each in words]
     recipe = seeds[0].recipe
     with located(seeds[0]):
-        tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-        most = recipe.evaluation.max_rows
-        data = TASKS[recipe.task].prepare(
-            recipe.data, tokenizer, recipe.seed, 0, most, held_out(recipe, TASKS[recipe.task].reader)
-        )
+        tokenizer, data = strategies.build(recipe.strategy).read(recipe)
         make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # what it refuses, it refuses now
     return {
         "train_rows": len(data.train),

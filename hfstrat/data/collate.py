@@ -97,6 +97,8 @@ class Collator:
     waits for a device to count them; else, for models that take it, as `logits_to_keep` (bool `[B, T]`).
     """
 
+    pads = True
+
     def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool, selects_rows: bool = False) -> None:
         self.pad_token_id, self.multiple = pad_token_id, multiple
         self.masks_logits, self.selects_rows = masks_logits, selects_rows
@@ -157,7 +159,7 @@ class ClassCollator:
         labels: how many there are, where a row may have several; None for one a row.
     """
 
-    selects_rows = False  # every row has loss
+    pads, selects_rows = True, False  # every row has loss
 
     def __init__(
         self, pad_token_id: int, multiple: int, has_types: bool, labels: int | None = None, teacher_has_types: bool = False

@@ -130,14 +130,16 @@ class Rows:
         from hfstrat.data.corpus import held_out
         from hfstrat.tasks.artifact import resolve
 
-        recipe, task = self.recipe, subject.task
+        recipe, rows = self.recipe, subject.task.rows
         if not self.request.data and not resolve(self.request.target)[1]:
             return None
         wanted = recipe.evaluation
         if self.request.data:
-            return task.held(recipe.data, subject.tokenizer, subject.inner.config, wanted.rows_to_answer, wanted.max_rows)
-        return task.prepare(
-            recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+            return rows.prepare_eval(
+                recipe.data, subject.tokenizer, subject.inner.config, wanted.rows_to_answer, wanted.max_rows
+            )
+        return rows.prepare(
+            recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, rows.reader)
         )
 
     @property
@@ -154,7 +156,7 @@ class Rows:
 
         given: Any = data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto"))
         length = self.recipe.evaluation.max_new_tokens
-        return [subject.task.answer(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
+        return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
 
     def side_by_side(self, said: dict[str, list[str]]) -> list[dict[str, str]]:
         references = (
@@ -162,7 +164,7 @@ class Rows:
         )
         rows = []
         for index, prompt in enumerate(self.prompts):
-            row = {"prompt": self.first.task.prompt_text(prompt), **{side: texts[index] for side, texts in said.items()}}
+            row = {"prompt": self.first.task.text.prompt(prompt), **{side: texts[index] for side, texts in said.items()}}
             rows.append(row | ({"reference": references[index]} if references else {}))
         return rows
 
@@ -199,7 +201,7 @@ def show(whole: dict[str, Any], screen: Console, recipe: Recipe) -> None:
     for line in table.lines(measured, whole["against"] or "", whole["target"]):
         screen.print(line, markup=False)
     details = measured.get(ROWS, {}).get("details", {})
-    for line in (*table.by_label(details), *TASKS[recipe.task].table(details)):
+    for line in (*table.by_label(details), *TASKS[recipe.task].text.details(details)):
         screen.print(line, markup=False)
 
 

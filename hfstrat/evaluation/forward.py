@@ -236,7 +236,7 @@ class Subject:
         fused_loss.unbind_head_loss(self.inner)
         try:
             if isinstance(self.inner, nn.Module) and hasattr(self.inner, "get_output_embeddings"):
-                self.task.own_the_loss(self.base())
+                self.task.model.bind_loss(self.base())
             yield
         finally:
             fused_loss.unbind_head_loss(self.inner)

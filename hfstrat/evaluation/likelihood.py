@@ -233,7 +233,7 @@ def measure(subject: Subject, source: str, runner: Runner) -> Found:
 
     def step(places: list[int]) -> Any:
         batch = collate([{"input_ids": ids[place], "labels": ids[place]} for place in places])
-        return subject.task.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
+        return subject.task.metrics.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
     sums = runner.per_row("control text", np.array([len(row) for row in ids]), step)
     found = token_bytes(tokenizer)
@@ -243,4 +243,4 @@ def measure(subject: Subject, source: str, runner: Runner) -> Found:
     order = hashlib.sha256(repr(ids).encode()).hexdigest()
     tokens = float(sums[0][:, 1].sum())
     name = "the passages that come with hfstrat" if source == "auto" else Path(source).name
-    return Found(len(ids), subject.task.score(sums, (), beside), (), {"tokens": tokens}, {"text": name}, order=order)
+    return Found(len(ids), subject.task.metrics.score(sums, beside), (), {"tokens": tokens}, {"text": name}, order=order)

@@ -136,7 +136,7 @@ class Request:
         task.check(recipe)
         if self.data is not None or report:
             _check_rows(recipe, self)
-        elif not task.generates:
+        elif not task.text.generates:
             raise UserError(f"evaluate: {self.target} is a classifier and no run: name rows with labels by --data FILE")
         elif wanted.metrics:
             raise UserError("evaluation.metrics: they need rows with prompts and answers: name some by --data FILE")

@@ -45,7 +45,7 @@ class Suite:
 
     def checks_forgetting(self, task: Task) -> bool:
         """Whether the control text is measured."""
-        return self.wanted.control != "off" and task.generates and (self.is_trained or self.wanted.control != "auto")
+        return self.wanted.control != "off" and task.text.generates and (self.is_trained or self.wanted.control != "auto")
 
     def measure(self, subject: Subject, runner: Runner) -> dict[str, Found]:
         """All of it, by name; every process calls it, and each gets the whole."""
@@ -68,26 +68,26 @@ class Suite:
 
 def measure_rows(subject: Subject, data: Prepared, runner: Runner) -> Found:
     """The task's metrics on the evaluation examples, `data.eval`."""
-    task, rows = subject.task, data.eval
-    collate = task.collator(subject.base(), data, subject.tokenizer, runner.multiple)
+    task, metrics, rows = subject.task, subject.task.metrics.for_data(data), data.eval
+    collate = task.rows.collator(subject.base(), data, subject.tokenizer, runner.multiple)
 
     def step(places: list[int]) -> Any:
         columns = rows[places]
         batch = collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-        return task.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
+        return metrics.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
     return measurement_of(task, runner.per_row(ROWS, np.asarray(data.eval_lengths), step), data)
 
 
 def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: Prepared) -> Found:
-    """The task's metrics from what `Task.sums` gives for each example of `data.eval`, in its order."""
-    metrics, details = task.measure(sums, data.label_names)
+    """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
+    metrics = task.metrics.for_data(data)
+    values, details = metrics.measure(sums)
     sizes = supervised_bytes(data)
     beside = {} if sizes is None else {"bytes": sizes}
-    counts = {name: metrics[name] for name in ("tokens",) if name in metrics}
+    counts = {name: values[name] for name in ("tokens",) if name in values}
     order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()
-    score = task.score(sums, data.label_names, beside)
-    return Found(len(sums[0]), score, task.shares, counts, details, order=order)
+    return Found(len(sums[0]), metrics.score(sums, beside), metrics.shares, counts, details, order=order)
 
 
 def report_of(before: dict[str, Found], after: dict[str, Found]) -> dict[str, Any]:

@@ -172,6 +172,6 @@ def measure(subject: Subject, data: Prepared, wanted: Evaluation, runner: Runner
     columns = compared(wanted.metrics, said, references, wanted.regex)
     shares = tuple(name for name in columns if name in SHARES)
     order = hashlib.sha256(repr(references).encode()).hexdigest()
-    texts = [subject.task.prompt_text(each["prompt"]) for each in samples[:SHOWN]]
+    texts = [subject.task.text.prompt(each["prompt"]) for each in samples[:SHOWN]]
     kept = [{"prompt": p, "answer": a, "reference": r} for p, a, r in zip(texts, said, references, strict=False)]
     return Found(len(samples), means(columns), shares, details={"answers": kept}, order=order)

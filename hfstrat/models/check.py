@@ -23,7 +23,7 @@ def near(path: Path) -> str:
     return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
-def _no_model(path: Path) -> UserError:
+def no_model(path: Path) -> UserError:
     """The answer to a folder without a readable `config.json`."""
     if (path / "config.json").is_file():
         return UserError(f"model.name_or_path: {path / 'config.json'}: expected a JSON object, so this is no model folder")
@@ -36,7 +36,7 @@ def _no_model(path: Path) -> UserError:
     return UserError(f"model.name_or_path: {path} has no config.json, so it is no model folder")
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
     """Refuse safetensors files that a download left out or cut short."""
     listed = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
     there = {file.name for file in folder.glob("*.safetensors")}

@@ -78,12 +78,12 @@ class Artifact:
 
 def snippet(artifact: Artifact) -> str:
     """Python that loads the artifact with plain transformers, peft or sentence-transformers and asks it something."""
-    return "\n".join([*_load(artifact), "", *artifact.task.example(artifact.chats, artifact.is_sentence)])
+    return "\n".join([*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence)])
 
 
 def _load(a: Artifact) -> list[str]:
     trust = ", trust_remote_code=True" if a.trust else ""
-    auto, source = a.task.auto_class, repr(a.source).replace("'", '"')
+    auto, source = a.task.model.auto_class, repr(a.source).replace("'", '"')
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
     if a.is_sentence:
         return [
@@ -134,7 +134,7 @@ def _load(a: Artifact) -> list[str]:
 
 def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     """Ways to serve this artifact: a title, and lines for a shell."""
-    if artifact.task.pipeline != "text-generation":
+    if artifact.task.text.pipeline != "text-generation":
         return []
     source, trust = artifact.source, " --trust-remote-code" if artifact.trust else ""
     if not artifact.is_adapter:

@@ -20,10 +20,10 @@ from hfstrat.recipe.data import Source
 from hfstrat.recipe.load import Loaded, about, located
 from hfstrat.recipe.schema import Recipe, Training
 from hfstrat.run import output_dir
-from hfstrat.strategies import check_model, check_quantization
-from hfstrat.strategies.base import Footprint
+from hfstrat.strategies import checks
+from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
-from hfstrat.trainer import checkpoints
+from hfstrat.trainer import checkpoints, distributed
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
 _ORDER = "the order of rows is a function of seed and step; set seed"
@@ -61,28 +61,34 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
 }
 
 
-def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Footprint | None:
-    """Refuse what cannot work, before anything is written; the footprint where it can be told without torch.
+def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrapping: str | None = None) -> Description | None:
+    """Refuse what cannot work, before anything is written.
+
+    Args:
+        network: whether the Hub may be asked.
+        wrapping: how the processes of the run share the model; by default as those of this process do.
+
+    Returns:
+        What is trained; None where that is unknown without torch.
 
     Raises:
         UserError: one located sentence.
     """
     recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
-        check_model.check_task(recipe)
+        checks.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
-        strategy.check(TASKS[recipe.task])
-        check_quantization.check(strategy, recipe)
         request.check(recipe.evaluation)
-        footprint = check_model.check_model(strategy, recipe, network)
+        strategy.check(recipe, wrapping or distributed.wrapping(), network)
+        description = strategies.describe(recipe)
         output_dir.check_output(recipe, overwrite)
-        if footprint is not None:
-            stored = check_model.on_disk(strategy, recipe, footprint)
-            output_dir.check_disk(recipe, strategy.checkpoint_bytes(stored))
+        if description is not None:
+            base = checks.quantized_bytes(recipe, description)
+            output_dir.check_disk(recipe, description.checkpoint_bytes(base))
         if network:
             push.check_access(recipe)
-    return footprint
+    return description
 
 
 def _check_data(recipe: Recipe, network: bool) -> None:
@@ -125,12 +131,12 @@ def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name
     data, task = recipe.data, TASKS[recipe.task]
     columns = data.of(source, "columns")
     try:
-        reading = task.told(rows, name, data, data.of(source, "format"), columns)
+        reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns)
     except UserError as error:
-        if not (strange := [ours for ours in columns.values() if ours not in task.columns]):
+        if not (strange := [ours for ours in columns.values() if ours not in task.rows.columns]):
             raise
-        near = get_close_matches(strange[0], task.columns, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.columns)}"
+        near = get_close_matches(strange[0], task.rows.columns, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.rows.columns)}"
         raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
     for number, row in enumerate(rows):
         try:

@@ -44,9 +44,9 @@ def summary(report: Report) -> list[str]:
     lines = []
     if ROWS not in result.measured:  # else its table has these metrics with their intervals
         if before:
-            lines.append(_entry("before training", task.said(before)))
-        lines.append(_entry("after training", task.said(after)))
-    lines += task.table(result.evaluation.model_dump() if result.evaluation else {})
+            lines.append(_entry("before training", task.text.metrics(before)))
+        lines.append(_entry("after training", task.text.metrics(after)))
+    lines += task.text.details(result.evaluation.model_dump() if result.evaluation else {})
     lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
     if result.baselines:
         lines.append(_entry("baselines", _baselines(result.baselines, before, after)))

@@ -86,7 +86,7 @@ def answer_prompts(job: Job) -> list[str]:
         return []
     model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
     with sharded.on_device(model, job.trainer.args.device):
-        return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
+        return [job.task.text.predict(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 
 
 def fit(job: Job, before: list[str]) -> float:
@@ -134,7 +134,7 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
     final = output_dir.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     answers = [
-        Answer(prompt=job.task.prompt_text(prompt), before=old, after=new, reference=(references or [""] * len(after))[i])
+        Answer(prompt=job.task.text.prompt(prompt), before=old, after=new, reference=(references or [""] * len(after))[i])
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     result = result.with_parts(
@@ -152,7 +152,7 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
 def compare(job: Job, finished: Report) -> None:
     """Add a comparison with alternatives to the report, where the strategy makes one. An error here ends no run."""
     try:
-        found = job.strategy.compare(job.loaded, finished.finished, job.folder / output_dir.RESULT)
+        found = job.strategy.after(job.loaded, finished.finished, job.folder / output_dir.RESULT)
     except Exception as error:
         job.screen.print(f"not compared: {type(error).__name__}: {errors.first_line(error)}")
         return

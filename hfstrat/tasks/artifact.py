@@ -17,6 +17,7 @@ from typing import Any, get_args
 from hfstrat.errors import ARTEFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
 from hfstrat.models.check import is_quantized_already
 from hfstrat.recipe.quantization import Form, Quantization
+from hfstrat.recipe.section import Shapes
 from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report, read
@@ -184,7 +185,7 @@ def _load_adapter(folder: str, dtype: Any, options: dict[str, Any], form: str) -
     from hfstrat.models.load import cast_weights
 
     auto, adapter, keep = _auto_class(options), PeftConfig.from_pretrained(folder), _kept(options)
-    source, special = adapter.base_model_name_or_path, _task(options).load_options(folder)
+    source, special = adapter.base_model_name_or_path, _task(options).model.load_options(folder)
     settings, is_quantized = keep | {"dtype": dtype}, True
     if form == "recorded" and options.get("quantization"):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports its casts at every call
@@ -229,8 +230,8 @@ def _quantization(
     remote = bool(keep.get("trust_remote_code"))
     config = config or transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=remote)
 
-    def replaced(names: list[str], tied: bool) -> set[str]:
-        return {name for name in names if whole and whole & set(name.split("."))}
+    def replaced(shapes: Shapes, tied: bool) -> frozenset[str]:
+        return frozenset(name for name in shapes if whole and whole & set(name.split(".")))
 
     section = Quantization.model_validate({"name": form})
     return quantization.wanted(section, KEY, auto, config, remote, dtype, replaced)
@@ -243,7 +244,7 @@ def _task(options: dict[str, Any]) -> Task:
 def _auto_class(options: dict[str, Any]) -> Any:
     import transformers
 
-    return getattr(transformers, _task(options).auto_class)
+    return getattr(transformers, _task(options).model.auto_class)
 
 
 def _kept(options: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def make_batches(
     wish = {None: training.packing, True: "on", False: "off"}[plan.packed]
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
-    if not hasattr(collate, "multiple"):  # features: nothing pads
+    if not collate.pads:  # features: nothing pads
         return Batches(order, rows, order, collate, plan, "rows of one size")
     padding = padded_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"

@@ -15,7 +15,7 @@ from hfstrat.models.load import set_precision
 from hfstrat.models.parameter_names import BLOCK
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import build
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 
 ROWS, LENGTH, WORDS, LABELS = 2, 64, 200, 3
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def config_of(family: str, layers: int) -> Any:
     return BertConfig(**common, intermediate_size=160, num_labels=LABELS)
 
 
-def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[Any, Any, Learning]:
+def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[Any, Any, Description]:
     """The model as it is trained, the advisor's view of it, and its trainable parameters."""
     from transformers import BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
 
@@ -48,7 +48,7 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
     found = {key: tuple(p.shape) for key, p in model.named_parameters()}
     seen = architecture.from_config("a test", config.to_dict(), found, 0)
     section = SECTIONS[name] | ({"last_n_layers": layers} if name == "partial" else {})
-    learning = build(STRATEGIES[name].model_validate(section)).learning(found, family != "bert")
+    learning = build(STRATEGIES[name].model_validate(section)).describe(found, family != "bert")
     trained = model
     if family != "bert":
         assert fused_loss.bind_head_loss(model) is None
@@ -104,7 +104,7 @@ def test_a_block_stores_what_was_added_up(family: str, name: str, dtype: torch.d
     assert (sizes[1] - sizes[0]) / (ROWS * LENGTH) == pytest.approx(predicted, rel=1e-6)
 
 
-def copied(learning: Learning) -> int:
+def copied(learning: Description) -> int:
     """Weights of the blocks' linear layers and adapters, of which autocast stores a 16-bit copy."""
     matrices = {key: shape for key, shape in learning.shapes.items() if BLOCK.search(key) and len(shape) == 2}
     whole = sum(prod(shape) for key, shape in matrices.items() if key in learning.names)

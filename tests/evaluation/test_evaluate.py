@@ -21,8 +21,8 @@ from hfstrat.evaluation.evaluate import evaluate
 from hfstrat.evaluation.intervals import Found, draws, means, together, wilson
 from hfstrat.evaluation.request import Request
 from hfstrat.recipe.load import load_recipe
-from hfstrat.tasks.classification_metrics import of_sums, score_of
 from hfstrat.tasks.metrics import ratios
+from hfstrat.tasks.text_classification.scores import of_sums, score_of
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
 

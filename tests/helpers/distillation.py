@@ -11,7 +11,7 @@ from hfstrat.data.collate import Collator
 from hfstrat.models import fused_loss
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-from hfstrat.tasks.losses import causal_lm_loss
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl")
 

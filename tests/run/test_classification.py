@@ -147,7 +147,8 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     from hfstrat.run import preflight
 
     loaded = classify("bert")
-    check.show(loaded, preflight.check(loaded), rows=3)
+    preflight.check(loaded)
+    check.show(loaded, rows=3)
     said = capsys.readouterr().out
     assert "[CLS]" in said
     assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
@@ -249,9 +250,9 @@ def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
     """The rows that a new tokenizer never saw are those of the evaluation."""
     new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
-    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
+    corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
+    data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
     rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
     held = {row for row in range(len(rows)) if row in set(data.eval["row"][:])}
     assert held

@@ -26,7 +26,7 @@ from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
-from hfstrat.tasks.generation import labels_of
+from hfstrat.tasks.text_classification.text import labels_of
 
 FLOAT = "model.dtype=float32"
 
@@ -135,9 +135,9 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
     assert depth == result["head"]["layer"]
     assert sorted(config["id2label"].values()) == ["cat", "dog", "fish"]
     if isinstance(loaded.recipe.strategy.layer, int):  # with auto nobody knows beforehand how long the body will be
-        made = TASKS["text-classification"].shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
+        made = TASKS["text-classification"].model.shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
         assert made is not None
-        footprint = strategies.build(loaded.recipe.strategy).footprint(*made)
+        footprint = strategies.build(loaded.recipe.strategy).describe(*made).footprint
         assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
 
@@ -276,7 +276,7 @@ def test_a_head_that_was_killed_goes_on_as_if_it_had_not_been(recipe_of: Any, tm
 @pytest.mark.parametrize("strategy", ["head", "{name: head, layer: 2, then: full}"])
 def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`hfstrat check` shows what learns without running the body."""
-    check.show(recipe_of("llama", f"strategy={strategy}"), None, rows=1)
+    check.show(recipe_of("llama", f"strategy={strategy}"), rows=1)
     assert "score" in capsys.readouterr().out
 
 
@@ -306,9 +306,9 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     assert torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     shapes = read_shapes(models(tied=True))
-    assert strategies.build(loaded.recipe.strategy).footprint(shapes, True) == counts
+    assert strategies.build(loaded.recipe.strategy).describe(shapes, True).footprint == counts
     with pytest.raises(UserError, match="untie: true gives it a head of its own"):
-        strategies.build(Head(name="head")).footprint(shapes, True)
+        strategies.build(Head(name="head")).describe(shapes, True)
 
 
 def test_an_untied_lm_head_learns_alone(recipe: Any, tiny: Path) -> None:
