@@ -101,7 +101,7 @@ def exists(path: list[str]) -> bool:
 def test_keys_exist(page: Path) -> None:
     sections = "|".join(name for name in Recipe.model_fields if name not in ("seed", "task", "output_dir"))
     lines = "\n".join([*code(page), *blocks(page)]).splitlines()
-    text = "\n".join(line for line in lines if "no such key" not in line)  # messages about keys that do not exist
+    text = "\n".join(line for line in lines if "did you mean" not in line)  # messages about keys that do not exist
     for key in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)(?![\w(/])", text):
         assert exists(key.split(".")) or key.rpartition(".")[2] in ("yaml", "jsonl", "csv", "md", "py", "gguf"), key
 
@@ -110,18 +110,24 @@ def numbers(text: str) -> set[float]:
     return {float(number.replace(",", "")) for number in NUMBER.findall(text)}
 
 
+def is_among(figure: str, known: set[float]) -> bool:
+    """Whether a figure is one of these numbers, rounded or in percent."""
+    digits = len(figure.partition(".")[2])
+    return any(f"{scale * value:.{digits}f}" == figure for value in known for scale in (1, 100))
+
+
 @pages()
 def test_figures_in_tables_are_those_of_the_results_that_they_link_to(page: Path) -> None:
-    """A cell may round; the first cell names the task."""
+    """Or ratios of such figures in the same row. The first cell names the task."""
     for line in page.read_text(encoding="utf-8").splitlines():
         names = re.findall(r"\]\([^)]*results/(\w+)\.md\)", line) if line.startswith("|") else []
-        if not names:
-            continue
         known = {value for name in names for value in numbers((RESULTS / f"{name}.md").read_text(encoding="utf-8"))}
-        cells = re.sub(r"\[[^]]*\]\([^)]*\)", "", line).split("|")[2:]
-        for given in (number.replace(",", "") for cell in cells for number in NUMBER.findall(cell)):
-            digits = len(given.partition(".")[2])
-            assert any(f"{scale * value:.{digits}f}" == given for value in known for scale in (1, 100)), f"{line}: {given}"
+        cells = "|".join(re.sub(r"\[[^]]*\]\([^)]*\)", "", line).split("|")[2:])
+        figures = [text.replace(",", "") for text in NUMBER.findall(cells)] if names else []
+        measured = [float(figure) for figure in figures if is_among(figure, known)]
+        ratios = {one / other for one in measured for other in measured if one != other}
+        for figure in figures:
+            assert is_among(figure, known) or is_among(figure, ratios), f"{line}: {figure}"
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in RESULTS.glob("*.json")))
