@@ -79,7 +79,7 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
             }
         ],
     }
-    recipe = load_recipe(run.source, [*run.words]).recipe
+    recipe = load_recipe(run.source, [*run.overrides]).recipe
     environment = {"python": "3.11", "libraries": {"torch": "2"}, "processor": "a processor", "threads": 2, "gpus": []}
     (run.result / "report.json").write_text(
         json.dumps({"run": {"recipe": recipe.model_dump()}, "result": result, "environment": environment})
