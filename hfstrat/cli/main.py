@@ -221,13 +221,14 @@ def cache_rm(
 
 
 @app.command()
-def schema() -> None:
+def schema(report: Annotated[bool, typer.Option("--report", help="The schema of report.json instead")] = False) -> None:
     """Print the JSON schema of a recipe, for editors."""
     import json
 
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Report
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps((Report if report else Recipe).model_json_schema(), indent=2))
 
 
 results.add_to(app)
