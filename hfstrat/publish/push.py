@@ -25,9 +25,9 @@ def check_access(recipe: Recipe) -> Place | None:
     Raises:
         UserError: no login, no permission, another visibility, offline, or no connection.
     """
-    if not recipe.hub.push or recipe.hub.repo is None or os.environ.get("RANK", "0") != "0":  # one process asks for all
+    if not recipe.hub.push_to_hub or recipe.hub.repo_id is None or os.environ.get("RANK", "0") != "0":  # one asks
         return None
-    return look(recipe.hub, "hub.push", BRIEF)
+    return look(recipe.hub, "hub.push_to_hub", BRIEF)
 
 
 def prepare(recipe: Recipe) -> list[str]:
@@ -51,7 +51,7 @@ def prepare(recipe: Recipe) -> list[str]:
 
 def push(recipe: Recipe, run: Path, report: Report) -> list[str]:
     """Upload the verified result of a run if its recipe asks for it; returns what to tell. Whatever fails, the run does not."""
-    if not recipe.hub.push or recipe.hub.repo is None:
+    if not recipe.hub.push_to_hub or recipe.hub.repo_id is None:
         return []
     try:
         return publish(run, report, recipe.hub, print)
@@ -73,19 +73,19 @@ def push_run(target: str, repo: str | None, private: bool | None, revision: str 
         raise UserError(f"{target}: no finished run (a folder with final/ and report.json); `hfstrat train` makes one")
     hub = report.run.recipe.hub
     settings = Hub(
-        push=False,
-        repo=repo or hub.repo,
+        push_to_hub=False,
+        repo_id=repo or hub.repo_id,
         private=hub.private if private is None else private,
         revision=revision or hub.revision,
     )
-    if not settings.repo:
-        raise UserError(f"{target}: its recipe names no hub.repo; give --repo, such as --repo me/my-model")
+    if not settings.repo_id:
+        raise UserError(f"{target}: its recipe names no hub.repo_id; give --repo, such as --repo me/my-model")
     try:
         return publish(run, report, settings, print)
     except RunError:
         raise
     except Exception as error:
-        why = f"{settings.repo}: not pushed: {first_line(error)}; the same command goes on where it stopped"
+        why = f"{settings.repo_id}: not pushed: {first_line(error)}; the same command goes on where it stopped"
         raise RunError(why, errors.NOT_PUSHED) from error
 
 

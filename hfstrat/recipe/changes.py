@@ -23,7 +23,7 @@ MAY_CHANGE = {  # keys; those that end with a dot are sections
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
-SILENT = ("output_dir", "hub.", "training.resume")  # changes that are not reported
+SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes that are not reported
 
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
