@@ -18,8 +18,10 @@ from typing import Any
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
 RECIPES = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": "../shared/data/tinyshakespeare/input.txt"}
-KEPT = ("metrics_before", "metrics_after", "bars", "overfitting", "total_parameters", "steps", "best_step", "train_seconds")
-KEPT += ("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artefact_bytes", "answers")
+KEPT = (
+    *("metrics_before", "metrics_after", "bars", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
+    *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artefact_bytes", "answers"),
+)
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
