@@ -67,7 +67,7 @@ def held_out_loss(model: Any, data: Any) -> float:
     import torch
 
     from hfstrat.data.collate import Collator
-    from hfstrat.tasks.losses import causal_lm_sums
+    from hfstrat.tasks.causal_lm.losses import causal_lm_sums
 
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
@@ -162,7 +162,7 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     from hfstrat.data.collate import Collator
-    from hfstrat.tasks.losses import causal_lm_loss
+    from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
     data, _ = prepared(folder)
     torch.manual_seed(0)

@@ -223,7 +223,7 @@ def predicted(case: dict[str, Any]) -> Any:
         model = architecture.by_hand(
             random_sizes.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
         )
-    made = TASKS[case["task"]].shapes(model.shapes, model.config, 3)
+    made = TASKS[case["task"]].model.shapes(model.shapes, model.config, 3)
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None

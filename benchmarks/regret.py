@@ -216,7 +216,7 @@ def outcome(name: str) -> dict[str, Any] | None:
         "best": table["best"],
         "measured": {
             label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
-            | {"told_apart": (row.get("against_best") or {}).get("told_apart"), "steps": row["runs"][0].get("steps")}
+            | {"told_apart": (row.get("against_best") or {}).get("significant"), "steps": row["runs"][0].get("steps")}
             for label, row in entries.items()
         },
         "measured_before": json.loads((KEPT / name / "before.json").read_text())

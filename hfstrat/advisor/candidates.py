@@ -88,12 +88,12 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
 
 def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     task = TASKS[data.task]
-    if task.unit == "token" and model.is_encoder:
+    if task.text.generates and model.is_encoder:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
-        task.check_architecture(model.name, model.config)
+        task.model.check_architecture(model.name, model.config)
     labels = len(data.labels)
-    known = task.shapes(model.shapes, model.config, labels)
+    known = task.model.shapes(model.shapes, model.config, labels)
     shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
     about = defaults.About(data.task, model.name, model.layers, model.width, class_name(model.config))
     section = {"name": name, **defaults.section(name, about)}

@@ -155,7 +155,7 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
     try:
-        reading = TASKS[task].told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
@@ -209,10 +209,10 @@ def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _task_of(rows: list[dict[str, Any]], path: str) -> str:
     """The task detected from the columns: a classification if there are labels."""
     problems = []
-    for task in sorted(TASKS.values(), key=lambda task: task.unit == "token"):
+    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
             data = Data.model_validate({"train": path})
-            task.told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+            task.rows.read_format(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
         except UserError as error:
             problems.append(str(error))
         else:

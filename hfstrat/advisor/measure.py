@@ -298,7 +298,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     body = take_apart(base.model.base_model)
     places = np.random.default_rng(0).permutation(len(data.train))[:rows]
     layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
-    collate = task.collator(base, data, tokenizer, 16)
+    collate = task.rows.collator(base, data, tokenizer, 16)
     found = extract(body, data.train, places, collate, layers, poolings, base.compute_dtype)
     labels = torch.as_tensor(np.asarray(data.train["label"][:])[places], dtype=torch.long)
     classes = len(data.label_names)

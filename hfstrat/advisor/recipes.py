@@ -163,7 +163,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     survey = data.survey(recipe.data.train[0].path, recipe.task, model.context, model.folder)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    known = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
+    known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, len(survey.labels))
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)

@@ -215,7 +215,7 @@ def rate_of_report(report: dict[str, Any]) -> float | None:
         recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
         model, plan = architecture.read(recipe.model.name_or_path), result["plan"]
         account = report["run"]["data"]["train"]
-        made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
+        made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
         if made is None or result.get("status") != "done":
             return None
         learning = strategies.build(recipe.strategy).describe(*made)

@@ -89,7 +89,7 @@ def metadata(report: dict[str, Any], public: dict[str, Any], artefact: Artefact,
         library_name=artefact.library,
         license=licence if licence and re.fullmatch(r"[a-z0-9.+-]+", licence) else None,
         model_name=title,
-        pipeline_tag=artefact.task.pipeline,
+        pipeline_tag=artefact.task.text.pipeline,
         tags=["hfstrat", strategy],
         **more,
     )
@@ -102,11 +102,11 @@ def _eval_results(public: dict[str, Any], artefact: Artefact) -> list[Any]:
     hub = provenance.is_hub_data(origin)
     return [
         EvalResult(
-            task_type=artefact.task.pipeline,
+            task_type=artefact.task.text.pipeline,
             dataset_type=origin if hub else "local",
             dataset_name=name,
             metric_type=METRICS[key][1],
-            metric_name=METRICS[key][0].format(unit=artefact.task.unit),
+            metric_name=METRICS[key][0].format(unit=artefact.task.text.unit),
             metric_value=round(float(value), 5),
         )
         for key, value in after.items()
@@ -204,7 +204,7 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
         if key in after:
             mark = " ↓" if less else ""
             earlier = style.format(before[key]) if key in before else "-"
-            rows.append([name.format(unit=artefact.task.unit) + mark, earlier, f"**{style.format(after[key])}**"])
+            rows.append([name.format(unit=artefact.task.text.unit) + mark, earlier, f"**{style.format(after[key])}**"])
     lines = [table(["", "before training", "after"], rows, (1, 2)), _how_measured(public, artefact)]
     lines += measured(result.get("measured") or {})
     labels = result.get("evaluation", {}).get("labels") or []
@@ -228,7 +228,7 @@ def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
     result, training = public["result"], public["run"]["recipe"]["training"]
     after, (name, _) = result.get("metrics_after") or {}, evaluated(public)
     count = after.get("tokens") or after.get("rows")
-    items = f" ({count:,.0f} {artefact.task.unit}s that count)" if count else ""
+    items = f" ({count:,.0f} {artefact.task.text.unit}s that count)" if count else ""
     text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling. "
     text += "↓: less is better."
     if training.get("load_best_model_at_end") and result.get("best_step"):

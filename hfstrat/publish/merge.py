@@ -60,7 +60,7 @@ def merge(target: str, output: Path) -> None:
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{', into the base that is not quantized' if form else ''}")
-    unit = artifact.task_of(target).unit
+    unit = artifact.task_of(target).text.unit
     divergence = sum((one.exp() * (one - two)).sum().item() for one, two in zip(before, after, strict=True))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in zip(before, after, strict=True))
     count = sum(one.shape[:-1].numel() for one in before)
@@ -108,7 +108,7 @@ def held_out(report: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
 
     try:
         recipe = Recipe.model_validate(without_unset(report["run"]["recipe"]))
-        data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
+        data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
     except Exception:  # the data moved, or were another machine's
         return []
     return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]

@@ -78,12 +78,12 @@ class Artefact:
 
 def snippet(artefact: Artefact) -> str:
     """Python that loads the artefact with plain transformers, peft or sentence-transformers and asks it something."""
-    return "\n".join([*_load(artefact), "", *artefact.task.example(artefact.chats, artefact.is_sentence)])
+    return "\n".join([*_load(artefact), "", *artefact.task.text.example(artefact.chats, artefact.is_sentence)])
 
 
 def _load(a: Artefact) -> list[str]:
     trust = ", trust_remote_code=True" if a.trust else ""
-    auto, source = a.task.auto_class, repr(a.source).replace("'", '"')
+    auto, source = a.task.model.auto_class, repr(a.source).replace("'", '"')
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
     if a.is_sentence:
         return [
@@ -134,7 +134,7 @@ def _load(a: Artefact) -> list[str]:
 
 def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
     """Ways to serve this artefact: a title, and lines for a shell."""
-    if artefact.task.pipeline != "text-generation":
+    if artefact.task.text.pipeline != "text-generation":
         return []
     source, trust = artefact.source, " --trust-remote-code" if artefact.trust else ""
     if not artefact.is_adapter:

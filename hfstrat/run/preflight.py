@@ -131,12 +131,12 @@ def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name
     data, task = recipe.data, TASKS[recipe.task]
     columns = data.of(source, "columns")
     try:
-        reading = task.told(rows, name, data, data.of(source, "format"), columns)
+        reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns)
     except UserError as error:
-        if not (strange := [ours for ours in columns.values() if ours not in task.columns]):
+        if not (strange := [ours for ours in columns.values() if ours not in task.rows.columns]):
             raise
-        near = get_close_matches(strange[0], task.columns, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.columns)}"
+        near = get_close_matches(strange[0], task.rows.columns, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.rows.columns)}"
         raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
     for number, row in enumerate(rows):
         try:

@@ -59,11 +59,11 @@ def summary(report: dict[str, Any]) -> list[str]:
         gain = before["loss"] - after["loss"]
         lines.append(
             f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({-gain:+.4f}); "
-            f"{task.compared(before, after)}"
+            f"{task.text.change(before, after)}"
         )
     else:
-        lines.append(f"evaluation       {task.said(after)} after")
-    lines += task.table(result.get("evaluation", {}))
+        lines.append(f"evaluation       {task.text.metrics(after)} after")
+    lines += task.text.details(result.get("evaluation", {}))
     if "bits_per_byte" in after:
         earlier = f"{before['bits_per_byte']:.3f} before, " if before else ""
         lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")

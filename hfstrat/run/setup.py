@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +101,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    before, quality = recipe.evaluation.before and checkpoint is None, task.quality
+    before, quality = recipe.evaluation.before and checkpoint is None, task.metrics.quality
     args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
@@ -110,10 +109,10 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
     base = strategy.load(recipe, tokenizer, data)
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
-    task.own_the_loss(base)  # before anything wraps the model
+    task.model.bind_loss(base)  # before anything wraps the model
 
-    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    group, probe = ProcessGroup.current(), task.probe(data, collate)
+    collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
+    group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
     rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=group)
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
@@ -129,7 +128,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
+    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
     trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     outline = sharded.outline(built.model)
@@ -180,7 +179,7 @@ def decide_batches(
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
     rows, task, device = built.data, TASKS[recipe.task], args.device
-    plan = rows.plan
+    plan, loss = rows.plan, task.metrics.for_data(data).loss
     if is_sharded():
         sharded.remark(base)
     elif device.type == "cuda":
@@ -189,7 +188,7 @@ def decide_batches(
         choose_for(base, shape, rows.dtype, device, before, plan.processes)
         if not stored and rows.collate.pads:
             plan = autobatch.fit_to_memory(
-                recipe.training, plan, built.model, base, rows.collate, data, rows.dtype, task.loss, task.worst_row
+                recipe.training, plan, built.model, base, rows.collate, data, rows.dtype, loss, task.rows.worst_row
             )
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
@@ -215,7 +214,7 @@ def build_trainer(
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
     """The Trainer of the run, with what the strategy adds to it."""
-    rows, screen, task = prepared.data, progress.console, TASKS[recipe.task]
+    rows, screen, metrics = prepared.data, progress.console, TASKS[recipe.task].metrics.for_data(data)
     plan, options = rows.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
     trainer_class = prepared.trainer_class or StrategyTrainer
@@ -228,9 +227,9 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers_of(recipe, screen), *prepared.callbacks],
         sampler=sampler,
-        loss=task.loss,
-        sums=task.sums,
-        measure=partial(task.measure, names=data.label_names),
+        loss=metrics.loss,
+        sums=metrics.sums,
+        measure=metrics.measure,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         say=screen.print,

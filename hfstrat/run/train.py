@@ -87,7 +87,7 @@ def answer_prompts(job: Job) -> list[str]:
         return []
     model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
     with sharded.on_device(model, job.trainer.args.device):
-        return [job.task.answer(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
+        return [job.task.text.predict(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 
 
 def fit(job: Job, before: list[str]) -> float:
@@ -135,7 +135,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     final = output_dir.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
     facts["answers"] = [
-        {"prompt": job.task.prompt_text(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
+        {"prompt": job.task.text.prompt(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
     facts |= {"artefact": str(final), "artefact_bytes": fingerprint.folder_bytes(final), "status": "done"}

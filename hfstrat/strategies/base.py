@@ -109,8 +109,8 @@ class Strategy(ABC, Generic[S]):
         from hfstrat.data.corpus import held_out
 
         task, wanted, tokenizer = TASKS[recipe.task], recipe.evaluation, self.load_tokenizer(recipe)
-        held = held_out(recipe, task.reader)
-        return tokenizer, task.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held)
+        held = held_out(recipe, task.rows.reader)
+        return tokenizer, task.rows.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held)
 
     def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
         """The base model; by default the weights of `model:`."""

@@ -66,7 +66,7 @@ def _check_weights_of(recipe: Recipe, network: bool) -> None:
         config = read_config(model)
         if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
             raise no_model(path)
-        TASKS[recipe.task].check_architecture(str(path), config)
+        TASKS[recipe.task].model.check_architecture(str(path), config)
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
             raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
         check_weights(path)
@@ -91,7 +91,7 @@ def pretrained_shapes(recipe: Recipe, labels: int) -> tuple[Shapes, bool] | None
     config = read_config(recipe.model)
     if config is None or not (shapes := read_shapes(Path(recipe.model.name_or_path).expanduser())):
         return None
-    return TASKS[recipe.task].shapes(shapes, config, labels)
+    return TASKS[recipe.task].model.shapes(shapes, config, labels)
 
 
 def check_adapters(recipe: Recipe) -> None:
@@ -104,8 +104,10 @@ def check_adapters(recipe: Recipe) -> None:
             raise UserError(f"{key}: {file} is not a JSON object; give the folder of a PEFT adapter")
         check_adapter(adapter, key)
         kind, task = read_json(file).get("task_type"), TASKS[recipe.task]
-        if kind != task.peft_type and any(kind == other.peft_type for other in TASKS.values()):
-            raise UserError(f"{key}: {adapter} is an adapter for {kind}; task: {task.name} continues from {task.peft_type}")
+        if kind != task.model.peft_type and any(kind == other.model.peft_type for other in TASKS.values()):
+            raise UserError(
+                f"{key}: {adapter} is an adapter for {kind}; task: {task.name} continues from {task.model.peft_type}"
+            )
 
 
 def quantized_bytes(recipe: Recipe, description: Description) -> int | None:

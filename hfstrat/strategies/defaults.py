@@ -79,7 +79,7 @@ def _partial(about: About) -> dict[str, Any]:
 
 def _head(about: About) -> dict[str, Any]:
     """A head tied to the embeddings cannot be trained alone; for an untied head, `untie` changes nothing."""
-    return {"untie": True} if TASKS[about.task].unit == "token" else {}
+    return {"untie": True} if TASKS[about.task].text.generates else {}
 
 
 def _distill(about: About) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _distill(about: About) -> dict[str, Any]:
     recipes/distill/half_depth.yaml also has `hidden`, which learns more in few steps but needs the teacher during training.
     """
     task = TASKS[about.task]
-    if task.unit != "token" and not about.architecture.endswith(task.architecture):
+    if not task.text.generates and not about.architecture.endswith(task.model.architecture):
         raise UserError(
             f"distill: {about.model} has no head trained for task {about.task}, so it cannot be a teacher; train one first and "
             "give it as --model, or write a recipe with strategy.teacher"

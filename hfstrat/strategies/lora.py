@@ -57,7 +57,7 @@ class Lora(Strategy[section.Lora]):
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
-            task_type=TaskType[base.task.peft_type],
+            task_type=TaskType[base.task.model.peft_type],
             r=self.section.r,
             lora_alpha=self.section.alpha or 2 * self.section.r,
             lora_dropout=self.section.dropout,
@@ -154,7 +154,7 @@ class Lora(Strategy[section.Lora]):
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
         if trainer.args.should_save:
-            base.task.write_config(base, folder)
+            base.task.model.write_config(base, folder)
 
     def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
         module = name.removesuffix(".weight")

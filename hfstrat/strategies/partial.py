@@ -29,7 +29,7 @@ class Partial(Strategy[section.Partial]):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
     def check_task(self, task: Task) -> None:
-        if task.unit != "token" and self.section.head is False:
+        if not task.text.generates and self.section.head is False:
             raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:

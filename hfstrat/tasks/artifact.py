@@ -191,7 +191,7 @@ def _load_adapter(folder: str, dtype: Any, options: dict[str, Any], form: str) -
     from hfstrat.models.load import cast_weights
 
     auto, adapter, keep = _auto_class(options), PeftConfig.from_pretrained(folder), _kept(options)
-    source, special = adapter.base_model_name_or_path, _task(options).load_options(folder)
+    source, special = adapter.base_model_name_or_path, _task(options).model.load_options(folder)
     settings, is_quantized = keep | {"dtype": dtype}, True
     if form == "recorded" and options.get("quantization"):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports its casts at every call
@@ -250,7 +250,7 @@ def _task(options: dict[str, Any]) -> Task:
 def _auto_class(options: dict[str, Any]) -> Any:
     import transformers
 
-    return getattr(transformers, _task(options).auto_class)
+    return getattr(transformers, _task(options).model.auto_class)
 
 
 def _kept(options: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarray]:
     """The measure that runs are compared by is that of the report; and the curve is that of the history."""
-    found, after, quality = row_scores.read(folder), report["result"]["metrics_after"], TASKS[task].quality
+    found, after, quality = row_scores.read(folder), report["result"]["metrics_after"], TASKS[task].metrics.quality
     assert found[quality.above].sum() / found[quality.below].sum() == pytest.approx(after[quality.metric], rel=1e-6)
     assert found["nll"].sum() / found["items"].sum() == pytest.approx(after["loss"], rel=1e-6)
     assert (np.diff(found["row"]) > 0).all()

@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""The commands of the tool, run as a user would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""Runs that are stopped on purpose, and what they leave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder_of(loaded: Any) -> Path:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The process dies in the middle of an optimiser step."""
+    """The process dies in the middle of an optimizer step."""
     from hfstrat.trainer.trainer import StrategyTrainer
 
     original = StrategyTrainer.training_step

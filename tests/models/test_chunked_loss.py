@@ -16,7 +16,7 @@ from torch.nn import functional
 from hfstrat.data.collate import Collator
 from hfstrat.models.chunked_loss import chunk_rows, few_sizes, head_loss, head_scores
 from hfstrat.models.fused_loss import bind_head_loss, unbind_head_loss
-from hfstrat.tasks.losses import causal_lm_loss, causal_lm_sums, sums_by_row
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
 ROWS, WIDTH, VOCABULARY = 10, 6, 23
 VARIANTS: dict[str, dict[str, Any]] = {

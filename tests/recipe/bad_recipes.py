@@ -1211,7 +1211,9 @@ CLASSIFICATION = [
         ["data.format: messages is for task: causal-lm"],
         {EVAL_SIZE: "  format: messages"},
     ),
-    classify("texts that are split", EVAL_SIZE, ["overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}),
+    classify(
+        "texts that are split", EVAL_SIZE, ["overflow: split", "belongs to a complete text"], {EVAL_SIZE: "  overflow: split"}
+    ),
     classify("a template without a chat", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
     classify("loss on turns", EVAL_SIZE, ["data.train_on", "causal-lm"], {EVAL_SIZE: "  train_on: all"}),
     classify(
@@ -1223,7 +1225,7 @@ CLASSIFICATION = [
     classify(
         "an encoder with a decoder",
         MODEL,
-        ["encoder with a decoder", "BERT"],
+        ["an encoder-decoder model", "BERT"],
         files=rows(*LABELS) | config_of("T5ForConditionalGeneration", is_encoder_decoder=True, model_type="t5"),
     ),
     classify(

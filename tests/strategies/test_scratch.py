@@ -109,7 +109,7 @@ def test_a_picked_classifier_has_its_shapes(family: str) -> None:
     assert shapes is not None
     config = {**transformers_source.config_keys(family), **settings, "model_type": family}
     config["architectures"] = [] if family == "bert" else ["ForCausalLM"]
-    found = TASKS["text-classification"].shapes(shapes, config, 5)
+    found = TASKS["text-classification"].model.shapes(shapes, config, 5)
     with torch.device("meta"):
         made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **settings, num_labels=5))
     assert found == ({name: tuple(p.shape) for name, p in made.named_parameters()}, False)
@@ -166,7 +166,7 @@ def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None
     """Every character stands in train or in eval, once, in order."""
     recipe = scratch().recipe
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
 
     def whole(rows: Any) -> str:
         ordered = sorted(range(len(rows)), key=lambda n: rows["row"][n])
@@ -205,7 +205,7 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     from hfstrat.tasks import TASKS
 
     recipe = rows_of(tmp_path)
-    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
+    corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     assert corpus.held_out is not None
     texts = list(corpus.texts())
     assert not {hash_of(text) for text in texts} & set(corpus.held_out.tolist())
@@ -213,7 +213,7 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
         recipe.data,
         strategies.build(recipe.strategy).load_tokenizer(recipe),
         recipe.seed,
-        held_out=held_out(recipe, TASKS[recipe.task].reader),
+        held_out=held_out(recipe, TASKS[recipe.task].rows.reader),
     )
     total = 400
     assert len(set(data.train["row"])) + len(set(data.eval["row"])) == total
@@ -270,7 +270,7 @@ def test_turns_get_a_chat_template(rows: Path, tmp_path: Path) -> None:
     )
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     assert tokenizer.eos_token == "<|im_end|>"
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
     assert data.accounts["train"].template == "chat"
     row = data.train[0]
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -289,7 +289,7 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
 def test_the_unigram_bar_and_bits_per_byte_against_a_slow_count(tmp_path: Path) -> None:
     recipe = rows_of(tmp_path)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
     size = len(tokenizer)
     counts = [1.0] * size
     for labels in data.train["labels"]:

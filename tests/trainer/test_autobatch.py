@@ -42,9 +42,9 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
 
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     base = Base(trained, "", None, [], torch.float32, torch.float32)
-    task = CausalLM()
+    loss, worst_row = CausalLM.metrics.loss, CausalLM.rows.worst_row
     made = autobatch.fit_to_memory(
-        settings, plan, trained, base, collate, DATA, torch.float32, task.loss, task.worst_row, torch.device("cpu"), fits
+        settings, plan, trained, base, collate, DATA, torch.float32, loss, worst_row, torch.device("cpu"), fits
     )
     return made, tried
 

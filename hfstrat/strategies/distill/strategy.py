@@ -233,7 +233,7 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
             f"strategy.student.name: {strategy.student.name} is not for task: {task.name}; shrink a trained classifier, or "
             "name a smaller pretrained model"
         )
-    if task.unit == "token":
+    if task.text.generates:
         return
     form = strategy.cache.form
     for key, is_given, why in (

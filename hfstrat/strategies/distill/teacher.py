@@ -43,7 +43,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
     if section.revision:
         options["revision"] = section.revision
-    auto, how = getattr(transformers, task.auto_class), None
+    auto, how = getattr(transformers, task.model.auto_class), None
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
         if section.quantization is not None:
@@ -58,7 +58,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     except Exception as error:
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
+        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.model.if_missing}")
     if how is not None:
         quantization.settle(model, how, trains_itself=False)
     quantization.steady(model)

@@ -46,7 +46,7 @@ class Head(Strategy[section.Head]):
 
     def check_task(self, task: Task) -> None:
         _check_task(self.section, task)
-        if task.unit != "token" and not (self.section.pooling == "last" and self.section.head == "linear"):
+        if not task.text.generates and not (self.section.pooling == "last" and self.section.head == "linear"):
             from hfstrat.tasks.sentence_transformers import check_installed
 
             check_installed()
@@ -175,7 +175,7 @@ class HeadThen(Strategy[section.Head]):
 
 def _check_task(section: section.Head, task: Task) -> None:
     """Refuse keys of a classifier's head for an LM head, and the other way round."""
-    if task.unit == "token":
+    if task.text.generates:
         of_classifiers = ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then")
         if odd := [key for key in of_classifiers if key in section.model_fields_set]:
             raise UserError(f"strategy.{odd[0]}: the LM head of a causal LM stands on its last layer; remove it")

@@ -155,7 +155,7 @@ class Scratch(Strategy[section.Scratch]):
         shapes = families.shapes_of(family, settings)
         config = {**transformers_source.config_keys(family), **settings, "model_type": family}
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
-        return TASKS[recipe.task].shapes(shapes, config, labels) if shapes else None
+        return TASKS[recipe.task].model.shapes(shapes, config, labels) if shapes else None
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
@@ -222,7 +222,7 @@ class Scratch(Strategy[section.Scratch]):
                 return None
         family = str((stored or {}).get("model_type", "")) or self.section.architecture or "llama"
         key = "strategy.architecture" if stored is None else "model.name_or_path"
-        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.section.config})
+        check_family(family, key, TASKS[recipe.task].model.auto_class, {**(stored or {}), **self.section.config})
         own = families.canonical(family, self.section.config)
         check_keys(family, self.section.config)
         name = families.common_name(family, "vocab_size")

@@ -22,7 +22,7 @@ from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher import check_room, different_words
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
-from hfstrat.tasks.losses import causal_lm_loss
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
 
 def reference(model: Any, teacher: Any, rows: list[dict[str, Any]], mix: Mix) -> tuple[float, dict[str, torch.Tensor]]:

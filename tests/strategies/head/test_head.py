@@ -26,7 +26,7 @@ from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
-from hfstrat.tasks.generation import labels_of
+from hfstrat.tasks.text_classification.text import labels_of
 
 FLOAT = "model.dtype=float32"
 
@@ -135,7 +135,7 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
     assert depth == result["head"]["layer"]
     assert sorted(config["id2label"].values()) == ["cat", "dog", "fish"]
     if isinstance(loaded.recipe.strategy.layer, int):  # with auto nobody knows beforehand how long the body will be
-        made = TASKS["text-classification"].shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
+        made = TASKS["text-classification"].model.shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
         assert made is not None
         footprint = strategies.build(loaded.recipe.strategy).describe(*made).footprint
         assert footprint == (result["trainable_parameters"], result["total_parameters"])
