@@ -51,7 +51,7 @@ RESULT = RESULTS / "classification.json"
 SEEDS, MINUTE, DRAWN = (42, 43, 44), 60, 1000
 KEPT = (
     *("metrics_after", "train_seconds", "total_seconds", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
-    *("artefact_bytes", "steps"),
+    *("artifact_bytes", "steps"),
 )
 
 SETS: dict[str, dict[str, Any]] = {
