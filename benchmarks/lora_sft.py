@@ -91,7 +91,7 @@ def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
     )
     report = run(load_recipe(str(recipe), words))
     assert report is not None
-    return report["result"]["step_seconds"], report["result"]["metrics_after"]["loss"]
+    return report.finished.step_seconds or 0.0, report.finished.metrics_after["loss"]
 
 
 def run_trl(folder: Path, **settings: Any) -> tuple[float, float]:
