@@ -149,7 +149,7 @@ def test_the_command_line_reports_mistakes_without_a_traceback(
     for words, expected in (
         (["a.yaml"], "--budget: missing"),
         (["a.yaml", "--budget", "3"], "--budget: 3: expected"),
-        (["a.yaml", "--budget", "3s", "--timeout", "x"], "--timeout: x: a time"),
+        (["a.yaml", "--budget", "3s", "--timeout", "x"], "--timeout: x: expected a time"),
         (["a.yaml", "seed", "--budget", "3s"], "a.yaml: no such recipe file"),
     ):
         monkeypatch.setattr(sys, "argv", ["hfstrat", "compare", *words])
