@@ -1,4 +1,4 @@
-"""What a result is made of, said so that others understand it: base, data, their licences; a Hub id or a hash, never a path."""
+"""What a result is made of, said so that others understand it: base, data, their licenses; a Hub id or a hash, never a path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Base:
     revision: str | None  # a commit, where it is known
     name: str  # of the folder or file, without where it lies
     sha256: str | None  # over the weights of a local one
-    licence: str | None
+    license: str | None
 
     @property
     def reference(self) -> str:
@@ -40,13 +40,13 @@ def base_of(report: Report) -> Base | None:
     path = Path(source).expanduser()
     if found := _CACHED.search(str(path.absolute())):
         owner, name, commit = found.groups()
-        return Base(f"{owner}/{name}" if name else owner, commit, name or owner, None, licence_beside(path))
+        return Base(f"{owner}/{name}" if name else owner, commit, name or owner, None, license_beside(path))
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        return Base("", None, path.name, known, licence_beside(path))
+        return Base("", None, path.name, known, license_beside(path))
     if _is_local(source, known):
         return Base("", None, path.name, known, None)
     commit = known if known and re.fullmatch(r"[0-9a-f]{40}", known) else model.revision
-    return Base(source, commit, source.split("/")[-1], None, licence_cached(source, "model"))
+    return Base(source, commit, source.split("/")[-1], None, license_cached(source, "model"))
 
 
 def _is_local(source: str, known: str | None) -> bool:
@@ -54,12 +54,12 @@ def _is_local(source: str, known: str | None) -> bool:
     return known is not None and len(known) == 64
 
 
-def data_licence(source: str) -> str | None:
-    """The licence of a data source, where its own card says it."""
+def data_license(source: str) -> str | None:
+    """The license of a data source, where its own card says it."""
     path = Path(source).expanduser()
     if path.exists():
-        return licence_beside(path)
-    return licence_cached(source, "dataset") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) else None
+        return license_beside(path)
+    return license_cached(source, "dataset") if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) else None
 
 
 def is_hub_data(source: str) -> bool:
@@ -67,24 +67,24 @@ def is_hub_data(source: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).expanduser().exists() and not Path(source).suffix
 
 
-def licence_beside(path: Path) -> str | None:
+def license_beside(path: Path) -> str | None:
     """What the card in a folder (or beside a file) says."""
-    return _licence(path / "README.md" if path.is_dir() else path.parent / "README.md")
+    return _license(path / "README.md" if path.is_dir() else path.parent / "README.md")
 
 
-def licence_cached(source: str, kind: str) -> str | None:
+def license_cached(source: str, kind: str) -> str | None:
     """What the card says that the Hub cache holds of a repository."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source, "README.md", repo_type=kind)
-    return _licence(Path(found)) if isinstance(found, str) else None
+    return _license(Path(found)) if isinstance(found, str) else None
 
 
-def _licence(card: Path) -> str | None:
+def _license(card: Path) -> str | None:
     try:
         found = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
         data = yaml.safe_load(found.group(1)) if found else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    licence = data.get("license") if isinstance(data, dict) else None
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else (str(licence) if licence else None)
+    license = data.get("license") if isinstance(data, dict) else None
+    return ", ".join(map(str, license)) if isinstance(license, list) else (str(license) if license else None)
