@@ -113,7 +113,7 @@ def test_a_gguf_says_what_the_model_says(
 @pytest.mark.parametrize(
     ("family", "name", "form", "words"),
     [
-        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not what this writes"),
+        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not supported"),
         ("llama", "x", "gguf", "ends in .gguf"),
         ("llama", "x", "mlx", "expected one of safetensors, gguf, onnx"),
         ("llama", ".", "safetensors", "is in use"),

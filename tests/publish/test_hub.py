@@ -80,7 +80,7 @@ def test_a_name_alone_is_the_users_own(server: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"repo": "others/x"}, "me cannot make it: expected one of me/..., ours/..."),
+        ({"repo": "others/x"}, "me cannot create it: expected one of me/..., ours/..."),
         ({"repo": "others/there"}, "this token may not write there"),
         ({"repo": "me/public"}, "me/public is public, but hub.private is true"),
         ({"repo": "no good/name"}, "expected owner/name"),
