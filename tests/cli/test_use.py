@@ -87,7 +87,7 @@ def test_merge_writes_an_ordinary_16_bit_model(trained: Path, tmp_path: Path, ca
     del base
     with pytest.raises(UserError, match="is in use"):
         publish_merge.merge(str(trained), tmp_path / "merged")
-    with pytest.raises(UserError, match="a whole model already"):
+    with pytest.raises(UserError, match="a complete model already"):
         publish_merge.merge(str(tmp_path / "merged"), tmp_path / "again")
 
 
