@@ -282,7 +282,7 @@ def whole_runs() -> list[dict[str, Any]]:
         case, entries = file.parents[1], json.loads(file.read_text())["entries"]
         measured = {entry["label"]: entry.get("peak_memory_bytes") for entry in entries}
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}
-        for label, said in advisor_recipes.of({label: recipes[label] for label, peak in measured.items() if peak}).items():
+        for label, said in advisor_recipes.predict({label: recipes[label] for label, peak in measured.items() if peak}).items():
             above, peak = said["memory_bytes"] - imports(True), measured[label] - imports(True)
             name = f"{case.name} {label}"
             found.append({"name": name, "measured": peak, "predicted": above, "error": above / peak - 1, "phase": "-"})

@@ -23,6 +23,7 @@ from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
+from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
@@ -97,13 +98,13 @@ def full_path(name: str) -> str:
 NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after training: the result is verified then
 
 
-def of(recipes: dict[str, Loaded]) -> dict[str, dict[str, Any]]:
+def predict(recipes: dict[str, Loaded]) -> dict[str, Prediction]:
     """By the recipe's name: `memory_bytes` (peak of the process) and `seconds` (until the weights are trained), each with a
     `_band` of low and high where it was validated; `rank` among these recipes, `verdict`, the reasons, and their `source`.
 
     What cannot be told is left out.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Prediction] = {}
     points: dict[str, float] = {}
     for name, loaded in recipes.items():
         with contextlib.suppress(UserError):
@@ -113,7 +114,7 @@ def of(recipes: dict[str, Loaded]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
+def _one(recipe: Recipe) -> tuple[Prediction, float]:
     """Raises UserError where nobody can tell."""
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
@@ -122,8 +123,8 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
     assert candidate.model is not None
     assert candidate.learning is not None
     shape = shape_of_recipe(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
-    prediction = memory.predict(candidate.model, candidate.learning, shape)
-    advice = Advice(candidate.name, candidate, Fit("fits", "", prediction, shape, {}))
+    peak = memory.predict(candidate.model, candidate.learning, shape)
+    advice = Advice(candidate.name, candidate, Fit("fits", "", peak, shape, {}))
     epochs = (
         recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
     )
@@ -137,9 +138,10 @@ def _one(recipe: Recipe) -> tuple[dict[str, Any], float]:
         each = load.training * survey.mean_length * recipe.training.global_batch_size
         advice.steps = limit * situation.rate.value / each
     advice.score = rules.score(verdict.facts_of(situation, advice, {}, {}), advice.name)
-    said: dict[str, Any] = {"memory_bytes": prediction.total + imports(device.is_cpu), "seconds": took}
+    said: Prediction = {"memory_bytes": peak.total + imports(device.is_cpu), "seconds": took}
     if (band := memory.memory_band()) is not None and device.is_cpu:
-        said["memory_band"] = tuple(said["memory_bytes"] + sign * band.worst * prediction.total for sign in (-1, 1))
+        reach = band.worst * peak.total
+        said["memory_band"] = (said["memory_bytes"] - reach, said["memory_bytes"] + reach)
     if situation.rate.band is not None:
         said["seconds_band"] = (took / (1 + situation.rate.band), took * (1 + situation.rate.band))
     if reasons := advice.score.reasons():

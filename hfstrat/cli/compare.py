@@ -27,6 +27,7 @@ def compare(
     Raises:
         UserError: an option that says nothing readable.
     """
+    from hfstrat.advisor import recipes as advisor_recipes
     from hfstrat.comparison import compare as comparison_compare
     from hfstrat.comparison.entries import Asked
 
@@ -42,4 +43,4 @@ def compare(
     recipes = [word for word in words if word not in overrides]
     spent = budgets.parse(budget)
     asked = Asked(recipes, overrides, model, data, strategies, task, spent, seeds, output, evaluate, limit, retry)
-    return comparison_compare.compare(asked)
+    return comparison_compare.compare(asked, advisor_recipes.predict)

@@ -13,13 +13,14 @@ from hfstrat import __version__, errors
 from hfstrat.comparison import entries as comparison_entries
 from hfstrat.comparison import page, results, runs, survey
 from hfstrat.comparison.entries import Asked, Line, line_up
-from hfstrat.comparison.results import Prediction
+from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.comparison.survey import Rows
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import load_recipe
+from hfstrat.strategies.defaults import Prediction
 
 LOCK = ".hfstrat.compare.lock"  # also what tells a comparison's folder from any other
 DATA, PAGE, ROWS = "comparison.json", "report.html", "before.json"
@@ -27,8 +28,12 @@ BESIDE = (600.0, 3.0)  # of a budget of time a run may take so many seconds more
 OF_REPORT = ("python", "platform", "libraries", "processor", "threads", "gpus")
 
 
-def compare(asked: Asked) -> int:
+def compare(asked: Asked, predict: Predict) -> int:
     """Carry out a comparison; returns the exit code: 0 also where single runs failed, which stand in the table as that.
+
+    Args:
+        asked: the recipes and options.
+        predict: what a run will need, before it is measured; must be quick and import no torch.
 
     Raises:
         UserError: a mistake, before anything is written or run.
@@ -49,7 +54,7 @@ def compare(asked: Asked) -> int:
         rows = survey.take(line, asked.budget, asked.seeds)
     planned = with_steps(asked, line, planned, rows)
     endings = dict(zip(planned, endings.values(), strict=True))
-    said = foretold(asked, line, planned)
+    said = foretold(asked, line, planned, predict)
     lock = claim(asked.output, line, planned, rows, said)
     whole = Comparison(asked, line, rows, said, endings)
     screen.begin(whole.table(), rows)
@@ -142,14 +147,14 @@ def with_steps(asked: Asked, line: Line, planned: list[Run], rows: dict[str, Row
     return found
 
 
-def foretold(asked: Asked, line: Line, planned: list[Run]) -> dict[str, Prediction]:
+def foretold(asked: Asked, line: Line, planned: list[Run], predict: Predict) -> dict[str, Prediction]:
     """What is predicted of each recipe with the first seed; what was said before a run is kept, as afterwards it is known."""
     first, stored = planned[: len(line.entries)], read_json(asked.output / ROWS).get("predicted", {})
     kept = {run.label: stored[run.identity] for run in first if stored.get(run.identity)}
     if len(kept) == len(first):
         return kept
     texts = {entry.label: entry.text for entry in line.entries}
-    said = results.of({run.label: load_recipe(run.source, run.words, texts[run.label]) for run in first})
+    said = predict({run.label: load_recipe(run.source, run.words, texts[run.label]) for run in first})
     return {**said, **kept}
 
 

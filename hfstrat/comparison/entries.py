@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import __version__
-from hfstrat.cli.check import leaves
 from hfstrat.comparison import proposals
 from hfstrat.data import cache, sources
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
+from hfstrat.recipe.changes import flat
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
@@ -319,6 +319,6 @@ def _differences(ours: Loaded, theirs: Loaded) -> Iterable[tuple[str, Any, Any]]
 def _of_rows(loaded: Loaded) -> dict[str, Any]:
     """What decides which rows are trained on and evaluated, and as what."""
     recipe = loaded.recipe
-    data = {".".join(("data", *path)): value for path, value in leaves(recipe.data.model_dump())}
+    data = flat(recipe.data.model_dump(), "data")
     data.pop("data.eval_seed", None)  # the first one's is everybody's
     return {"task": recipe.task, "evaluation.max_rows": recipe.evaluation.max_rows, **data}

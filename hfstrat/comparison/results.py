@@ -1,15 +1,15 @@
 """What can be said of qualities measured with several seeds on the same rows. Numpy only.
 
-What the adviser says of a recipe, to stand beside what was measured. `of` is the one place where it is asked.
+What the advisor predicts for a recipe, shown next to what was measured.
 
 What the runs of a comparison came to: one dict that comparison.json, the table and the page are made of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hfstrat.comparison.survey import Rows
 from hfstrat.evaluation import rows as evaluation_rows
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults
+from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
 
@@ -126,32 +127,8 @@ def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set
     }
 
 
-class Prediction(TypedDict, total=False):
-    """Each of it may be left out; an empty cell is shown then.
-
-    memory_bytes, memory_band: peak of the process as report.json has it, and [low, high].
-    seconds, seconds_band: from the start to trained weights (setup_seconds + train_seconds of report.json), and [low, high].
-    rank: place among the strategies compared, from 1.
-    verdict, source: the reasons, and where they are from.
-    """
-
-    memory_bytes: float
-    memory_band: tuple[float, float]
-    seconds: float
-    seconds_band: tuple[float, float]
-    rank: int
-    verdict: str
-    source: str
-
-
-def of(recipes: dict[str, Loaded]) -> dict[str, Prediction]:
-    """What was predicted of each recipe (with its budget), by its name, before the first run; nothing where nobody can tell.
-
-    It has to be quick, and must not import torch.
-    """
-    from hfstrat.advisor import recipes as advisor_recipes
-
-    return advisor_recipes.of(recipes)  # type: ignore[return-value]
+Predict = Callable[[dict[str, Loaded]], Mapping[str, Prediction]]
+"""The predictions for loaded recipes (with their budget), by name; a recipe that cannot be predicted is left out."""
 
 
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # where tokenizers differ, losses are of other tokens

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,14 +49,16 @@ class Corpus:
         return any(isinstance(reading, Reading) and reading.kind != "text" for _, reading in map(Origin.read, self.origins))
 
 
-def open_corpus(recipe: Recipe) -> Corpus:
-    """The corpus of a recipe; where rows of train are to be held out, it is decided here which."""
-    from hfstrat.tasks import TASKS
+def open_corpus(recipe: Recipe, reader: Callable[..., Any]) -> Corpus:
+    """The corpus of a recipe; where rows of train are to be held out, it is decided here which.
 
+    Args:
+        reader: how the task reads rows, from the first of them (`Origin.told`).
+    """
     data, size, limit = recipe.data, recipe.data.eval_size, recipe.evaluation.max_rows
     origins = [Origin.of(source, data, "data.train") for source in data.train]
     for origin in origins:
-        origin.told = TASKS[recipe.task].reader
+        origin.told = reader
     if data.eval or data.eval_split:
         return Corpus(origins, None)
     if data.documents == "files":

@@ -16,8 +16,6 @@ from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hfstrat.data.collate import rounded
-
 CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
 CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
 BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second cache
@@ -210,7 +208,10 @@ def few_sizes(rows: int, chunk: int, device: torch.device) -> int:
     On a CPU oneDNN compiles three kernels for each number of rows, nearly every step has another one, and a thousand of them
     that are kept took as much memory as a small model.
     """
-    return min(chunk, rounded(rows, ROW_MULTIPLE) if device.type == "cpu" else rows)
+    if device.type != "cpu":
+        return min(chunk, rows)
+    step = max(ROW_MULTIPLE, 1 << max(0, (rows - 1).bit_length() - 4))  # the widths of batches, as in data.collate.rounded
+    return min(chunk, -(-rows // step) * step)
 
 
 def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
-from hfstrat.tasks.base import Task
-from hfstrat.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +65,7 @@ class Base:
     initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
     beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
-    task: Task = field(default_factory=CausalLM)
+    task: Any = None  # of `hfstrat.tasks`, set by what loads it
     prepared: Any = None  # what a strategy made of the data before the model is built
     new_head: bool = False  # its weights are random
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head

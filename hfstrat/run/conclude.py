@@ -34,10 +34,9 @@ def _measure(job: Job) -> Report | None:
     step, best = trainer.state.global_step, trainer.best_step()
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
-    in_pieces = job.outline is not None
-    if in_pieces:  # measured while they are: no device may have room for the whole
+    if in_pieces := job.outline is not None:  # measured while they are: no device may have room for the whole
         last = last if current else trainer.evaluate()
-        sharded.bring_together(job)
+        sharded.bring_together(trainer, job.outline, job.base)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once

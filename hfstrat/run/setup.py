@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,7 +98,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    args = arguments.training_arguments(recipe, plan, dtype, recipe.evaluation.before and checkpoint is None)
+    before, quality = recipe.evaluation.before and checkpoint is None, task.quality
+    args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
     sharded.load_whole()
@@ -154,7 +156,7 @@ def decide_batches(
         base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    plan = feed.plan
+    plan, task = feed.plan, TASKS[recipe.task]
     if is_sharded():
         sharded.remark(base)
     elif args.device.type == "cuda":
@@ -162,7 +164,9 @@ def decide_batches(
         shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
         if not stored and hasattr(feed.collate, "multiple"):  # else rows are features already
-            plan = autobatch.fit_to_memory(recipe.training, plan, trained, base, feed.collate, data, feed.dtype)
+            plan = autobatch.fit_to_memory(
+                recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
+            )
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
         shown = [base.model, *(recipe.strategy.asked(base) if getattr(feed.collate, "selects_rows", False) else [])]
@@ -185,7 +189,7 @@ def build_trainer(
     sampler: Any,
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
-    plan, screen = feed.plan, progress.console
+    plan, screen, task = feed.plan, progress.console, TASKS[recipe.task]
     return recipe.strategy.build_trainer(
         model=trained,
         args=args,
@@ -195,8 +199,9 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe), *trackers_of(recipe, screen)],
         sampler=sampler,
-        task=TASKS[recipe.task],
-        names=data.label_names,
+        loss=task.loss,
+        sums=task.sums,
+        measure=partial(task.measure, names=data.label_names),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=recipe.training.save_total_limit,
         say=screen.print,

@@ -8,7 +8,7 @@ The factors of the choice, one text for each strategy: what advice and compariso
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from hfstrat.errors import UserError
 from hfstrat.tasks import TASKS
@@ -144,3 +144,21 @@ FACTORS = {
 def of(strategy: str) -> Factors:
     """The factors of a strategy; empty texts of one that is not described yet."""
     return FACTORS.get(strategy, Factors("", "", "", ""))
+
+
+class Prediction(TypedDict, total=False):
+    """What is expected of a run before it starts; any key may be missing.
+
+    memory_bytes, memory_band: peak memory of the process as report.json has it, and (low, high).
+    seconds, seconds_band: from the start to trained weights (setup_seconds + train_seconds of report.json), and (low, high).
+    rank: place among the recipes compared, from 1.
+    verdict, source: the reasons, and the sources of the reasons.
+    """
+
+    memory_bytes: float
+    memory_band: tuple[float, float]
+    seconds: float
+    seconds_band: tuple[float, float]
+    rank: int
+    verdict: str
+    source: str

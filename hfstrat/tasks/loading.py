@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import Prepared
     from hfstrat.models.quantization import Learns
-    from hfstrat.recipe.schema import Model
+    from hfstrat.recipe.schema import Model, Recipe
 
 
 def load_base(
@@ -68,6 +68,23 @@ def load_base(
         base.say(base.quantized.pop("line"))
     if replaced:
         base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
+    task.adapt(base, tokenizer)
+    return base
+
+
+def random_base(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, family: str, settings: dict[str, Any], task: Task, data: Prepared | None
+) -> Base:
+    """A model of this family for the task, with random weights and what the task adds to its config.
+
+    Raises:
+        UserError: transformers refuses the config.
+    """
+    from hfstrat.models.random import build
+
+    settings = {**settings, **task.config_options(data, tokenizer)}
+    base = build.of_config(recipe, tokenizer, family, settings, task.auto_class)
+    base.task, base.head_modules = task, task.new_weights(base.model, [])[0]
     task.adapt(base, tokenizer)
     return base
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfstrat.errors import UserError
 
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hfstrat.strategies.head.head_model import HeadModel
+
+class PooledClassifier(Protocol):
+    """What is saved: a body, the pooling of its hidden states, and a head of linear layers."""
+
+    body: Any
+    head: nn.Sequential
+    pooling: str
+    config: Any
+
 
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
 
@@ -31,7 +39,9 @@ def is_one(folder: str | Path) -> bool:
     return (Path(folder) / "modules.json").is_file()
 
 
-def save(model: HeadModel, tokenizer: Any, folder: Path, labels: dict[str, Any], max_length: int, dtype: torch.dtype) -> None:
+def save(
+    model: PooledClassifier, tokenizer: Any, folder: Path, labels: dict[str, Any], max_length: int, dtype: torch.dtype
+) -> None:
     """Write Transformer + Pooling + Dense, with the body's weights in `dtype` on the disk and the head's in float32.
 
     The config says float32, so whoever loads it computes in float32; in the body's own 16 bits the head would be rounded.

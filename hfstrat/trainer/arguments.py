@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, evaluate_first: bool) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, evaluate_first: bool, metric: str, higher_is_better: bool
+) -> TrainingArguments:
     """The arguments of a run. Building them starts the process group, so they come before the model.
+
+    Args:
+        metric: chooses the best weights; an overfit classifier's loss rises while its accuracy may still improve.
+        higher_is_better: whether a higher value of that metric is better.
 
     Raises:
         UserError: TrainingArguments refuses something that was passed on through `training.extra`.
@@ -23,10 +29,9 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
     import torch
     from transformers import TrainingArguments
 
-    from hfstrat.tasks import TASKS
     from hfstrat.trainer.distributed import backend, on_cpu
 
-    training, quality = recipe.training, TASKS[recipe.task].quality
+    training = recipe.training
     settings = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -52,8 +57,8 @@ def training_arguments(recipe: Recipe, plan: Plan, compute_dtype: torch.dtype, e
         "save_strategy": "steps",
         "save_steps": plan.save_every,
         "load_best_model_at_end": training.load_best_model_at_end,
-        "metric_for_best_model": quality.metric,  # an overfit classifier's loss rises, and yet it may be right more often
-        "greater_is_better": quality.higher_is_better,
+        "metric_for_best_model": metric,
+        "greater_is_better": higher_is_better,
         # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
         "activation_checkpointing": False,
         "remove_unused_columns": False,  # the collator takes what it needs

@@ -71,6 +71,8 @@ def fit_to_memory(
     collate: Any,
     data: Prepared,
     dtype: torch.dtype,
+    loss: Callable[..., torch.Tensor],
+    worst_row: Callable[[Prepared, int], dict[str, Any]],
     device: torch.device | None = None,
     fits: Fits = fits_on_gpu,
 ) -> Plan:
@@ -80,6 +82,10 @@ def fit_to_memory(
     the gradient buckets of a distributed run) stood in for by tensors of their size. Activations are recomputed if
     `activation_checkpointing` is auto and not one row fits otherwise. Of several processes the one with least room decides.
 
+    Args:
+        loss: of a micro-batch, from outputs and labels.
+        worst_row: an example of a given length that costs as much as any.
+
     Raises:
         UserError: not even one row fits.
     """
@@ -88,8 +94,8 @@ def fit_to_memory(
     longest, longest_eval = int(data.lengths.max()), int(data.eval_lengths.max())
     if training.per_device_train_batch_size == "auto":
         share = plan.global_batch_size // plan.processes
-        row = base.task.worst_row(data, longest)
-        step = worst_step(trained, collate, row, base.task.loss, dtype, device, plan.processes > 1)
+        row = worst_row(data, longest)
+        step = worst_step(trained, collate, row, loss, dtype, device, plan.processes > 1)
         micro = _largest(share, fits(step))
         if micro == 0 and training.activation_checkpointing == "auto":
             checkpoint_activations(base.model, True)
@@ -101,7 +107,7 @@ def fit_to_memory(
         plan = replace(plan, micro_batch=micro)
     if training.per_device_eval_batch_size == "auto":
         wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
-        evaluation = evaluation_pass(trained, collate, base.task.worst_row(data, longest_eval), dtype, device)
+        evaluation = evaluation_pass(trained, collate, worst_row(data, longest_eval), dtype, device)
         while wanted > 1 and not fits(evaluation)(wanted):
             wanted //= 2
         plan = replace(plan, eval_batch=_least(wanted, plan, device))

@@ -18,7 +18,6 @@ from hfstrat.trainer import distributed
 
 if TYPE_CHECKING:
     from hfstrat.models.load import Base
-    from hfstrat.run.setup import Job
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -38,17 +37,15 @@ def outline(model: nn.Module) -> nn.Module | None:
     return copy.deepcopy(model, empty)
 
 
-def bring_together(job: Job) -> None:
-    """Give each process the whole trained model, and let go of the pieces; all of them call it."""
-    assert job.outline is not None
-    trainer, whole = job.trainer, job.outline
+def bring_together(trainer: StrategyTrainer, whole: nn.Module, base: Base) -> None:
+    """Give each process the complete trained model in `whole`, its outline, and release the shards; a collective operation."""
     pieces = trainer.accelerator.unwrap_model(trainer.model)
     fill(whole, pieces)
     for name, buffer in pieces.named_buffers():
         parent, _, leaf = name.rpartition(".")
         whole.get_submodule(parent)._buffers[leaf] = buffer.detach().cpu()
-    name = next(name for name, module in pieces.named_modules() if module is job.base.model)
-    job.base.model = whole.get_submodule(name)  # type: ignore[assignment]
+    name = next(name for name, module in pieces.named_modules() if module is base.model)
+    base.model = whole.get_submodule(name)  # type: ignore[assignment]
     trainer.model = trainer.model_wrapped = whole
     trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # from here on it is like any other
     trainer.deepspeed = None

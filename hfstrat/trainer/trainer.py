@@ -15,11 +15,12 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from hfstrat import errors
-from hfstrat.tasks.base import Task
-from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer import checkpoints, distributed, sharded
 from hfstrat.trainer.callbacks import Clock
 from hfstrat.trainer.resumable import Resumable
+
+Sums = tuple[np.ndarray, ...]
+"""What an evaluation keeps of each example: arrays whose first dimension is the examples."""
 
 VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
 
@@ -33,8 +34,9 @@ class StrategyTrainer(Resumable, Trainer):
         keep: complete checkpoints to keep.
         state: what a checkpoint's marker holds beside sizes and hashes (the recipe, the chosen micro-batch).
         rate_of: the share of the learning rate that a parameter gets, by its name; by default all get the whole of it.
-        task: whose loss is minimised and whose metrics are measured.
-        names: of the labels, where the task has some.
+        loss: from outputs, labels and the items of the optimizer step to the loss of a micro-batch.
+        sums: from the model and a batch to what an evaluation keeps of each example, a tuple of tensors.
+        measure: from the sums of all examples to metrics, which include `loss`, and details for the report.
         say: shows a line to the user.
 
     `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row; the one before training
@@ -49,16 +51,17 @@ class StrategyTrainer(Resumable, Trainer):
         keep: int = 2,
         state: dict[str, Any] | None = None,
         rate_of: Callable[[str], float] | None = None,
-        task: Task | None = None,
-        names: tuple[str, ...] = (),
+        loss: Callable[..., torch.Tensor],
+        sums: Callable[[Any, dict[str, Any]], tuple[torch.Tensor, ...]],
+        measure: Callable[[Sums], tuple[dict[str, float], dict[str, Any]]],
         say: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
-        self.task, self.names = task or CausalLM(), names
+        self.loss, self.sums_of, self.measure = loss, sums, measure
         self.details: dict[str, Any] | None = None
-        self.sums: tuple[np.ndarray, ...] | None = None
-        self.at_first: Callable[[tuple[np.ndarray, ...]], None] | None = None
-        kwargs.setdefault("compute_loss_func", self.task.loss)
+        self.sums: Sums | None = None
+        self.at_first: Callable[[Sums], None] | None = None
+        kwargs.setdefault("compute_loss_func", loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
         sharded.reduce_in_float32(self)
@@ -125,7 +128,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.stop_evaluating_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = self.task.sums(model, inputs)
+            sums = self.sums_of(model, inputs)
         return None, sums if len(sums) > 1 else sums[0], sums[0]
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -134,7 +137,7 @@ class StrategyTrainer(Resumable, Trainer):
         if self.state.global_step == 0 and self.at_first is not None:
             self.at_first(self.sums)
             self.at_first = None
-        metrics, self.details = self.task.measure(self.sums, self.names)
+        metrics, self.details = self.measure(self.sums)
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

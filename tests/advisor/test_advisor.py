@@ -386,7 +386,7 @@ def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any], monkey
 
     monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)  # in 16 bits kernels of adapters outweigh a tiny model
     small, large = recipe("training.max_steps=3"), recipe("training.max_steps=300", "strategy={name: full}")
-    found = recipes.of({"small": small, "large": large})
+    found = recipes.predict({"small": small, "large": large})
     assert found["small"]["memory_bytes"] < found["large"]["memory_bytes"]
     assert found["small"]["seconds"] < found["large"]["seconds"]
     assert sorted(one["rank"] for one in found.values()) == [1, 2]

@@ -20,7 +20,6 @@ from rich.console import Console
 from hfstrat import errors
 from hfstrat.cli import main
 from hfstrat.comparison import compare, entries, survey
-from hfstrat.comparison import screen as comparison_screen
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
@@ -134,7 +133,7 @@ def test_a_mistake_is_a_sentence_and_nothing_is_written(
     given = {key: real.get(value, value) if isinstance(value, str) else value for key, value in given.items()}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=re.escape(says)):
-        compare.compare(asked(Path(given.pop("output", "out")), **given))
+        compare.compare(asked(Path(given.pop("output", "out")), **given), played.predict)
     assert sorted(tmp_path.rglob("*")) == before
     assert not played.ran
 
@@ -281,7 +280,7 @@ def test_what_fails_stays_in_the_table(played: Played, write: Any, tmp_path: Pat
 def test_nothing_at_all_is_an_error(played: Played, write: Any, tmp_path: Path) -> None:
     played.endings = {"a": ("crashed", "it ended with code 1")}
     with pytest.raises(RunError, match=r"no run came to its end; the first: crashed: it ended with code 1"):
-        compare.compare(asked(tmp_path / "out", recipes=[write("a.yaml")]))
+        compare.compare(asked(tmp_path / "out", recipes=[write("a.yaml")]), played.predict)
     assert played.read(tmp_path / "out")["best"] is None
 
 
@@ -293,7 +292,7 @@ def test_an_interruption_goes_on(played: Played, write: Any, tmp_path: Path) -> 
     played.endings = {("lora", 43): interrupt}
     given = asked(tmp_path / "out", recipes=files)
     with pytest.raises(RunError, match="interrupted; 2 of 4 runs have ended and are kept") as ended:
-        compare.compare(given)
+        compare.compare(given, played.predict)
     assert ended.value.code == errors.INTERRUPTED
     assert [run["status"] for run in played.read(given.output)["entries"][0]["runs"]] == ["done", "waiting"]
     played.ran.clear()
@@ -304,9 +303,9 @@ def test_an_interruption_goes_on(played: Played, write: Any, tmp_path: Path) -> 
 
 def test_two_comparisons_share_no_folder(played: Played, write: Any, tmp_path: Path) -> None:
     given = asked(tmp_path / "out", recipes=[write("a.yaml")], seeds=1)
-    played.endings = {"a": lambda: compare.compare(given) and None}
+    played.endings = {"a": lambda: compare.compare(given, played.predict) and None}
     with pytest.raises(UserError, match="in use by a comparison that is going on"):
-        compare.compare(given)
+        compare.compare(given, played.predict)
 
 
 def test_made_recipes_are_left_to_be_changed(played: Played, tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -363,9 +362,7 @@ def test_a_terminal_shows_a_table_that_lives(
 ) -> None:
     """Every run with how it stands, the last words of the one that is going on, and the time that is left."""
     said = io.StringIO()
-    monkeypatch.setattr(
-        comparison_screen, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40))
-    )
+    monkeypatch.setattr(compare, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40)))
     played.endings = {"full": ("out-of-memory", "killed")}
     played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")]))
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said.getvalue())
@@ -432,11 +429,11 @@ def test_the_summary_judges_the_adviser(
     played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whether its first choice was the best, and how often what was measured lies where it said."""
-    from hfstrat.comparison import results, sheet
+    from hfstrat.comparison import sheet
 
     band = {"seconds": 90.0, "seconds_band": (80.0, 90.0), "memory_bytes": 1.0, "memory_band": (0.0, 2.0), "source": "[1]"}
     told: dict[str, Any] = {"lora": {**band, "rank": 1}, "full": {**band, "rank": 2}}
-    monkeypatch.setattr(results, "of", lambda recipes: told)
+    played.predict = lambda recipes: told
     files = [write("lora.yaml"), write("full.yaml", "full")]
     found = played.compare(asked(tmp_path / "out", recipes=files))
     said = sheet.summary(found)
@@ -480,12 +477,12 @@ def test_the_time_left_is_told_by_predictions_and_how_wrong_they_were() -> None:
 
 
 def test_what_was_predicted_stands_beside(played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfstrat.comparison import results, sheet
+    from hfstrat.comparison import sheet
 
     told: dict[str, Any] = {
         "lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and is known to do well"}
     }
-    monkeypatch.setattr(results, "of", lambda recipes: told if set(recipes) == {"lora", "full"} else {})
+    played.predict = lambda recipes: told if set(recipes) == {"lora", "full"} else {}
     found = played.compare(asked(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     lines = [line.cells for line in sheet.sheet(found) if line.group == "predicted"]
     assert lines[0] == ["70 s (60 s to 80 s), missed by 23 %", "–"]

@@ -115,7 +115,7 @@ def test_no_run_outlives_a_comparison_that_was_killed(tmp_path: Path) -> None:
     parent = f"""
 import os, sys
 from pathlib import Path
-from hfstrat import launch
+from hfstrat.run import launch
 from hfstrat.comparison.runs import Run, carry_out
 launch.plan_launch = lambda *_: launch.Launch([sys.executable, "-c", {child!r}, {str(mark)!r}], dict(os.environ), 1)
 carry_out(Run("a", 1, "a.yaml", (), Path({str(tmp_path / "a")!r}), "x"), None, lambda: None)

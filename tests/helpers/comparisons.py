@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hfstrat.advisor import recipes as advisor_recipes
 from hfstrat.comparison import compare as comparison_compare
 from hfstrat.comparison import runs, survey
 from hfstrat.comparison.entries import Asked, parse
+from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import Rows
 from hfstrat.evaluation import rows
@@ -84,6 +86,7 @@ class Played:
         self.classes, self.looked = classes, 0
         self.skills = {"head": 0.3, "partial": 0.6, "lora": 0.8, "full": 0.9, "distill": 0.5, "scratch": 0.05}
         self.rows = rows_of()
+        self.predict: Predict = advisor_recipes.predict
         monkeypatch.setattr(runs, "carry_out", self.carry_out)
         monkeypatch.setattr(survey, "take", self.take)
 
@@ -108,8 +111,8 @@ class Played:
         return ending
 
     def compare(self, given: Asked) -> dict[str, Any]:
-        """Carry it out; gives comparison.json."""
-        comparison_compare.compare(given)
+        """Run the comparison; returns comparison.json."""
+        comparison_compare.compare(given, self.predict)
         return self.read(given.output)
 
     @staticmethod

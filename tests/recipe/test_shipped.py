@@ -27,7 +27,7 @@ def test_recipes_load_and_build_their_arguments(name: str, tmp_path: Path) -> No
     assert len(file.read_text().splitlines()) <= 40
     recipe = load_recipe(str(file), [f"output_dir={tmp_path}"]).recipe
     plan = make_plan(recipe.training, [100] * 2000, [100] * 50, processes=1)
-    args = training_arguments(recipe, plan, torch.bfloat16, evaluate_first=True)
+    args = training_arguments(recipe, plan, torch.bfloat16, evaluate_first=True, metric="loss", higher_is_better=False)
     assert args.learning_rate == recipe.training.learning_rate
     assert args.max_steps == plan.steps
 

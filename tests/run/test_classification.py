@@ -248,7 +248,7 @@ def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
     """The rows that a new tokenizer never saw are those of the evaluation."""
     new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
-    corpus = open_corpus(recipe)
+    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
     tokenizer = recipe.strategy.load_tokenizer(recipe)
     data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
     rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]

@@ -207,9 +207,10 @@ def rows_of(tmp_path: Path, **data: Any) -> Recipe:
 def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     """Other words in the held-out rows change nothing, other words in the training rows do."""
     from hfstrat.data.corpus import open_corpus
+    from hfstrat.tasks import TASKS
 
     recipe = rows_of(tmp_path)
-    corpus = open_corpus(recipe)
+    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
     assert corpus.held_out is not None
     texts = list(corpus.texts())
     assert not {hash_of(text) for text in texts} & set(corpus.held_out.tolist())

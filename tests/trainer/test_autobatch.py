@@ -17,6 +17,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import blocks, fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Training
+from hfstrat.tasks import CausalLM
 from hfstrat.trainer import autobatch
 from hfstrat.trainer.plan import Plan, make_plan
 
@@ -41,7 +42,10 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
 
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     base = Base(trained, "", None, [], torch.float32, torch.float32)
-    made = autobatch.fit_to_memory(settings, plan, trained, base, collate, DATA, torch.float32, torch.device("cpu"), fits)
+    task = CausalLM()
+    made = autobatch.fit_to_memory(
+        settings, plan, trained, base, collate, DATA, torch.float32, task.loss, task.worst_row, torch.device("cpu"), fits
+    )
     return made, tried
 
 

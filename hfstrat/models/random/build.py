@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.recipe.schema import Model, Recipe
-    from hfstrat.tasks.base import Task
 
 
 def stored_config(model: Model) -> dict[str, Any]:
@@ -38,13 +37,9 @@ def of_config(
     tokenizer: PreTrainedTokenizerBase,
     family: str,
     settings: dict[str, Any],
-    task: Task,
-    more: dict[str, Any],
+    auto_class: str,
 ) -> Base:
-    """A model of this family for the task, with random weights as its config's `initializer_range` says.
-
-    Args:
-        more: what the task adds to the config, such as the names of labels.
+    """A model of this family, of this auto class of transformers, with random weights as its config's `initializer_range` says.
 
     Raises:
         UserError: transformers refuses the config.
@@ -55,16 +50,14 @@ def of_config(
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     if recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = recipe.model.attn_implementation
-    plain = {key: value for key, value in {**settings, **more}.items() if key not in (*drop, "ignore_mismatched_sizes")}
+    plain = {key: value for key, value in settings.items() if key not in (*drop, "ignore_mismatched_sizes")}
     try:
         config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
-        model = getattr(transformers, task.auto_class).from_config(config, **options)
+        model = getattr(transformers, auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error
     base = finished(recipe, model, tokenizer)
-    base.task, base.new_head = task, True
-    base.head_modules = task.new_weights(model, [])[0]
-    task.adapt(base, tokenizer)
+    base.new_head = True
     return base
 
 

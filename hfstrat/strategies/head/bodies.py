@@ -1,32 +1,18 @@
-"""The body of a model, taken apart: its blocks, its final norm, and the shorter model that ends after some of the blocks.
-
-From a loaded classifier and its rows to features and a body cut at the best layer: what the `head` strategy does first."""
+"""The body of a model, taken apart: its blocks, its final norm, and the shorter model that ends after some of the blocks."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import find_blocks, keep_in_config
-from hfstrat.strategies.frozen.states import digest_of_rows, digest_of_weights, surroundings
-from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.features import BATCH_TOKENS, extract
-from hfstrat.trainer.collective import exhaust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from hfstrat.trainer.feed import Feed
 
 
 PROBE_TOKENS = 7
@@ -110,154 +96,3 @@ def cut(body: Body, layer: int) -> Body:
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         keep_in_config(part, depth, list(range(layer)))
     return body
-
-
-SLICE = 16_384  # rows whose features are in memory at a time
-
-
-@dataclass
-class Pooled:
-    """Features `[n, H]` of the training and evaluation rows, their labels, and the body they come from, cut at its layer."""
-
-    body: Body
-    layer: int
-    pooling: str
-    train: torch.Tensor
-    eval: torch.Tensor
-    train_labels: torch.Tensor
-    eval_labels: torch.Tensor
-    classes: int
-    table: list[select_layer.Candidate]
-    from_cache: bool
-    seconds: float
-
-
-def labels_of(rows: Any, classes: int, several: bool) -> torch.Tensor:
-    """`[n]` int64, or `[n, K]` float32 of 0 and 1 where a row may have several."""
-    given = rows["label"][:]
-    if not several:
-        return torch.as_tensor(np.asarray(given), dtype=torch.long)
-    marks = torch.zeros(len(given), classes)
-    for index, labels in enumerate(given):
-        marks[index, labels] = 1.0
-    return marks
-
-
-def pool_rows(
-    body: Body, feed: Feed, classes: int, several: bool, layer: int | str, poolings: Sequence[str], seed: int
-) -> Pooled:
-    """Run the body once over all rows, or take what it said before from the cache.
-
-    Where there is a choice, a part of the training rows goes through the whole body and decides it; all others stop at the
-    chosen layer.
-
-    Args:
-        layer: a number from 1, or auto.
-        poolings: one, or those to choose from.
-    """
-    started = time.monotonic()
-    layers = select_layer.candidate_layers(body.depth, layer)
-    labels = labels_of(feed.train, classes, several)
-    inputs = {
-        "weights": digest_of_weights(body.model),
-        "rows": [digest_of_rows(rows, np.arange(len(rows))) for rows in (feed.train, feed.eval)],
-        **surroundings(feed, body.model, feed.dtype),
-        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest() if len(layers) * len(poolings) > 1 else "",
-        "spec": [layers, list(poolings), BATCH_TOKENS, seed, select_layer.MOST_ROWS],
-    }
-    built: list[bool] = []
-
-    def build(target: Path | None) -> Any:
-        built.append(True)
-        return _build(target, body, feed, labels, classes, layers, poolings, seed)
-
-    count = len(feed.train) + len(feed.eval)
-    words = f"pooled features of {count:,} rows, {type(body.model).__name__}"
-    entry = feed.team.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
-    table = [select_layer.Candidate(*each) for each in entry.value["table"]]
-    features = read(entry.path, body.width)
-    return Pooled(
-        body,
-        int(entry.value["layer"]),
-        str(entry.value["pooling"]),
-        features[: len(feed.train)],
-        features[len(feed.train) :],
-        labels,
-        labels_of(feed.eval, classes, several),
-        classes,
-        table,
-        from_cache=not built,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _build(
-    target: Path | None,
-    body: Body,
-    feed: Feed,
-    labels: torch.Tensor,
-    classes: int,
-    layers: Sequence[int],
-    poolings: Sequence[str],
-    seed: int,
-) -> dict[str, Any]:
-    """Write the features of all rows, training rows first; returns what was chosen, and from what."""
-    device = feed.device
-    body.model.to(device)
-    known: dict[int, torch.Tensor] = {}
-    table: list[select_layer.Candidate] = []
-    layer, pooling = layers[0], poolings[0]
-    if len(layers) * len(poolings) > 1:
-        probed = select_layer.probe(
-            body, feed.train, labels, classes, feed.collate, layers, poolings, feed.dtype, seed, team=feed.team
-        )
-        table, layer, pooling = probed.table, probed.best.layer, probed.best.pooling
-        known = dict(zip(probed.places.tolist(), probed.features, strict=True))
-        for line in select_layer.lines(table, probed.best, len(probed.places)):
-            feed.say(line)
-    blocks = list(body.blocks)
-    del body.blocks[layer:]  # the others need not be computed
-    try:
-        parts = _slices(body, feed, layer, pooling, known)
-        write(target, parts, body.width)
-    finally:
-        body.blocks.extend(blocks[layer:])
-    return {"layer": layer, "pooling": pooling, "table": [list(each) for each in table]}
-
-
-def _slices(body: Body, feed: Feed, layer: int, pooling: str, known: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
-    for rows, have in ((feed.train, known), (feed.eval, dict[int, torch.Tensor]())):
-        for start in range(0, len(rows), SLICE):
-            places = range(start, min(start + SLICE, len(rows)))
-            missing = [place for place in places if place not in have]
-            found = torch.empty(len(places), body.width)
-            if missing:
-                new = extract(body, rows, missing, feed.collate, [layer], [pooling], feed.dtype, team=feed.team)
-                found[[place - start for place in missing]] = new[:, 0, 0]
-            for place in set(places) - set(missing):
-                found[place - start] = have[place]
-            yield found
-
-
-def write(target: Path | None, parts: Iterator[torch.Tensor], width: int) -> None:
-    """Write the features; without a target they are only computed: others write them."""
-    import pyarrow as pa
-
-    if target is None:
-        exhaust(parts)
-        return
-
-    schema = pa.schema([("features", pa.list_(pa.float32(), width))])
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        for part in parts:
-            flat = pa.array(part.numpy().reshape(-1), pa.float32())
-            stream.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema))
-
-
-def read(file: Path, width: int) -> torch.Tensor:
-    """All features, `[rows, width]`."""
-    import pyarrow as pa
-
-    table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("features").chunks]
-    return torch.from_numpy(np.concatenate(chunks).reshape(-1, width))

@@ -13,10 +13,11 @@ from hfstrat.errors import UserError
 from hfstrat.models.blocks import keep_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
-from hfstrat.strategies.head.bodies import Pooled, cut, labels_of, pool_rows, take_apart
+from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract_inputs
 from hfstrat.strategies.head.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
 from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
+from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows
 from hfstrat.strategies.head.strategy import EXACT_PRODUCTS, EXACT_WEIGHTS, Head
 from hfstrat.tasks import sentence_transformers
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -91,7 +92,7 @@ class SolvedTrainer(StrategyTrainer):
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
         said = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
-        loss = self.task.loss(said, rows.labels.to(self.args.device))
+        loss = self.loss(said, rows.labels.to(self.args.device))
         self.log({"loss": float(loss), "l2": strength})
         self.evaluate()
 

@@ -302,19 +302,22 @@ class Scratch(Strategy):
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
         from hfstrat.data.corpus import open_corpus
 
-        return open_corpus(recipe).held_out if self.tokenizer else None
+        return open_corpus(recipe, TASKS[recipe.task].reader).held_out if self.tokenizer else None
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
         from hfstrat.models.random import build
+        from hfstrat.tasks import loading
 
-        if self.model_class is not None:
-            return build.of_class(recipe, tokenizer, self.model_class, self.config)
         task = TASKS[recipe.task]
+        if self.model_class is not None:
+            base = build.of_class(recipe, tokenizer, self.model_class, self.config)
+            base.task = task
+            return base
         stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
         found = self.blueprint(recipe, len(tokenizer), stored)
         assert found is not None
         family, settings = found
-        base = build.of_config(recipe, tokenizer, family, settings, task, task.config_options(data, tokenizer))
+        base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.parameters is not None:
             base.say(f"{'picked':<9} {sizes.line(family, settings)}")
         return base

@@ -56,7 +56,7 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     from hfstrat.data.render import check_template
     from hfstrat.tasks import TASKS
 
-    corpus = open_corpus(recipe)
+    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
     template = options.chat_template
     if template == "auto":
         template = "chatml" if corpus.has_turns() else "none"

@@ -205,7 +205,7 @@ def test_draws_and_likeliest_tokens_are_those_of_the_distribution(models: Callab
 @pytest.fixture
 def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`distil("{...}", "a=b", name=...)` runs a small recipe in float32 and gives the report's result and what trained."""
-    import hfstrat.train as page
+    import hfstrat.run.train as page
 
     seen: dict[str, Any] = {}
     save = page.save

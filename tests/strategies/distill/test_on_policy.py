@@ -21,7 +21,7 @@ from hfstrat.strategies.distill.on_policy import Again
 @pytest.fixture
 def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`distil("loss: jsd", "a=b", name=...)` runs a small recipe in float32; gives the report's result and the trainer."""
-    import hfstrat.train as page
+    import hfstrat.run.train as page
 
     seen: dict[str, Any] = {}
     save = page.save
