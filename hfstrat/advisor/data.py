@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.data import readers, sources
-from hfstrat.data.formats import Example
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow, Example
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS
@@ -149,7 +148,7 @@ def survey(path: str, model: Model, task: str | None = None) -> Survey:
     task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
     try:
-        reading = TASKS[task].told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+        reading = TASKS[task].told(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
@@ -162,7 +161,7 @@ def survey(path: str, model: Model, task: str | None = None) -> Survey:
             examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
         except BadRow as error:
             raise UserError(f"--data: {reading.where(number)}: {error}") from None
-    words = [example.words for example in examples]
+    words = [example.content for example in examples]
     found.duplicates = 1 - len(set(words)) / len(words)
     chosen = list(range(0, len(rows), max(1, len(rows) // SAMPLE)))[:SAMPLE]
     found.texts = [words[index] for index in chosen]
@@ -206,7 +205,7 @@ def _task_of(rows: list[dict[str, Any]], path: str) -> str:
     for task in sorted(TASKS.values(), key=lambda task: task.unit == "token"):
         try:
             data = Data.model_validate({"train": path})
-            task.told(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+            task.told(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
         except UserError as error:
             problems.append(str(error))
         else:
@@ -247,7 +246,7 @@ def _tokenise(found: Survey, examples: list[Any], model: Model) -> None:
 def _pieces(example: Any) -> list[tuple[str, bool]]:
     """Texts of a row, and whether they carry loss."""
     if not isinstance(example, Example):
-        return [(example.words, True)]
+        return [(example.content, True)]
     if example.text is not None:
         return [(example.text, True)]
     messages = example.messages or []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat.data import readers, sources
-from hfstrat.data.classification.labels import LabelReading
+from hfstrat.data.classification.labels import LabelFormat
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json, read_shapes
 from hfstrat.models.parameter_names import BLOCK
@@ -54,7 +54,7 @@ def task_of(data: str, asked: str | None) -> tuple[str, str]:
     if not files:
         return CausalLM.name, "not told by a data set of the Hub; --task says another"
     try:
-        LabelReading.of(readers.first_rows(files[0]), data, "auto", {})
+        LabelFormat.detect(readers.read_head(files[0]), data, "auto", {})
     except UserError:
         return CausalLM.name, "its rows have no text with a label; --task says another"
     return TextClassification.name, "its rows have a text and a label; --task says another"

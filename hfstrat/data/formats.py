@@ -141,7 +141,9 @@ def _join_parts(entry: Mapping[str, Any], column: str) -> Message:
         content = ""
     if not isinstance(content, str):
         raise BadRow(f"'{column}' contains a message whose content is not text")
-    joined: Message = {"role": entry["role"], "content": f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content}
+    if reasoning:
+        content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+    joined: Message = {"role": entry["role"], "content": content}
     return joined | ({"calls": calls} if calls else {})
 
 
@@ -387,6 +389,6 @@ def check_train_on(data: Data, row_format: RowFormat) -> None:
     """Raises UserError if `train_on` names turns and the rows have none."""
     if row_format.kind == "text" and data.train_on in ("completions", "assistant"):
         raise UserError(
-            f"data.train_on: {data.train_on}: {row_format.source} is plain text, which has no turns; write all, or auto for data "
-            "of both kinds"
+            f"data.train_on: {data.train_on}: {row_format.source} is plain text, which has no turns; set all, or "
+            "auto for data of both kinds"
         )

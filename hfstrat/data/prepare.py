@@ -135,9 +135,7 @@ def prepare(
         left, out = splits.divide(train, held_out)
         train, held = train.select(left), train.select(out)
     if not len(held):
-        raise UserError(
-            "data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate"
-        )
+        raise UserError("data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate")
     duplicates = splits.find_duplicates(train, held, tokenizer)
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):
@@ -188,7 +186,12 @@ def load_table(given: list[Source], data: Data, key: str, tokenize: Tokenize, pa
     """
     from datasets import Dataset, concatenate_datasets
 
-    tables, columns, statistics, sources = list[Dataset](), list[dict[str, np.ndarray]](), list[Statistics](), list[DataSource]()
+    tables, columns, statistics, sources = (
+        list[Dataset](),
+        list[dict[str, np.ndarray]](),
+        list[Statistics](),
+        list[DataSource](),
+    )
     for one in given:
         source = DataSource.open(one, data, key)
         source.part = part

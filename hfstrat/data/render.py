@@ -208,7 +208,9 @@ class SegmentTokenizer:
         joined = self._ids_of_each([tail + text for tail, text in zip(before, texts, strict=True)])
         tails = list(dict.fromkeys(filter(None, before)))
         heads = dict(zip(tails, self._ids_of_each(tails), strict=True))
-        return [self._without_head(heads[b], ids, text) if b else ids for b, ids, text in zip(before, joined, texts, strict=True)]
+        return [
+            self._without_head(heads[b], ids, text) if b else ids for b, ids, text in zip(before, joined, texts, strict=True)
+        ]
 
     def _without_head(self, head: list[int], ids: list[int], text: str) -> list[int]:
         """The ids without those of the head; if the two merged, the ids of the text alone, since the head keeps its ids."""

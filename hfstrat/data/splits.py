@@ -166,6 +166,40 @@ def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: in
     return np.sort(drawn[:taken])
 
 
+def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
+    """As `choose_held_out`, with each label in its proportion. A label (or set of labels) of a single text is trained on.
+
+    Args:
+        labels: the label of each row, `[n]`.
+    """
+    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    distinct_hashes, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    sizes = np.bincount(group)
+    _, stratum = np.unique([labels[index] for index in first], return_inverse=True)
+    order = np.random.default_rng((seed, 0)).permutation(len(first))
+    by_stratum = order[np.argsort(stratum[order], kind="stable")]
+    members = np.split(by_stratum, np.cumsum(np.bincount(stratum))[:-1])
+    share = np.array([sizes[each].sum() for each in members]) * wanted / len(hashes)
+    quota = np.floor(share).astype(int)
+    rest = np.argsort(-(share - quota), kind="stable")
+    quota[rest[: wanted - quota.sum()]] += 1
+    taken = [
+        _first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)
+    ]  # one is left to train on
+    held = np.concatenate(taken)
+    if not len(held):
+        raise UserError(
+            f"data: {len(hashes)} rows ({len(first)} distinct texts) are too few to hold out {wanted} for evaluation; "
+            "set data.eval, or add rows"
+        )
+    return distinct_hashes[np.sort(held)]
+
+
+def _first_groups(groups: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
+    """The first groups that together have `count` rows."""
+    return groups[: int(np.searchsorted(np.cumsum(sizes[groups]), count)) + 1] if count and len(groups) else groups[:0]
+
+
 def contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Which of the values are among the ordered ones, `[len(values)]`. `np.isin` would sort all of them together."""
     found = np.empty(len(values), bool)

@@ -168,9 +168,7 @@ def _check_rows(stats: Statistics, data: Data) -> None:
     if without <= MAX_UNSUPERVISED * stats.rows_read:
         return
     if stats.rows_blank >= stats.rows_unreached:
-        cause = (
-            f"in {stats.rows_blank:,} of them the answer is blank or of weight 0: check the columns, or remove these rows"
-        )
+        cause = f"in {stats.rows_blank:,} of them the answer is blank or of weight 0: check the columns, or remove these rows"
     else:
         cause = (
             f"in {stats.rows_unreached:,} of them the prompt alone fills data.max_length = {data.max_length}: raise it, "

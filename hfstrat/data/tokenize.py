@@ -74,7 +74,7 @@ def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, rendere
 
 
 class _Writer:
-    """Writes record batches of about RECORD_BATCH_TOKENS: opening the file reads the header of each, so they should be large."""
+    """Writes large record batches (RECORD_BATCH_TOKENS), since opening the file reads the header of each."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.digest = stream, hashlib.sha256()

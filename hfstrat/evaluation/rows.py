@@ -17,10 +17,10 @@ from hfstrat.evaluation.intervals import Found
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 
-def measure(subject: Subject, data: Prepared, runner: Runner, words: str = "evaluation rows") -> Found:
+def measure(subject: Subject, data: PreparedData, runner: Runner, words: str = "evaluation rows") -> Found:
     """The task's metrics of `data.eval`."""
     task, rows = subject.task, data.eval
     collate = task.collator(subject.base(), data, subject.tokenizer, runner.multiple)
@@ -34,7 +34,7 @@ def measure(subject: Subject, data: Prepared, runner: Runner, words: str = "eval
     return of_sums(task, sums, data)
 
 
-def of_sums(task: Task, sums: tuple[np.ndarray, ...], data: Prepared) -> Found:
+def of_sums(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Found:
     """From what is kept of each row of `data.eval`, in its order."""
     metrics, details = task.measure(sums, data.label_names)
     sizes = bytes_of_rows(data)
@@ -51,7 +51,7 @@ FILE = "evaluation_rows.npz"  # in the run's folder
 Columns = dict[str, np.ndarray]
 
 
-def write(folder: Path, data: Prepared, columns: Columns) -> None:
+def write(folder: Path, data: PreparedData, columns: Columns) -> None:
     """Write the columns (`Task.of_rows`, `[rows]` each) with the number that each row has in its source.
 
     Where the tokenizer tells it exactly, there is too how many `bytes` the tokens that carry loss stand for.
@@ -64,7 +64,7 @@ def write(folder: Path, data: Prepared, columns: Columns) -> None:
     np.savez_compressed(folder / FILE, **found)  # type: ignore[arg-type]
 
 
-def bytes_of_rows(data: Prepared) -> np.ndarray | None:
+def bytes_of_rows(data: PreparedData) -> np.ndarray | None:
     """Bytes of text that are predicted in each evaluation row, `[rows]`; None where a token has no bytes of its own."""
     from hfstrat.data.token_bytes import token_bytes
     from hfstrat.trainer.baselines import row_bytes

@@ -12,7 +12,7 @@ from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
@@ -28,7 +28,7 @@ class Suite:
     """
 
     wanted: Evaluation
-    data: Prepared | None
+    data: PreparedData | None
     seed: int
     own_rows: bool = True
     is_trained: bool = True

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hfstrat.data.prepare import Prepared
+from hfstrat.data.collate import TokenCollator
+from hfstrat.data.prepare import PreparedData
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
@@ -41,7 +42,7 @@ class Job:
 
     loaded: Loaded
     screen: Console
-    data: Prepared
+    data: PreparedData
     plan: Plan
     base: Base
     trainer: StrategyTrainer
@@ -131,7 +132,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     return job
 
 
-def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> Prepared:
+def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> PreparedData:
     """The rows of the run.
 
     Raises:
@@ -149,7 +150,7 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
 
 
 def decide_batches(
-    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: Prepared, args: TrainingArguments, stored: dict[str, Any]
+    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: PreparedData, args: TrainingArguments, stored: dict[str, Any]
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
@@ -163,13 +164,16 @@ def decide_batches(
         trained.to(args.device)
         shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
-        if not stored and hasattr(feed.collate, "multiple"):  # else rows are features already
+        if not stored and isinstance(feed.collate, TokenCollator):  # else rows are features already
             plan = autobatch.fit_to_memory(
                 recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
             )
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
-        shown = [base.model, *(recipe.strategy.asked(base) if getattr(feed.collate, "selects_rows", False) else [])]
+        shown = [
+            base.model,
+            *(recipe.strategy.asked(base) if isinstance(feed.collate, TokenCollator) and feed.collate.selects_rows else []),
+        ]
         for one in shown:
             one.to(args.device)  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
@@ -185,7 +189,7 @@ def build_trainer(
     tokenizer: Any,
     args: TrainingArguments,
     feed: Feed,
-    data: Prepared,
+    data: PreparedData,
     sampler: Any,
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:

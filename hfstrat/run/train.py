@@ -140,7 +140,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     ]
     facts |= {"artefact": str(final), "artefact_bytes": fingerprint.folder_bytes(final), "status": "done"}
     facts["total_seconds"] = time.monotonic() - started
-    whole = report.make(job.loaded, facts, job.data.account())
+    whole = report.make(job.loaded, facts, job.data.report())
     report.write(whole, job.folder)
     return whole
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
@@ -81,7 +81,7 @@ class Strategy(Section, ABC):
         """Hashes of the texts to hold out for evaluation, where that had to be decided before tokenising."""
         return None
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""
         from hfstrat.tasks import TASKS, loading
 
@@ -91,7 +91,7 @@ class Strategy(Section, ABC):
         """Which of the base's own parameters learn, by name: those cannot be quantized. By default none."""
         return set()
 
-    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
         """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""
         return None
 
@@ -116,7 +116,7 @@ class Strategy(Section, ABC):
         """What has to be known of the data before the model can be built? By default nothing."""
         return data
 
-    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+    def rewrite(self, data: PreparedData, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> PreparedData:
         """Other rows to train on than those that were read? By default the same."""
         return data
 

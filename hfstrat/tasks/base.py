@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
@@ -93,20 +93,20 @@ class Task(ABC):
         samples: int = 0,
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
-    ) -> Prepared:
+    ) -> PreparedData:
         """The rows of a run, tokenised; see `hfstrat.data`. `held_out` are hashes of texts, where that was decided before."""
 
     @abstractmethod
-    def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
+    def collator(self, base: Base, data: PreparedData, tokenizer: Any, multiple: int) -> Any:
         """Rows to a batch whose `labels` are what `loss` takes."""
 
     @abstractmethod
-    def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:
+    def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
         """A row of this length that costs as much as any."""
 
     # model
 
-    def config_options(self, data: Prepared | None, tokenizer: Any) -> dict[str, Any]:
+    def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values for the model's config, beside what its checkpoint says."""
         return {}
 
@@ -149,7 +149,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
+    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
         """The rows of `data.train` to evaluate a trained model on, as training would have had them: nothing is held out.
 
         Args:
@@ -179,11 +179,11 @@ class Task(ABC):
     # what the model says
 
     @abstractmethod
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """Inputs of a forward pass, for comparing models: what they say to it is `logits`."""
 
     @abstractmethod
-    def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def answer(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         """What the model says to one prompt."""
 
     @abstractmethod

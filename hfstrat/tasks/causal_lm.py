@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
@@ -47,9 +47,9 @@ class CausalLM(Task):
 
     @property
     def reader(self) -> Callable[..., Any]:
-        from hfstrat.data.formats import Reading
+        from hfstrat.data.formats import RowFormat
 
-        return Reading.of
+        return RowFormat.detect
 
     def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
         from hfstrat.data.formats import check_train_on
@@ -80,19 +80,19 @@ class CausalLM(Task):
         samples: int = 0,
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
-    ) -> Prepared:
+    ) -> PreparedData:
         from hfstrat.data.prepare import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
-    def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
+    def collator(self, base: Base, data: PreparedData, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import Collator
         from hfstrat.models.load import takes_logits_mask
 
         selects = "forward" in vars(base.model)  # our loss is bound to it
         return Collator(tokenizer.pad_token_id or 0, multiple, takes_logits_mask(base.model), selects_rows=selects)
 
-    def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:
+    def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "labels": [1] * length}  # loss on all of it
 
     def check_config(self, name: str, config: Any) -> None:
@@ -150,10 +150,10 @@ class CausalLM(Task):
         needed = {"teacher_kl": "kl", "bits_per_byte": "bytes"}
         return ratios(columns, {name: each for name, each in metrics.items() if needed.get(name, "nll") in columns})
 
-    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
-        from hfstrat.data.prepare import prepare_held
+    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
+        from hfstrat.data.prepare import prepare_eval
 
-        return prepare_held(data, tokenizer, samples, max_rows)
+        return prepare_eval(data, tokenizer, samples, max_rows)
 
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         """`kl` (nats, summed) is that from a teacher, where there is one."""
@@ -174,10 +174,10 @@ class CausalLM(Task):
             f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
         )
 
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         return {"input_ids": data.probe(), "use_cache": False}
 
-    def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def answer(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         from hfstrat.tasks.generation import answer
 
         return answer(model, data.renderer, prompt, max_new_tokens, dtype)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfstrat.data.classification.labels import Labelled
+from hfstrat.data.classification.labels import LabeledText
 
 if TYPE_CHECKING:
     from hfstrat.data.classification.tokenize import Texts
@@ -84,14 +84,14 @@ class How:
 
 def renderer_of(tokenizer: Any, report: dict[str, Any], plain: bool) -> Renderer:
     """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
-    from hfstrat.data.render import NAMES, Renderer
+    from hfstrat.data.render import TEMPLATES, Renderer
 
     run = report.get("run", {})
     template = run.get("recipe", {}).get("data", {}).get("template", "auto")
-    if template not in NAMES:  # a file's template is the tokenizer's own now
+    if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     renderer = Renderer(tokenizer, "plain" if plain else template)
-    renderer.continues = plain or run.get("data", {}).get("train", {}).get("format") == "text"
+    renderer.continues_text = plain or run.get("data", {}).get("train", {}).get("format") == "text"
     return renderer
 
 
@@ -158,7 +158,7 @@ def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype)
         The most probable label; of a model for several labels those above one half, which may be none.
     """
     row = prompt if isinstance(prompt, dict) else {"text": prompt}
-    encoded = texts.encode([Labelled(row["text"], row.get("text_pair"), [])])[0]
+    encoded = texts.encode([LabeledText(row["text"], row.get("text_pair"), [])])[0]
     device, config = next(model.parameters()).device, model.config
     inputs = {"input_ids": torch.tensor([encoded.input_ids], device=device)}
     if encoded.token_type_ids and (getattr(config, "type_vocab_size", 0) or 0) > 1:

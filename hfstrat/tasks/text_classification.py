@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfstrat.data.classification.prepare import Classes
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
@@ -68,9 +68,9 @@ class TextClassification(Task):
 
     @property
     def reader(self) -> Callable[..., Any]:
-        from hfstrat.data.classification.labels import LabelReading
+        from hfstrat.data.classification.labels import LabelFormat
 
-        return LabelReading.of
+        return LabelFormat.detect
 
     def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
         return self.reader(head, source, wanted, columns)
@@ -172,11 +172,11 @@ class TextClassification(Task):
         return score_of(sums[0], sums[1], len(names))
 
     def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
-        from hfstrat.data.classification.prepare import prepare_held
+        from hfstrat.data.classification.prepare import prepare_eval
 
         names = [config.id2label[index] for index in sorted(config.id2label)]
         many = config.problem_type == "multi_label_classification"
-        return prepare_held(data, tokenizer, names, many, samples, max_rows)
+        return prepare_eval(data, tokenizer, names, many, samples, max_rows)
 
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         from hfstrat.tasks.classification_metrics import columns_of
@@ -198,14 +198,14 @@ class TextClassification(Task):
             f"macro-F1 {before['macro_f1']:.1%} -> {after['macro_f1']:.1%}"
         )
 
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation row together, so that padding is part of what is compared."""
         from hfstrat.data.collate import TEACHER_TYPES
 
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
         return {name: tensor for name, tensor in batch.items() if name not in ("labels", TEACHER_TYPES)}
 
-    def answer(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def answer(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         from hfstrat.tasks.generation import in_words, labels_of
 
         return in_words(labels_of(model, data.renderer, prompt, dtype))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import make_tokenizer, write_jsonl
 
-from hfstrat import hfstrat
-from hfstrat.data import cache, tokenize
+import hfstrat.data.prepare as preparing
+from hfstrat.data import cache
 from hfstrat.data.prepare import prepare
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -26,13 +26,13 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """An empty cache, and which sources were tokenised since."""
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     seen: list[str] = []
-    real = tokenize.tokenise
+    real = preparing.write_tokens
 
-    def tokenise(rows: Any, reading: Any, *others: Any) -> Any:
+    def write_tokens(rows: Any, reading: Any, *others: Any) -> Any:
         seen.append(Path(reading.source).name)
         return real(rows, reading, *others)
 
-    monkeypatch.setattr(tokenize, "tokenise", tokenise)
+    monkeypatch.setattr(preparing, "write_tokens", write_tokens)
     return seen
 
 
@@ -44,12 +44,12 @@ def test_the_same_data_are_tokenised_once(built: list[str], tmp_path: Path) -> N
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     first, second = run(file), run(file)
     assert built == ["rows.jsonl"]
-    assert first.account() == second.account()
+    assert first.report() == second.report()
     assert first.train.to_list() == second.train.to_list()
     assert first.samples == second.samples
     run(write_jsonl(tmp_path / "copy.jsonl", ROWS))  # the same bytes under another name
     assert built == ["rows.jsonl"]
-    assert run(tmp_path / "copy.jsonl").accounts["train"].source.endswith("copy.jsonl")
+    assert run(tmp_path / "copy.jsonl").statistics["train"].source.endswith("copy.jsonl")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def test_another_tokenizer_is_another_entry(built: list[str], tmp_path: Path, ch
 def test_another_version_is_another_entry(built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     run(file)
-    monkeypatch.setattr(hfstrat, "__version__", "99")
+    monkeypatch.setattr(cache, "__version__", "99")
     run(file)
     assert len(built) == 2
 
@@ -160,8 +160,8 @@ BUILDER = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from conftest import make_tokenizer
-from hfstrat.config import Data
-from hfstrat.data import prepare
+from hfstrat.recipe.data import Data
+from hfstrat.data.prepare import prepare
 tokenizer = make_tokenizer()
 print("ready", flush=True)
 input()

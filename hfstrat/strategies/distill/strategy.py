@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
@@ -287,7 +287,7 @@ class Distill(Strategy):
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
         return self.student.held_out(recipe_for(self, recipe))
 
-    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
         return self.student.bars(data, plan, model)
 
     def check(self, task: Task) -> None:
@@ -307,14 +307,14 @@ class Distill(Strategy):
             )
         self.student.check_wrapping(wrapping)
 
-    def rewrite(self, data: Prepared, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> Prepared:
+    def rewrite(self, data: PreparedData, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> PreparedData:
         if self.level != "sequence":
             return data
         from hfstrat.strategies.distill.sequence import ask_to_write
 
         return ask_to_write(self, data, recipe, tokenizer, screen)
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
         from hfstrat.strategies.distill import teacher as distill_teacher
         from hfstrat.strategies.distill.loss import Mix
         from hfstrat.strategies.distill.shrink import shrunk

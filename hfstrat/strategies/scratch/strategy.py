@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
@@ -304,7 +304,7 @@ class Scratch(Strategy):
 
         return open_corpus(recipe, TASKS[recipe.task].reader).held_out if self.tokenizer else None
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> Base:
+    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
         from hfstrat.models.random import build
         from hfstrat.tasks import loading
 
@@ -331,7 +331,7 @@ class Scratch(Strategy):
 
         cast_weights(model, base.own_dtype)
 
-    def bars(self, data: Prepared, plan: Plan, model: nn.Module) -> Bars | None:
+    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
         from hfstrat.trainer import baselines
 
         return None if data.label_names else baselines.measure(data, plan, model)  # a classifier's bar is its largest label
