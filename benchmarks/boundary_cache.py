@@ -90,13 +90,13 @@ def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
     from torch.nn import functional
 
     from hfstrat.strategies.frozen.precompute import precompute
-    from hfstrat.trainer.feed import Feed
     from hfstrat.trainer.plan import Plan
+    from hfstrat.trainer.train_data import TrainData
 
     model, count = model_of(dtype), len(rows)
     steps = EPOCHS * count // BATCH
     plan = Plan(steps, BATCH, 1, BATCH, BATCH, steps, steps, count)
-    feed = Feed(rows, rows.select(range(BATCH)), collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
+    feed = TrainData(rows, rows.select(range(BATCH)), collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
     started = time.perf_counter()
     feed = precompute(feed, model, wish, still=True)
     ready = time.perf_counter()

@@ -81,7 +81,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
 
     from hfstrat.recipe.load import load_recipe
     from hfstrat.run import setup
-    from hfstrat.strategies.head import pooled
+    from hfstrat.strategies.head import heads
 
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -91,7 +91,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
         "eval_steps: 1.0, load_best_model_at_end: false, logging_steps: 1000}\nevaluation: {before: false, samples: 0}\n"
     )
     spent: list[float] = []
-    original = pooled.pool_rows
+    original = heads.pool_rows
 
     def timed(*args: Any) -> Any:
         started = time.perf_counter()
@@ -99,7 +99,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
         spent.append(time.perf_counter() - started)
         return found
 
-    pooled.pool_rows = timed
+    heads.pool_rows = timed
     world = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
     job = setup.set_up(load_recipe(str(recipe)), world, overwrite=True)
     started = time.perf_counter()

@@ -20,7 +20,7 @@ def chat(target: str, how: How, form: str = "recorded") -> None:
     Raises:
         UserError: a classifier, or a model that was trained on plain text and knows no turns.
     """
-    check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
+    check_task(target, (CausalLM.name,), "this is a classifier: `hfstrat predict` says its labels")
     model, tokenizer, report = load(target, form, spreads=True)
     renderer = generation.renderer_of(tokenizer, report, plain=False)
     if renderer.continues_text:

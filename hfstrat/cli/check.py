@@ -48,9 +48,9 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     lengths, eval_lengths = data.lengths, data.eval_lengths
     load.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    bars = recipe.strategy.bars(data, plan, base.model)
+    baselines = recipe.strategy.baselines(data, plan, base.model)
     length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"
-    for line in (*base.remarks, *data.lines(), length, *(bars.lines() if bars else [])):
+    for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)
     for index in range(min(rows, len(data.train))):
         row = data.train[index]

@@ -34,7 +34,7 @@ def generate(
     if not asked:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
-    check_task(target, CausalLM(), "this is a classifier: `hfstrat predict` says its labels")
+    check_task(target, (CausalLM.name,), "this is a classifier: `hfstrat predict` says its labels")
     from hfstrat.tasks import generation
     from hfstrat.tasks.generation import prompt_text
 

@@ -24,7 +24,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
     if not asked:
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
-    check_task(target, TextClassification(), "this is no classifier: `hfstrat generate` gives its answers")
+    check_task(target, (TextClassification.name,), "this is no classifier: `hfstrat generate` gives its answers")
     model, tokenizer, report = load(target, form, spreads=True)
     import torch
 

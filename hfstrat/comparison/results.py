@@ -18,7 +18,7 @@ from hfstrat.comparison import runs
 from hfstrat.comparison.entries import Entry
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import Rows
-from hfstrat.evaluation import rows as evaluation_rows
+from hfstrat.evaluation import row_scores
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
@@ -241,7 +241,7 @@ def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tup
     An entry without such files is left out.
     """
     read = {
-        label: [columns for run in of if {quality.above, quality.below} <= (columns := evaluation_rows.read(run.result)).keys()]
+        label: [columns for run in of if {quality.above, quality.below} <= (columns := row_scores.read(run.result)).keys()]
         for label, of in entries.items()
     }
     read = {label: of for label, of in read.items() if of}

@@ -266,7 +266,7 @@ LABELED = [  # columns that identify rows of a classification
 UNSUPPORTED = (  # formats that are recognized but not supported yet: the name, and the columns that identify it
     ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
     ("preference labels (KTO)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
-    ("multiple choice", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
+    ("multiple choice questions", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
 )
 ALIASES = {  # other names of a prompt and its completion, for the proposed mapping
     "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),

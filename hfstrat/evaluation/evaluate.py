@@ -71,14 +71,13 @@ def form_of(request: Request, recipe: Recipe, side: str) -> str:
 def load(target: str, form: str, dtype: str) -> Subject:
     """The model with its tokenizer, as it is used for inference."""
     from hfstrat.evaluation.forward import Subject
-    from hfstrat.tasks import artifact, of_artefact
+    from hfstrat.tasks import artifact
 
-    model, tokenizer, report = artifact.load(target, form, dtype)
-    folder, _ = artifact.resolve(target)
+    model, tokenizer, _ = artifact.load(target, form, dtype)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return Subject.of(model, tokenizer, of_artefact(folder, report["run"]["recipe"] if report else {}))
+    return Subject.of(model, tokenizer, artifact.task_of(target))
 
 
 def runner_of(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> Runner:

@@ -17,7 +17,7 @@ from hfstrat.models.load import read_json
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Recipe
-from hfstrat.tasks import TASKS, artifact, of_artefact
+from hfstrat.tasks import artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
 
 LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
@@ -127,13 +127,13 @@ class Request:
 
     def check(self) -> Recipe:
         """Refuse what can be known to be wrong. Raises UserError."""
-        recipe, (folder, report) = self.recipe(), resolve(self.target)
+        recipe, report = self.recipe(), resolve(self.target)[1]
         check_output(Path(self.output) if self.output else None)
         self._check_form(self.target)
         if against := self.base():
             self._check_form(against)
-        task, wanted = of_artefact(folder, report["run"]["recipe"] if report else {}), recipe.evaluation
-        TASKS[task.name].check(recipe)
+        task, wanted = artifact.task_of(self.target), recipe.evaluation
+        task.check(recipe)
         if self.data is not None or report:
             _check_rows(recipe, self)
         elif not task.generates:
@@ -147,7 +147,7 @@ class Request:
 
 
 def _plain(target: str, folder: str) -> dict[str, Any]:
-    task = of_artefact(folder, {}).name
+    task = task_of_files(folder).name
     return {"task": task, "model": {"name_or_path": target}, "strategy": "full", "data": {"train": "-"}, "output_dir": "-"}
 
 

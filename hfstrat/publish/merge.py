@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks import artifact, of_artefact
+from hfstrat.tasks import artifact
 
 if TYPE_CHECKING:
     pass
@@ -60,7 +60,7 @@ def merge(target: str, output: Path) -> None:
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
     print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{', into the base that is not quantized' if form else ''}")
-    unit = of_artefact(folder, report["run"]["recipe"] if report else {}).unit
+    unit = artifact.task_of(target).unit
     divergence = sum((one.exp() * (one - two)).sum().item() for one, two in zip(before, after, strict=True))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in zip(before, after, strict=True))
     count = sum(one.shape[:-1].numel() for one in before)

@@ -11,7 +11,7 @@ from typing import Any
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 from hfstrat.publish import provenance
-from hfstrat.tasks import of_artefact
+from hfstrat.tasks import TASKS, task_of_files
 from hfstrat.tasks.base import Task
 
 
@@ -34,7 +34,8 @@ class Artefact:
 
     @property
     def task(self) -> Task:
-        return of_artefact(self.folder, self.report.get("run", {}).get("recipe", {}))
+        recipe = self.report.get("run", {}).get("recipe", {})
+        return TASKS[recipe.get("task", "causal-lm")] if recipe else task_of_files(self.folder)
 
     @property
     def library(self) -> str:

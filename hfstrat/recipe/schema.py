@@ -117,13 +117,6 @@ class Training(Section):
             value = getattr(self, name)
             if isinstance(value, float) and value > 1:
                 raise ValueError(f"{name}: a share below 1 or a whole number of steps is expected, given {value}")
-        save, every = self.save_steps, self.eval_steps
-        if self.load_best_model_at_end and isinstance(save, int) and isinstance(every, int) and save % every:
-            nearest = max(1, round(save / every)) * every
-            raise ValueError(
-                f"save_steps: {save} is no multiple of eval_steps = {every}, so the best weights "
-                f"could not be kept; {nearest} would do, or load_best_model_at_end: false"
-            )
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from hfstrat.evaluation import rows
+from hfstrat.evaluation import row_scores
 from hfstrat.models import fused_loss, load
 from hfstrat.run.setup import Job
 from hfstrat.tasks import verify
@@ -18,7 +18,7 @@ def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
     """The facts of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
-        rows.write(job.folder, job.data, job.task.of_rows(job.trainer.sums))
+        row_scores.write(job.folder, job.data, job.task.of_rows(job.trainer.sums))
     facts = _facts(job, last, seconds)
     trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
     fused_loss.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
@@ -54,7 +54,7 @@ def _facts(job: Job, last: Report | None, seconds: float) -> Report:
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
-    bar = job.bars and replace(job.bars, epochs=step * job.plan.global_batch_size / job.plan.rows)
+    bar = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts = {
         "metrics_before": _metrics(first, job.task.metrics),
         "metrics_after": _metrics(last, job.task.metrics),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.evaluation import rows
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Found
-from hfstrat.evaluation.suite import ROWS, Suite, report_of
+from hfstrat.evaluation.suite import ROWS, Suite, measurement_of, report_of
 from hfstrat.trainer import sharded
 from hfstrat.trainer.distributed import is_sharded
 
@@ -38,7 +37,7 @@ def before(job: Job) -> dict[str, Found]:
 
     def note_rows(sums: tuple[np.ndarray, ...]) -> None:
         if len(sums[0]) == len(data.eval):
-            found[ROWS] = rows.of_sums(task, sums, data)
+            found[ROWS] = measurement_of(task, sums, data)
             kept[ROWS] = whole(found[ROWS])
 
     job.trainer.marker_state["measured"] = kept
@@ -58,7 +57,7 @@ def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
     """For the report: the evaluation rows and the suite, before and after."""
     found, sums = dict[str, Found](), job.trainer.sums
     if sums is not None and len(sums[0]) == len(job.data.eval):
-        found[ROWS] = rows.of_sums(job.task, sums, job.data)
+        found[ROWS] = measurement_of(job.task, sums, job.data)
     found |= measure(job)
     return report_of(earlier, found)
 

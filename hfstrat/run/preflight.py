@@ -110,7 +110,7 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
         raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
     for file in files or []:
         if data.documents == "files" and readers.file_kind(file) != "text":
-            raise UserError(f"data.documents: {file}: files are documents only where they are .txt; remove documents")
+            raise UserError(f"data.documents: {file}: `documents: files` needs .txt files; remove data.documents")
         with about(key):
             _check_rows(readers.read_head(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
 

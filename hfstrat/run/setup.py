@@ -27,12 +27,12 @@ from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded, trackers
 from hfstrat.trainer import progress as trainer_progress
-from hfstrat.trainer.baselines import Bars
+from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
-from hfstrat.trainer.collective import Team
+from hfstrat.trainer.collective import ProcessGroup
 from hfstrat.trainer.distributed import is_sharded, wrapping
-from hfstrat.trainer.feed import Feed
 from hfstrat.trainer.plan import ENDLESS, Plan, make_plan
+from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -50,9 +50,9 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # held until the process ends
-    feed: Feed
+    feed: TrainData
     probe: dict[str, Any]  # inputs for comparing models
-    bars: Bars | None = None  # to beat
+    baselines: Baselines | None = None  # to beat
     outline: nn.Module | None = None  # of a model that is trained in pieces
     setup_seconds: float = 0.0  # until training: loading, and what is computed once
     untrained: torch.Tensor | None = None  # what the model said to the probe before training
@@ -109,14 +109,16 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
     task.own_the_loss(base)  # before anything wraps the model
     collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    feed = Feed(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, team=Team.of_world())
+    feed = TrainData(
+        data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=ProcessGroup.current()
+    )
     feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = strategy.build_model(base)
     load.set_precision(trained, dtype)
     batches = decide_batches(recipe, base, trained, feed, data, args, stored)
-    plan, bars = batches.plan, strategy.bars(data, batches.plan, base.model)
+    plan, baselines = batches.plan, strategy.baselines(data, batches.plan, base.model)
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
-    for line in (*said, f"{'batches':<9} {batches.line}", *(bars.lines() if bars else [])):
+    for line in (*said, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
     feed = strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
@@ -127,7 +129,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
     trainer = build_trainer(recipe, trained, tokenizer, args, feed, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, bars)
+    job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
     job.outline = sharded.outline(trained)
     return job
 
@@ -150,7 +152,13 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
 
 
 def decide_batches(
-    recipe: Recipe, base: Base, trained: Any, feed: Feed, data: PreparedData, args: TrainingArguments, stored: dict[str, Any]
+    recipe: Recipe,
+    base: Base,
+    trained: Any,
+    feed: TrainData,
+    data: PreparedData,
+    args: TrainingArguments,
+    stored: dict[str, Any],
 ) -> batching.Batches:
     """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
     if recipe.training.torch_compile:
@@ -170,10 +178,8 @@ def decide_batches(
             )
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
-        shown = [
-            base.model,
-            *(recipe.strategy.asked(base) if isinstance(feed.collate, TokenCollator) and feed.collate.selects_rows else []),
-        ]
+        can_pack = isinstance(feed.collate, TokenCollator) and feed.collate.selects_rows
+        shown = [base.model, *(recipe.strategy.asked(base) if can_pack else [])]
         for one in shown:
             one.to(args.device)  # packing is shown where it will run
     batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
@@ -188,7 +194,7 @@ def build_trainer(
     trained: Any,
     tokenizer: Any,
     args: TrainingArguments,
-    feed: Feed,
+    feed: TrainData,
     data: PreparedData,
     sampler: Any,
     progress: trainer_progress.ProgressReport,

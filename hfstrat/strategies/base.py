@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Bars
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.baselines import Baselines
     from hfstrat.trainer.plan import Plan
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -91,7 +91,7 @@ class Strategy(Section, ABC):
         """Which of the base's own parameters learn, by name: those cannot be quantized. By default none."""
         return set()
 
-    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
+    def baselines(self, data: PreparedData, plan: Plan, model: nn.Module) -> Baselines | None:
         """What has to be beaten for the result to be worth anything; None where the metrics before training say it."""
         return None
 
@@ -112,7 +112,7 @@ class Strategy(Section, ABC):
         """What fills unset `training:` keys."""
         return self.defaults
 
-    def prepare_base(self, base: Base, data: Feed) -> Feed:
+    def prepare_base(self, base: Base, data: TrainData) -> TrainData:
         """What has to be known of the data before the model can be built? By default nothing."""
         return data
 
@@ -141,7 +141,7 @@ class Strategy(Section, ABC):
         """Other causal LMs that are given the batches of the run? By default none."""
         return []
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         """What can be computed once before training? By default nothing."""
         return data
 

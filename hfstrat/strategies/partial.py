@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -143,7 +143,7 @@ class Partial(Strategy):
                 "for nothing; set auto or off, or take --accelerate-config ddp"
             )
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         if self.thaw is not None:
             self._thawing(model, data.plan.steps)
         from hfstrat.strategies.frozen.precompute import precompute

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
@@ -11,15 +10,13 @@ from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "of_artefact"]
+__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files"]
 
 
-def of_artefact(folder: str | Path, recipe: dict[str, Any]) -> Task:
-    """The task that a saved model is for: its run's, or what its own files say."""
+def task_of_files(folder: str | Path) -> Task:
+    """The task that the files of a saved model or adapter name, causal-lm where they name none."""
     from hfstrat.models.load import read_json
 
-    if recipe:
-        return TASKS[recipe.get("task", CausalLM.name)]
     path = Path(folder).expanduser()
     kind = read_json(path / "adapter_config.json").get("task_type")
     if (path / "modules.json").is_file():  # of sentence-transformers: a head on pooled hidden states

@@ -17,7 +17,7 @@ from typing import Any
 
 from hfstrat import errors
 from hfstrat.models.load import read_json, read_shapes
-from hfstrat.tasks.artifact import load_artefact
+from hfstrat.tasks.artifact import load_artifact
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
 
@@ -157,7 +157,7 @@ def _main(spec_file: str) -> None:
     spec = json.loads(Path(spec_file).read_text())
     probe = torch.load(spec["probe"], weights_only=True)
     try:
-        model = load_artefact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
+        model = load_artifact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
         logits, expected = probe_logits(model, probe["inputs"]), probe["logits"]
     except Exception as error:
         if errors.named(error).code == errors.OUT_OF_MEMORY or any(words in str(error) for words in FULL):

@@ -56,7 +56,6 @@ def training_arguments(
         "eval_on_start": evaluate_first,
         "save_strategy": "steps",
         "save_steps": plan.save_every,
-        "load_best_model_at_end": training.load_best_model_at_end,
         "metric_for_best_model": metric,
         "greater_is_better": higher_is_better,
         # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
@@ -73,6 +72,10 @@ def training_arguments(
         "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # theirs
     }
     try:
-        return TrainingArguments(**{**settings, **training.extra})
+        arguments = TrainingArguments(**{**settings, **training.extra})
     except (TypeError, ValueError) as error:
         raise UserError(f"training.extra: TrainingArguments refused it: {str(error).splitlines()[0]}") from error
+    # given to the constructor, it would require save_steps to be a multiple of eval_steps; our Trainer saves a checkpoint
+    # whenever an evaluation is the best so far, so any combination works
+    arguments.load_best_model_at_end = training.load_best_model_at_end
+    return arguments

@@ -28,7 +28,7 @@ WORTHWHILE = 4  # epochs up to which a repeated token is worth about a new one: 
 
 
 @dataclass(frozen=True)
-class Bars:
+class Baselines:
     """Losses in nats per token of the evaluation rows, and what the training rows can carry."""
 
     uniform: float  # ln V: what random weights say
@@ -73,7 +73,7 @@ class Bars:
         return lines
 
 
-def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Bars:
+def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
     """The bars of prepared data for a model that is about to be trained on them."""
     from hfstrat.models.load import count_parameters
 
@@ -82,7 +82,7 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Bars:
     nats, tokens = unigram(train, held), int(held.sum())
     found = token_bytes(data.renderer.tokenizer)
     endless = plan.steps >= ENDLESS
-    return Bars(
+    return Baselines(
         uniform=math.log(vocabulary),
         unigram=nats,
         unigram_bits_per_byte=None if found is None else bits_per_byte(nats, tokens, row_bytes(data.eval, found).sum()),

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Build = Callable[[Path | None], Any]
-"""Called by all processes: computes with `Team.each`, and writes where it is given a path. Returns what `cache.fetch` keeps."""
+"""Called by all processes: computes with `ProcessGroup.each`, writes if given a path, returns what `cache.fetch` stores."""
 
 
-class Team:
+class ProcessGroup:
     """The processes of a run; every method is a collective operation, called by all of them in the same order."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @classmethod
-    def of_world(cls) -> Team:
+    def current(cls) -> ProcessGroup:
         """Of the process group that is there."""
         import torch.distributed as dist
 
@@ -34,7 +34,7 @@ class Team:
         return cls(dist.get_rank(), dist.get_world_size())
 
     @cached_property
-    def group(self) -> Any:
+    def gloo(self) -> Any:
         """A gloo group of all, for what is in the machine's memory; made when it is needed first."""
         import torch.distributed as dist
 
@@ -66,14 +66,14 @@ class Team:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.group)
+        dist.all_gather_object(found, value, group=self.gloo)
         return found
 
     def wait(self) -> None:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.barrier(group=self.group)
+            dist.barrier(group=self.gloo)
 
     def each(self, items: Sequence[Item], compute: Callable[[Item], Result], for_all: bool = False) -> Iterator[Result]:
         """`compute` of all items, in order, each process doing every `size`-th.
@@ -94,7 +94,7 @@ class Team:
         found: list[Any] = []
         for writer in self.writers:
             here: list[Any] | None = [None] * self.size if writer == self.rank else None
-            dist.gather_object(value, here, dst=writer, group=self.group)
+            dist.gather_object(value, here, dst=writer, group=self.gloo)
             found = here or found
         return found
 
@@ -126,7 +126,7 @@ class Team:
 
 
 def exhaust(results: Iterable[Any]) -> None:
-    """Come to the end of `Team.each` without a use for the results."""
+    """Come to the end of `ProcessGroup.each` without a use for the results."""
     for _ in results:
         pass
 
@@ -135,4 +135,4 @@ def _missing(target: Path) -> Any:
     raise RuntimeError(f"{target}: what all processes built together is not here (process {os.environ.get('RANK', '?')})")
 
 
-ALONE = Team()
+SINGLE = ProcessGroup()

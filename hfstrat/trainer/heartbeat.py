@@ -34,7 +34,7 @@ BROKEN = ("closed by peer", "connection reset", "connection refused", "broken pi
 LAUNCHER = "the launcher's meeting place (on the machine of rank 0)"
 
 
-class Watch:
+class Heartbeat:
     """The beats of a world, read and kept by a thread of this process's own.
 
     Args:
@@ -124,7 +124,7 @@ class Watch:
         return f"hfstrat/{self.attempt}/{what}/{rank}"
 
 
-_watch: Watch | None = None
+_watch: Heartbeat | None = None
 
 
 def begin(rank: int, size: int) -> None:
@@ -139,7 +139,7 @@ def begin(rank: int, size: int) -> None:
         store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=SILENCE / 2))
     except Exception:  # another kind of meeting place: nobody is watched, and the libraries' own watchdogs remain
         return
-    _watch = Watch(store, rank, size)
+    _watch = Heartbeat(store, rank, size)
     _watch.start()
 
 

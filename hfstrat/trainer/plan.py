@@ -76,16 +76,10 @@ def make_plan(
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
     save_every = eval_every if training.save_steps is None else _every(training.save_steps, steps)
-    if by_clock and training.save_steps is not None:
+    if by_clock and isinstance(training.save_steps, float):
         raise UserError(
-            "training.save_steps: with max_time and eval_steps as a share, checkpoints come with the evaluations; "
-            "remove it, or give eval_steps as a whole number too"
-        )
-    if training.load_best_model_at_end and save_every % eval_every:
-        near = max(1, round(save_every / eval_every)) * eval_every
-        raise UserError(
-            f"training.save_steps: {save_every} is no multiple of eval_steps = {eval_every}, as Trainer wants it for "
-            f"load_best_model_at_end; {near} would do, or load_best_model_at_end: false"
+            f"training.save_steps: {training.save_steps:g} is a share of all steps, and with training.max_time the number of "
+            "steps is unknown; give a whole number of steps, or remove it: a checkpoint is saved at each evaluation"
         )
     micro = training.per_device_train_batch_size
     if micro == "auto":

@@ -113,6 +113,10 @@ def test_lengths_of_a_run() -> None:
     made = plan(max_steps=None, max_time="2min", eval_steps=0.5)
     assert (made.time_limit, made.eval_share) == (120.0, 0.5)  # type: ignore[attr-defined]
     assert plan(max_steps=40, eval_steps=0.25).eval_every == 10  # type: ignore[attr-defined]
+    assert plan(max_steps=40, eval_steps=10, save_steps=4).save_every == 4  # type: ignore[attr-defined]
+    assert plan(max_steps=None, max_time="2min", save_steps=50).save_every == 50  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="the number of steps is unknown; give a whole number"):
+        plan(max_steps=None, max_time="2min", save_steps=0.5)
 
 
 def test_the_measured_micro_batch_is_the_largest_that_fits() -> None:

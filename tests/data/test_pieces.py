@@ -142,7 +142,9 @@ def test_ids_that_read_otherwise_are_said(tmp_path: Path, monkeypatch: pytest.Mo
     tokenizer = make("always", None)
     data = Data(train=str(file), eval_size=2)
     assert not any("reproduce" in line for line in prepare(data, tokenizer, seed=0).lines())
-    monkeypatch.setattr(SegmentTokenizer, "ids", lambda self, texts, before: self._ids_of_each(texts))  # as if nobody had looked
+    monkeypatch.setattr(
+        SegmentTokenizer, "ids", lambda self, texts, before: self._ids_of_each(texts)
+    )  # as if nobody had looked
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     said = [line for line in prepare(data, tokenizer, seed=0).lines() if "reproduce" in line]
     assert len(said) == 1

@@ -19,7 +19,7 @@ MAPS = {  # two lines of `columns:` at most
     "eval_dev/lambada_openai.jsonl.gz": {"context": "prompt", "continuation": "completion"},
     "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
 }
-LATER = {
+UNSUPPORTED = {
     "eval_dev": "multiple choice",
     "llamafactory_demos/dpo_en_demo.jsonl.gz": "preference pairs",
     "llamafactory_demos/v1_dpo_demo.jsonl": "preference pairs",
@@ -60,7 +60,7 @@ def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
         assert classes.statistics["train"].rows_kept == classes.statistics["train"].rows_read
         assert classes.duplicates["eval_rows_in_train"] == 0
         return
-    later = None if mapped else of(LATER, name)
+    later = None if mapped else of(UNSUPPORTED, name)
     if later:
         with pytest.raises(UserError, match=f"are {later}.* not supported yet"):
             prepare(data, TOKENIZER, seed=0)

@@ -64,14 +64,14 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
 
 def count_shares() -> list[Any]:
     """What this process computes of all that is computed once."""
-    from hfstrat.trainer.collective import Team
+    from hfstrat.trainer.collective import ProcessGroup
 
-    original, found = Team.each, list[Any]()
+    original, found = ProcessGroup.each, list[Any]()
 
     def each(self: Any, items: Any, compute: Any, for_all: bool = False) -> Any:
         return original(self, items, lambda item: (found.append(None), compute(item))[1], for_all)
 
-    Team.each = each  # type: ignore[method-assign]
+    ProcessGroup.each = each  # type: ignore[method-assign]
     return found
 
 
@@ -103,10 +103,10 @@ def reload_here(folder: Path, probe: dict[str, Any], options: dict[str, Any]) ->
     """The reload law, without the ten seconds that a fresh process takes."""
     import torch
 
-    from hfstrat.tasks.artifact import load_artefact
+    from hfstrat.tasks.artifact import load_artifact
     from hfstrat.tasks.verify import probe_logits
 
-    model = load_artefact(str(folder), getattr(torch, probe["dtype"]), options)
+    model = load_artifact(str(folder), getattr(torch, probe["dtype"]), options)
     said = probe_logits(model, probe["inputs"])
     return {
         "bit_equal": bool(torch.equal(said, probe["logits"])),

@@ -101,7 +101,7 @@ def test_what_is_saved_says_the_same_when_loaded(bodies: Any, family: str, name:
     model.save_pretrained(tmp_path / "saved")
     base.task.write_config(base, tmp_path / "saved")
     load_tokenizer(Model(name_or_path=str(bodies(family)))).save_pretrained(tmp_path / "saved")
-    loaded = artifact.load_artefact(str(tmp_path / "saved"), torch.float32, {"task": TASK.name})
+    loaded = artifact.load_artifact(str(tmp_path / "saved"), torch.float32, {"task": TASK.name})
     inputs, _ = batch(seed=1)
     assert torch.equal(verify.probe_logits(loaded, inputs), verify.probe_logits(model, inputs))
     assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"}
@@ -137,7 +137,7 @@ def test_an_artefact_without_its_head_does_not_load(bodies: Any, tmp_path: Path)
         weights = load_file(folder / file)
         save_file({k: v for k, v in weights.items() if "classifier" not in k}, folder / file, {"format": "pt"})
         with pytest.raises(Exception, match=r"classifier|missing adapter keys"):
-            artifact.load_artefact(str(folder), torch.float32, {"task": TASK.name})
+            artifact.load_artifact(str(folder), torch.float32, {"task": TASK.name})
 
 
 def test_a_head_for_other_labels_begins_anew_and_says_so(bodies: Any, tmp_path: Path) -> None:

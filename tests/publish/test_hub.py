@@ -17,7 +17,7 @@ from helpers.hub_server import TOKEN, LoopbackHub, in_process
 
 from hfstrat import errors
 from hfstrat.errors import RunError, UserError
-from hfstrat.publish import hub_files, push
+from hfstrat.publish import push
 from hfstrat.recipe.schema import Recipe
 
 
@@ -221,7 +221,7 @@ def test_what_fails_once_is_repeated(server: LoopbackHub, tmp_path: Path, where:
 def test_a_failed_upload_does_not_fail_the_run(
     server: LoopbackHub, tmp_path: Path, where: str, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_files, "PATIENT", (0.0,))  # the library's own six attempts are repeated once
+    monkeypatch.setattr(push, "PATIENT", (0.0,))  # the library's own six attempts are repeated once
     run = finished_run(tmp_path / "run")
     server.fail(where, **fault)
     said = pushed(run)[0]
@@ -236,7 +236,7 @@ def test_a_failed_upload_does_not_fail_the_run(
 
 def test_a_push_goes_on_where_it_stopped(server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are there already are not sent again."""
-    monkeypatch.setattr(hub_files, "PATIENT", ())
+    monkeypatch.setattr(push, "PATIENT", ())
     run = finished_run(tmp_path / "run", weights=4)
     server.fail("POST .*/commit", status=502)
     assert pushed(run)[0].startswith("not pushed")

@@ -77,9 +77,9 @@ def test_a_pushed_classifier_says_the_same(server: LoopbackHub, recipe: Any, tmp
 def test_a_run_outlives_a_hub_that_breaks(
     server: LoopbackHub, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfstrat.publish import hub_files, push
+    from hfstrat.publish import push
 
-    monkeypatch.setattr(hub_files, "PATIENT", ())
+    monkeypatch.setattr(push, "PATIENT", ())
     server.fail("POST .*/commit", status=403)
     assert run(recipe(PUSH, "training.max_steps=2"))
     assert f"`hfstrat push {tmp_path / 'run'}` tries again" in capsys.readouterr().out

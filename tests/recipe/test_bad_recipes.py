@@ -84,9 +84,9 @@ import os, shutil, sys, tempfile
 from collections import namedtuple
 from pathlib import Path
 from bad_recipes import CASES, build
-from hfstrat import preflight
 from hfstrat.errors import UserError
-from hfstrat.loading import load_recipe
+from hfstrat.recipe.load import load_recipe
+from hfstrat.run import preflight
 
 usage, real = namedtuple("Usage", "total used free"), shutil.disk_usage
 for case in CASES:

@@ -408,7 +408,9 @@ PROBES: dict[str, Probe] = {
         ["strategy.frozen_dropout=false"], drops, [False, False, True], [PARTIAL, "model.name_or_path=GPT2"]
     ),
     "strategy.partial.head": Probe(["strategy.head=true"], lambda s: "lm_head.weight" in s.learning(), True, [PARTIAL]),
-    "strategy.scratch.name": Probe([SCRATCH], lambda s: s.job.bars is not None, True, [WORDS, "strategy=full", "model=BASE"]),
+    "strategy.scratch.name": Probe(
+        [SCRATCH], lambda s: s.job.baselines is not None, True, [WORDS, "strategy=full", "model=BASE"]
+    ),
     "strategy.scratch.architecture": Probe(
         ["strategy.architecture=gpt2"], lambda s: s.model.config.model_type, "gpt2", [WORDS, SCRATCH]
     ),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from hfstrat import errors
 from hfstrat.run.train import run
-from hfstrat.trainer.heartbeat import Watch
+from hfstrat.trainer.heartbeat import Heartbeat
 
 NAMES = (f"hfa{os.getpid() % 10000}", f"hfb{os.getpid() % 10000}")
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
@@ -169,11 +169,11 @@ class Store(dict[str, bytes]):
         return all(key in self for key in keys)
 
 
-def beats(monkeypatch: pytest.MonkeyPatch, silence: float) -> tuple[Store, list[Watch], list[str]]:
+def beats(monkeypatch: pytest.MonkeyPatch, silence: float) -> tuple[Store, list[Heartbeat], list[str]]:
     monkeypatch.setattr("hfstrat.trainer.heartbeat.BEAT", 0.02)
     monkeypatch.setattr("hfstrat.trainer.heartbeat.AFTER_ERROR", 0.2)
     store, told = Store(), list[str]()
-    pair = [Watch(store, rank, 2, silence) for rank in (0, 1)]
+    pair = [Heartbeat(store, rank, 2, silence) for rank in (0, 1)]
     for each in pair:
         monkeypatch.setattr(each, "_end", told.append)
         each.start()

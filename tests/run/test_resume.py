@@ -454,7 +454,7 @@ def test_ends_that_are_no_disk_full_are_not_hidden(recipe: Any, monkeypatch: pyt
 
 
 def test_what_is_computed_from_other_inputs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume.shelf, "in_use", lambda: ["hidden_states-b", "rows-x"])
+    monkeypatch.setattr(resume.cache, "in_use", lambda: ["hidden_states-b", "rows-x"])
     stored = {"caches": ["hidden_states-a"]}
     (said,) = resume.cache_remarks(Path("run/checkpoint-2"), stored)
     assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in said

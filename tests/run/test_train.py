@@ -262,6 +262,38 @@ def test_the_best_is_kept_between_checkpoints(recipe: Any, monkeypatch: pytest.M
     assert torch.equal(weights(folder_of(loaded))["lm_head.weight"], kept[3])
 
 
+@pytest.mark.parametrize("best", [3, 6])
+@pytest.mark.parametrize("killed", [None, 5, 7])
+def test_save_steps_need_not_be_a_multiple_of_eval_steps(
+    recipe: Any, best: int, killed: int | None, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    """Evaluations at steps 3, 6 and 9, checkpoints at 4 and 8: the best weights are restored, also after a resume."""
+    from hfstrat.trainer.trainer import StrategyTrainer
+
+    evaluate, evaluated = StrategyTrainer.evaluate, {}
+
+    def reported(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        step = self.state.global_step
+        evaluated[step] = self.model.lm_head.weight.detach().clone()
+        return evaluate(self, *args, **kwargs) | {"eval_loss": 1.0 + abs(step - best)}
+
+    monkeypatch.setattr(StrategyTrainer, "evaluate", reported)
+    settings = ("strategy=full", "training.learning_rate=0.3", "training.max_steps=9", "training.save_total_limit=1")
+    loaded = recipe(*settings, "training.eval_steps=3", "training.save_steps=4")
+    if killed is not None:
+        with monkeypatch.context() as patch:
+            stop_at(patch, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(loaded)
+    report = run(loaded)
+    assert report is not None
+    if killed is not None:
+        assert report["result"]["resumed_from"].endswith(f"checkpoint-{6 if killed > 6 == best else 4}")
+    assert set(evaluated) >= {0, 3, 6, 9}
+    assert report["result"]["best_step"] == best
+    assert torch.equal(weights(folder_of(loaded))["lm_head.weight"], evaluated[best])
+
+
 def test_other_rows_do_not_go_on(recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text(rows.read_text())

@@ -357,7 +357,7 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
     ("tokens", "epochs", "alarms"), [(30_000_000, 2, 0), (1_000_000, 2, 1), (1_000_000, 30, 1), (10, 9, 2)]
 )
 def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
-    found = baselines.Bars(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
+    found = baselines.Baselines(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
     assert sum(line.startswith("alarm") for line in found) == alarms
     assert all("arXiv" in line for line in found if line.startswith("alarm"))
 
@@ -408,7 +408,7 @@ def test_a_class_of_ones_own(scratch: Callable[..., Any], tmp_path: Path) -> Non
 
 
 def test_files_as_documents_need_text(tiny: Path, rows: Path) -> None:
-    with pytest.raises(UserError, match=r"data.documents: .*only where they are .txt"):
+    with pytest.raises(UserError, match=r"data.documents: .*needs .txt files"):
         prepare(
             Data.model_validate({"train": str(rows), "documents": "files"}), load_tokenizer(Model(name_or_path=str(tiny))), 1
         )

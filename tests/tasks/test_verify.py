@@ -24,7 +24,7 @@ def probe(tiny: Path) -> dict[str, Any]:
     """What a model said on a GPU, as far as a CPU can tell."""
     ids = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    logits = verify.probe_logits(artifact.load_artefact(str(tiny), torch.float32, {}), inputs)
+    logits = verify.probe_logits(artifact.load_artifact(str(tiny), torch.float32, {}), inputs)
     return {"inputs": inputs, "logits": logits, "untrained": logits + 1, "dtype": "float32", "device": "cuda"}
 
 
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         devices.append(spec["device"])
         file = Path(spec["probe"]).with_name("spec.json")
         file.write_text(json.dumps(spec))
-        load = artifact._load_artefact
+        load = artifact._load_complete
 
         def out_of_memory(*given: Any) -> Any:
             if spec["device"] in full:
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
             return load(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(artifact, "_load_artefact", out_of_memory)
+            patch.setattr(artifact, "_load_complete", out_of_memory)
             try:
                 verify._main(str(file))
             except SystemExit as ended:
@@ -99,7 +99,7 @@ def test_a_gpu_too_full_to_begin_with(
     def full(*given: Any) -> Any:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(artifact, "_load_artefact", full)
+    monkeypatch.setattr(artifact, "_load_complete", full)
     torch.save({}, tmp_path / "probe.pt")
     spec = {"folder": str(tiny), "probe": str(tmp_path / "probe.pt"), "dtype": "float32", "device": "cuda", "options": {}}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -113,7 +113,7 @@ def test_weights_that_a_gpu_cannot_hold_are_not_tried_there(
 ) -> None:
     devices, _ = asked
     least = verify.weight_bytes(tiny, {}, 4)
-    assert least == 4 * sum(p.numel() for p in artifact.load_artefact(str(tiny), torch.float32, {}).parameters())
+    assert least == 4 * sum(p.numel() for p in artifact.load_artifact(str(tiny), torch.float32, {}).parameters())
     pretend(monkeypatch, least)
     assert verify.verify(tiny, probe, {})["device"] == "cpu"
     assert devices == ["cpu"]

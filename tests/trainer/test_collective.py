@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from hfstrat.trainer.collective import Team, exhaust
+from hfstrat.trainer.collective import ProcessGroup, exhaust
 
 
-class Thread(Team):
-    """A process of a team that talks through a list."""
+class Thread(ProcessGroup):
+    """A process of a group that talks through a list."""
 
     def __init__(self, rank: int, size: int, table: list[Any], barrier: Barrier, writers: tuple[int, ...]) -> None:
         super().__init__(rank, size)
@@ -35,7 +35,7 @@ class Thread(Team):
         return found if self.rank in self.writers else []
 
 
-def in_team(size: int, work: Callable[[Team], Any], writers: tuple[int, ...] = (0,)) -> list[Any]:
+def in_group(size: int, work: Callable[[ProcessGroup], Any], writers: tuple[int, ...] = (0,)) -> list[Any]:
     """What each of them gets."""
     table, barrier = [None] * size, Barrier(size)
     with ThreadPoolExecutor(size) as pool:
@@ -47,15 +47,15 @@ def in_team(size: int, work: Callable[[Team], Any], writers: tuple[int, ...] = (
 def test_each_does_its_share_and_the_writers_get_all_in_order(size: int, count: int) -> None:
     done: list[tuple[int, int]] = []
 
-    def work(team: Team) -> tuple[list[int], list[int]]:
+    def work(group: ProcessGroup) -> tuple[list[int], list[int]]:
         def square(item: int) -> int:
-            done.append((team.rank, item))
+            done.append((group.rank, item))
             return item * item
 
         items = list(range(count))
-        return list(team.each(items, square)), list(team.each(items, square, for_all=True))
+        return list(group.each(items, square)), list(group.each(items, square, for_all=True))
 
-    for rank, (ours, everybodys) in enumerate(in_team(size, work)):
+    for rank, (ours, everybodys) in enumerate(in_group(size, work)):
         assert ours == ([item * item for item in range(count)] if rank == 0 else [])
         assert everybodys == [item * item for item in range(count)]
     assert sorted(done) == sorted((item % size, item) for item in range(count) for _ in range(2))
@@ -65,34 +65,34 @@ def test_what_is_fetched_is_built_by_all_and_written_once(tmp_path: Path, monkey
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
     shares, written, lock = [0, 0, 0], [], Lock()
 
-    def work(team: Team) -> Any:
+    def work(group: ProcessGroup) -> Any:
         def compute(item: int) -> bytes:
-            shares[team.rank] += 1
+            shares[group.rank] += 1
             return bytes([item])
 
         def build(target: Path | None) -> Any:
-            results = team.each(list(range(8)), compute)
+            results = group.each(list(range(8)), compute)
             if target is None:
                 return exhaust(results)
             with lock:
-                written.append(team.rank)
+                written.append(group.rank)
             target.write_bytes(b"".join(results))
             return {"said": 8}
 
-        entry = team.fetch("things", "a" * 32, "things", build)
+        entry = group.fetch("things", "a" * 32, "things", build)
         return entry.path.read_bytes(), entry.value
 
-    assert in_team(3, work) == [(bytes(range(8)), {"said": 8})] * 3
+    assert in_group(3, work) == [(bytes(range(8)), {"said": 8})] * 3
     assert shares == [3, 3, 2]
     assert written == [0]
-    in_team(3, work)
+    in_group(3, work)
     assert shares == [3, 3, 2], "it was there already"
 
 
 def test_one_alone_needs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
-    team = Team.of_world()
-    assert (team.rank, team.size, team.writers) == (0, 1, (0,))
-    assert team.gather("x") == ["x"]
-    entry = team.fetch("things", "b" * 32, "things", lambda target: target.write_bytes(b"1") and None)
+    group = ProcessGroup.current()
+    assert (group.rank, group.size, group.writers) == (0, 1, (0,))
+    assert group.gather("x") == ["x"]
+    entry = group.fetch("things", "b" * 32, "things", lambda target: target.write_bytes(b"1") and None)
     assert entry.path.read_bytes() == b"1"

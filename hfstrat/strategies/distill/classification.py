@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Cache
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
@@ -137,7 +137,7 @@ class ClassDistiller:
         count = labels.numel() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
-    def ask_once(self, feed: Feed, wish: Cache) -> Feed:
+    def ask_once(self, feed: TrainData, wish: Cache) -> TrainData:
         """Rows that bring the teacher's class logits along, where there is more than one epoch."""
         facts: dict[str, Any] = {"teacher": self._judge(feed)}
         if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
@@ -146,7 +146,7 @@ class ClassDistiller:
             feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
         return replace(feed, facts={**feed.facts, "distillation": facts})
 
-    def _keep(self, feed: Feed) -> tuple[Feed, dict[str, Any]]:
+    def _keep(self, feed: TrainData) -> tuple[TrainData, dict[str, Any]]:
         assert self.teacher is not None
         assert self.order is not None
         rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
@@ -163,7 +163,7 @@ class ClassDistiller:
 
         needed = 4 * len(self.names) * len(rows.first)
         text = f"class logits of a teacher for {len(rows.first):,} rows"
-        entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
         seconds = time.monotonic() - started
         when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
         feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
@@ -172,12 +172,12 @@ class ClassDistiller:
         facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
         return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
 
-    def _blobs(self, feed: Feed, rows: Rows, group: np.ndarray) -> list[bytes]:
+    def _blobs(self, feed: TrainData, rows: Rows, group: np.ndarray) -> list[bytes]:
         batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
         with feed.computing():
             return [row.numpy().tobytes() for row in self.ask((), batch).cpu()]
 
-    def _judge(self, feed: Feed) -> dict[str, Any]:
+    def _judge(self, feed: TrainData) -> dict[str, Any]:
         """The teacher's own metrics on the evaluation rows."""
         from hfstrat.models.load import count_parameters
         from hfstrat.tasks.classification_metrics import of_sums

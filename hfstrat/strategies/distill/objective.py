@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Cache
     from hfstrat.strategies.distill.strategy import Distill
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 
 COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy", "teacher_logprobs")
@@ -138,7 +138,7 @@ class Distiller:
         ours = base.model.get_output_embeddings().weight.shape[0]
         self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
 
-    def ask_once(self, feed: Feed, wish: Cache) -> Feed:
+    def ask_once(self, feed: TrainData, wish: Cache) -> TrainData:
         from hfstrat.strategies.distill.precompute import ask_once
 
         return ask_once(feed, self, wish)

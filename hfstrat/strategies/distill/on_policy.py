@@ -110,13 +110,16 @@ def trainer_arguments(strategy: Distill, teacher: PreTrainedModel, arguments: di
         "temperature": strategy.temperature,
         "max_completion_length": strategy.max_new_tokens,
         "gradient_checkpointing": False,
+        "load_best_model_at_end": False,
     }
+    config = DistillationConfig(**{**given, **theirs_too})
+    config.load_best_model_at_end = args.load_best_model_at_end  # with any save_steps: see trainer/arguments.py
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         **arguments,
         "trainer_class": OnPolicyTrainer,
         "teacher_model": teacher,
-        "args": DistillationConfig(**{**given, **theirs_too}),
+        "args": config,
         "train_dataset": Prompts(arguments["train_dataset"]),
         "sampler": Again(arguments["sampler"], size, args.gradient_accumulation_steps),
     }

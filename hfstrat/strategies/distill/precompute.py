@@ -23,12 +23,12 @@ from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
 if TYPE_CHECKING:
     from hfstrat.recipe.distill import Cache
     from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number; of the largest state: other batches, other kernels
 
 
-def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
+def ask_once(feed: TrainData, distiller: Distiller, wish: Cache) -> TrainData:
     """The feed whose rows bring along what the teacher says about them, where that pays and fits; said aloud either way.
 
     Raises:
@@ -41,7 +41,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     if distiller.match is not None:
         return ask_anew(feed, distiller, "the states of its layers are compared, which are not kept")
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
-    rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.alone.train)} if again else {})
+    rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.unpacked.train)} if again else {})
     positions = sum(int(part.supervised.sum()) for part in rows.values())
     form, reason = choose(feed, distiller, wish, positions)
     if form is None:
@@ -55,7 +55,7 @@ def ask_once(feed: Feed, distiller: Distiller, wish: Cache) -> Feed:
     return feed
 
 
-def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tuple[Form | None, str]:
+def choose(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -> tuple[Form | None, str]:
     """The form, or None and why.
 
     `auto` takes the exact one if the budget has room for it, then draws; never likeliest tokens, which are a lower bound.
@@ -82,7 +82,7 @@ def choose(feed: Feed, distiller: Distiller, wish: Cache, positions: int) -> tup
     return forms[fits[0]], ""
 
 
-def ask_anew(feed: Feed, distiller: Distiller, reason: str) -> Feed:
+def ask_anew(feed: TrainData, distiller: Distiller, reason: str) -> TrainData:
     """The feed as it is, with the teacher's own metrics among its facts."""
     feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
     return judge(feed, distiller)
@@ -93,16 +93,16 @@ def _own(head: Any) -> Any:
     return head._replace(weight=head.weight.clone(), bias=None if head.bias is None else head.bias.clone())
 
 
-def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows], positions: int) -> Feed:
+def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, Rows], positions: int) -> TrainData:
     teacher = distiller.teacher
     assert teacher is not None
     started, built, size, mass = time.monotonic(), list[str](), 0, 0.0
-    alone = feed.alone  # packed or not, the teacher is asked about rows that stand alone
+    unpacked = feed.unpacked  # packed or not, the teacher is asked about rows that stand alone
     weights = digest_of_weights(teacher.model)
     made: dict[str, Any] = {}
     found: list[str] = []
     for name, part in parts.items():
-        rows = getattr(alone, name)
+        rows = getattr(unpacked, name)
         order = np.lexsort((part.first, -part.lengths))
         inputs = {
             "teacher": weights,
@@ -114,18 +114,18 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
             "dtype": str(feed.dtype),
             "head": [teacher.scale, teacher.softcap],
             "adapter": teacher.adapted is not None,
-            **surroundings(alone, teacher.model, feed.dtype),
+            **surroundings(unpacked, teacher.model, feed.dtype),
         }
 
         def build(target: Path | None, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
             built.append(name)
             kept = [0.0]
-            write(target, _answers(alone, distiller, form, rows, part, order, kept))
+            write(target, _answers(unpacked, distiller, form, rows, part, order, kept))
             return {"mass": kept[0]}
 
         needed = int(part.supervised.sum()) * form.position.itemsize
         text = f"{form.kind} of a teacher for {len(part.first):,} rows"
-        entry = feed.team.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
         found += [] if name in built else [entry.path.stem]
         made[name] = WithTeacher(rows, entry.path, np.argsort(order)[part.which])
         size, mass = size + entry.size, mass + float(entry.value["mass"])
@@ -142,7 +142,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
         f"{share:.1%} of its probability mass"
     )
     facts = {"form": form.kind, "width": form.width, "bytes": size, "mass": share, "seconds": seconds, "built": built}
-    feed = feed.bringing(TeacherCollator(feed.collate, form), made.get("train", alone.train), made["eval"])
+    feed = feed.with_rows(TeacherCollator(feed.collate, form), made.get("train", unpacked.train), made["eval"])
     distiller.head = teacher.head
     if form.kind == "hidden":
         _check(feed, teacher, found)
@@ -150,7 +150,7 @@ def _fetch(feed: Feed, distiller: Distiller, form: Form, parts: dict[str, Rows],
 
 
 def _answers(
-    feed: Feed, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
+    feed: TrainData, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
 ) -> Iterator[list[bytes]]:
     """What is kept of each row, batch by batch, in this order; adds up the mass in `kept`."""
     teacher, size = distiller.teacher, feed.plan.eval_batch
@@ -181,7 +181,7 @@ def _answers(
         yield blobs
 
 
-def states_of(feed: Feed, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def states_of(feed: TrainData, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The teacher's hidden states of a batch's supervised positions, `[n, H]`."""
     inputs = {name: tensor for name, tensor in batch.items() if not name.startswith(("teacher_", "loss_rows", "targets"))}
     with feed.computing():
@@ -189,7 +189,7 @@ def states_of(feed: Feed, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]
     return states
 
 
-def _check(feed: Feed, teacher: FrozenTeacher, found: list[str]) -> None:
+def _check(feed: TrainData, teacher: FrozenTeacher, found: list[str]) -> None:
     """Compare what the rows bring along with what the teacher says, for some rows in another order.
 
     Raises:
@@ -209,7 +209,7 @@ def _check(feed: Feed, teacher: FrozenTeacher, found: list[str]) -> None:
 
 
 @torch.no_grad()
-def judge(feed: Feed, distiller: Distiller) -> Feed:
+def judge(feed: TrainData, distiller: Distiller) -> TrainData:
     """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None
@@ -236,5 +236,5 @@ def judge(feed: Feed, distiller: Distiller) -> Feed:
     return with_facts(feed, teacher=found)
 
 
-def with_facts(feed: Feed, **facts: Any) -> Feed:
+def with_facts(feed: TrainData, **facts: Any) -> TrainData:
     return replace(feed, facts={**feed.facts, "distillation": {**feed.facts.get("distillation", {}), **facts}})

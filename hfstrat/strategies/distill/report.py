@@ -65,7 +65,7 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
 
     options = source_of(loaded.recipe.model)
     given = {"source": options[0], **options[1], "task": loaded.recipe.task}
-    model = artifact.load_form(source, compute_dtype(loaded.recipe.model.dtype), given, form)
+    model = artifact.load_artifact(source, compute_dtype(loaded.recipe.model.dtype), given, form)
     if not model.can_generate():
         return None  # a classifier
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

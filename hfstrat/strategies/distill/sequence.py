@@ -21,7 +21,7 @@ from hfstrat.strategies.distill.teacher_cache import Rows
 from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, prompt_of
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks.generation import continued
-from hfstrat.trainer.collective import Team
+from hfstrat.trainer.collective import ProcessGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,12 +84,12 @@ def rewritten(
     reader, reach = (foreign.theirs, foreign.reach) if foreign else (tokenizer, max_length)
     asks = foreign.asked(data.train, rows.first, prompts) if foreign else prompts
     options = {"max_new_tokens": max_new_tokens, "max_length": reach, "libraries": torch.__version__}
-    team = Team.of_world()
-    mine = blocks[team.rank :: team.size] if team.size > 1 else []
+    group = ProcessGroup.current()
+    mine = blocks[group.rank :: group.size] if group.size > 1 else []
     # each process has its share written first; then all of them find (on one machine) what the others wrote
     for number, block in enumerate(_track([*mine, *blocks], screen)):
         if number == len(mine):
-            team.wait()
+            group.wait()
         asked = [asks[int(one)] for one in block]
         name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": reader.eos_token_id, **options})
 

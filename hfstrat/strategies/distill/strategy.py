@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from hfstrat.strategies.base import Learning
     from hfstrat.strategies.distill.objective import Distiller
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Bars
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.baselines import Baselines
     from hfstrat.trainer.plan import Plan
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -287,8 +287,8 @@ class Distill(Strategy):
     def held_out(self, recipe: Recipe) -> np.ndarray | None:
         return self.student.held_out(recipe_for(self, recipe))
 
-    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
-        return self.student.bars(data, plan, model)
+    def baselines(self, data: PreparedData, plan: Plan, model: nn.Module) -> Baselines | None:
+        return self.student.baselines(data, plan, model)
 
     def check(self, task: Task) -> None:
         check_task(self, task)
@@ -341,7 +341,7 @@ class Distill(Strategy):
         teacher = base.beside[KEY].teacher if self.asks else None
         return [] if teacher is None or teacher.model is base.model else [teacher.model]
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         from hfstrat.models import fused_loss
 
         distiller: Any = fused_loss.objective_of(model)

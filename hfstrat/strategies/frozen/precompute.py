@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.strategies.frozen.prefix import Prefix
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 
-def predicted_gain(feed: Feed, prefix: Prefix) -> float:
+def predicted_gain(feed: TrainData, prefix: Prefix) -> float:
     """How many times faster `E` epochs are: `E (Ff + 3 Ft) / (Ff + 3 E Ft)`.
 
     `Ff` is the forward pass of the frozen part and `Ft` that of the rest, whose backward pass costs twice as much, or once
@@ -60,7 +60,7 @@ def predicted_gain(feed: Feed, prefix: Prefix) -> float:
         cost * (2 + _learning(b.module)) for cost, b in zip(costs[prefix.frozen :], blocks[prefix.frozen :], strict=True)
     )
     rest += _head(feed, prefix.boundary.model)
-    return gain(once, rest, feed.epochs, feed.different_rows / len(feed.train))
+    return gain(once, rest, feed.epochs, feed.distinct_rows / len(feed.train))
 
 
 def gain(once: float, rest: float, epochs: float, share: float = 1.0) -> float:
@@ -79,7 +79,7 @@ def _learning(module: nn.Module) -> float:
     return sum(n for n, learns in sizes if learns) / max(1, sum(n for n, _ in sizes))
 
 
-def _head(feed: Feed, model: Any) -> float:
+def _head(feed: TrainData, model: Any) -> float:
     """Operations a token of the LM head, through which only tokens go that carry loss; heads of classifiers cost nothing."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
@@ -103,7 +103,7 @@ __all__ = ["Refused", "can_precompute", "find_prefix", "precompute"]
 Wish = Literal["auto", "on", "off"]
 
 
-def precompute(feed: Feed, model: nn.Module, wish: Wish, still: bool = False) -> Feed:
+def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = False) -> TrainData:
     """Compute what is frozen once, if that can be done and pays, and give the rows with it.
 
     Args:
@@ -137,26 +137,26 @@ def precompute(feed: Feed, model: nn.Module, wish: Wish, still: bool = False) ->
             return feed if wish == "off" else _refuse(feed, wish, str(refusal))
 
 
-def _refuse(feed: Feed, wish: Wish, reason: str) -> Feed:
+def _refuse(feed: TrainData, wish: Wish, reason: str) -> TrainData:
     if wish == "on":
         raise UserError(f"{KEY}: on, but {reason}; set auto or off, or change that")
     feed.say(f"{'once':<9} nothing frozen is computed once: {reason}")
     return replace(feed, facts={"precomputed": None, "reason": reason})
 
 
-def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
+def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainData:
     """Raises Refused with a reason against it."""
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
     if not feed.is_endless:
-        gain = predicted_gain(feed.alone, prefix)
+        gain = predicted_gain(feed.unpacked, prefix)
         if gain < PAYS and wish == "auto":
             raise Refused(f"it would not pay (predicted {gain:.2f}x over {feed.epochs:.3g} epochs)")
     elif wish == "auto":
         raise Refused("max_time alone does not say how many epochs there will be; precompute: on does it all the same")
     states = prefix.boundary.take(batch)
     width, size = states.shape[2], states.dtype.itemsize
-    parts = {name: _Part.of(rows) for name, rows in (("train", feed.alone.train), ("eval", feed.eval))}
+    parts = {name: _Part.of(rows) for name, rows in (("train", feed.unpacked.train), ("eval", feed.eval))}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * width * size
     text = f"hidden states of {sum(map(len, parts.values())):,} rows"
     if reason := _no_room(feed, needed, text):
@@ -168,14 +168,14 @@ def _once(feed: Feed, prefix: Prefix, batch: Batch, wish: Wish) -> Feed:
     return _with_states(feed, prefix, parts, states.dtype, width)
 
 
-def _no_room(feed: Feed, needed: int, text: str) -> str | None:
+def _no_room(feed: TrainData, needed: int, text: str) -> str | None:
     """Why this does not fit on the disk of one of the machines."""
     try:
         cache.check_room(needed, text)
         mine = None
     except UserError as error:
         mine = str(error)
-    return next((reason for reason in feed.team.gather(mine) if reason), None)
+    return next((reason for reason in feed.group.gather(mine) if reason), None)
 
 
 @dataclass
@@ -196,9 +196,9 @@ class _Part:
         return len(self.first)
 
 
-def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> Feed:
+def _with_states(feed: TrainData, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> TrainData:
     weights, built, size, started = digest_of_weights(prefix.boundary.model), [], 0, time.monotonic()
-    alone = feed.alone  # packed or not, rows have the same states
+    unpacked = feed.unpacked  # packed or not, rows have the same states
     made: dict[str, Any] = {}
     for name, part in parts.items():
         batch_size = feed.plan.micro_batch if name == "train" else feed.plan.eval_batch
@@ -209,23 +209,23 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
             "rows": digest_of_rows(part.rows, part.first[order]),
             "boundary": prefix.boundary.skipped[-1].name,
             "batch": batch_size,
-            **surroundings(alone, prefix.boundary.model, dtype),
+            **surroundings(unpacked, prefix.boundary.model, dtype),
         }
 
         def build(
             target: Path | None, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size
         ) -> None:
             built.append(name)
-            write(target, _computed(alone, prefix.boundary, part, order, size, whole=name == "train"), dtype)
+            write(target, _computed(unpacked, prefix.boundary, part, order, size, whole=name == "train"), dtype)
 
         needed = int(part.lengths.sum()) * width * dtype.itemsize
         text = f"hidden states of {len(part):,} rows after {prefix.boundary.skipped[-1].name}"
-        entry = feed.team.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
+        entry = feed.group.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
         places = np.argsort(order)[part.which]
         made[name] = WithStates(part.rows, States(entry.path, width), places)
         size += entry.size
     seconds = time.monotonic() - started
-    with_them = feed.bringing(StatesCollator(feed.collate, prefix.boundary, dtype), made["train"], made["eval"])
+    with_them = feed.with_rows(StatesCollator(feed.collate, prefix.boundary, dtype), made["train"], made["eval"])
     _check(with_them, made["train"], prefix.boundary.model)
     feed.say(f"{'once':<9} {f'computed in {seconds:.1f} s' if built else 'found in the cache'}")
     facts = {
@@ -234,12 +234,12 @@ def _with_states(feed: Feed, prefix: Prefix, parts: dict[str, _Part], dtype: tor
         "seconds": seconds,
         "built": built,
         "blocks": [prefix.frozen, prefix.blocks],
-        "predicted_gain": None if feed.is_endless else predicted_gain(alone, prefix),
+        "predicted_gain": None if feed.is_endless else predicted_gain(unpacked, prefix),
     }
     return replace(with_them, facts={"precomputed": facts}).with_undo(prefix.boundary.unbind)
 
 
-def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
+def _computed(feed: TrainData, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
     """The states of each batch's rows; a last batch that is too small is filled up if `whole`."""
 
     def take(group: list[int]) -> list[torch.Tensor]:
@@ -251,7 +251,7 @@ def _computed(feed: Feed, boundary: Boundary, part: _Part, order: np.ndarray, si
         yield from feed.each(list(in_batches(order, size)), take, "computing what is frozen")
 
 
-def _check(feed: Feed, rows: WithStates, model: nn.Module) -> None:
+def _check(feed: TrainData, rows: WithStates, model: nn.Module) -> None:
     """Compare the model with stored states with the whole model, on the longest, the shortest and two other rows.
 
     And on the first packed batch, where rows are packed.
@@ -266,7 +266,7 @@ def _check(feed: Feed, rows: WithStates, model: nn.Module) -> None:
         _compare(feed, feed.batch(list(range(feed.plan.bins_at_once)), feed.train), model)
 
 
-def _compare(feed: Feed, batch: Batch, model: nn.Module) -> None:
+def _compare(feed: TrainData, batch: Batch, model: nn.Module) -> None:
     with torch.no_grad(), evaluating(model):
         stored = model(**batch)
         whole = model(**{name: value for name, value in batch.items() if name != COLUMN})

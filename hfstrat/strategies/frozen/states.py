@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 
 OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that no hidden state depends on
@@ -60,7 +60,7 @@ def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def surroundings(feed: Feed, model: Any, dtype: torch.dtype) -> dict[str, Any]:
+def surroundings(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
     """Everything else: config, attention kernel, precision, shapes of batches, machine and libraries."""
     import transformers
 

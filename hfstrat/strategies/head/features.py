@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hfstrat.strategies.head.bodies import Body, hidden_of
-from hfstrat.trainer.collective import ALONE, Team
+from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # of a CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
@@ -44,7 +44,7 @@ def extract(
     poolings: Sequence[str],
     dtype: torch.dtype,
     told: Callable[[int], None] | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> torch.Tensor:
     """Features of rows, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
 
@@ -55,7 +55,7 @@ def extract(
         layers: after which blocks, from 1.
         dtype: of the forward pass.
         told: is given the number of rows done, after each batch.
-        team: who shares the batches; all get all features.
+        group: who shares the batches; all get all features.
     """
     device = next(body.model.parameters()).device
     found = torch.empty(len(places), len(layers), len(poolings), body.width)
@@ -85,7 +85,7 @@ def extract(
                 return state["made"]
 
             groups = list(batches(lengths_of(rows, places), budget))
-            for batch, made in zip(groups, team.each(groups, one, for_all=True), strict=True):
+            for batch, made in zip(groups, group.each(groups, one, for_all=True), strict=True):
                 found[batch] = made
                 done += len(batch)
                 if told:
@@ -118,7 +118,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
 
 
 def extract_inputs(
-    model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, team: Team = ALONE
+    model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, group: ProcessGroup = SINGLE
 ) -> torch.Tensor:
     """What a layer of a whole model is given, `[rows, H]`, float32: for classes that pool in a way of their own."""
     device = next(model.parameters()).device
@@ -136,7 +136,7 @@ def extract_inputs(
                 return taken.pop().float().cpu()
 
             groups = list(batches(lengths_of(rows, range(len(rows))), budget))
-            for batch, said in zip(groups, team.each(groups, one, for_all=True), strict=True):
+            for batch, said in zip(groups, group.each(groups, one, for_all=True), strict=True):
                 found = torch.empty(len(rows), said.shape[1]) if found is None else found
                 found[batch] = said
     finally:

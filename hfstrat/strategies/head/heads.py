@@ -24,7 +24,7 @@ from hfstrat.trainer.trainer import StrategyTrainer
 
 if TYPE_CHECKING:
     from hfstrat.models.load import Base
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 SEED = 42  # of the rows that are probed and of those that choose the penalty
 SAMPLE = 32  # evaluation rows that go through the whole published model
@@ -97,7 +97,7 @@ class SolvedTrainer(StrategyTrainer):
         self.evaluate()
 
 
-def classifier_head(strategy: Head, base: Base, data: Feed) -> Feed:
+def classifier_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     """Features of all rows, and a model of the cut body and a head on it; or transformers' own class with its head solved.
 
     Raises:
@@ -161,7 +161,9 @@ def is_exact(strategy: Head, pooled: Pooled) -> bool:
     return weights <= EXACT_WEIGHTS and weights * len(pooled.train) <= EXACT_PRODUCTS
 
 
-def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, reads_last: bool, several: bool) -> Feed:
+def go_on(
+    strategy: Head, base: Base, data: TrainData, body: Any, final: nn.Linear, reads_last: bool, several: bool
+) -> TrainData:
     """Solve the head of transformers' own class, so that another strategy goes on from it."""
     classes = base.model.config.num_labels
     base.model.to(data.device)
@@ -174,7 +176,7 @@ def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, r
         depth = body.depth
         if strategy.layer != "auto":
             cut(body, int(strategy.layer))
-        features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.team)
+        features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.group)
         labels = labels_of(data.train, classes, several)
         found = {"layer": len(body.blocks), "pooling": "the class's own", "solved_exactly": True}
         base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as {type(base.model).__name__} does")
@@ -187,7 +189,7 @@ def go_on(strategy: Head, base: Base, data: Feed, body: Any, final: nn.Linear, r
 
 
 @torch.no_grad()
-def check_same(base: Base, data: Feed, final: nn.Linear, layer: Linear, features: torch.Tensor) -> None:
+def check_same(base: Base, data: TrainData, final: nn.Linear, layer: Linear, features: torch.Tensor) -> None:
     """The class has to say what the head says of the features it was solved on.
 
     Raises:

@@ -20,7 +20,7 @@ from hfstrat.strategies.head.features import BATCH_TOKENS, extract
 from hfstrat.trainer.collective import exhaust
 
 if TYPE_CHECKING:
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
 
 SLICE = 16_384  # rows whose features are in memory at a time
 
@@ -54,7 +54,7 @@ def labels_of(rows: Any, classes: int, several: bool) -> torch.Tensor:
 
 
 def pool_rows(
-    body: Body, feed: Feed, classes: int, several: bool, layer: int | str, poolings: Sequence[str], seed: int
+    body: Body, feed: TrainData, classes: int, several: bool, layer: int | str, poolings: Sequence[str], seed: int
 ) -> Pooled:
     """Run the body once over all rows, or take what it said before from the cache.
 
@@ -83,7 +83,7 @@ def pool_rows(
 
     count = len(feed.train) + len(feed.eval)
     words = f"pooled features of {count:,} rows, {type(body.model).__name__}"
-    entry = feed.team.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
+    entry = feed.group.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
     table = [select_layer.Candidate(*each) for each in entry.value["table"]]
     features = read(entry.path, body.width)
     return Pooled(
@@ -104,7 +104,7 @@ def pool_rows(
 def _build(
     target: Path | None,
     body: Body,
-    feed: Feed,
+    feed: TrainData,
     labels: torch.Tensor,
     classes: int,
     layers: Sequence[int],
@@ -119,7 +119,7 @@ def _build(
     layer, pooling = layers[0], poolings[0]
     if len(layers) * len(poolings) > 1:
         probed = select_layer.probe(
-            body, feed.train, labels, classes, feed.collate, layers, poolings, feed.dtype, seed, team=feed.team
+            body, feed.train, labels, classes, feed.collate, layers, poolings, feed.dtype, seed, group=feed.group
         )
         table, layer, pooling = probed.table, probed.best.layer, probed.best.pooling
         known = dict(zip(probed.places.tolist(), probed.features, strict=True))
@@ -135,14 +135,14 @@ def _build(
     return {"layer": layer, "pooling": pooling, "table": [list(each) for each in table]}
 
 
-def _slices(body: Body, feed: Feed, layer: int, pooling: str, known: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
+def _slices(body: Body, feed: TrainData, layer: int, pooling: str, known: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
     for rows, have in ((feed.train, known), (feed.eval, dict[int, torch.Tensor]())):
         for start in range(0, len(rows), SLICE):
             places = range(start, min(start + SLICE, len(rows)))
             missing = [place for place in places if place not in have]
             found = torch.empty(len(places), body.width)
             if missing:
-                new = extract(body, rows, missing, feed.collate, [layer], [pooling], feed.dtype, team=feed.team)
+                new = extract(body, rows, missing, feed.collate, [layer], [pooling], feed.dtype, group=feed.group)
                 found[[place - start for place in missing]] = new[:, 0, 0]
             for place in set(places) - set(missing):
                 found[place - start] = have[place]

@@ -11,7 +11,7 @@ import torch
 from hfstrat.strategies.head.bodies import Body
 from hfstrat.strategies.head.features import Collate, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
-from hfstrat.trainer.collective import ALONE, Team
+from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
 MOST_ROWS = 2000  # more would tell smaller differences apart than matter
 MOST_BYTES = 256 * 2**20  # of the candidates' features
@@ -68,7 +68,7 @@ def probe(
     dtype: torch.dtype,
     seed: int,
     told: Callable[[int], None] | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE,
 ) -> Probed:
     """Compare every layer with every pooling; the best score wins, and of equal ones the shorter body.
 
@@ -77,7 +77,7 @@ def probe(
         seed: draws the rows, where there are more than are needed.
     """
     places = drawn(len(rows), len(layers) * len(poolings) * body.width, seed)
-    found = extract(body, rows, places, collate, layers, poolings, dtype, told, team)
+    found = extract(body, rows, places, collate, layers, poolings, dtype, told, group)
     targets = targets_of(labels[torch.as_tensor(places)], classes)
     table = [
         Candidate(layer, pooling, score(leave_one_out(found[:, i, j], targets), targets))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hfstrat.models.load import Base
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.feed import Feed
+    from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 THEN: dict[str, type[Strategy]] = {"partial": Partial, "lora": Lora, "full": Full}
@@ -202,7 +202,7 @@ class Head(Strategy):
 
     # with torch
 
-    def prepare_base(self, base: Base, data: Feed) -> Feed:
+    def prepare_base(self, base: Base, data: TrainData) -> TrainData:
         if base.model.get_output_embeddings() is not None:
             return data
         from hfstrat.strategies.head.heads import classifier_head
@@ -221,7 +221,7 @@ class Head(Strategy):
             self._check_tied()
         return preview(base) if base.model.get_output_embeddings() is None else language_head(base)
 
-    def prepare_data(self, data: Feed, model: nn.Module) -> Feed:
+    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
         if (further := self.continuation) is not None:
             return further.prepare_data(data, model)
         if hasattr(model, "pooling"):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Bars
+    from hfstrat.trainer.baselines import Baselines
     from hfstrat.trainer.plan import Plan
 
 
@@ -331,7 +331,7 @@ class Scratch(Strategy):
 
         cast_weights(model, base.own_dtype)
 
-    def bars(self, data: PreparedData, plan: Plan, model: nn.Module) -> Bars | None:
+    def baselines(self, data: PreparedData, plan: Plan, model: nn.Module) -> Baselines | None:
         from hfstrat.trainer import baselines
 
         return None if data.label_names else baselines.measure(data, plan, model)  # a classifier's bar is its largest label

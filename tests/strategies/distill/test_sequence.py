@@ -18,7 +18,7 @@ from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
 from hfstrat.strategies.distill.sequence import rewritten
-from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, heard, repeated
+from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, heard, prompt_of, repeated
 
 
 @dataclass

@@ -20,8 +20,8 @@ from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.strategies.frozen.boundary import COLUMN
 from hfstrat.strategies.frozen.precompute import gain, precompute
 from hfstrat.strategies.frozen.states import States, WithStates, write
-from hfstrat.trainer.feed import Feed
 from hfstrat.trainer.plan import Plan
+from hfstrat.trainer.train_data import TrainData
 
 VOCABULARY, WIDTH, BLOCKS = 96, 32, 4
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4}
@@ -131,13 +131,13 @@ def make_rows(count: int = 22, longest: int = 40, seed: int = 0) -> Dataset:
     return Dataset.from_list([{"input_ids": ids, "length": len(ids), "labels": ids, "row": n} for n, ids in enumerate(rows)])
 
 
-def make_feed(train_rows: Any = None, dtype: torch.dtype = torch.float32, **more: Any) -> Feed:
+def make_feed(train_rows: Any = None, dtype: torch.dtype = torch.float32, **more: Any) -> TrainData:
     held = make_rows(6, seed=1)
     held = held.select(np.argsort(-np.array(held["length"])))
     plan = Plan(**{"steps": 20, "global_batch_size": 8, "processes": 1, "micro_batch": 4, "eval_batch": 4, "eval_every": 5,
                    "save_every": 5, "rows": 22} | more)  # fmt: skip
     rows = make_rows() if train_rows is None else train_rows
-    return Feed(rows, held, collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
+    return TrainData(rows, held, collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def test_rows_with_a_weight_are_computed_once() -> None:
 def test_an_equal_run_finds_it_and_a_changed_one_does_not() -> None:
     """Weights of the prefix, rows, the boundary, the shape of batches, precision and attention all make another entry."""
 
-    def built(model: Any = None, feed: Feed | None = None) -> list[str]:
+    def built(model: Any = None, feed: TrainData | None = None) -> list[str]:
         model = model or make("llama")
         return list(precompute(feed or make_feed(), model, "on").facts["precomputed"]["built"])
 
@@ -347,7 +347,7 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
     assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["reason"]
 
 
-def packed_feed(seed: int, flatten: bool) -> tuple[Feed, BatchOrder]:
+def packed_feed(seed: int, flatten: bool) -> tuple[TrainData, BatchOrder]:
     """Three steps of eight rows in three bins each, two of them in one pass."""
     rows = make_rows()
     order = BatchOrder(rows["length"], 8, 3, seed)

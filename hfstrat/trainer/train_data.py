@@ -12,7 +12,7 @@ import torch
 
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.trainer.collective import ALONE, Team
+from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.plan import ENDLESS, Plan
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SAMPLED = 200  # rows from which the share of supervised tokens is told
 
 
 @dataclass(frozen=True)
-class Feed:
+class TrainData:
     """Rows, how they become batches, and the run they are for.
 
     `facts` go into the report; `undo` is called before the model is saved for good, and takes off what was bound to it.
@@ -38,7 +38,7 @@ class Feed:
     screen: Console
     facts: dict[str, Any] = field(default_factory=dict)
     undo: tuple[Callable[[], None], ...] = ()
-    team: Team = ALONE  # who computes what is computed once
+    group: ProcessGroup = SINGLE  # who computes what is computed once
 
     @property
     def epochs(self) -> float:
@@ -49,19 +49,19 @@ class Feed:
         return self.plan.steps >= ENDLESS
 
     @property
-    def alone(self) -> Feed:
+    def unpacked(self) -> TrainData:
         """The same rows, none of them packed, in batches of `micro_batch`."""
         if not self.plan.bins:
             return self
         return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None))
 
-    def bringing(self, collate: Any, train: Any, evaluated: Any = None) -> Feed:
+    def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
         """The feed with these rows, which have a column more (packed, if its rows are), and a collator for them."""
         train = self.train.with_rows(train) if self.plan.bins else train
         return replace(self, train=train, eval=self.eval if evaluated is None else evaluated, collate=collate)
 
     @property
-    def different_rows(self) -> int:
+    def distinct_rows(self) -> int:
         """Training rows, each once, however often it stands there."""
         return len(distinct(self.train).first)
 
@@ -76,7 +76,7 @@ class Feed:
     def say(self, line: str) -> None:
         self.screen.print(line)
 
-    def with_undo(self, undo: Callable[[], None]) -> Feed:
+    def with_undo(self, undo: Callable[[], None]) -> TrainData:
         return replace(self, undo=(*self.undo, undo))
 
     def batch(self, places: list[int], rows: Any = None) -> dict[str, torch.Tensor]:
@@ -92,9 +92,9 @@ class Feed:
             yield
 
     def each(self, items: list[Any], compute: Callable[[Any], Any], words: str, for_all: bool = False) -> Iterator[Any]:
-        """`Team.each`, with a progress bar where there is a terminal."""
+        """`ProcessGroup.each`, with a progress bar where there is a terminal."""
         with self._progress(len(items), words) as advance:
-            yield from self.team.each(items, lambda item: advance(compute(item)), for_all)
+            yield from self.group.each(items, lambda item: advance(compute(item)), for_all)
 
     @contextmanager
     def _progress(self, count: int, words: str) -> Iterator[Callable[[Any], Any]]:
@@ -104,7 +104,7 @@ class Feed:
             yield lambda result: result
             return
         with Progress(console=self.screen, transient=True) as bar:
-            task = bar.add_task(words, total=-(-count // self.team.size))
+            task = bar.add_task(words, total=-(-count // self.group.size))
 
             def advance(result: Any) -> Any:
                 bar.advance(task)
