@@ -91,7 +91,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
-	$(BIN)/python -m benchmarks.tokenise
+	$(BIN)/python -m benchmarks.tokenize
 	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.quantization

@@ -1,32 +1,35 @@
-"""Hidden states at the end of the frozen part, computed once, against computing them in every epoch: a classifier.
+"""Frozen hidden states computed once and cached, compared with computing them in every epoch: a text classifier.
 
     python -m benchmarks.boundary_cache [float32] [bfloat16] [checkpointing]
 
-Writes benchmarks/results/boundary_cache.json and .md; parts that are not named stay as they are there. A random BERT of 12
-layers (width 384, as in MiniLM-L12), 3 classes, the last 2 layers, pooler and classifier learn; 480 rows of 40 to 64 random
-tokens, 3 epochs in batches of 8, AdamW, no dropout in the frozen part. Both ways run the same loop; ours has everything on its
-bill: finding the boundary, its checks, hashing the weights, computing (also 8 evaluation rows, which nobody evaluates here),
-writing and reading. An empty cache for each repeat. Three interleaved repeats in one process after a short one for warmth.
+Writes benchmarks/results/boundary_cache.json and .md; parts that are not named keep their stored result. The model is a random
+BERT with 12 layers (width 384, as in MiniLM-L12) and 3 classes. The last 2 layers, the pooler and the classifier are trained;
+the frozen part has no dropout. 480 examples of 40 to 64 random tokens, 3 epochs, batches of 8, AdamW. Both ways run the same
+loop. The time of the cached way includes everything: finding the boundary, its checks, hashing the weights, computing (also 8
+evaluation examples, which are not evaluated here), writing and reading. Each repeat starts with an empty cache. Three
+interleaved repeats in one process follow a short warm-up.
 
-Predicted before the first run: the formula says 1.71x for E = 3, Ff = 10, Ft = 2. In float32 1.6x, as the checks and hashes
-cost about 3 % of such a short run and the optimiser's step is in both; with bfloat16 1.5x, as the frozen part then gains more
-from it than the part that learns, whose weights are rounded in every step. The goal is 1.5x.
+Predicted before the first run: the formula gives 1.71x for E = 3, Ff = 10, Ft = 2. Expected were 1.6x in float32, since checks
+and hashes cost about 3 % of such a short run and the optimizer step is in both, and 1.5x in bfloat16, where the frozen part
+gains more than the trainable part, whose weights are rounded in every step. The goal is 1.5x.
 
-The second table is activation checkpointing of the same model and learning part, without stored states, 20 steps a repeat
-in float32: none; ours, which leaves frozen blocks before the first learning weight alone; and transformers' own switch, which
-makes the embeddings' output require gradients. Predicted: ours costs one more forward pass of 2 of 12 layers, 10 % over none;
-the library's goes forward twice and backward once through the frozen part too, and is 2x as slow. The goal: ours is no slower.
+The second table compares activation checkpointing on the same model and trainable part, without cached states, 20 steps per
+repeat in float32: none; hfstrat's, which skips the frozen blocks before the first trainable weight; and the switch of
+transformers, which makes the output of the embeddings require gradients. Predicted: hfstrat's costs one more forward pass of 2
+of 12 layers, 10 % over none; that of transformers runs the frozen part forward twice and backward once, and is 2x as slow. The
+goal: hfstrat's is not slower.
 
-First run, of 160 rows and in part beside other work: 1.47x (1.46 to 1.50) in float32 and 1.38x (1.36 to 1.57) in bfloat16, both
-under the goal. Checkpointing costs 20 % over none, twice what was predicted; the library's switch is 2.1x as slow as ours.
+The first run, with 160 examples and partly in parallel with other work, gave 1.47x (1.46 to 1.50) in float32 and 1.38x (1.36 to
+1.57) in bfloat16, both below the goal. Checkpointing cost 20 % over none, twice the prediction; that of transformers was 2.1x
+as slow as hfstrat's.
 
-Where the seconds of those 160 rows go (float32, of 7.9 s): 0.45 s that do not grow with the rows (finding the boundary 0.08,
-whether it is random 0.08, the check 0.09, hashing weights and file 0.06, the evaluation rows 0.12, fsync 0.01), 2.3 s to
-compute, 5.1 s to train, of which 0.15 s is neither learning layers nor optimiser (embeddings, rows, collating): little to cut.
-What the formula leaves out is that a layer that learns costs more forward than a frozen one: 17 against 12 ms in float32 and
-10 against 4.4 in bfloat16 (its dropout, and its float32 weights rounded in every step). With that the ceiling is 1.63x and
-1.52x. Predicted from these pieces for 480 rows: 1.58x and 1.41x. Found: 1.57x (1.52 to 1.58), over the
-goal, and 1.43x (1.41 to 1.45), under it.
+Breakdown of that run with 160 examples (float32, 7.9 s in total): 0.45 s do not grow with the number of examples (finding the
+boundary 0.08, detecting randomness 0.08, the check 0.09, hashing weights and file 0.06, the evaluation examples 0.12, fsync
+0.01), 2.3 s compute the states, and 5.1 s train, of which 0.15 s is neither trainable layers nor optimizer (embeddings, reading
+examples, collating): little is left to save. The formula ignores that the forward pass of a trainable layer costs more than
+that of a frozen one: 17 against 12 ms in float32 and 10 against 4.4 ms in bfloat16 (its dropout, and its float32 weights
+rounded in every step). With this the ceiling is 1.63x and 1.52x. Predicted from these parts for 480 examples: 1.58x and 1.41x.
+Measured: 1.57x (1.52 to 1.58), above the goal, and 1.43x (1.41 to 1.45), below it.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ PARTS = ("float32", "bfloat16", "checkpointing")
 
 
 def model_of(dtype: Any) -> Any:
-    """A random classifier of which the end learns."""
+    """Build a random classifier whose last layers are trainable."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -65,6 +68,7 @@ def model_of(dtype: Any) -> Any:
 
 
 def rows_of() -> Any:
+    """Return a dataset of random token ids."""
     import numpy as np
     from datasets import Dataset
 
@@ -83,7 +87,7 @@ def collate(rows: list[dict[str, Any]]) -> Any:
 
 
 def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
-    """Seconds of three epochs, with all that comes before them, and the last loss."""
+    """Train three epochs; return the seconds in total, those before the first step, and the last loss."""
     import numpy as np
     import torch
     from rich.console import Console
@@ -100,7 +104,7 @@ def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
     started = time.perf_counter()
     feed = precompute(feed, model, wish, still=True)
     ready = time.perf_counter()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     model.train()
     for epoch in range(EPOCHS):
         for places in np.random.default_rng(epoch).permutation(count).reshape(-1, BATCH):
@@ -109,14 +113,14 @@ def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
             with feed.computing():
                 logits = model(**batch).logits
             loss = functional.cross_entropy(logits.float(), torch.as_tensor(places % 3))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     return {"seconds": time.perf_counter() - started, "before": ready - started, "loss": float(loss.detach())}
 
 
 def checkpointed(way: str, rows: Any) -> dict[str, float]:
-    """Seconds of twenty steps with activations recomputed in one way, and the last gradient's norm."""
+    """Train twenty steps with one way of activation checkpointing; return the seconds and the last gradient norm."""
     import torch
 
     from hfstrat.models.blocks import checkpoint_activations
@@ -137,6 +141,7 @@ def checkpointed(way: str, rows: Any) -> dict[str, float]:
 
 
 def checkpointing(rows: Any) -> dict[str, Any]:
+    """Run all ways of activation checkpointing in interleaved repeats."""
     ways = ("none", "hfstrat", "transformers")
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for turn in range(REPEATS + 1):
@@ -147,7 +152,7 @@ def checkpointing(rows: Any) -> dict[str, Any]:
 
 
 def table_of_checkpointing(found: dict[str, Any]) -> list[str]:
-    table = ["| activation checkpointing | 20 steps | against ours |", "|---|---|---|"]
+    table = ["| activation checkpointing | time of 20 steps | relative to hfstrat |", "|---|---|---|"]
     for way, runs in found.items():
         seconds = statistics.median(one["seconds"] for one in runs)
         ratio = statistics.median(one["seconds"] / ours["seconds"] for one, ours in zip(runs, found["hfstrat"], strict=True))
@@ -156,7 +161,7 @@ def table_of_checkpointing(found: dict[str, Any]) -> list[str]:
 
 
 def boundary(dtype: Any, rows: Any) -> dict[str, Any]:
-    """Both ways by turns; what each repeat took and how many times faster ours is."""
+    """Run both ways in interleaved repeats; return their times and the speed-up of the cached way."""
     found: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
     for turn in range(REPEATS + 1):
         for wish, taken in found.items():
@@ -184,7 +189,9 @@ def main(parts: list[str]) -> None:
 
 
 def lines_of(whole: dict[str, Any]) -> list[str]:
-    table = ["| precision | rows | each epoch | computed once | of that before the first step | gain | all rounds |"]
+    table = [
+        "| precision | examples | computed in each epoch | computed once | of which before the first step | speed-up | range |"
+    ]
     table.append("|" + "---|" * 7)
     for name, one in whole["results"].items():
         each, once, before = (
@@ -194,7 +201,9 @@ def lines_of(whole: dict[str, Any]) -> list[str]:
         spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
         cells = (name, one["rows"], f"{each:.2f} s", f"{once:.2f} s", f"{before:.2f} s", f"{one['ratio']:.2f}x", spread)
         table.append(f"| {' | '.join(map(str, cells))} |")
-    words = f"Last {LAST} of {LAYERS} layers, {EPOCHS} epochs: the formula's ceiling is 1.71x, the goal {GOAL}x."
+    words = (
+        f"The last {LAST} of {LAYERS} layers are trained for {EPOCHS} epochs. The formula's ceiling is 1.71x, the goal {GOAL}x."
+    )
     second = table_of_checkpointing(whole["checkpointing"]) if "checkpointing" in whole else []
     return [*table, "", words, "", *second]
 

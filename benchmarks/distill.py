@@ -1,34 +1,35 @@
-"""Does a teacher help? Students with and without it, from the same start, over the same rows, at equal steps, over three seeds.
+"""Effect of a teacher: students with and without it, from the same start, on the same examples, at equal steps, over three
+seeds.
 
     python -m benchmarks.distill [--only stories,sst2,banking77,smollm2] [--seeds 3] [--again]
 
 Writes benchmarks/results/distill.json and .md. Each run is `python -m hfstrat.train` in a process of its own, its result is
-written as it comes, and a benchmark that was cut off goes on where it stopped; teachers are kept in runs/benchmarks/distill.
-`alpha` 0 is no teacher. Nothing is chosen by what is measured: the last weights are measured, once.
+written at once, and an interrupted benchmark resumes; teachers are stored in runs/benchmarks/distill. A weight of 0 means no
+teacher. Nothing is selected by what is measured: the last weights are evaluated, once.
 
-stories    a stories260K (5 layers) after 250 steps on ../shared/data/tinystories_sample; its layers 0, 2 and 4, 150 steps of 16
-           rows. Nats a token on the last 150 paragraphs.
-sst2       a MiniLM fine-tuned on all rows; two of MiniLM's six layers, as they were pretrained, on 500 of the rows for 10
-banking77  epochs (banking77: 770, 10 of each label, for 25). Accuracy on the test set. A teacher knows of the rows that its
-           student does not get: that is what it is good for where labels are few.
-smollm2    the quickstart's result, its adapter merged; every second layer of it, 16 steps of 16 docstrings
-           (recipes/distill/half_depth). Nats a token of the answer on 100 rows.
+stories    a stories260K (5 layers) after 250 steps on ../shared/data/tinystories_sample; the student has its layers 0, 2 and 4
+           and 150 steps of 16 examples. Nats per token on the last 150 paragraphs.
+sst2       a MiniLM fine-tuned on all examples; the student has two of MiniLM's six layers, as pretrained, and 500 of the
+banking77  examples for 10 epochs (banking77: 770, 10 per label, for 25). Accuracy on the test set. The teacher has seen
+           examples that its student does not get: this is its use where labels are few.
+smollm2    the quickstart's result with its adapter merged; the student has every second layer of it and 16 steps of 16
+           docstrings (recipes/distill/half_depth). Nats per token of the answer on 100 examples.
 
-Found on the way, on seed 42: a MiniLM of 84.9 % on banking77 (3 epochs at 1e-4) is no teacher: with 20 rows of each label its
-student came to 79.7 % with it and to 84.0 % without. A teacher has to be better than what its student learns alone.
-With one of 90.6 % (2 epochs at 5e-4) and 10 rows of each label it was 73.9 % against 73.8 % after 10 epochs at 3e-4, loss 1.14
-against 1.24: probably both had not yet learnt their rows. On seed 41, which is not reported, 25 epochs at 5e-4 gave 83.0 %
-against 79.5 %, loss 0.61 against 0.88: that is the setting here, the only other one tried; epochs and rate were not told apart.
-sst2 with a teacher of 88.1 %: 79.3 % against 77.1 %, loss 0.54 against 1.52.
-smollm2 with SmolLM2-135M-Instruct as it is for a teacher, at a rate of 2e-4, over the three seeds: 6.295 against 6.343, from
-0.14 worse to 0.26 better. On seed 41, which is not reported, at 6e-4: 6.06 against 5.74: that teacher writes other answers
-than those of the data. Fine-tuned on them first: 5.48 against 5.85; over the three seeds that was 5.552 against 5.628, from
-0.05 worse to 0.17 better: half of the layers have to learn in 16 steps to speak at all, and what a teacher would say next is
-hardly more use there than what the data say. With layers brought near to the teacher's too (`hidden`, the first setting tried),
-on seed 41: 4.89, and that is the setting here.
+Found on seed 42 while choosing the settings: a MiniLM with 84.9 % on banking77 (3 epochs at 1e-4) is too weak as a teacher:
+with 20 examples per label its student reached 79.7 % with it and 84.0 % without. A teacher has to be better than what its
+student learns alone. With a teacher of 90.6 % (2 epochs at 5e-4) and 10 examples per label, the student had 73.9 % against 73.8
+% after 10 epochs at 3e-4, loss 1.14 against 1.24: probably both were undertrained. On seed 41, which is not reported, 25 epochs
+at 5e-4 gave 83.0 % against 79.5 %, loss 0.61 against 0.88. This is the setting here, the only other one tried; the effects of
+epochs and rate were not separated. sst2 with a teacher of 88.1 %: 79.3 % against 77.1 %, loss 0.54 against 1.52. smollm2 with
+SmolLM2-135M-Instruct itself as the teacher, at a rate of 2e-4, over the three seeds: 6.295 against 6.343, from 0.14 worse to
+0.26 better. On seed 41, which is not reported, at 6e-4: 6.06 against 5.74: that teacher gives other answers than those of the
+data. With the teacher fine-tuned on them first: 5.48 against 5.85; over the three seeds this was 5.552 against 5.628, from 0.05
+worse to 0.17 better: half of the layers have to recover the language itself in 16 steps, and the teacher's next-token
+distribution is hardly more use there than the data. With hidden states matched to the teacher's too (`hidden`, the first
+setting tried), on seed 41: 4.89. This is the setting here.
 
-Predicted before the first run: stories 0.05 nats with alpha 0.9 and half of that with 0.5; sst2 2 points and banking77 5 points
-of accuracy; smollm2 0.1 nats.
+Predicted before the first run: stories 0.05 nats at a weight of 0.9 and half of that at 0.5; sst2 2 points and banking77 5
+points of accuracy; smollm2 0.1 nats.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def story_rows() -> dict[str, Any]:
 
 
 def class_rows(name: str, count: int | None) -> dict[str, Any]:
-    """All rows, or so many drawn ones: of each label as many where they can be."""
+    """Return the files of all examples, or of `count` sampled ones with equally many per label."""
     folder = SHARED / "data" / name
     files = {"train": str(folder / "train.csv"), "eval": str(folder / "test.csv"), "max_length": 64}
     if count is None:
@@ -101,7 +102,7 @@ def training(rate: float, **length: Any) -> dict[str, Any]:
 
 
 def teacher_of(case: str) -> dict[str, Any]:
-    """The recipe of the teacher."""
+    """Return the recipe of the teacher."""
     wish = CASES[case]
     if case == "stories":
         made = {
@@ -120,6 +121,7 @@ def teacher_of(case: str) -> dict[str, Any]:
 
 
 def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
+    """Return the recipe of a student; `alpha` is the teacher's weight."""
     wish, teacher = CASES[case], str(WORK / f"teacher-{case}" / "final")
     strategy: dict[str, Any] = {"name": "distill", "student": "full", "alpha": alpha, "baseline": False}
     made: dict[str, Any] = {"strategy": strategy, "seed": seed, "evaluation": {"samples": 0}}
@@ -130,7 +132,7 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
         known = shipped("distill/half_depth.yaml")
         length = {"max_steps": 16, "global_batch_size": known["training"]["global_batch_size"]}
         strategy["shrink"] = known["strategy"]["shrink"]
-        strategy |= {"hidden": known["strategy"]["hidden"]} if alpha else {}  # asks the teacher too
+        strategy |= {"hidden": known["strategy"]["hidden"]} if alpha else {}  # needs the teacher too
         made |= {"model": merged("teacher-smollm2"), "data": known["data"]}
         made |= {"training": training(float(known["training"]["learning_rate"]), **length)}
         made["evaluation"] |= {"max_rows": known["evaluation"]["max_rows"]}
@@ -143,14 +145,14 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
 
 
 def shipped(name: str) -> dict[str, Any]:
-    """One of our recipes, its files named from anywhere."""
+    """Return a bundled recipe with absolute paths."""
     made: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / name).read_text(encoding="utf-8"))
     made["data"] |= {key: str(ROOT / made["data"][key]) for key in ("train", "eval")}
     return made | {"model": str(ROOT / made["model"])}
 
 
 def merged(name: str) -> str:
-    """The base of a run with its adapter in it."""
+    """Return the folder of a run's base with its adapter merged."""
     folder = WORK / f"{name}-merged"
     if not folder.is_dir():
         subprocess.run([sys.executable, "-m", "hfstrat", "merge", str(WORK / name), str(folder)], cwd=ROOT, check=True)
@@ -158,7 +160,7 @@ def merged(name: str) -> str:
 
 
 def run(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own; what is kept of its report's `result`."""
+    """Train one recipe in a process of its own; return the fields of KEPT of its report."""
     folder = WORK / name
     file = WORK / f"{name}.yaml"
     file.write_text(yaml.safe_dump({**recipe, "output_dir": str(folder)}), encoding="utf-8")
@@ -172,16 +174,22 @@ def run(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def read() -> dict[str, Any]:
-    """Results so far, by `case/teacher` and `case/alpha/seed`."""
+    """Return the stored results by `case/teacher` and `case/weight/seed`."""
     found: dict[str, Any] = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else {}
     return found
 
 
 def table_of(case: str, runs: dict[str, Any]) -> list[str]:
-    """The students of a case by `alpha`, their gain over no teacher at the same seed, and the teacher."""
+    """Build the table of a case: students by weight of the teacher, gain over no teacher at the same seed, teacher."""
     measure = CASES[case]["measure"]
     better = -1 if measure == "loss" else 1
-    lines = ["", f"**{case}**, {measure}:", "", "| alpha | seeds | mean | gain over no teacher |", "|---|---|---|---|"]
+    lines = [
+        "",
+        f"**{case}**, {measure}:",
+        "",
+        "| weight of the teacher | per seed | mean | gain over no teacher |",
+        "|---|---|---|---|",
+    ]
     plain = {seed: runs.get(f"{case}/0/{seed}") for seed in SEEDS}
     for alpha in CASES[case]["alphas"]:
         found = {seed: one for seed in SEEDS if (one := runs.get(f"{case}/{alpha:g}/{seed}"))}
@@ -209,16 +217,22 @@ def table_of(case: str, runs: dict[str, Any]) -> list[str]:
 
 
 def keep(runs: dict[str, Any]) -> None:
-    lines = [line for case in CASES for line in table_of(case, runs)]
-    write("distill", {"machine": machine(), "runs": dict(sorted(runs.items()))}, lines[1:])
+    result = {"machine": machine(), "runs": dict(sorted(runs.items()))}
+    write("distill", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    return [line for case in CASES for line in table_of(case, result["runs"])][1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--runs", type=int, default=1000, help="end after so many; started again it goes on")
-    parser.add_argument("--again", action="store_true", help="forget what was measured for these")
+    parser.add_argument(
+        "--runs", type=int, default=1000, help="stop after so many runs; run the same command again to continue"
+    )
+    parser.add_argument("--again", action="store_true", help="delete the stored results of these cases first")
     given = parser.parse_args()
     cases, runs = given.only.split(","), read()
     if unknown := {*cases} - {*CASES}:
@@ -236,7 +250,7 @@ def main() -> None:
                 if (key := f"{case}/{alpha:g}/{seed}") in read():
                     continue
                 if given.runs == 0:
-                    sys.exit("as many runs as were asked for; started again it goes on")
+                    sys.exit("all requested runs are done; run the same command again to continue")
                 given.runs -= 1
                 found = run(f"student-{case}", student_of(case, alpha, seed))
                 keep(read() | {key: found})

@@ -1,10 +1,10 @@
-"""What two processes give over one process with two threads, on the same two cores.
+"""Speed of two processes relative to one process with two threads, on the same two cores.
 
     make quickstart && python -m benchmarks.distributed            # minutes; writes benchmarks/results/distributed.json and .md
-    python -m benchmarks.distributed --dry-run                     # a tiny model, one round, nothing is written
+    python -m benchmarks.distributed --dry-run                     # a tiny model, one round, writes nothing
 
-The recipe is the quickstart's, shortened. Tokens a second are those of the report: of the steps, without start and end. The
-micro-batch is one number for both, so that both do the same forward passes.
+The recipe is the quickstart's, shortened. Tokens per second are those of the report: of the training steps, without start and
+end. Both cases have the same micro-batch, so that they run the same forward passes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CASES = {
     "1 process, 2 threads": (["--num-processes", "1"], "2"),
     "2 processes, 1 thread each": (["--num-processes", "2", "--accelerate-config", "cpu_ddp"], "1"),
 }
-FREE = ["model.dtype=float32"]  # of the dry run
+FREE = ["model.dtype=float32"]  # settings of the dry run
 
 
 def one(case: str, folder: Path, recipe: str, more: list[str], steps: int) -> dict[str, Any]:
@@ -53,12 +53,12 @@ def one(case: str, folder: Path, recipe: str, more: list[str], steps: int) -> di
 
 
 def tiny(folder: Path) -> tuple[str, list[str]]:
-    """A recipe for a model and rows made here."""
+    """Return a recipe with a model and examples built here, and settings for it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import make_model, sentences, write_jsonl
 
-    said = sentences(400, seed=1)
-    pairs = zip(said[::2], said[1::2], strict=True)
+    texts = sentences(400, seed=1)
+    pairs = zip(texts[::2], texts[1::2], strict=True)
     rows = write_jsonl(folder / "rows.jsonl", [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(pairs)])
     file = folder / "recipe.yaml"
     file.write_text(
@@ -71,7 +71,7 @@ def tiny(folder: Path) -> tuple[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dry-run", action="store_true", help="a tiny model, one round; nothing is written")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny model, one round; write nothing")
     dry = parser.parse_args().dry_run
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -82,17 +82,30 @@ def main() -> None:
             for case in CASES if turn % 2 == 0 else reversed(CASES):
                 runs.append(one(case, folder / f"{turn}-{case[0]}", recipe, more, steps))
                 print(runs[-1], flush=True)
-    speeds = {case: [run["tokens_per_second"] for run in runs if run["case"] == case] for case in CASES}
+    speeds = speeds_of(runs)
     first, second = (statistics.median(speeds[case]) for case in CASES)
-    table = ["| | tokens/s (median) | range | loss of the last step |", "|---|---|---|---|"]
-    for case, found in speeds.items():
-        loss = next(run["loss"] for run in runs if run["case"] == case)
-        table.append(f"| {case} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} | {loss:.4f} |")
-    table += ["", f"Two processes give {second / first:.2f} times the tokens a second of one process with two threads."]
+    result = {"machine": machine(), "runs": runs, "ratio": second / first}
     if dry:
-        print("\n".join(table))
+        print("\n".join(lines_of(result)))
     else:
-        write("distributed", {"machine": machine(), "runs": runs, "ratio": second / first}, table)
+        write("distributed", result, lines_of(result))
+
+
+def speeds_of(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Group tokens per second by case."""
+    return {case: [run["tokens_per_second"] for run in runs if run["case"] == case] for case in CASES}
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    table = ["| | tokens/s (median) | range | loss of the last step |", "|---|---|---|---|"]
+    for case, found in speeds_of(result["runs"]).items():
+        loss = next(run["loss"] for run in result["runs"] if run["case"] == case)
+        table.append(f"| {case} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} | {loss:.4f} |")
+    return [
+        *table,
+        "",
+        f"Two processes reach {result['ratio']:.2f} times the tokens per second of one process with two threads.",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
-"""Multiple choice by likelihood beside lm-evaluation-harness, and memory over the number of rows.
+"""Multiple choice by likelihood, compared with lm-evaluation-harness, and memory as a function of the number of questions.
 
     python -m benchmarks.evaluation
 
 Writes benchmarks/results/evaluation.json and .md. Throughput: the first 100 rows of ../shared/data/eval_dev/arc_easy.jsonl, the
-demo model in bfloat16, on the same cores; the harness with its own model class and a YAML task over the same rows, at the batch
-size that suits it best of 1, 4 and 16. Counted are seconds from the loaded model to the accuracies, the median of three
-interleaved processes of each. Memory: 10^3, 10^4 and 10^5 questions through ../shared/models/stories260K; counted is the peak
-of resident memory above a first round of 1,000.
+demo model in bfloat16, on the same cores. The harness runs with its own model class and a YAML task on the same rows, at the
+best of the batch sizes 1, 4 and 16. Measured are the seconds from the loaded model to the accuracies, the median of three
+interleaved processes each. Memory: 10^3, 10^4 and 10^5 questions through ../shared/models/stories260K; measured is the peak of
+resident memory above a first round of 1,000.
 
-First run: 1.5 times as fast as the harness at 16 rows, 3.3 times as at 1: both wait for the matrices, and it makes few passes.
-A profile of it: 68 % matrix products, of which four in ten for padding (6,160 positions for 3,767 tokens); 8 % the softmax of
-the logits, most of that fresh memory; six passes of one short row to show that continuations do not see each other.
+Predicted before the first run: arc_easy has about 30 tokens per question and 5 for each of four choices. The harness reads 140
+tokens per row and passes all of them through the LM head; hfstrat reads 50 and passes 20: 3 times as fast. Memory: 3 bytes per
+row, 32 while the intervals are computed: 4 MiB for 10^5.
 
-Predicted before the second run (contexts packed into rows of 64 and dealt out: 4,110 positions; the logits' memory used again;
-two passes of proof): 0.7 of the seconds, 2.2 times as fast as the harness at its best. Found: 3.13 seconds and 1.85 times, of
-which one second were our own imports, which were inside the clock and the harness's outside; with neither's inside 2.06 seconds
-and 2.96 times (the first version, timed so in a comparison of its own: 3.0 seconds and 2.0 times).
+First run: 1.5 times as fast as the harness at batch size 16, 3.3 times as at 1: both are limited by the matrix products, and
+the harness makes few passes. A profile of hfstrat: 68 % matrix products, of which 40 % for padding (6,160 positions for 3,767
+tokens); 8 % the softmax of the logits, most of it fresh memory; six passes of one short row to show that continuations do not
+see each other.
 
-Predicted before the first run: arc_easy has some 30 tokens of question and 5 of each of four choices: the harness reads 140
-tokens a row and takes all of them through the LM head, we read 50 and take 20: 3 times as fast. Memory: 3 bytes a row, 32 while
-the intervals are made: 4 MiB for 10^5.
+Predicted before the second run (contexts packed into rows of 64 and distributed: 4,110 positions; the memory of the logits
+reused; two passes for the proof): 0.7 of the seconds, 2.2 times as fast as the harness at its best. Measured: 3.13 seconds and
+1.85 times. One second of it was hfstrat's own imports, which were inside the measured time while the harness's were outside.
+With neither inside: 2.06 seconds and 2.96 times (the first version, timed this way in a comparison of its own: 3.0 seconds and
+2.0 times).
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 
 
 def some(folder: Path) -> Path:
+    """Write the first ROWS rows to a file of their own."""
     file = folder / "arc_easy.jsonl"
     with DATA.open() as lines:
         file.write_text("".join(itertools.islice(lines, ROWS)))
@@ -71,7 +74,7 @@ def subject_of(folder: Path, dtype: str) -> Any:
     from hfstrat.evaluation.forward import Subject
     from hfstrat.tasks.causal_lm import CausalLM
 
-    importlib.import_module("hfstrat.evaluation.choices")  # what is counted begins after the imports, as the harness's
+    importlib.import_module("hfstrat.evaluation.choices")  # imports are outside the measured time, as for the harness
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     return Subject.of(model, AutoTokenizer.from_pretrained(folder), CausalLM())
 
@@ -151,28 +154,42 @@ def main() -> None:
         return
     for needed in (DATA, STORIES, MODEL):
         if not needed.exists():
-            sys.exit(f"{needed} is not here")
+            sys.exit(f"{needed} not found")
     speed = rounds("evaluation", [["hfstrat"], *(["lm-eval", batch] for batch in HARNESS)], REPEATS)
     grown = rounds("evaluation", [["memory", str(size)] for size in SIZES], 1)
-    middle = {name: statistics.median(each["seconds"] for each in runs) for name, runs in speed.items()}
-    best = min((name for name in middle if name != "hfstrat"), key=lambda name: middle[name])
-    table = ["| | seconds | rows/s | acc | acc_norm |", "|---|---|---|---|---|"]
-    for name, runs in speed.items():
-        scores = " | ".join(f"{runs[0][key]:.2f}" for key in ("acc", "acc_norm"))
-        table.append(f"| {name} | {middle[name]:.2f} | {ROWS / middle[name]:.1f} | {scores} |")
-    table += ["", f"{middle[best] / middle['hfstrat']:.2f} times as fast as {best}, its best.", ""]
-    table += ["| questions | peak above the first 1,000 (MiB) | seconds |", "|---|---|---|"]
-    for size in SIZES:
-        (run,) = grown[f"memory {size}"]
-        table.append(f"| {size:,} | {run['grown'] / 2**20:.1f} | {run['seconds']:.1f} |")
+    middle = medians(speed)
     whole = {
         "machine": machine(),
         "rows": ROWS,
         "speed": speed,
-        "times_as_fast": middle[best] / middle["hfstrat"],
+        "times_as_fast": middle[best_of(middle)] / middle["hfstrat"],
         "memory": grown,
     }
-    write("evaluation", whole, table)
+    write("evaluation", whole, lines_of(whole))
+
+
+def medians(speed: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """Return the median seconds of each contender."""
+    return {name: statistics.median(each["seconds"] for each in runs) for name, runs in speed.items()}
+
+
+def best_of(middle: dict[str, float]) -> str:
+    """Return the fastest batch size of the harness."""
+    return min((name for name in middle if name != "hfstrat"), key=lambda name: middle[name])
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    speed, grown, middle = result["speed"], result["memory"], medians(result["speed"])
+    table = ["| contender | seconds | rows/s | acc | acc_norm |", "|---|---|---|---|---|"]
+    for name, runs in speed.items():
+        scores = " | ".join(f"{runs[0][key]:.2f}" for key in ("acc", "acc_norm"))
+        table.append(f"| {name} | {middle[name]:.2f} | {ROWS / middle[name]:.1f} | {scores} |")
+    table += ["", f"hfstrat is {result['times_as_fast']:.2f} times as fast as {best_of(middle)}, the best of the harness.", ""]
+    table += ["| questions | peak above the first 1,000 (MiB) | seconds |", "|---|---|---|"]
+    for size in SIZES:
+        (run,) = grown[f"memory {size}"]
+        table.append(f"| {size:,} | {run['grown'] / 2**20:.1f} | {run['seconds']:.1f} |")
+    return table
 
 
 if __name__ == "__main__":

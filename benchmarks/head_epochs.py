@@ -1,16 +1,17 @@
-"""What epochs cost when only the head learns: a Trainer over a frozen body, and ours, whose body runs once.
+"""Cost of an epoch when only the head is trained: a Trainer over a frozen body, and hfstrat, where the body runs once.
 
     python -m benchmarks.head_epochs
 
-Writes benchmarks/results/head_epochs.json and .md. SmolLM2-135M-Instruct as a classifier (last token of the last layer, which
-is what transformers' class does) on 800 rows of SST-2, batches of 16, 3 epochs, bfloat16 autocast, AdamW, no evaluation within
-the run; each run in a process of its own, two rounds, interleaved. `Trainer` has the body's gradients switched off, pads each
-batch to its longest text, and is stock. Ours is `strategy: {name: head, layer: 30, pooling: last, solver: trainer}`: the same
-head, stepped to in the same number of steps. Seconds are those from the loaded model and tokenised rows to the end of
-training; an epoch of ours is one sixth of what 9 epochs take beyond 3. The last line is the exact solver, which has no epochs.
+Writes benchmarks/results/head_epochs.json and .md. SmolLM2-135M-Instruct as a classifier (last token of the last layer, as in
+transformers' class) on 800 examples of SST-2, batches of 16, 3 epochs, bfloat16 autocast, AdamW, no evaluation during the run;
+each run in a process of its own, two rounds, interleaved. `Trainer` is stock, pads each batch to its longest text, and has the
+gradients of the body switched off. hfstrat is `strategy: {name: head, layer: 30, pooling: last, solver: trainer}`: the same
+head, trained for the same number of steps. Seconds are those from the loaded model and tokenized examples to the end of
+training; an epoch of hfstrat is one sixth of what 9 epochs take beyond 3. The last line is the exact solver, which has no
+epochs.
 
-Predicted before the first run: a Trainer's epoch is 15 s; ours takes 50 steps at 3 ms = 0.15 s, a hundredth. The whole job is
-3 x 15 s against one pass of some 10 s (texts of like length together) and half a second: 4x.
+Predicted before the first run: an epoch of the Trainer takes 15 s; hfstrat's takes 50 steps of 3 ms = 0.15 s, a hundredth. The
+complete job takes 3 x 15 s, against one pass of about 10 s (texts grouped by length) and half a second: 4x.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
 
 
 def ours(folder: Path) -> dict[str, Any]:
-    """Three epochs with features computed, nine with those from the cache, and the exact solver."""
+    """Train three epochs with computed features, nine with cached ones, and with the exact solver."""
     first = by_hfstrat(folder, "trainer", EPOCHS)
     more = by_hfstrat(folder, "trainer", 3 * EPOCHS)
     exact = by_hfstrat(folder, "exact", EPOCHS)
@@ -133,22 +134,28 @@ def main() -> None:
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-    table = ["| | Trainer, frozen body | hfstrat | ratio |", "|---|---|---|---|"]
     ratios = {}
-    for key, words_ in (("epoch", "epochs after the first, s each"), ("job", "whole job of 3 epochs, s")):
-        both = [statistics.median(run[key] for run in found[name]) for name in ("trainer", "hfstrat")]
+    for key in GOAL:
         each = [a[key] / b[key] for a, b in zip(found["trainer"], found["hfstrat"], strict=True)]
         ratios[key] = {"median": statistics.median(each), "min": min(each), "max": max(each), "goal": GOAL[key]}
-        table.append(
-            f"| {words_} | {both[0]:.2f} | {both[1]:.3f} | {ratios[key]['median']:.1f}x ({min(each):.1f} to {max(each):.1f}) |"
-        )
-    for key, words_ in (
+    result = {"rows": ROWS, "batch": BATCH, "ratios": ratios, "runs": found, "machine": machine()}
+    write("head_epochs", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
+    table = ["| seconds | Trainer, frozen body | hfstrat | ratio |", "|---|---|---|---|"]
+    for key, name in (("epoch", "each epoch after the first"), ("job", "complete job of 3 epochs")):
+        theirs, ours = (statistics.median(run[key] for run in runs[who]) for who in ("trainer", "hfstrat"))
+        ratio = "{median:.1f}x ({min:.1f} to {max:.1f})".format(**result["ratios"][key])
+        table.append(f"| {name} | {theirs:.2f} | {ours:.3f} | {ratio} |")
+    for key, name in (
         ("features", "of which features, once"),
         ("features_again", "features from the cache"),
         ("exact", "exact solver instead of epochs"),
     ):
-        table.append(f"| {words_}, s | - | {statistics.median(run[key] for run in found['hfstrat']):.3f} | |")
-    write("head_epochs", {"rows": ROWS, "batch": BATCH, "ratios": ratios, "runs": found, "machine": machine()}, table)
+        table.append(f"| {name} | - | {statistics.median(run[key] for run in runs['hfstrat']):.3f} | |")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The LM head and the loss alone, forward and backward: time, and peak memory beyond the inputs.
+"""LM head and loss alone, forward and backward: time, and peak memory beyond the inputs.
 
     python -m benchmarks.head_loss
 
-Writes benchmarks/results/head_loss.json and .md. 1,024 tokens as 4 x 256, width 576, float32. Three ways to the same
-number and the same gradients: plain transformers (the logits of all positions, then `ForCausalLMLoss`), its
-`logits_to_keep` with a mask (the logits of supervised positions), and ours (`hfstrat.models.chunked_loss`). Time: medians of
-interleaved repeats in one process; the ratio is the median of the ratios within each round. Memory: growth of the peak
-resident size of a fresh process over one forward and backward, gradients included (`VmHWM`: a child's `ru_maxrss`
-starts at its parent's size).
+Writes benchmarks/results/head_loss.json and .md. 1,024 tokens as 4 x 256, width 576, float32. Three ways to the same loss and
+the same gradients: plain transformers (the logits of all positions, then `ForCausalLMLoss`), its `logits_to_keep` with a mask
+(the logits of supervised positions), and hfstrat (`hfstrat.models.chunked_loss`). Time: medians of interleaved repeats in one
+process; the ratio is the median of the ratios within each round. Memory: growth of the peak resident size of a fresh process
+over one forward and backward pass, gradients included (`VmHWM`: a child's `ru_maxrss` starts at its parent's size).
 
-Predicted before the first run, at 40 % supervised: with a frozen head 0.38x the time of plain (0.4x the products; the
-softmax stays in cache) and 0.05x its memory; with a learning head 0.42x the time (its gradient is gone through once for each
-chunk) and 0.4x the memory, most of it the weight's gradient, which is held twice for a moment. At 100 %: 0.9x the time.
+Predicted before the first run, at 40 % supervised tokens: with a frozen head 0.38x the time of plain (0.4x the products; the
+softmax stays in the cache) and 0.05x its memory; with a trainable head 0.42x the time (its gradient is traversed once per
+chunk) and 0.4x the memory, most of it the gradient of the weight, of which two copies exist for a moment. At 100 %: 0.9x the
+time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from benchmarks.measure import ROOT, machine, write
 
 BATCH, LENGTH, WIDTH, REPEATS = 4, 256, 576, 5
 METHODS = ("plain", "logits_to_keep", "hfstrat")
-CASES = [(v, share, learns) for v in (32_000, 131_072) for share in (0.4, 1.0) for learns in (False, True)]
+CASES = [(v, share, trainable) for v in (32_000, 131_072) for share in (0.4, 1.0) for trainable in (False, True)]
 GOAL = {"time": 0.45, "memory": 0.4}  # of plain, at 40 % supervised
 
 
-def step(vocabulary: int, share: float, learns: bool) -> Callable[[str], float]:
-    """A function that runs one method, forward and backward, and gives the loss."""
+def step(vocabulary: int, share: float, trainable: bool) -> Callable[[str], float]:
+    """Return a function that runs one method, forward and backward, and returns the loss."""
     import torch
     from torch.nn import functional
     from transformers.loss.loss_utils import ForCausalLMLoss
@@ -44,7 +44,7 @@ def step(vocabulary: int, share: float, learns: bool) -> Callable[[str], float]:
 
     torch.manual_seed(0)
     hidden = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
-    weight = torch.empty(vocabulary, WIDTH).normal_(std=0.04).requires_grad_(learns)
+    weight = torch.empty(vocabulary, WIDTH).normal_(std=0.04).requires_grad_(trainable)
     labels = torch.randint(0, vocabulary, (BATCH, LENGTH))
     labels[:, : LENGTH - round(share * LENGTH)] = -100
     keep = shift(labels) != -100
@@ -68,7 +68,7 @@ def step(vocabulary: int, share: float, learns: bool) -> Callable[[str], float]:
 
 
 def timings(case: tuple[int, float, bool]) -> dict[str, dict[str, Any]]:
-    """Seconds of each method, after a round that warms up."""
+    """Time each method, in seconds, after a warm-up round."""
     run, seconds, losses = step(*case), {name: list[float]() for name in METHODS}, dict[str, float]()
     for turn in range(REPEATS + 1):
         for name in METHODS:
@@ -83,7 +83,7 @@ def timings(case: tuple[int, float, bool]) -> dict[str, dict[str, Any]]:
 
 
 def peak_growth(case: tuple[int, float, bool], method: str) -> int:
-    """Bytes by which one forward and backward raise this process's peak; to be called in a fresh process."""
+    """Return the bytes by which one forward and backward pass raise the peak of this process; call it in a fresh process."""
     run = step(*case)
     before = resident("VmRSS")
     run(method)
@@ -91,7 +91,7 @@ def peak_growth(case: tuple[int, float, bool], method: str) -> int:
 
 
 def resident(field: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (peak) of this process in bytes."""
+    """Return `VmRSS` (now) or `VmHWM` (peak) of this process in bytes."""
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024
 
@@ -109,26 +109,31 @@ def main() -> None:
             measured[name]["peak_bytes"] = in_fresh_process(case, name)
         results.append({"vocabulary": case[0], "supervised": case[1], "head_learns": case[2], "methods": measured})
         print(json.dumps(results[-1]), flush=True)
-    table = [
-        "| vocabulary | supervised | head | " + " | ".join(f"{name}" for name in METHODS) + " | ours : plain |",
-        "|---|---|---|" + "---|" * (len(METHODS) + 1),
-    ]
     for one in results:
         methods: Any = one["methods"]
-        cells = [f"{methods[name]['median']:.3f} s, {methods[name]['peak_bytes'] / 2**20:,.0f} MiB" for name in METHODS]
         pairs = zip(methods["hfstrat"]["all"], methods["plain"]["all"], strict=True)
         one["ratio_to_plain"] = {
             "time": statistics.median(ours / plain for ours, plain in pairs),
             "memory": methods["hfstrat"]["peak_bytes"] / methods["plain"]["peak_bytes"],
         }
-        ratio = one["ratio_to_plain"]
-        head = "learns" if one["head_learns"] else "frozen"
+    result = {"machine": machine(), "goals": GOAL, "results": results}
+    write("head_loss", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    table = [
+        "| vocabulary | supervised | head | " + " | ".join(f"{name}" for name in METHODS) + " | hfstrat relative to plain |",
+        "|---|---|---|" + "---|" * (len(METHODS) + 1),
+    ]
+    for one in result["results"]:
+        methods, ratio = one["methods"], one["ratio_to_plain"]
+        cells = [f"{methods[name]['median']:.3f} s, {methods[name]['peak_bytes'] / 2**20:,.0f} MiB" for name in METHODS]
+        head = "trainable" if one["head_learns"] else "frozen"
         table.append(
             f"| {one['vocabulary']:,} | {one['supervised']:.0%} | {head} | {' | '.join(cells)} | "
             f"{ratio['time']:.2f}x time, {ratio['memory']:.2f}x memory |"
         )
-    goals = f"Goal at 40 % supervised: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain."
-    write("head_loss", {"machine": machine(), "goals": GOAL, "results": results}, [*table, "", goals])
+    return [*table, "", f"Goal at 40 % supervised: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain."]
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
-"""What a teacher costs: an epoch with its answers kept against plain fine-tuning of the same student, and asking it online
-beside TRL's GKD.
+"""Cost of a teacher: an epoch with cached teacher outputs, compared with plain fine-tuning of the same student, and queries on
+the fly compared with TRL's GKD.
 
     python -m benchmarks.kd_epoch [REPEATS [MINUTES]]
 
-After so many minutes no run is begun; started again it goes on.
+After MINUTES no new run starts; run the same command again to continue.
 
-The teacher is models/SmolLM2-135M-Instruct, the student its half (every second layer, made once), the rows 256 short
-instructions (../shared/data/llms_from_scratch), batches of 8, one pass, all weights learn. Each run is a process of its own,
-so that its peak memory is its own, and the runs are interleaved. Seconds are those of the training steps, without imports,
-loading, tokenising and evaluation; for `cached` also without the one pass in which the teacher is asked, which is told beside
-them and falls on all epochs together. TRL: GKDTrainer on the answers of the data (lmbda 0, beta 0: the same forward
-divergence, temperature 1), in bfloat16, with its defaults, and with rows grouped by length as ours are; its
-DistillationTrainer is on-policy only and so another task. Ours has `alpha: 1`, as GKD has no cross-entropy.
+The teacher is models/SmolLM2-135M-Instruct, the student half of it (every second layer, built once), the data 256 short
+instructions (../shared/data/llms_from_scratch), batches of 8, one epoch, all weights trainable. Each run is a process of its
+own, so that its peak memory is its own, and the runs are interleaved. Seconds are those of the training steps, without imports,
+loading, tokenizing and evaluation; for `cached` also without the one pass in which the teacher is queried, which is reported
+separately and is shared by all epochs. TRL: GKDTrainer on the answers of the data (lmbda 0, beta 0: the same forward
+divergence, temperature 1), in bfloat16, with its defaults, and with examples grouped by length as in hfstrat; its
+DistillationTrainer is on-policy only and so another task. In hfstrat the teacher has weight 1, because GKD has no cross-entropy
+term.
 
-Predicted before the first run: cached 1.12x the time of plain (the teacher's head is one of 7 matrix products more on
-supervised tokens, and the divergence some passes over the logits), its memory 1.03x; online 1.6x; GKD 1.5x of our online one.
+Predicted before the first run: cached takes 1.12x the time of plain (the teacher's head is one of 7 more matrix products on
+supervised tokens, and the divergence takes several passes over the logits) and 1.03x its memory; online 1.6x; GKD 1.5x of
+online.
 
-The floor: one product of width 576 by 49,152 tokens is 57 MFLOP a supervised row; the student's head takes three, its body
-6 x 53 M for each of the 4.2 tokens that fall to one such row, 1.5 GFLOP in all: the teacher's one is 4 % of that. The rest was
-memory: fresh pages for float32 intermediates as large as a chunk of logits took more than the product. Predicted for going
-through a chunk by blocks that stay in cache: 1.08x the time, 1.06x the memory. Two cores are not that steady: pairs of cached
-and plain runs gave 0.92x to 1.09x, and the code before had 1.08x (one pair) and 1.12x the memory.
+The lower limit: one product of width 576 by 49,152 tokens is 57 MFLOP per supervised token. The student's head takes three, its
+body 6 x 53 M for each of the 4.2 tokens per supervised token, 1.5 GFLOP in total: the teacher's product is 4 % of that. The
+rest was memory: fresh pages for float32 intermediates as large as a chunk of logits took longer than the product. Predicted for
+processing a chunk in blocks that stay in the CPU cache: 1.08x the time, 1.06x the memory. Two cores are not that stable: pairs
+of cached and plain runs gave 0.92x to 1.09x, and the code before had 1.08x (one pair) and 1.12x the memory.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ DISTILL = "{name: distill, teacher: %s, student: full, alpha: 1.0, baseline: fal
 
 
 def make_student() -> None:
-    """Half the teacher's layers, with its tokenizer."""
+    """Build the student: half of the teacher's layers, and its tokenizer."""
     if (STUDENT / "config.json").is_file():
         return
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -63,7 +65,7 @@ def make_student() -> None:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """Writes train.jsonl and eval.jsonl; gives the training rows as prompt and completion."""
+    """Write train.jsonl and eval.jsonl; return the training examples as prompt and completion."""
     read = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()][: TRAIN + HELD_OUT]
     made = [
         {"prompt": r["instruction"] + (f"\n\n{r['input']}" if r.get("input") else ""), "completion": r["output"]} for r in read
@@ -122,7 +124,7 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
     student = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
-    for talk in talks:  # its rows are tokenised in the collator, so that it cannot group them by length by itself
+    for talk in talks:  # examples are tokenized in the collator, so the trainer does not know their lengths
         talk["length"] = len(tokenizer.apply_chat_template(talk["messages"], return_dict=True)["input_ids"])
     trainer = GKDTrainer(student, teacher, config, train_dataset=Dataset.from_list(talks), processing_class=tokenizer)
     started = time.perf_counter()
@@ -133,7 +135,7 @@ def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:
 
 
 def held_out_loss(folder: Path, model: Path) -> float:
-    """As ours are measured: cross-entropy a supervised token, in a process of its own."""
+    """Return the cross-entropy per supervised token, measured as for hfstrat, in a process of its own."""
     words = ["evaluate", str(model), "--data", str(folder / "eval.jsonl"), "--json", str(folder / "loss.json")]
     subprocess.run([sys.executable, "-m", "hfstrat", *words, "evaluation.samples=0"], cwd=ROOT, check=True, capture_output=True)
     found = json.loads((folder / "loss.json").read_text())["measured"]["evaluation rows"]["after"]
@@ -141,7 +143,7 @@ def held_out_loss(folder: Path, model: Path) -> float:
 
 
 def one(name: str) -> dict[str, Any]:
-    """Carry out one contender in this process."""
+    """Run one contender in this process."""
     from hfstrat.trainer.autobatch import peak_bytes
 
     runs: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -154,39 +156,46 @@ def one(name: str) -> dict[str, Any]:
         ),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["HFSTRAT_CACHE"] = f"{scratch}/cache"  # the teacher is asked in every run
+        os.environ["HFSTRAT_CACHE"] = f"{scratch}/cache"  # empty: the teacher is queried in every run
         found = runs[name](Path(scratch))
     return {**found, "peak_bytes": peak_bytes()}
 
 
 def main() -> None:
     if not ROWS.is_file():
-        sys.exit(f"{ROWS} is not there: this benchmark runs on real instructions that the repository does not hold")
+        sys.exit(f"{ROWS} not found: this benchmark runs on real instructions that are not in the repository")
     make_student()
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     minutes = float(sys.argv[2]) if len(sys.argv) > 2 else inf
     runs = rounds("kd_epoch", [[name] for name in CONTENDERS], repeats, minutes)
+    result = {"machine": machine(), "rows": TRAIN, "goals": GOAL, "runs": runs}
+    write("kd_epoch", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
     middle = {
         name: {key: statistics.median(run[key] for run in results) for key in ("seconds", "peak_bytes", "asking")}
         for name, results in runs.items()
     }
     table = [
-        "| run | seconds an epoch | all | time, of plain | peak memory | of plain | loss |",
+        "| run | seconds per epoch | all runs | time relative to plain | peak memory | memory relative to plain | loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, results in runs.items():
         ratios = [mine["seconds"] / plain["seconds"] for mine, plain in zip(results, runs["plain"], strict=True)]
         spread = ", ".join(f"{run['seconds']:.1f}" for run in results)
+        loss = "-" if results[0]["loss"] is None else f"{results[0]['loss']:.4f}"
         seconds, peak = (middle[name][key] for key in ("seconds", "peak_bytes"))
         table.append(
             f"| {name} | {seconds:.1f} | {spread} | {statistics.median(ratios):.2f}x | {peak / 2**30:.2f} GiB | "
-            f"{peak / middle['plain']['peak_bytes']:.2f}x | {results[0]['loss']:.4f} |"
+            f"{peak / middle['plain']['peak_bytes']:.2f}x | {loss} |"
         )
-    said = (
-        f"Goal: cached at most {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Asking the teacher once "
-        f"took {middle['cached']['asking']:.1f} s."
+    goal = (
+        f"Goal: cached takes at most {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. "
+        f"Querying the teacher once took {middle['cached']['asking']:.1f} s."
     )
-    write("kd_epoch", {"machine": machine(), "rows": TRAIN, "goals": GOAL, "runs": runs}, [*table, "", said])
+    return [*table, "", goal]
 
 
 if __name__ == "__main__":

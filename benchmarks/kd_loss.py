@@ -3,15 +3,15 @@
     python -m benchmarks.kd_loss
 
 Writes benchmarks/results/kd_loss.json and .md. 1,024 tokens as 4 x 256, 40 % of them supervised, V = 32,000, width 576,
-float32, forward KL at temperature 1. Four ways to the same number and the same gradients: both models' logits of all
-positions, then the divergence of supervised ones (plain); TRL's GKD loss on the same logits; TRL's chunked kernel, which
-its DistillationTrainer calls (on a CPU with all positions, masked afterwards); and ours (`distillation.distill_loss`).
-Time: medians of interleaved repeats in one process; ratios are medians of the ratios within each round. Memory: growth of
-the peak resident size of a fresh process over one forward and backward, gradients included.
+float32, forward KL at temperature 1. Four ways to the same loss and the same gradients: both models' logits of all positions,
+then the divergence of the supervised ones (plain); TRL's GKD loss on the same logits; TRL's chunked kernel, which its
+DistillationTrainer calls (on a CPU with all positions, masked afterwards); and hfstrat (`hfstrat.strategies.distill.loss`).
+Time: medians of interleaved repeats in one process; ratios are medians of the ratios within each round. Memory: growth of the
+peak resident size of a fresh process over one forward and backward pass, gradients included.
 
-Predicted before the first run: frozen head 0.3x the time of plain (0.4x of three matrix products, and the softmaxes stay in
-cache) and 0.15x its memory; learning head 0.35x and 0.35x, for the weight's gradient (74 MB, held twice for a moment).
-TRL's kernel: 1.3x the time of plain, since it computes both products twice, and 0.5x its memory.
+Predicted before the first run: with a frozen head 0.3x the time of plain (0.4x of three matrix products, and the softmaxes stay
+in the CPU cache) and 0.15x its memory; with a trainable head 0.35x and 0.35x, because of the weight's gradient (74 MB, two
+copies for a moment). TRL's kernel: 1.3x the time of plain, since it computes both products twice, and 0.5x its memory.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ METHODS = ("plain", "trl_gkd", "trl_distillation", "hfstrat")
 GOAL = {"time": 0.4, "memory": 0.25}  # of plain
 
 
-def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], float]:
-    """A function that runs one method, forward and backward, and gives the loss."""
+def step(trainable: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], float]:
+    """Return a function that runs one method, forward and backward, and returns the loss."""
     import torch
     from torch.nn import functional
 
@@ -46,7 +46,7 @@ def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], fl
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     torch.manual_seed(0)
     hidden, theirs = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True), torch.randn(BATCH, LENGTH, WIDTH)
-    weight = torch.empty(VOCABULARY, WIDTH).normal_(std=0.04).requires_grad_(learns)
+    weight = torch.empty(VOCABULARY, WIDTH).normal_(std=0.04).requires_grad_(trainable)
     their_weight = torch.empty(VOCABULARY, WIDTH).normal_(std=0.04)
     labels = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
     labels[:, : LENGTH - round(SHARE * LENGTH)] = -100
@@ -55,9 +55,9 @@ def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], fl
 
     def loss_of(method: str) -> Any:
         if method == "hfstrat":
-            said = Teacher(VOCABULARY, theirs.flatten(0, 1).index_select(0, rows), Head(their_weight))
+            teacher = Teacher(VOCABULARY, theirs.flatten(0, 1).index_select(0, rows), Head(their_weight))
             picked = hidden.flatten(0, 1).index_select(0, rows)
-            return distill_loss(picked, Head(weight), targets.flatten()[rows], said, Mix(alpha=1.0)) / len(rows)
+            return distill_loss(picked, Head(weight), targets.flatten()[rows], teacher, Mix(alpha=1.0)) / len(rows)
         if method == "trl_distillation":
             flat = hidden.flatten(0, 1), theirs.flatten(0, 1)
             apart, _ = ChunkedDivergenceFunction.apply(flat[0], weight, None, flat[1], their_weight, None, 0.0, 1.0)
@@ -77,9 +77,9 @@ def step(learns: bool, methods: tuple[str, ...] = METHODS) -> Callable[[str], fl
     return run
 
 
-def timings(learns: bool) -> dict[str, dict[str, Any]]:
-    """Seconds of each method, after a round that warms up."""
-    run, seconds, losses = step(learns), {name: list[float]() for name in METHODS}, dict[str, float]()
+def timings(trainable: bool) -> dict[str, dict[str, Any]]:
+    """Time each method, in seconds, after a warm-up round."""
+    run, seconds, losses = step(trainable), {name: list[float]() for name in METHODS}, dict[str, float]()
     for turn in range(REPEATS + 1):
         for name in METHODS:
             started = time.perf_counter()
@@ -89,9 +89,9 @@ def timings(learns: bool) -> dict[str, dict[str, Any]]:
     return {name: {"loss": losses[name], "median": statistics.median(s), "all": s} for name, s in seconds.items()}
 
 
-def peak_growth(learns: bool, method: str) -> int:
-    """Bytes by which one forward and backward raise this process's peak; to be called in a fresh process."""
-    run = step(learns, (method,))
+def peak_growth(trainable: bool, method: str) -> int:
+    """Return the bytes by which one forward and backward pass raise the peak of this process; call it in a fresh process."""
+    run = step(trainable, (method,))
     before = resident("VmRSS")
     run(method)
     return resident("VmHWM") - before
@@ -103,28 +103,31 @@ def in_fresh(code: str) -> str:
 
 def main() -> None:
     results: list[dict[str, Any]] = []
-    table = ["| head | " + " | ".join(METHODS) + " | ours : plain |", "|---|" + "---|" * (len(METHODS) + 1)]
-    for learns in (False, True):
-        methods = timings(learns)
+    for trainable in (False, True):
+        methods = timings(trainable)
         for name in METHODS:
-            code = f"from benchmarks.kd_loss import peak_growth; print(peak_growth({learns!r}, {name!r}))"
+            code = f"from benchmarks.kd_loss import peak_growth; print(peak_growth({trainable!r}, {name!r}))"
             methods[name]["peak_bytes"] = int(in_fresh(code))
         pairs = zip(methods["hfstrat"]["all"], methods["plain"]["all"], strict=True)
         ratio = {
             "time": statistics.median(ours / plain for ours, plain in pairs),
             "memory": methods["hfstrat"]["peak_bytes"] / methods["plain"]["peak_bytes"],
         }
-        results.append({"head_learns": learns, "methods": methods, "ratio_to_plain": ratio})
+        results.append({"head_learns": trainable, "methods": methods, "ratio_to_plain": ratio})
         print(json.dumps(results[-1]), flush=True)
-        cells = [f"{one['median']:.3f} s, {one['peak_bytes'] / 2**20:,.0f} MiB" for one in methods.values()]
-        table.append(
-            f"| {'learns' if learns else 'frozen'} | {' | '.join(cells)} | "
-            f"{ratio['time']:.2f}x time, {ratio['memory']:.2f}x memory |"
-        )
     threads = int(in_fresh("import torch; print(torch.get_num_threads())"))
-    goals = f"Goal: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Threads: {threads}."
-    found = {"machine": machine(), "threads": threads, "goals": GOAL, "results": results}
-    write("kd_loss", found, [*table, "", goals])
+    result = {"machine": machine(), "threads": threads, "goals": GOAL, "results": results}
+    write("kd_loss", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    table = ["| head | " + " | ".join(METHODS) + " | hfstrat relative to plain |", "|---|" + "---|" * (len(METHODS) + 1)]
+    for one in result["results"]:
+        head, ratio = "trainable" if one["head_learns"] else "frozen", one["ratio_to_plain"]
+        cells = [f"{each['median']:.3f} s, {each['peak_bytes'] / 2**20:,.0f} MiB" for each in one["methods"].values()]
+        table.append(f"| {head} | {' | '.join(cells)} | {ratio['time']:.2f}x time, {ratio['memory']:.2f}x memory |")
+    goal = f"Goal: {GOAL['time']}x the time and {GOAL['memory']}x the memory of plain. Threads: {result['threads']}."
+    return [*table, "", goal]
 
 
 if __name__ == "__main__":

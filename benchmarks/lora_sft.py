@@ -1,16 +1,16 @@
-"""LoRA fine-tuning side by side: hfstrat, TRL's defaults, TRL tuned by hand, plain HF Trainer, a bare PyTorch loop.
+"""LoRA fine-tuning compared: hfstrat, TRL's defaults, TRL tuned by hand, plain HF Trainer, a bare PyTorch loop.
 
     python -m benchmarks.lora_sft [REPEATS]
 
-The same rows (real instructions, ../shared/data/llamafactory_demos/alpaca_en_demo.jsonl), the same model
-(models/SmolLM2-135M-Instruct), LoRA r=8 on all linear layers, batches of 4, at most 1,024 tokens, one pass. Each run is a
-process of its own, so that its peak memory is its own; the runs are interleaved; throughput is real (unpadded) tokens over
-the time of training, without imports, loading, tokenising and evaluation. The loss afterwards is measured on the same
-held-out rows by the same code.
+The same data (real instructions, ../shared/data/llamafactory_demos/alpaca_en_demo.jsonl), the same model
+(models/SmolLM2-135M-Instruct), LoRA r=8 on all linear layers, batches of 4, at most 1,024 tokens, one epoch. Each run is a
+process of its own, so that its peak memory is its own; the runs are interleaved. Throughput is real (unpadded) tokens over the
+training time, without imports, loading, tokenizing and evaluation. The loss afterwards is measured on the same held-out
+examples by the same code.
 
-Prediction, before the first run: TRL's defaults near 120 tokens/s (float32 load, checkpointing on), tuned near 250,
-plain HF Trainer near 120 (float32, random order, widths that change with every batch), the bare loop and hfstrat near
-430, so hfstrat at 3.5 times TRL's defaults.
+Predicted before the first run: TRL's defaults near 120 tokens/s (loaded in float32, checkpointing on), tuned near 250, plain HF
+Trainer near 120 (float32, random order, a different width in every batch), the bare loop and hfstrat near 430, so hfstrat at
+3.5 times TRL's defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRAIN, HELD_OUT, BATCH, MAX_LENGTH, RATE = 108, 24, 4, 1024, 2e-4
 
 
 def rows(folder: Path) -> tuple[Path, Path]:
-    """The benchmark's own files: training rows and held-out rows as prompt and completion."""
+    """Write the training and the held-out examples as prompt and completion; return both files."""
     read = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()][: TRAIN + HELD_OUT]
     made = [
         {"prompt": r["instruction"] + (f"\n\n{r['input']}" if r.get("input") else ""), "completion": r["output"]} for r in read
@@ -61,7 +61,7 @@ def lora() -> Any:
 
 
 def held_out_loss(model: Any, data: Any) -> float:
-    """Nats per supervised token on the held-out rows, under bfloat16 autocast for everybody."""
+    """Return nats per supervised token on the held-out examples, under bfloat16 autocast for every contender."""
     import torch
 
     from hfstrat.data.collate import Collator
@@ -130,7 +130,7 @@ def run_trl(folder: Path, **settings: Any) -> tuple[float, float]:
 
 
 def run_hf_trainer(folder: Path) -> tuple[float, float]:
-    """What the documentation shows: the model as it loads, the library's padding collator."""
+    """Train as the documentation of transformers shows: the model as it loads, the library's padding collator."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -154,7 +154,7 @@ def run_hf_trainer(folder: Path) -> tuple[float, float]:
 
 
 def run_bare_loop(folder: Path) -> tuple[float, float]:
-    """Forty lines of PyTorch as an expert would write them for this machine."""
+    """Train in plain PyTorch, as an expert would write it for this machine."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -165,7 +165,7 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
     data, _ = prepared(folder)
     torch.manual_seed(0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16), lora()).train()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
     order = sorted(range(len(data.train)), key=lambda i: data.train[i]["length"])
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     collate = Collator(0, 32, masks_logits=True)
@@ -177,13 +177,13 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
             outputs = model(**batch, use_cache=False)
         causal_lm_loss(outputs, labels, None).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     return time.perf_counter() - started, held_out_loss(model, data)
 
 
 def one(name: str) -> dict[str, float]:
-    """Carry out one contender in this process."""
+    """Run one contender in this process."""
     by_hand = {"bf16": True, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
     runs: dict[str, Callable[[Path], tuple[float, float]]] = {
         "hfstrat": run_hfstrat,
@@ -196,7 +196,7 @@ def one(name: str) -> dict[str, float]:
 
 
 def measured(run: Callable[[Path], tuple[float, float]]) -> dict[str, float]:
-    """Real tokens, seconds, loss and peak memory of a contender in this process."""
+    """Run a contender in this process; return real tokens, seconds, loss and peak memory."""
     from transformers.utils import logging
 
     from hfstrat.trainer.autobatch import peak_bytes
@@ -212,17 +212,26 @@ def measured(run: Callable[[Path], tuple[float, float]]) -> dict[str, float]:
 
 def main() -> None:
     if not ROWS.is_file():
-        sys.exit(f"{ROWS} is not there: this benchmark runs on real instructions that the repository does not hold")
+        sys.exit(f"{ROWS} not found: this benchmark runs on real instructions that are not in the repository")
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     runs = rounds("lora_sft", [[name] for name in CONTENDERS], repeats)
+    result = {"machine": machine(), "rows": TRAIN, "runs": runs}
+    write("lora_sft", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
     ours = statistics.median(run["tokens_per_second"] for run in runs["hfstrat"])
-    table = ["| contender | real tokens/s | all runs | hfstrat is | peak memory | held-out loss |", "|---|---|---|---|---|---|"]
+    table = [
+        "| contender | real tokens/s | all runs | hfstrat's speed-up | peak memory | held-out loss |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, results in runs.items():
         speed = statistics.median(run["tokens_per_second"] for run in results)
         spread = ", ".join(f"{run['tokens_per_second']:.0f}" for run in results)
         peak, loss = (statistics.median(run[key] for run in results) for key in ("peak_bytes", "loss"))
         table.append(f"| {name} | {speed:.0f} | {spread} | {ours / speed:.2f}x | {peak / 2**30:.2f} GiB | {loss:.4f} |")
-    write("lora_sft", {"machine": machine(), "rows": TRAIN, "runs": runs}, table)
+    return table
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timings of fresh processes, the machine, a JSON and a table."""
+"""Helpers of all benchmarks: interleaved timings of fresh processes, the machine, and the result as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def interleaved(cases: dict[str, list[str]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each command over `repeats` rounds of all of them; the first round warms the disk and is dropped."""
+    """Time each command over `repeats` interleaved rounds, in seconds; the first round warms the disk cache and is dropped."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
         for name, words in cases.items():
@@ -30,10 +30,10 @@ def interleaved(cases: dict[str, list[str]], repeats: int) -> dict[str, dict[str
 
 
 def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf) -> dict[str, list[dict[str, float]]]:
-    """What `python -m benchmarks.NAME --one CASE...` prints last, `repeats` times for each case, the rounds interleaved.
+    """Run `python -m benchmarks.NAME --one CASE...` in interleaved rounds and collect the last line that each run prints.
 
-    Each result is kept as it comes, so that a benchmark that was cut off goes on; `make clean` forgets them. No case is begun
-    after so many minutes: the process ends, to be started again.
+    Each case runs `repeats` times. Every result is stored at once, so that an interrupted benchmark resumes; `make clean`
+    deletes the stored results. After `minutes` no new case starts and the process exits: start it again to continue.
     """
     began = time.monotonic()
     kept = ROOT / "runs" / "benchmarks" / f"{name}.jsonl"
@@ -44,7 +44,7 @@ def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf
             if sum(entry["case"] == case for entry in done) > turn:
                 continue
             if time.monotonic() - began > 60 * minutes:
-                sys.exit(f"{len(done)} of {repeats * len(cases)} runs are kept; start it again and it goes on")
+                sys.exit(f"{len(done)} of {repeats * len(cases)} runs are stored; run the same command again to continue")
             words = [sys.executable, "-m", f"benchmarks.{name}", "--one", *case]
             ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
             if ended.returncode:
@@ -60,6 +60,7 @@ def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf
 
 
 def machine() -> dict[str, Any]:
+    """Return processor, cores, Python and versions of the libraries."""
     from hfstrat.models.fingerprint import LIBRARIES, installed, processor
 
     return {
@@ -70,9 +71,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, result: dict[str, Any], table: list[str]) -> None:
-    """Write the JSON and the table, and print the table."""
+def write(name: str, result: dict[str, Any], lines: list[str]) -> None:
+    """Write the result as JSON and its lines of Markdown to benchmarks/results, and print the lines."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text("\n".join([f"`python -m benchmarks.{name}`", "", *table]) + "\n")
-    print("\n".join(table))
+    (RESULTS / f"{name}.md").write_text(page(name, lines))
+    print("\n".join(lines))
+
+
+def page(name: str, lines: list[str]) -> str:
+    """Return the text of benchmarks/results/NAME.md."""
+    return "\n".join([f"`python -m benchmarks.{name}`", "", *lines]) + "\n"

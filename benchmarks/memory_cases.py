@@ -1,20 +1,20 @@
-"""The runs that the memory predictions are fitted on and, others, checked with: see memory_prediction.py."""
+"""The runs that memory predictions are fitted on, and the other runs that check them: see memory_prediction.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-UNSAID = ("name", "teacher", "config", "tokenizer", "cache", "baseline", "architecture")
+UNNAMED = ("name", "teacher", "config", "tokenizer", "cache", "baseline", "architecture")
 SMOL, STORIES, MINILM = "SmolLM2-135M", "stories260K", "MiniLM"
 
 
 def _case(
     model: str, task: str, strategy: Any, length: int, micro: int, passes: int = 1, recompute: bool = False
 ) -> dict[str, Any]:
-    """One run: rows of `length` tokens, `micro` at a time, `passes` of them an optimiser step."""
+    """Describe one run: examples of `length` tokens, micro-batches of `micro`, `passes` micro-batches per optimizer step."""
     section = {"name": strategy} if isinstance(strategy, str) else strategy
     name = f"{model} {task} {section['name']} {micro}x{length}x{passes}{' recomputed' if recompute else ''}"
-    extra = [f"{k}={v}" for k, v in section.items() if k not in UNSAID]
+    extra = [f"{k}={v}" for k, v in section.items() if k not in UNNAMED]
     return {
         "name": " ".join([name, *extra]).replace("text-classification", "classes").replace("causal-lm", "lm"),
         "model": model,
@@ -89,7 +89,7 @@ FITTED_ON = [
     _case(MINILM, CLASSES, "head", 128, 32),
     _case(SMOL, LM, {**RANDOM, "parameters": "5M"}, 384, 6),
     _case(SMOL, LM, {**RANDOM, "parameters": "12M"}, 512, 2, 2, True),
-    # steps of many passes, as a run has them that is told nothing else: batches of many widths
+    # steps of many micro-batches, as a run has them by default: batches of many widths
     _case(SMOL, LM, "lora", 128, 2, 4),
     _case(SMOL, LM, "full", 160, 1, 8),
     _case(SMOL, LM, {"name": "partial", "last_n_layers": 5}, 192, 2, 4),

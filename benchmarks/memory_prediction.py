@@ -1,30 +1,32 @@
-"""The adviser's memory predictions against the measured peak of real runs.
+"""The adviser's memory predictions compared with the measured peak of real runs.
 
     python -m benchmarks.memory_prediction [--some N]
 
-Writes benchmarks/results/memory_prediction.json and .md, whose error band `hfstrat advise` quotes. Each run has a process of
-its own: it imports everything, resets the kernel's high-water mark of its resident memory (VmHWM), sets the run up and trains
-for eight steps, half of the rows as long as they may be and half of other lengths, with evaluations and a checkpoint, as
-`hfstrat train` does. Measured is the mark above what was resident after the imports. The constants of the prediction
-(hfstrat/advisor/constants.json) are fitted on the runs of FITTED_ON; the error is told of CHECKED_WITH alone. What was
-measured is kept in runs/benchmarks, so that a benchmark that was cut off goes on; `--some N` measures N more runs.
+Writes benchmarks/results/memory_prediction.json and .md; `hfstrat advise` quotes their error band. Each run is a process of its
+own: it imports everything, resets the kernel's high-water mark of its resident memory (VmHWM), sets the run up and trains for
+eight steps. Half of the examples have the maximum length and half have other lengths; evaluations and a checkpoint are
+included, as in `hfstrat train`. Measured is the mark above the resident memory after the imports. The constants of the
+prediction (hfstrat/advisor/constants.json) are fitted on the runs of FITTED_ON; the error is that of CHECKED_WITH alone.
+Measured runs are stored in runs/benchmarks, so that an interrupted benchmark resumes; `--some N` measures N more runs.
 
-Predicted before the first run: median error 8 %, worst 20 %; the smallest runs will be worst, since what the libraries keep for
-themselves is as large as the model there.
+Predicted before the first run: median error 8 %, worst 20 %; the smallest runs will be worst, since what the libraries retain
+for themselves is as large as the model there.
 
-With two steps of rows of one length the median was 5.4 % and the worst 21.4 %; with these of many lengths the same terms
-missed by 11.0 and 33.7 %. What was live at a time (torch's profiler) was as predicted within a tenth; the C library's
-allocator kept as much again as holes, also of what is recomputed, and masks of unequal rows were left out. Both are terms
-now; 21 runs that were written down and run after that missed by 5.6 % and 11.1 %. One run took 693 MiB and 578 when repeated.
+With two steps of examples of one length the median was 5.4 % and the worst 21.4 %; with these of many lengths the same terms
+missed by 11.0 and 33.7 %. The tensors that are live at a time (torch's profiler) were as predicted within a tenth; the C
+library's allocator retained the same amount again in holes, also of what is recomputed, and masks of unequal examples were left
+out. Both are terms now; 21 runs that were written down and run after that missed by 5.6 % and 11.1 %. One run took 693 MiB and,
+when repeated, 578.
 
-Then `hfstrat compare` on long texts took twice of what was predicted: with steps of sixteen passes of one row there are as many
-widths as lengths, and oneDNN keeps a compiled kernel for each product of each. All runs until then had one or two widths. The
-kernels are counted now (hfstrat/advisor/activations.py). 21 new runs with steps of many passes, predicted at 10 % and 30 %,
-missed by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB a kernel was from
-one long run. With that mended all 77 runs are FITTED_ON (median 5.3 %; worst 45 %, of a run that takes 91 MiB), and those of
-CHECKED_WITH were written down and run after that. Predicted: median 8 %, worst 30 %, the runs of stories260K worst.
+Then `hfstrat compare` on long texts took twice the prediction: with steps of sixteen micro-batches of one example there are as
+many widths as lengths, and oneDNN retains a compiled kernel for each product of each width. All runs until then had one or two
+widths. The kernels are counted now (hfstrat/advisor/activations.py). 21 new runs with steps of many micro-batches, predicted at
+10 % and 30 %, missed by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB per
+kernel came from one long run. With this corrected, all 77 runs are in FITTED_ON (median 5.3 %; worst 45 %, of a run that takes
+91 MiB), and those of CHECKED_WITH were written down and run after that. Predicted: median 8 %, worst 30 %, the runs of
+stories260K worst.
 
-Whole runs, which nothing is fitted on either, read and evaluate on more rows and last longer; they are told beside the others.
+Complete runs, which nothing is fitted on either, read and evaluate more examples and last longer; they are reported separately.
 """
 
 from __future__ import annotations
@@ -62,20 +64,20 @@ def model_folder(name: str) -> str:
 
 
 def rows_of(case: dict[str, Any]) -> tuple[int, int]:
-    """Rows to train and to evaluate on: fewer than the steps have, so that what is kept is used again."""
+    """Return the numbers of training and evaluation examples: fewer than the steps use, so that cached results are reused."""
     return STEPS // 2 * case["micro"] * case["passes"], 2 * case["micro"]
 
 
 def write_data(case: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """Rows to train and to evaluate on, every second one of the longest length: prose of the standard library."""
+    """Write training and evaluation examples from the standard library's prose, every second one of maximum length."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split() * 4
     labelled, length = case["task"] == "text-classification", case["length"]
     files = []
     for name, rows in zip(("train", "eval"), rows_of(case), strict=True):
-        short = [length // 8 + 13 * i % (length // 2) for i in range(max(rows, 6))]  # a word is a token at least
-        if labelled:  # a text is cut
+        short = [length // 8 + 13 * i % (length // 2) for i in range(max(rows, 6))]  # a word is at least one token
+        if labelled:  # a text is truncated
             found = [
                 {"text": " ".join(words[7 * i :][: short[i] if i % 2 else length]), "label": i % 3} for i in range(max(rows, 6))
             ]
@@ -116,13 +118,13 @@ def recipe_of(case: dict[str, Any], data: tuple[str, str], output: str) -> dict[
 
 
 def mark(name: str) -> int:
-    """VmHWM or VmRSS in bytes."""
+    """Return VmHWM or VmRSS in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 class Marks:
-    """The high-water mark of each part of a run; the kernel's is reset after each."""
+    """The high-water mark of each part of a run; that of the kernel is reset after each."""
 
     def __init__(self) -> None:
         self.before, self.parts = mark("VmRSS"), dict[str, int]()
@@ -144,7 +146,7 @@ class Marks:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own: peak resident memory above that after the imports, in bytes."""
+    """Train one case; return the peak of resident memory above that after the imports, in bytes. Call it in a fresh process."""
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import torch  # noqa: F401
@@ -181,7 +183,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
-    """What was measured, after `count` more runs."""
+    """Measure `count` more runs; return all stored results."""
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     done = {line["name"]: line["measured"] for line in lines}
@@ -203,7 +205,7 @@ def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """What the adviser says of a run, before any torch."""
+    """Return the adviser's prediction for a run, made without torch."""
     from pydantic import TypeAdapter
 
     from hfstrat.advisor import hardware, memory, shapes
@@ -211,7 +213,8 @@ def predicted(case: dict[str, Any]) -> Any:
     from hfstrat.advisor.memory import Shape
     from hfstrat.models.random import sizes as random_sizes
     from hfstrat.recipe import section
-    from hfstrat.strategies import AnyStrategy
+    from hfstrat.recipe.schema import AnyStrategy
+    from hfstrat.strategies import build
     from hfstrat.tasks import TASKS
 
     strategy: Any = TypeAdapter(AnyStrategy).validate_python(case["strategy"])
@@ -225,7 +228,7 @@ def predicted(case: dict[str, Any]) -> Any:
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = strategy.learning(*made)
+    learning = build(strategy).learning(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],
@@ -241,7 +244,7 @@ def predicted(case: dict[str, Any]) -> Any:
 
 
 def pieces_of(case: dict[str, Any]) -> Any:
-    """Lengths of a case's rows, as the adviser sees them; rows of a new tokenizer are taken to be as long as the base's."""
+    """Return the lengths of a case's examples as the adviser sees them; a new tokenizer is assumed to match the base's."""
     from hfstrat.advisor import data as advisor_data
     from hfstrat.advisor import shapes
 
@@ -251,7 +254,8 @@ def pieces_of(case: dict[str, Any]) -> Any:
     return replace(found, max_length=case["length"]).pieces
 
 
-def table(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def compared(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare prediction and measurement of the cases that have been run."""
     rows = []
     for case in cases:
         if case["name"] not in done:
@@ -272,7 +276,7 @@ def table(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> list[
 
 
 def whole_runs() -> list[dict[str, Any]]:
-    """What `hfstrat compare` measured of the adviser's recipes (benchmarks/regret.py): training and all around it."""
+    """Compare predictions with complete runs: those that `hfstrat compare` measured for benchmarks/regret.py."""
     from hfstrat.advisor import recipes as advisor_recipes
     from hfstrat.advisor.fitting import imports
     from hfstrat.recipe.load import load_recipe
@@ -282,8 +286,9 @@ def whole_runs() -> list[dict[str, Any]]:
         case, entries = file.parents[1], json.loads(file.read_text())["entries"]
         measured = {entry["label"]: entry.get("peak_memory_bytes") for entry in entries}
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}
-        for label, said in advisor_recipes.predict({label: recipes[label] for label, peak in measured.items() if peak}).items():
-            above, peak = said["memory_bytes"] - imports(True), measured[label] - imports(True)
+        measured_recipes = {label: recipes[label] for label, peak in measured.items() if peak}
+        for label, prediction in advisor_recipes.predict(measured_recipes).items():
+            above, peak = prediction["memory_bytes"] - imports(True), measured[label] - imports(True)
             name = f"{case.name} {label}"
             found.append({"name": name, "measured": peak, "predicted": above, "error": above / peak - 1, "phase": "-"})
     return found
@@ -294,7 +299,7 @@ def error_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"median": statistics.median(errors), "worst": errors[-1], "count": len(errors)}
 
 
-def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
     found = ["| run | measured | predicted | error | largest phase |", "|---|---|---|---|---|"]
     for row in rows:
         sizes = [f"{row[key] / 2**20:,.0f} MiB" for key in ("measured", "predicted")]
@@ -306,35 +311,40 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--one")
     parser.add_argument("--some", type=int, default=1000)
-    parser.add_argument("--backwards", action="store_true", help="Begin with the last run")
+    parser.add_argument("--backwards", action="store_true", help="begin with the last run")
     given = parser.parse_args()
     if given.one:
         case = next(case for case in [*FITTED_ON, *CHECKED_WITH] if case["name"] == given.one)
         print(json.dumps(measure(case)))
         return
     done = run_some(given.some, given.backwards)
-    fitted, checked = table(done, FITTED_ON), table(done, CHECKED_WITH)
+    fitted, checked = compared(done, FITTED_ON), compared(done, CHECKED_WITH)
     if not checked:
         return
     band, stored = error_of(checked), RESULTS / "memory_prediction.json"
     whole = whole_runs() or (json.loads(stored.read_text()).get("whole", []) if stored.is_file() else [])
-    of_whole = error_of(whole) if whole else None
     file = ROOT / "hfstrat" / "advisor" / "constants.json"
     constants = json.loads(file.read_text())
     constants["memory_band"] = {name: round(value, 4) for name, value in error_of(checked + whole).items()}
     file.write_text(json.dumps(constants, indent=1) + "\n")
-    words = (
-        f"Median error {band['median']:.1%}, worst {band['worst']:.1%} of {band['count']} runs that nothing was fitted on "
-        f"(goals {GOALS['median']:.0%} and {GOALS['worst']:.0%})."
-    )
-    if of_whole:
-        words += (
-            f" {of_whole['median']:.1%} and {of_whole['worst']:.1%} of {of_whole['count']} whole runs of `hfstrat compare`; "
-            "`hfstrat advise` quotes the errors of both together."
-        )
     result = {"machine": machine(), "goals": GOALS, "band": band, "checked": checked, "whole": whole, "fitted": fitted}
-    parts = [*lines_of(checked), "", "Whole runs (benchmarks.regret):", "", *lines_of(whole), "", "Fitted on:", ""]
-    write("memory_prediction", result, [words, "", *parts, *lines_of(fitted)])
+    write("memory_prediction", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    checked, whole, band, goals = (result[key] for key in ("checked", "whole", "band", "goals"))
+    words = (
+        f"Error on {band['count']} runs that nothing was fitted on: median {band['median']:.1%}, worst {band['worst']:.1%} "
+        f"(goals {goals['median']:.0%} and {goals['worst']:.0%})."
+    )
+    if whole:
+        complete = error_of(whole)
+        words += (
+            f" On {complete['count']} complete runs of `hfstrat compare`: {complete['median']:.1%} and "
+            f"{complete['worst']:.1%}. `hfstrat advise` quotes the errors of both together."
+        )
+    parts = [*table_of(checked), "", "Complete runs (benchmarks.regret):", "", *table_of(whole), "", "Fitted on:", ""]
+    return [words, "", *parts, *table_of(result["fitted"])]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Real tokens per second against the micro-batch and the rounding of lengths, on this machine.
+"""Real tokens per second as a function of the micro-batch and of the rounding of lengths, on this machine.
 
     make quickstart && python -m benchmarks.micro_batch
 
-One process, rounds interleaved, the same batches for every setting: steps of 16 rows of the quickstart's data, sorted by
+One process, interleaved rounds, the same batches for every setting: steps of 16 examples of the quickstart's data, sorted by
 length within a step, LoRA r=16 on the demo model. `plan.CPU_TOKENS` and the collator's multiple on a CPU follow from it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
 
-SETTINGS = [(32, 4), (16, 4), (8, 4), (16, 2), (16, 8)]  # lengths rounded up to, rows per forward pass
+SETTINGS = [(32, 4), (16, 4), (8, 4), (16, 2), (16, 8)]  # multiple that lengths are rounded up to, micro-batch
 ROUNDS, STEPS, ROWS = 3, 2, 16
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     trained = get_peft_model(base.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     load.set_precision(trained, torch.bfloat16)
     trained.train()
-    optimiser = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
     order = BatchOrder(column(rows, "length"), ROWS, 1000, seed=0)
 
     def speed(multiple: int, micro: int, steps: range) -> float:
@@ -55,8 +55,8 @@ def main() -> None:
                 with torch.autocast("cpu", torch.bfloat16):
                     outputs = trained(**batch, use_cache=False)
                 causal_lm_loss(outputs, labels, 100).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         return sum(order.tokens(step) for step in steps) / (time.perf_counter() - started)
 
     speeds: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
@@ -65,11 +65,16 @@ def main() -> None:
             measured = speed(*setting, range(turn * STEPS, (turn + 1) * STEPS))
             if turn:  # the first round compiles kernels
                 speeds[setting].append(measured)
-    table = ["| lengths rounded to | rows per pass | real tokens/s (median) | rounds |", "|---|---|---|---|"]
-    for (multiple, micro), measured_all in speeds.items():
-        spread = ", ".join(f"{value:.0f}" for value in measured_all)
-        table.append(f"| {multiple} | {micro} | {statistics.median(measured_all):.0f} | {spread} |")
-    write("micro_batch", {"machine": machine(), "speeds": [[*key, value] for key, value in speeds.items()]}, table)
+    result = {"machine": machine(), "speeds": [[*key, value] for key, value in speeds.items()]}
+    write("micro_batch", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    table = ["| lengths rounded up to a multiple of | micro-batch | real tokens/s (median) | rounds |", "|---|---|---|---|"]
+    for multiple, micro, speeds in result["speeds"]:
+        spread = ", ".join(f"{value:.0f}" for value in speeds)
+        table.append(f"| {multiple} | {micro} | {statistics.median(speeds):.0f} | {spread} |")
+    return table
 
 
 if __name__ == "__main__":

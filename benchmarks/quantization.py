@@ -2,14 +2,14 @@
 
     python -m benchmarks.quantization [REPEATS]
 
-SmolLM2-135M-Instruct, r=16 on all linear layers, the same rows in the same order (documentation of the standard library,
-data/docstrings), batches of 8, at most 256 tokens. Each run is a process of its own, so that its peak memory is its own; rounds
-go on where they stopped. Throughput is real tokens over the time of training. The loss is the run's own, on the same 40
-held-out rows, before and after; the weights' bytes are those of the loaded base.
+SmolLM2-135M-Instruct, r=16 on all linear layers, the same examples in the same order (documentation of the standard library,
+data/docstrings), batches of 8, at most 256 tokens. Each run is a process of its own, so that its peak memory is its own; an
+interrupted benchmark resumes. Throughput is real tokens over the training time. The loss is the run's own, on the same 40
+held-out examples, before and after; the bytes of the weights are those of the loaded base.
 
-Prediction, before the first run: 16 bits is the fastest; nf4 and int8 dequantize each matrix in each pass and reach 60 to 80 %
-of it; the weights shrink from 269 to 167 (nf4) and 220 MB (int8), and the peak of the process by no more than that, since
-embeddings, activations and logits stay what they are; losses after training are within 0.02 of each other.
+Predicted before the first run: 16 bits is the fastest; nf4 and int8 dequantize each matrix in each pass and reach 60 to 80 % of
+it; the weights shrink from 269 to 167 (nf4) and 220 MB (int8), and the peak of the process by no more than that, since
+embeddings, activations and logits stay the same; losses after training are within 0.02 of each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRAIN, HELD_OUT, STEPS = 128, 40, 16
 
 
 def one(name: str) -> dict[str, float]:
-    """Carry out one contender in this process."""
+    """Run one contender in this process."""
     from hfstrat.models import quantization
     from hfstrat.models.load import load_tokenizer, set_precision
     from hfstrat.recipe.load import load_recipe
@@ -71,6 +71,12 @@ def one(name: str) -> dict[str, float]:
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     runs = rounds("quantization", [[name] for name in CONTENDERS], repeats)
+    result = {"machine": machine(), "steps": STEPS, "runs": runs}
+    write("quantization", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = {name: found for name, found in result["runs"].items() if found}
     table = [
         "| base | weights | peak of the process | real tokens/s | held-out loss before | after |",
         "|---|---|---|---|---|---|",
@@ -81,33 +87,23 @@ def main() -> None:
             for key in ("weight_bytes", "peak_bytes", "tokens_per_second", "loss_before", "loss")
         )
         table.append(f"| {name} | {weights / 1e6:.0f} MB | {peak / 2**30:.2f} GiB | {speed:.0f} | {before:.4f} | {after:.4f} |")
-    write("quantization", {"machine": machine(), "steps": STEPS, "runs": runs}, table)
-    if all(runs.values()):
-        fill([*table, "", sentence(runs), ""])
+    return [*table, "", sentence(runs)]
 
 
 def sentence(runs: dict[str, list[dict[str, float]]]) -> str:
-    """What follows from the table, in words."""
+    """State what follows from the table."""
     middle = {
         name: {key: statistics.median(run[key] for run in results) for key in results[0]} for name, results in runs.items()
     }
     plain, bits = middle["bfloat16"], middle["nf4"]
     peak, speed = bits["peak_bytes"] / plain["peak_bytes"] - 1, bits["tokens_per_second"] / plain["tokens_per_second"]
     return (
-        f"`python -m benchmarks.quantization`, SmolLM2-135M-Instruct, LoRA r=16, {STEPS} steps of 8 rows on a CPU: the weights "
-        f"in nf4 take {bits['weight_bytes'] / 1e6:.0f} MB where bfloat16 takes {plain['weight_bytes'] / 1e6:.0f}, the peak of "
-        f"the process changes by {peak:+.0%}, the speed is {speed:.2f} of it, and the loss after the same tokens is "
-        f"{bits['loss']:.3f} against {plain['loss']:.3f}. At this size embeddings, activations and logits are what takes "
-        "memory, so QLoRA is not worth it: it is where the frozen weights themselves do not fit."
+        f"SmolLM2-135M-Instruct, LoRA r=16, {STEPS} steps of 8 examples on a CPU. The weights take "
+        f"{bits['weight_bytes'] / 1e6:.0f} MB in nf4 and {plain['weight_bytes'] / 1e6:.0f} MB in bfloat16. The peak memory of "
+        f"the process changes by {peak:+.0%}, the speed is {speed:.2f} of bfloat16's, and the loss after the same tokens is "
+        f"{bits['loss']:.3f} against {plain['loss']:.3f}. At this size embeddings, activations and logits dominate memory, so "
+        "QLoRA does not pay off. It does where the frozen weights themselves do not fit."
     )
-
-
-def fill(lines: list[str]) -> None:
-    """Put the table where docs/quantization.md has it."""
-    page = ROOT / "docs" / "quantization.md"
-    begin, end = "<!-- measured: written by benchmarks/quantization.py -->\n", "<!-- end -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}{chr(10).join(lines)}{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

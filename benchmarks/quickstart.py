@@ -1,4 +1,4 @@
-"""How much the quickstart learns and what it costs, over three seeds.
+"""Gain and cost of the quickstart, over three seeds.
 
     make quickstart && python -m benchmarks.quickstart
 
@@ -31,8 +31,15 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = [one(seed, Path(scratch) / str(seed)) for seed in SEEDS]
+    result = {"machine": machine(), "runs": runs}
+    write("quickstart", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
     table = [
-        "| seed | loss before | after | perplexity before | after | accuracy before | after | training | tokens/s | peak |",
+        "| seed | loss before | after | perplexity before | after | token accuracy before | after "
+        "| training | tokens/s | peak |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
@@ -43,11 +50,8 @@ def main() -> None:
             f"{run['train_seconds']:.0f} s | {run['tokens_per_second']:.0f} | {run['peak_memory_bytes'] / 2**30:.2f} GiB |"
         )
     gains = [run["metrics_before"]["loss"] - run["metrics_after"]["loss"] for run in runs]
-    table += [
-        "",
-        f"The evaluation loss falls by {statistics.mean(gains):.2f} nats a token ({min(gains):.2f} to {max(gains):.2f}).",
-    ]
-    write("quickstart", {"machine": machine(), "runs": runs}, table)
+    fall = f"{statistics.mean(gains):.2f} nats per token ({min(gains):.2f} to {max(gains):.2f})"
+    return [*table, "", f"The evaluation loss falls by {fall}."]
 
 
 if __name__ == "__main__":

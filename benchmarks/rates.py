@@ -1,14 +1,14 @@
-"""Which peak learning rate does a strategy want? What `hfstrat advise` and `compare` propose is checked with this.
+"""The best peak learning rate of each strategy, to check the proposals of `hfstrat advise` and `hfstrat compare`.
 
     python -m benchmarks.rates [--only smollm2-classes,minilm-classes,stories-lm,smollm2-lm] [--ways partial,full,lora]
 
-Writes benchmarks/results/rates.json and .md. Each run is `python -m hfstrat train` in a process of its own, on rows of training
-sets alone, held-out ones of them for the measure: trec6 (1,000 rows, 3 epochs of 32; accuracy on 300 others) and docstrings of
-the standard library (30 steps of 16, 100 for stories260K; nats a token on 60 others). One seed. The last weights are measured.
-A result is written as it comes: a benchmark that was cut off goes on where it stopped.
+Writes benchmarks/results/rates.json and .md. Each run is `python -m hfstrat train` in a process of its own, on examples of
+training sets alone, with held-out ones of them for the measurement: trec6 (1,000 examples, 3 epochs in batches of 32; accuracy
+on 300 others) and docstrings of the standard library (30 steps of 16, 100 for stories260K; nats per token on 60 others). One
+seed. The last weights are evaluated. Each result is written at once: an interrupted benchmark resumes.
 
 Predicted before the first run, from one pair of runs on banking77 (`partial`: 5.5 % at 1e-4, 66.7 % at 1e-3): the best rates of
-partial are ten times those proposed so far, as few weights learn and few steps are taken; those of lora and full are within a
+partial are ten times those proposed so far, because few weights are trained for few steps; those of lora and full are within a
 factor of three.
 """
 
@@ -39,7 +39,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
 
 
 def rows_of(case: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Rows to train on, and others of the same training set to measure with."""
+    """Return training examples, and held-out examples of the same training set."""
     if case.endswith("classes"):
         with (DATA / "trec6" / "train.csv").open(encoding="utf-8", newline="") as source:
             rows, train, held = [{"text": row["text"], "label": row["label"]} for row in csv.DictReader(source)], 1000, 300
@@ -121,8 +121,12 @@ def main() -> None:
                     runs[name] = one(case, way, rate)
                     print(name, runs[name]["metrics_after"], flush=True)
                     RESULT.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
-    lines = [line for case in RATES for line in table_of(case, runs)]
-    write("rates", {"machine": machine(), "runs": runs}, lines[1:])
+    result = {"machine": machine(), "runs": runs}
+    write("rates", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    return [line for case in RATES for line in table_of(case, result["runs"])][1:]
 
 
 if __name__ == "__main__":

@@ -1,29 +1,30 @@
-"""How good is the adviser's first choice? Regret: the best that was measured, less what its first choice came to.
+"""Quality of the adviser's first choice. Regret is the best measured result less that of its first choice.
 
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
-Writes benchmarks/results/regret.json and .md. For each case the adviser is asked twice with the case's data, memory and time
-(the budget, and what a run takes beside its training): by its rules alone, and after `--measure`. Then its own recipes of all
-strategies that fit are measured side by side by `hfstrat compare`: the same rows, the same budget, one seed, on rows of a test
-set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the strategies'
-tokenizers differ); the goal is 1 point or 2 %. Strategies that the rows do not tell apart (paired bootstrap) are marked.
+Writes benchmarks/results/regret.json and .md. For each case the adviser is queried twice with the case's data, memory and time
+(the budget plus the overhead of a run beyond its training): by its rules alone, and with `--measure`. Then `hfstrat compare`
+measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on examples of a
+test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the
+tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences that are not significant (paired bootstrap) are
+marked.
 
-Everything is kept in runs/benchmarks/regret: what was done is not done again, and a case that was cut off goes on.
-`--ask-only` asks the adviser again, after a change of its rules, and measures nothing. The first answer is kept, and the table
-tells it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
+Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
+queries the adviser again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
+distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
   sst2-100       full .75                     2 points / 1
   trec6-100      full .72                     4 / 3
   trec6-1000     full .93                     1 / 1
   sst2-all       full .86                     1 / 1
-  banking77-all  head .93                    10 / 10: 77 classes want more steps than there is time for
+  banking77-all  head .93                    10 / 10: 77 classes need more steps than there is time for
   stories        full                         2 % / 2 %
-  shakespeare    full                         8 % / 8 %: one layer is too little for other texts
+  shakespeare    full                         8 % / 8 %: one layer is too little for different texts
   docstrings     lora                       150 % / 150 %: scratch, as the others cannot take 20 steps in the time
 
-The last four cases were drawn up, and this written, after the last change of a rule; each is asked once, then measured, so
-they are the test of the rules. A rule that is changed in their light makes them seen as well, and `HELD_OUT` is to say so.
+The last four cases were designed, and this written, after the last change of a rule. Each is queried once and then measured, so
+they are the test of the rules. After a rule is changed in their light they are no longer a test, and `HELD_OUT` must say so.
   agnews-400     full .87                     1 point / 1
   imdb-500       lora .86                     0 / 0
   wikitext       full                         1 % / 2 %
@@ -43,20 +44,20 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_table import SEEN, lines_of
+from benchmarks.regret_table import SEEN, table_of_cases
 
 KEPT = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
-HOPELESS = 30.0  # points behind: such a strategy is not measured
-PIECE = 1000  # characters of a row of running text
+HOPELESS = 30.0  # a strategy that many points behind is not measured
+PIECE = 1000  # characters per example of running text
 
 
 class Case(NamedTuple):
-    """`rows` of a data set to train on (None: all), so many others to evaluate on, seconds of training a strategy.
+    """Training examples of a dataset (None: all), evaluation examples, and seconds of training per strategy.
 
-    `without`: a tokenizer of its own cannot stand beside one whose tokens have no bytes of their own.
+    `without` excludes strategies with a new tokenizer, which cannot be compared with one whose tokens have no defined bytes.
     """
 
     model: str
@@ -87,7 +88,7 @@ OVERRIDES = ("evaluation.samples=0", "training.eval_steps=0.5")
 
 
 def rows_of(case: Case) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Rows to train and to evaluate on, the same ones each time."""
+    """Return training and evaluation examples, the same ones each time."""
     if case.data in ("tinystories", "tinyshakespeare"):
         file = {"tinystories": "tinystories_sample/tiny_stories.txt", "tinyshakespeare": "tinyshakespeare/input.txt"}[case.data]
         pieces = pieces_of((SHARED / file).read_text(encoding="utf-8"))
@@ -109,7 +110,7 @@ def rows_of(case: Case) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def pieces_of(text: str) -> list[dict[str, str]]:
-    """Whole lines, as many as there is room for."""
+    """Split text into examples of complete lines, at most PIECE characters each."""
     pieces = [""]
     for line in text.splitlines(keepends=True):
         if len(pieces[-1]) + len(line) > PIECE:
@@ -136,12 +137,12 @@ def write_rows(case: Case, folder: Path) -> None:
 
 
 def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
-    """The adviser's answer, and its recipes; `known` is what it measured when it was asked before."""
+    """Return the adviser's answer, and write its recipes; `known` is what it measured in an earlier query."""
     from hfstrat.advisor import measuring, recipes, show, speed, verdict
     from hfstrat.advisor.advise import Asked, situation_of
     from hfstrat.strategies import defaults
 
-    (folder / "no-reports").mkdir(exist_ok=True)  # what earlier cases took is not known: the order does not matter then
+    (folder / "no-reports").mkdir(exist_ok=True)  # the times of earlier cases stay unknown, so that the order does not matter
     time = f"{case.budget + speed.START_SECONDS:.0f}s"
     asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
     situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
@@ -160,7 +161,7 @@ def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[
 
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """What the adviser says, by rules and measured: the `first` answer, and the `latest`."""
+    """Return the `first` and the `latest` answer of the adviser, each by rules and measured."""
     folder, case = KEPT / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
@@ -176,7 +177,7 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 
 def measure(name: str) -> None:
-    """`hfstrat compare` on the adviser's recipes, as a user would call it; it goes on where it stopped."""
+    """Run `hfstrat compare` on the adviser's recipes, as a user would; it resumes where it stopped."""
     folder = KEPT / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
@@ -189,7 +190,7 @@ def choice(answer: dict[str, Any]) -> list[str]:
 
 
 def outcome(name: str) -> dict[str, Any] | None:
-    """Regret by way of asking; None where nothing is measured yet."""
+    """Return the regret by rules and after measuring; None where nothing is measured yet."""
     file = KEPT / name / "measured" / "comparison.json"
     if not file.is_file():
         return None
@@ -235,19 +236,20 @@ def outcome(name: str) -> dict[str, Any] | None:
 
 
 def within(found: dict[str, dict[str, Any]]) -> str:
-    said = []
+    """State how many cases are within the goal, and how many more are not significantly worse."""
+    counts = []
     for way, words in (("rules", "by rules"), ("measured", "after measuring")):
         answers = [(one["latest"][way], one["goal"]) for one in found.values()]
         met = sum(answer["regret"] <= goal for answer, goal in answers)
         alike = sum(answer["regret"] > goal and not answer["told_apart"] for answer, goal in answers)
-        said.append(f"{words} {met} of {len(found)} cases ({alike} more are not told apart from it)")
-    return ", ".join(said)
+        counts.append(f"{words} {met} of {len(found)} cases ({alike} more are not significantly worse)")
+    return ", ".join(counts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
-    parser.add_argument("--ask-only", action="store_true", help="ask again, and measure nothing")
+    parser.add_argument("--ask-only", action="store_true", help="query the adviser again, and measure nothing")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:
@@ -260,10 +262,16 @@ def main() -> None:
     found = {name: one for name in CASES if (one := outcome(name)) is not None}
     if not found:
         return
-    words = f"Within {GOALS['points']:g} point or {GOALS['percent']:g} % of the loss of the best: {within(found)}. One seed."
+    result = {"machine": machine(), "goals": GOALS, "cases": found}
+    write("regret", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    found = result["cases"]
+    words = f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best: {within(found)}. One seed."
     if unseen := {name: one for name, one in found.items() if name in HELD_OUT}:
-        words += f" Of those that were drawn up after the last change of a rule ({', '.join(unseen)}): {within(unseen)}."
-    write("regret", {"machine": machine(), "goals": GOALS, "cases": found}, [words, SEEN, "", *lines_of(found)])
+        words += f" Of those that were designed after the last change of a rule ({', '.join(unseen)}): {within(unseen)}."
+    return [words, SEEN, "", *table_of_cases(found)]
 
 
 if __name__ == "__main__":

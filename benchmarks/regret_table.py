@@ -1,41 +1,42 @@
-"""The table of benchmarks/regret.py, and what has to be said of the cases that miss the goal."""
+"""The table of benchmarks/regret.py, and notes on the cases that miss the goal."""
 
 from __future__ import annotations
 
 from typing import Any
 
-WHY = {  # of the cases that miss the goal
-    "sst2-100": "50 rows a class are near the 64 from which fine-tuning is level with features by the literature; in "
-    "120 steps it is not, and only the probe tells.",
-    "trec6-100": "16 rows a class: by the literature features are ahead of fine-tuning. Here they are not, and in "
-    "sst2-100, which has more rows, they are: no rule of ours tells the two apart.",
-    "shakespeare": "partial, full and lora are 3 % apart on texts unlike the base's; the rules put lora first.",
-    "agnews-400": "Fine-tuned, they are 2 points apart on 1,000 rows.",
-    "imdb-500": "Head, partial and lora are 2 points apart on 488 rows; the probe was better than TF-IDF by much.",
-    "wikitext": "A base of 260 thousand weights whose texts are nothing like these: all weights learn most; the rules, made "
-    "from larger models, put full behind.",
-    "instructions": "Partial, full and lora are 3 % apart on 100 rows.",
-    "banking77-all": "77 classes want more steps than there is time for; the rules put lora a hair before head.",
+WHY = {  # reasons for the cases that miss the goal
+    "sst2-100": "With 50 examples per class, the case is near the 64 at which fine-tuning matches features in the literature. "
+    "In 120 steps it does not, and only the probe shows it.",
+    "trec6-100": "With 16 examples per class, the literature puts features ahead of fine-tuning. Here they are not, while in "
+    "sst2-100, which has more examples, they are: no rule distinguishes the two.",
+    "shakespeare": "On text unlike the base's, partial, full and lora are about 3 % apart; the rules rank lora first.",
+    "agnews-400": "The fine-tuned strategies are about 2 points apart on 1,000 examples.",
+    "imdb-500": "Head, partial and lora are about 2 points apart on 488 examples; the probe was far better than TF-IDF.",
+    "wikitext": "The base has 260 thousand weights and was trained on very different text: training all weights helps most. "
+    "The rules, made from larger models, rank full lower.",
+    "instructions": "Partial, full and lora are about 3 % apart on 100 examples.",
+    "banking77-all": "77 classes need more steps than the time allows; the rules rank lora just above head.",
 }
 SEEN = (
-    "Rules were changed after the first eight cases had been measured: those for few rows and few steps of a classifier after "
-    "five (the slope of the second is from banking77), those for partial and for unlike texts of a language model after the "
-    "last three, each towards published work. What they say now of these eight is no test of them. Then the learning rates of "
-    "the adviser's recipes were raised (benchmarks/rates.py, on training rows), and the eight were measured again."
+    "Rules were changed after the first eight cases had been measured: those for few examples and few steps of a classifier"
+    " after five (the slope of the second is from banking77), those for partial and for unfamiliar text of a language model"
+    " after the last three, each towards published work. Their present result on these eight cases is no test of them. Then"
+    " the learning rates of the adviser's recipes were raised (benchmarks/rates.py, on training examples), and the eight "
+    "were measured again."
 )
 
 
-def lines_of(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The table; cases that miss the goal are said below it, with the reason."""
+def table_of_cases(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Build the table, and below it a note on each case that misses the goal."""
     strategies = ("head", "partial", "lora", "full", "distill", "scratch")
     made = [
-        "| case | budget | by rules | regret | measured | regret | best | " + " | ".join(strategies) + " |",
+        "| case | budget | by rules | regret | after measuring | regret | best | " + " | ".join(strategies) + " |",
         "|---|" + "---|" * (6 + len(strategies)),
     ]
     for name, one in found.items():
-        cells = [f"{name}: {one['case']['model']}, {one['train_rows']:,} rows", f"{one['case']['budget']} s"]
+        cells = [f"{name}: {one['case']['model']}, {one['train_rows']:,} examples", f"{one['case']['budget']} s"]
         for way in ("rules", "measured"):
-            cells += [one["latest"][way]["first"], said(one, one["latest"][way])]
+            cells += [one["latest"][way]["first"], regret_of(one, one["latest"][way])]
         cells.append(one["best"])
         for strategy in strategies:
             row = one["measured"].get(strategy)
@@ -49,24 +50,24 @@ def value(one: dict[str, Any], quality: float) -> str:
     return f"{100 * quality:.1f} %" if one["higher_is_better"] else f"{quality:.3f}"
 
 
-def said(one: dict[str, Any], asked: dict[str, Any]) -> str:
-    if not asked["regret"]:
+def regret_of(one: dict[str, Any], answer: dict[str, Any]) -> str:
+    if not answer["regret"]:
         return "0"
     unit = "pt" if one["higher_is_better"] else "%"
-    return f"{asked['regret']:.1f} {unit}{'' if asked['told_apart'] else ' (not told apart)'}"
+    return f"{answer['regret']:.1f} {unit}{'' if answer['told_apart'] else ' (not significant)'}"
 
 
 def below(name: str, one: dict[str, Any]) -> list[str]:
     made, earlier = [], one["measured_before"]
     if changed := [label for label in earlier if earlier[label]["quality"] != one["measured"].get(label, {}).get("quality")]:
         values = ", ".join(f"{label} {value(one, earlier[label]['quality'])}" for label in changed)
-        made.append(f"- {name}: with the recipes that the adviser had written before it was changed: {values}.")
-    for way, words in (("rules", "by its rules"), ("measured", "after measuring")):
+        made.append(f"- {name}: results of the adviser's recipes before the change: {values}.")
+    for way, words in (("rules", "by rules"), ("measured", "after measuring")):
         first, latest = one["first"][way], one["latest"][way]
         if first["first"] != latest["first"]:
             made.append(
-                f"- {name}, {words}: at first the answer was {first['first']} (regret {said(one, first)}); rules changed."
+                f"- {name}, {words}: the first answer was {first['first']} (regret {regret_of(one, first)}); rules changed."
             )
         if latest["regret"] > one["goal"]:
-            made.append(f"- {name}, {words}: over the goal. {WHY.get(name, '')}".rstrip())
+            made.append(f"- {name}, {words}: misses the goal. {WHY.get(name, '')}".rstrip())
     return made + [f"- {name}: {label} failed: {sentence}" for label, sentence in one["failed"].items()]

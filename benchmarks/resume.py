@@ -1,18 +1,18 @@
-"""What it costs to be able to go on: checkpoints as a share of training, and the time to find the place again.
+"""Cost of being able to resume: checkpoints as a share of training, and the time to return to the position in the data.
 
     python -m benchmarks.resume
 
 Writes benchmarks/results/resume.json and .md.
 
-Position: an interrupted run of 200,000 steps of 16 rows is resumed after 0 ... 100,000 of them (a model of 60 thousand
-parameters on rows made on the spot; the checkpoint's step is set, nothing else differs). Timed is what lies between the loaded
-checkpoint and the first new batch. Each position in a process of its own, three rounds, interleaved. Beside it what the
-library does by itself: it asks the sampler for all that was seen. Goal: flat, within half a second.
+Position: an interrupted run of 200,000 steps of 16 examples is resumed after 0 ... 100,000 of them (a model of 60 thousand
+parameters on generated examples; the checkpoint's step is set, nothing else differs). Measured is the time between the loaded
+checkpoint and the first new batch. Each position is a process of its own, three rounds, interleaved. For comparison, the
+library's own way: it draws everything that was seen from the sampler again. Goal: constant, within half a second.
 
-Overhead: 40 steps of SmolLM2-135M-Instruct, lora and full, with a checkpoint every 20 steps; seconds in saving (hashes, fsync
-and rotation included) over seconds of training, and what of it is marker and fsync. Goal: lora under 2 %.
+Overhead: 40 steps of SmolLM2-135M-Instruct, lora and full, with a checkpoint every 20 steps; seconds of saving (hashes, fsync
+and rotation included) over seconds of training, and the part of marker and fsync. Goal: lora under 2 %.
 
-Predicted before the first run: 0.3 s at 100,000 steps where the library takes some 4 s; lora 0.5 %, full 10 % (short steps).
+Predicted before the first run: 0.3 s at 100,000 steps, where the library takes about 4 s; lora 0.5 %, full 10 % (short steps).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAVED_EVERY, SAVING_STEPS = 20, 40
 
 
 def position(at: int, ours: bool) -> dict[str, float]:
-    """Seconds from the start of the epoch's loader to its first batch, with so many steps behind."""
+    """Measure the seconds from the start of the epoch's loader to its first batch, after `at` completed steps."""
     import numpy as np
     import torch
     from accelerate import Accelerator, skip_first_batches
@@ -62,12 +62,12 @@ def position(at: int, ours: bool) -> dict[str, float]:
     first = next(iterator)
     seconds = time.perf_counter() - started
     assert first.tolist() == order.batch(at).tolist()
-    assert len(read) <= 2 * SIZE, "rows were read to find the place"
+    assert len(read) <= 2 * SIZE, "examples were read to find the position"
     return {"seconds": seconds}
 
 
 def overhead(strategy: str) -> dict[str, float]:
-    """A run whose savings are timed."""
+    """Train once with timed checkpoints; return the seconds of saving, of marking and of training."""
     from hfstrat.recipe.load import load_recipe
     from hfstrat.run import train
     from hfstrat.tasks import verify
@@ -104,18 +104,24 @@ def overhead(strategy: str) -> dict[str, float]:
 def main() -> None:
     cases = [["position", str(at), who] for at in POSITIONS for who in ("ours", "library")]
     found = rounds("resume", [*cases, ["overhead", "lora"], ["overhead", "full"]], REPEATS)
+    result = {"machine": machine(), "found": found}
+    write("resume", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    found = result["found"]
     seconds = {name: statistics.median(r["seconds"] for r in results) for name, results in found.items() if "position" in name}
-    table = ["| steps behind | seconds to the first batch | as the library does it |", "|---|---|---|"]
+    table = ["| completed steps | seconds to the first batch | the library's own way |", "|---|---|---|"]
     for at in POSITIONS:
         table.append(f"| {at:,} | {seconds[f'position {at} ours']:.3f} | {seconds[f'position {at} library']:.3f} |")
-    table += ["", "| strategy | a checkpoint | of it marker and fsync | share of training |", "|---|---|---|---|"]
+    table += ["", "| strategy | per checkpoint | of which marker and fsync | share of training |", "|---|---|---|---|"]
     for strategy in ("lora", "full"):
         saving, marking, whole = (
             statistics.median(r[key] for r in found[f"overhead {strategy}"]) for key in ("saving", "marking", "training")
         )
         count = SAVING_STEPS // SAVED_EVERY
         table.append(f"| {strategy} | {saving / count:.2f} s | {marking / count:.2f} s | {saving / whole:.1%} |")
-    write("resume", {"machine": machine(), "found": found}, table)
+    return table
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the two from-scratch recipes learn in four minutes of training, against the bars they have to beat.
+"""Results of the two from-scratch recipes after four minutes of training, relative to the baselines they have to beat.
 
     make data/stdlib/train.jsonl && python -m benchmarks.scratch_recipes [stdlib] [shakespeare]
 
 Writes benchmarks/results/scratch_recipes.json and .md, from the report.json of each run; a recipe that is not named keeps its
-last result. shakespeare needs ../shared/data/tinyshakespeare and is left out where that is missing.
+stored result. shakespeare needs ../shared/data/tinyshakespeare and is left out where that is missing.
 """
 
 from __future__ import annotations
@@ -45,13 +45,18 @@ def main() -> None:
     for name in sys.argv[1:] or [name for name, data in RECIPES.items() if (ROOT / data).is_file()]:
         with tempfile.TemporaryDirectory() as scratch:
             runs[name] = one(name, Path(scratch) / "run")
-    table = [
-        "| recipe | parameters | ln V | start loss | unigram bar (bits/byte) | loss after (bits/byte) | under the bar | "
-        "epochs | training | in all | tokens/s | peak |",
+    write("scratch_recipes", runs, lines_of(runs))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    return [
+        "Losses in nats per token, in brackets bits per byte.",
+        "",
+        "| recipe | parameters | uniform baseline (ln V) | loss before | unigram baseline | loss after | below unigram | "
+        "epochs | training | in total | tokens/s | peak |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *(row(name, run) for name, run in sorted(runs.items())),
+        *(row(name, run) for name, run in sorted(result.items())),
     ]
-    write("scratch_recipes", runs, table)
 
 
 if __name__ == "__main__":

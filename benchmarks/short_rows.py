@@ -1,14 +1,14 @@
-"""LoRA on short rows: hfstrat as it comes (batches of like length), hfstrat packed, TRL unpacked.
+"""LoRA on short examples: hfstrat by default (batches grouped by length), hfstrat packed, TRL unpacked.
 
     python -m benchmarks.short_rows [REPEATS]
 
-Two sets of short rows from ../shared/data, read in place: gsm8k (grade-school problems with worked answers) and the
-instructions of llms_from_scratch. Model, adapter and measuring are those of `benchmarks.lora_sft`; at least 20,000 real
-tokens each, batches of 8 rows, max_length 1,024. TRL's settings are its defaults.
+Two sets of short examples from ../shared/data, read in place: gsm8k (grade-school problems with worked answers) and the
+instructions of llms_from_scratch. Model, adapter and measurement are those of `benchmarks.lora_sft`; at least 20,000 real
+tokens each, batches of 8, max_length 1,024. TRL runs with its defaults.
 
-Prediction, before the first run: grouped 420-480 tokens/s on both, TRL unpacked near 100 (float32, every position through
-the head), so at least 4 times; packed here 15-30 % slower than grouped, since attention over several examples side by side
-costs their product, which no CPU kernel leaves out.
+Predicted before the first run: grouped 420-480 tokens/s on both, TRL unpacked near 100 (float32, every position through the
+head), so at least 4 times; packed is 15-30 % slower than grouped here, since the cost of attention over several examples side
+by side is their product, which no CPU kernel skips.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOKENS, HELD_OUT, BATCH = 20_500, 24, 8
 
 
 def choose_rows(name: str) -> None:
-    """Have `benchmarks.lora_sft` work on this set: so many rows that they hold TOKENS tokens."""
+    """Make `benchmarks.lora_sft` use this dataset, with as many examples as hold TOKENS tokens."""
     from hfstrat.data.prepare import prepare
     from hfstrat.data.splits import column
     from hfstrat.models.load import load_tokenizer
@@ -72,11 +72,17 @@ def one(name: str, contender: str) -> dict[str, float]:
 
 def main() -> None:
     if missing := [str(file) for file, *_ in SETS.values() if not file.is_file()]:
-        sys.exit(f"{missing[0]} is not there: this benchmark runs on real rows that the repository does not hold")
+        sys.exit(f"{missing[0]} not found: this benchmark runs on real data that are not in the repository")
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     runs = rounds("short_rows", [[name, contender] for name in SETS for contender in CONTENDERS], repeats)
+    result = {"machine": machine(), "runs": runs}
+    write("short_rows", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
     table = [
-        "| rows | contender | real tokens/s | all runs | times TRL unpacked | peak memory | held-out loss |",
+        "| data | contender | real tokens/s | all runs | relative to TRL unpacked | peak memory | held-out loss |",
         "|---" * 7 + "|",
     ]
     for key, results in runs.items():
@@ -88,7 +94,7 @@ def main() -> None:
         table.append(
             f"| {name} | {contender} | {speed:.0f} | {spread} | {speed / slow:.2f}x | {memory} | {median['loss']:.4f} |"
         )
-    write("short_rows", {"machine": machine(), "runs": runs}, table)
+    return table
 
 
 if __name__ == "__main__":

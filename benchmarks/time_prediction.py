@@ -1,14 +1,14 @@
-"""The adviser's times against those of real runs: with `--measure`, and from the rate of a product.
+"""The adviser's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
 
     python -m benchmarks.time_prediction [--some N]
 
-Writes benchmarks/results/time_prediction.json and .md, whose error bands `hfstrat advise` quotes. For each case a child
-process takes real steps for 12 s, as `hfstrat advise --measure` has it do; then the recipe is trained for some steps by
-`hfstrat train` in a process of its own. Compared are the seconds of its steps (without evaluations and checkpoints). `others`
-is the prediction from the measured steps of the other strategies with the same model, `product` that from the machine's
-products alone. Cases that were done are kept in runs/benchmarks; a machine that does other work beside tells of that work.
+Writes benchmarks/results/time_prediction.json and .md; `hfstrat advise` quotes their error bands. For each case a child process
+takes real steps for 12 s, as for `hfstrat advise --measure`; then `hfstrat train` trains the recipe for some steps in a process
+of its own. Compared are the seconds of its steps (without evaluations and checkpoints). `others` is the prediction from the
+measured steps of the other strategies with the same model, `product` that from the machine's matrix products alone. Finished
+cases are stored in runs/benchmarks; other load on the machine distorts the result.
 
-Predicted before the first run: with real steps a median of 8 %, worst 20 %, as widths change from step to step; from other
+Predicted before the first run: with real steps a median of 8 %, worst 20 %, because widths change from step to step; from other
 strategies 15 and 40 %; from the product 30 % and a factor of two.
 """
 
@@ -54,7 +54,7 @@ def situation_of(model: str, data: str) -> Any:
 
 
 def one(model: str, data: str, strategy: str) -> dict[str, Any]:
-    """Measured rate (operations a second), and the seconds of a real run with its operations."""
+    """Return the measured rate (operations per second), and the seconds and operations of a real run."""
     from hfstrat.advisor import candidates, measuring, recipes, speed, verdict
 
     situation = situation_of(model, data)
@@ -103,7 +103,7 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
 
 
 def predictions(done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """By source of the rate; `others` is the median of the same model's other strategies."""
+    """Predict each case from each source of the rate; `others` is the median of the same model's other strategies."""
     from hfstrat.advisor import shapes, speed
 
     rows = []
@@ -132,23 +132,25 @@ def main() -> None:
         for source in sources
         if any(row["source"] == source for row in rows)
     }
-    if len(done) == len(CASES):  # a part of them validates nothing
+    if len(done) == len(CASES):  # the bands need all of them
         file = ROOT / "hfstrat" / "advisor" / "constants.json"
         constants = json.loads(file.read_text())
         constants["time_bands"] = {name: {k: round(v, 4) for k, v in band.items()} for name, band in bands.items()}
         file.write_text(json.dumps(constants, indent=1) + "\n")
+    result = {"machine": machine(), "goals": GOALS, "bands": bands, "rows": rows}
+    write("time_prediction", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    rows = result["rows"]
+    errors = (f"{name}: median {band['median']:.1%}, worst {band['worst']:.1%}" for name, band in result["bands"].items())
+    goals = f"goals with --measure {GOALS['median']:.0%} and {GOALS['worst']:.0%}"
     table = ["| run | rate from | measured | predicted | error |", "|---|---|---|---|---|"]
     table += [
         f"| {row['name']} | {row['source']} | {row['seconds']:.1f} s | {row['predicted']:.1f} s | {row['error']:+.1%} |"
         for row in rows
     ]
-    words = "; ".join(f"{name}: median {band['median']:.1%}, worst {band['worst']:.1%}" for name, band in bands.items())
-    goals = f"goals with --measure {GOALS['median']:.0%} and {GOALS['worst']:.0%}"
-    write(
-        "time_prediction",
-        {"machine": machine(), "goals": GOALS, "bands": bands, "rows": rows},
-        [f"{len(done)} of {len(CASES)} cases. {words} ({goals}).", "", *table],
-    )
+    return [f"{len({row['name'] for row in rows})} of {len(CASES)} cases. Errors: {'; '.join(errors)} ({goals}).", "", *table]
 
 
 if __name__ == "__main__":

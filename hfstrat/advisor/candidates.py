@@ -8,12 +8,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hfstrat import strategies
 from hfstrat.advisor import shapes as models
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.shapes import Model
 from hfstrat.errors import UserError
-from hfstrat.strategies import STRATEGIES, AnyStrategy, defaults
-from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
+from hfstrat.recipe.strategies import StrategySection
+from hfstrat.strategies import defaults
+from hfstrat.strategies.base import Footprint, Learning
 from hfstrat.strategies.defaults import ORDER
 from hfstrat.tasks import TASKS
 
@@ -28,7 +31,7 @@ class Candidate:
 
     name: str
     section: dict[str, Any]
-    strategy: Strategy | None = None
+    strategy: StrategySection | None = None
     model: Model | None = None
     learning: Learning | None = None
     footprint: Footprint | None = None
@@ -77,7 +80,7 @@ def make(name: str, model: Model, data: Survey, most: float = float("inf")) -> C
         most: parameters of a model from scratch, at most.
     """
     try:
-        return _scratch(name, model, data, most) if not STRATEGIES[name].needs_weights else _pretrained(name, model, data)
+        return _scratch(name, model, data, most) if STRATEGIES[name].random_weights else _pretrained(name, model, data)
     except UserError as error:
         return Candidate(name, {"name": name}, reason=str(error).partition(": ")[2] or str(error))
 
@@ -96,9 +99,10 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     architecture = str((model.config.get("architectures") or [""])[0])
     about = defaults.About(data.task, model.name, model.layers, model.width, architecture)
     section = {"name": name, **defaults.section(name, about)}
-    strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
+    wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    strategy = strategies.build(wanted)
     strategy.check(task)
-    return Candidate(name, section, strategy, model, strategy.learning(found, tied), strategy.footprint(found, tied))
+    return Candidate(name, section, wanted, model, strategy.learning(found, tied), strategy.footprint(found, tied))
 
 
 def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
@@ -109,14 +113,15 @@ def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
     from hfstrat.models.random import sizes
 
     worth = data.tokens * WORTHWHILE / OPTIMAL
-    wanted = max(SMALLEST, min(worth, most, model.parameters))
-    text = sizes.readable(_two_digits(wanted))
+    size = max(SMALLEST, min(worth, most, model.parameters))
+    text = sizes.readable(_two_digits(size))
     words = new_vocabulary(data)
     made = models.by_hand(text, words, data.max_length)
     section = {"name": name, "architecture": "llama", "parameters": text, "tokenizer": {"vocab_size": words}}
-    strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(section)
+    wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    strategy = strategies.build(wanted)
     return Candidate(
-        name, section, strategy, made, strategy.learning(made.shapes, made.tied), strategy.footprint(made.shapes, made.tied)
+        name, section, wanted, made, strategy.learning(made.shapes, made.tied), strategy.footprint(made.shapes, made.tied)
     )
 
 

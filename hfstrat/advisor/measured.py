@@ -131,13 +131,14 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
 
 def probe(recipe: str, rows: int) -> dict[str, Any]:
     """A cross-validated probe on the base's features, TF-IDF and the majority, and the probe on a half and a quarter."""
+    from hfstrat import strategies
     from hfstrat.strategies.head.bodies import take_apart
     from hfstrat.strategies.head.features import extract
     from hfstrat.strategies.head.select_layer import candidate_layers
     from hfstrat.tasks import TASKS
 
     loaded = load_recipe(recipe).recipe
-    task, strategy = TASKS[loaded.task], loaded.strategy
+    task, strategy = TASKS[loaded.task], strategies.build(loaded.strategy)
     tokenizer = strategy.load_tokenizer(loaded)
     data: Any = task.prepare(loaded.data, tokenizer, loaded.seed)
     base = strategy.load_base(loaded, tokenizer, data)

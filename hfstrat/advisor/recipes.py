@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from hfstrat import strategies
 from hfstrat.advisor import data, fitting, hardware, memory, rules, shapes, speed, verdict
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.fitting import Fit, imports
@@ -152,22 +153,21 @@ def _one(recipe: Recipe) -> tuple[Prediction, float]:
 
 def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
     """The recipe's own strategy on its own rows. Raises UserError for what cannot be read without torch."""
-    task, strategy = TASKS[recipe.task], recipe.strategy
+    task, wanted = TASKS[recipe.task], recipe.strategy
     source, model = recipe.data.train[0].path, _model(recipe)
     survey = data.survey(source, model, recipe.task)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
     made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
     if made is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
-    section = strategy.model_dump(exclude_unset=True)
-    return Candidate(strategy.name, section, strategy, model, strategy.learning(*made), strategy.footprint(*made)), survey
+    section, strategy = wanted.model_dump(exclude_unset=True), strategies.build(wanted)
+    return Candidate(wanted.name, section, wanted, model, strategy.learning(*made), strategy.footprint(*made)), survey
 
 
 def _model(recipe: Recipe) -> Model:
-    size = getattr(recipe.strategy, "parameters", None)
+    size, words = recipe.strategy.size, recipe.strategy.new_tokenizer
     if size is None:
         return shapes.read(recipe.model.name_or_path)
-    words = getattr(recipe.strategy, "tokenizer", None)
     return shapes.by_hand(str(size), words.vocab_size if words else 32_000, recipe.data.max_length)
 
 

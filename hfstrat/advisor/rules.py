@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES
 
 OPTIMAL = 20.0  # tokens a parameter: arXiv 2203.15556
 WORTHWHILE = 4.0  # epochs up to which a repeated token is worth about a new one: arXiv 2305.16264
@@ -96,7 +96,7 @@ def few(facts: Facts) -> float:
 
 def cut_short(facts: Facts, strategy: str) -> float:
     """Points for each halving of the steps that are enough; a classifier wants to have seen a hundred rows of each class."""
-    enough = ENOUGH[not STRATEGIES[strategy].needs_weights]
+    enough = ENOUGH[STRATEGIES[strategy].random_weights]
     if facts.classifies:
         enough = max(enough, SOME * facts.classes / 16.0)
     return (6.0 if facts.classifies else 3.0) * math.log2(max(1.0, enough / max(1.0, facts.steps)))

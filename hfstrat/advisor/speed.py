@@ -211,6 +211,7 @@ def of_reports(folder: Path) -> list[Rate]:
 
 def of_report(report: dict[str, Any]) -> float | None:
     """Operations a second of a finished run; None where it cannot be told."""
+    from hfstrat import strategies
     from hfstrat.advisor import shapes
     from hfstrat.errors import UserError
     from hfstrat.recipe.schema import Recipe
@@ -223,7 +224,7 @@ def of_report(report: dict[str, Any]) -> float | None:
         made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
         if made is None or result.get("status") != "done":
             return None
-        learning = recipe.strategy.learning(*made)
+        learning = strategies.build(recipe.strategy).learning(*made)
         length = account["tokens"] / max(1, account["rows_kept"])
         load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
         return None if learning.body_once else float(result["tokens_per_second"]) * load.training

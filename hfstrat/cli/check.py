@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hfstrat import strategies
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import quiet_libraries
 from hfstrat.recipe.load import Loaded
@@ -30,17 +31,19 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
         console = Console(highlight=False, soft_wrap=True, width=160)
     show_recipe(console, loaded)
     quiet_libraries()
+    from hfstrat.data.corpus import held_out
     from hfstrat.models import load
 
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
-    if footprint := footprint and check_model.footprint_of(recipe, len(data.label_names)):
+    strategy = strategies.build(recipe.strategy)
+    tokenizer = strategy.load_tokenizer(recipe)
+    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, task.reader))
+    if footprint := footprint and check_model.footprint_of(strategy, recipe, len(data.label_names)):
         console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
-    if (held := check_model.quantized_bytes(recipe, len(data.label_names))) is not None:
+    if (held := check_model.quantized_bytes(strategy, recipe, len(data.label_names))) is not None:
         console.print(f"known without loading: the quantized base takes {held / 1e6:,.1f} MB of memory\n")
-    base = recipe.strategy.load_base(recipe, tokenizer, data)
-    trained = recipe.strategy.build_model(base)
+    base = strategy.load_base(recipe, tokenizer, data)
+    trained = strategy.build_model(base)
     load.set_precision(trained, load.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
     from hfstrat.trainer.plan import make_plan
@@ -48,7 +51,7 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     lengths, eval_lengths = data.lengths, data.eval_lengths
     load.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    baselines = recipe.strategy.baselines(data, plan, base.model)
+    baselines = strategy.baselines(data, plan, base.model)
     length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)

@@ -58,11 +58,12 @@ def train(
         for line in push.prepare(loaded.recipe):
             print(line, flush=True)
     if started.processes > 1:
+        from hfstrat import strategies
         from hfstrat.trainer.plan import share_of
 
         with located(loaded):
             share_of(loaded.recipe.training.global_batch_size, started.processes)
-            loaded.recipe.strategy.check_wrapping(started.wrapping)
+            strategies.build(loaded.recipe.strategy).check_wrapping(started.wrapping)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)

@@ -11,7 +11,8 @@ from hfstrat.data.classification.labels import LabelFormat
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json, read_shapes
 from hfstrat.models.parameter_names import BLOCK
-from hfstrat.strategies import STRATEGIES, defaults
+from hfstrat.recipe.schema import STRATEGIES
+from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.text_classification import TextClassification
@@ -69,7 +70,7 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), _first(config, WIDTH)
     section = defaults.section(name, defaults.About(task, model, _depth(model, config), width, architecture))
-    known = width if STRATEGIES[name].needs_weights else 0  # how wide a new model will be, nobody knows yet
+    known = 0 if STRATEGIES[name].random_weights else width  # how wide a new model will be, nobody knows yet
     rate = defaults.learning_rate(name, known)
     context = _first(config, CONTEXT) or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # its first two positions are no token's

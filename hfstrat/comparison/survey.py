@@ -86,7 +86,9 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     """The rows of one entry; `words` are the overrides of each seed."""
     import numpy as np
 
+    from hfstrat import strategies
     from hfstrat.data import cache
+    from hfstrat.data.corpus import held_out
     from hfstrat.data.token_bytes import token_bytes
     from hfstrat.recipe.load import load_recipe, located
     from hfstrat.tasks import TASKS
@@ -95,9 +97,11 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     seeds = [load_recipe(source, each, text) for each in words]
     recipe = seeds[0].recipe
     with located(seeds[0]):
-        tokenizer = recipe.strategy.load_tokenizer(recipe)
-        held_out, most = recipe.strategy.held_out(recipe), recipe.evaluation.max_rows
-        data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, most, held_out)
+        tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
+        most = recipe.evaluation.max_rows
+        data = TASKS[recipe.task].prepare(
+            recipe.data, tokenizer, recipe.seed, 0, most, held_out(recipe, TASKS[recipe.task].reader)
+        )
         make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # what it refuses, it refuses now
     return {
         "train_rows": len(data.train),

@@ -70,6 +70,11 @@ def open_corpus(recipe: Recipe, detect: Callable[..., Any]) -> Corpus:
     return Corpus(sources, splits.choose_held_out(hashes, size, limit, seed))
 
 
+def held_out(recipe: Recipe, detect: Callable[..., Any]) -> np.ndarray | None:
+    """Text hashes of the rows to hold out, if a new tokenizer must not see them; else None."""
+    return None if recipe.strategy.new_tokenizer is None else open_corpus(recipe, detect).held_out
+
+
 def _hashes(examples: Iterator[Example | LabeledText], labels: list[str]) -> Iterator[int]:
     """The text hashes of the rows that are not blank; their labels, if any, are appended to `labels`."""
     for example in examples:

@@ -127,6 +127,7 @@ class Rows:
             raise UserError(f"--against: its labels are not those of {self.request.target}; name a classifier of the same ones")
 
     def _read(self, subject: Subject) -> Any:
+        from hfstrat.data.corpus import held_out
         from hfstrat.tasks.artifact import resolve
 
         recipe, task = self.recipe, subject.task
@@ -135,8 +136,9 @@ class Rows:
         wanted = recipe.evaluation
         if self.request.data:
             return task.held(recipe.data, subject.tokenizer, subject.inner.config, wanted.rows_to_answer, wanted.max_rows)
-        held_out = recipe.strategy.held_out(recipe)
-        return task.prepare(recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out)
+        return task.prepare(
+            recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+        )
 
     @property
     def prompts(self) -> list[Any]:

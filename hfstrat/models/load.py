@@ -62,11 +62,8 @@ class Base:
     compute_dtype: torch.dtype  # of frozen weights and of the forward pass
     own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
     reload: dict[str, Any] = field(default_factory=dict)  # what `from_pretrained` needs for the result; nothing if it is plain
-    initial_adapter: Path | None = None  # of a LoRA initialisation that changed the base's weights
     remarks: list[str] = field(default_factory=list)
-    beside: dict[str, Any] = field(default_factory=dict)  # what a strategy keeps with the model until the run ends
     task: Any = None  # of `hfstrat.tasks`, set by what loads it
-    prepared: Any = None  # what a strategy made of the data before the model is built
     new_head: bool = False  # its weights are random
     head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, where it is

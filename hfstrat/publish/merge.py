@@ -102,12 +102,12 @@ def held_out(report: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     """Evaluation rows of the run, where its data are still at hand."""
     if not report:
         return []
+    from hfstrat.recipe.changes import without_unset
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.report import without_nothing
     from hfstrat.tasks import TASKS
 
     try:
-        recipe = Recipe.model_validate(without_nothing(report["run"]["recipe"]))
+        recipe = Recipe.model_validate(without_unset(report["run"]["recipe"]))
         data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
     except Exception:  # the data moved, or were another machine's
         return []

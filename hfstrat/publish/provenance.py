@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES
 
 _CACHED = re.compile(r"(?:models|datasets)--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
 
@@ -36,7 +36,7 @@ def base_of(report: dict[str, Any]) -> Base | None:
     """The base of a run; None where it started from random weights alone."""
     model, known = report["run"]["recipe"]["model"], report.get("environment", {}).get("model_sha256")
     source = model.get("name_or_path") or ""
-    if not source or not STRATEGIES[report["run"]["recipe"]["strategy"]["name"]].needs_weights:
+    if not source or STRATEGIES[report["run"]["recipe"]["strategy"]["name"]].random_weights:
         return None
     path = Path(source).expanduser()
     if found := _CACHED.search(str(path.absolute())):

@@ -77,3 +77,10 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found
+
+
+def without_unset(tree: Any) -> Any:
+    """The recipe without keys whose value is None, as a file would give it."""
+    if isinstance(tree, dict):
+        return {key: without_unset(value) for key, value in tree.items() if value is not None}
+    return [without_unset(value) for value in tree] if isinstance(tree, list) else tree

@@ -16,15 +16,19 @@ from pydantic_core import ErrorDetails
 
 from hfstrat.errors import UserError
 from hfstrat.recipe import suggestions, yaml
-from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.distill import StudentName
+from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.recipe.strategies import ContinuationName
 from hfstrat.recipe.yaml import KeyPath
-from hfstrat.strategies import STRATEGIES
-from hfstrat.strategies.distill.strategy import StudentName
 
 COMMAND_LINE = "command line"
 
 
 SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
+
+
+NESTED: dict[KeyPath, Any] = {("strategy", "student"): StudentName, ("strategy", "then"): ContinuationName}
+"""Keys whose values are strategies within a strategy, and the names that they may have."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ class Answers:
             named = value.get("name") if isinstance(value, dict) else value
             if named is None or kind.startswith("union_tag"):
                 return self._no_strategy(named, in_section=isinstance(value, dict))
-        if path == ("strategy", "student") and (kind == "missing" or kind.startswith("union_tag")):
-            return self._no_student(None if kind == "missing" else value)
+        if path in NESTED and (kind == "missing" or kind.startswith("union_tag")):
+            return self._no_nested_strategy(path, None if kind == "missing" else value)
         if kind == "value_error":
             return self._refused(path, errors[0])
         wanted = suggestions.wanted(_without_index(path), self.strategy)
@@ -187,14 +191,14 @@ class Answers:
         hint = f"; did you mean '{near}'?" if near else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 
-    def _no_student(self, value: Any) -> str:
-        names = [str(name) for name in get_args(StudentName)]
+    def _no_nested_strategy(self, path: KeyPath, value: Any) -> str:
+        names = [str(name) for name in get_args(NESTED[path])]
         name = value.get("name") if isinstance(value, dict) else value
         near = suggestions.nearest(str(name), names) if name is not None else None
-        given = "missing" if name is None else f"{_show(name)} is no strategy that a student can learn by"
+        given = "missing" if name is None else f"{_show(name)} is not a strategy for {'.'.join(path)}"
         hint = f"; did you mean '{near}'?" if near else ""
-        where = self._where(("strategy", "student", "name"))
-        return f"{where}: strategy.student.name: {given}; expected one of {', '.join(names)}{hint}"
+        where = self._where((*path, "name"))
+        return f"{where}: {'.'.join(path)}.name: {given}; expected one of {', '.join(names)}{hint}"
 
     def _refused(self, path: KeyPath, error: ErrorDetails) -> str:
         """The sentence of a validator; one over a whole section stands at the first given key that it speaks of."""
@@ -221,10 +225,10 @@ def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:
 def _path(loc: tuple[int | str, ...]) -> KeyPath:
     """Pydantic's location without the union tags that it puts in."""
     parts = list(loc)
-    if parts[:1] == ["strategy"] and len(parts) > 1 and parts[1] in STRATEGIES:
-        del parts[1]
-    if parts[:2] == ["strategy", "student"] and len(parts) > 2 and parts[2] in STRATEGIES:
-        del parts[2]
+    for union in (("strategy",), *NESTED):
+        place = len(union)
+        if tuple(parts[:place]) == union and len(parts) > place and parts[place] in STRATEGIES:
+            del parts[place]
     known = []
     for part in parts:
         if isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool")):

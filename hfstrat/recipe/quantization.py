@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from hfstrat.recipe.section import Section
-
-if TYPE_CHECKING:
-    pass
-
 
 Form = Literal["int8", "nf4", "fp4"]
 

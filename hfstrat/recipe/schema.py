@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
+from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.quantization import FromName, Quantization
 from hfstrat.recipe.section import Section, seconds
-from hfstrat.strategies import STRATEGIES, AnyStrategy
+from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
 
@@ -24,6 +25,15 @@ Optimizer = Literal[
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
+
+
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+
+
+STRATEGIES: dict[str, type[StrategySection]] = {
+    get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])
+}
+"""Every strategy's section by its name. A new strategy is a section, a name here, and a class in `hfstrat.strategies`."""
 
 
 StrategyName: Any = Literal[tuple(STRATEGIES)]

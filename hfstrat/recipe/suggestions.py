@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hfstrat.recipe.schema import Recipe
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES, Recipe
 
 FOREIGN = {
     # other tools' names -> ours

@@ -41,7 +41,7 @@ def _measure(job: Job) -> Report | None:
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
         take_off()
-    job.recipe.strategy.finish(trained, job.base)
+    job.strategy.finish(trained, job.base)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if not in_pieces and not current:
         job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as published)"

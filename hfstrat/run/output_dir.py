@@ -14,7 +14,6 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import about
 from hfstrat.recipe.schema import Recipe
-from hfstrat.strategies.base import Footprint
 from hfstrat.trainer import checkpoints
 
 RESULT = "final"
@@ -121,7 +120,7 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
     needed = {
         "model.name_or_path": recipe.model.name_or_path,
         "model.tokenizer": recipe.model.tokenizer,
-        "strategy.adapter": getattr(recipe.strategy, "adapter", None),
+        **recipe.strategy.adapters,
     }
     listed = [("data.train", each.path) for each in recipe.data.train] + [
         ("data.eval", each.path) for each in recipe.data.eval or []
@@ -131,12 +130,11 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
             raise UserError(f"{key}: {source} lies in output_dir = {folder}, which --overwrite replaces; name another folder")
 
 
-def check_disk(recipe: Recipe, footprint: Footprint | None) -> None:
-    if footprint is None:
-        return
+def check_disk(recipe: Recipe, checkpoint_bytes: int) -> None:
+    """Refuse an output folder on a disk without room for one checkpoint. Raises UserError."""
     folder = Path(recipe.output_dir).expanduser().absolute()
     parent = next(p for p in [folder, *folder.parents] if p.exists())
-    need = recipe.strategy.checkpoint_bytes(footprint) + SPARE_BYTES
+    need = checkpoint_bytes + SPARE_BYTES
     free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(

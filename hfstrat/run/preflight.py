@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hfstrat import strategies
 from hfstrat.data import readers, render, sources
 from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
@@ -64,17 +65,19 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Foot
     Raises:
         UserError: one located sentence.
     """
-    recipe = loaded.recipe
+    recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
         check_model.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
-        recipe.strategy.check(TASKS[recipe.task])
-        check_quantization.check(recipe)
+        strategy.check(TASKS[recipe.task])
+        check_quantization.check(strategy, recipe)
         request.check(recipe.evaluation)
-        footprint = check_model.check_model(recipe, network)
+        footprint = check_model.check_model(strategy, recipe, network)
         output_dir.check_output(recipe, overwrite)
-        output_dir.check_disk(recipe, check_model.on_disk(recipe, footprint))
+        if footprint is not None:
+            stored = check_model.on_disk(strategy, recipe, footprint)
+            output_dir.check_disk(recipe, strategy.checkpoint_bytes(stored))
         if network:
             push.check_access(recipe)
     return footprint

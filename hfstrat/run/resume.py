@@ -47,18 +47,20 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
 
 def models_in_use(recipe: Recipe) -> dict[str, str]:
     """What identifies the weights that the run begins with, and those of a teacher, by the recipe's key."""
-    found = {
-        key: weights_seen(one.name_or_path, getattr(one, "revision", None))
-        for key, one in recipe.strategy.models(recipe).items()
-    }
+    found = {key: weights_seen(one.name_or_path, getattr(one, "revision", None)) for key, one in _models(recipe).items()}
     return {key: seen for key, seen in found.items() if seen}
+
+
+def _models(recipe: Recipe) -> dict[str, Any]:
+    """The sections of the models whose weights decide what the run becomes, by their keys."""
+    return {"model": recipe.model, **recipe.strategy.models}
 
 
 def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str]) -> None:
     now = models_in_use(recipe) if before else {}
     for key in sorted(before.keys() & now.keys()):
         if before[key] != now[key]:
-            name = recipe.strategy.models(recipe)[key].name_or_path
+            name = _models(recipe)[key].name_or_path
             raise UserError(
                 f"{key}: {name} holds other weights than those that {checkpoint} was made with; "
                 "restore them, or start afresh with --overwrite or another output_dir"

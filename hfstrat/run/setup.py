@@ -14,7 +14,9 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hfstrat import strategies
 from hfstrat.data.collate import TokenCollator
+from hfstrat.data.corpus import held_out
 from hfstrat.data.prepare import PreparedData
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
@@ -23,6 +25,7 @@ from hfstrat.models.loss_kernels import choose_for, in_use
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
+from hfstrat.strategies.base import Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded, trackers
@@ -41,6 +44,7 @@ class Job:
     """What a run is made of once everything that can be refused has been."""
 
     loaded: Loaded
+    strategy: Strategy[Any]
     screen: Console
     data: PreparedData
     plan: Plan
@@ -89,13 +93,14 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     Raises:
         UserError: whatever can be known to be wrong before training.
     """
-    recipe, strategy, task = loaded.recipe, loaded.recipe.strategy, TASKS[loaded.recipe.task]
+    recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
+    strategy = strategies.build(recipe.strategy)
     logging.disable_progress_bar()  # ours is the only one
     screen = trainer_progress.make_console(world.is_main_process)
     strategy.check_wrapping(wrapping())
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
     tokenizer = strategy.load_tokenizer(recipe)
-    data = read_data(recipe, tokenizer, screen, checkpoint, stored)
+    data = read_data(recipe, strategy, tokenizer, screen, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -115,7 +120,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
     trained = strategy.build_model(base)
     load.set_precision(trained, dtype)
-    batches = decide_batches(recipe, base, trained, feed, data, args, stored)
+    batches = decide_batches(recipe, strategy, base, trained, feed, data, args, stored)
     plan, baselines = batches.plan, strategy.baselines(data, batches.plan, base.model)
     said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
     for line in (*said, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
@@ -127,21 +132,30 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
-    trainer = build_trainer(recipe, trained, tokenizer, args, feed, data, batches.sampler, progress)
+    trainer = build_trainer(recipe, strategy, trained, tokenizer, args, feed, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    job = Job(loaded, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
+    job = Job(loaded, strategy, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
     job.outline = sharded.outline(trained)
     return job
 
 
-def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path | None, stored: dict[str, Any]) -> PreparedData:
+def read_data(
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    tokenizer: Any,
+    screen: Console,
+    checkpoint: Path | None,
+    stored: dict[str, Any],
+) -> PreparedData:
     """The rows of the run.
 
     Raises:
         UserError: they cannot be read, or are not those that the checkpoint was made with.
     """
-    task, strategy, wanted = TASKS[recipe.task], recipe.strategy, recipe.evaluation
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, strategy.held_out(recipe))
+    task, wanted = TASKS[recipe.task], recipe.evaluation
+    data = task.prepare(
+        recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+    )
     data = strategy.rewrite(data, recipe, tokenizer, screen)
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
@@ -153,6 +167,7 @@ def read_data(recipe: Recipe, tokenizer: Any, screen: Console, checkpoint: Path 
 
 def decide_batches(
     recipe: Recipe,
+    strategy: Strategy[Any],
     base: Base,
     trained: Any,
     feed: TrainData,
@@ -176,13 +191,13 @@ def decide_batches(
             plan = autobatch.fit_to_memory(
                 recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
             )
+    others = strategy.asked(base)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
         can_pack = isinstance(feed.collate, TokenCollator) and feed.collate.selects_rows
-        shown = [base.model, *(recipe.strategy.asked(base) if can_pack else [])]
-        for one in shown:
+        for one in [base.model, *(others if can_pack else [])]:
             one.to(args.device)  # packing is shown where it will run
-    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, feed.collate, args.device, feed.dtype)
+    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, others, feed.collate, args.device, feed.dtype)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -191,6 +206,7 @@ def decide_batches(
 
 def build_trainer(
     recipe: Recipe,
+    strategy: Strategy[Any],
     trained: Any,
     tokenizer: Any,
     args: TrainingArguments,
@@ -200,7 +216,7 @@ def build_trainer(
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
     plan, screen, task = feed.plan, progress.console, TASKS[recipe.task]
-    return recipe.strategy.build_trainer(
+    return strategy.build_trainer(
         model=trained,
         args=args,
         train_dataset=feed.train,

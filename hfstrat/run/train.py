@@ -118,7 +118,7 @@ def fit(job: Job, before: list[str]) -> float:
 def save(job: Job) -> Path:
     """Write the result beside its final place."""
     partial = job.folder / f"{output_dir.RESULT}.partial"
-    job.recipe.strategy.save(job.trainer, partial, job.base)
+    job.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
     return partial
 
@@ -148,7 +148,7 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
 def compare(job: Job, whole: Report) -> None:
     """Put what else could have been had beside the result, where the strategy knows of something. The result stands anyway."""
     try:
-        found = job.recipe.strategy.compare(job.loaded, whole["result"], Path(whole["result"]["artefact"]))
+        found = job.strategy.compare(job.loaded, whole["result"], Path(whole["result"]["artefact"]))
     except Exception as error:
         job.screen.print(f"not compared: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return

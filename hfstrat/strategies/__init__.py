@@ -1,12 +1,10 @@
-"""The tagged union of strategies. A new strategy is one file and one name here."""
+"""The strategies by name: what each section of `hfstrat.recipe.strategies` does. A new one is a file and a name here."""
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Any
 
-from pydantic import Field
-
-from hfstrat.recipe.section import Default, Section, Shapes
+from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies.base import Footprint, Learning, Strategy
 from hfstrat.strategies.distill.strategy import Distill
 from hfstrat.strategies.full import Full
@@ -15,10 +13,19 @@ from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.strategies.scratch.strategy import Scratch
 
-AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
-
-STRATEGIES: dict[str, type[Strategy]] = {
-    get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyStrategy)[0])
+CLASSES: dict[str, type[Strategy[Any]]] = {
+    "distill": Distill,
+    "full": Full,
+    "head": Head,
+    "lora": Lora,
+    "partial": Partial,
+    "scratch": Scratch,
 }
 
-__all__ = ["STRATEGIES", "AnyStrategy", "Default", "Footprint", "Learning", "Section", "Shapes", "Strategy"]
+
+def build(section: StrategySection) -> Strategy[Any]:
+    """The strategy of a section such as `recipe.strategy`. It lives for one run and may hold what it has built."""
+    return CLASSES[section.name](section)
+
+
+__all__ = ["CLASSES", "Footprint", "Learning", "Strategy", "build"]

@@ -1,15 +1,15 @@
-"""What a strategy has to answer. A strategy is its section of the recipe; torch is imported inside the methods."""
+"""The base class of strategies. A strategy takes its section of the recipe and lives for one run; no torch up here."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from hfstrat.recipe.section import Default, Section, Shapes
+from hfstrat.recipe.section import Shapes
+from hfstrat.recipe.strategies import StrategySection
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -51,35 +51,26 @@ class Learning(NamedTuple):
     teacher: int = 0
 
 
-class Strategy(Section, ABC):
-    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are what it can do."""
+S = TypeVar("S", bound=StrategySection)
 
-    name: str
-    defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
-    needs_weights: ClassVar[bool] = True  # whether `model:` has to name pretrained ones
-    packs: ClassVar[bool] = True  # whether rows may stand side by side in one
-    unquantizable: ClassVar[str] = ""  # why its base cannot be quantized, if it cannot
+
+class Strategy(ABC, Generic[S]):
+    """A way of training, by its section of the recipe."""
+
+    def __init__(self, section: S) -> None:
+        self.section = section
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         """Refuse what cannot become a model, before torch; the footprint where it can be told."""
         from hfstrat.strategies import check_model as strategies_check_model
 
-        return strategies_check_model.check_pretrained(recipe, network)
+        return strategies_check_model.check_pretrained(self, recipe, network)
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         """The tokenizer of the run: by default that of `model:`."""
         from hfstrat.models import load
 
         return load.load_tokenizer(recipe.model)
-
-    def models(self, recipe: Recipe) -> dict[str, Any]:
-        """The models whose weights decide what the run becomes, by the recipe's key."""
-        return {"model": recipe.model}
-
-    def held_out(self, recipe: Recipe) -> np.ndarray | None:
-        """Hashes of the texts to hold out for evaluation, where that had to be decided before tokenising."""
-        return None
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
         """Where do the weights come from? By default they are those of `model:`."""
@@ -98,6 +89,9 @@ class Strategy(Section, ABC):
     def check(self, task: Task) -> None:
         """Refuse settings that do not go together with the task, before torch. Raises UserError."""
 
+    def check_quantized(self) -> None:
+        """Refuse settings that change the weights of a base that is quantized. Raises UserError."""
+
     def check_wrapping(self, wrapping: str) -> None:
         """Refuse what cannot be learnt where no process has the whole model, before it is loaded.
 
@@ -107,10 +101,6 @@ class Strategy(Section, ABC):
         Raises:
             UserError: what would work.
         """
-
-    def training_defaults(self) -> dict[str, Default]:
-        """What fills unset `training:` keys."""
-        return self.defaults
 
     def prepare_base(self, base: Base, data: TrainData) -> TrainData:
         """What has to be known of the data before the model can be built? By default nothing."""

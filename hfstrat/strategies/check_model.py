@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.check import _check_weights, _no_model, check_adapter, check_hub, check_tokenizer, near
 from hfstrat.models.load import read_config, read_json, read_shapes
 from hfstrat.recipe.load import about
-from hfstrat.recipe.schema import Recipe
-from hfstrat.strategies import STRATEGIES, check_quantization
-from hfstrat.strategies.base import Footprint
+from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.strategies import check_quantization
+from hfstrat.strategies.base import Footprint, Strategy
 from hfstrat.tasks import TASKS
 
 
-def check_model(recipe: Recipe, network: bool) -> Footprint | None:
+def check_model(strategy: Strategy[Any], recipe: Recipe, network: bool) -> Footprint | None:
     """Refuse a model, a tokenizer or an adapter that cannot be; the footprint where the weights' headers are at hand.
 
     Raises:
         UserError: one sentence that begins with the key.
     """
-    footprint = recipe.strategy.check_model(recipe, network)
+    footprint = strategy.check_model(recipe, network)
     _check_adapter(recipe)
     return footprint
 
 
-def check_pretrained(recipe: Recipe, network: bool) -> Footprint | None:
+def check_pretrained(strategy: Strategy[Any], recipe: Recipe, network: bool) -> Footprint | None:
     """The same for pretrained weights with a tokenizer."""
-    footprint = _check_base(recipe, network)
+    footprint = _check_base(strategy, recipe, network)
     check_tokenizer(recipe.model, network)
     return footprint
 
 
-def _check_base(recipe: Recipe, network: bool) -> Footprint | None:
+def _check_base(strategy: Strategy[Any], recipe: Recipe, network: bool) -> Footprint | None:
     model = recipe.model
     path = Path(model.name_or_path).expanduser()
     if model.gguf_file:
@@ -50,14 +51,14 @@ def _check_base(recipe: Recipe, network: bool) -> Footprint | None:
             f"model.name_or_path: {model.name_or_path} is a file; expected a model folder, a Hub id or a .gguf file"
         )
     if path.is_dir():
-        return _check_folder(recipe, path)
+        return _check_folder(strategy, recipe, path)
     if model.name_or_path.startswith(("/", ".", "~")) or model.name_or_path.count("/") > 1:
         raise UserError(f"model.name_or_path: {model.name_or_path}: no such folder{near(path)}")
     check_hub("model.name_or_path", model.name_or_path, model.revision, "config.json", "model", network)
     return None
 
 
-def _check_folder(recipe: Recipe, path: Path) -> Footprint | None:
+def _check_folder(strategy: Strategy[Any], recipe: Recipe, path: Path) -> Footprint | None:
     model = recipe.model
     config = read_config(model)
     if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
@@ -67,10 +68,10 @@ def _check_folder(recipe: Recipe, path: Path) -> Footprint | None:
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
     _check_weights(path)
-    return footprint_of(recipe, labels=2)  # how many there are is known when the data are read
+    return footprint_of(strategy, recipe, labels=2)  # how many there are is known when the data are read
 
 
-def footprint_of(recipe: Recipe, labels: int) -> Footprint | None:
+def footprint_of(strategy: Strategy[Any], recipe: Recipe, labels: int) -> Footprint | None:
     """How many parameters learn and how many there are, from the weights' headers; None where they do not tell.
 
     Args:
@@ -80,7 +81,7 @@ def footprint_of(recipe: Recipe, labels: int) -> Footprint | None:
     if made is None or recipe.model.add_tokens:
         return None
     with about("strategy"):
-        return recipe.strategy.footprint(*made)
+        return strategy.footprint(*made)
 
 
 def _shapes_of(recipe: Recipe, labels: int) -> tuple[dict[str, tuple[int, ...]], bool] | None:
@@ -90,17 +91,17 @@ def _shapes_of(recipe: Recipe, labels: int) -> tuple[dict[str, tuple[int, ...]],
     return TASKS[recipe.task].shapes(shapes, config, labels)
 
 
-def quantized_bytes(recipe: Recipe, labels: int) -> int | None:
+def quantized_bytes(strategy: Strategy[Any], recipe: Recipe, labels: int) -> int | None:
     """Bytes that the recipe's quantized base takes, where it is one and the weights' headers tell."""
     if recipe.model.quantization is None or (made := _shapes_of(recipe, labels)) is None:
         return None
-    return check_quantization.bytes_of(recipe, *made)
+    return check_quantization.bytes_of(strategy, recipe, *made)
 
 
-def on_disk(recipe: Recipe, footprint: Footprint | None) -> Footprint | None:
+def on_disk(strategy: Strategy[Any], recipe: Recipe, footprint: Footprint) -> Footprint:
     """The footprint with as many parameters in all as would take, in 16 bits, the room that a quantized base takes."""
-    held = quantized_bytes(recipe, labels=2) if footprint else None
-    return footprint if footprint is None or held is None else footprint._replace(total=held // 2)
+    held = quantized_bytes(strategy, recipe, labels=2)
+    return footprint if held is None else footprint._replace(total=held // 2)
 
 
 def check_task(recipe: Recipe) -> None:
@@ -113,11 +114,9 @@ def check_task(recipe: Recipe) -> None:
 
 
 def _check_adapter(recipe: Recipe) -> None:
-    """An adapter to go on from that is named by a path has to be there; also that of a student."""
-    student = getattr(recipe.strategy, "student", None)
-    for key, strategy in (("strategy.adapter", recipe.strategy), ("strategy.student.adapter", student)):
-        if adapter := getattr(strategy, "adapter", None):
-            _check_adapter_folder(key, adapter, recipe)
+    """Refuse an adapter to continue from that is not there."""
+    for key, adapter in recipe.strategy.adapters.items():
+        _check_adapter_folder(key, adapter, recipe)
 
 
 def _check_adapter_folder(key: str, adapter: str, recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.quantized_size import _check_base, is_quantized_already, weight_bytes
@@ -11,23 +11,25 @@ from hfstrat.recipe.section import Shapes
 
 if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.strategies.base import Strategy
 
 
-def bytes_of(recipe: Recipe, shapes: Shapes, tied: bool) -> int | None:
+def bytes_of(strategy: Strategy[Any], recipe: Recipe, shapes: Shapes, tied: bool) -> int | None:
     """Bytes of the recipe's base in memory, where it is quantized."""
     section = recipe.model.quantization
-    return None if section is None else weight_bytes(shapes, section, recipe.strategy.learns_whole(list(shapes), tied))
+    return None if section is None else weight_bytes(shapes, section, strategy.learns_whole(list(shapes), tied))
 
 
-def check(recipe: Recipe) -> None:
+def check(strategy: Strategy[Any], recipe: Recipe) -> None:
     """Refuse what cannot be quantized, before torch. Raises UserError."""
     if recipe.model.quantization is not None:
         _check_combination(recipe, f"model.quantization: {recipe.model.quantization.name}")
+        strategy.check_quantized()
     elif is_quantized_already(recipe.model.name_or_path):
-        _check_made(recipe)
+        _check_made(strategy, recipe)
     _check_base("model.quantization", recipe.model.quantization, recipe.model.name_or_path)
-    if (teacher := getattr(recipe.strategy, "teacher", None)) is not None:
-        _check_base("strategy.teacher.quantization", teacher.quantization, teacher.name_or_path)
+    for name, model in recipe.strategy.models.items():
+        _check_base(f"{name}.quantization", model.quantization, model.name_or_path)
 
 
 def _check_combination(recipe: Recipe, key: str) -> None:
@@ -40,26 +42,14 @@ def _check_combination(recipe: Recipe, key: str) -> None:
         )
     if recipe.training.torch_compile:
         raise UserError("training.torch_compile: true: quantized layers are not compiled; remove it, or model.quantization")
-    student = getattr(recipe.strategy, "student", recipe.strategy)
-    start = getattr(student, "init_lora_weights", "")
-    if start.startswith(("pissa", "olora")):
-        raise UserError(
-            f"strategy.init_lora_weights: {start} changes the base's weights, and quantized ones stay as they are; take "
-            "default, gaussian or orthogonal, or remove model.quantization"
-        )
-    if getattr(recipe.strategy, "shrink", None):
-        raise UserError(
-            "strategy.shrink: layers are left out of the model after it is loaded, so nobody knows then which will learn; to "
-            "quantize the teacher, name it under strategy.teacher with quantization, and remove model.quantization"
-        )
 
 
-def _check_made(recipe: Recipe) -> None:
+def _check_made(strategy: Strategy[Any], recipe: Recipe) -> None:
     """A base that somebody saved quantized: nothing of it can learn."""
     from hfstrat.models.load import read_shapes
 
-    source, strategy = recipe.model.name_or_path, recipe.strategy
-    reason = strategy.unquantizable
+    source = recipe.model.name_or_path
+    reason = recipe.strategy.unquantizable
     if not reason and strategy.learns_whole(list(read_shapes(Path(source).expanduser())), False):
         reason = "what learns has to be whole; name the model that it was made from, with model.quantization, or take lora"
     if reason:

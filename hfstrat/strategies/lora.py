@@ -10,15 +10,14 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.check import check_adapter
 from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import EMBEDDING, HEAD
-from hfstrat.recipe.section import Default, Shapes
+from hfstrat.recipe import strategies as section
+from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Footprint, Learning, Strategy
 from hfstrat.trainer.distributed import DEEPSPEED, is_sharded
 
@@ -30,54 +29,22 @@ if TYPE_CHECKING:
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
-Initialisation = Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
+class Lora(Strategy[section.Lora]):
+    """Adapters are trained, the base model is frozen (in 16 bits where the hardware supports it)."""
 
+    def __init__(self, section: section.Lora) -> None:
+        super().__init__(section)
+        self.initial_adapter: Path | None = None  # of an initialization that changed the base's weights
 
-CHANGES_BASE = ("pissa", "olora")  # initialisations that subtract the fresh adapter from the base's weights
-
-
-SHAPE_KEYS = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save")
-
-
-class Lora(Strategy):
-    """Adapters learn, the base is frozen (in 16 bits where the hardware has them)."""
-
-    name: Literal["lora"]
-    r: int = Field(16, ge=1, description="Rank of the adapters")
-    alpha: int | None = Field(
-        None, ge=1, description="Scale: the update is multiplied by alpha/r; default 2r (arXiv 2405.09673, section 4)"
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
-    target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head"
-    )
-    use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv 2402.09353)")
-    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (arXiv 2312.03732)")
-    init_lora_weights: Initialisation = Field("default", description="PEFT's initialisation by name")
-    modules_to_save: list[str] = Field([], description="Modules that learn whole and are saved with the adapter")
-    adapter: str | None = Field(None, description="Folder or Hub id of an adapter to go on from, instead of a fresh one")
-    defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(2e-4, "QLoRA (arXiv 2305.14314, table 9); ten times full, as in 'LoRA Without Regret'"),
-    }
-
-    @model_validator(mode="after")
-    def _initialisation_can_be_undone(self) -> Lora:
-        if self.init_lora_weights.startswith(CHANGES_BASE) and (self.use_dora or self.modules_to_save):
-            raise ValueError(
-                f"init_lora_weights: {self.init_lora_weights} changes the base's weights, and PEFT cannot save it as an "
-                "ordinary adapter together with use_dora or modules_to_save; take one of them"
+    def check_quantized(self) -> None:
+        if self.section.changes_base:
+            raise UserError(
+                f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base's weights, and quantized ones "
+                "stay as they are; take default, gaussian or orthogonal, or remove model.quantization"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_brings_its_shape(self) -> Lora:
-        given = [key for key in SHAPE_KEYS if getattr(self, key) != type(self).model_fields[key].default]
-        if self.adapter is not None and given:
-            raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
-        return self
 
     def check_wrapping(self, wrapping: str) -> None:
-        if self.use_dora and wrapping == DEEPSPEED:
+        if self.section.use_dora and wrapping == DEEPSPEED:
             raise UserError(
                 "strategy.use_dora: it reads the base's weights outside of their layers, where DeepSpeed may not have them; "
                 "take --accelerate-config fsdp2 or ddp, or remove it"
@@ -89,14 +56,14 @@ class Lora(Strategy):
 
         return LoraConfig(
             task_type=TaskType[base.task.peft_type],
-            r=self.r,
-            lora_alpha=self.alpha or 2 * self.r,
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            use_dora=self.use_dora,
-            use_rslora=self.use_rslora,
-            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,  # type: ignore[arg-type]
-            modules_to_save=[*self.modules_to_save, *base.head_modules] or None,
+            r=self.section.r,
+            lora_alpha=self.section.alpha or 2 * self.section.r,
+            lora_dropout=self.section.dropout,
+            target_modules=self.section.target_modules,
+            use_dora=self.section.use_dora,
+            use_rslora=self.section.use_rslora,
+            init_lora_weights=True if self.section.init_lora_weights == "default" else self.section.init_lora_weights,  # type: ignore[arg-type]
+            modules_to_save=[*self.section.modules_to_save, *base.head_modules] or None,
             trainable_token_indices=self._new_tokens(base),
             revision=base.commit,
         )
@@ -110,28 +77,28 @@ class Lora(Strategy):
                 "model.add_tokens: PEFT writes the new tokens' rows into the embeddings, which no process has whole here; take "
                 "--accelerate-config ddp, or strategy full or partial"
             )
-        if self.init_lora_weights.startswith(CHANGES_BASE):
+        if self.section.changes_base:
             raise UserError(
-                f"strategy.init_lora_weights: {self.init_lora_weights} together with model.add_tokens: PEFT would not save the "
-                "new tokens' embeddings; take another initialisation"
+                f"strategy.init_lora_weights: {self.section.init_lora_weights} together with model.add_tokens: PEFT would not "
+                "save the new tokens' embeddings; take another initialization"
             )
         tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
         names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
         return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
 
     def learns_whole(self, names: list[str], tied: bool) -> set[str]:
-        return {name for name in names if any(part in self.modules_to_save for part in name.split("."))}
+        return {name for name in names if any(part in self.section.modules_to_save for part in name.split("."))}
 
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
 
         modules = [name for name, _ in base.model.named_modules() if name]
-        if self.adapter is not None:
+        if self.section.adapter is not None:
             return self._go_on(base, PeftModel)
         self._check_names(modules)
         try:
             model = get_peft_model(base.model, self.config(base))
-            if self.init_lora_weights.startswith(CHANGES_BASE):
+            if self.section.changes_base:
                 self._keep_initial(model, base)
             return model
         except ValueError as error:
@@ -139,14 +106,14 @@ class Lora(Strategy):
 
     def _go_on(self, base: Base, peft_model: Any) -> nn.Module:
         """The adapter of another run, on this recipe's base."""
-        assert self.adapter is not None
+        assert self.section.adapter is not None
         if base.new_token_ids:
             raise UserError("model.add_tokens: an existing adapter has no place for new tokens, so they would stay random")
-        check_adapter(self.adapter)
-        path = Path(self.adapter).expanduser()
-        model = peft_model.from_pretrained(base.model, str(path) if path.exists() else self.adapter, is_trainable=True)
+        check_adapter(self.section.adapter)
+        path = Path(self.section.adapter).expanduser()
+        model = peft_model.from_pretrained(base.model, str(path) if path.exists() else self.section.adapter, is_trainable=True)
         config, here = model.peft_config["default"], base.model.name_or_path
-        base.say(f"going on from the adapter {self.adapter}")
+        base.say(f"going on from the adapter {self.section.adapter}")
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
             base.say(f"it was trained on {config.base_model_name_or_path}; from now on it names {here} as its base")
         config.base_model_name_or_path, config.revision = here, base.commit
@@ -162,8 +129,8 @@ class Lora(Strategy):
     def _check_names(self, modules: list[str]) -> None:
         """PEFT looks for what it is given and is content with less: a name that matches no module is refused here."""
         known = sorted({name.rsplit(".", 1)[-1] for name in modules if not name.rsplit(".", 1)[-1].isdigit()})
-        targets = [] if self.target_modules == "all-linear" else list(self.target_modules)
-        for key, names in (("target_modules", targets), ("modules_to_save", self.modules_to_save)):
+        targets = [] if self.section.target_modules == "all-linear" else list(self.section.target_modules)
+        for key, names in (("target_modules", targets), ("modules_to_save", self.section.modules_to_save)):
             for name in names:
                 if not any(module == name or module.endswith(f".{name}") for module in modules):
                     near = get_close_matches(name, known, n=1)
@@ -172,23 +139,23 @@ class Lora(Strategy):
 
     def _keep_initial(self, model: Any, base: Base) -> None:
         """Keep the adapter as it was initialised; saving needs it to say what was learnt."""
-        base.initial_adapter = Path(tempfile.mkdtemp(prefix="hfstrat-initial-"))
-        atexit.register(shutil.rmtree, base.initial_adapter, ignore_errors=True)
+        self.initial_adapter = Path(tempfile.mkdtemp(prefix="hfstrat-initial-"))
+        atexit.register(shutil.rmtree, self.initial_adapter, ignore_errors=True)
         config = model.peft_config["default"]
         given, config.init_lora_weights = config.init_lora_weights, True
-        model.save_pretrained(str(base.initial_adapter))
+        model.save_pretrained(str(self.initial_adapter))
         config.init_lora_weights = given
 
     def checkpoint_bytes(self, footprint: Footprint) -> int:
         return 12 * footprint.trainable  # the base is not saved
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
-        if base.initial_adapter is None:
+        if self.initial_adapter is None:
             super().save(trainer, folder, base)
         elif trainer.args.should_save:
             # the initialisation moved part of the base's weights into the adapter: what is published is the
             # difference to the untouched base, an ordinary adapter of twice the rank
-            trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(base.initial_adapter))
+            trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
         if trainer.args.should_save:
             base.task.write_config(base, folder)
@@ -197,25 +164,25 @@ class Lora(Strategy):
         module = name.removesuffix(".weight")
         if not name.endswith(".weight") or len(shape) != 2:
             return False
-        if self.target_modules == "all-linear":
+        if self.section.target_modules == "all-linear":
             return not (
                 HEAD.search(name)
                 or CLASS_HEAD.search(name)
                 or EMBEDDING.search(name)
                 or re.search(r"\.(wpe|embed_positions|position_embeddings|token_type_embeddings)\.", name)
             )
-        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+        return any(module == target or module.endswith(f".{target}") for target in self.section.target_modules)
 
     def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
         base = sum(prod(shape) for shape in shapes.values())
-        if self.adapter is not None:
+        if self.section.adapter is not None:
             from hfstrat.models.load import read_shapes
 
-            theirs = sum(prod(shape) for shape in read_shapes(Path(self.adapter).expanduser()).values())
+            theirs = sum(prod(shape) for shape in read_shapes(Path(self.section.adapter).expanduser()).values())
             return Footprint(theirs, base + theirs)
         self._check_names([*(name.rpartition(".")[0] for name in shapes), *(["lm_head"] if tied else [])])
-        adapters = sum(self.r * sum(shape) for name, shape in shapes.items() if self._is_target(name, shape))
-        if self.use_dora:  # one magnitude per output row; Conv1D stores its weight transposed, as in GPT-2
+        adapters = sum(self.section.r * sum(shape) for name, shape in shapes.items() if self._is_target(name, shape))
+        if self.section.use_dora:  # one magnitude per output row; Conv1D stores its weight transposed, as in GPT-2
             adapters += sum(
                 shape[1] if fnmatchcase(name, "*.c_*.weight") else shape[0]
                 for name, shape in shapes.items()
@@ -224,13 +191,15 @@ class Lora(Strategy):
         whole = sum(
             prod(shape)
             for name, shape in shapes.items()
-            if any(part in self.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
+            if any(part in self.section.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
         )
         return Footprint(adapters + whole, base + adapters + whole)
 
     def learning(self, shapes: Shapes, tied: bool) -> Learning:
         whole = frozenset(
-            name for name in shapes if any(part in self.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
+            name
+            for name in shapes
+            if any(part in self.section.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
         )
         adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
-        return Learning(whole, shapes, self.r, adapted)
+        return Learning(whole, shapes, self.section.r, adapted)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field, field_validator, model_validator
+from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
-from hfstrat.recipe.section import Default, Section, Shapes
+from hfstrat.recipe import strategies as section
+from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Footprint, Learning, Strategy
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
@@ -20,55 +19,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.tasks.base import Task
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
-class Thaw(Section):
-    """Gradual unfreezing (ULMFiT, arXiv 1801.06146): head first, then the learning blocks one by one from the top down."""
-
-    every: int | float = Field(gt=0, description="Steps from one thawed block to the next; below 1 a share of the run")
-
-    @field_validator("every")
-    @classmethod
-    def _share_or_steps(cls, value: int | float) -> int | float:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError(f"a share below 1 or a whole number of steps is expected, given {value}")
-        return value
-
-
-class Partial(Strategy):
-    """Some of the model's own weights learn; the others are frozen and stay out of the optimiser."""
-
-    name: Literal["partial"]
-    last_n_layers: int = Field(0, ge=0, description="How many of the last transformer blocks learn, with the final norm")
-    patterns: list[str] = Field([], description="Shell patterns over parameter names, such as '*.mlp.*', that learn too")
-    head: bool | Literal["auto"] = Field(
-        "auto", description="Whether the LM head learns; auto: yes, unless it is tied. A classifier's head always does"
-    )
-    embeddings: bool = Field(False, description="Whether the input embeddings learn")
-    thaw: Thaw | None = Field(None, description="Let what learns begin to learn step by step, from the top down")
-    layer_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Learning rate of a block, as a share of that of the block above it (the head has the whole one)",
-    )
-    precompute: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Keep the hidden states that the frozen blocks give on the disk instead of computing them in every epoch; "
-        "auto: if that can be done and pays",
-    )
-    frozen_dropout: bool = Field(True, description="Whether dropout stays active in what is frozen, as the model has it")
-    defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(1e-4, "five times full's, half of LoRA's, as measured: benchmarks/results/rates.md"),
-    }
-
-    @model_validator(mode="after")
-    def _something_learns(self) -> Partial:
-        if not (self.last_n_layers or self.patterns or self.head or self.embeddings):
-            raise ValueError("nothing would learn: set last_n_layers, patterns, embeddings or head")
-        return self
+class Partial(Strategy[section.Partial]):
+    """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
     def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
         """The names of the parameters that learn.
@@ -78,7 +35,7 @@ class Partial(Strategy):
         """
         names = list(names)
         chosen = self._last_layers(names)
-        for pattern in self.patterns:
+        for pattern in self.section.patterns:
             matched = {name for name in names if fnmatchcase(name, pattern)}
             if not matched:
                 raise UserError(
@@ -86,9 +43,9 @@ class Partial(Strategy):
                     f"{names[len(names) // 2]!r}; `hfstrat check RECIPE` lists them"
                 )
             chosen |= matched
-        if self.head is True or (self.head == "auto" and not tied):
+        if self.section.head is True or (self.section.head == "auto" and not tied):
             chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
-        if self.embeddings:
+        if self.section.embeddings:
             chosen |= {name for name in names if EMBEDDING.search(name)}
         if not chosen:
             raise UserError(
@@ -100,11 +57,11 @@ class Partial(Strategy):
     def _last_layers(self, names: list[str]) -> set[str]:
         blocks = {name: int(match.group(1)) for name in names if (match := BLOCK.search(name))}
         count = max(blocks.values(), default=-1) + 1
-        if self.last_n_layers > count:
-            raise UserError(f"strategy.last_n_layers: given {self.last_n_layers}, but this model has {count} layers")
-        if not self.last_n_layers:
+        if self.section.last_n_layers > count:
+            raise UserError(f"strategy.last_n_layers: given {self.section.last_n_layers}, but this model has {count} layers")
+        if not self.section.last_n_layers:
             return set()
-        chosen = {name for name, index in blocks.items() if index >= count - self.last_n_layers}
+        chosen = {name for name, index in blocks.items() if index >= count - self.section.last_n_layers}
         return chosen | {name for name in names if FINAL_NORM.search(name) and name not in blocks}
 
     def learns_whole(self, names: list[str], tied: bool) -> set[str]:
@@ -130,33 +87,37 @@ class Partial(Strategy):
             base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
         return model
 
+    def check(self, task: Task) -> None:
+        if task.unit != "token" and self.section.head is False:
+            raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
+
     def check_wrapping(self, wrapping: str) -> None:
-        if self.thaw is not None and wrapping != ALONE:
+        if self.section.thaw is not None and wrapping != ALONE:
             raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
-        if not self.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
+        if not self.section.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
             )
-        if self.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
+        if self.section.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 "strategy.precompute: on, but no process has the whole model here, and the frozen blocks would be sent around "
                 "for nothing; set auto or off, or take --accelerate-config ddp"
             )
 
     def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
-        if self.thaw is not None:
+        if self.section.thaw is not None:
             self._thawing(model, data.plan.steps)
         from hfstrat.strategies.frozen.precompute import precompute
 
-        return precompute(data, model, self.precompute, still=not self.frozen_dropout)
+        return precompute(data, model, self.section.precompute, still=not self.section.frozen_dropout)
 
     def build_trainer(self, **arguments: Any) -> StrategyTrainer:
         model = arguments["model"]
-        if self.thaw is not None:
+        if self.section.thaw is not None:
             arguments["callbacks"] = [*arguments.get("callbacks", []), self._thawing(model, arguments["args"].max_steps)]
         blocks = count_blocks(name for name, _ in model.named_parameters())
-        if self.layer_decay < 1:
-            arguments["rate_of"] = lambda name: self.layer_decay ** (blocks + 1 - height(name, blocks))
+        if self.section.layer_decay < 1:
+            arguments["rate_of"] = lambda name: self.section.layer_decay ** (blocks + 1 - height(name, blocks))
         return super().build_trainer(**arguments)
 
     def _thawing(self, model: nn.Module, steps: int) -> Any:
@@ -164,9 +125,9 @@ class Partial(Strategy):
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS
 
-        assert self.thaw is not None
+        assert self.section.thaw is not None
         learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-        wish, parts = self.thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
+        wish, parts = self.section.thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
         if isinstance(wish, float) and steps >= ENDLESS:
             raise UserError("strategy.thaw.every: with max_time nobody knows how many steps there will be; give whole steps")
         every = max(1, round(wish * steps)) if isinstance(wish, float) else wish
@@ -190,5 +151,5 @@ class Partial(Strategy):
         )
 
     def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        kept, names = self.precompute != "off", frozenset(self.chosen(shapes, tied))
-        return Learning(names, shapes, keeps_prefix=kept, still=not self.frozen_dropout)
+        kept, names = self.section.precompute != "off", frozenset(self.chosen(shapes, tied))
+        return Learning(names, shapes, keeps_prefix=kept, still=not self.section.frozen_dropout)

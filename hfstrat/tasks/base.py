@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.loss import Mix
     from hfstrat.tasks.metrics import Score
 
 Metrics = dict[str, float]
@@ -171,10 +170,6 @@ class Task(ABC):
     def table(self, details: dict[str, Any]) -> list[str]:
         """Details in a few lines."""
         return []
-
-    @abstractmethod
-    def distiller(self, mix: Mix) -> Any:
-        """What a student of this task minimises with a teacher: see `distill.Distiller` and `class_distill.ClassDistiller`."""
 
     # what the model says
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.loss import Mix
     from hfstrat.tasks.metrics import Score
 
 NO_CAUSAL_LM = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -158,11 +157,6 @@ class CausalLM(Task):
     def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         """`kl` (nats, summed) is that from a teacher, where there is one."""
         return dict(zip(("nll", "items", "right", "kl"), sums[0].astype("float64").T, strict=False))
-
-    def distiller(self, mix: Mix) -> Any:
-        from hfstrat.strategies.distill.objective import Distiller
-
-        return Distiller(mix)
 
     def said(self, metrics: Metrics) -> str:
         loss, right = metrics["loss"], metrics["token_accuracy"]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.loss import Mix
     from hfstrat.tasks.metrics import Score
 
 
@@ -57,8 +56,6 @@ class TextClassification(Task):
             raise UserError("evaluation.control: it is a language model's loss; remove it for text-classification")
         if recipe.training.packing == "on":
             raise UserError("training.packing: on: texts of a classification are not packed; set auto or off")
-        if getattr(recipe.strategy, "head", None) is False:
-            raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
 
     @property
     def columns(self) -> list[str]:
@@ -105,10 +102,8 @@ class TextClassification(Task):
         from hfstrat.data.collate import ClassCollator, has_token_types
         from hfstrat.models.classifier_heads import pad_token_of
 
-        teacher = base.beside.get("teacher")
-        has_types = [model is not None and has_token_types(model) for model in (base.model, teacher)]
         several = len(data.label_names) if data.many else None
-        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_types[0], several, has_types[1])
+        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_token_types(base.model), several)
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
@@ -183,11 +178,6 @@ class TextClassification(Task):
 
         return columns_of(*sums)
 
-    def distiller(self, mix: Mix) -> Any:
-        from hfstrat.strategies.distill.classification import ClassDistiller
-
-        return ClassDistiller(mix)
-
     def said(self, metrics: Metrics) -> str:
         micro = f", micro-F1 {metrics['micro_f1']:.1%}" if "micro_f1" in metrics else ""
         return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}{micro}"
@@ -200,10 +190,8 @@ class TextClassification(Task):
 
     def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation row together, so that padding is part of what is compared."""
-        from hfstrat.data.collate import TEACHER_TYPES
-
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
-        return {name: tensor for name, tensor in batch.items() if name not in ("labels", TEACHER_TYPES)}
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def answer(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         from hfstrat.tasks.generation import in_words, labels_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +62,7 @@ def make_batches(
     rows: Any,
     lengths: np.ndarray,
     base: Base,
+    others: Sequence[Any],
     collate: Any,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -68,6 +70,7 @@ def make_batches(
     """Decide, and say why. A resumed run goes on as it began.
 
     Args:
+        others: further models that are given the batches, such as a teacher.
         dtype: of the forward pass.
 
     Raises:
@@ -98,7 +101,7 @@ def make_batches(
     if wish == "auto" and saved < WORTH:
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
-    if reason := _reason_against(recipe, base, packed, dtype):
+    if reason := _reason_against(recipe, base, others, packed, dtype):
         if wish == "on":
             raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
         plain.line += f"; not packed: {reason}"
@@ -110,7 +113,7 @@ def make_batches(
     return packed
 
 
-def _reason_against(recipe: Recipe, base: Base, packed: Batches, dtype: torch.dtype) -> str | None:
+def _reason_against(recipe: Recipe, base: Base, others: Sequence[Any], packed: Batches, dtype: torch.dtype) -> str | None:
     if not recipe.strategy.packs:
         return f"strategy {recipe.strategy.name} goes by rows"
     if not packed.collate.plain.selects_rows:
@@ -118,9 +121,7 @@ def _reason_against(recipe: Recipe, base: Base, packed: Batches, dtype: torch.dt
     flatten = packed.collate.flatten
     if reason := find_leak(base.model, flatten, dtype):
         return reason
-    return next(
-        (f"the teacher: {reason}" for one in recipe.strategy.asked(base) if (reason := find_leak(one, flatten, dtype))), None
-    )
+    return next((f"the teacher: {reason}" for one in others if (reason := find_leak(one, flatten, dtype))), None)
 
 
 def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:

@@ -13,7 +13,8 @@ from hfstrat.advisor import activations, shapes
 from hfstrat.models import fused_loss
 from hfstrat.models.load import set_precision
 from hfstrat.models.parameter_names import BLOCK
-from hfstrat.strategies import STRATEGIES
+from hfstrat.recipe.schema import STRATEGIES
+from hfstrat.strategies import build
 from hfstrat.strategies.base import Learning
 
 ROWS, LENGTH, WORDS, LABELS = 2, 64, 200, 3
@@ -47,8 +48,7 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
     found = {key: tuple(p.shape) for key, p in model.named_parameters()}
     seen = shapes.of_config("a test", config.to_dict(), found, 0)
     section = SECTIONS[name] | ({"last_n_layers": layers} if name == "partial" else {})
-    strategy: Any = STRATEGIES[name].model_validate(section)
-    learning = strategy.learning(found, family != "bert")
+    learning = build(STRATEGIES[name].model_validate(section)).learning(found, family != "bert")
     trained = model
     if family != "bert":
         assert fused_loss.bind_head_loss(model) is None

@@ -70,7 +70,7 @@ def test_every_command_explains_itself(hfstrat: Run, command: list[str]) -> None
 
 
 def test_the_first_help_names_every_strategy(hfstrat: Run) -> None:
-    from hfstrat.strategies import STRATEGIES
+    from hfstrat.recipe.schema import STRATEGIES
 
     first = " ".join(hfstrat("--help")[1].split()).split("Commands")[0]
     assert len(STRATEGIES) == 6

@@ -23,7 +23,8 @@ from hfstrat.comparison import compare, entries, survey
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.screen import Screen
 from hfstrat.errors import RunError, UserError
-from hfstrat.strategies import STRATEGIES, defaults
+from hfstrat.recipe.schema import STRATEGIES
+from hfstrat.strategies import defaults
 
 RECIPE = "model: {model}\nstrategy: {strategy}\ndata: {{train: {rows}, eval_size: 12, max_length: 128}}\noutput_dir: run\n"
 

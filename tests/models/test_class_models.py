@@ -13,6 +13,7 @@ import torch
 from helpers.classifiers import ENCODERS, FAMILIES, make_any, make_encoder
 from safetensors.torch import load_file, save_file
 
+from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models.load import count_parameters, load_tokenizer, read_config, read_shapes, set_precision
 from hfstrat.recipe.schema import Model, Recipe
@@ -44,13 +45,14 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
-def built(folder: Path, strategy: dict[str, Any]) -> tuple[Any, Any, Strategy]:
+def built(folder: Path, strategy: dict[str, Any]) -> tuple[Any, Any, Strategy[Any]]:
     recipe = Recipe.model_validate(
         {"task": TASK.name, "model": str(folder), "strategy": strategy, "data": "x.jsonl", "output_dir": "x"}
     )
     torch.manual_seed(0)
     base = load_base(recipe.model, load_tokenizer(recipe.model), TASK, DATA)
-    return recipe.strategy.build_model(base), base, recipe.strategy
+    strategy = strategies.build(recipe.strategy)
+    return strategy.build_model(base), base, strategy
 
 
 def batch(seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -16,6 +16,7 @@ from helpers.classifiers import labelled
 
 pytest.importorskip("bitsandbytes")
 
+from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models import quantization
 from hfstrat.models.load import Base, count_parameters, load_tokenizer, read_shapes, set_precision
@@ -65,8 +66,8 @@ def recipe_of(model: Path, strategy: Any, quantized: Any, **more: Any) -> Recipe
 
 def built(folder: Path, strategy: Any, quantized: Any) -> tuple[Any, Base]:
     recipe = recipe_of(folder, strategy, quantized)
-    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=recipe.strategy.learns_whole)
-    model = recipe.strategy.build_model(base)
+    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=strategies.build(recipe.strategy).learns_whole)
+    model = strategies.build(recipe.strategy).build_model(base)
     set_precision(model, base.compute_dtype)
     return model, base
 
@@ -153,13 +154,14 @@ def test_only_what_is_declared_moves_and_none_of_that_is_quantized(wide: Path, f
 def test_footprint_and_bytes_are_the_real_ones(wide: Path, form: Any, strategy: Any) -> None:
     recipe = recipe_of(wide, strategy, form)
     shapes = read_shapes(wide)
-    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=recipe.strategy.learns_whole)
-    learning = recipe.strategy.learns_whole(list(shapes), False)
+    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=strategies.build(recipe.strategy).learns_whole)
+    learning = strategies.build(recipe.strategy).learns_whole(list(shapes), False)
     set_precision(base.model.requires_grad_(False), torch.bfloat16)
     told, real = weight_bytes(shapes, recipe.model.quantization, learning), quantization.bytes_in_memory(base.model)
     tables = 1300 * len(list(quantization.layers(base.model)))  # of the codes: the same few numbers for any size of layer
     assert told <= real <= told + tables
-    assert recipe.strategy.footprint(shapes, False) == count_parameters(recipe.strategy.build_model(base))
+    strategy = strategies.build(recipe.strategy)
+    assert strategy.footprint(shapes, False) == count_parameters(strategy.build_model(base))
 
 
 def test_nothing_is_computed_backwards_through_a_frozen_prefix(wide: Path) -> None:

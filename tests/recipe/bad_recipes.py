@@ -810,9 +810,9 @@ MODELS = [
     headed("a penalty for the trainer", "  solver: trainer\n  l2: 0.1", ["l2", "weight_decay"], None),
     headed("a negative penalty", "  l2: -1", ["strategy.l2", "above 0"]),
     headed("an untied classifier", "  untie: true", ["strategy.untie", "remove it"]),
-    headed("then what is no strategy", "  then: prefix", ["strategy.then", "'prefix'", "partial, lora, full"]),
-    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then", "rr", "did you mean 'r'?"]),
-    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then", "r:", "greater than or equal to 1"]),
+    headed("then what is no strategy", "  then: prefix", ["strategy.then.name", '"prefix"', "partial, lora, full"]),
+    headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then.rr", "did you mean 'r'?"]),
+    headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then.r = 0", "at least 1"]),
     headed("then after a mean", "  pooling: mean\n  then: full", ["then", "pools by mean", "remove pooling"], None),
     headed("then after an mlp", "  head: mlp\n  then: full", ["then needs head: linear"], None),
     Bad(
@@ -1256,7 +1256,7 @@ def quantized(name: str, section: str, says: list[str], strategy: str | None = N
 
 
 BNB_CONFIG = json.dumps({"model_type": "llama", "num_hidden_layers": 2, "quantization_config": {"load_in_4bit": True}})
-ALL_LEARN = ["model.quantization: nf4", "every weight learns", "lora"]
+ALL_LEARN = ["model.quantization: nf4", "trains every weight", "lora"]
 QUANTIZED = [
     quantized("an unknown form", "int4", ["model.quantization.name", "int8, nf4, fp4"]),
     quantized("a number of bits", "4", ["model.quantization = 4", "a mapping of keys"]),
@@ -1266,7 +1266,7 @@ QUANTIZED = [
     quantized("double scales in 8 bits", "{name: int8, double_quant: false}", ["double_quant is for nf4 and fp4"]),
     quantized("a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["compute_dtype is for nf4 and fp4"]),
     quantized("quantized and full", "nf4", ALL_LEARN, "full"),
-    quantized("quantized and from scratch", "nf4", ["the weights are random"], "{name: scratch}"),
+    quantized("quantized and from scratch", "nf4", ["all weights are random"], "{name: scratch}"),
     quantized(
         "a quantized head that goes on full",
         "nf4",
@@ -1275,7 +1275,7 @@ QUANTIZED = [
         lines={R: "task: text-classification"},
         files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
-    quantized("a quantized full student", "nf4", ["student full every weight learns"], "{name: distill, student: full}"),
+    quantized("a quantized full student", "nf4", ["full fine-tuning trains every weight"], "{name: distill, student: full}"),
     quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
     quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
     quantized(
@@ -1296,7 +1296,7 @@ QUANTIZED = [
     Bad(
         "all of a quantized base",
         at(MODEL),
-        ["model is quantized", "every weight learns"],
+        ["model is quantized", "trains every weight"],
         {STRATEGY: "strategy: full", NAME: "seed: 1", R: "task: causal-lm"},
         files={"model/config.json": BNB_CONFIG},
     ),

@@ -29,11 +29,10 @@ from hfstrat.publish import push
 from hfstrat.recipe import suggestions
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
-from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.schema import STRATEGIES, Recipe
 from hfstrat.run import measure, setup
 from hfstrat.run.setup import Job
 from hfstrat.run.train import answer_prompts
-from hfstrat.strategies import STRATEGIES
 from hfstrat.tasks import generation
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.callbacks import Tracker
@@ -525,8 +524,8 @@ def keys() -> set[str]:
     sections = suggestions.sections_of(Recipe)
     found = set()
     for path, classes in sections.items():
-        if path[:2] == ("strategy", "student"):  # has every other strategy's keys
-            found.add("strategy.student")
+        if path[:2] in (("strategy", "student"), ("strategy", "then")):  # have other strategies' keys
+            found.add("strategy.student" if path[1] == "student" else "strategy.head.then")
             continue
         for section in classes:
             names = {name for name in section.model_fields if (*path, name) not in sections}
@@ -699,7 +698,7 @@ def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
         distill = {"name": "distill", "teacher": "a-teacher", "student": section}
         nested = Recipe.model_validate({**recipe, "strategy": distill}).strategy
         assert nested.student == alone
-        assert nested.defaults == alone.defaults
+        assert nested.training_defaults() == alone.training_defaults()
 
 
 def test_when_the_run_without_a_teacher_is_made(

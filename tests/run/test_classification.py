@@ -16,6 +16,7 @@ import transformers as tf
 from helpers.classifiers import LABELS, labelled, make_any, write_recipe
 from safetensors.torch import load_file
 
+from hfstrat import strategies
 from hfstrat.cli import generate
 from hfstrat.cli.predict import predict
 from hfstrat.data.corpus import open_corpus
@@ -249,7 +250,7 @@ def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
     new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
     corpus = open_corpus(recipe, TASKS[recipe.task].reader)
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
     rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
     held = {row for row in range(len(rows)) if row in set(data.eval["row"][:])}

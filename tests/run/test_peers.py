@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hfstrat import strategies
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.prepare import prepare
 from hfstrat.models import load
@@ -55,7 +56,7 @@ def test_the_loss_curve_is_trls(recipe: Any, tmp_path: Path, monkeypatch: pytest
         disable_tqdm=True,
     )
     trainer = SFTTrainer(
-        model=settings.strategy.build_model(base),
+        model=strategies.build(settings.strategy).build_model(base),
         args=config,
         train_dataset=data.train.select(list(order)).select_columns(["input_ids", "labels"]),
         processing_class=tokenizer,

@@ -14,6 +14,8 @@ from conftest import make_tokenizer, sentences, write_jsonl
 from helpers.recipes import OWN
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
+from hfstrat import strategies
+from hfstrat.data.corpus import held_out
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
 from hfstrat.data.token_bytes import token_bytes
@@ -25,8 +27,8 @@ from hfstrat.recipe import section
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Model, Recipe
+from hfstrat.recipe.strategies import Scratch
 from hfstrat.run.train import run
-from hfstrat.strategies.scratch.strategy import Scratch
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import baselines, callbacks
 
@@ -159,7 +161,7 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(final)
     assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    footprint = scratch().recipe.strategy.check_model(scratch().recipe, network=False)
+    footprint = strategies.build(scratch().recipe.strategy).check_model(scratch().recipe, network=False)
     assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
     run(scratch("training.max_steps=4", f"output_dir={tmp_path / 'again'}", f"training.resume={tmp_path / 'run/checkpoint-2'}"))
@@ -170,8 +172,8 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
 def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None:
     """Every character stands in train or in eval, once, in order."""
     recipe = scratch().recipe
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, 1, 1, held_out=recipe.strategy.held_out(recipe))
+    tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
+    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].reader))
 
     def whole(rows: Any) -> str:
         ordered = sorted(range(len(rows)), key=lambda n: rows["row"][n])
@@ -214,8 +216,12 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     assert corpus.held_out is not None
     texts = list(corpus.texts())
     assert not {hash_text(text) for text in texts} & set(corpus.held_out.tolist())
-    held_out = recipe.strategy.held_out(recipe)
-    data = prepare(recipe.data, recipe.strategy.load_tokenizer(recipe), recipe.seed, held_out=held_out)
+    data = prepare(
+        recipe.data,
+        strategies.build(recipe.strategy).load_tokenizer(recipe),
+        recipe.seed,
+        held_out=held_out(recipe, TASKS[recipe.task].reader),
+    )
     total = 400
     assert len(set(data.train["row"])) + len(set(data.eval["row"])) == total
     assert len(set(data.train["row"])) == len(texts)
@@ -229,7 +235,7 @@ ODD_TEXTS = ["", " ", "\n\n\t x  y ", "naïve café — 你好 🙂‍↔️ \x0
 def test_a_tokenizer_comes_back_byte_for_byte(tmp_path: Path, family: str) -> None:
     """Also after it was saved beside a model of a family that has a tokenizer class of its own."""
     recipe = rows_of(tmp_path)
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     AutoConfig.for_model(family).save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -245,7 +251,7 @@ def test_a_tokenizer_is_the_same_each_time_and_another_for_other_bytes_or_option
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def vocabulary(recipe: Recipe) -> dict[str, int]:
-        return recipe.strategy.load_tokenizer(recipe).get_vocab()
+        return strategies.build(recipe.strategy).load_tokenizer(recipe).get_vocab()
 
     recipe = rows_of(tmp_path)
     first = vocabulary(recipe)
@@ -269,9 +275,9 @@ def test_turns_get_a_chat_template(rows: Path, tmp_path: Path) -> None:
             "output_dir": str(tmp_path),
         }
     )
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
+    tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     assert tokenizer.eos_token == "<|im_end|>"
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
     assert data.statistics["train"].template == "chat"
     row = data.train[0]
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -284,13 +290,13 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
         update={"strategy": Scratch.model_validate({"name": "scratch", "tokenizer": {"vocab_size": 9000}})}
     )
     with pytest.raises(UserError, match=r"give no more than [\d,]+ tokens"):
-        large.strategy.load_tokenizer(large)
+        strategies.build(large.strategy).load_tokenizer(large)
 
 
 def test_the_unigram_bar_and_bits_per_byte_against_a_slow_count(tmp_path: Path) -> None:
     recipe = rows_of(tmp_path)
-    tokenizer = recipe.strategy.load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=recipe.strategy.held_out(recipe))
+    tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
     size = len(tokenizer)
     counts = [1.0] * size
     for labels in data.train["labels"]:
@@ -364,9 +370,9 @@ def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
 
 def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:
     made = Recipe.model_validate({"data": "x", "output_dir": "x", **recipe, "strategy": {"name": "scratch", **strategy}})
-    tokenizer = made.strategy.load_tokenizer(made)
+    tokenizer = strategies.build(made.strategy).load_tokenizer(made)
     torch.manual_seed(0)
-    return made, made.strategy.load_base(made, tokenizer, None)
+    return made, strategies.build(made.strategy).load_base(made, tokenizer, None)
 
 
 def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
@@ -375,10 +381,10 @@ def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
     assert base.model.config.num_hidden_layers == 1
     assert base.model.config.hidden_size == real.config.hidden_size
     assert not torch.equal(base.model.get_input_embeddings().weight, real.get_input_embeddings().weight)
-    assert recipe.strategy.check_model(recipe, network=False) == count_parameters(base.model)
+    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
     recipe, base = base_of({"model": {"name_or_path": str(tiny / "config.json"), "tokenizer": str(tiny)}})
-    assert recipe.strategy.check_model(recipe, network=False) == count_parameters(base.model)
-    assert recipe.strategy.check_model(recipe, network=False) == count_parameters(real)
+    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
+    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(real)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -387,7 +393,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
     recipe, base = base_of({"model": {"tokenizer": str(tiny)}}, architecture=family, config=sized)
     assert base.model.config.vocab_size == len(load_tokenizer(recipe.model))
     assert base.model.get_input_embeddings().padding_idx is None  # the end token is its padding token, and has to learn
-    footprint = recipe.strategy.check_model(recipe, network=False)
+    footprint = strategies.build(recipe.strategy).check_model(recipe, network=False)
     assert footprint == (count_parameters(base.model) if family in families.SHAPES else None)
 
 

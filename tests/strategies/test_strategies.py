@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.recipes import recipe_of
 
+from hfstrat import strategies
 from hfstrat.data.collate import BatchOrder, Collator
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import checkpoint_activations
@@ -37,7 +38,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def built(folder: Path, strategy: dict[str, Any], **more: Any) -> tuple[Any, Base]:
     recipe = recipe_of(folder, strategy, **more)
     base = load_base(recipe.model, load_tokenizer(recipe.model))
-    return recipe.strategy.build_model(base), base
+    return strategies.build(recipe.strategy).build_model(base), base
 
 
 def steps(model: Any, count: int = 2) -> dict[str, torch.Tensor]:
@@ -79,7 +80,7 @@ def test_footprint_equals_the_real_counts(models: Callable[..., Path], name: str
     if tied and name == "lora-and-head":
         pytest.skip("a tied head is the embeddings; PEFT would copy it")
     folder = models(family=family, tied=tied)
-    strategy = recipe_of(folder, STRATEGIES[name]).strategy
+    strategy = strategies.build(recipe_of(folder, STRATEGIES[name]).strategy)
     model, _ = built(folder, STRATEGIES[name])
     assert strategy.footprint(read_shapes(folder), tied) == count_parameters(model)
 

@@ -150,7 +150,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
     assert "do not see each other" in said
 
 
-def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None = None) -> Any:
+def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None = None, others: tuple[Any, ...] = ()) -> Any:
     rows = some_rows()
     lengths = np.array([len(row["input_ids"]) for row in rows])
     words = {"max_steps": 5, "global_batch_size": 8, "packing": packing}
@@ -160,7 +160,7 @@ def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None
     plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
     base = Base(model, "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
-    return make_batches(recipe, plan, rows, lengths, base, collate, torch.device(device))
+    return make_batches(recipe, plan, rows, lengths, base, others, collate, torch.device(device))
 
 
 def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None:
@@ -174,9 +174,8 @@ def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None
         batches(careless(tiny), "on", "cpu")
 
 
-def test_a_teacher_has_to_keep_examples_apart_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfstrat.strategies.lora.Lora.asked", lambda self, base: [careless(tiny)])
-    made = batches(AutoModelForCausalLM.from_pretrained(tiny), "auto", "cuda")
+def test_a_teacher_has_to_keep_examples_apart_too(tiny: Path) -> None:
+    made = batches(AutoModelForCausalLM.from_pretrained(tiny), "auto", "cuda", others=(careless(tiny),))
     assert made.plan.bins is None
     assert "not packed: the teacher: a packed example" in made.line
 

@@ -13,8 +13,8 @@ from hfstrat.strategies.distill import shrink, teacher
 from hfstrat.tasks import TASKS
 
 if TYPE_CHECKING:
+    from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.strategy import Distill
     from hfstrat.tasks.base import Task
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")

@@ -14,7 +14,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from hfstrat.data import cache
-from hfstrat.data.collate import TEACHER_TYPES
+from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
@@ -89,6 +89,10 @@ class ClassDistiller:
         model.forward = MethodType(forward, model)
         return None
 
+    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+        """The models that are given the student's batches."""
+        return [] if self.teacher is None else [self.teacher]
+
     def frozen(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
         """The teacher as it is asked."""
         return teacher if is_own else teacher.requires_grad_(False).eval()
@@ -137,66 +141,80 @@ class ClassDistiller:
         count = labels.numel() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
-    def ask_once(self, feed: TrainData, wish: Cache) -> TrainData:
-        """Rows that bring the teacher's class logits along, where there is more than one epoch."""
-        facts: dict[str, Any] = {"teacher": self._judge(feed)}
-        if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
-            feed, facts["cache"] = self._keep(feed)
-        else:
-            feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
-        return replace(feed, facts={**feed.facts, "distillation": facts})
+    def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
+        """The collator with token types for a teacher that distinguishes two texts by them."""
+        return ClassCollator(
+            collate.pad_token_id,
+            collate.multiple,
+            collate.has_types,
+            collate.labels,
+            teacher_has_types=has_token_types(teacher),
+        )
 
-    def _keep(self, feed: TrainData) -> tuple[TrainData, dict[str, Any]]:
-        assert self.teacher is not None
-        assert self.order is not None
-        rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
-        order = np.lexsort((rows.first, -rows.lengths))
-        inputs = {"teacher": digest_of_weights(self.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
-        inputs |= {"labels": self.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
-        inputs |= {**surroundings(feed, self.teacher, feed.dtype), "classes": self.order.tolist()}
 
-        def build(target: Path | None) -> None:
-            built.append("train")
-            size = feed.plan.eval_batch
-            groups = [order[start : start + size] for start in range(0, len(order), size)]
-            write(target, feed.each(groups, lambda group: self._blobs(feed, rows, group), "asking the teacher"))
+def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
+    """Rows that bring the teacher's class logits along, where there is more than one epoch."""
+    facts: dict[str, Any] = {"teacher": _judge(feed, distiller)}
+    if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
+        feed, facts["cache"] = _keep(feed, distiller)
+    else:
+        feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+    return replace(feed, facts={**feed.facts, "distillation": facts})
 
-        needed = 4 * len(self.names) * len(rows.first)
-        text = f"class logits of a teacher for {len(rows.first):,} rows"
-        entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
-        seconds = time.monotonic() - started
-        when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
-        feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
-        train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
-        self.teacher = None
-        facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
-        return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
 
-    def _blobs(self, feed: TrainData, rows: Rows, group: np.ndarray) -> list[bytes]:
-        batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
+def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
+    assert distiller.teacher is not None
+    assert distiller.order is not None
+    rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
+    order = np.lexsort((rows.first, -rows.lengths))
+    inputs = {"teacher": digest_of_weights(distiller.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
+    inputs |= {"labels": distiller.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
+    inputs |= {**surroundings(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
+
+    def build(target: Path | None) -> None:
+        built.append("train")
+        size = feed.plan.eval_batch
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        write(target, feed.each(groups, lambda group: _blobs(feed, distiller, rows, group), "asking the teacher"))
+
+    needed = 4 * len(distiller.names) * len(rows.first)
+    text = f"class logits of a teacher for {len(rows.first):,} rows"
+    entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
+    seconds = time.monotonic() - started
+    when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
+    feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
+    train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
+    distiller.teacher = None
+    facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
+    return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
+
+
+def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
+    batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
+    with feed.computing():
+        return [row.numpy().tobytes() for row in distiller.ask((), batch).cpu()]
+
+
+def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
+    """The teacher's own metrics on the evaluation rows."""
+    from hfstrat.models.load import count_parameters
+    from hfstrat.tasks.classification_metrics import of_sums
+
+    assert distiller.teacher is not None
+    parts, size = list[Any](), feed.plan.eval_batch
+
+    def measure(start: int) -> Any:
+        places = list(range(start, min(start + size, len(feed.eval))))
+        labels = feed.collate([feed.eval[place] for place in places])["labels"]
         with feed.computing():
-            return [row.numpy().tobytes() for row in self.ask((), batch).cpu()]
+            logits = distiller.ask((), feed.batch(places)).cpu()
+        return class_sums(logits, labels)
 
-    def _judge(self, feed: TrainData) -> dict[str, Any]:
-        """The teacher's own metrics on the evaluation rows."""
-        from hfstrat.models.load import count_parameters
-        from hfstrat.tasks.classification_metrics import of_sums
-
-        assert self.teacher is not None
-        parts, size = list[Any](), feed.plan.eval_batch
-
-        def measure(start: int) -> Any:
-            places = list(range(start, min(start + size, len(feed.eval))))
-            labels = feed.collate([feed.eval[place] for place in places])["labels"]
-            with feed.computing():
-                logits = self.ask((), feed.batch(places)).cpu()
-            return class_sums(logits, labels)
-
-        parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
-        totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
-        metrics, _ = of_sums(totals, marks, self.names)
-        feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
-        return {**metrics, "parameters": count_parameters(self.teacher)[1]}
+    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
+    totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+    metrics, _ = of_sums(totals, marks, distiller.names)
+    feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
+    return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 
 class ClassTeacherCollator(Bringing):

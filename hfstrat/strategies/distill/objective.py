@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Cache
-    from hfstrat.strategies.distill.strategy import Distill
-    from hfstrat.trainer.train_data import TrainData
+    from hfstrat.recipe.distill import Distill
+    from hfstrat.strategies.base import Strategy
 
 
 COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy", "teacher_logprobs")
@@ -117,6 +116,8 @@ class Distiller:
         match: layers to bring together.
     """
 
+    loss = None  # it is the model's own
+
     def __init__(self, mix: Mix, teacher: FrozenTeacher | None = None, match: LayerMatch | None = None) -> None:
         self.mix, self.teacher, self.match = mix, teacher, match
         self.head: Head | None = None  # of a teacher whose hidden states the rows bring along
@@ -126,6 +127,14 @@ class Distiller:
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be."""
         return fused_loss.bind_head_loss(model, self)
+
+    def collator(self, collate: Any, teacher: PreTrainedModel) -> Any:
+        """The collator of the batches that student and teacher are given."""
+        return collate
+
+    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+        """The models that are given the student's batches, its own base excluded."""
+        return [] if self.teacher is None or self.teacher.model is base.model else [self.teacher.model]
 
     def frozen(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
         """The teacher as it is asked. Raises ValueError with why it cannot be."""
@@ -137,11 +146,6 @@ class Distiller:
             teacher.adapted = trained
         ours = base.model.get_output_embeddings().weight.shape[0]
         self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
-
-    def ask_once(self, feed: TrainData, wish: Cache) -> TrainData:
-        from hfstrat.strategies.distill.precompute import ask_once
-
-        return ask_once(feed, self, wish)
 
     def __call__(
         self,
@@ -227,7 +231,9 @@ def head_on(head: Head, device: torch.device) -> Head:
     return head._replace(weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
-def student_of(strategy: Distill, base: Base, distiller: Any, teacher: PreTrainedModel | None) -> nn.Module:
+def student_of(
+    strategy: Distill, student: Strategy[Any], base: Base, distiller: Any, teacher: PreTrainedModel | None
+) -> nn.Module:
     """The model that learns, with the distiller's loss bound to it.
 
     Args:
@@ -245,7 +251,7 @@ def student_of(strategy: Distill, base: Base, distiller: Any, teacher: PreTraine
         teacher = None if asked is None else teacher
     if reason := distiller.bind(base.model):
         raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
-    trained = strategy.student.build_model(base)
+    trained = student.build_model(base)
     if teacher is None:
         return trained
     ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]
@@ -253,7 +259,7 @@ def student_of(strategy: Distill, base: Base, distiller: Any, teacher: PreTraine
         base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
     try:
         distiller.begin(asked, base, trained)
-        distiller.is_on = strategy.asks
+        distiller.is_on = strategy.uses_teacher
     except ValueError as error:
         raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
     if strategy.on_policy:
@@ -271,6 +277,6 @@ def _wrapped(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: 
     try:
         return distiller.frozen(teacher, is_own=teacher is base.model)
     except ValueError as error:
-        if not strategy.asks:
+        if not strategy.uses_teacher:
             return None
         raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None

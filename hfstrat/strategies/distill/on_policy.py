@@ -22,7 +22,7 @@ from hfstrat.trainer.trainer import StrategyTrainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
-    from hfstrat.strategies.distill.strategy import Distill
+    from hfstrat.recipe.distill import Distill
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (

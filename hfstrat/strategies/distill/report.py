@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.recipe.changes import without_unset
 from hfstrat.tasks.verify import LAUNCHER
 
 if TYPE_CHECKING:
+    from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.load import Loaded
-    from hfstrat.strategies.distill.strategy import Distill
 
 KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
@@ -101,20 +102,13 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
 def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
     """The recipe of that run, written beside the result: the resolved one, without keys that are not set."""
     folder = Path(loaded.recipe.output_dir).expanduser()
-    whole, given = without_nothing(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
-    whole["strategy"] = {**without_nothing({key: given[key] for key in SAME if key in given}), **WITHOUT}
+    whole, given = without_unset(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
+    whole["strategy"] = {**without_unset({key: given[key] for key in SAME if key in given}), **WITHOUT}
     whole["output_dir"] = str(folder / "without-teacher")
     whole["hub"], whole["training"] = {"push": False}, {**whole["training"], "resume": "never"}  # it is nobody's result
     file = folder / "without-teacher.yaml"
     file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return file
-
-
-def without_nothing(tree: Any) -> Any:
-    """A tree without keys that are not set."""
-    if isinstance(tree, dict):
-        return {key: without_nothing(value) for key, value in tree.items() if value is not None}
-    return [without_nothing(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def lines(found: dict[str, Any]) -> list[str]:

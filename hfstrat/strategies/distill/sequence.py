@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfstrat.data.prepare import PreparedData
+    from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.strategies.distill.strategy import Distill
 
 BLOCK = 32  # rows that are written together, and kept together
 

@@ -11,14 +11,16 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.trainer import distributed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import TeacherModel
+    from hfstrat.recipe.distill import Distill, TeacherModel
+    from hfstrat.recipe.section import Shapes
     from hfstrat.strategies.base import Footprint
-    from hfstrat.strategies.distill.strategy import Distill
     from hfstrat.tasks.base import Task
 
 OTHER_WORDS = (
@@ -77,10 +79,17 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
-def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase, again: bool) -> PreTrainedModel | None:
+def placed(
+    strategy: Distill,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    footprint: Callable[[Shapes, bool], Footprint],
+    again: bool,
+) -> PreTrainedModel | None:
     """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
 
     Args:
+        footprint: of the student, from its shapes.
         again: whether the run sees rows again, for which the teacher's answers are then kept.
 
     Raises:
@@ -104,12 +113,11 @@ def placed(strategy: Distill, base: Base, tokenizer: PreTrainedTokenizerBase, ag
     if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
     kept = strategy.cache.form != "off" and (again or strategy.cache.form != "auto")
-    stays = strategy.asks and (strategy.on_policy or strategy.hidden is not None or not kept)
+    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden is not None or not kept)
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    footprint = strategy.footprint(shapes, base.is_tied)
-    check_room(name, (wanted, few), footprint, free_bytes(), stays, not strategy.on_policy, ours)
+    check_room(name, (wanted, few), footprint(shapes, base.is_tied), free_bytes(), stays, not strategy.on_policy, ours)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
     known = found.get_input_embeddings().weight.shape[0]

@@ -13,12 +13,13 @@ from hfstrat.errors import UserError
 from hfstrat.models.blocks import keep_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
+from hfstrat.recipe.strategies import Head
 from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract_inputs
 from hfstrat.strategies.head.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
 from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
 from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows
-from hfstrat.strategies.head.strategy import EXACT_PRODUCTS, EXACT_WEIGHTS, Head
+from hfstrat.strategies.head.shapes import check_depth
 from hfstrat.tasks import sentence_transformers
 from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.trainer.train_data import TrainData
 
+EXACT_WEIGHTS, EXACT_PRODUCTS = 2_000_000, 10_000_000_000  # of the head; of rows x weights: what is solved in seconds
 SEED = 42  # of the rows that are probed and of those that choose the penalty
 SAMPLE = 32  # evaluation rows that go through the whole published model
 NEAR = 0.1  # of the spread of the logits: how far the whole model may be from its head on features (16-bit forwards)
 
 
 @dataclass
-class Prepared:
+class ClassifierHead:
     """The model that learns, and the form that it is published in."""
 
     model: HeadModel
@@ -97,7 +99,7 @@ class SolvedTrainer(StrategyTrainer):
         self.evaluate()
 
 
-def classifier_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
+def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainData, ClassifierHead | None]:
     """Features of all rows, and a model of the cut body and a head on it; or transformers' own class with its head solved.
 
     Raises:
@@ -107,10 +109,10 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     several = config.problem_type == "multi_label_classification"
     base.model.requires_grad_(False)
     body, final = take_apart(base.model.base_model), final_linear(base.model)
-    strategy.check_depth(body.depth)
+    check_depth(strategy.layer, body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     if strategy.then is not None:
-        return go_on(strategy, base, data, body, final, reads_last, several)
+        return go_on(strategy, base, data, body, final, reads_last, several), None
     cast_weights(base.model.base_model, base.compute_dtype)  # what is frozen is in it, in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
     pooled = pool_rows(body, data, config.num_labels, several, strategy.layer, poolings, SEED)
@@ -127,11 +129,11 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
     sample = {name: value for name, value in batch.items() if name != "labels"}
     said = facts(pooled, base, exact)
-    base.prepared = Prepared(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
+    built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
     train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
     solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
-    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": said})
+    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": said}), built
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from hfstrat.errors import UserError
 from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import BLOCK
 
@@ -14,6 +15,12 @@ Shapes = dict[str, tuple[int, ...]]
 def depth_of(shapes: Shapes) -> int:
     """How many blocks there are."""
     return 1 + max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1)
+
+
+def check_depth(layer: int | str | None, depth: int) -> None:
+    """Raises UserError where the layer is beyond the last."""
+    if isinstance(layer, int) and layer > depth:
+        raise UserError(f"strategy.layer: given {layer}, but this model has {depth} layers")
 
 
 def classifier_of(shapes: Shapes) -> str | None:

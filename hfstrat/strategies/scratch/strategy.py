@@ -9,21 +9,18 @@ import json
 from difflib import get_close_matches
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field, field_validator, model_validator
+from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.random import families, sizes
-from hfstrat.recipe import section
-from hfstrat.recipe.section import Default, Shapes, split_class
+from hfstrat.recipe import strategies as section
+from hfstrat.recipe.section import Shapes, parse, split_class
 from hfstrat.strategies.base import Footprint, Strategy
-from hfstrat.strategies.scratch.tokenizer import NewTokenizer, check_supply
+from hfstrat.strategies.scratch.tokenizer import check_supply
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -121,66 +118,18 @@ def check_class(text: str) -> None:
         raise UserError(f"strategy.model_class: {file} has no class {name}; {hint}")
 
 
-PYTHIA = "Pythia trains its 70M model at 1e-3 (arXiv 2304.01373, table 6)"
-
-
-GPT3 = "GPT-3 (arXiv 2005.14165, appendix B)"
-
-
-class Scratch(Strategy):
-    """A model with random weights; every parameter learns, in float32.
-
-    Its shape comes from `architecture` (with `parameters` or `config`), from the config of `model:` (its weights are not
-    read), or from a class of your own.
-    """
-
-    name: Literal["scratch"]
-    architecture: str | None = Field(
-        None,
-        min_length=1,
-        description="Family of the model, as transformers' model_type (also bert for a classifier); llama unless model or "
-        "model_class is given",
-    )
-    parameters: str | int | None = Field(
-        None, description="Size, such as 10M: width, depth, heads and inner width are picked for the vocabulary"
-    )
-    config: dict[str, Any] = Field({}, description="Keys of the model's config, such as {hidden_size: 256}; they win")
-    model_class: str | None = Field(
-        None, description="A PreTrainedModel of your own: file.py:Class; it is made with config and saved with its code"
-    )
-    tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
-    needs_weights: ClassVar[bool] = False
-    unquantizable: ClassVar[str] = "from scratch the weights are random and all of them learn: remove it"
-    defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(1e-3, PYTHIA),
-        "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),
-        "extra": Default({"adam_beta2": 0.95}, GPT3),
-    }
-
-    @field_validator("parameters")
-    @classmethod
-    def _readable_size(cls, value: str | int | None) -> str | int | None:
-        if value is not None:
-            section.parse(value)
-        return value
-
-    @model_validator(mode="after")
-    def _one_shape(self) -> Scratch:
-        if self.model_class is not None:
-            if self.architecture or self.parameters:
-                raise ValueError("model_class: your class has a shape of its own; remove architecture and parameters")
-            section.split_class(self.model_class)
-        return self
+class Scratch(Strategy[section.Scratch]):
+    """A model with random weights; every parameter is trained, in float32."""
 
     def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
         vocabulary = self._check_words(recipe, network)
-        if self.model_class is not None:
-            if self.tokenizer and recipe.model.name_or_path:
+        if self.section.model_class is not None:
+            if self.section.tokenizer and recipe.model.name_or_path:
                 raise UserError(
                     f"model.name_or_path: {recipe.model.name_or_path}: strategy.model_class brings the model and "
                     "strategy.tokenizer the tokenizer, so nothing would be read from it; remove it"
                 )
-            check_class(self.model_class)
+            check_class(self.section.model_class)
             return None
         source = recipe.model.name_or_path
         if source:
@@ -204,7 +153,7 @@ class Scratch(Strategy):
             raise UserError("model.name_or_path: a .gguf file is read for its weights; from scratch, name a config.json")
         if model.revision and not model.name_or_path:
             raise UserError("model.revision: there is no model.name_or_path that it could be of; remove it")
-        if self.tokenizer is None:
+        if self.section.tokenizer is None:
             if model.tokenizer is None and (not model.name_or_path or model.name_or_path.endswith(".json")):
                 raise UserError(
                     "strategy.tokenizer: missing; say `tokenizer: {vocab_size: 4096}` under strategy to train one on the "
@@ -218,16 +167,16 @@ class Scratch(Strategy):
             raise UserError(
                 "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
             )
-        check_supply(recipe, self.tokenizer)
-        return self.tokenizer.vocab_size
+        check_supply(recipe, self.section.tokenizer)
+        return self.section.tokenizer.vocab_size
 
     def _check_source(self, recipe: Recipe, network: bool) -> None:
         """Refuse a `model:` that has no config, or one beside a family or a size."""
         from hfstrat.models import check as models_check
 
         source = recipe.model.name_or_path
-        if self.architecture or self.parameters:
-            key = "architecture" if self.architecture else "parameters"
+        if self.section.architecture or self.section.parameters:
+            key = "architecture" if self.section.architecture else "parameters"
             raise UserError(
                 f"strategy.{key}: model: {source} brings a config with a shape of its own; remove one of them (keys of that "
                 "config are changed by strategy.config; a tokenizer alone is model.tokenizer)"
@@ -250,17 +199,17 @@ class Scratch(Strategy):
             stored = families.read_stored(recipe.model.name_or_path)
             if stored is None:
                 return None
-        family = str((stored or {}).get("model_type", "")) or self.architecture or "llama"
+        family = str((stored or {}).get("model_type", "")) or self.section.architecture or "llama"
         key = "strategy.architecture" if stored is None else "model.name_or_path"
-        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.config})
-        own = families.canonical(family, self.config)
-        check_keys(family, self.config)
+        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.section.config})
+        own = families.canonical(family, self.section.config)
+        check_keys(family, self.section.config)
         name = families.common_name(family, "vocab_size")
         if vocabulary is not None and own.get(name, vocabulary) < vocabulary:
             raise UserError(f"strategy.config.{name}: {own[name]} is fewer than the {vocabulary} tokens of the tokenizer")
         settings = {**(stored or {}), **own}
         if vocabulary is not None and name not in own:
-            settings[name] = vocabulary if self.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
+            settings[name] = vocabulary if self.section.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
         if stored is None:
             settings = self._with_size(family, settings, recipe.data.max_length)
         check_heads(family, settings)
@@ -271,8 +220,8 @@ class Scratch(Strategy):
         context = families.common_name(family, "max_position_embeddings")
         if context in families.config_keys(family):
             settings.setdefault(context, longest)
-        if self.parameters is None:
-            if not self.config:
+        if self.section.parameters is None:
+            if not self.section.config:
                 raise UserError(
                     "strategy.parameters: missing; how large shall it be? Say `parameters: 10M`, or the keys of "
                     f"{family}'s config under strategy.config, or name a model whose config is taken"
@@ -286,10 +235,10 @@ class Scratch(Strategy):
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
             return settings  # of a tokenizer on the Hub: it is picked once it is here
-        return sizes.pick(family, section.parse(self.parameters), vocabulary, settings[context], settings)
+        return sizes.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
 
     def check(self, task: Task) -> None:
-        if self.model_class is not None and task.name != CausalLM.name:
+        if self.section.model_class is not None and task.name != CausalLM.name:
             raise UserError(
                 f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
             )
@@ -297,20 +246,17 @@ class Scratch(Strategy):
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
 
-        return scratch_tokenizer.train(recipe, self.tokenizer) if self.tokenizer else super().load_tokenizer(recipe)
-
-    def held_out(self, recipe: Recipe) -> np.ndarray | None:
-        from hfstrat.data.corpus import open_corpus
-
-        return open_corpus(recipe, TASKS[recipe.task].reader).held_out if self.tokenizer else None
+        if self.section.tokenizer is None:
+            return super().load_tokenizer(recipe)
+        return scratch_tokenizer.train(recipe, self.section.tokenizer)
 
     def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
         from hfstrat.models.random import build
         from hfstrat.tasks import loading
 
         task = TASKS[recipe.task]
-        if self.model_class is not None:
-            base = build.of_class(recipe, tokenizer, self.model_class, self.config)
+        if self.section.model_class is not None:
+            base = build.of_class(recipe, tokenizer, self.section.model_class, self.section.config)
             base.task = task
             return base
         stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
@@ -318,7 +264,7 @@ class Scratch(Strategy):
         assert found is not None
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)
-        if self.parameters is not None:
+        if self.section.parameters is not None:
             base.say(f"{'picked':<9} {sizes.line(family, settings)}")
         return base
 

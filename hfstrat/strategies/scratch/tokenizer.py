@@ -5,41 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
 from hfstrat.errors import UserError
-from hfstrat.recipe.section import Section
+from hfstrat.recipe.strategies import BYTES, END, PAD, NewTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.recipe.schema import Recipe
 
-END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 FIRST = "<|cls|>"  # before a text that is to be classified: encoders sum up there, decoders at the end token
-BYTES = 256
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class NewTokenizer(Section):
-    """A tokenizer to train on the training rows."""
-
-    vocab_size: int = Field(4096, ge=BYTES + 2, description="Tokens, special ones and the 256 bytes included")
-    special_tokens: list[str] = Field([], description=f"More special tokens than {END} and {PAD}")
-    chat_template: str = Field(
-        "auto", min_length=1, description="chatml, none, or a .jinja file; auto: chatml where rows have turns, else none"
-    )
-
-    @model_validator(mode="after")
-    def _has_room(self) -> NewTokenizer:
-        if double := [token for token in self.special_tokens if token in (END, PAD)]:
-            raise ValueError(f"special_tokens: {double[0]} is there already; remove it")
-        if self.vocab_size < (least := BYTES + 4 + len(self.special_tokens)):
-            raise ValueError(f"vocab_size: {least} are taken by the bytes and the special tokens; give more")
-        return self
 
 
 def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:

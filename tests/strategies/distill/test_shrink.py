@@ -11,6 +11,7 @@ import torch
 from helpers.losses import family
 from helpers.recipes import recipe_of
 
+from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models.load import count_parameters, read_shapes
 from hfstrat.strategies.distill.shrink import INTO, OUT_OF, drop_layers, kept_layers, loudest
@@ -88,9 +89,10 @@ def test_footprint_counts_what_is_left(models: Callable[..., Path], tied: bool, 
 
     folder = models(tied=tied)
     recipe = recipe_of(folder, {"name": "distill", "shrink": {"layers": [0, 2]}, "student": student})
-    base = recipe.strategy.load_base(recipe, load_tokenizer(recipe.model), None)
-    trained = recipe.strategy.build_model(base)
-    assert recipe.strategy.footprint(read_shapes(folder), tied) == count_parameters(trained)
+    strategy = strategies.build(recipe.strategy)
+    base = strategy.load_base(recipe, load_tokenizer(recipe.model), None)
+    trained = strategy.build_model(base)
+    assert strategy.footprint(read_shapes(folder), tied) == count_parameters(trained)
 
 
 # Narrower layers
@@ -178,5 +180,5 @@ def test_a_narrower_student_is_counted_and_taught(recipe: Any, monkeypatch: pyte
     report = run(loaded)
     assert report is not None
     shapes = read_shapes(Path(loaded.recipe.model.name_or_path))
-    assert loaded.recipe.strategy.footprint(shapes, False).total == report["result"]["total_parameters"]
+    assert strategies.build(loaded.recipe.strategy).footprint(shapes, False).total == report["result"]["total_parameters"]
     assert read_shapes(Path(report["result"]["artefact"]))["model.layers.2.mlp.down_proj.weight"] == (32, 16)

@@ -12,19 +12,19 @@ import pytest
 import torch
 from helpers.classifiers import FAMILIES, labelled, make_any, write_recipe
 
-from hfstrat import errors
+from hfstrat import errors, strategies
 from hfstrat.cli import check
 from hfstrat.data.splits import column
 from hfstrat.errors import UserError
 from hfstrat.models.load import Base, count_parameters, read_shapes
 from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
 from hfstrat.run.train import run
 from hfstrat.strategies.head import select_layer
 from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract
 from hfstrat.strategies.head.heads import is_exact, language_head
-from hfstrat.strategies.head.strategy import Head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
 from hfstrat.tasks.generation import labels_of
 
@@ -137,7 +137,7 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
     if isinstance(loaded.recipe.strategy.layer, int):  # with auto nobody knows beforehand how long the body will be
         made = TASKS["text-classification"].shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
         assert made is not None
-        footprint = loaded.recipe.strategy.footprint(*made)
+        footprint = strategies.build(loaded.recipe.strategy).footprint(*made)
         assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
 
@@ -296,8 +296,8 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     first = job.trainer.evaluate()["eval_loss"]
     job.trainer.train()
     assert job.trainer.evaluate()["eval_loss"] < first
-    loaded.recipe.strategy.finish(job.trainer.model, job.base)
-    loaded.recipe.strategy.save(job.trainer, folder, job.base)
+    job.strategy.finish(job.trainer.model, job.base)
+    job.strategy.save(job.trainer, folder, job.base)
     counts = count_parameters(job.trainer.model)
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
@@ -306,9 +306,9 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     assert torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     shapes = read_shapes(models(tied=True))
-    assert loaded.recipe.strategy.footprint(shapes, True) == counts
+    assert strategies.build(loaded.recipe.strategy).footprint(shapes, True) == counts
     with pytest.raises(UserError, match="untie: true gives it a head of its own"):
-        Head(name="head").footprint(shapes, True)
+        strategies.build(Head(name="head")).footprint(shapes, True)
 
 
 def test_an_untied_lm_head_learns_alone(recipe: Any, tiny: Path) -> None:

@@ -1,13 +1,12 @@
-"""How many rows a second become token ids with a mask: hfstrat beside TRL's SFTTrainer, on the same rows and tokenizer.
+"""Examples per second from file to token ids with a mask: hfstrat and TRL's SFTTrainer, on the same data and tokenizer.
 
-    python -m benchmarks.tokenise
+    python -m benchmarks.tokenize
 
-Writes benchmarks/results/tokenise.json and .md. Needs ../shared and models/SmolLM2-135M-Instruct (HFSTRAT_BENCH_MODEL names
-another folder). Each case is a fresh process with an empty cache, which loads its libraries first and then times the
-preparation alone: from the file to the prepared data set. TRL is timed from `load_dataset` to the end of the trainer's
-constructor, less the time that the same constructor takes for one row; its rows are made conversational by `map`, as its
-documentation has it. Both sides have prepared a row or two before, so that nothing is timed that happens once a process. The
-cases are interleaved.
+Writes benchmarks/results/tokenize.json and .md. Needs ../shared and models/SmolLM2-135M-Instruct (HFSTRAT_BENCH_MODEL names
+another folder). Each case is a fresh process with an empty cache. It loads its libraries first and then times the preparation
+alone: from the file to the prepared dataset. TRL is timed from `load_dataset` to the end of the trainer's constructor, less the
+time that the same constructor takes for one example; its examples are made conversational by `map`, as its documentation shows.
+Both sides have prepared one or two examples before, so that one-time costs are not timed. The cases are interleaved.
 """
 
 from __future__ import annotations
@@ -39,7 +38,9 @@ def ours(cached: bool) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     data = Data(train=str(FILE), max_length=LENGTH, eval_size=1)
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as few:  # the other side has seen two rows before it is timed too
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".jsonl"
+    ) as few:  # the other side has also seen two examples before it is timed
         few.writelines(FILE.read_text(encoding="utf-8").splitlines(keepends=True)[:2])
         few.flush()
         prepare(data if cached else Data(train=few.name, eval_size=1), tokenizer, seed=0)
@@ -84,10 +85,10 @@ def theirs() -> dict[str, Any]:
 
 
 def one(case: str) -> dict[str, Any]:
-    """Run a case in a process of its own, with caches of its own."""
+    """Run a case in a process with its own caches."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = os.environ | {"HFSTRAT_CACHE": f"{scratch}/ours", "HF_DATASETS_CACHE": f"{scratch}/theirs"}
-        command = [sys.executable, "-m", "benchmarks.tokenise", case]
+        command = [sys.executable, "-m", "benchmarks.tokenize", case]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -100,7 +101,13 @@ def main() -> None:
     for _ in range(REPEATS):
         for case in CASES:
             runs[case].append(one(case))
-    table = ["| | rows | tokens | median | fastest | rows/s | as a multiple of TRL |", "|---|---|---|---|---|---|---|"]
+    result = {"machine": machine(), "file": FILE.name, "model": Path(MODEL).name, "runs": runs}
+    write("tokenize", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
+    table = ["| | examples | tokens | median | fastest | examples/s | relative to TRL |", "|---|---|---|---|---|---|---|"]
     medians = {case: statistics.median(run["seconds"] for run in runs[case]) for case in CASES}
     for case in CASES:
         first, fastest = runs[case][0], min(run["seconds"] for run in runs[case])
@@ -108,7 +115,7 @@ def main() -> None:
             f"| {case} | {first['rows']:,} | {first['tokens']:,} | {medians[case]:.3f} s | {fastest:.3f} s | "
             f"{first['rows'] / medians[case]:,.0f} | {medians['TRL'] / medians[case]:.1f}x |"
         )
-    write("tokenise", {"machine": machine(), "file": FILE.name, "model": Path(MODEL).name, "runs": runs}, table)
+    return table
 
 
 if __name__ == "__main__":

@@ -1,0 +1,332 @@
+"""The sections of `strategy:`, one class for each strategy but distill (see `recipe/distill.py`). Configuration only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from hfstrat.recipe import section
+from hfstrat.recipe.section import Default, Section
+
+
+class StrategySection(Section):
+    """A way of training. `name` tags the union; `defaults` fill unset `training:` keys; `tasks` are those it supports."""
+
+    name: str
+    defaults: ClassVar[dict[str, Default]] = {}
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
+    random_weights: ClassVar[bool] = False  # whether training starts from random weights
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether `model:` has to name pretrained weights."""
+        return not self.random_weights
+
+    @property
+    def packs(self) -> bool:
+        """Whether several examples may be packed into one sequence."""
+        return True
+
+    @property
+    def unquantizable(self) -> str:
+        """The reason why the base model cannot be quantized; empty if it can be."""
+        return ""
+
+    @property
+    def size(self) -> str | int | None:
+        """The number of parameters that a model with random weights shall have, if one is given."""
+        return None
+
+    @property
+    def new_tokenizer(self) -> NewTokenizer | None:
+        """The tokenizer that is trained on the training data, if there is one."""
+        return None
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The existing adapters that training continues from, by their keys in the recipe."""
+        return {}
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The sections of further models that the run reads, by their keys in the recipe."""
+        return {}
+
+    def training_defaults(self) -> dict[str, Default]:
+        """The values of unset `training:` keys."""
+        return self.defaults
+
+
+def from_name(either: Any) -> BeforeValidator:
+    """A validator that reads a bare name as the section with this name; `either` is the type in the JSON schema."""
+    return BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value, json_schema_input_type=either)
+
+
+class Full(StrategySection):
+    """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
+
+    name: Literal["full"]
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
+    }
+
+    @property
+    def unquantizable(self) -> str:
+        return (
+            "full fine-tuning trains every weight, and a weight in 4 or 8 bits is too coarse for small updates; use lora "
+            "(QLoRA), partial or head, or a base model that is not quantized"
+        )
+
+
+LoraInit = Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
+CHANGES_BASE = ("pissa", "olora")  # initializations that subtract the new adapter from the base weights
+OF_THE_ADAPTER = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save")
+
+
+class Lora(StrategySection):
+    """Adapters are trained, the base model is frozen (in 16 bits where the hardware supports it)."""
+
+    name: Literal["lora"]
+    r: int = Field(16, ge=1, description="Rank of the adapters")
+    alpha: int | None = Field(
+        None, ge=1, description="Scale: the update is multiplied by alpha/r; default 2r (arXiv 2405.09673, section 4)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head"
+    )
+    use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv 2402.09353)")
+    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (arXiv 2312.03732)")
+    init_lora_weights: LoraInit = Field("default", description="PEFT's initialization by name")
+    modules_to_save: list[str] = Field([], description="Modules that are trained in full and saved with the adapter")
+    adapter: str | None = Field(None, description="Folder or Hub id of an adapter to continue from, instead of a new one")
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(2e-4, "QLoRA (arXiv 2305.14314, table 9); ten times full, as in 'LoRA Without Regret'"),
+    }
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the initialization changes the weights of the base model."""
+        return self.init_lora_weights.startswith(CHANGES_BASE)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        return {} if self.adapter is None else {"strategy.adapter": self.adapter}
+
+    @model_validator(mode="after")
+    def _initialization_can_be_undone(self) -> Lora:
+        if self.changes_base and (self.use_dora or self.modules_to_save):
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights} changes the base's weights, and PEFT cannot save it as an "
+                "ordinary adapter together with use_dora or modules_to_save; take one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_has_its_own_shape(self) -> Lora:
+        given = [key for key in OF_THE_ADAPTER if getattr(self, key) != type(self).model_fields[key].default]
+        if self.adapter is not None and given:
+            raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
+        return self
+
+
+class Thaw(Section):
+    """Gradual unfreezing (ULMFiT, arXiv 1801.06146): the head first, then the trainable blocks one by one from the top."""
+
+    every: int | float = Field(gt=0, description="Steps from one thawed block to the next; below 1 a share of the run")
+
+    @field_validator("every")
+    @classmethod
+    def _share_or_steps(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError(f"a share below 1 or a whole number of steps is expected, given {value}")
+        return value
+
+
+class Partial(StrategySection):
+    """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
+
+    name: Literal["partial"]
+    last_n_layers: int = Field(0, ge=0, description="Number of the last transformer blocks to train, with the final norm")
+    patterns: list[str] = Field([], description="Shell patterns of further parameter names to train, such as '*.mlp.*'")
+    head: bool | Literal["auto"] = Field(
+        "auto", description="Train the LM head; auto: yes, unless it is tied. The head of a classifier is always trained"
+    )
+    embeddings: bool = Field(False, description="Train the input embeddings")
+    thaw: Thaw | None = Field(None, description="Unfreeze the trainable parameters step by step, from the top down")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Learning rate of a block as a share of that of the block above it (the head has the full rate)",
+    )
+    precompute: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Cache the hidden states of the frozen blocks on disk instead of computing them in every epoch; "
+        "auto: if this is possible and saves time",
+    )
+    frozen_dropout: bool = Field(True, description="Keep the model's dropout active in the frozen part")
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(1e-4, "five times full's, half of LoRA's, as measured: benchmarks/results/rates.md"),
+    }
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Partial:
+        if not (self.last_n_layers or self.patterns or self.head or self.embeddings):
+            raise ValueError("nothing would learn: set last_n_layers, patterns, embeddings or head")
+        return self
+
+
+Continuation = Annotated[Full | Lora | Partial, Field(discriminator="name")]
+ContinuationName = Literal["partial", "lora", "full"]
+
+
+class Head(StrategySection):
+    """A classifier's head on pooled hidden states of one layer, or the LM head of a causal LM.
+
+    With `then` the head is solved first and training continues from it with another strategy: linear probing, then
+    fine-tuning (LP-FT, Kumar et al. 2022, arXiv 2202.10054), so that a random head does not distort the features.
+    """
+
+    name: Literal["head"]
+    layer: int | Literal["auto"] = Field(
+        "auto", description="The block after which the body ends, from 1; auto: by a probe on training rows"
+    )
+    pooling: Literal["auto", "mean", "last", "first"] = Field(
+        "auto",
+        description="How the hidden states of a text are pooled: their mean, or that of the last or the first token; "
+        "auto: by the probe",
+    )
+    head: Literal["linear", "mlp"] = Field("linear", description="A linear layer, or one hidden layer of GELUs before it")
+    hidden_size: int = Field(256, ge=1, description="Width of the hidden layer of head: mlp")
+    solver: Literal["auto", "exact", "trainer"] = Field(
+        "auto",
+        description="exact: a linear head's optimum in float64; trainer: gradient steps; auto: exact if that takes seconds",
+    )
+    l2: float | Literal["auto"] = Field(
+        "auto", description="Penalty on the squared weights, per row, of the exact solver; auto: the best on held-out rows"
+    )
+    untie: bool = Field(False, description="Give a causal LM whose head is tied to its embeddings a trainable head of its own")
+    then: Annotated[Continuation | None, from_name(Continuation | ContinuationName | None)] = Field(
+        None, description="Strategy that continues from the solved head: partial, lora or full, or a section of one"
+    )
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(1e-3, "AdamW's own (arXiv 1711.05101); the features are standardised"),
+    }
+
+    @field_validator("layer", "l2")
+    @classmethod
+    def _positive(cls, value: int | float | str) -> int | float | str:
+        if not isinstance(value, str) and value <= 0:
+            raise ValueError("a number above 0, or auto, is expected")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Head:
+        if self.head != "mlp" and self.hidden_size != type(self).model_fields["hidden_size"].default:
+            raise ValueError("hidden_size: a linear head has no hidden layer; set head: mlp, or remove it")
+        if self.head == "mlp" and self.solver == "exact":
+            raise ValueError("solver: exact is for head: linear; an mlp is trained step by step")
+        if self.l2 != "auto" and (self.head == "mlp" or self.solver == "trainer"):
+            raise ValueError("l2 is the exact solver's; a head that is trained step by step has training.weight_decay")
+        if self.then is not None and (self.head == "mlp" or self.solver == "trainer"):
+            raise ValueError("then needs head: linear and an exact solver: what transformers goes on with is a linear head")
+        if self.then is not None and self.pooling in ("mean", "first"):
+            raise ValueError(
+                f"then: no class of transformers pools by {self.pooling} at a chosen layer, so the classifier could not be "
+                "trained on as a whole; remove pooling, or then"
+            )
+        return self
+
+    @property
+    def unquantizable(self) -> str:
+        return "" if self.then is None else self.then.unquantizable
+
+    def training_defaults(self) -> dict[str, Default]:
+        return self.defaults if self.then is None else self.then.training_defaults()
+
+
+END, PAD = "<|endoftext|>", "<|pad|>"  # the special tokens of every new tokenizer
+BYTES = 256  # tokens of a byte-level vocabulary before its merges
+
+
+class NewTokenizer(Section):
+    """A tokenizer to train on the training rows."""
+
+    vocab_size: int = Field(4096, ge=BYTES + 2, description="Tokens, special ones and the 256 bytes included")
+    special_tokens: list[str] = Field([], description=f"Special tokens in addition to {END} and {PAD}")
+    chat_template: str = Field(
+        "auto", min_length=1, description="chatml, none, or a .jinja file; auto: chatml where rows have turns, else none"
+    )
+
+    @model_validator(mode="after")
+    def _has_room(self) -> NewTokenizer:
+        if double := [token for token in self.special_tokens if token in (END, PAD)]:
+            raise ValueError(f"special_tokens: {double[0]} is there already; remove it")
+        if self.vocab_size < (least := BYTES + 4 + len(self.special_tokens)):
+            raise ValueError(f"vocab_size: {least} are taken by the bytes and the special tokens; give more")
+        return self
+
+
+PYTHIA = "Pythia trains its 70M model at 1e-3 (arXiv 2304.01373, table 6)"
+GPT3 = "GPT-3 (arXiv 2005.14165, appendix B)"
+
+
+class Scratch(StrategySection):
+    """A model with random weights; every parameter is trained, in float32.
+
+    Its shape comes from `architecture` (with `parameters` or `config`), from the config of `model:` (its weights are not
+    read), or from a class of your own.
+    """
+
+    name: Literal["scratch"]
+    architecture: str | None = Field(
+        None,
+        min_length=1,
+        description="Family of the model, as transformers' model_type (also bert for a classifier); llama unless model or "
+        "model_class is given",
+    )
+    parameters: str | int | None = Field(
+        None, description="Size, such as 10M: width, depth, heads and inner width are chosen for the vocabulary"
+    )
+    config: dict[str, Any] = Field(
+        {}, description="Keys of the model's config, such as {hidden_size: 256}; they take precedence"
+    )
+    model_class: str | None = Field(
+        None, description="A PreTrainedModel of your own: file.py:Class; it is created with config and saved with its code"
+    )
+    tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
+    random_weights: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, Default]] = {
+        "learning_rate": Default(1e-3, PYTHIA),
+        "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),
+        "extra": Default({"adam_beta2": 0.95}, GPT3),
+    }
+
+    @property
+    def unquantizable(self) -> str:
+        return "under strategy scratch all weights are random and trained; remove it"
+
+    @property
+    def size(self) -> str | int | None:
+        return self.parameters
+
+    @property
+    def new_tokenizer(self) -> NewTokenizer | None:
+        return self.tokenizer
+
+    @field_validator("parameters")
+    @classmethod
+    def _readable_size(cls, value: str | int | None) -> str | int | None:
+        if value is not None:
+            section.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Scratch:
+        if self.model_class is not None:
+            if self.architecture or self.parameters:
+                raise ValueError("model_class: your class has a shape of its own; remove architecture and parameters")
+            section.split_class(self.model_class)
+        return self
