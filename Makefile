@@ -58,7 +58,7 @@ test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-deepspeed: deepspeed
-	PYTHONPATH=$(CURDIR)/$(ZERO) $(BIN)/python -m pytest tests/run/test_worlds.py -k "deepspeed or zero3" -rs
+	PYTHONPATH=$(CURDIR)/$(ZERO) $(BIN)/python -m pytest tests/run/test_distributed.py -k "deepspeed or zero3" -rs
 
 deepspeed: $(ZERO)/.installed
 

@@ -65,7 +65,7 @@ def held_out_loss(model: Any, data: Any) -> float:
     import torch
 
     from hfstrat.data.collate import Collator
-    from hfstrat.tasks.losses import causal_lm_sums
+    from hfstrat.tasks.causal_lm.losses import causal_lm_sums
 
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
@@ -91,7 +91,7 @@ def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
     )
     report = run(load_recipe(str(recipe), words))
     assert report is not None
-    return report["result"]["step_seconds"], report["result"]["metrics_after"]["loss"]
+    return report.finished.step_seconds or 0.0, report.finished.metrics_after["loss"]
 
 
 def run_trl(folder: Path, **settings: Any) -> tuple[float, float]:
@@ -160,7 +160,7 @@ def run_bare_loop(folder: Path) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     from hfstrat.data.collate import Collator
-    from hfstrat.tasks.losses import causal_lm_loss
+    from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
     data, _ = prepared(folder)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The adviser's memory predictions compared with the measured peak of real runs.
+"""The advisor's memory predictions compared with the measured peak of real runs.
 
     python -m benchmarks.memory_prediction [--some N]
 
@@ -20,7 +20,7 @@ when repeated, 578.
 
 Then `hfstrat compare` on long texts took twice the prediction: with steps of sixteen micro-batches of one example there are as
 many widths as lengths, and oneDNN retains a compiled kernel for each product of each width. All runs until then had one or two
-widths. The kernels are counted now (hfstrat/advisor/activations.py). 21 new runs with steps of many micro-batches, predicted at
+widths. The kernels are counted now (hfstrat/advisor/memory.py). 21 new runs with steps of many micro-batches, predicted at
 10 % and 30 %, missed by up to 135 %, too much for stories260K: widths were counted that eight steps do not see, and 0.8 MiB per
 kernel came from one long run. With this corrected, all 77 runs are in FITTED_ON (median 5.3 %; worst 45 %, of a run that takes
 91 MiB), and those of CHECKED_WITH were written down and run after that. Predicted: median 8 %, worst 30 %, the runs of
@@ -205,12 +205,11 @@ def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """Return the adviser's prediction for a run, made without torch."""
+    """Return the advisor's prediction for a run, made without torch."""
     from pydantic import TypeAdapter
 
-    from hfstrat.advisor import hardware, memory, shapes
-    from hfstrat.advisor.activations import of_batches
-    from hfstrat.advisor.memory import Shape
+    from hfstrat.advisor import architecture, hardware, memory
+    from hfstrat.advisor.memory import Shape, batch_widths
     from hfstrat.models.random import sizes as random_sizes
     from hfstrat.recipe import section
     from hfstrat.recipe.schema import AnyStrategy
@@ -219,16 +218,16 @@ def predicted(case: dict[str, Any]) -> Any:
 
     strategy: Any = TypeAdapter(AnyStrategy).validate_python(case["strategy"])
     if strategy.needs_weights:
-        model = shapes.read(model_folder(case["model"]))
+        model = architecture.read(model_folder(case["model"]))
     else:
-        model = shapes.by_hand(
+        model = architecture.by_hand(
             random_sizes.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
         )
-    made = TASKS[case["task"]].shapes(model.shapes, model.config, 3)
+    made = TASKS[case["task"]].model.shapes(model.shapes, model.config, 3)
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = build(strategy).learning(*made)
+    learning = build(strategy).describe(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],
@@ -238,19 +237,20 @@ def predicted(case: dict[str, Any]) -> Any:
         compute=2 if hardware.has_bfloat16() else 4,
         rows=rows[0] + rows[1],
         classifies=labelled,
-        widths=of_batches(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
+        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
     )
     return memory.predict(model, learning, shape)
 
 
 def pieces_of(case: dict[str, Any]) -> Any:
-    """Return the lengths of a case's examples as the adviser sees them; a new tokenizer is assumed to match the base's."""
+    """Return the lengths of a case's examples as the advisor sees them; a new tokenizer is assumed to match the base's."""
+    from hfstrat.advisor import architecture
     from hfstrat.advisor import data as advisor_data
-    from hfstrat.advisor import shapes
 
     with tempfile.TemporaryDirectory() as name:
         file, _ = write_data(case, Path(name))
-        found = advisor_data.survey(file, shapes.read(model_folder(case["model"])), case["task"])
+        model = architecture.read(model_folder(case["model"]))
+        found = advisor_data.survey(file, case["task"], model.context, model.folder)
     return replace(found, max_length=case["length"]).pieces
 
 
@@ -278,7 +278,7 @@ def compared(done: dict[str, dict[str, Any]], cases: list[dict[str, Any]]) -> li
 def whole_runs() -> list[dict[str, Any]]:
     """Compare predictions with complete runs: those that `hfstrat compare` measured for benchmarks/regret.py."""
     from hfstrat.advisor import recipes as advisor_recipes
-    from hfstrat.advisor.fitting import imports
+    from hfstrat.advisor.hardware import import_bytes
     from hfstrat.recipe.load import load_recipe
 
     found = []
@@ -288,7 +288,7 @@ def whole_runs() -> list[dict[str, Any]]:
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}
         measured_recipes = {label: recipes[label] for label, peak in measured.items() if peak}
         for label, prediction in advisor_recipes.predict(measured_recipes).items():
-            above, peak = prediction["memory_bytes"] - imports(True), measured[label] - imports(True)
+            above, peak = prediction["memory_bytes"] - import_bytes(True), measured[label] - import_bytes(True)
             name = f"{case.name} {label}"
             found.append({"name": name, "measured": peak, "predicted": above, "error": above / peak - 1, "phase": "-"})
     return found

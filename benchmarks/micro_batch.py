@@ -29,7 +29,7 @@ def main() -> None:
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Model
     from hfstrat.tasks import loading
-    from hfstrat.tasks.losses import causal_lm_loss
+    from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
     section = Model(name_or_path=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
     tokenizer = load.load_tokenizer(section)

@@ -1,8 +1,8 @@
-"""Quality of the adviser's first choice. Regret is the best measured result less that of its first choice.
+"""Quality of the advisor's first choice. Regret is the best measured result less that of its first choice.
 
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
-Writes benchmarks/results/regret.json and .md. For each case the adviser is queried twice with the case's data, memory and time
+Writes benchmarks/results/regret.json and .md. For each case the advisor is queried twice with the case's data, memory and time
 (the budget plus the overhead of a run beyond its training): by its rules alone, and with `--measure`. Then `hfstrat compare`
 measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on examples of a
 test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the
@@ -10,7 +10,7 @@ tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences th
 marked.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
-queries the adviser again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
+queries the advisor again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
 distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
@@ -39,6 +39,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,32 +137,34 @@ def write_rows(case: Case, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def ask(case: Case, folder: Path, measure: bool, known: dict[str, Any]) -> dict[str, Any]:
-    """Return the adviser's answer, and write its recipes; `known` is what it measured in an earlier query."""
-    from hfstrat.advisor import measuring, recipes, show, speed, verdict
-    from hfstrat.advisor.advise import Asked, situation_of
+def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the advisor's answer, and write its recipes; `known` is what it measured in an earlier query."""
+    from hfstrat.advisor import decide, measure, recipes, show, speed
+    from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
 
     (folder / "no-reports").mkdir(exist_ok=True)  # the times of earlier cases stay unknown, so that the order does not matter
     time = f"{case.budget + speed.START_SECONDS:.0f}s"
-    asked = Asked(model_folder(case.model), str(folder / "train.jsonl"), memory=MEMORY, time=time)
-    situation = situation_of(Asked(**{**vars(asked), "reports": str(folder / "no-reports")}))
-    if measure:
-        situation.measured = known or measuring.measure(situation, list(defaults.ORDER), MEASURING)
-    advices = verdict.decide(situation, list(defaults.ORDER))
-    if not measure:
-        made, top = folder / "recipes", max(advice.score.points for advice in advices if advice.score)
+    past, data = folder / "no-reports", folder / "train.jsonl"
+    request = Request(model_folder(case.model), str(data), memory=MEMORY, time=time, reports=str(past))
+    situation = situation_of(request)
+    if measured:
+        found = decide.Measured(**known) if known else measure.measure(situation, defaults.ORDER, MEASURING)
+        situation = replace(situation, measured=found)
+    advice = decide.decide(situation, defaults.ORDER)
+    if not measured:
+        made, top = folder / "recipes", max(scored.score.points for scored in advice.ranked)
         made.mkdir(exist_ok=True)
-        for advice in advices:
-            near = advice.score and advice.score.points > top - HOPELESS and advice.name not in case.without
-            if near and advice.fit and advice.fit.fits_here:
-                (made / f"{advice.name}.yaml").write_text(recipes.text_of(advice, situation), encoding="utf-8")
-    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advices), default=str))
+        for place, scored in enumerate(advice.ranked, 1):
+            near = scored.score.points > top - HOPELESS and scored.name not in case.without
+            if near and scored.fitted.fits_here:
+                (made / f"{scored.name}.yaml").write_text(recipes.text_of(scored, place, situation), encoding="utf-8")
+    answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advice), default=str))
     return answer
 
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """Return the `first` and the `latest` answer of the adviser, each by rules and measured."""
+    """Return the `first` and the `latest` answer of the advisor, each by rules and measured."""
     folder, case = KEPT / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
@@ -177,7 +180,7 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 
 def measure(name: str) -> None:
-    """Run `hfstrat compare` on the adviser's recipes, as a user would; it resumes where it stopped."""
+    """Run `hfstrat compare` on the advisor's recipes, as a user would; it resumes where it stopped."""
     folder = KEPT / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
@@ -213,7 +216,7 @@ def outcome(name: str) -> dict[str, Any] | None:
         "best": table["best"],
         "measured": {
             label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
-            | {"told_apart": (row.get("against_best") or {}).get("told_apart"), "steps": row["runs"][0].get("steps")}
+            | {"told_apart": (row.get("against_best") or {}).get("significant"), "steps": row["runs"][0].get("steps")}
             for label, row in entries.items()
         },
         "measured_before": json.loads((KEPT / name / "before.json").read_text())
@@ -229,7 +232,7 @@ def outcome(name: str) -> dict[str, Any] | None:
             one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
             found.setdefault(when, {})[way] = one | {
                 "told_apart": found["measured"][order[0]]["told_apart"],
-                "unlike": answer["measured"].get("unlike"),
+                "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
     return found
@@ -249,7 +252,7 @@ def within(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
-    parser.add_argument("--ask-only", action="store_true", help="query the adviser again, and measure nothing")
+    parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:

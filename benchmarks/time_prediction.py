@@ -1,4 +1,4 @@
-"""The adviser's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
+"""The advisor's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
 
     python -m benchmarks.time_prediction [--some N]
 
@@ -48,22 +48,22 @@ def rows_of(data: str) -> str:
 
 
 def situation_of(model: str, data: str) -> Any:
-    from hfstrat.advisor.advise import Asked, situation_of
+    from hfstrat.cli.advise import Request, situation_of
 
-    return situation_of(Asked(model=model_folder(model), data=rows_of(data), memory="64GiB"))
+    return situation_of(Request(model=model_folder(model), data=rows_of(data), memory="64GiB"))
 
 
 def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     """Return the measured rate (operations per second), and the seconds and operations of a real run."""
-    from hfstrat.advisor import candidates, measuring, recipes, speed, verdict
+    from hfstrat.advisor import candidates, decide, measure, recipes, speed
 
     situation = situation_of(model, data)
-    advice = verdict.decide(situation, [strategy])[0]
-    quick = measuring.measure(situation, [strategy], 2 * SECONDS)
+    fitted = decide.decide(situation, [strategy]).ranked[0].fitted
+    quick = measure.measure(situation, [strategy], 2 * SECONDS)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipes.recipe_of(advice, situation)
+        recipe = recipes.recipe_of(fitted, situation, {})
         recipe["training"] |= {"max_steps": STEPS[model], "eval_steps": STEPS[model], "load_best_model_at_end": False}
-        if "precompute" in advice.candidate.section_keys:
+        if "precompute" in type(fitted.candidate.strategy).model_fields:
             recipe["strategy"] = {**recipe["strategy"], "precompute": "off"}
         recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
         file = Path(folder) / "recipe.yaml"
@@ -71,15 +71,15 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
         words = [sys.executable, "-m", "hfstrat.train", str(file)]
         subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
         result = json.loads((Path(folder) / "run" / "report.json").read_text())["result"]
-    found = candidates.make(strategy, situation.model, situation.data)
+    found = candidates.propose(strategy, situation.model, situation.data)
     load = speed.work(
         found.model,
         found.learning._replace(keeps_prefix=False),
-        situation.data.mean_length,  # type: ignore
+        situation.data.mean_length,
         situation.data.supervised_share,
     )
     return {
-        "rate": quick["rates"][strategy],
+        "rate": quick.rates[strategy],
         "product": speed.matmul_rate(),
         "seconds": result["step_seconds"],
         "operations": load.training * result["tokens"],
@@ -104,12 +104,12 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
 
 def predictions(done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Predict each case from each source of the rate; `others` is the median of the same model's other strategies."""
-    from hfstrat.advisor import shapes, speed
+    from hfstrat.advisor import architecture, speed
 
     rows = []
     for name, found in done.items():
         beside = [other["rate"] for key, other in done.items() if key.split()[0] == name.split()[0] and key != name]
-        width = shapes.read(model_folder(name.split()[0])).width
+        width = architecture.read(model_folder(name.split()[0])).width
         rates = {"measured": found["rate"], "product": speed.share(width) * found["product"]}
         rates |= {"others": statistics.median(beside)} if beside else {}
         for source, rate in rates.items():

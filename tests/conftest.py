@@ -1,4 +1,4 @@
-"""Tiny models and data made on the spot: no network, nothing from outside the repository."""
+"""Tiny models and data created for the tests: no network, nothing from outside the repository."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HFSTRAT_CACHE", tempfile.mkdtemp(prefix="hfstrat-tests-"))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: two threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with tiny models a second thread only adds waiting
 
 import pytest
 
-pytest.register_assert_rewrite("helpers")  # failures there show values too
+pytest.register_assert_rewrite("helpers")  # assertions there show values
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEMPLATE = (
@@ -102,7 +102,7 @@ def make_model(folder: Path, family: str = "llama", tied: bool = False, dtype: s
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`models(family=..., tied=..., dtype=..., chat=...)` gives a folder, made once a session."""
+    """`models(family=..., tied=..., dtype=..., chat=...)` returns a folder, created once per session."""
     made: dict[Any, Path] = {}
 
     def get(**kind: Any) -> Path:
@@ -126,7 +126,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 prompt/completion rows of unequal lengths."""
+    """60 prompt/completion examples of unequal lengths."""
     said = sentences(120, seed=1)
     data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
     return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
@@ -160,7 +160,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_process_group() -> Iterator[None]:
-    """Runs in this process leave no distributed state behind."""
+    """Reset accelerate's state after each test."""
     yield
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -171,7 +171,7 @@ def _no_process_group() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., str]:
-    """Run a script of ours as a user would; gives what it printed."""
+    """Run one of our scripts as a user would; return its output."""
     import subprocess
     import sys
 

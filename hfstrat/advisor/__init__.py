@@ -1,1 +1,1 @@
-"""The adviser: which strategy fits a model, data, a machine and a deadline, with predictions that were checked. No torch."""
+"""Predicts memory, time and quality of the strategies for a model, data and a machine."""

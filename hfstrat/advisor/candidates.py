@@ -1,4 +1,4 @@
-"""What each strategy would be here: its section of the recipe, the model that it trains, and what of it learns. No torch."""
+"""Strategies for a model and data: the section of the recipe, the model that is trained, its parameters. No torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hfstrat import strategies
-from hfstrat.advisor import shapes as models
+from hfstrat.advisor import architecture
+from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
-from hfstrat.advisor.shapes import Model
+from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
 from hfstrat.errors import UserError
+from hfstrat.models.random import sizes
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import defaults
-from hfstrat.strategies.base import Footprint, Learning
-from hfstrat.strategies.defaults import ORDER
+from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
@@ -27,15 +28,21 @@ USUAL_EPOCHS = 3.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with everything that predictions ask for; `reason` why it cannot be had, if it cannot."""
+    """A strategy that is possible here, with everything that predictions need.
+
+    section: of the recipe, `name` included.
+    model: the model that is trained; a new one if the strategy trains from scratch.
+    """
 
     name: str
     section: dict[str, Any]
-    strategy: StrategySection | None = None
-    model: Model | None = None
-    learning: Learning | None = None
-    footprint: Footprint | None = None
-    reason: str = ""
+    strategy: StrategySection
+    model: Model
+    learning: Description
+
+    @property
+    def footprint(self) -> Footprint:
+        return self.learning.footprint
 
     @property
     def epochs(self) -> float:
@@ -43,100 +50,80 @@ class Candidate:
 
     @property
     def training(self) -> dict[str, Any]:
-        """Keys of `training:` that it wants."""
-        rate = defaults.learning_rate(self.name, self.model.width if self.model else 0)
+        """Keys of `training:` that are proposed for it."""
+        rate = defaults.learning_rate(self.name, self.model.width)
         return {} if rate is None else {"learning_rate": rate}
 
     @property
-    def section_keys(self) -> set[str]:
-        return set(type(self.strategy).model_fields) if self.strategy is not None else set()
+    def parameters(self) -> int:
+        return sum(map(prod, self.learning.shapes.values()))
 
     @property
-    def artefact_bytes(self) -> float:
-        """What has to be loaded to use the result, base included, in 16 bits."""
-        return 2.0 * (self.footprint.total if self.footprint else 0)
+    def artifact_bytes(self) -> float:
+        """What has to be loaded to use the result in 16 bits, base included."""
+        return 2.0 * self.footprint.total
 
 
-def names(wanted: str | None, task: str) -> list[str]:
-    """Which strategies are asked about. Raises UserError for unknown ones, and for those that cannot do the task."""
-    if wanted is None:
-        return list(ORDER)
-    found = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in found:
-        if name not in STRATEGIES:
-            raise UserError(f"--strategies: {name}: no such strategy; expected some of {', '.join(ORDER)}")
-        if task not in STRATEGIES[name].tasks:
-            can = [other for other, cls in STRATEGIES.items() if task in cls.tasks]
-            raise UserError(f"--strategies: {name} is not for task {task}; expected some of {', '.join(can)}")
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"--strategies: {wanted}: expected some of {', '.join(ORDER)}, each once")
-    return found
+@dataclass(frozen=True)
+class Unavailable:
+    """A strategy that is impossible here, and why."""
+
+    name: str
+    reason: str
 
 
-def make(name: str, model: Model, data: Survey, most: float = float("inf")) -> Candidate:
-    """The candidate; one with a reason where it cannot be.
+def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -> Candidate:
+    """The strategy as it is proposed for this model and data.
 
     Args:
-        most: parameters of a model from scratch, at most.
+        most: upper limit for the parameters of a model from scratch.
+
+    Raises:
+        UserError: it is impossible; begins with the recipe's key.
     """
-    try:
-        return _scratch(name, model, data, most) if STRATEGIES[name].random_weights else _pretrained(name, model, data)
-    except UserError as error:
-        return Candidate(name, {"name": name}, reason=str(error).partition(": ")[2] or str(error))
+    if data.task not in STRATEGIES[name].tasks:
+        raise UserError(f"strategy: does not support task {data.task}")
+    return _from_scratch(name, model, data, most) if STRATEGIES[name].random_weights else _pretrained(name, model, data)
 
 
 def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     task = TASKS[data.task]
-    if data.task not in STRATEGIES[name].tasks:
-        raise UserError(f"strategy: not for task {data.task}")
-    if task.unit == "token" and model.is_encoder:
-        raise UserError(f"model: {model.family} is an encoder, and no causal LM")
+    if task.text.generates and model.is_encoder:
+        raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
-        task.check_architecture(model.name, model.config)
+        task.model.check_architecture(model.name, model.config)
     labels = len(data.labels)
-    made = task.shapes(model.shapes, model.config, labels)
-    found, tied = made or ({**model.shapes, "score.weight": (labels, model.width)}, False)
-    architecture = str((model.config.get("architectures") or [""])[0])
-    about = defaults.About(data.task, model.name, model.layers, model.width, architecture)
+    known = task.model.shapes(model.shapes, model.config, labels)
+    shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
+    about = defaults.About(data.task, model.name, model.layers, model.width, class_name(model.config))
     section = {"name": name, **defaults.section(name, about)}
-    wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
-    strategy = strategies.build(wanted)
-    strategy.check(task)
-    return Candidate(name, section, wanted, model, strategy.learning(found, tied), strategy.footprint(found, tied))
+    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    built = strategies.build(strategy)
+    built.check_task(task)
+    return Candidate(name, section, strategy, model, built.describe(shapes, tied))
 
 
-def _scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
-    """A Llama of as many parameters as the tokens can shape, with a tokenizer of its own; never larger than `model`."""
-    if data.task not in STRATEGIES[name].tasks:
-        raise UserError(f"strategy: not for task {data.task}: labels alone are too little to learn a language from")
-    from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
-    from hfstrat.models.random import sizes
-
-    worth = data.tokens * WORTHWHILE / OPTIMAL
-    size = max(SMALLEST, min(worth, most, model.parameters))
-    text = sizes.readable(_two_digits(size))
-    words = new_vocabulary(data)
-    made = models.by_hand(text, words, data.max_length)
-    section = {"name": name, "architecture": "llama", "parameters": text, "tokenizer": {"vocab_size": words}}
-    wanted: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
-    strategy = strategies.build(wanted)
-    return Candidate(
-        name, section, wanted, made, strategy.learning(made.shapes, made.tied), strategy.footprint(made.shapes, made.tied)
-    )
+def class_name(config: dict[str, Any]) -> str:
+    """The class that a config.json names, such as LlamaForCausalLM; empty if it names none."""
+    return str((config.get("architectures") or [""])[0])
 
 
-def _two_digits(number: float) -> float:
-    return float(f"{number:.1e}")
+def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
+    """A Llama with a new tokenizer, with as many parameters as the tokens can train, and not larger than `model`."""
+    worthwhile = data.tokens * WORTHWHILE / OPTIMAL
+    size = sizes.readable(float(f"{max(SMALLEST, min(worthwhile, most, model.parameters)):.1e}"))
+    vocabulary = new_vocabulary(data.tokens)
+    new = architecture.by_hand(size, vocabulary, data.max_length)
+    section = {"name": name, "architecture": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
+    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    built = strategies.build(strategy)
+    return Candidate(name, section, strategy, new, built.describe(new.shapes, new.tied))
 
 
-def new_vocabulary(data: Survey) -> int:
-    """Tokens of a new tokenizer: 1,024 for little text, twice as many for each tenfold; fewer where the text has no more pairs
-    that occur twice."""
-    count = int(min(1024, 320 + data.tokens // 8 // 64 * 64))
+def new_vocabulary(tokens: float) -> int:
+    """The size of a new vocabulary: 1,024 for little text, doubled with each tenfold; less if the text has too few repeated
+    pairs."""
+    count = int(min(1024, 320 + tokens // 8 // 64 * 64))
     for threshold in (1e6, 1e7, 1e8):
-        count *= 2 if data.tokens >= threshold else 1
+        count *= 2 if tokens >= threshold else 1
     return min(count, LARGEST_NEW_VOCABULARY)
-
-
-def parameters_of(candidate: Candidate) -> int:
-    return sum(map(prod, candidate.learning.shapes.values())) if candidate.learning else 0

@@ -1,4 +1,4 @@
-"""What there is to learn from: rows, tokens, classes, lengths, duplicates. No torch, no transformers."""
+"""Statistics of the training data: examples, tokens, classes, lengths, duplicates. No torch, no transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,23 +18,23 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS
 
-if TYPE_CHECKING:
-    from hfstrat.advisor.shapes import Model
-
-MOST_READ = 50_000  # rows; beyond them their number is told from the size of the file
-SAMPLE = 2_000  # rows that are tokenised
-BYTES_A_TOKEN = 4.0  # of English, where there is no tokenizer at hand
-TURN_TOKENS = 5  # that a template puts around a turn, about
-BY_HAND = "by hand"  # in the place of a source
-KEPT = 0.995  # share of the tokens that the proposed max_length keeps
+MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
+SAMPLE = 2_000  # rows that are tokenized
+BYTES_PER_TOKEN = 4.0  # of English, used without a tokenizer
+TURN_TOKENS = 5  # that a chat template adds per message, roughly
+BY_HAND = "by hand"  # instead of a source
+KEPT = 0.995  # share of the tokens within the proposed max_length
 
 
 @dataclass
 class Survey:
-    """Rows and tokens of a data set.
+    """Statistics of a data set.
 
-    `lengths` are tokens of the sampled rows before cutting; `texts` are these rows as plain text; `labels` are rows by label
-    (of a classification), `names` those of `texts`. `estimated`: what is not exact, in words.
+    lengths: tokens of the sampled examples, before truncation.
+    texts, names: the sampled examples as plain text, and their labels.
+    labels: number of examples per label of a classification.
+    many: whether an example may have several labels.
+    estimated: what is not exact, in words.
     """
 
     source: str
@@ -54,7 +54,7 @@ class Survey:
 
     @property
     def tokens(self) -> float:
-        """Of all rows, cut to `max_length`."""
+        """Tokens of all examples, truncated to `max_length`."""
         return self.rows * self.mean_length
 
     @property
@@ -67,9 +67,9 @@ class Survey:
 
     @property
     def pieces(self) -> np.ndarray:
-        """Lengths of the sampled rows as they are trained on: a classifier's are cut, others are split."""
-        whole, rest = np.divmod(self.lengths, self.max_length)
-        split = np.concatenate([np.full(int(whole.sum()), self.max_length), rest[rest > 0]])
+        """Lengths of the sampled examples in training: truncated for a classifier, split otherwise."""
+        full, rest = np.divmod(self.lengths, self.max_length)
+        split = np.concatenate([np.full(int(full.sum()), self.max_length), rest[rest > 0]])
         return self.cut_lengths if self.labels else split
 
     @property
@@ -82,7 +82,7 @@ class Survey:
 
     @property
     def cut_share(self) -> float:
-        """Of the tokens, beyond `max_length`."""
+        """Share of the tokens beyond `max_length`."""
         return 1 - float(self.cut_lengths.sum() / self.lengths.sum())
 
     @property
@@ -90,78 +90,84 @@ class Survey:
         return self.source == BY_HAND
 
     def lines(self) -> list[str]:
-        """What there is, in words."""
+        """The statistics in words."""
         if self.by_hand:
-            return self._said_by_hand()
+            return self._lines_by_hand()
         middle, high = np.percentile(self.lengths, (50, 99))
-        share = "" if self.labels else f", {self.supervised_share:.0%} of them carry loss"
+        share = "" if self.labels else f", {self.supervised_share:.0%} of them supervised"
         found = [
-            f"{self.source}: {self.rows:,} rows ({self.format}), about {self.tokens:,.0f} tokens{share}",
-            f"lengths: median {middle:,.0f}, 99 % under {high:,.0f}, longest {self.lengths.max():,} tokens; max_length "
-            f"{self.max_length:,} cuts {self.cut_share:.1%} of the tokens; {self.duplicates:.1%} of the rows are duplicates",
+            f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
+            f"lengths in tokens: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; max_length "
+            f"{self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; {self.duplicates:.1%} duplicate examples",
         ]
         if self.labels:
             small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
             share = f"{self.labels[large] / max(1, sum(self.labels.values())):.1%}"
             found.append(
-                f"{len(self.labels):,} classes: smallest {small} {self.labels[small]:,} rows, largest {large} "
-                f"{self.labels[large]:,} = {share}, the accuracy of always saying it"
+                f"{len(self.labels):,} classes, from {small} ({self.labels[small]:,} examples) to {large} "
+                f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
             )
-        return found + [f"not exact: {words}" for words in self.estimated]
+        return found + [f"estimated: {words}" for words in self.estimated]
 
-    def _said_by_hand(self) -> list[str]:
-        """Of rows that nobody has seen yet."""
+    def _lines_by_hand(self) -> list[str]:
+        """The statistics of data that does not exist yet."""
         each = next(iter(self.labels.values()), 0)
-        classes = f", {len(self.labels):,} classes of {each:,} rows" if self.labels else ""
+        classes = f", {len(self.labels):,} classes of {each:,} examples" if self.labels else ""
         return [
-            f"sizes given by hand: {self.rows:,} rows{classes}, about {self.tokens:,.0f} tokens",
-            f"not known: lengths, balance, duplicates; every row is taken to have {self.longest:,} tokens",
+            f"sizes given by hand: {self.rows:,} examples{classes}, about {self.tokens:,.0f} tokens",
+            f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
         ]
 
 
 def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Survey:
-    """Where there is no data yet. Raises UserError: no rows, or fewer tokens than rows."""
+    """Statistics given by hand, for data that does not exist yet. Raises UserError for impossible numbers."""
     if rows < 1:
         raise UserError(f"--rows: {rows}: expected at least 1")
     if tokens < rows:
-        raise UserError(f"--tokens: {tokens} tokens for {rows} rows; expected the tokens of all rows together")
+        raise UserError(f"--tokens: {tokens} tokens for {rows} rows; expected the total number of tokens of all rows")
     if task == "text-classification" and classes < 2:
-        raise UserError("--classes: missing; how many labels will there be? Such as --classes 3")
+        raise UserError("--classes: missing; give the number of labels, such as --classes 3")
     each = max(8, min(context, -(-tokens // rows)))
     labels = {f"class {n}": rows // classes for n in range(classes)} if task == "text-classification" else {}
     lengths = np.full(1, each)
     if task != "text-classification" and classes:
-        raise UserError(f"--classes: task {task} has none; leave it out, or say --task text-classification")
+        raise UserError(f"--classes: task {task} has no classes; remove the option, or set --task text-classification")
     return Survey(BY_HAND, task, rows, lengths, labels=labels, max_length=each, format="sizes given by hand")
 
 
-def survey(path: str, model: Model, task: str | None = None) -> Survey:
-    """Read local rows.
+def survey(path: str, task: str | None, context: int, folder: Path | None) -> Survey:
+    """Statistics of local files.
+
+    Args:
+        path: a file or folder.
+        task: None: detected from the columns.
+        context: the longest sequence of the model, which limits the proposed `max_length`.
+        folder: of the model, whose tokenizer.json counts tokens if it exists.
 
     Raises:
-        UserError: rows that are not there, cannot be read, or fit no task.
+        UserError: files that do not exist, cannot be read, or fit no task.
     """
     files = sources.local_files(path, "--data")
     if files is None:
-        raise UserError(f"--data: {path}: no such file here; the adviser reads local rows (or --rows and --tokens by hand)")
+        raise UserError(f"--data: {path}: no such file; advise reads local files only (or give --rows and --tokens by hand)")
     rows, guessed, bytes_read = _read(files)
     task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
     try:
-        reading = TASKS[task].told(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
+        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
     if guessed:
         found.rows = guessed
-        found.estimated.append(f"the number of rows, from the first {len(rows):,} and the size of the files")
+        found.estimated.append(f"the number of examples, from the first {len(rows):,} and the size of the files")
     examples = []
     for number, row in enumerate(rows):
         try:
             examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
         except BadRow as error:
             raise UserError(f"--data: {reading.where(number)}: {error}") from None
-    words = [example.content for example in examples]
+    words = [example.words for example in examples]
     found.duplicates = 1 - len(set(words)) / len(words)
     chosen = list(range(0, len(rows), max(1, len(rows) // SAMPLE)))[:SAMPLE]
     found.texts = [words[index] for index in chosen]
@@ -171,21 +177,21 @@ def survey(path: str, model: Model, task: str | None = None) -> Survey:
         found.labels = {name: count * found.rows // len(rows) for name, count in counts.most_common()}
         found.names = [examples[index].labels[0] if examples[index].labels else "" for index in chosen]
         if len(found.labels) < 2:
-            raise UserError(f"--data: {path}: {len(found.labels)} label; a classification needs two at least")
-    _tokenise(found, [examples[index] for index in chosen], model)
+            raise UserError(f"--data: {path}: {len(found.labels)} label; a classification needs at least two")
+    _tokenize(found, [examples[index] for index in chosen], folder)
     if len(chosen) < len(rows):
-        found.estimated.append(f"tokens and lengths, from {len(chosen):,} rows")
-    found.max_length = proposed_length(found.lengths, model.context)
+        found.estimated.append(f"tokens and lengths, from {len(chosen):,} examples")
+    found.max_length = proposed_length(found.lengths, context)
     return found
 
 
 def _read(files: list[Path]) -> tuple[list[dict[str, Any]], int, int]:
-    """The first rows, how many there are if that had to be guessed (else 0), and the bytes of the files."""
+    """The first rows, the total number of rows if it was estimated (otherwise 0), and the bytes of the files."""
     size = sum(file.stat().st_size for file in files)
     stream: Iterator[dict[str, Any]] = itertools.chain.from_iterable(readers.read(file) for file in files)
     rows = list(itertools.islice(stream, MOST_READ))
     if not rows:
-        raise UserError(f"--data: {files[0]}: the file holds no row; expected at least one")
+        raise UserError(f"--data: {files[0]}: the file has no rows; expected at least one")
     if len(rows) < MOST_READ or next(stream, None) is None:
         return rows, 0, size
     if any(file.suffix in (".gz", ".parquet", ".arrow") for file in files):
@@ -200,12 +206,12 @@ def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _task_of(rows: list[dict[str, Any]], path: str) -> str:
-    """The first task whose columns are there; labels tell a classification."""
+    """The task detected from the columns: a classification if there are labels."""
     problems = []
-    for task in sorted(TASKS.values(), key=lambda task: task.unit == "token"):
+    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
             data = Data.model_validate({"train": path})
-            task.told(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
+            task.rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
         except UserError as error:
             problems.append(str(error))
         else:
@@ -214,7 +220,7 @@ def _task_of(rows: list[dict[str, Any]], path: str) -> str:
 
 
 def proposed_length(lengths: np.ndarray, context: int) -> int:
-    """The least multiple of 16 that keeps nearly all tokens, within the context."""
+    """The smallest multiple of 16 within the context that covers nearly all tokens."""
     top = int(min(context, lengths.max()))
     for length in range(16, top + 16, 16):
         if np.minimum(lengths, length).sum() >= KEPT * lengths.sum():
@@ -222,31 +228,31 @@ def proposed_length(lengths: np.ndarray, context: int) -> int:
     return max(16, min(-(-top // 16) * 16, context))
 
 
-def _tokenise(found: Survey, examples: list[Any], model: Model) -> None:
-    """Tokens of the sampled rows, with what a template would put around turns."""
+def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> None:
+    """Count the tokens of the sampled examples, including those that a chat template would add."""
     pieces = [_pieces(example) for example in examples]
     texts = [text for row in pieces for text, _ in row]
-    counts = count_tokens(texts, model)
+    counts = count_tokens(texts, folder)
     if counts is None:
-        counts = [max(1, round(len(text.encode()) / BYTES_A_TOKEN)) for text in texts]
-        found.estimated.append(f"tokens, at {BYTES_A_TOKEN:g} bytes each: this model's tokenizer.json is not at hand")
-    place, lengths, learnt = 0, [], 0
+        counts = [max(1, round(len(text.encode()) / BYTES_PER_TOKEN)) for text in texts]
+        found.estimated.append(f"tokens, at {BYTES_PER_TOKEN:g} bytes per token, because the model has no tokenizer.json here")
+    place, lengths, supervised = 0, [], 0
     for row in pieces:
         marks = TURN_TOKENS if len(row) > 1 else 1
         each = [count + marks for count in counts[place : place + len(row)]]
-        learnt += sum(count for count, (_, trained) in zip(each, row, strict=True) if trained)
+        supervised += sum(count for count, (_, trained) in zip(each, row, strict=True) if trained)
         lengths.append(sum(each))
         place += len(row)
     if any(len(row) > 1 for row in pieces) and found.task == "causal-lm":
-        found.estimated.append(f"the template, at {TURN_TOKENS} tokens a turn")
+        found.estimated.append(f"the chat template, at {TURN_TOKENS} tokens per message")
     found.lengths = np.asarray(lengths, dtype=np.int64)
-    found.supervised_share = learnt / max(1, sum(lengths))
+    found.supervised_share = supervised / max(1, sum(lengths))
 
 
 def _pieces(example: Any) -> list[tuple[str, bool]]:
-    """Texts of a row, and whether they carry loss."""
+    """The texts of an example, and whether each is supervised."""
     if not isinstance(example, Example):
-        return [(example.content, True)]
+        return [(example.words, True)]
     if example.text is not None:
         return [(example.text, True)]
     messages = example.messages or []
@@ -256,10 +262,10 @@ def _pieces(example: Any) -> list[tuple[str, bool]]:
     ]
 
 
-def count_tokens(texts: list[str], model: Model) -> list[int] | None:
-    """Tokens of each text, without special ones; None where the model has no tokenizer.json here."""
-    file = (model.folder or Path("/nowhere")) / "tokenizer.json"
-    if not file.is_file():
+def count_tokens(texts: list[str], folder: Path | None) -> list[int] | None:
+    """Tokens of each text without special tokens; None if the model folder has no tokenizer.json."""
+    file = folder / "tokenizer.json" if folder else None
+    if file is None or not file.is_file():
         return None
     from tokenizers import Tokenizer
 

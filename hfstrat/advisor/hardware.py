@@ -1,12 +1,14 @@
-"""The machine: its memory, its accelerator, how several processes share a model. No torch."""
+"""The machine: memory, accelerator, how processes share a model, and the constants measured on such machines. No torch."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,12 @@ from hfstrat.run import launch
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LEAST_MEMORY, MOST_MEMORY = 2**26, 2**50
 LEAST_TIME, MOST_TIME = 5.0, 366 * 86400.0
-HEADROOM = 0.92  # share of the memory that a run may take, as in hfstrat.trainer.autobatch
+HEADROOM = 0.92  # share of the memory that a run may use, as in hfstrat.trainer.autobatch
+CONSTANTS = Path(__file__).parent / "constants.json"  # fitted by benchmarks/memory_prediction.py and time_prediction.py
 
 
 class Device(NamedTuple):
-    """An accelerator, or the CPU: bytes of memory, and dense 16-bit operations a second by its data sheet (0: measured)."""
+    """An accelerator or the CPU: bytes of memory, and dense 16-bit operations per second by its data sheet (0: measured)."""
 
     name: str
     memory: float
@@ -31,7 +34,7 @@ class Device(NamedTuple):
 
 
 GIB = 2**30
-DEVICES = {  # data sheets of the makers: memory, dense 16-bit tensor operations without sparsity
+DEVICES = {  # manufacturers' data sheets: memory, dense 16-bit tensor operations without sparsity
     "t4": Device("NVIDIA T4", 15 * GIB, 65e12),
     "l4": Device("NVIDIA L4", 22.5 * GIB, 121e12),
     "rtx3090": Device("NVIDIA GeForce RTX 3090", 24 * GIB, 71e12),
@@ -45,8 +48,43 @@ DEVICES = {  # data sheets of the makers: memory, dense 16-bit tensor operations
 }
 
 
+class Band(NamedTuple):
+    """Median and worst relative error of a stored validation, and its number of runs."""
+
+    median: float
+    worst: float
+    runs: int
+
+    def words(self) -> str:
+        return f"within {self.worst:.0%} (median {self.median:.0%}) in {self.runs} validation runs"
+
+
+@lru_cache
+def constants() -> dict[str, Any]:
+    """The constants fitted to measured runs."""
+    found: dict[str, Any] = json.loads(CONSTANTS.read_text(encoding="utf-8"))
+    return found
+
+
+def import_bytes(on_cpu: bool) -> float:
+    """Memory of the imported libraries, which counts toward the peak of a process on a CPU."""
+    return float(constants()["cpu"]["imports"]) if on_cpu else 0.0
+
+
+def memory_band() -> Band | None:
+    """The error of memory predictions; None if they were not validated."""
+    found = constants().get("memory_band")
+    return Band(found["median"], found["worst"], found["count"]) if found else None
+
+
+def time_band(source: str) -> float | None:
+    """The worst relative error of times predicted from this source of rates; None if it was not validated."""
+    found = constants().get("time_bands", {}).get(source)
+    return float(found["worst"]) if found else None
+
+
 class Sharing(NamedTuple):
-    """How processes share a model: what of it each of them holds a part of only, and what lies in the host's memory."""
+    """How processes share a model: what is sharded over them, and what is offloaded to the memory of the host."""
 
     kind: str = "one process"
     processes: int = 1
@@ -58,29 +96,29 @@ class Sharing(NamedTuple):
 
 
 def parse_memory(text: str, option: str = "--memory") -> float:
-    """'16GiB' in bytes. Raises UserError for what is no amount of memory, or no machine's."""
+    """'16GiB' in bytes. Raises UserError for anything that is not a plausible amount of memory."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if match is None or match[2] == "i":
         raise UserError(f"{option}: {text}: expected an amount of memory such as 16GiB or 24GB")
     amount = float(match[1]) * UNITS[match[2]]
     if not LEAST_MEMORY <= amount <= MOST_MEMORY:
-        raise UserError(f"{option}: {text} is {amount:,.0f} bytes; expected from 64MiB to 1024TiB, such as 16GiB")
+        raise UserError(f"{option}: {text} is {amount:,.0f} bytes; expected between 64MiB and 1024TiB, such as 16GiB")
     return amount
 
 
 def parse_time(text: str, option: str = "--time") -> float:
-    """'2h' in seconds. Raises UserError for what is no time, or none that a run could have."""
+    """'2h' in seconds. Raises UserError for anything that is not a plausible duration of a run."""
     try:
         found = seconds(text)
     except ValueError as error:
         raise UserError(f"{option}: {text}: {error}") from None
     if not LEAST_TIME <= found <= MOST_TIME:
-        raise UserError(f"{option}: {text} is {found:,.0f} s; expected from {LEAST_TIME:.0f}s to a year (8784h)")
+        raise UserError(f"{option}: {text} is {found:,.0f} s; expected between {LEAST_TIME:.0f}s and a year (8784h)")
     return found
 
 
 def find_device(name: str) -> Device:
-    """The device of that name, or the one of this machine for `auto`. Raises UserError with the nearest name."""
+    """The device of this name, or that of this machine for `auto`. Raises UserError with the nearest name."""
     key = re.sub(r"[\s_]|nvidia|geforce", "", name.lower())
     if key == "auto":
         return _gpu_here() or cpu()
@@ -90,7 +128,10 @@ def find_device(name: str) -> Device:
         return DEVICES[key]
     near = get_close_matches(key, ["cpu", "auto", *DEVICES], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"--device: {name}: unknown; {hint}expected auto, cpu, {', '.join(DEVICES)} (or --memory for another)")
+    raise UserError(
+        f"--device: {name}: unknown; {hint}expected auto, cpu or one of {', '.join(DEVICES)} (for another GPU: name a similar "
+        "one and set --memory)"
+    )
 
 
 def cpu() -> Device:
@@ -104,7 +145,7 @@ def cores() -> int:
 
 
 def memory_here() -> float:
-    """Bytes that a process of this machine can have: what is available, within the limit of its control group."""
+    """Bytes available to a process of this machine, within the limit of its control group."""
     info = Path("/proc/meminfo")
     found = float(8 * GIB)
     if info.exists():
@@ -122,12 +163,12 @@ def _number(file: Path) -> float | None:
 
 
 def _gpu_here() -> Device | None:
-    """The first GPU that nvidia-smi lists, if the driver lets us have one."""
+    """The first GPU listed by nvidia-smi, if the driver gives access to one."""
     tool = shutil.which("nvidia-smi")
     if tool is None or launch.count_gpus() == 0:
         return None
-    asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    lines = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=20).stdout.strip().splitlines()
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20).stdout.strip().splitlines()
     if not lines:
         return None
     name, _, mebibytes = lines[0].rpartition(",")
@@ -137,13 +178,13 @@ def _gpu_here() -> Device | None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16, as torch asks it."""
+    """Whether this CPU multiplies bfloat16, by the same flag that torch reads."""
     info = Path("/proc/cpuinfo")
     return info.exists() and "avx512_bf16" in info.read_text()
 
 
 def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
-    """How an Accelerate config shares a model. Raises UserError: no such config, or none."""
+    """How an Accelerate config shares a model. Raises UserError if no such config exists."""
     if name is None:
         return Sharing() if not processes or processes == 1 else Sharing("ddp", processes)
     file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
@@ -157,13 +198,13 @@ def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
 
 
 def _fsdp(found: dict[str, Any], count: int) -> Sharing:
-    whole = str(found.get("fsdp_sharding_strategy", found.get("fsdp_reshard_after_forward", "FULL_SHARD"))).upper()
-    keeps = whole in ("SHARD_GRAD_OP", "FALSE", "2")  # the gathered weights stay until the backward pass is over
+    strategy = str(found.get("fsdp_sharding_strategy", found.get("fsdp_reshard_after_forward", "FULL_SHARD"))).upper()
+    keeps = strategy in ("SHARD_GRAD_OP", "FALSE", "2")  # gathered weights are released only after the backward pass
     offloads = bool(found.get("fsdp_offload_params"))
     return Sharing("fsdp2" if not keeps else "fsdp, gathered once", count, not keeps, True, True, offloads, offloads)
 
 
 def _zero(found: dict[str, Any], count: int) -> Sharing:
     stage = int(found.get("zero_stage") or 2)
-    aside = [str(found.get(f"offload_{what}_device", "none")) != "none" for what in ("optimizer", "param")]
-    return Sharing(f"zero{stage}", count, stage >= 3, stage >= 2, stage >= 1, aside[0], aside[1] and stage >= 3)
+    offloads = [str(found.get(f"offload_{what}_device", "none")) != "none" for what in ("optimizer", "param")]
+    return Sharing(f"zero{stage}", count, stage >= 3, stage >= 2, stage >= 1, offloads[0], offloads[1] and stage >= 3)

@@ -1,79 +1,94 @@
-"""How far off the predictions were where they were checked: read from what the benchmarks stored.
+"""Peak memory of a run above its imports, in bytes: for each phase a sum of named terms. The largest phase is the prediction.
 
-The terms of a run's memory: what stays, what comes and goes. In bytes.
-
-The terms follow what hfstrat does: what learns is in float32, what is frozen in 16 bits; autocast keeps 16-bit copies of
-learning matrices during a pass; AdamW has two moments; the loss goes through the head in chunks; no row is longer
+The terms follow what hfstrat does: trainable parameters are in float32, frozen ones in 16 bits; autocast stores 16-bit copies
+of trainable matrices during a pass; AdamW has two moments; the loss goes through the LM head in chunks; no sequence is longer
 than `max_length`.
 
-
-Peak memory of a run above its imports: for each phase of it a sum of named terms; the largest phase is the prediction."""
+On a CPU, oneDNN compiles each 16-bit matrix product again for each of its shapes and caches the kernel. Seen in torch 2.13
+(`ONEDNN_VERBOSE=profile_create`): a kernel takes half a MiB whatever its shape, 1,024 are cached, and the shapes are the
+products of a pass times the widths of the batches. In float32, and on a GPU, there is no such cache.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil, prod
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hfstrat.advisor.activations import block_bytes, compiled, is_input, live_blocks
-from hfstrat.advisor.hardware import Sharing
-from hfstrat.advisor.shapes import Model
+import numpy as np
+
+from hfstrat.advisor.architecture import Block, Model, block_bytes, is_input, live_blocks
+from hfstrat.advisor.hardware import Sharing, constants
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
+from hfstrat.trainer.plan import CPU_MULTIPLE
 
-HERE = Path(__file__).parent
-
-
-class Band(NamedTuple):
-    """Median and worst relative error of a stored validation, and of how many configurations."""
-
-    median: float
-    worst: float
-    runs: int
-
-    def words(self) -> str:
-        return f"within {self.worst:.0%} ({self.median:.0%} at the median) in the {self.runs} runs that it was checked with"
-
-
-@lru_cache
-def constants() -> dict[str, Any]:
-    """What was fitted on measured runs: see benchmarks/memory_prediction.py."""
-    found: dict[str, Any] = json.loads((HERE / "constants.json").read_text(encoding="utf-8"))
-    return found
-
-
-def memory_band() -> Band | None:
-    found = constants().get("memory_band")
-    return Band(found["median"], found["worst"], found["count"]) if found else None
-
-
-def time_band(source: str) -> float | None:
-    """The worst relative error of times whose rate is from this source; None: it was not validated."""
-    found = constants().get("time_bands", {}).get(source)
-    return float(found["worst"]) if found else None
-
-
-CHUNK_BYTES = {True: 16 * 2**20, False: 256 * 2**20}  # of a chunk's logits, on a CPU or not: as in hfstrat.models.chunked_loss
-
-
+CACHED_KERNELS = 1024  # capacity of oneDNN's cache of primitives
+OF_A_PRODUCT = 3  # kernels: forward, and the gradients of input and weight
+OF_THE_HEAD = 2  # kernels: forward, and the gradient of the input
+ATTENTION, ATTENTION_FORWARD = 3, 1  # products of an attention, with and without the backward pass
+EVALUATED = 128  # sampled examples; the number of evaluation examples is unknown, and more add few widths
+CHUNK_BYTES = {True: 16 * 2**20, False: 256 * 2**20}  # logits of a chunk on a CPU and a GPU, as in hfstrat.models.chunked_loss
 CHUNK_ROWS = 128
+FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch for pooled features, as in hfstrat.strategies.head
+FEATURES_CACHED = 16_384  # examples whose features of all layers are in memory at a time
+PROBE = (2, 128)  # sequences and tokens whose logits are stored to compare the artifact with
 
 
-FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch that pooled features are made of, as in hfstrat.strategies.head
+def widths(lengths: np.ndarray, micro: int, share: int, steps: int | None = None) -> int:
+    """The number of different widths of batches of `micro` sequences, in steps of `share` sequences sorted by length.
+
+    Args:
+        steps: number of steps; None: those of an epoch.
+    """
+    rounded = -(-np.asarray(lengths, dtype=np.int64) // CPU_MULTIPLE)
+    drawn = np.random.default_rng(0).permutation(rounded)
+    # the last step is filled up from the beginning
+    drawn = np.resize(drawn, (steps or max(1, -(-len(drawn) // share))) * share)
+    steps_of = np.sort(drawn.reshape(-1, share), axis=1).ravel()
+    batches = np.resize(steps_of, -(-len(steps_of) // micro) * micro).reshape(-1, micro)
+    return len(np.unique(batches.max(axis=1)))
 
 
-PROBE = (2, 128)  # rows and tokens whose logits are kept to compare the artefact with
+def batch_widths(
+    lengths: np.ndarray, micro: int, share: int, eval_rows: int, once: bool = False, steps: int | None = None
+) -> tuple[int, int]:
+    """The number of widths in training, and of those in evaluation if its batches differ; lengths are assumed alike.
+
+    Args:
+        once: the body runs once over all examples, sorted, so that each width occurs.
+    """
+    training = widths(lengths, 1, 1) if once else widths(lengths, micro, share, steps)
+    drawn = np.random.default_rng(1).permutation(lengths)[:EVALUATED]
+    return training, 0 if eval_rows == micro else widths(drawn, eval_rows, eval_rows)
+
+
+def compiled(model: Model, learning: Description, training: int, evaluating: int, whole_head: bool) -> int:
+    """Compiled kernels of a run whose batches have so many widths; `whole_head`: the head's product is as wide as the batch."""
+    products = {name: shape for name, shape in learning.shapes.items() if BLOCK.search(name) and len(shape) == 2}
+    adapted = {learning.shapes[name] for name in learning.adapted if len(learning.shapes[name]) == 2}
+    adapters = len({shape[0] for shape in adapted}) + len({shape[1] for shape in adapted})
+    forward = len(set(products.values()))
+    backward = forward if live_blocks(model, learning) else 0
+    weights = len({shape for name, shape in products.items() if name in learning.names})
+    attention = ATTENTION if backward else ATTENTION_FORWARD
+    head = OF_THE_HEAD if whole_head else 0
+    per_width = forward + backward + weights + OF_A_PRODUCT * adapters + head + attention
+    return min(CACHED_KERNELS, training * per_width + evaluating * (forward + adapters + ATTENTION_FORWARD))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a pass: rows of `length` tokens, `micro` at a time, `passes` of them an optimiser step, `eval_rows` in an evaluation.
+    """The batches of a run.
 
-    `compute`: bytes of a number in the forward pass; `frozen`: bytes of a frozen weight of a linear layer, if it is quantized;
-    `rows`: training rows in all; `widths`: how many batches come in, in training and in evaluation.
+    length: tokens per sequence.
+    micro: sequences per pass; `passes` of them make an optimizer step.
+    eval_rows: sequences per evaluation pass.
+    compute: bytes per number in the forward pass.
+    frozen: bytes per frozen weight of a linear layer, if it is quantized.
+    supervised: share of the tokens that contribute to the loss.
+    rows: training examples in total.
+    widths: numbers of different batch widths in training and in evaluation.
     """
 
     length: int
@@ -95,23 +110,24 @@ class Shape:
 
 
 class Terms:
-    """The terms, each made once."""
+    """The terms of all phases."""
 
-    def __init__(self, model: Model, learning: Learning, shape: Shape, sharing: Sharing) -> None:
+    def __init__(self, model: Model, learning: Description, shape: Shape, sharing: Sharing) -> None:
         self.m, self.l, self.s, self.sharing = model, learning, shape, sharing
         self.k = constants()["cpu" if shape.on_cpu else "cuda"]
-        whole = {name: prod(found) for name, found in learning.shapes.items()}
-        self.matrices = {n: whole[n] for n, s in learning.shapes.items() if BLOCK.search(n) and len(s) == 2}
+        sizes = {name: prod(found) for name, found in learning.shapes.items()}
+        self.matrices = {n: sizes[n] for n, s in learning.shapes.items() if BLOCK.search(n) and len(s) == 2}
         adapters = sum(learning.rank * sum(learning.shapes[name]) for name in learning.adapted)
-        self.learning = adapters + sum(whole[name] for name in learning.names)
-        self.frozen = sum(count for name, count in whole.items() if name not in learning.names)
-        self.all = sum(whole.values())
+        self.trainable = adapters + sum(sizes[name] for name in learning.names)
+        self.frozen = sum(count for name, count in sizes.items() if name not in learning.names)
+        self.all = sum(sizes.values())
         copied = sum(count for name, count in self.matrices.items() if name in learning.names) + adapters
-        self.copies = 2.0 * copied if shape.compute == 2 and not sharing.shards_weights else 0.0  # else of what is gathered
+        # sharded weights are copied when they are gathered
+        self.copies = 2.0 * copied if shape.compute == 2 and not sharing.shards_weights else 0.0
         self.table = float(model.vocabulary * model.width)
         self.largest = max((count for name, count in self.matrices.items() if name in learning.names), default=0)
 
-    # what stays
+    # present all the time
 
     def weights(self) -> float:
         n = self.sharing.processes
@@ -119,126 +135,123 @@ class Terms:
         if self.s.frozen is not None:
             packed = sum(count for name, count in self.matrices.items() if name not in self.l.names)
             frozen += (self.s.frozen - self.s.compute) * packed
-        held = 4.0 * self.learning + frozen
+        stored = 4.0 * self.trainable + frozen
         if self.sharing.offloads_weights:
             return self._gathered()
-        return held / n + self._gathered() if self.sharing.shards_weights else held
+        return stored / n + self._gathered() if self.sharing.shards_weights else stored
 
     def _gathered(self) -> float:
-        """Weights of two blocks at a time are whole where they are sharded, and the embeddings."""
+        """Of sharded weights, two blocks at a time and the embeddings are gathered."""
         depth = max(1, self.m.layers)
         return self.s.compute * (2 * sum(self.matrices.values()) / depth + self.m.vocabulary * self.m.width)
 
     def gradients(self) -> float:
         n = self.sharing.processes
-        whole = 4.0 * self.learning
-        buckets = whole if self.sharing.kind == "ddp" else 0.0
-        return (whole / n if self.sharing.shards_gradients else whole) + buckets
+        full = 4.0 * self.trainable
+        buckets = full if self.sharing.kind == "ddp" else 0.0
+        return (full / n if self.sharing.shards_gradients else full) + buckets
 
     def optimizer(self) -> float:
         if self.sharing.offloads_optimizer:
             return 0.0
-        return 8.0 * self.learning / (self.sharing.processes if self.sharing.shards_optimizer else 1)
+        return 8.0 * self.trainable / (self.sharing.processes if self.sharing.shards_optimizer else 1)
 
     def caches(self) -> float:
-        """The logits that the artefact is compared with, the teacher's states of a batch."""
+        """The logits that the artifact is compared with."""
         if self.s.classifies:
             return 0.0
         rows, tokens = PROBE
         return 4.0 * rows * min(tokens, self.s.length) * self.m.vocabulary
 
-    def kept_teacher(self) -> float:
-        """Its head: what it said of each token is kept on the disk."""
+    def teacher_head(self) -> float:
+        """The LM head of the teacher; its hidden states are cached on disk."""
         return self.s.compute * float(self.m.vocabulary * self.m.width) if self.l.teacher else 0.0
 
     def base(self) -> dict[str, float]:
         return {
             "weights": self.weights(),
             "optimizer": self.optimizer(),
-            "teacher": self.kept_teacher(),
+            "teacher": self.teacher_head(),
             "caches": self.caches(),
             "framework": self.k["framework"],
             "compiled kernels": self.kernels(),
         }
 
     def kernels(self) -> float:
-        """What oneDNN compiled; see `hfstrat.advisor.activations`."""
+        """The kernels that oneDNN has compiled."""
         if self.s.compute != 2 or not self.s.on_cpu:
             return 0.0
-        whole, (training, evaluating) = not self.s.classifies and self.chunk(self.s.tokens) >= self.s.tokens, self.s.widths
+        full_head, (training, evaluating) = not self.s.classifies and self.chunk(self.s.tokens) >= self.s.tokens, self.s.widths
         if self.l.body_once and self.s.classifies:
             training = min(training, ceil(self.s.rows * self.s.length / FEATURE_TOKENS[True]))
-        return self.k["kernel"] * compiled(self.m, self.l, training, evaluating, whole)
+        return self.k["kernel"] * compiled(self.m, self.l, training, evaluating, full_head)
 
-    # what comes and goes
+    # present in some phases
 
     def activations(self) -> float:
-        """What autograd keeps of one pass."""
+        """What autograd stores during one pass."""
         tokens, wide = self.s.tokens, self._wide()
         live = live_blocks(self.m, self.l)
-        ends = 2 * 4.0 * self.m.width * tokens  # embeddings, and the last norm
+        ends = 2 * 4.0 * self.m.width * tokens  # embeddings and the last norm
         if self.s.recompute:
             return ends + tokens * wide * self.m.width * len(live)
         return ends + sum(self._block(block) for block in live)
 
     def volume(self) -> float:
-        """What of a pass goes through the allocator in small pieces."""
-        whole = sum(self._block(block) for block in live_blocks(self.m, self.l))
-        passed = max(whole, self.activations()) if self.s.on_cpu else self.activations()  # also what is recomputed
+        """What a pass allocates in small pieces."""
+        blocks = sum(self._block(block) for block in live_blocks(self.m, self.l))
+        passed = max(blocks, self.activations()) if self.s.on_cpu else self.activations()  # recomputed activations too
         return passed + self.head_forward()[0]
 
     def _wide(self) -> int:
         return 4 if self.s.compute == 4 or any(is_input(name) for name in self.l.names) else 2
 
-    def _block(self, block: object) -> float:
-        """Rows of a batch differ in length, nearly always."""
-        return self.s.tokens * block_bytes(self.m, self.l, block, self.s.compute, self.s.length, True)  # type: ignore[arg-type]
+    def _block(self, block: Block) -> float:
+        """What autograd stores for a block; the sequences of a batch nearly always differ in length."""
+        return self.s.tokens * block_bytes(self.m, self.l, block, self.s.compute, self.s.length, True)
 
     def one_block(self) -> float:
-        """What the recomputed block keeps, at most."""
+        """The largest amount stored for a recomputed block."""
         return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
 
     def workspace(self) -> float:
-        """What a block's backward pass needs for the moment; attention with dropout has a gradient for all pairs."""
+        """Temporary memory of the backward pass of a block; attention with dropout has a gradient for all pairs."""
         if not live_blocks(self.m, self.l):
             return 0.0
         pairs = 2.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
         return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width + pairs) + 6.0 * self.largest
 
     @property
-    def head_learns(self) -> bool:
+    def trains_head(self) -> bool:
         tied = self.m.tied and not any(HEAD.search(name) for name in self.l.shapes)
         return any((EMBEDDING if tied else HEAD).search(name) for name in self.l.names)
 
     def head_forward(self) -> tuple[float, float]:
-        """The chunked loss: in small pieces a chunk's logits, its gradients and those of what goes in; the gradient of the
-        head's weight and its copy in 16 bits, which are large."""
+        """The chunked loss: small pieces (logits of a chunk, their gradients, gradients of the input) and large ones (the
+        gradient of the head's weight and its copy in 16 bits)."""
         if self.s.classifies:
             return 0.0, 0.0
         rows, words, width, a = self.s.tokens * self.s.supervised, self.m.vocabulary, self.m.width, self.s.compute
         chunk = self.chunk(rows) * words
-        buffers = chunk * (4 + a + (4 + a if a == 2 else 0) + (4 if a == 2 and self.head_learns else 0))
+        buffers = chunk * (4 + a + (4 + a if a == 2 else 0) + (4 if a == 2 and self.trains_head else 0))
         buffers += chunk * 8 if self.l.teacher else 0
-        tables = (4 + (2 if a == 2 else 0)) * self.table if self.head_learns else 0.0
+        tables = (4 + (2 if a == 2 else 0)) * self.table if self.trains_head else 0.0
         return rows * width * (self._wide() + 4) + buffers, tables
 
     def head_backward(self) -> tuple[float, float]:
-        """The gradient of the head's weight as it was made, and scaled."""
+        """The gradient of the head's weight, unscaled and scaled."""
         if self.s.classifies:
             return 0.0, 0.0
         states = self.s.tokens * self.s.supervised * self.m.width * 8.0
-        return states, 8.0 * self.table if self.head_learns else 0.0
+        return states, 8.0 * self.table if self.trains_head else 0.0
 
     def chunk(self, rows: float) -> float:
         size = CHUNK_BYTES[self.s.on_cpu] // (4 * self.m.vocabulary)
-        return min(rows, max(CHUNK_ROWS, size, self.m.width // 4 if self.head_learns else 0))
-
-
-FEATURES_KEPT = 16_384  # rows whose features of all layers are in memory at a time
+        return min(rows, max(CHUNK_ROWS, size, self.m.width // 4 if self.trains_head else 0))
 
 
 class Prediction(NamedTuple):
-    """Bytes by phase and term. The peak is the largest phase."""
+    """Bytes by phase and term; the largest phase is the peak."""
 
     phases: dict[str, dict[str, float]]
 
@@ -255,8 +268,8 @@ class Prediction(NamedTuple):
         return sum(self.terms.values())
 
 
-def predict(model: Model, learning: Learning, shape: Shape, sharing: Sharing | None = None) -> Prediction:
-    """The phases of a run on one device."""
+def predict(model: Model, learning: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+    """Predict the memory of a run on one device, phase by phase."""
     parts = _Phases(model, learning, shape, sharing or Sharing())
     phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
     if learning.body_once and shape.classifies:
@@ -264,12 +277,12 @@ def predict(model: Model, learning: Learning, shape: Shape, sharing: Sharing | N
     else:
         phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
     if learning.teacher:
-        phases["asking the teacher"] = parts.teacher()
+        phases["teacher"] = parts.teacher()
     return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})
 
 
 class _Phases(Terms):
-    """What is there at a time, in each phase."""
+    """The terms that are present in each phase."""
 
     def forward(self) -> dict[str, float]:
         small, tables = self.head_forward()
@@ -279,11 +292,11 @@ class _Phases(Terms):
             "16-bit copies": self.copies,
             "activations": self.activations(),
             "head and loss": small + tables,
-            "kept by the allocator": self.kept(),
+            "allocator": self.holes(),
         }
 
     def backward(self) -> dict[str, float]:
-        """The largest of its beginning, when all activations are there, and its end, when all gradients are."""
+        """The larger of its beginning, with all activations, and its end, with all gradients."""
         small, tables = self.head_backward()
         begins = {
             **self.base(),
@@ -292,29 +305,29 @@ class _Phases(Terms):
             "activations": self.activations() + (self.one_block() if self.s.recompute else 0.0),
             "head and loss": small + tables,
             "workspace": self.workspace(),
-            "kept by the allocator": self.kept(),
+            "allocator": self.holes(),
         }
-        tied = self.head_learns and not any(HEAD.search(name) for name in self.l.shapes)
+        tied = self.trains_head and not any(HEAD.search(name) for name in self.l.shapes)
         ends = {
             **self.base(),
             "gradients": self.gradients(),
             "activations": self.one_block() if live_blocks(self.m, self.l) else 0.0,
             "head and loss": 8.0 * self.table if tied and not self.s.classifies else 0.0,
             "workspace": self.workspace(),
-            "kept by the allocator": self.kept(),
+            "allocator": self.holes(),
         }
         return max(begins, ends, key=lambda terms: sum(terms.values()))
 
-    def kept(self) -> float:
-        """Holes: what the allocator has for small pieces beyond those that are there, as rows differ in length."""
+    def holes(self) -> float:
+        """Unused gaps between small pieces, which arise because sequences differ in length."""
         return self.k["holes"] * self.volume()
 
     def retained(self) -> float:
-        """What a CPU's allocator keeps of the passes' small pieces for later ones: large pieces go back at once."""
+        """Small pieces of earlier passes that the allocator of a CPU retains; large pieces are returned at once."""
         large = self.k["large"]
         tables = sum(4.0 * prod(self.l.shapes[name]) for name in self.l.names if 4.0 * prod(self.l.shapes[name]) > large)
         before = max(0.0, self.gradients() - tables) if self.s.passes > 1 else 0.0
-        small = self.copies + self.activations() + self.head_forward()[0] + self.kept()
+        small = self.copies + self.activations() + self.head_forward()[0] + self.holes()
         return self.k["retained"] * (before + small)
 
     def step(self) -> dict[str, float]:
@@ -327,28 +340,28 @@ class _Phases(Terms):
         head = 0.0
         if not self.s.classifies:
             chunk = min(rows, max(CHUNK_ROWS, CHUNK_BYTES[self.s.on_cpu] // (4 * words))) * words
-            head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.head_learns and a == 2 else 0.0)
-        # of a head that was solved the result is made beside the body: as much of it as is below the chosen layer, say half
+            head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.trains_head and a == 2 else 0.0)
+        # a solved head is saved with a copy of the body below the chosen layer, assumed to be half of it
         shorter = 0.5 * self.s.compute * (self.all + self.table) if self.l.body_once and self.s.classifies else 0.0
         return {**self.base(), "16-bit copies": self.copies, "evaluation": inside + head, "result": shorter}
 
     def best(self) -> dict[str, float]:
-        """The best weights are put back from their checkpoint, beside those that are there."""
+        """The best weights are loaded from their checkpoint next to the current ones."""
         if self.l.body_once and self.s.classifies:
             return self.base()
-        saved = 4.0 * self.learning + (0.0 if self.l.rank else self.s.compute * float(self.frozen))
-        return {**self.base(), "best weights": self.k["restored"] * saved, "kept by the allocator": self.retained()}
+        saved = 4.0 * self.trainable + (0.0 if self.l.rank else self.s.compute * float(self.frozen))
+        return {**self.base(), "best weights": self.k["restored"] * saved, "allocator": self.retained()}
 
     def loading(self) -> dict[str, float]:
         stored = 0.0 if self.m.by_hand else float(self.m.stored)
-        turned = self.k["loading"] * stored * self.learning / max(1, self.all)  # into float32
-        return {"weights": self.weights(), "loading": turned, "framework": self.k["framework"]}
+        converted = self.k["loading"] * stored * self.trainable / max(1, self.all)  # to float32
+        return {"weights": self.weights(), "loading": converted, "framework": self.k["framework"]}
 
     def features(self) -> dict[str, float]:
         rows = min(FEATURE_TOKENS[self.s.on_cpu], max(1, self.s.rows) * self.s.length)
         inside = rows * (self.s.compute * 3.0 * self.m.inner + 4.0 * self.m.width * 6)
-        kept = 4.0 * self.m.width * min(self.s.rows, FEATURES_KEPT) * 2
-        return {**self.base(), "activations": inside, "caches": self.caches() + kept}
+        cached = 4.0 * self.m.width * min(self.s.rows, FEATURES_CACHED) * 2
+        return {**self.base(), "activations": inside, "caches": self.caches() + cached}
 
     def teacher(self) -> dict[str, float]:
         rows = (self.s.eval_rows or 2 * self.s.micro) * self.s.length

@@ -1,183 +1,189 @@
-"""Ready recipes for the first strategies; each is loaded and checked before it is promised.
-
-What the adviser says of recipes that are there already: memory, time, standing. No torch, and well under a second each."""
+"""Recipes and the advisor: writing those of the best strategies, and predicting those that exist. No torch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hfstrat import strategies
-from hfstrat.advisor import data, fitting, hardware, memory, rules, shapes, speed, verdict
+from hfstrat.advisor import architecture, data, decide, hardware, memory, rules, speed
+from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
-from hfstrat.advisor.fitting import Fit, imports
+from hfstrat.advisor.data import Survey
+from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
 from hfstrat.advisor.memory import Shape
-from hfstrat.advisor.shapes import Model
-from hfstrat.advisor.verdict import Advice, Situation
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
+from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
-MOST = 3
+WRITTEN = 3  # recipes
+AFTER_TRAINING = speed.START_SECONDS * 0.4  # the part of the start-up time that follows training: verifying the result
 
 
-def write(advices: list[Advice], situation: Situation, folder: Path) -> list[Path]:
-    """The recipes of the first three that can be had in the time; none, and no folder, where there are none.
+@dataclass(frozen=True)
+class Written:
+    """The recipe files, and the strategies whose recipe failed its checks, with the reason."""
+
+    files: list[Path]
+    rejected: dict[str, str]
+
+
+def write(advice: Advice, situation: Situation, folder: Path) -> Written:
+    """Write recipes for the first strategies that fit into memory and time; no folder is created if there are none.
 
     Raises:
-        UserError: sizes given by hand, a file in the place of the folder, or a recipe there already.
+        UserError: sizes given by hand, `folder` is a file, or it contains recipes already.
     """
     if situation.model.by_hand or situation.data.by_hand:
         raise UserError("--write: a recipe needs a model and data; give --model and --data instead of sizes")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--write: {folder} is a file; name a folder")
-    if there := sorted(folder.glob("*.yaml")):
-        raise UserError(f"--write: {there[0]} is there already; name another folder")
+        raise UserError(f"--write: {folder} is a file; expected a folder")
+    if existing := sorted(folder.glob("*.yaml")):
+        raise UserError(f"--write: {existing[0]} exists already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    for advice in advices:
-        if len(files) < MOST and advice.can and advice.in_time and advice.fit and advice.fit.kind != "does not fit":
-            file = folder / f"{len(files) + 1}-{advice.name}.yaml"
-            file.write_text(text_of(advice, situation), encoding="utf-8")
-            try:
-                preflight.check(load_recipe(str(file)), network=False)
-            except UserError as error:  # such as too little text for a new tokenizer: the next one takes its place
-                file.unlink()
-                advice.refused = str(error)
-            else:
-                files.append(file)
+    files, rejected = list[Path](), dict[str, str]()
+    for place, scored in enumerate(advice.ranked, 1):
+        if len(files) == WRITTEN or not scored.timed.in_time or scored.fitted.kind == "does not fit":
+            continue
+        file = folder / f"{len(files) + 1}-{scored.name}.yaml"
+        file.write_text(text_of(scored, place, situation), encoding="utf-8")
+        try:
+            preflight.check(load_recipe(str(file)), network=False)
+        except UserError as error:  # such as too little text for a new tokenizer
+            file.unlink()
+            rejected[scored.name] = str(error)
+        else:
+            files.append(file)
     if not files:
         folder.rmdir()
-    return files
+    return Written(files, rejected)
 
 
-def text_of(advice: Advice, situation: Situation) -> str:
-    """The recipe with its reason in the first line."""
-    assert advice.score is not None
-    reason = advice.score.parts[0][0].says if advice.score.parts else ""
-    body = yaml.safe_dump(recipe_of(advice, situation), sort_keys=False, width=120)
-    return f"# {advice.name}, choice {advice.rank} of `hfstrat advise`: {reason}.\n{body}"
+def text_of(scored: Scored, place: int, situation: Situation) -> str:
+    """The recipe of a strategy as YAML, with its reason in the first line."""
+    reason = scored.score.parts[0][0].reason if scored.score.parts else ""
+    comment = f"{scored.name}, number {place} of `hfstrat advise`: {reason}."
+    training: dict[str, Any] = {"num_train_epochs": scored.candidate.epochs}
+    if situation.time is not None and scored.timed.words:  # the limit includes more than training
+        training = {"max_time": f"{max(1.0, situation.time - speed.START_SECONDS):.0f}s"}
+    return defaults.recipe_text(comment, recipe_of(scored.fitted, situation, training))
 
 
-def recipe_of(advice: Advice, situation: Situation) -> dict[str, Any]:
-    """What is not said is as hfstrat's defaults have it."""
-    data, candidate = situation.data, advice.candidate
-    assert candidate.strategy is not None
-    assert advice.fit is not None
-    found: dict[str, Any] = {"task": data.task}
+def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a strategy; keys that are not set keep their defaults.
+
+    Args:
+        fitted: the strategy.
+        situation: the model and the data.
+        training: keys of `training:` that set the length of the run.
+    """
+    survey, candidate = situation.data, fitted.candidate
+    recipe: dict[str, Any] = {"task": survey.task}
     if candidate.strategy.needs_weights:
-        name = full_path(situation.model.name)
-        found["model"] = name if advice.fit.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
-    found["strategy"] = candidate.section
-    found["data"] = {"train": full_path(data.source), "max_length": data.max_length}
-    if not data.labels and data.cut_share:
-        found["data"]["overflow"] = "split"
-    cut_short = situation.time is not None and advice.time_words
-    length: dict[str, Any] = {"num_train_epochs": candidate.epochs}
-    if cut_short and situation.time is not None:  # what is not training comes on top of it
-        length = {"max_time": f"{max(1.0, situation.time - speed.START_SECONDS):.0f}s"}
-    training = {**length, **candidate.training, **advice.fit.settings}
-    return {**found, "training": training, "output_dir": f"runs/advised-{advice.name}"}
+        name = absolute_path(situation.model.name)
+        recipe["model"] = name if fitted.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
+    recipe["strategy"] = candidate.section
+    recipe["data"] = {"train": absolute_path(survey.source), "max_length": survey.max_length}
+    if not survey.labels and survey.cut_share:
+        recipe["data"]["overflow"] = "split"
+    recipe["training"] = {**training, **candidate.training, **fitted.settings}
+    return {**recipe, "output_dir": f"runs/advised-{candidate.name}"}
 
 
-def full_path(name: str) -> str:
-    """A local path in full, so that the recipe works from anywhere; links stay what they are called."""
+def absolute_path(name: str) -> str:
+    """A local path made absolute (links are not resolved), so that the recipe works anywhere; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return os.path.abspath(path) if path.exists() else name
 
 
-NOT_STARTED = speed.START_SECONDS * 0.4  # of the start that comes after training: the result is verified then
-
-
-def predict(recipes: dict[str, Loaded]) -> dict[str, Prediction]:
-    """By the recipe's name: `memory_bytes` (peak of the process) and `seconds` (until the weights are trained), each with a
-    `_band` of low and high where it was validated; `rank` among these recipes, `verdict`, the reasons, and their `source`.
-
-    What cannot be told is left out.
-    """
-    found: dict[str, Prediction] = {}
+def predict(recipes: Mapping[str, Loaded]) -> dict[str, Prediction]:
+    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out."""
+    predictions: dict[str, Prediction] = {}
     points: dict[str, float] = {}
     for name, loaded in recipes.items():
         with contextlib.suppress(UserError):
-            found[name], points[name] = _one(loaded.recipe)
-    for rank, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
-        found[name]["rank"] = rank
-    return found
+            predictions[name], points[name] = predict_one(loaded.recipe)
+    for place, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
+        predictions[name]["rank"] = place
+    return predictions
 
 
-def _one(recipe: Recipe) -> tuple[Prediction, float]:
-    """Raises UserError where nobody can tell."""
+def predict_one(recipe: Recipe) -> tuple[Prediction, float]:
+    """The prediction for a recipe without its rank, and its points. Raises UserError if it cannot be predicted."""
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
-    model = candidate.model or shapes.read(recipe.model.name_or_path)
-    situation = Situation(model, survey, device, device.memory, rate=speed.rate_of(device).of(model.width))
-    assert candidate.model is not None
-    assert candidate.learning is not None
-    shape = shape_of_recipe(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
-    peak = memory.predict(candidate.model, candidate.learning, shape)
-    advice = Advice(candidate.name, candidate, Fit("fits", "", peak, shape, {}))
-    epochs = (
-        recipe.training.num_train_epochs or (recipe.training.max_steps or 0) * recipe.training.global_batch_size / survey.rows
+    situation = Situation(
+        candidate.model, survey, device, device.memory, rate=speed.rate_of(device).for_width(candidate.model.width)
     )
-    load = verdict.work_of(candidate, survey, shape.recompute, epochs or 1)
-    total = speed.seconds(load, survey.tokens, epochs, situation.eval_tokens, verdict.EVALUATIONS, situation.rate.value)
-    limit = seconds(recipe.training.max_time) if recipe.training.max_time else None
-    took = total - NOT_STARTED if limit is None or not load.training else limit + speed.START_SECONDS - NOT_STARTED
-    if recipe.training.max_steps and epochs < candidate.epochs:  # fewer than it would be advised to have
-        advice.steps = recipe.training.max_steps * recipe.training.global_batch_size / fitting.GLOBAL_BATCH
-    if limit is not None and load.training:
-        each = load.training * survey.mean_length * recipe.training.global_batch_size
-        advice.steps = limit * situation.rate.value / each
-    advice.score = rules.score(verdict.facts_of(situation, advice, {}, {}), advice.name)
-    said: Prediction = {"memory_bytes": peak.total + imports(device.is_cpu), "seconds": took}
-    if (band := memory.memory_band()) is not None and device.is_cpu:
-        reach = band.worst * peak.total
-        said["memory_band"] = (said["memory_bytes"] - reach, said["memory_bytes"] + reach)
-    if situation.rate.band is not None:
-        said["seconds_band"] = (took / (1 + situation.rate.band), took * (1 + situation.rate.band))
-    if reasons := advice.score.reasons():
-        said["verdict"] = "; ".join(words for words, _ in reasons)
-        said["source"] = "; ".join(dict.fromkeys(source for _, source in reasons))
-    return said, advice.score.points
+    shape = shape_of_recipe(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
+    fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.learning, shape), shape, {})
+    timed = estimate(recipe, fitted, situation)
+    score = rules.score(decide.facts(situation, timed, {}, {}), candidate.name)
+    predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}
+    if (band := hardware.memory_band()) is not None and device.is_cpu:
+        reach = band.worst * fitted.prediction.total
+        predicted["memory_band"] = (fitted.peak - reach, fitted.peak + reach)
+    if timed.band is not None:
+        predicted["seconds_band"] = (timed.seconds / (1 + timed.band), timed.seconds * (1 + timed.band))
+    if reasons := score.reasons():
+        predicted["verdict"] = "; ".join(words for words, _ in reasons)
+        predicted["source"] = "; ".join(dict.fromkeys(source for _, source in reasons))
+    return predicted, score.points
 
 
-def candidate_of(recipe: Recipe) -> tuple[Candidate, data.Survey]:
-    """The recipe's own strategy on its own rows. Raises UserError for what cannot be read without torch."""
-    task, wanted = TASKS[recipe.task], recipe.strategy
-    source, model = recipe.data.train[0].path, _model(recipe)
-    survey = data.survey(source, model, recipe.task)
+def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
+    """The time of a recipe from the start to trained weights, and the steps by which the rules judge its length."""
+    training, candidate, survey, rate = recipe.training, fitted.candidate, situation.data, situation.rate
+    epochs = training.num_train_epochs or (training.max_steps or 0) * training.global_batch_size / survey.rows
+    work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
+    total = speed.seconds(work, survey.tokens, epochs, situation.eval_tokens, decide.EVALUATIONS, rate.value)
+    limit = seconds(training.max_time) if training.max_time else None
+    timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
+    if training.max_steps and epochs < candidate.epochs:  # fewer than advised
+        timed = replace(timed, steps=training.max_steps * training.global_batch_size / decide.GLOBAL_BATCH)
+    if limit is not None and work.training:
+        per_step = work.training * survey.mean_length * training.global_batch_size
+        took = limit + speed.START_SECONDS - AFTER_TRAINING
+        timed = replace(timed, seconds=took, steps=limit * rate.value / per_step)
+    return timed
+
+
+def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
+    """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
+    task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
+    survey = data.survey(recipe.data.train[0].path, recipe.task, model.context, model.folder)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    made = (model.shapes, model.tied) if model.by_hand else task.shapes(model.shapes, model.config, len(survey.labels))
-    if made is None:
-        raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its shapes are not known without torch")
-    section, strategy = wanted.model_dump(exclude_unset=True), strategies.build(wanted)
-    return Candidate(wanted.name, section, wanted, model, strategy.learning(*made), strategy.footprint(*made)), survey
+    known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, len(survey.labels))
+    if known is None:
+        raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
+    section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
+    return Candidate(strategy.name, section, strategy, model, built.describe(*known)), survey
 
 
 def _model(recipe: Recipe) -> Model:
-    size, words = recipe.strategy.size, recipe.strategy.new_tokenizer
+    size, tokenizer = recipe.strategy.size, recipe.strategy.new_tokenizer
     if size is None:
-        return shapes.read(recipe.model.name_or_path)
-    return shapes.by_hand(str(size), words.vocab_size if words else 32_000, recipe.data.max_length)
+        return architecture.read(recipe.model.name_or_path)
+    return architecture.by_hand(str(size), tokenizer.vocab_size if tokenizer else 32_000, recipe.data.max_length)
 
 
-def shape_of_recipe(recipe: Recipe, survey: data.Survey, once: bool, on_cpu: bool, compute: int) -> Shape:
-    """The passes of a run of one process."""
+def shape_of_recipe(recipe: Recipe, survey: Survey, once: bool, on_cpu: bool, compute: int) -> Shape:
+    """The batches of a run of one process."""
     training = recipe.training
     micro, eval_rows = training.per_device_train_batch_size, training.per_device_eval_batch_size
     if micro == "auto":
         micro = modest_micro_batch(training.global_batch_size, survey.cut_lengths)
     if eval_rows == "auto":
         eval_rows = modest_eval_batch(micro, survey.longest)
-    found = fitting.shape_of(survey, (micro, training.global_batch_size, eval_rows), once, on_cpu, compute)
-    return replace(found, recompute=training.activation_checkpointing is True)
+    shape = decide.shape_of(survey, (micro, training.global_batch_size, eval_rows), once, on_cpu, compute)
+    return replace(shape, recompute=training.activation_checkpointing is True)

@@ -1,50 +1,39 @@
-"""The advice in the terminal, and as JSON."""
+"""Advice on the terminal and as JSON."""
 
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat.advisor import memory
-from hfstrat.advisor.fitting import imports
-from hfstrat.advisor.verdict import Advice, Situation, caveats
+from hfstrat.advisor.candidates import Unavailable
+from hfstrat.advisor.decide import Advice, Kind, Measured, Scored, Situation, caveats
+from hfstrat.advisor.hardware import import_bytes, memory_band
+from hfstrat.recipe import format
 from hfstrat.strategies import defaults
 
-WIDTH = 160
+WIDTH = 160  # of output that is not a terminal
 NARROWEST = 18  # characters of a column that holds a sentence
-DOUBTFUL = 0.5  # an error from which on it is said in words
-POINTS = (
-    "points rank, and predict no score: by the rules, one is about a point of accuracy (of 100), or a hundredth of the loss"
-)
-KINDS = {"fits": "fits", "fits with": "fits with", "fits with more": "fits only with", "does not fit": "does not fit"}
+ROUGH = 0.5  # a relative error from which on it is reported as a factor
+POINTS = "points only rank the strategies; one is about a percentage point of accuracy, or a hundredth of the loss"
+KINDS: dict[Kind, str] = {
+    "fits": "fits",
+    "fits with": "fits with",
+    "fits with more": "fits only with",
+    "does not fit": "does not fit",
+}
 
 
-def size(amount: float) -> str:
-    return f"{amount / 2**30:.2f} GiB" if amount < 100 * 2**30 else f"{amount / 2**30:,.0f} GiB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def count(number: float) -> str:
-    unit = next((unit for unit in (("B", 1e9), ("M", 1e6), ("k", 1e3)) if number >= unit[1]), ("", 1.0))
-    return f"{number / unit[1]:.3g}{unit[0]}"
-
-
-def show(situation: Situation, advices: list[Advice]) -> None:
-    """Facts, the table of factors, the reasons."""
+def show(situation: Situation, advice: Advice) -> None:
+    """Print the facts, the table of factors, the reasons and the caveats."""
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    able = [advice for advice in advices if advice.can]
-    wide = (console.width - 20) / len(able) >= NARROWEST
+    wide = (console.width - 20) / len(advice.ranked) >= NARROWEST
 
     def say(line: str, indent: int = 10) -> None:
         wrap = textwrap.TextWrapper(console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
@@ -53,115 +42,114 @@ def show(situation: Situation, advices: list[Advice]) -> None:
 
     for line in header(situation):
         say(line)
-    console.print(table(situation, able, wide))
-    for advice in advices:
-        say(reason(advice), 12)
-        if not wide and advice.can:
-            say(f"{'':<11} {about(advice)}", 12)
-    for line in [*lack(situation, able), POINTS, *caveats(situation)]:
+    console.print(table(situation, advice, wide))
+    for place, scored in enumerate(advice.ranked, 1):
+        say(f"{f'{place}. {scored.name}':<11} {reason(scored)}", 12)
+        if not wide:
+            say(f"{'':<11} {factors_line(scored.name)}", 12)
+    for each in advice.unavailable:
+        say(f"{each.name:<11} not available: {each.reason}", 12)
+    for line in [*shortfall(situation, advice), POINTS, *caveats(situation)]:
         say(f"note      {line}")
 
 
 def header(situation: Situation) -> list[str]:
-    device, time = situation.device, situation.time
-    limits = f"{size(situation.limit)} of memory" + (f", {duration(time)}" if time else "") + f", goal {situation.goal}"
-    shared = f", {situation.sharing.processes} processes ({situation.sharing.kind})" if situation.sharing.processes > 1 else ""
-    found = [f"model     {situation.model.line()}"]
-    found += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
-    found.append(f"machine   {device.name}{shared}: {limits}")
-    rate = situation.rate
-    band = f", within {rate.band:.0%}" if rate.band else "; times from it were not checked"
-    if rate.band and rate.band >= DOUBTFUL:
-        band = f"; a rough one: times from it were off by a factor of up to {1 + rate.band:.2g} where they were checked"
-    found.append(f"rate      {rate.value / 1e9:,.0f} Gflop/s, from {rate.source}{band}")
-    checked = memory.memory_band()
-    said = f"was {checked.words()}" if checked is not None and device.is_cpu else "was not checked on such a device"
-    above = f" ({size(imports(True))})" if device.is_cpu else ""
-    found.append(f"memory    the peak of one process; what is predicted above its imports{above} {said}")
-    return found + [f"measured  {line}" for line in situation.measured.get("lines", [])]
+    """What the advice is based on: model, data, machine, and how reliable the predictions are."""
+    device, time, rate, sharing = situation.device, situation.time, situation.rate, situation.sharing
+    limits = f"memory limit {format.memory(situation.limit)}" + (f", time limit {format.duration(time)}" if time else "")
+    shared = f", {sharing.processes} processes ({sharing.kind})" if sharing.processes > 1 else ""
+    lines = [f"model     {situation.model.line()}"]
+    lines += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
+    lines.append(f"machine   {device.name}{shared}: {limits}, goal {situation.goal}")
+    band = f"times were within {rate.band:.0%} in validation" if rate.band else "times from this source are not validated"
+    if rate.band and rate.band >= ROUGH:
+        band = f"times are rough: off by a factor of up to {1 + rate.band:.2g} in validation"
+    lines.append(f"speed     {rate.value / 1e9:,.0f} GFLOP/s, from {rate.source}; {band}")
+    checked, imports = memory_band(), format.memory(import_bytes(True))
+    validation = "predictions are not validated on this device"
+    if checked is not None and device.is_cpu:
+        validation = f"predictions (without the {imports} of the imported libraries) were {checked.words()}"
+    lines.append(f"memory    peak of one process; {validation}")
+    return lines + [f"measured  {line}" for line in (situation.measured.lines if situation.measured else [])]
 
 
-def table(situation: Situation, able: list[Advice], wide: bool = True) -> Table:
-    """One column a strategy, laid out after the factors; their words stand below it where the columns are too narrow."""
-    found = Table("", *(f"{advice.rank}. {advice.name}" for advice in able), show_lines=False, padding=(0, 1, 0, 0))
-    for factor, cells in rows(situation, able):
-        if wide or factor not in defaults.WORDS:
-            found.add_row(factor, *(Text(cell, overflow="fold") for cell in cells))
+def table(situation: Situation, advice: Advice, wide: bool = True) -> Table:
+    """One column per strategy and one row per factor; in narrow terminals, sentences are left to the lines below."""
+    found = Table("", *(f"{place}. {scored.name}" for place, scored in enumerate(advice.ranked, 1)), padding=(0, 1, 0, 0))
+    for factor, cells in rows(situation, advice):
+        if wide or factor not in defaults.FACTOR_NAMES:
+            found.add_row(*(Text(cell, overflow="fold") for cell in (factor, *cells)))
     return found
 
 
-def rows(situation: Situation, able: list[Advice]) -> list[tuple[str, list[str]]]:
-    words = [defaults.of(advice.name) for advice in able]
+def rows(situation: Situation, advice: Advice) -> list[tuple[str, list[str]]]:
+    ranked = advice.ranked
+    words = [defaults.factors(scored.name) for scored in ranked]
     return [
         ("model used", [each.model for each in words]),
         ("data needed", [each.data for each in words]),
-        ("data there", [there(situation, advice) for advice in able]),
-        ("learns", [learns(advice) for advice in able]),
-        ("memory", [fits(advice) for advice in able]),
-        ("time", [times(advice) for advice in able]),
+        ("data given", [data_given(situation, scored) for scored in ranked]),
+        ("trainable", [trainable(scored) for scored in ranked]),
+        ("peak memory", [peak_memory(scored) for scored in ranked]),
+        ("time", [training_time(scored) for scored in ranked]),
         ("flexibility", [each.flexibility for each in words]),
-        ("expected quality", [f"{advice.score.points:.0f} points" if advice.score else "" for advice in able]),
+        ("expected quality", [f"{scored.score.points:.0f} points" for scored in ranked]),
         ("risks", [each.risks for each in words]),
     ]
 
 
-def lack(situation: Situation, able: list[Advice]) -> list[str]:
-    """What is missing where nothing fits, and what comes nearest."""
-    if any(advice.fits for advice in able):
+def shortfall(situation: Situation, advice: Advice) -> list[str]:
+    """What is missing if nothing fits, and the strategy that comes closest."""
+    if any(scored.timed.fits for scored in advice.ranked):
         return []
-    fitting = [advice for advice in able if advice.fit and advice.fit.fits_here]
+    fitting = [scored for scored in advice.ranked if scored.fitted.fits_here]
     if not fitting:
-        least = min((advice for advice in able if advice.fit), key=lambda advice: advice.fit.peak)  # type: ignore[union-attr]
-        peak = least.fit.peak if least.fit else 0.0
-        return [f"nothing fits into {size(situation.limit)}: {least.name} needs least, {size(peak)} (--memory)"]
-    first = min(fitting, key=lambda advice: advice.seconds)
-    return [
-        f"nothing is done in {duration(situation.time or 0.0)}: {first.name} is quickest, {duration(first.seconds)} (--time)"
-    ]
+        least = min(advice.ranked, key=lambda scored: scored.fitted.peak)
+        needs = f"{least.name} needs least, {format.memory(least.fitted.peak)}"
+        return [f"no strategy fits into {format.memory(situation.limit)}: {needs} (--memory)"]
+    first = min(fitting, key=lambda scored: scored.timed.seconds)
+    needs = f"{first.name} is fastest, {format.duration(first.timed.seconds)}"
+    return [f"no strategy finishes within {format.duration(situation.time)}: {needs} (--time)"]
 
 
-def about(advice: Advice) -> str:
-    """The words of the factors, where the table has no room for them."""
-    return "; ".join(f"{name}: {text}" for name, text in zip(defaults.WORDS, defaults.of(advice.name), strict=True))
+def factors_line(name: str) -> str:
+    """The factors of a strategy in one line, for terminals whose columns are too narrow."""
+    return "; ".join(f"{factor}: {text}" for factor, text in zip(defaults.FACTOR_NAMES, defaults.factors(name), strict=True))
 
 
-def there(situation: Situation, advice: Advice) -> str:
-    data, model = situation.data, advice.candidate.model
-    if advice.candidate.strategy is not None and not advice.candidate.strategy.needs_weights and model is not None:
-        return f"{data.tokens / max(1, model.parameters):.2g} tokens a parameter and epoch"
+def data_given(situation: Situation, scored: Scored) -> str:
+    data, candidate = situation.data, scored.candidate
+    if not candidate.strategy.needs_weights:
+        return f"{data.tokens / max(1, candidate.model.parameters):.2g} tokens per parameter and epoch"
     if data.labels:
-        return f"{data.rows / len(data.labels):,.0f} rows a class"
-    return f"{data.rows:,} rows, {count(data.tokens)} tokens"
+        return f"{data.rows / len(data.labels):,.0f} examples per class"
+    return f"{data.rows:,} examples, {format.count(data.tokens)} tokens"
 
 
-def learns(advice: Advice) -> str:
-    footprint = advice.candidate.footprint
-    return f"{count(footprint.trainable)} of {count(footprint.total)}" if footprint else ""
+def trainable(scored: Scored) -> str:
+    footprint = scored.candidate.footprint
+    share = footprint.trainable / max(1, footprint.total)
+    return f"{format.count(footprint.trainable)} of {format.count(footprint.total)} ({format.percent(share)})"
 
 
-def fits(advice: Advice) -> str:
-    if advice.fit is None:
-        return ""
-    words = KINDS[advice.fit.kind] + (f" {advice.fit.words}" if advice.fit.words else "")
-    return f"{size(advice.fit.peak)}: {words}"
+def peak_memory(scored: Scored) -> str:
+    words = KINDS[scored.fitted.kind] + (f" {scored.fitted.words}" if scored.fitted.words else "")
+    return f"{format.memory(scored.fitted.peak)}: {words}"
 
 
-def times(advice: Advice) -> str:
-    return duration(advice.seconds) + (f": {advice.time_words}" if advice.time_words else f" for {advice.epochs:g} epochs")
+def training_time(scored: Scored) -> str:
+    timed = scored.timed
+    return f"{format.duration(timed.seconds)}: {timed.words or f'{timed.epochs:g} epochs'}"
 
 
-def reason(advice: Advice) -> str:
-    """Why, in a sentence, and where that is from."""
-    head = f"{f'{advice.rank}. {advice.name}':<11}"
-    if not advice.can or advice.score is None:
-        return f"{head} cannot be had: {advice.candidate.reason}"
-    return f"{head} {'; '.join(f'{words} [{source}]' for words, source in advice.score.reasons())}"
+def reason(scored: Scored) -> str:
+    """The reasons for the points, each with its source."""
+    return "; ".join(f"{words} [{source}]" for words, source in scored.score.reasons())
 
 
-def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:
+def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    band = memory.memory_band()
-    model, data = situation.model, situation.data
+    band, model, data = memory_band(), situation.model, situation.data
     return {
         "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
         "data": {
@@ -180,37 +168,49 @@ def as_json(situation: Situation, advices: list[Advice]) -> dict[str, Any]:
         "goal": situation.goal,
         "time": situation.time,
         "rate": situation.rate._asdict(),
-        "measured": situation.measured,
+        "measured": _measured(situation.measured),
         "memory_band": band._asdict() if band else None,
-        "strategies": [_strategy(advice) for advice in advices],
+        "strategies": [
+            *(_ranked(place, scored) for place, scored in enumerate(advice.ranked, 1)),
+            *(_unavailable(place, each) for place, each in enumerate(advice.unavailable, len(advice.ranked) + 1)),
+        ],
         "caveats": caveats(situation),
     }
 
 
-def _strategy(advice: Advice) -> dict[str, Any]:
-    found: dict[str, Any] = {"rank": advice.rank, "name": advice.name, "strategy": advice.candidate.section}
-    if not advice.can or advice.fit is None or advice.score is None or advice.candidate.footprint is None:
-        return found | {"can": False, "reason": advice.candidate.reason}
-    prediction = advice.fit.prediction
-    return found | {
+def _measured(measured: Measured | None) -> dict[str, Any]:
+    """Empty if nothing was measured."""
+    return {} if measured is None else {key: value for key, value in asdict(measured).items() if value is not None}
+
+
+def _unavailable(place: int, each: Unavailable) -> dict[str, Any]:
+    return {"rank": place, "name": each.name, "can": False, "reason": each.reason}
+
+
+def _ranked(place: int, scored: Scored) -> dict[str, Any]:
+    fitted, timed, prediction = scored.fitted, scored.timed, scored.fitted.prediction
+    return {
+        "rank": place,
+        "name": scored.name,
+        "strategy": scored.candidate.section,
         "can": True,
-        "fits": advice.fits,
+        "fits": timed.fits,
         "memory": {
-            "kind": advice.fit.kind,
-            "with": advice.fit.words,
-            "process_peak": advice.fit.peak,
+            "kind": fitted.kind,
+            "with": fitted.words,
+            "process_peak": fitted.peak,
             "peak": prediction.total,
             "phase": prediction.phase,
             "terms": prediction.terms,
             "phases": {name: sum(terms.values()) for name, terms in prediction.phases.items()},
-            "micro_batch": advice.fit.shape.micro,
+            "micro_batch": fitted.shape.micro,
         },
-        "time": {"seconds": advice.seconds, "epochs": advice.epochs, "in_time": advice.in_time, "band": advice.band},
-        "footprint": advice.candidate.footprint._asdict(),
-        "points": advice.score.points,
+        "time": {"seconds": timed.seconds, "epochs": timed.epochs, "in_time": timed.in_time, "band": timed.band},
+        "footprint": scored.candidate.footprint._asdict(),
+        "points": scored.score.points,
         "rules": [
-            {"name": rule.name, "points": points, "says": rule.says, "source": rule.source}
-            for rule, points in advice.score.parts
+            {"name": rule.name, "points": points, "reason": rule.reason, "source": rule.source}
+            for rule, points in scored.score.parts
         ],
-        "factors": defaults.of(advice.name)._asdict(),
+        "factors": defaults.factors(scored.name)._asdict(),
     }

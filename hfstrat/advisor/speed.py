@@ -1,4 +1,4 @@
-"""How long a run takes: operations over a rate. No torch here; a child process may have it."""
+"""How long a run takes: operations divided by a rate. No torch in this process; a child process may import it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfstrat.advisor.hardware import Device
-from hfstrat.advisor.shapes import Model
+from hfstrat import strategies
+from hfstrat.advisor import architecture
+from hfstrat.advisor.architecture import Model
+from hfstrat.advisor.hardware import Device, cores, time_band
+from hfstrat.data import cache
+from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
+from hfstrat.tasks import TASKS
+from hfstrat.tasks import report as reports
+from hfstrat.tasks.report import Failure, Report
 
-SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the products' rate that a step of a wide model reaches, where nothing was measured
-HALF_WIDTH = 768  # on a CPU, of a model whose steps spend as long beside its products as in them
-FORWARD = 2.0  # times the rate of a step: nothing is kept for gradients, batches are larger
-START_SECONDS = 25.0  # imports, loading, and the fresh process that verifies the result
+SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
+HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
+FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
+START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
 PAYS = 1.1  # as in hfstrat.strategies.frozen.precompute
 RATES_FILE = "advisor-rates.json"
 MATMUL = """
@@ -41,8 +48,7 @@ print(json.dumps(best))
 
 
 class Work(NamedTuple):
-    """Floating-point operations of a token: in training, and in an evaluation; `once`: of the frozen part that is computed
-    once."""
+    """Floating-point operations per token in training and evaluation; `once`: those of the frozen part that is cached."""
 
     training: float
     evaluation: float
@@ -50,9 +56,9 @@ class Work(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Operations a second, where that is from, and the relative error that was found for it (None: not validated).
+    """Operations per second, their source, and the relative error of times predicted from it (None: not validated).
 
-    `product`: the rate of the machine's products, where `value` is from that.
+    `product`: the rate of matrix products on the machine, if `value` is derived from it.
     """
 
     value: float
@@ -60,30 +66,30 @@ class Rate(NamedTuple):
     band: float | None = None
     product: float = 0.0
 
-    def of(self, width: int) -> Rate:
-        """The same for a model of this width."""
+    def for_width(self, width: int) -> Rate:
+        """The rate for a model of this width."""
         return self._replace(value=share(width) * self.product) if self.product else self
 
 
 def share(width: int) -> float:
-    """Of the products' rate that whole steps reach on a CPU: the roofline (Williams et al. 2009).
+    """The share of the rate of matrix products that steps reach on a CPU: the roofline model (Williams et al. 2009).
 
-    A token's products are width squared and what stands between them (norms, activations, casts) is width, so that the time
-    beside the products is to that of the products as a constant to the width: benchmarks/results/time_prediction.md.
+    The products of a token grow with the width squared, everything else (norms, activations, casts) with the width, so the
+    ratio of other time to product time is a constant divided by the width: benchmarks/results/time_prediction.md.
     """
     return SHARE["cpu"] * width / (width + HALF_WIDTH)
 
 
 def work(
-    model: Model, learning: Learning, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
-    """Count them: two for each weight of a product, and those of attention; the backward pass goes once through what is above
-    the lowest learning weight, and once more for each weight that learns.
+    """Count operations: two per weight of a product, plus attention. The backward pass goes once through everything above the
+    lowest trainable weight, and once more for each trainable weight.
 
     Args:
-        length: tokens of a row, on average.
-        supervised: share of the tokens that carry loss.
-        epochs: how often what is kept is used.
+        length: average tokens per example.
+        supervised: share of the tokens that contribute to the loss.
+        epochs: how often cached states are used.
     """
     depth = 1 + max((int(m.group(1)) for name in learning.shapes if (m := BLOCK.search(name))), default=-1)
     attention = 4.0 * length * model.heads * model.head_width * (1.0 if model.is_encoder else 0.5)
@@ -103,23 +109,23 @@ def work(
         adapters += 2.0 * learning.rank * sum(shape) * (name in learning.adapted)
     frozen, live = frozen + attention * lowest, live + attention * (depth - lowest)
     head = _head(model, learning) * supervised
-    head_learns = any(HEAD.search(name) for name in learning.names) or (
+    trains_head = any(HEAD.search(name) for name in learning.names) or (
         model.tied and any(EMBEDDING.search(name) for name in learning.names)
     )
     teacher = 2.0 * learning.teacher
     forward = frozen + live + adapters + head
-    backward = live + weights + 2 * adapters + head * (1 + head_learns) + attention * (depth - lowest) * (weights > 0)
+    backward = live + weights + 2 * adapters + head * (1 + trains_head) + attention * (depth - lowest) * (weights > 0)
     again = live + adapters if recompute else 0.0
-    whole = Work(forward + backward + again, forward, once=teacher)
+    full = Work(forward + backward + again, forward, once=teacher)
     if learning.body_once or (learning.keeps_prefix and (learning.still or not model.dropout)):
-        kept = Work(whole.training - frozen, forward, once=frozen + teacher)
-        if learning.body_once or gain(frozen, kept.training, epochs) >= PAYS:
-            return kept
-    return whole
+        cached = Work(full.training - frozen, forward, once=frozen + teacher)
+        if learning.body_once or gain(frozen, cached.training, epochs) >= PAYS:
+            return cached
+    return full
 
 
 def gain(once: float, rest: float, epochs: float) -> float:
-    """How many times faster epochs are where `once` is computed once, as in `strategies.frozen.precompute` (needs torch)."""
+    """The speedup of training if `once` is computed once, as in `strategies.frozen.precompute` (which imports torch)."""
     return epochs * (once + rest) / (once + epochs * rest)
 
 
@@ -127,37 +133,33 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Learning) -> float:
-    """Operations a token of the LM head; heads of classifiers cost nothing."""
+def _head(model: Model, learning: Description) -> float:
+    """Operations per token of the LM head; classification heads cost nothing."""
     is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
 
 
 def seconds(load: Work, tokens: float, epochs: float, eval_tokens: float, evaluations: float, rate: float) -> float:
-    """Of a whole run: what is computed once, the epochs, the evaluations, and its start."""
+    """Seconds of a complete run: cached computations, epochs, evaluations and start-up."""
     forward = load.once * (tokens + eval_tokens) + load.evaluation * eval_tokens * evaluations
     return START_SECONDS + (forward / FORWARD + load.training * tokens * epochs) / rate
 
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
-    """The rate of a device: from reports of runs on it where there are some, else a share of that of its products."""
-    from hfstrat.advisor import memory
-
+    """The rate of a device: from reports of past runs if there are any, otherwise a share of its rate of matrix products."""
     if device.is_cpu:
         found = list(reports)
         if found:
             middle = statistics.median(rate.value for rate in found)
-            return Rate(middle, f"{len(found)} past runs on this machine", memory.time_band("reports"))
+            return Rate(middle, f"{len(found)} past runs on this machine", time_band("reports"))
         rate = matmul_rate()
-        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", memory.time_band("product"), rate)
+        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
 def matmul_rate() -> float:
-    """Operations a second of a product in the precision that training has here, in a child process once, then from a file."""
-    from hfstrat.data.cache import folder
-
-    file, key = folder() / RATES_FILE, f"{processor()}, {threads()} threads"
+    """Operations per second of a matrix product in the training precision; measured once by a child process, then cached."""
+    file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = _read(file)
     if key in known:
         return float(known[key])
@@ -172,10 +174,9 @@ def matmul_rate() -> float:
 
 
 def threads() -> int:
-    """How many torch would use: a process that may use one core of many has the rate of one."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, int(said)) if said.isdigit() and int(said) else cores
+    """The number of threads torch uses: OMP_NUM_THREADS, at most the cores available to this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(wanted)) if wanted.isdigit() and int(wanted) else cores()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _numpy_rate() -> float:
-    """Where there is no torch: in float32."""
+    """The same without torch, in float32."""
     import numpy as np
 
     a, b = np.ones((512, 1024), np.float32), np.ones((1024, 4096), np.float32)
@@ -198,35 +199,30 @@ def _numpy_rate() -> float:
     return 5 * 2 * 512 * 1024 * 4096 / (time.perf_counter() - started)
 
 
-def of_reports(folder: Path) -> list[Rate]:
+def rates_of_reports(folder: Path) -> list[Rate]:
     """The rates of past runs on this machine, from the `report.json` files below a folder."""
     found = []
-    for file in sorted(folder.rglob("report.json")):
-        report = _read(file)
-        where = report.get("environment", {})
-        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := of_report(report)):
-            found.append(Rate(rate, str(file)))
+    for run, report in reports.find(folder):
+        where = report.environment
+        if (where.processor, where.threads) == (processor(), threads()) and (rate := rate_of_report(report)):
+            found.append(Rate(rate, str(run / reports.FILE)))
     return found
 
 
-def of_report(report: dict[str, Any]) -> float | None:
-    """Operations a second of a finished run; None where it cannot be told."""
-    from hfstrat import strategies
-    from hfstrat.advisor import shapes
-    from hfstrat.errors import UserError
-    from hfstrat.recipe.schema import Recipe
-    from hfstrat.tasks import TASKS
-
+def rate_of_report(report: Report) -> float | None:
+    """Operations per second of a finished run; None if it cannot be derived."""
+    recipe, result, data = report.run.recipe, report.result, report.run.data
+    if isinstance(result, Failure) or data is None:
+        return None
     try:
-        recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
-        model, plan = shapes.read(recipe.model.name_or_path), result["plan"]
-        account = report["run"]["data"]["train"]
-        made = TASKS[recipe.task].shapes(model.shapes, model.config, 2)
-        if made is None or result.get("status") != "done":
+        model = architecture.read(recipe.model.name_or_path)
+        made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
+        if made is None:
             return None
-        learning = strategies.build(recipe.strategy).learning(*made)
-        length = account["tokens"] / max(1, account["rows_kept"])
-        load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
-        return None if learning.body_once else float(result["tokens_per_second"]) * load.training
+        learning = strategies.build(recipe.strategy).describe(*made)
+        length = data.train.tokens / max(1, data.train.rows_kept)
+        supervised = data.train.supervised / max(1, data.train.tokens)
+        load = work(model, learning, length, supervised, result.plan.checkpointing)
+        return None if learning.body_once else result.tokens_per_second * load.training
     except (UserError, KeyError, TypeError, ValueError):
         return None

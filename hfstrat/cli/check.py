@@ -16,33 +16,31 @@ from hfstrat import strategies
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import quiet_libraries
 from hfstrat.recipe.load import Loaded
-from hfstrat.strategies import check_model
-from hfstrat.strategies.base import Footprint
-from hfstrat.tasks import TASKS
+from hfstrat.strategies import checks
 
 SHOWN_TOKENS = 200
 LEAST = 8  # tokens of a stretch that are shown
 
 
-def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
+def show(loaded: Loaded, rows: int) -> None:
     """Print everything; what needs no torch comes first."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=160)
     show_recipe(console, loaded)
     quiet_libraries()
-    from hfstrat.data.corpus import held_out
     from hfstrat.models import load
+    from hfstrat.run import setup
 
-    recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
+    recipe = loaded.recipe
     strategy = strategies.build(recipe.strategy)
-    tokenizer = strategy.load_tokenizer(recipe)
-    data = task.prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, task.reader))
-    if footprint := footprint and check_model.footprint_of(strategy, recipe, len(data.label_names)):
+    tokenizer, data = strategy.read(recipe)
+    if description := strategies.describe(recipe, len(data.label_names)):
+        footprint = description.footprint
         console.print(f"known without loading: {footprint.trainable:,} of {footprint.total:,} parameters learn\n")
-    if (held := check_model.quantized_bytes(strategy, recipe, len(data.label_names))) is not None:
-        console.print(f"known without loading: the quantized base takes {held / 1e6:,.1f} MB of memory\n")
-    base = strategy.load_base(recipe, tokenizer, data)
+        if (held := checks.quantized_bytes(recipe, description)) is not None:
+            console.print(f"known without loading: the quantized base takes {held / 1e6:,.1f} MB of memory\n")
+    base = strategy.load(recipe, tokenizer, data)
     trained = strategy.build_model(base)
     load.set_precision(trained, load.compute_dtype(recipe.model.dtype))
     show_model(console, trained)
@@ -51,7 +49,7 @@ def show(loaded: Loaded, footprint: Footprint | None, rows: int) -> None:
     lengths, eval_lengths = data.lengths, data.eval_lengths
     load.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
-    baselines = strategy.baselines(data, plan, base.model)
+    baselines = setup.baselines_of(recipe, data, plan, base.model)
     length = f"{plan.steps:,} steps of {plan.global_batch_size} sequences"
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)

@@ -29,13 +29,13 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
     import torch
 
     from hfstrat.data.classification.tokenize import Texts
-    from hfstrat.tasks.generation import in_words, labels_of
+    from hfstrat.tasks.text_classification.text import in_words, labels_of
 
-    texts = Texts(tokenizer, report["run"]["recipe"]["data"]["max_length"] if report else 1024)
+    texts = Texts(tokenizer, report.run.recipe.data.max_length if report else 1024)
     with lines(output) as say:
         for row in asked:
             found = labels_of(model, texts, row, torch.float32)  # as the weights are, without autocast
-            words = TextClassification().prompt_text(row)
+            words = TextClassification().text.prompt(row)
             if output:
                 whole = row if isinstance(row, dict) else {"text": row}
                 labels, scores = [label for label, _ in found], [chance for _, chance in found]

@@ -92,13 +92,14 @@ class BatchOrder(Sampler[int]):
 class TokenCollator(ABC):
     """Pads rows of token ids on the right to one of few widths (`rounded`).
 
-    `selects_rows`: batches name the positions with loss (`loss_rows`, `targets`), as a model with our loss bound to it takes
-    them. A strategy whose rows are not token ids (features of `head`) has another collator.
+    Every collator states whether it pads (`pads`; one of features does not) and whether its batches name the positions with
+    loss (`selects_rows`: `loss_rows` and `targets`, which a model with our loss bound to it takes).
     """
 
+    pads = True
+    selects_rows = False
     pad_token_id: int
     multiple: int
-    selects_rows: bool = False
 
     @abstractmethod
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]: ...

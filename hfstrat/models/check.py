@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 
 if TYPE_CHECKING:
+    from hfstrat.recipe.quantization import Quantization
     from hfstrat.recipe.schema import Model
 
 HUB_TIMEOUT = 4  # seconds
@@ -21,7 +23,7 @@ def near(path: Path) -> str:
     return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
-def _no_model(path: Path) -> UserError:
+def no_model(path: Path) -> UserError:
     """The answer to a folder without a readable `config.json`."""
     if (path / "config.json").is_file():
         return UserError(f"model.name_or_path: {path / 'config.json'}: expected a JSON object, so this is no model folder")
@@ -34,7 +36,7 @@ def _no_model(path: Path) -> UserError:
     return UserError(f"model.name_or_path: {path} has no config.json, so it is no model folder")
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
     """Refuse safetensors files that a download left out or cut short."""
     listed = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
     there = {file.name for file in folder.glob("*.safetensors")}
@@ -139,3 +141,20 @@ def check_adapter(path: str, key: str = "strategy.adapter") -> None:
         raise UserError(f"{key}: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
     if config.exists() and json.loads(config.read_text()).get("peft_type") != "LORA":
         raise UserError(f"{key}: {path} is no LoRA adapter; give the folder of one")
+
+
+def check_quantizable(key: str, section: Quantization | None, source: str) -> None:
+    if section is None:
+        return
+    if is_quantized_already(source):
+        raise UserError(
+            f"{key}: {section.name}: {source} is quantized already (quantization_config in its config.json); remove this, or "
+            "name the model that it was made from"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{key}: {section.name} needs bitsandbytes: pip install 'hfstrat[quantization]'")
+
+
+def is_quantized_already(source: str) -> bool:
+    """Whether a local model's config says so."""
+    return bool(source) and bool(read_json(Path(source).expanduser() / "config.json").get("quantization_config"))

@@ -68,6 +68,15 @@ def head_loss(
     return rows_loss(hidden, Head(weight, bias, softcap, scale), _cross_entropy(targets), chunk)
 
 
+Kernel = Callable[[torch.Tensor, Head, torch.Tensor], torch.Tensor]
+"""From hidden states `[n, H]`, a head and targets `[n]` to the summed loss (nats), a scalar with gradients."""
+
+
+def hfstrat(rows: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    """`head_loss` as a `Kernel`."""
+    return head_loss(rows, head.weight, targets, head.bias, head.softcap, head.scale)
+
+
 def rows_loss(hidden: torch.Tensor, head: Head, loss: RowsLoss, chunk: int | None = None) -> torch.Tensor:
     """The sum of any loss of logits, each row of which depends on its own logits alone; as `head_loss` in all else."""
     chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)

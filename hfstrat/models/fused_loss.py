@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from hfstrat.models.chunked_loss import Head, head_scores
-from hfstrat.models.loss_kernels import Kernel, hfstrat
+from hfstrat.models.chunked_loss import Head, Kernel, head_scores, hfstrat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -74,6 +73,11 @@ def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -
     return reasons[0]
 
 
+def is_bound(model: Any) -> bool:
+    """Whether the forward of this model itself (not of one inside it) was replaced on the instance."""
+    return "forward" in vars(model)
+
+
 def unbind_head_loss(model: nn.Module) -> None:
     """Give the model its class's own forward again; also where none was bound."""
     vars(model).pop("forward", None)
@@ -81,7 +85,7 @@ def unbind_head_loss(model: nn.Module) -> None:
 
 def _not_understood(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
-    if "forward" in vars(model):
+    if is_bound(model):
         return "its forward has been replaced already"
     if model.config.is_encoder_decoder:
         return "it is an encoder and a decoder"
@@ -184,8 +188,8 @@ def _loss(
 def is_plain(head: nn.Module) -> bool:
     """Whether weight and bias are all there is to it: no adapter, quantization or hooks but those of FSDP2 and ZeRO-3."""
     if is_in_pieces(head):
-        return type(head).forward is nn.Linear.forward and "forward" not in vars(head)
-    return type(head) is nn.Linear and not ("forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks)
+        return type(head).forward is nn.Linear.forward and not is_bound(head)
+    return type(head) is nn.Linear and not (is_bound(head) or head._forward_hooks or head._forward_pre_hooks)
 
 
 def is_in_pieces(head: Any) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from hfstrat.errors import first_line
-from hfstrat.models.chunked_loss import Head, head_loss
+from hfstrat.models import fused_loss
+from hfstrat.models.chunked_loss import Head, Kernel, hfstrat
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,13 +30,6 @@ GAIN = 0.95  # of our time, at most
 ROOM = 1.25  # times our memory, at most
 ALLOWED = {4: 1e-3, 2: 3e-2}  # distance from ours over its size, by the bytes of what products are computed in
 VOCABULARY_TILE = 8192  # TRL's own
-
-Kernel = Callable[[torch.Tensor, Head, torch.Tensor], torch.Tensor]
-"""From rows `[n, H]`, a head and targets `[n]`: the summed loss (nats), which can be differentiated."""
-
-
-def hfstrat(rows: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    return head_loss(rows, head.weight, targets, head.bias, head.softcap, head.scale)
 
 
 def trl(rows: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
@@ -71,8 +64,6 @@ def installed() -> dict[str, Kernel]:
 
 def in_use(trained: nn.Module) -> str:
     """The name of what computes the loss of a model's head."""
-    from hfstrat.models import fused_loss
-
     kernel = getattr(fused_loss.objective_of(trained), "keywords", {}).get("kernel", hfstrat)
     return str(kernel.__name__)
 
@@ -87,8 +78,6 @@ def choose_for(
         dtype: of autocast.
         before: what a resumed run was begun with, which it goes on with.
     """
-    from hfstrat.models import fused_loss
-
     model, found = base.model, installed()
     if not _applies(model):
         return
@@ -108,8 +97,6 @@ def choose_for(
 
 def _applies(model: PreTrainedModel) -> bool:
     """Whether it is the plain loss of a plain head."""
-    from hfstrat.models import fused_loss
-
     return fused_loss.objective_of(model) is fused_loss.cross_entropy and fused_loss.is_plain(model.get_output_embeddings())
 
 
@@ -126,8 +113,6 @@ def chosen(
     model: PreTrainedModel, kernels: dict[str, Kernel], shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[str, str]:
     """The name of the fastest kernel that says what ours says, and what was found, in words."""
-    from hfstrat.models import fused_loss
-
     lm_head, bound = model.get_output_embeddings(), model.forward
     count = max(1, min(shape[0], TOKENS // shape[1]))
     ids = torch.randint(len(lm_head.weight), (count, shape[1]), generator=torch.Generator().manual_seed(0)).to(device)

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from hfstrat.models.classifier_heads import CLASS_HEAD
+from hfstrat.recipe.quantization import Quantization
+from hfstrat.recipe.section import Shapes
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
+CONFIG_KEYS = {  # a size: its keys in config.json, over the model families
+    "width": ("hidden_size", "n_embd", "dim", "d_model"),
+    "inner": ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "vocabulary": ("vocab_size",),
+}
 BELOW = re.compile(r"(?:^|\.)(?:embed\w*|\w*embeddings?|wte|wpe)\.")
+
+
+def config_size(config: dict[str, Any], size: str) -> int:
+    """A size of `CONFIG_KEYS` in a config.json; 0 if the config does not have it."""
+    return next((config[key] for key in CONFIG_KEYS[size] if isinstance(config.get(key), int)), 0)
 
 
 def height(name: str, blocks: int) -> int:
@@ -33,3 +52,37 @@ def stages(shapes: dict[str, tuple[int, ...]], blocks: int) -> list[set[str]]:
     if len(found) > 1 and all(len(shapes[name]) < 2 for name in found[0]):
         found[:2] = [found[0] | found[1]]
     return found
+
+
+POSITIONS = re.compile(r"\.(?:wpe|\w*embeddings?)\.|(?:^|\.)embed_positions\.|(?:^|\.)shared\.")
+
+
+def is_named(module: str, names: Iterable[str]) -> bool:
+    """Whether a module, or one around it, has one of these names: whole, or the end of a whole one."""
+    around = module.split(".")
+    paths = [".".join(around[: depth + 1]) for depth in range(len(around))]
+    return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is the weight of a linear layer that is no head, told from its name."""
+    other = (HEAD, CLASS_HEAD, EMBEDDING, POSITIONS)
+    return name.endswith(".weight") and len(shape) == 2 and not any(pattern.search(name) for pattern in other)
+
+
+def weight_bytes(shapes: Shapes, section: Quantization | None, learning: Iterable[str] = (), each: float = 2) -> int:
+    """Bytes of a frozen model's weights in memory.
+
+    Args:
+        shapes: its parameters.
+        learning: names of those that learn, and so are not quantized.
+        each: bytes of a weight that is not quantized.
+    """
+    learning, total = set(learning), 0.0
+    for name, shape in shapes.items():
+        quantized = section is not None and is_linear(name, shape) and name not in learning
+        if section is None or not quantized or is_named(name.removesuffix(".weight"), section.skip_modules):
+            total += prod(shape) * each
+        else:
+            total += prod(shape) * section.bits / 8 + (4 * shape[0] if section.name == "int8" else 0)
+    return int(total)

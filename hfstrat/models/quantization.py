@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from hfstrat.errors import CRASH, RunError, UserError
-from hfstrat.models.quantized_size import is_named
+from hfstrat.models.parameter_names import is_named
 from hfstrat.recipe.quantization import Quantization
+from hfstrat.recipe.section import Shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,7 +117,7 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> None:
         model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
 
 
-Learns = Callable[[list[str], bool], set[str]]
+Learns = Callable[[Shapes, bool], frozenset[str]]
 
 
 MISSED = 0.05  # share of the weights to be quantized that may be left without being named
@@ -143,7 +144,7 @@ def wanted(
     Args:
         auto: the Auto class, `config` its config, `remote` whether code that comes with the model may run.
         compute: of the forward pass.
-        learns: tells from the parameters' names, and whether the head is tied, which of them will learn.
+        learns: tells from the parameters' shapes, and whether the head is tied, which of them will learn.
 
     Raises:
         UserError: `skip_modules` names nothing; FSDP or ZeRO-3, which shard what bitsandbytes cannot.
@@ -158,8 +159,8 @@ def wanted(
     check_names(section, key, modules)
     head, embeddings = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     tied = head is not None and (head.weight is embeddings.weight or bool(config.get_text_config().tie_word_embeddings))
-    names = [name for name, _ in skeleton.named_parameters() if not (tied and name == "lm_head.weight")]
-    learning = learns(names, tied) if learns else set()
+    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters() if not (tied and name == "lm_head.weight")}
+    learning = learns(shapes, tied) if learns else frozenset()
     whole = {name.rpartition(".")[0] for name in learning} | heads(skeleton)
     skipped = sorted(
         name

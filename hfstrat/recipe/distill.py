@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
@@ -154,6 +154,8 @@ class Distill(StrategySection):
         "auto",
         description="Also train the same student without the teacher, to compare; auto: if training took under 5 minutes",
     )
+
+    single_run: ClassVar[tuple[str, ...]] = ("strategy.baseline=false",)
 
     @property
     def needs_weights(self) -> bool:

@@ -17,6 +17,7 @@ class StrategySection(Section):
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
+    single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 
     @property
     def needs_weights(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation import request
 from hfstrat.models import check as models_check
+from hfstrat.models.transformers_source import training_argument_names
 from hfstrat.publish import push
 from hfstrat.recipe.data import Source
 from hfstrat.recipe.load import Loaded, about, located
 from hfstrat.recipe.schema import Recipe, Training
 from hfstrat.run import output_dir
-from hfstrat.strategies import check_model, check_quantization
-from hfstrat.strategies.base import Footprint
+from hfstrat.strategies import checks
+from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
-from hfstrat.trainer import checkpoints, trackers
+from hfstrat.trainer import checkpoints, distributed
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
 _ORDER = "the order of rows is a function of seed and step; set seed"
@@ -31,6 +32,7 @@ _LOSS = "the loss is the mean over the tokens that carry loss; remove it"
 _EVALUATION = "evaluation is per token, by the lowest loss; remove it"
 _HUB = "use the recipe's section hub"
 _REMOVE = "remove it"
+TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that its Trainer never reads
     "gradient_accumulation_steps": "set training.global_batch_size and training.per_device_train_batch_size",
     "auto_find_batch_size": "leave training.per_device_train_batch_size at auto",
@@ -59,28 +61,34 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
 }
 
 
-def check(loaded: Loaded, overwrite: bool = False, network: bool = True) -> Footprint | None:
-    """Refuse what cannot work, before anything is written; the footprint where it can be told without torch.
+def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrapping: str | None = None) -> Description | None:
+    """Refuse what cannot work, before anything is written.
+
+    Args:
+        network: whether the Hub may be asked.
+        wrapping: how the processes of the run share the model; by default as those of this process do.
+
+    Returns:
+        What is trained; None where that is unknown without torch.
 
     Raises:
         UserError: one located sentence.
     """
     recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
-        check_model.check_task(recipe)
+        checks.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
-        strategy.check(TASKS[recipe.task])
-        check_quantization.check(strategy, recipe)
         request.check(recipe.evaluation)
-        footprint = check_model.check_model(strategy, recipe, network)
+        strategy.check(recipe, wrapping or distributed.wrapping(), network)
+        description = strategies.describe(recipe)
         output_dir.check_output(recipe, overwrite)
-        if footprint is not None:
-            stored = check_model.on_disk(strategy, recipe, footprint)
-            output_dir.check_disk(recipe, strategy.checkpoint_bytes(stored))
+        if description is not None:
+            base = checks.quantized_bytes(recipe, description)
+            output_dir.check_disk(recipe, description.checkpoint_bytes(base))
         if network:
             push.check_access(recipe)
-    return footprint
+    return description
 
 
 def _check_data(recipe: Recipe, network: bool) -> None:
@@ -123,12 +131,12 @@ def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name
     data, task = recipe.data, TASKS[recipe.task]
     columns = data.of(source, "columns")
     try:
-        reading = task.told(rows, name, data, data.of(source, "format"), columns)
+        reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns)
     except UserError as error:
-        if not (strange := [ours for ours in columns.values() if ours not in task.columns]):
+        if not (strange := [ours for ours in columns.values() if ours not in task.rows.columns]):
             raise
-        near = get_close_matches(strange[0], task.columns, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.columns)}"
+        near = get_close_matches(strange[0], task.rows.columns, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.rows.columns)}"
         raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
     for number, row in enumerate(rows):
         try:
@@ -141,13 +149,22 @@ def _check_training(recipe: Recipe) -> None:
     training = recipe.training
     if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
-    trackers.check(training.report_to)
+    _check_trackers(training.report_to)
     if training.max_time and training.warmup_steps >= 1:
         raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
     _check_extra(training)
     if training.resume not in ("auto", "never"):
         with about("training.resume"):
             checkpoints.find_resume(Path(recipe.output_dir), training.resume, recipe.model_dump())
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError for a tracker that is not installed."""
+    for name in names:
+        found = importlib.util.find_spec(TRACKER_PACKAGES[name])
+        # wandb and others leave a folder of their own name where they ran: Python takes that for a package without a file
+        if found is None or found.origin is None:
+            raise UserError(f"training.report_to: {name} is not installed: pip install {TRACKER_PACKAGES[name]}, or remove it")
 
 
 def _check_extra(training: Training) -> None:
@@ -163,14 +180,3 @@ def _check_extra(training: Training) -> None:
             near = get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(f"{place}: no field of this transformers' TrainingArguments{hint}")
-
-
-def training_argument_names() -> set[str]:
-    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return set()
-    source = Path(spec.submodule_search_locations[0]) / "training_args.py"
-    return set(re.findall(r"^    (\w+): [^\n]*= field\($", source.read_text(encoding="utf-8"), re.MULTILINE)) | set(
-        re.findall(r"^    (\w+): [^\n]*= field\(default", source.read_text(encoding="utf-8"), re.MULTILINE)
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +14,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hfstrat import strategies
-from hfstrat.data.collate import TokenCollator
-from hfstrat.data.corpus import held_out
-from hfstrat.data.prepare import PreparedData
+from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
@@ -25,15 +22,15 @@ from hfstrat.models.loss_kernels import choose_for, in_use
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
-from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded, trackers
+from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
 from hfstrat.trainer.collective import ProcessGroup
-from hfstrat.trainer.distributed import is_sharded, wrapping
+from hfstrat.trainer.distributed import is_sharded
 from hfstrat.trainer.plan import ENDLESS, Plan, make_plan
 from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -46,7 +43,7 @@ class Job:
     loaded: Loaded
     strategy: Strategy[Any]
     screen: Console
-    data: PreparedData
+    data: Data
     plan: Plan
     base: Base
     trainer: StrategyTrainer
@@ -91,113 +88,115 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     """Load everything, decide every number, and claim the output folder last.
 
     Raises:
-        UserError: whatever can be known to be wrong before training.
+        UserError: everything that can be known to be wrong before training.
     """
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
     strategy = strategies.build(recipe.strategy)
     logging.disable_progress_bar()  # ours is the only one
     screen = trainer_progress.make_console(world.is_main_process)
-    strategy.check_wrapping(wrapping())
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
-    tokenizer = strategy.load_tokenizer(recipe)
-    data = read_data(recipe, strategy, tokenizer, screen, checkpoint, stored)
+
+    tokenizer, data = strategy.read(recipe, screen)
+    check_same_data(data, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    before, quality = recipe.evaluation.before and checkpoint is None, task.quality
+    before, quality = recipe.evaluation.before and checkpoint is None, task.metrics.quality
     args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
     sharded.load_whole()
-    set_seed(recipe.seed)  # the same fresh weights on every process, and again after a resume
-    base = strategy.load_base(recipe, tokenizer, data)
+    set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
+    base = strategy.load(recipe, tokenizer, data)
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
-    task.own_the_loss(base)  # before anything wraps the model
-    collate = task.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    feed = TrainData(
-        data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=ProcessGroup.current()
-    )
-    feed, probe = strategy.prepare_base(base, feed), task.probe(data, collate)
-    trained = strategy.build_model(base)
-    load.set_precision(trained, dtype)
-    batches = decide_batches(recipe, strategy, base, trained, feed, data, args, stored)
-    plan, baselines = batches.plan, strategy.baselines(data, batches.plan, base.model)
-    said = (*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, trained, dtype, args))
-    for line in (*said, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
+    task.model.bind_loss(base)  # before anything wraps the model
+
+    collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
+    group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
+    rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=group)
+    built = strategy.build(base, rows)
+    load.set_precision(built.model, dtype)
+    batches = decide_batches(recipe, base, built, data, args, stored)
+    plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
+    lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
+    for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
-    feed = strategy.prepare_data(replace(feed, train=batches.rows, collate=batches.collate, plan=plan), trained)
+    rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
+    prepared = strategy.prepare(built.model, rows)
     for line in resume.cache_remarks(checkpoint, stored):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
-    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.said)
-    trainer = build_trainer(recipe, strategy, trained, tokenizer, args, feed, data, batches.sampler, progress)
+    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
+    trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    job = Job(loaded, strategy, screen, data, plan, base, trainer, progress, dtype, checkpoint, lock, feed, probe, baselines)
-    job.outline = sharded.outline(trained)
-    return job
-
-
-def read_data(
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    tokenizer: Any,
-    screen: Console,
-    checkpoint: Path | None,
-    stored: dict[str, Any],
-) -> PreparedData:
-    """The rows of the run.
-
-    Raises:
-        UserError: they cannot be read, or are not those that the checkpoint was made with.
-    """
-    task, wanted = TASKS[recipe.task], recipe.evaluation
-    data = task.prepare(
-        recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, task.reader)
+    outline = sharded.outline(built.model)
+    return Job(
+        loaded,
+        strategy,
+        screen,
+        data,
+        plan,
+        base,
+        trainer,
+        progress,
+        dtype,
+        checkpoint,
+        lock,
+        prepared.data,
+        probe,
+        baselines,
+        outline,
     )
-    data = strategy.rewrite(data, recipe, tokenizer, screen)
+
+
+def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any]) -> None:
+    """Refuse training examples that are not those of the checkpoint. Raises UserError."""
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
             f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
             "--overwrite or another output_dir"
         )
-    return data
+
+
+def baselines_of(recipe: Recipe, data: Data, plan: Plan, model: nn.Module) -> Baselines | None:
+    """The losses that a language model with random weights has to beat; None for other runs.
+
+    Pretrained weights are compared with the metrics before training, and a classifier with its most frequent label.
+    """
+    from hfstrat.trainer import baselines
+
+    return None if recipe.strategy.needs_weights or data.label_names else baselines.measure(data, plan, model)
 
 
 def decide_batches(
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    base: Base,
-    trained: Any,
-    feed: TrainData,
-    data: PreparedData,
-    args: TrainingArguments,
-    stored: dict[str, Any],
+    recipe: Recipe, base: Base, built: Built, data: Data, args: TrainingArguments, stored: dict[str, Any]
 ) -> batching.Batches:
-    """How large, how wide and whether packed, from the memory at hand; `args` are brought into line."""
+    """The sizes and widths of batches and whether they are packed, from the memory at hand; `args` are updated."""
     if recipe.training.torch_compile:
         base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
-    plan, task = feed.plan, TASKS[recipe.task]
+    rows, task, device = built.data, TASKS[recipe.task], args.device
+    plan, loss = rows.plan, task.metrics.for_data(data).loss
     if is_sharded():
         sharded.remark(base)
-    elif args.device.type == "cuda":
-        trained.to(args.device)
+    elif device.type == "cuda":
+        built.model.to(device)
         shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
-        choose_for(base, shape, feed.dtype, args.device, before, plan.processes)
-        if not stored and isinstance(feed.collate, TokenCollator):  # else rows are features already
+        choose_for(base, shape, rows.dtype, device, before, plan.processes)
+        if not stored and rows.collate.pads:
             plan = autobatch.fit_to_memory(
-                recipe.training, plan, trained, base, feed.collate, data, feed.dtype, task.loss, task.worst_row
+                recipe.training, plan, built.model, base, rows.collate, data, rows.dtype, loss, task.rows.worst_row
             )
-    others = strategy.asked(base)
     blocks.checkpoint_activations(base.model, plan.checkpointing)
-    if args.device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
-        can_pack = isinstance(feed.collate, TokenCollator) and feed.collate.selects_rows
-        for one in [base.model, *(others if can_pack else [])]:
-            one.to(args.device)  # packing is shown where it will run
-    batches = batching.make_batches(recipe, plan, feed.train, data.lengths, base, others, feed.collate, args.device, feed.dtype)
+    if device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
+        for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
+            model.to(device)  # packing is shown where it will run
+    batches = batching.make_batches(
+        recipe, plan, rows.train, data.lengths, base, built.others, rows.collate, device, rows.dtype
+    )
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -206,30 +205,33 @@ def decide_batches(
 
 def build_trainer(
     recipe: Recipe,
-    strategy: Strategy[Any],
-    trained: Any,
+    model: nn.Module,
     tokenizer: Any,
     args: TrainingArguments,
-    feed: TrainData,
-    data: PreparedData,
+    prepared: Prepared,
+    data: Data,
     sampler: Any,
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
-    plan, screen, task = feed.plan, progress.console, TASKS[recipe.task]
-    return strategy.build_trainer(
-        model=trained,
+    """The Trainer of the run, with what the strategy adds to it."""
+    rows, screen, metrics = prepared.data, progress.console, TASKS[recipe.task].metrics.for_data(data)
+    plan, options = rows.plan, recipe.training
+    patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
+    trainer_class = prepared.trainer_class or StrategyTrainer
+    return trainer_class(
+        model=model,
         args=args,
-        train_dataset=feed.train,
-        eval_dataset=feed.eval,
-        data_collator=feed.collate,
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=rows.collate,
         processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen), *early_stopping(recipe), *trackers_of(recipe, screen)],
+        callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers_of(recipe, screen), *prepared.callbacks],
         sampler=sampler,
-        loss=task.loss,
-        sums=task.sums,
-        measure=partial(task.measure, names=data.label_names),
+        loss=metrics.loss,
+        sums=metrics.sums,
+        measure=metrics.measure,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
-        keep=recipe.training.save_total_limit,
+        keep=options.save_total_limit,
         say=screen.print,
         state={
             "recipe": recipe.model_dump(),
@@ -241,20 +243,16 @@ def build_trainer(
             "steps": plan.steps,
             "caches": resume.caches_in_use(),
             "data": data.fingerprint(),
-            "head_kernel": in_use(trained),
+            "head_kernel": in_use(model),
             "models": resume.models_in_use(recipe),
         },
+        **prepared.trainer_kwargs,
     )
-
-
-def early_stopping(recipe: Recipe) -> list[Any]:
-    patience = recipe.training.early_stopping_patience
-    return [Patience(patience)] if patience else []
 
 
 def trackers_of(recipe: Recipe, screen: Console) -> list[Any]:
     names = recipe.training.report_to
-    trackers.ready(names)
+    callbacks.prepare_trackers(names)
     return callbacks.tracker_callbacks(names, lambda line: screen.print(line, markup=False))
 
 

@@ -1,22 +1,26 @@
-"""The strategies by name: what each section of `hfstrat.recipe.strategies` does. A new one is a file and a name here."""
+"""The strategies by name: what a section of `recipe/strategies.py` does. A new one is a file and a name here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from hfstrat.recipe.load import about
+from hfstrat.recipe.schema import Recipe
 from hfstrat.recipe.strategies import StrategySection
-from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.description import Description
 from hfstrat.strategies.distill.strategy import Distill
 from hfstrat.strategies.full import Full
-from hfstrat.strategies.head.strategy import Head
+from hfstrat.strategies.head import strategy as head
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.strategies.scratch.strategy import Scratch
 
-CLASSES: dict[str, type[Strategy[Any]]] = {
+STRATEGIES: dict[str, Callable[[Any], Strategy[Any]]] = {
     "distill": Distill,
     "full": Full,
-    "head": Head,
+    "head": head.build,
     "lora": Lora,
     "partial": Partial,
     "scratch": Scratch,
@@ -25,7 +29,24 @@ CLASSES: dict[str, type[Strategy[Any]]] = {
 
 def build(section: StrategySection) -> Strategy[Any]:
     """The strategy of a section such as `recipe.strategy`. It lives for one run and may hold what it has built."""
-    return CLASSES[section.name](section)
+    return STRATEGIES[section.name](section)
 
 
-__all__ = ["CLASSES", "Footprint", "Learning", "Strategy", "build"]
+def describe(recipe: Recipe, labels: int = 2) -> Description | None:
+    """What a recipe trains, without torch; None where that is unknown before the model is loaded.
+
+    Args:
+        labels: the number of labels in the data, which gives the size of a classifier's head.
+
+    Raises:
+        UserError: settings that do not fit the model's shapes.
+    """
+    strategy = build(recipe.strategy)
+    found = None if recipe.model.add_tokens else strategy.shapes(recipe, labels)
+    if found is None:
+        return None
+    with about("strategy"):
+        return strategy.describe(*found)
+
+
+__all__ = ["STRATEGIES", "Description", "Strategy", "build", "describe"]

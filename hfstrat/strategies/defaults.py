@@ -1,35 +1,30 @@
-"""What hfstrat proposes of a strategy where only its name was given: its section, and a learning rate for the model's size.
+"""What hfstrat proposes for a strategy that is only named, and what it tells users about each strategy. No torch.
 
-`hfstrat advise` and `hfstrat compare` both have it from here, so that what is advised is what is measured. No torch.
-
-
-The factors of the choice, one text for each strategy: what advice and comparison are laid out by."""
+`hfstrat advise` and `hfstrat compare` share this module, so what is advised is what is measured: the parser of
+`--strategies`, the strategy's section, its learning rate for the width of the model, the recipe as YAML, the factors by which
+strategies are compared, and the type of a prediction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
+import yaml
+
 from hfstrat.errors import UserError
+from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.tasks import TASKS
 
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
-
-
-RATE, WIDTH, POWER = 5e-5, 2000, 0.78  # of all weights in a model so wide, and by width: Schulman 2025, 'LoRA Without Regret'
-
-
-TIMES = {"full": 1, "partial": 5, "lora": 10}  # that rate: the same source; partial: benchmarks/results/rates.md
-
-
-KNOWN = {"scratch": (1e-3, 512), "distill": (6e-4, 576)}  # what has lost layers wants more than fine-tuning: distill/half_depth
-
-
-WIDEST = 4096  # from here on the strategies' defaults hold
+RATE, WIDTH, POWER = 5e-5, 2000, 0.78  # learning rate of full fine-tuning at a width: Schulman 2025, 'LoRA Without Regret'
+TIMES = {"full": 1, "partial": 5, "lora": 10}  # multiples of that rate: the same source; partial: benchmarks/results/rates.md
+MEASURED = {"scratch": (1e-3, 512), "distill": (6e-4, 576)}  # rate at a width; a shrunk student needs more: distill/half_depth
+WIDEST = 4096  # from this width on, the defaults of the strategies apply
 
 
 class About(NamedTuple):
-    """What a proposal depends on; `width` and `layers` of the model, 0 where they are not known."""
+    """What a proposal depends on; `width` and `layers` of the model are 0 if they are unknown."""
 
     task: str
     model: str
@@ -38,59 +33,77 @@ class About(NamedTuple):
     architecture: str = ""
 
 
+def parse_names(text: str) -> list[str]:
+    """The strategies in `--strategies head,lora`. Raises UserError for an unknown name, a duplicate, or none at all."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STRATEGIES:
+            raise UserError(f"--strategies: {name}: no such strategy; expected some of {', '.join(ORDER)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--strategies: {text}: expected some of {', '.join(ORDER)}, each once")
+    return names
+
+
 def section(name: str, about: About) -> dict[str, Any]:
-    """Keys of `strategy:` beside the name.
+    """The keys of `strategy:` besides the name.
 
     Raises:
-        UserError: the strategy cannot be had with this model; begins with the strategy.
+        UserError: the strategy is impossible with this model; the message begins with the strategy.
     """
     return SECTIONS[name](about) if name in SECTIONS else {}
 
 
 def learning_rate(name: str, width: int) -> float | None:
-    """Narrower models want larger steps than those that the defaults are from; None: the default is right, or nothing steps."""
+    """The learning rate for a model of this width: narrower models need larger steps. None: use the strategy's default."""
     if name in TIMES:
         return round_rate(TIMES[name] * RATE * (WIDTH / width) ** POWER) if 0 < width < WIDEST else None
-    if name not in KNOWN:
+    if name not in MEASURED:
         return None
-    rate, known = KNOWN[name]
-    return round_rate(rate * (known / width) ** POWER) if 0 < width < known else rate
+    rate, measured = MEASURED[name]
+    return round_rate(rate * (measured / width) ** POWER) if 0 < width < measured else rate
 
 
 def round_rate(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
+def recipe_text(comment: str, recipe: dict[str, Any]) -> str:
+    """A proposed recipe as YAML, with a comment in its first line."""
+    return f"# {comment}\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _partial(about: About) -> dict[str, Any]:
-    """A third of the blocks: the upper ones are the task's, the lower ones the language's (ULMFiT, arXiv 1801.06146)."""
+    """A third of the blocks: upper blocks are specific to the task, lower ones to the language (ULMFiT, arXiv 1801.06146)."""
     return {"last_n_layers": max(1, round(about.layers / 3))}
 
 
 def _head(about: About) -> dict[str, Any]:
-    """A head that is the embeddings cannot learn alone; of one that is not, `untie` changes nothing."""
-    return {"untie": True} if TASKS[about.task].unit == "token" else {}
+    """A head tied to the embeddings cannot be trained alone; for an untied head, `untie` changes nothing."""
+    return {"untie": True} if TASKS[about.task].text.generates else {}
 
 
 def _distill(about: About) -> dict[str, Any]:
-    """Half the depth, taught by the whole, which has to know the task; recipes/distill/half_depth.yaml has `hidden` too, by
-    which more is learnt in few steps, and the teacher has to stay."""
+    """A student of half the depth, taught by the full model, which must already know the task.
+
+    recipes/distill/half_depth.yaml also has `hidden`, which learns more in few steps but needs the teacher during training.
+    """
     task = TASKS[about.task]
-    if task.unit != "token" and not about.architecture.endswith(task.architecture):
+    if not task.text.generates and not about.architecture.endswith(task.model.architecture):
         raise UserError(
-            f"distill: {about.model} has no head that was trained for task: {about.task}, so it has nothing to teach; train "
-            "one first and name it as --model, or give a recipe with strategy.teacher"
+            f"distill: {about.model} has no head trained for task {about.task}, so it cannot be a teacher; train one first and "
+            "give it as --model, or write a recipe with strategy.teacher"
         )
     if about.layers < 2:
-        raise UserError(f"distill: {about.model} has one layer, so there is no half of it; give a recipe with strategy.teacher")
+        raise UserError(f"distill: {about.model} has one layer, which cannot be halved; write a recipe with strategy.teacher")
     return {"shrink": {"layers": about.layers // 2}, "student": "full", "alpha": 0.9, "baseline": False}
 
 
 SECTIONS: dict[str, Callable[[About], dict[str, Any]]] = {"partial": _partial, "head": _head, "distill": _distill}
-"""What a strategy needs beside its name; the others have defaults for all of it."""
+"""The strategies that need more than their name; the others have defaults for everything."""
 
 
 class Factors(NamedTuple):
-    """In a few words each: which model is used, what data it wants, what may change, what can go wrong."""
+    """In a few words each: the model that is used, the data that is needed, what can be changed, what can go wrong."""
 
     model: str
     data: str
@@ -98,51 +111,49 @@ class Factors(NamedTuple):
     risks: str
 
 
-WORDS = Factors("model used", "data needed", "flexibility", "risks")
-
-
+FACTOR_NAMES = Factors("model used", "data needed", "flexibility", "risks")
 FACTORS = {
     "scratch": Factors(
-        "new: random weights, from a config",
-        "much: about 20 tokens a parameter (arXiv 2203.15556)",
-        "all: architecture, size, tokenizer",
-        "too little data: it learns by heart, or only how often words come",
+        "new: random weights from a config",
+        "a lot: about 20 tokens per parameter (arXiv 2203.15556)",
+        "everything: architecture, size, tokenizer",
+        "with too little data it memorizes, or learns only word frequencies",
     ),
     "head": Factors(
-        "pretrained, frozen; a new head",
-        "little: some rows a class",
-        "the head, and which layer it reads",
-        "a domain unlike the pretraining: the features do not tell it",
+        "pretrained, frozen; new head",
+        "little: several examples per class",
+        "the head and the layer it reads",
+        "far from the pretraining domain, the features may not separate the classes",
     ),
     "partial": Factors(
-        "pretrained; its last blocks learn",
-        "some hundred rows",
-        "which blocks and embeddings learn",
-        "some forgetting; a far domain needs the lower blocks too",
+        "pretrained; last blocks trained",
+        "hundreds of examples",
+        "which blocks and embeddings are trained",
+        "some forgetting; a distant domain also needs the lower blocks",
     ),
     "lora": Factors(
-        "pretrained, frozen; adapters beside it",
-        "some hundred rows",
-        "rank and layers; architecture and tokenizer stay",
-        "a rank too small for much new knowledge; it forgets less than full (arXiv 2405.09673)",
+        "pretrained, frozen; adapters trained",
+        "hundreds of examples",
+        "rank and layers; fixed architecture and tokenizer",
+        "the rank may be too small for much new knowledge; forgets less than full (arXiv 2405.09673)",
     ),
     "full": Factors(
-        "pretrained; all of it learns",
-        "thousands of rows",
-        "every weight; new tokens; architecture stays",
-        "overfitting on few rows, forgetting what it knew, most memory",
+        "pretrained; all weights trained",
+        "thousands of examples",
+        "all weights, new tokens; fixed architecture",
+        "overfitting on few examples, forgetting, highest memory use",
     ),
     "distill": Factors(
-        "a smaller student, a frozen teacher",
-        "many rows; they need no labels of their own",
-        "the student's size and depth",
-        "it inherits the teacher's mistakes; the student is too small for what the teacher says",
+        "smaller student, frozen teacher",
+        "many examples; labels are optional",
+        "size and depth of the student",
+        "inherits the mistakes of the teacher; the student may be too small to imitate it",
     ),
 }
 
 
-def of(strategy: str) -> Factors:
-    """The factors of a strategy; empty texts of one that is not described yet."""
+def factors(strategy: str) -> Factors:
+    """The factors of a strategy; empty texts if it is not described yet."""
     return FACTORS.get(strategy, Factors("", "", "", ""))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Footprint, Strategy
+from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.description import Description, Footprint, count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class Full(Strategy[section.Full]):
     """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
 
+    def describe(self, shapes: Shapes, tied: bool) -> Description:
+        return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
+
     def build_model(self, base: Base) -> nn.Module:
         base.model.requires_grad_(True)
         return base.model
@@ -26,7 +29,3 @@ class Full(Strategy[section.Full]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.own_dtype)
-
-    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        total = sum(prod(shape) for shape in shapes.values())
-        return Footprint(total, total)

@@ -18,14 +18,16 @@ from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import EMBEDDING, HEAD
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Footprint, Learning, Strategy
-from hfstrat.trainer.distributed import DEEPSPEED, is_sharded
+from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.description import Description, Footprint, count
+from hfstrat.trainer.distributed import ALONE, DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -36,14 +38,14 @@ class Lora(Strategy[section.Lora]):
         super().__init__(section)
         self.initial_adapter: Path | None = None  # of an initialization that changed the base's weights
 
-    def check_quantized(self) -> None:
-        if self.section.changes_base:
+    def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
+        super().check(recipe, wrapping, network)
+        if recipe.model.quantization is not None and self.section.changes_base:
             raise UserError(
                 f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base's weights, and quantized ones "
                 "stay as they are; take default, gaussian or orthogonal, or remove model.quantization"
             )
 
-    def check_wrapping(self, wrapping: str) -> None:
         if self.section.use_dora and wrapping == DEEPSPEED:
             raise UserError(
                 "strategy.use_dora: it reads the base's weights outside of their layers, where DeepSpeed may not have them; "
@@ -55,7 +57,7 @@ class Lora(Strategy[section.Lora]):
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
-            task_type=TaskType[base.task.peft_type],
+            task_type=TaskType[base.task.model.peft_type],
             r=self.section.r,
             lora_alpha=self.section.alpha or 2 * self.section.r,
             lora_dropout=self.section.dropout,
@@ -85,9 +87,6 @@ class Lora(Strategy[section.Lora]):
         tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
         names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
         return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
-
-    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
-        return {name for name in names if any(part in self.section.modules_to_save for part in name.split("."))}
 
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
@@ -146,9 +145,6 @@ class Lora(Strategy[section.Lora]):
         model.save_pretrained(str(self.initial_adapter))
         config.init_lora_weights = given
 
-    def checkpoint_bytes(self, footprint: Footprint) -> int:
-        return 12 * footprint.trainable  # the base is not saved
-
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.initial_adapter is None:
             super().save(trainer, folder, base)
@@ -158,7 +154,7 @@ class Lora(Strategy[section.Lora]):
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
         if trainer.args.should_save:
-            base.task.write_config(base, folder)
+            base.task.model.write_config(base, folder)
 
     def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
         module = name.removesuffix(".weight")
@@ -173,33 +169,30 @@ class Lora(Strategy[section.Lora]):
             )
         return any(module == target or module.endswith(f".{target}") for target in self.section.target_modules)
 
-    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        base = sum(prod(shape) for shape in shapes.values())
+    def describe(self, shapes: Shapes, tied: bool) -> Description:
+        saved = frozenset(name for name in shapes if any(part in self.section.modules_to_save for part in name.split(".")))
+        trained = saved | {name for name in shapes if CLASS_HEAD.search(name)}
+        adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
+        return Description(
+            self._footprint(shapes, tied, trained, adapted),
+            trained,
+            shapes,
+            self.section.r,
+            adapted,
+            unquantized=saved,
+            saves_model=False,
+        )
+
+    def _footprint(self, shapes: Shapes, tied: bool, trained: frozenset[str], adapted: frozenset[str]) -> Footprint:
+        base = count(shapes)
         if self.section.adapter is not None:
             from hfstrat.models.load import read_shapes
 
-            theirs = sum(prod(shape) for shape in read_shapes(Path(self.section.adapter).expanduser()).values())
+            theirs = count(read_shapes(Path(self.section.adapter).expanduser()))
             return Footprint(theirs, base + theirs)
         self._check_names([*(name.rpartition(".")[0] for name in shapes), *(["lm_head"] if tied else [])])
-        adapters = sum(self.section.r * sum(shape) for name, shape in shapes.items() if self._is_target(name, shape))
-        if self.section.use_dora:  # one magnitude per output row; Conv1D stores its weight transposed, as in GPT-2
-            adapters += sum(
-                shape[1] if fnmatchcase(name, "*.c_*.weight") else shape[0]
-                for name, shape in shapes.items()
-                if self._is_target(name, shape)
-            )
-        whole = sum(
-            prod(shape)
-            for name, shape in shapes.items()
-            if any(part in self.section.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
-        )
-        return Footprint(adapters + whole, base + adapters + whole)
-
-    def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        whole = frozenset(
-            name
-            for name in shapes
-            if any(part in self.section.modules_to_save for part in name.split(".")) or CLASS_HEAD.search(name)
-        )
-        adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
-        return Learning(whole, shapes, self.section.r, adapted)
+        added = sum(self.section.r * sum(shapes[name]) for name in adapted)
+        if self.section.use_dora:  # one magnitude for each output row; Conv1D in GPT-2 stores its weight transposed
+            added += sum(shapes[name][1 if fnmatchcase(name, "*.c_*.weight") else 0] for name in adapted)
+        added += sum(prod(shapes[name]) for name in trained)
+        return Footprint(added, base + added)

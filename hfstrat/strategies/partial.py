@@ -12,20 +12,50 @@ from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.strategies.base import Prepared, Strategy
+from hfstrat.strategies.description import Description, Footprint, count
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
     from hfstrat.trainer.train_data import TrainData
-    from hfstrat.trainer.trainer import StrategyTrainer
 
 
 class Partial(Strategy[section.Partial]):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
+
+    def check_task(self, task: Task) -> None:
+        if not task.text.generates and self.section.head is False:
+            raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
+
+    def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
+        super().check(recipe, wrapping, network)
+        if self.section.thaw is not None and wrapping != ALONE:
+            raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
+        if not self.section.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
+            raise UserError(
+                "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
+            )
+        if self.section.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
+            raise UserError(
+                "strategy.precompute: on, but no process has the whole model here, and the frozen blocks would be sent around "
+                "for nothing; set auto or off, or take --accelerate-config ddp"
+            )
+
+    def describe(self, shapes: Shapes, tied: bool) -> Description:
+        chosen = frozenset(self.chosen(shapes, tied))
+        return Description(
+            Footprint(sum(prod(shapes[name]) for name in chosen), count(shapes)),
+            chosen,
+            shapes,
+            unquantized=chosen,
+            keeps_prefix=self.section.precompute != "off",
+            still=not self.section.frozen_dropout,
+        )
 
     def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
         """The names of the parameters that learn.
@@ -64,9 +94,6 @@ class Partial(Strategy[section.Partial]):
         chosen = {name for name, index in blocks.items() if index >= count - self.section.last_n_layers}
         return chosen | {name for name in names if FINAL_NORM.search(name) and name not in blocks}
 
-    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
-        return self.chosen(names, tied)
-
     def build_model(self, base: Base) -> nn.Module:
         model = base.model
         tied = base.is_tied
@@ -87,47 +114,25 @@ class Partial(Strategy[section.Partial]):
             base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
         return model
 
-    def check(self, task: Task) -> None:
-        if task.unit != "token" and self.section.head is False:
-            raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
-
-    def check_wrapping(self, wrapping: str) -> None:
-        if self.section.thaw is not None and wrapping != ALONE:
-            raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
-        if not self.section.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
-            raise UserError(
-                "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
-            )
-        if self.section.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
-            raise UserError(
-                "strategy.precompute: on, but no process has the whole model here, and the frozen blocks would be sent around "
-                "for nothing; set auto or off, or take --accelerate-config ddp"
-            )
-
-    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
-        if self.section.thaw is not None:
-            self._thawing(model, data.plan.steps)
+    def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
         from hfstrat.strategies.frozen.precompute import precompute
 
-        return precompute(data, model, self.section.precompute, still=not self.section.frozen_dropout)
-
-    def build_trainer(self, **arguments: Any) -> StrategyTrainer:
-        model = arguments["model"]
-        if self.section.thaw is not None:
-            arguments["callbacks"] = [*arguments.get("callbacks", []), self._thawing(model, arguments["args"].max_steps)]
+        wanted = self.section
+        thawing = [] if wanted.thaw is None else [self._thawing(wanted.thaw, model, data.plan.steps)]
+        data = precompute(data, model, wanted.precompute, still=not wanted.frozen_dropout)
+        if wanted.layer_decay == 1:
+            return Prepared(data, callbacks=thawing)
         blocks = count_blocks(name for name, _ in model.named_parameters())
-        if self.section.layer_decay < 1:
-            arguments["rate_of"] = lambda name: self.section.layer_decay ** (blocks + 1 - height(name, blocks))
-        return super().build_trainer(**arguments)
+        rates = {"rate_of": lambda name: wanted.layer_decay ** (blocks + 1 - height(name, blocks))}
+        return Prepared(data, trainer_kwargs=rates, callbacks=thawing)
 
-    def _thawing(self, model: nn.Module, steps: int) -> Any:
+    def _thawing(self, thaw: section.Thaw, model: nn.Module, steps: int) -> Any:
         """Raises UserError where something would still be frozen when the run ends."""
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS
 
-        assert self.section.thaw is not None
         learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-        wish, parts = self.section.thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
+        wish, parts = thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
         if isinstance(wish, float) and steps >= ENDLESS:
             raise UserError("strategy.thaw.every: with max_time nobody knows how many steps there will be; give whole steps")
         every = max(1, round(wish * steps)) if isinstance(wish, float) else wish
@@ -142,14 +147,3 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.compute_dtype)  # the frozen weights were rounded to it
-
-    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        chosen = self.chosen(shapes, tied)
-        return Footprint(
-            sum(prod(shape) for name, shape in shapes.items() if name in chosen),
-            sum(prod(shape) for shape in shapes.values()),
-        )
-
-    def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        kept, names = self.section.precompute != "off", frozenset(self.chosen(shapes, tied))
-        return Learning(names, shapes, keeps_prefix=kept, still=not self.section.frozen_dropout)

@@ -23,6 +23,6 @@ def task_of_files(folder: str | Path) -> Task:
         return TASKS[TextClassification.name]
     architectures = read_json(path / "config.json").get("architectures") or [""]
     for task in TASKS.values():
-        if kind == task.peft_type or (kind is None and str(architectures[0]).endswith(task.architecture)):
+        if kind == task.model.peft_type or (kind is None and str(architectures[0]).endswith(task.model.architecture)):
             return task
     return TASKS[CausalLM.name]

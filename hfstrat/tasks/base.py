@@ -1,14 +1,17 @@
-"""What a task has to answer: which weights are loaded, what a row is, what is minimised, measured, compared and shown.
+"""What a task declares: four objects, one for each question that the rest of the code has about it.
 
-Nothing outside this package asks which task it is. torch is imported inside the methods: the command line reads these files.
+`rows`: what an example is and how it becomes a batch. `model`: which class of transformers, and its config and head.
+`metrics`: what is minimized, measured and compared. `text`: predictions, metrics and code as they are shown.
+Nothing outside this package asks which task it is. Only annotations name torch here: the command line imports these files.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.metrics import Score
 
-Metrics = dict[str, float]
+Values = dict[str, float]
+"""Metrics by name."""
 
 
 class Quality(NamedTuple):
-    """What runs are compared by: the sum of `above` over the sum of `below`, columns of `evaluation_rows`."""
+    """The metric by which runs are compared: the sum of `above` over the sum of `below`, columns of `Metrics.columns`."""
 
     metric: str
     higher_is_better: bool
@@ -32,56 +36,24 @@ class Quality(NamedTuple):
     below: str
 
 
-class Task(ABC):
-    """One task. Its objects hold nothing: what depends on the data comes with the data."""
+class Rows(ABC):
+    """The examples of a task: how they are read, prepared and collated."""
 
-    name: str
-    peft_type: str  # of PEFT's TaskType
-    auto_class: str  # of transformers
-    architecture: str  # how the names of this task's model classes end
-    pipeline: str  # the Hub's name for the task
-    unit: str  # what a prediction is of
-    metrics: tuple[str, ...]  # that the report holds
-    framed: bool  # whether a text stands between special tokens
-    quality: Quality
-    lacking: str  # what it means that weights are missing
-    shares: tuple[str, ...] = ()  # metrics that are a share of right rows
-    generates: bool = False  # whether it answers in words
-
-    @property
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """Our names of columns that rows of this task may have."""
+    columns: list[str]  # our names of the columns that an example may have
+    framed: bool  # whether a text is between special tokens
 
     @property
     @abstractmethod
     def reader(self) -> Callable[..., Any]:
-        """How rows are read, from the first of them, the source's name, the format and the columns that are wanted."""
+        """The function that `read_format` calls: from first rows, source name, format and columns to a reading."""
 
-    # before torch
+    def read_format(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
+        """How rows are read, detected from the first of them: an object with `example(row)` and `where(index)`.
 
-    @abstractmethod
-    def check(self, recipe: Recipe) -> None:
-        """Refuse settings that this task cannot have. Raises UserError."""
-
-    @abstractmethod
-    def told(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
-        """How rows are read, told from the first of them: an object with `example(row)` and `where(index)`."""
-
-    @abstractmethod
-    def check_architecture(self, path: str, config: dict[str, Any]) -> None:
-        """Refuse a local model that is nothing for this task, by its config.json. Raises UserError."""
-
-    @abstractmethod
-    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
-        """The parameters of the model that will be trained, and whether its head is tied; None if that cannot be told.
-
-        Args:
-            shapes: those of the checkpoint.
-            labels: how many labels the data have (0 where there are none).
+        Raises:
+            UserError: columns that fit no format of this task.
         """
-
-    # data
+        return self.reader(head, source, wanted, columns)
 
     @abstractmethod
     def prepare(
@@ -93,113 +65,173 @@ class Task(ABC):
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
     ) -> PreparedData:
-        """The rows of a run, tokenised; see `hfstrat.data`. `held_out` are hashes of texts, where that was decided before."""
+        """The tokenized training and evaluation examples of a run.
+
+        Args:
+            samples: evaluation examples to keep as prompt and reference.
+            max_eval_rows: evaluation examples, at most.
+            held_out: hashes of the texts to evaluate on, where they were chosen before there was a tokenizer.
+
+        Raises:
+            UserError: data that cannot be read, or that this task cannot be trained on.
+        """
+
+    @abstractmethod
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
+        """All examples of `data.train`, for evaluating a trained model with this `config`; none is held out."""
 
     @abstractmethod
     def collator(self, base: Base, data: PreparedData, tokenizer: Any, multiple: int) -> Any:
-        """Rows to a batch whose `labels` are what `loss` takes."""
+        """The function from examples to a batch, whose `labels` are what `Metrics.loss` takes."""
 
     @abstractmethod
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
-        """A row of this length that costs as much as any."""
-
-    # model
-
-    def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
-        """Values for the model's config, beside what its checkpoint says."""
-        return {}
-
-    @abstractmethod
-    def check_config(self, name: str, config: Any) -> None:
-        """The same as `check_architecture` with a loaded config. Raises UserError."""
-
-    def new_weights(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
-        """Modules that are the head and learn whole (names), and those of `missing` that may not be missing."""
-        return [], missing
-
-    @abstractmethod
-    def adapt(self, base: Base, tokenizer: Any) -> None:
-        """What else the loaded model needs for this task."""
-
-    @abstractmethod
-    def own_the_loss(self, base: Base) -> None:
-        """Bind a forward that computes the loss, if this task has one; called before anything wraps the model."""
-
-    # training and evaluation
-
-    @abstractmethod
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The micro-batch's loss, over the items of the whole optimiser step."""
-
-    @abstractmethod
-    def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        """What an evaluation keeps of each row of a batch: tensors whose first dimension is the rows."""
-
-    @abstractmethod
-    def measure(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...]) -> tuple[Metrics, dict[str, Any]]:
-        """Metrics of all rows' sums (with `loss`, by which the best weights are chosen), and details for the report."""
-
-    @abstractmethod
-    def score(self, sums: tuple[np.ndarray, ...], names: tuple[str, ...], beside: dict[str, np.ndarray]) -> Score:
-        """The same metrics from how often each row counts, for confidence intervals.
-
-        Args:
-            beside: what else is known of each row, such as its `bytes`.
-        """
-
-    @abstractmethod
-    def held(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
-        """The rows of `data.train` to evaluate a trained model on, as training would have had them: nothing is held out.
-
-        Args:
-            config: the model's.
-        """
-
-    @abstractmethod
-    def of_rows(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-        """The sums as columns, `[rows]` each: `nll` (nats) over `items`, `right` of `items`, and what else tells a row."""
-
-    @abstractmethod
-    def said(self, metrics: Metrics) -> str:
-        """Metrics in words."""
-
-    @abstractmethod
-    def compared(self, before: Metrics, after: Metrics) -> str:
-        """What training changed beside the loss, in words."""
-
-    def table(self, details: dict[str, Any]) -> list[str]:
-        """Details in a few lines."""
-        return []
-
-    # what the model says
+        """An example of this length that costs as much memory as any."""
 
     @abstractmethod
     def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
-        """Inputs of a forward pass, for comparing models: what they say to it is `logits`."""
+        """Inputs of a forward pass on which models are compared by their `logits`."""
+
+
+class Model(ABC):
+    """The models of a task: their class in transformers, what their config needs, and their head."""
+
+    peft_type: str  # of PEFT's TaskType
+    auto_class: str  # of transformers
+    architecture: str  # the end of the names of this task's model classes
+    if_missing: str  # what it means where a checkpoint lacks weights
 
     @abstractmethod
-    def answer(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
-        """What the model says to one prompt."""
+    def check_architecture(self, path: str, config: dict[str, Any]) -> None:
+        """Refuse a local model that cannot be used for this task, by its config.json. Raises UserError."""
 
     @abstractmethod
-    def prompt_text(self, prompt: Any) -> str:
-        """A prompt in words."""
-
-    # the artefact
+    def check_config(self, name: str, config: Any) -> None:
+        """The same with a loaded config. Raises UserError."""
 
     @abstractmethod
-    def example(self, chats: bool, sentence: bool) -> list[str]:
-        """Lines of Python that ask a loaded `model` (with its `tokenizer`) something.
+    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
+        """The parameters of the model that will be trained, and whether its head is tied; None where they are unknown.
 
         Args:
-            chats: prompts go through the chat template.
-            sentence: `model` is one of sentence-transformers.
+            shapes: those of the checkpoint.
+            labels: outputs of the head (0 where there is none).
+        """
+
+    def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
+        """Values that the task sets in the model's config."""
+        return {}
+
+    def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
+        """The modules that are a trainable head, by name, and those of `missing` that the checkpoint has to have."""
+        return [], missing
+
+    def adapt(self, base: Base, tokenizer: Any) -> None:
+        """Change the loaded model for this task, in place."""
+        return
+
+    def bind_loss(self, base: Base) -> None:
+        """Bind a forward that computes the loss, if this task has one; called before anything wraps the model."""
+        return
+
+    def write_config(self, base: Base, folder: Path) -> None:
+        """Write alongside an adapter what its base model does not hold."""
+        return
+
+    def load_options(self, folder: str) -> dict[str, Any]:
+        """Keywords for loading the base model of an adapter in `folder`."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Metrics(ABC):
+    """What is minimized and measured. `for_data` binds it to the data of a run; unbound it knows no labels."""
+
+    labels: tuple[str, ...] = ()  # names of the outputs of a head
+
+    names: ClassVar[tuple[str, ...]]  # of the metrics in the report
+    shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
+
+    @property
+    @abstractmethod
+    def quality(self) -> Quality:
+        """The metric by which the best weights are chosen and runs are compared."""
+
+    def for_data(self, data: PreparedData) -> Self:
+        """These metrics for the labels of this data."""
+        return replace(self, labels=data.label_names)
+
+    @abstractmethod
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The loss of a micro-batch, summed and divided by the items of the complete optimizer step."""
+
+    @abstractmethod
+    def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """What an evaluation keeps of each example of a batch: tensors whose first dimension is the examples."""
+
+    @abstractmethod
+    def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
+        """Metrics over all examples (with `loss`), and details for the report."""
+
+    @abstractmethod
+    def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
+        """The same metrics as a function of how often each example counts, for confidence intervals.
+
+        Args:
+            extra: other columns of the examples, such as their `bytes`.
         """
 
     @abstractmethod
-    def write_config(self, base: Base, folder: Path) -> None:
-        """Write beside an adapter what its base does not know."""
+    def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """The sums as columns, `[examples]` each: `nll` over `items`, and what else compares two runs example by example."""
 
-    def load_options(self, folder: str) -> dict[str, Any]:
-        """Keywords for loading the base of an adapter in `folder`."""
-        return {}
+
+class Text(ABC):
+    """What is shown to people: predictions, metrics in words, code."""
+
+    pipeline: str  # the Hub's name for the task
+    unit: str  # what a prediction is made of or for: token, text
+    generates: bool = False  # whether predictions are generated text
+
+    @abstractmethod
+    def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+        """The prediction for one prompt, as text."""
+
+    @abstractmethod
+    def prompt(self, prompt: Any) -> str:
+        """A prompt as text."""
+
+    @abstractmethod
+    def metrics(self, metrics: Values) -> str:
+        """Metrics in a line."""
+
+    @abstractmethod
+    def change(self, before: Values, after: Values) -> str:
+        """What training changed, apart from the loss, in a line."""
+
+    def details(self, details: dict[str, Any]) -> list[str]:
+        """The details of an evaluation in a few lines."""
+        return []
+
+    @abstractmethod
+    def example(self, chats: bool, sentence: bool) -> list[str]:
+        """Lines of Python that use a loaded `model` and its `tokenizer`.
+
+        Args:
+            chats: prompts go through the chat template.
+            sentence: `model` is a SentenceTransformer.
+        """
+
+
+class Task(ABC):
+    """One task. Its objects hold nothing of a run: what depends on the data comes with the data."""
+
+    name: str
+    rows: Rows
+    model: Model
+    metrics: Metrics
+    text: Text
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse settings that do not apply to this task, before torch. Raises UserError."""
+        return

@@ -1,8 +1,7 @@
-"""Writing on: the one place where a model generates.
+"""Text generation: the one place where a model generates.
 
-Answers for people and files: streamed one by one, or in batches; greedy, or sampled by a seed.
-
-Answers to prompts: what a model says before and after, in words or as a label."""
+Answers are streamed one by one, or made in batches; greedily, or sampled with a seed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfstrat.data.classification.labels import LabeledText
-
 if TYPE_CHECKING:
-    from hfstrat.data.classification.tokenize import Texts
     from hfstrat.data.render import Renderer
+    from hfstrat.tasks.report import Report
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -82,16 +79,16 @@ class How:
         return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
 
 
-def renderer_of(tokenizer: Any, report: dict[str, Any], plain: bool) -> Renderer:
+def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
     """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
     from hfstrat.data.render import TEMPLATES, Renderer
 
-    run = report.get("run", {})
-    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
+    template = report.run.recipe.data.template if report else "auto"
     if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     renderer = Renderer(tokenizer, "plain" if plain else template)
-    renderer.continues_text = plain or run.get("data", {}).get("train", {}).get("format") == "text"
+    data = report.run.data if report else None
+    renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer
 
 
@@ -145,43 +142,6 @@ def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, com
     finally:
         model.train(was_training)
     return str(renderer.tokenizer.decode(out[0], skip_special_tokens=True)).strip()
-
-
-@torch.no_grad()
-def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype) -> list[tuple[str, float]]:
-    """What a classifier says of one text or pair, with probabilities.
-
-    Args:
-        prompt: a text, or `{"text": ..., "text_pair": ...}`.
-
-    Returns:
-        The most probable label; of a model for several labels those above one half, which may be none.
-    """
-    row = prompt if isinstance(prompt, dict) else {"text": prompt}
-    encoded = texts.encode([LabeledText(row["text"], row.get("text_pair"), [])])[0]
-    device, config = next(model.parameters()).device, model.config
-    inputs = {"input_ids": torch.tensor([encoded.input_ids], device=device)}
-    if encoded.token_type_ids and (getattr(config, "type_vocab_size", 0) or 0) > 1:
-        inputs["token_type_ids"] = torch.tensor([encoded.token_type_ids], device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.autocast(device.type, compute_dtype, enabled=compute_dtype != torch.float32):
-            logits = model(attention_mask=torch.ones_like(inputs["input_ids"]), **inputs).logits[0].float()
-    finally:
-        model.train(was_training)
-    if config.problem_type == "multi_label_classification":
-        chances = logits.sigmoid()
-        chosen = [index for index in chances.argsort(descending=True).tolist() if chances[index] > 0.5]
-    else:
-        chances = logits.softmax(-1)
-        chosen = [int(chances.argmax())]
-    return [(config.id2label[index], float(chances[index])) for index in chosen]
-
-
-def in_words(labels: list[tuple[str, float]]) -> str:
-    """Labels with their probabilities, as they are shown."""
-    return ", ".join(f"{label} ({chance:.0%})" for label, chance in labels) or "(none)"
 
 
 def prompt_text(prompt: Any) -> str:

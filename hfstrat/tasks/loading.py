@@ -39,22 +39,22 @@ def load_base(
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
     if not model.trust_remote_code:
-        task.check_config(model.name_or_path, config)
+        task.model.check_config(model.name_or_path, config)
     compute, how = compute_dtype(model.dtype), None
     if model.quantization is not None:
         from hfstrat.models import quantization
 
-        auto = getattr(transformers, task.auto_class)
+        auto = getattr(transformers, task.model.auto_class)
         key, remote = "model.quantization", model.trust_remote_code
         how = quantization.wanted(model.quantization, key, auto, config, remote, compute, learns)
-    extra = task.config_options(data, tokenizer) | (how.options if how else {})
+    extra = task.model.config_options(data, tokenizer) | (how.options if how else {})
     loaded, missing, replaced = _load_weights(model, task, extra)
     new_head = bool(missing or replaced)
-    head, missing = task.new_weights(loaded, missing)
+    head, missing = task.model.split_missing(loaded, missing)
     if missing:
         raise UserError(
             f"model.name_or_path: {model.name_or_path} has no weights for {missing[0]}"
-            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.lacking}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.model.if_missing}"
         )
     own = main_dtype(loaded) if model.dtype == "auto" else compute
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
@@ -68,7 +68,7 @@ def load_base(
         base.say(base.quantized.pop("line"))
     if replaced:
         base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
-    task.adapt(base, tokenizer)
+    task.model.adapt(base, tokenizer)
     return base
 
 
@@ -87,10 +87,10 @@ def random_base(
     """
     from hfstrat.models.random import build
 
-    settings = {**settings, **task.config_options(data, tokenizer)}
-    base = build.of_config(recipe, tokenizer, family, settings, task.auto_class)
-    base.task, base.head_modules = task, task.new_weights(base.model, [])[0]
-    task.adapt(base, tokenizer)
+    settings = {**settings, **task.model.config_options(data, tokenizer)}
+    base = build.of_config(recipe, tokenizer, family, settings, task.model.auto_class)
+    base.task, base.head_modules = task, task.model.split_missing(base.model, [])[0]
+    task.model.adapt(base, tokenizer)
     return base
 
 
@@ -108,7 +108,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
         options["dtype"] = torch.float32
     try:
-        loaded, info = getattr(transformers, task.auto_class).from_pretrained(
+        loaded, info = getattr(transformers, task.model.auto_class).from_pretrained(
             source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
         )
     except Exception as error:

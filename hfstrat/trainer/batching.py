@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from hfstrat.data.collate import BatchOrder, TokenCollator
+from hfstrat.data.collate import BatchOrder
 from hfstrat.data.packing import (
     InOrder,
     PackedRows,
@@ -80,7 +80,7 @@ def make_batches(
     wish = {None: training.packing, True: "on", False: "off"}[plan.packed]
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
-    if not isinstance(collate, TokenCollator):  # features need no padding
+    if not collate.pads:  # features: nothing pads
         return Batches(order, rows, order, collate, plan, "rows of one size")
     padding = padding_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"

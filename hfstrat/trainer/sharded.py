@@ -17,8 +17,9 @@ from torch import nn
 from hfstrat.trainer import distributed
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from hfstrat.models.load import Base
-    from hfstrat.trainer.trainer import StrategyTrainer
 
 
 def load_whole() -> None:
@@ -37,7 +38,7 @@ def outline(model: nn.Module) -> nn.Module | None:
     return copy.deepcopy(model, empty)
 
 
-def bring_together(trainer: StrategyTrainer, whole: nn.Module, base: Base) -> None:
+def bring_together(trainer: Trainer, whole: nn.Module, base: Base) -> None:
     """Give each process the complete trained model in `whole`, its outline, and release the shards; a collective operation."""
     pieces = trainer.accelerator.unwrap_model(trainer.model)
     fill(whole, pieces)
@@ -108,7 +109,7 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def reduce_in_float32(trainer: StrategyTrainer) -> None:
+def reduce_in_float32(trainer: Trainer) -> None:
     """Under FSDP2: gradients are summed in float32, and what a forward gives is not rounded to 16 bits (losses, logits)."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     policy = getattr(plugin, "mixed_precision_policy", None)

@@ -1,4 +1,4 @@
-"""The adviser's laws: sums equal their terms, more room never hurts, more data never lowers `scratch`, footprints are exact."""
+"""Laws of the advisor: sums equal terms, more room never hurts, more data never lowers `scratch`, footprints are exact."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from hfstrat.advisor import candidates, fitting, hardware, memory, rules, shapes, show, speed, verdict
-from hfstrat.advisor.advise import Asked, advise, situation_of
+from hfstrat.advisor import architecture, candidates, decide, hardware, memory, recipes, rules, show, speed
 from hfstrat.advisor.data import Survey, proposed_length
+from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.hardware import Device, Sharing
 from hfstrat.advisor.memory import Shape
-from hfstrat.advisor.verdict import Situation
+from hfstrat.cli.advise import Request, advise, situation_of
 from hfstrat.errors import UserError
 from hfstrat.strategies import defaults
 
@@ -28,8 +28,8 @@ CPU = Device("a CPU", 16.0 * GIB, is_cpu=True)
 RATE = speed.Rate(1e11, "a test")
 
 
-def random_model(source: random.Random) -> shapes.Model:
-    return shapes.by_hand(source.choice(["2M", "30M", "300M", "1.1B", "7B"]), source.choice([4096, 32000]), 2048)
+def random_model(source: random.Random) -> architecture.Model:
+    return architecture.by_hand(source.choice(["2M", "30M", "300M", "1.1B", "7B"]), source.choice([4096, 32000]), 2048)
 
 
 def random_data(source: random.Random, task: str | None = None) -> Survey:
@@ -50,7 +50,7 @@ def situations(count: int, task: str | None = None) -> Iterator[Situation]:
 
 
 def fitting_names(situation: Situation) -> set[str]:
-    return {advice.name for advice in verdict.decide(situation, list(defaults.ORDER)) if advice.fits}
+    return {scored.name for scored in decide.decide(situation, defaults.ORDER).ranked if scored.timed.fits}
 
 
 def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
@@ -60,27 +60,26 @@ def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
         assert before <= fitting_names(replace(situation, time=None if situation.time is None else 3 * situation.time))
 
 
-def standing(situation: Situation) -> int:
-    """Of scratch among all strategies, by its points."""
-    found = verdict.decide(situation, list(defaults.ORDER))
-    points = {advice.name: advice.score.points for advice in found if advice.score}
+def rank_of_scratch(situation: Situation) -> int:
+    """The number of strategies with more points."""
+    points = {scored.name: scored.score.points for scored in decide.decide(situation, defaults.ORDER).ranked}
     return sum(value > points["scratch"] for value in points.values())
 
 
-def test_more_data_never_lowers_the_standing_of_scratch() -> None:
+def test_more_data_never_lowers_the_rank_of_scratch() -> None:
     for situation in situations(10, "causal-lm"):
-        before = standing(situation)
+        before = rank_of_scratch(situation)
         for times in (2, 10, 1000):
             more = replace(situation, data=replace(situation.data, rows=situation.data.rows * times))
-            assert standing(more) <= before
-            before = standing(more)
+            assert rank_of_scratch(more) <= before
+            before = rank_of_scratch(more)
 
 
-def test_what_more_data_change_they_change_for_scratch_by_at_least_as_much() -> None:
+def test_more_data_adds_at_least_as_much_to_scratch_as_to_any_other_strategy() -> None:
     source = random.Random(1)
     for _ in range(200):
         rows, tokens = 10 ** source.uniform(1, 7), 10 ** source.uniform(3, 11)
-        one = rules.Facts("causal-lm", "quality", rows, 1, tokens, 1e9, 1e9, 1e7, unlike=source.choice([None, 0.0, 0.6]))
+        one = rules.Facts("causal-lm", "quality", rows, 1, tokens, 1e9, 1e9, 1e7, domain_gap=source.choice([None, 0.0, 0.6]))
         more = replace(one, rows=rows * 3, tokens=tokens * 3)
         gains = {name: rules.score(more, name).points - rules.score(one, name).points for name in rules.ALL}
         assert all(gains["scratch"] >= gain - 1e-9 for gain in gains.values()), gains
@@ -88,20 +87,17 @@ def test_what_more_data_change_they_change_for_scratch_by_at_least_as_much() -> 
 
 def test_sums_equal_their_terms() -> None:
     for situation in situations(8):
-        for advice in verdict.decide(situation, list(defaults.ORDER)):
-            if advice.fit is None or advice.score is None:
-                continue
-            prediction = advice.fit.prediction
+        for scored in decide.decide(situation, defaults.ORDER).ranked:
+            prediction = scored.fitted.prediction
             assert prediction.total == pytest.approx(sum(prediction.terms.values()))
             assert prediction.total == max(sum(terms.values()) for terms in prediction.phases.values())
             assert all(value > 0 for terms in prediction.phases.values() for value in terms.values())
-            assert advice.score.points == pytest.approx(sum(points for _, points in advice.score.parts))
+            assert scored.score.points == pytest.approx(sum(points for _, points in scored.score.parts))
 
 
 def test_processes_that_share_need_less_each() -> None:
-    model = shapes.by_hand("1.1B", 32000, 2048)
-    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
-    assert candidate.learning is not None
+    model = architecture.by_hand("1.1B", 32000, 2048)
+    candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
     shape = Shape(512, 1)
     ways = [Sharing(), Sharing("zero2", 4, False, True, True), Sharing("fsdp2", 4, True, True, True)]
     totals = [memory.predict(model, candidate.learning, shape, way).total for way in ways]
@@ -109,42 +105,36 @@ def test_processes_that_share_need_less_each() -> None:
     assert memory.predict(model, candidate.learning, shape, Sharing("ddp", 4)).total >= totals[0]
 
 
-def test_weights_gradients_and_moments_are_four_four_and_eight_bytes_of_what_learns() -> None:
-    model = shapes.by_hand("30M", 4096, 512)
-    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
-    assert candidate.learning is not None
-    assert candidate.footprint is not None
+def test_weights_gradients_and_moments_take_four_four_and_eight_bytes_per_trainable_parameter() -> None:
+    model = architecture.by_hand("30M", 4096, 512)
+    candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
     terms = memory.predict(model, candidate.learning, Shape(64, 1, 2)).phases["optimizer step"]
-    learning = candidate.footprint.trainable
-    assert (terms["weights"], terms["gradients"], terms["optimizer"]) == (4 * learning, 4 * learning, 8 * learning)
+    trainable = candidate.footprint.trainable
+    assert (terms["weights"], terms["gradients"], terms["optimizer"]) == (4 * trainable, 4 * trainable, 8 * trainable)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_footprint_is_the_exact_one(models: Callable[..., Path], family: str, tied: bool) -> None:
-    """Against the loaded model: what learns by `learning` is what learns by `footprint`, and all is what torch counts."""
+    """`learning` and `footprint` have the same trainable parameters, and the loaded model has the same total."""
     from transformers import AutoModelForCausalLM
 
     folder = models(family=family, tied=tied)
-    model = shapes.read(str(folder))
+    model = architecture.read(str(folder))
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert model.parameters == sum(p.numel() for p in {id(p): p for p in loaded.parameters()}.values())
     data = random_data(random.Random(0), "causal-lm")
     for name in ("head", "partial", "lora", "full", "distill"):
-        candidate = candidates.make(name, model, data)
-        assert not candidate.reason
-        assert candidate.learning is not None
-        assert candidate.footprint is not None
+        candidate = candidates.propose(name, model, data)
         found = candidate.learning
         adapters = sum(found.rank * sum(found.shapes[key]) for key in found.adapted)
-        learns = adapters + sum(int(np.prod(found.shapes[key])) for key in found.names)
-        assert learns == candidate.footprint.trainable
+        trainable = adapters + sum(int(np.prod(found.shapes[key])) for key in found.names)
+        assert trainable == candidate.footprint.trainable
 
 
 def test_recomputed_activations_and_fewer_rows_need_less() -> None:
     for situation in situations(6, "causal-lm"):
-        candidate = candidates.make("full", situation.model, situation.data)
-        assert candidate.learning is not None
+        candidate = candidates.propose("full", situation.model, situation.data)
 
         def total(learning: Any = candidate.learning, model: Any = situation.model, **given: Any) -> float:
             return memory.predict(model, learning, Shape(512, **given)).total
@@ -153,17 +143,16 @@ def test_recomputed_activations_and_fewer_rows_need_less() -> None:
         assert total(micro=1) <= total(micro=2) <= total(micro=8)
 
 
-def test_units_are_read_right() -> None:
+def test_units_are_parsed() -> None:
     assert hardware.parse_memory("16GiB") == 16 * GIB
     assert hardware.parse_memory("24 GB") == 24e9
     assert hardware.parse_time("1.5h") == 5400
     assert speed.gain(10, 3 * 2, 3) == pytest.approx(3 * 16 / (10 + 18))
 
 
-def test_operations_are_six_a_weight_and_token_where_all_learns() -> None:
-    model = shapes.by_hand("300M", 4096, 2048)
-    candidate = candidates.make("full", model, random_data(random.Random(0), "causal-lm"))
-    assert candidate.learning is not None
+def test_operations_are_six_per_weight_and_token_if_all_weights_are_trained() -> None:
+    model = architecture.by_hand("300M", 4096, 2048)
+    candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
     found = speed.work(model, candidate.learning, 1.0, 1.0).training
     assert found == pytest.approx(6 * model.parameters, rel=0.01)
 
@@ -182,7 +171,7 @@ def test_a_proposed_length_keeps_nearly_all_tokens() -> None:
 def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    advise(Asked(model=str(tiny), data=str(rows), memory="8GiB", device="cpu", time="1h"), tmp_path / "out", as_json=True)
+    advise(Request(model=str(tiny), data=str(rows), memory="8GiB", device="cpu", time="1h"), tmp_path / "out", as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert len(found["recipes"]) == 3
     assert found["data"]["rows"] == 60
@@ -194,25 +183,25 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
 
 
 def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from helpers.comparisons import asked
+    from helpers import comparisons
 
     from hfstrat.comparison import entries
 
-    advise(Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
+    advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
     files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
-    assert len(entries.line_up(asked(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+    assert len(entries.line_up(comparisons.request(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
 
 
-def test_a_recipe_keeps_the_deadline_and_what_does_not_fit_has_none(
+def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training ends so early that loading before it, and what comes after, are within the time too."""
+    """Training ends early enough that loading and verification are within the time too."""
     import yaml
 
     monkeypatch.setattr(speed, "matmul_rate", lambda: 1e7)
-    monkeypatch.chdir(tmp_path)  # where no runs' reports tell another rate
-    given = Asked(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
+    monkeypatch.chdir(tmp_path)  # without reports of past runs that give another rate
+    given = Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
     advise(given, None, as_json=True)
     whole = json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"]
     time = round(0.8 * whole)
@@ -221,28 +210,28 @@ def test_a_recipe_keeps_the_deadline_and_what_does_not_fit_has_none(
     recipe = yaml.safe_load((tmp_path / "out" / "1-lora.yaml").read_text())
     assert recipe["training"]["max_time"] == f"{time - speed.START_SECONDS:.0f}s"
     for less, says in (
-        ({"memory": "100MiB"}, "nothing fits into 0.10 GiB: lora needs least"),
-        ({"time": "5s"}, "nothing is done in 5 s"),
+        ({"memory": "100MiB"}, "no strategy fits into 100 MiB: lora needs least"),
+        ({"time": "5s"}, "no strategy finishes within 5.0s"),
     ):
         advise(replace(given, **less), tmp_path / "none", as_json=False)
         said = capsys.readouterr().out
         assert says in said
-        assert "no recipe was written" in said
+        assert "no recipe written: no strategy fits the given memory and time" in said
         assert not (tmp_path / "none").exists()
 
 
-def test_labels_make_it_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_are_detected_as_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} says", "label": "ab"[n % 2]} for n in range(50)])
-    advise(Asked(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)
+    advise(Request(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)
     said = capsys.readouterr().out
     assert "2 classes" in said
     assert "scratch" in said
-    assert "cannot be had" in said
+    assert "not available" in said
     assert "model used" in said
 
 
 def test_sizes_by_hand_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    advise(Asked(parameters="1.1B", rows=10_000, tokens=2_000_000, device="a100", goal="speed"), None, as_json=True)
+    advise(Request(parameters="1.1B", rows=10_000, tokens=2_000_000, device="a100", goal="speed"), None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["model"]["by_hand"]
     assert any("not validated" in words for words in found["caveats"])
@@ -257,10 +246,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"parameters": "30M", "data": "BROKEN"}, "no valid JSON"),
     ({**MODEL, "memory": "0GiB"}, "--memory: 0GiB"),
     ({**MODEL, "memory": "lots"}, "--memory: lots: expected an amount"),
-    ({**MODEL, "memory": "99999TiB"}, "expected from 64MiB"),
-    ({**MODEL, "time": "0.1s"}, "expected from 5s"),
+    ({**MODEL, "memory": "99999TiB"}, "expected between 64MiB"),
+    ({**MODEL, "time": "0.1s"}, "expected between 5s"),
     ({**MODEL, "time": "soon"}, "--time: soon: a time such as"),
-    ({**MODEL, "time": "100000h"}, "to a year"),
+    ({**MODEL, "time": "100000h"}, "and a year"),
     ({**MODEL, "goal": "fame"}, "--goal: fame: expected one of quality"),
     ({**MODEL, "strategies": "lora,magic"}, "--strategies: magic: no such strategy"),
     ({**MODEL, "task": "vision"}, "--task: vision: expected one of"),
@@ -268,12 +257,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "tokens": 5}, "--tokens: 5 tokens for 100 rows"),
     ({**MODEL, "rows": 0}, "--rows: 0: expected at least 1"),
     ({**MODEL, "accelerate_config": "fsdp9"}, "no such name among the accelerate_configs"),
-    ({**MODEL, "measure": "30s"}, "--measure: it needs a model folder and data"),
+    ({**MODEL, "measure": "30s"}, "--measure: needs a model folder and data"),
     ({**MODEL, "strategies": "lora,lora"}, "--strategies: lora,lora: expected some of"),
-    ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has none"),
-    ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data has labels of its own"),
+    ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
+    ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data already has labels"),
     ({"parameters": "30M", "data": "LABELLED", "task": "causal-lm"}, "--data: "),
-    ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model has a vocabulary of its own"),
+    ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model already has a vocabulary"),
     ({"rows": 100, "tokens": 10_000}, "--model: missing"),
     ({"parameters": "30M"}, "--data: missing"),
 ]
@@ -289,74 +278,74 @@ def test_bad_input_is_a_sentence(given: dict[str, Any], said: str, tmp_path: Pat
         **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},
     }
     with pytest.raises(UserError) as error:
-        advise(Asked(**given), None, as_json=True)
+        advise(Request(**given), None, as_json=True)
     assert said in str(error.value)
     assert error.value.code == 2
 
 
 def test_recipes_are_not_written_for_sizes_by_hand(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--write: a recipe needs a model and data"):
-        advise(Asked(**MODEL, device="cpu"), tmp_path / "out", as_json=True)
+        advise(Request(**MODEL, device="cpu"), tmp_path / "out", as_json=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_each_rule_names_its_source_and_its_strategies() -> None:
     assert {name for rule in rules.RULES for name in rule.strategies} == set(rules.ALL) == set(defaults.ORDER)
-    assert all(rule.source and rule.says for rule in rules.RULES)
+    assert all(rule.source and rule.reason for rule in rules.RULES)
     assert len({rule.name for rule in rules.RULES}) == len(rules.RULES)
 
 
-def test_fit_says_what_it_takes() -> None:
-    model, data = shapes.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
-    candidate = candidates.make("full", model, data)
-    kinds = [fitting.fit(candidate, data, CPU, limit * GIB, Sharing(), 2).kind for limit in (400.0, 26.0, 12.0, 0.5)]
+def test_fit_names_the_settings_it_needs() -> None:
+    model, data = architecture.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
+    candidate = candidates.propose("full", model, data)
+    limits = (400.0, 26.0, 12.0, 0.5)
+    kinds = [decide.fit(candidate, Situation(model, data, CPU, limit * GIB)).kind for limit in limits]
     assert kinds[0] == "fits"
     assert kinds[-1] in ("does not fit", "fits with more")
-    assert situation_of(Asked(**MODEL, device="cpu", memory="4GiB")).limit == 4 * GIB
+    assert situation_of(Request(**MODEL, device="cpu", memory="4GiB")).limit == 4 * GIB
 
 
-def test_a_cpu_has_one_memory_and_as_many_cores_as_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More processes on it are neither a way to fit nor faster, and share what there is."""
-    model, data = shapes.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
+def test_processes_on_a_cpu_share_its_memory_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More processes neither help to fit nor run faster."""
+    model, data = architecture.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
     for name in ("full", "partial", "lora"):
-        candidate = candidates.make(name, model, data)
-        assert fitting.fit(candidate, data, CPU, 2.0 * GIB, Sharing(), 2).kind == "does not fit"
+        candidate = candidates.propose(name, model, data)
+        assert decide.fit(candidate, Situation(model, data, CPU, 2.0 * GIB)).kind == "does not fit"
     monkeypatch.setattr(hardware, "memory_here", lambda: 32.0 * GIB)
-    one, two = (situation_of(Asked(**MODEL, device="cpu", num_processes=count)) for count in (1, 2))
+    one, two = (situation_of(Request(**MODEL, device="cpu", num_processes=count)) for count in (1, 2))
     assert (one.limit, two.limit) == (32 * GIB, 16 * GIB)
-    times = [[advice.seconds for advice in verdict.decide(each, ["full", "lora"])] for each in (one, two)]
+    times = [[scored.timed.seconds for scored in decide.decide(each, ["full", "lora"]).ranked] for each in (one, two)]
     assert times[1] == pytest.approx(times[0])
-    assert any("share its memory" in words for words in verdict.caveats(two))
+    assert any("share its memory" in words for words in decide.caveats(two))
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
-def test_every_word_is_said_in_any_terminal(
+def test_every_word_is_shown_in_any_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whole, in lines that are no longer than it is wide; what is not known of sizes by hand is not made up."""
+    """Unabridged, in lines that fit; what is unknown about sizes given by hand is not invented."""
     monkeypatch.setattr(show, "WIDTH", width)
-    advise(Asked(**MODEL, classes=4, device="cpu"), None, as_json=False)
+    advise(Request(**MODEL, classes=4, device="cpu"), None, as_json=False)
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= width
     assert "…" not in said
     words = re.sub(r"[\W_]+", "", said)
     for name in ("lora", "partial", "head", "full"):
-        for text in defaults.of(name):
+        for text in defaults.factors(name):
             assert all(re.sub(r"[\W_]+", "", part) in words for part in (text.split() if width == 160 else [text]))
-    assert "4classesof25rows" in words
-    assert "pointsrank" in words
+    assert "4classesof25examples" in words
+    assert "pointsonlyrank" in words
     assert "median" not in said.partition("memory")[0]
 
 
-def test_the_adviser_imports_no_torch() -> None:
+def test_the_advisor_imports_no_torch() -> None:
     import subprocess
     import sys
 
     said = (
-        "import sys, json\nfrom hfstrat.advisor import advise, show, recipes, measuring\n"
-        "from hfstrat.advisor.data import count_tokens\n"
-        "found = advise.situation_of(advise.Asked(parameters='30M', rows=9, tokens=900, device='a100'))\n"
-        "advise.verdict.decide(found, ['lora', 'full'])\n"
+        "import sys, json\nfrom hfstrat.cli import advise\n"
+        "found = advise.situation_of(advise.Request(parameters='30M', rows=9, tokens=900, device='a100'))\n"
+        "advise.decide.decide(found, ['lora', 'full'])\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
@@ -381,10 +370,8 @@ def test_the_command_line(tiny: Path, rows: Path, capsys: pytest.CaptureFixture[
     assert said.count("\n") == 1
 
 
-def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfstrat.advisor import recipes
-
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)  # in 16 bits kernels of adapters outweigh a tiny model
+def test_existing_recipes_are_predicted(recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)  # in 16 bits the kernels of adapters outweigh a tiny model
     small, large = recipe("training.max_steps=3"), recipe("training.max_steps=300", "strategy={name: full}")
     found = recipes.predict({"small": small, "large": large})
     assert found["small"]["memory_bytes"] < found["large"]["memory_bytes"]
@@ -395,14 +382,14 @@ def test_recipes_that_are_there_are_predicted(recipe: Callable[..., Any], monkey
 
 
 def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any]) -> None:
-    """Of a run that would be advised to have more: what learns anew loses most."""
-    from hfstrat.advisor import recipes
-
+    """A run that is shorter than advised: training from scratch loses most."""
     new = "strategy={name: scratch, architecture: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
-    points = {
-        steps: {name: recipes._one(recipe(f"training.max_steps={steps}", *words).recipe)[1] for name, words in ways.items()}
-        for ways in [{"lora": [], "scratch": [new]}]
-        for steps in (2, 1000)
-    }
+    ways = {"lora": [], "scratch": [new]}
+
+    def points_of(steps: int) -> dict[str, float]:
+        loaded = {name: recipe(f"training.max_steps={steps}", *words) for name, words in ways.items()}
+        return {name: recipes.predict_one(each.recipe)[1] for name, each in loaded.items()}
+
+    points = {steps: points_of(steps) for steps in (2, 1000)}
     lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}
     assert lost["scratch"] > lost["lora"] > 0

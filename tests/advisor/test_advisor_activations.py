@@ -1,4 +1,4 @@
-"""What the adviser adds up for a block is what autograd really keeps of one, for each family, precision and way of learning."""
+"""The bytes added up for a block equal what autograd stores, for each family, precision and strategy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hfstrat.advisor import activations, shapes
+from hfstrat.advisor import architecture
 from hfstrat.models import fused_loss
 from hfstrat.models.load import set_precision
 from hfstrat.models.parameter_names import BLOCK
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import build
-from hfstrat.strategies.base import Learning
+from hfstrat.strategies.description import Description
 
 ROWS, LENGTH, WORDS, LABELS = 2, 64, 200, 3
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -37,8 +37,8 @@ def config_of(family: str, layers: int) -> Any:
     return BertConfig(**common, intermediate_size=160, num_labels=LABELS)
 
 
-def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[Any, Any, Learning]:
-    """The model as it is trained, the adviser's view of it, and what learns."""
+def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[Any, Any, Description]:
+    """The model as it is trained, the advisor's view of it, and its trainable parameters."""
     from transformers import BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -46,9 +46,9 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
     kinds: dict[str, Any] = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel, "bert": BertForSequenceClassification}
     model = kinds[family](config)
     found = {key: tuple(p.shape) for key, p in model.named_parameters()}
-    seen = shapes.of_config("a test", config.to_dict(), found, 0)
+    seen = architecture.from_config("a test", config.to_dict(), found, 0)
     section = SECTIONS[name] | ({"last_n_layers": layers} if name == "partial" else {})
-    learning = build(STRATEGIES[name].model_validate(section)).learning(found, family != "bert")
+    learning = build(STRATEGIES[name].model_validate(section)).describe(found, family != "bert")
     trained = model
     if family != "bert":
         assert fused_loss.bind_head_loss(model) is None
@@ -66,8 +66,8 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
     return trained.train(), seen, learning
 
 
-def kept(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
-    """Bytes of different storages, beside parameters and buffers, that the forward pass leaves for the backward pass."""
+def stored(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
+    """Bytes of storages, other than parameters and buffers, that the forward pass leaves for the backward pass."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
 
@@ -85,7 +85,7 @@ def kept(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
         inputs |= {"loss_rows": torch.arange(ROWS * LENGTH), "targets": torch.randint(0, WORDS, (ROWS * LENGTH,))}
     with saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         outputs = model(**inputs)
-    assert outputs is not None  # what it holds has to live until the sizes are counted
+    assert outputs is not None  # keeps the storages alive until the sizes are counted
     return sum(sizes.values())
 
 
@@ -93,19 +93,19 @@ def kept(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["full", "lora", "partial"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_a_block_keeps_what_was_added_up(family: str, name: str, dtype: torch.dtype, masked: bool) -> None:
+def test_a_block_stores_what_was_added_up(family: str, name: str, dtype: torch.dtype, masked: bool) -> None:
     sizes = []
     for layers in (2, 3):
         model, seen, learning = model_of(family, name, layers, dtype)
         copies = 2 * copied(learning) if dtype == torch.bfloat16 else 0
-        sizes.append(kept(model, family, dtype, masked) - copies)
-    block = activations.live_blocks(seen, learning)[-1]
-    said = activations.block_bytes(seen, learning, block, dtype.itemsize, LENGTH, masked)
-    assert (sizes[1] - sizes[0]) / (ROWS * LENGTH) == pytest.approx(said, rel=1e-6)
+        sizes.append(stored(model, family, dtype, masked) - copies)
+    block = architecture.live_blocks(seen, learning)[-1]
+    predicted = architecture.block_bytes(seen, learning, block, dtype.itemsize, LENGTH, masked)
+    assert (sizes[1] - sizes[0]) / (ROWS * LENGTH) == pytest.approx(predicted, rel=1e-6)
 
 
-def copied(learning: Learning) -> int:
-    """Weights of the blocks' linear layers and adapters, of which autocast keeps a copy in 16 bits."""
+def copied(learning: Description) -> int:
+    """Weights of the blocks' linear layers and adapters, of which autocast stores a 16-bit copy."""
     matrices = {key: shape for key, shape in learning.shapes.items() if BLOCK.search(key) and len(shape) == 2}
     whole = sum(prod(shape) for key, shape in matrices.items() if key in learning.names)
     return whole + sum(learning.rank * sum(learning.shapes[key]) for key in learning.adapted if key in matrices)

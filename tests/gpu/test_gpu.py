@@ -1,6 +1,6 @@
-"""What a CPU cannot show: NCCL, FSDP2 and ZeRO on real devices, bitsandbytes' kernels, measured memory, packing on flash.
+"""What a CPU cannot test: NCCL, FSDP2 and ZeRO on real devices, bitsandbytes' kernels, measured memory, packing with flash.
 
-    python -m pytest -m gpu tests/gpu          # one GPU; with two or more also what several processes do
+    python -m pytest -m gpu tests/gpu          # one GPU; with two or more also the tests of several processes
 
 Every test says what it needs and skips without it. Models are made on the spot.
 """
@@ -24,7 +24,7 @@ SETTINGS = ["model.dtype=float32", "training.per_device_train_batch_size=2", "da
 
 
 def hfstrat(*words: str, **environment: str) -> dict[str, Any]:
-    """A whole run by the command; gives the report's result."""
+    """Run the command; return the report's result."""
     folder = next(word.removeprefix("output_dir=") for word in words if word.startswith("output_dir="))
     done = subprocess.run(
         [sys.executable, "-m", "hfstrat", "train", *words],
@@ -39,7 +39,7 @@ def hfstrat(*words: str, **environment: str) -> dict[str, Any]:
     return result
 
 
-def test_one_gpu_trains_and_its_artefact_reloads(recipe: Any, tmp_path: Path) -> None:
+def test_one_gpu_trains_and_its_artifact_reloads(recipe: Any, tmp_path: Path) -> None:
     result = hfstrat(recipe().source, f"output_dir={tmp_path / 'run'}")
     assert result["verified"]["max_difference"] <= 0.02 * result["verified"]["max_logit"]
     assert result["peak_memory_bytes"] > 0
@@ -56,7 +56,7 @@ def test_one_gpu_trains_and_its_artefact_reloads(recipe: Any, tmp_path: Path) ->
         "{name: distill, student: lora, baseline: false, cache: {form: hidden}}",
     ],
 )
-def test_a_gpu_says_what_a_cpu_says(recipe: Any, tmp_path: Path, strategy: str) -> None:
+def test_gpu_and_cpu_losses_are_equal(recipe: Any, tmp_path: Path, strategy: str) -> None:
     """In float32, without TF32: the same losses."""
     words = [recipe().source, *SETTINGS, f"strategy={strategy}"]
     there = hfstrat(*words, f"output_dir={tmp_path / 'gpu'}")
@@ -67,8 +67,8 @@ def test_a_gpu_says_what_a_cpu_says(recipe: Any, tmp_path: Path, strategy: str) 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 @pytest.mark.parametrize("base", ["int8", "nf4"])
-def test_adapters_learn_on_a_quantized_base(recipe: Any, tmp_path: Path, base: str) -> None:
-    """With an evaluation on the way, and reloaded as it was trained."""
+def test_adapters_train_on_a_quantized_base(recipe: Any, tmp_path: Path, base: str) -> None:
+    """With an evaluation during training, reloaded as it was trained."""
     words = [recipe().source, "strategy={name: lora, r: 8}", f"model.quantization={base}", "training.learning_rate=1e-2"]
     result = hfstrat(*words, "training.eval_steps=2", f"output_dir={tmp_path / 'run'}")
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
@@ -78,7 +78,7 @@ def test_adapters_learn_on_a_quantized_base(recipe: Any, tmp_path: Path, base: s
 @SEVERAL
 @pytest.mark.parametrize("config", ["ddp", "fsdp2", "fsdp2_offload", "deepspeed_zero2", "deepspeed_zero3"])
 @pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4}", "{name: partial, last_n_layers: 2}"])
-def test_two_gpus_learn_what_one_does(recipe: Any, tmp_path: Path, config: str, strategy: str) -> None:
+def test_two_gpus_equal_one_gpu(recipe: Any, tmp_path: Path, config: str, strategy: str) -> None:
     if config.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
     words = [recipe().source, *SETTINGS, f"strategy={strategy}"]
@@ -90,7 +90,7 @@ def test_two_gpus_learn_what_one_does(recipe: Any, tmp_path: Path, config: str, 
 
 @SEVERAL
 def test_fsdp2_takes_less_memory_than_ddp(tmp_path: Path) -> None:
-    """A model whose float32 weights, gradients and moments are some 1.6 GB: shared out they take less."""
+    """A model whose float32 weights, gradients and moments take about 1.6 GB; sharded they take less."""
     from conftest import make_tokenizer, sentences, write_jsonl
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -115,7 +115,7 @@ def test_fsdp2_takes_less_memory_than_ddp(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 @pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
-def test_bitsandbytes_layers_have_the_gradients_of_what_they_hold(kind: str) -> None:
+def test_bitsandbytes_layers_have_the_gradients_of_their_weights(kind: str) -> None:
     """Forward and input gradient of a quantized layer against its own weight, dequantized."""
     import bitsandbytes as bnb
 
@@ -138,7 +138,7 @@ def test_bitsandbytes_layers_have_the_gradients_of_what_they_hold(kind: str) -> 
 
 
 @pytest.mark.parametrize("optim", ["paged_adamw_8bit", "adamw_8bit"])
-def test_bitsandbytes_optimisers_run(recipe: Any, tmp_path: Path, optim: str) -> None:
+def test_bitsandbytes_optimizers_run(recipe: Any, tmp_path: Path, optim: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes")
     result = hfstrat(recipe().source, f"training.optim={optim}", f"output_dir={tmp_path / 'run'}")
@@ -146,7 +146,7 @@ def test_bitsandbytes_optimisers_run(recipe: Any, tmp_path: Path, optim: str) ->
 
 
 def test_the_micro_batch_is_measured_on_the_worst_step(recipe: Any, tmp_path: Path) -> None:
-    """With little memory left, fewer rows at once; and the peak of the run stays below what the measured step took."""
+    """With little free memory the micro-batch is smaller, and the peak of the run stays below that of the measured step."""
     words = [recipe().source, "training.per_device_train_batch_size=auto", "training.global_batch_size=32"]
     whole = hfstrat(*words, f"output_dir={tmp_path / 'whole'}")
     assert whole["plan"]["micro_batch"] == 32, "a tiny model fits with all rows"
@@ -154,8 +154,8 @@ def test_the_micro_batch_is_measured_on_the_worst_step(recipe: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
-def test_packed_steps_are_plain_steps(recipe: Any, tmp_path: Path, attention: str) -> None:
-    """Packing is shown on this device's own kernels not to let one example see another, and learns the same."""
+def test_packed_steps_equal_plain_steps(recipe: Any, tmp_path: Path, attention: str) -> None:
+    """Packing keeps examples apart on this device's kernels, and trains the same weights."""
     if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("needs flash_attn")
     words = [recipe().source, f"model.attn_implementation={attention}", "model.dtype=bfloat16", "training.max_steps=8"]
@@ -167,7 +167,7 @@ def test_packed_steps_are_plain_steps(recipe: Any, tmp_path: Path, attention: st
 
 
 @pytest.mark.parametrize("kernel", ["hfstrat", "trl", "liger"])
-def test_the_head_loss_on_this_device(kernel: str) -> None:
+def test_the_chunked_loss_on_this_device(kernel: str) -> None:
     """Each kernel against float64, in float32 and bfloat16, with the gradients of hidden states and weight."""
     from hfstrat.models.chunked_loss import Head
     from hfstrat.models.loss_kernels import installed
@@ -186,15 +186,15 @@ def test_the_head_loss_on_this_device(kernel: str) -> None:
             assert float((mine.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < allowed
 
 
-def test_a_run_says_whose_loss_it_takes(recipe: Any, tmp_path: Path) -> None:
+def test_a_run_reports_its_loss_kernel(recipe: Any, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "hfstrat", "train", recipe().source, f"output_dir={tmp_path / 'run'}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     assert "head: its loss by " in done.stdout
 
 
-def test_a_model_without_room_is_shared_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of its layers on the GPU, the others on the CPU: the same answer."""
+def test_a_model_larger_than_the_gpu_is_split(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers on the GPU, the others on the CPU: equal output."""
     from hfstrat.tasks import artifact
     from hfstrat.tasks.generation import How, renderer_of, stream
 

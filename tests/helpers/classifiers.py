@@ -1,4 +1,4 @@
-"""Tiny encoders and rows with labels, made on the spot."""
+"""Tiny encoders and labeled examples, created for the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABELS = ("cat", "dog", "fish")
 
 
 def encoder_tokenizer(types: bool) -> Any:
-    """[CLS] a [SEP] b [SEP], as BERT's."""
+    """A tokenizer that writes [CLS] a [SEP] b [SEP], as BERT's does."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -38,7 +38,7 @@ def encoder_tokenizer(types: bool) -> Any:
 
 
 def make_encoder(folder: Path, family: str, head: str = "body") -> Path:
-    """A random encoder: its body alone, or (`head="mlm"`) with the head it was pretrained with."""
+    """A random encoder: only its body, or (`head="mlm"`) with a masked-LM head."""
     import torch
     import transformers as tf
 
@@ -67,7 +67,7 @@ def make_any(folder: Path, family: str) -> Path:
 
 
 def labelled(folder: Path, count: int = 90, many: bool = False, pairs: bool = False, seed: int = 3) -> Path:
-    """Rows whose label is told by a word in them."""
+    """Examples with one word that determines the label."""
     source = random.Random(seed)
     rows: list[dict[str, Any]] = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""The commands of the tool, run as a user would."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from helpers.runs import run
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 
 PYTHON = [sys.executable, "-m"]
 

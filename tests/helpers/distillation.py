@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""Divergences in float64, and students bound to their teachers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hfstrat.data.collate import Collator
 from hfstrat.models import fused_loss
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-from hfstrat.tasks.losses import causal_lm_loss
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl")
 
 
 def divergence_of(name: str, p: torch.Tensor, q: torch.Tensor, skew: float) -> torch.Tensor:
-    """From probabilities, as they are written in the papers."""
+    """The divergence from probabilities, as written in the papers."""
     kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
     middle = (p + q) / 2
     return {
@@ -29,7 +29,7 @@ def divergence_of(name: str, p: torch.Tensor, q: torch.Tensor, skew: float) -> t
 
 
 def taught(model: Any, teacher: Any, mix: Mix) -> Any:
-    """The student, bound to learn from the teacher."""
+    """The student, bound to the teacher's objective."""
     asked = FrozenTeacher(teacher)
     distiller = Distiller(mix, asked)
     assert fused_loss.bind_head_loss(model, distiller) is None

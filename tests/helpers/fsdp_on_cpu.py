@@ -1,4 +1,4 @@
-"""FSDP2 on CPUs over gloo, for tests alone: accelerate 1.15 has no such backend and would train with plain DDP.
+"""FSDP2 on CPUs over gloo, for tests only: accelerate 1.15 has no such backend and would train with plain DDP.
 
 Its `AcceleratorState` chooses FSDP for GPUs only; here it is told to choose it for CPUs too. Nothing else is touched.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def install() -> None:
-    """To be called before the Trainer is made, where ACCELERATE_USE_FSDP is set."""
+    """Call this before the Trainer is created, with ACCELERATE_USE_FSDP set."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -20,7 +20,7 @@ def install() -> None:
 
     def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        # FSDP: said so by an earlier run in this process
+        # FSDP, from an earlier run in this process
         if self.distributed_type in (DistributedType.MULTI_CPU, DistributedType.FSDP) and fsdp_plugin is not None:
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)

@@ -1,4 +1,4 @@
-"""A finished run as `hfstrat train` leaves it, written by hand: pushing needs no model and no torch."""
+"""A finished run as `hfstrat train` writes it, built by hand: pushing needs no model and no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS = {"loss": 3.5, "perplexity": 33.1, "token_accuracy": 0.41, "tokens": 14
 
 
 def recipe_of(**sections: Any) -> dict[str, Any]:
-    """A whole recipe, resolved, with some sections replaced."""
+    """A complete resolved recipe with some sections replaced."""
     from hfstrat.recipe.schema import Recipe
 
     given = {

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback, for tests: repositories in memory, its protocol, and faults to order.
+"""A Hugging Face Hub on the loopback interface for tests: repositories in memory, the protocol, and injected faults.
 
 Spoken is what huggingface_hub 2.4 asks for without Xet: whoami, create repo and branch, auth-check, repo info, tree, preupload,
 LFS batch, upload and verify, commit, validate-yaml, resolve with ranges. `with LoopbackHub() as hub:` starts and stops it.
@@ -32,7 +32,7 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Git's name for a blob; of a file in LFS its SHA-256."""
+        """The blob's git hash, or the SHA-256 of an LFS file."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -40,7 +40,7 @@ class File:
 
 @dataclass
 class Repo:
-    """Branches point to commits, and a commit is all files by path."""
+    """Branches point to commits; a commit maps paths to files."""
 
     private: bool
     branches: dict[str, str] = field(default_factory=dict)
@@ -62,19 +62,19 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens instead of the right answer to requests whose `METHOD /path` the pattern is found in."""
+    """The fault for requests whose `METHOD /path` matches the pattern."""
 
     pattern: str
-    status: int = 0  # 0: no answer of its own
+    status: int = 0  # 0: the regular response
     headers: dict[str, str] = field(default_factory=dict)
-    slow: float = 0.0  # seconds before anything
-    cut: bool = False  # the connection closes; in the middle of the body, where there is one
+    slow: float = 0.0  # seconds before the response
+    cut: bool = False  # close the connection, in the middle of the body if there is one
     times: float = float("inf")
-    after: int = 0  # requests that are let through first
+    after: int = 0  # requests that pass first
 
 
 class LoopbackHub:
-    """`role` of the one token (read, write, fineGrained); `requests` is what was asked; `lfs` the objects that are there."""
+    """`role` of the one token (read, write, fineGrained); `requests` are the received requests; `lfs` the stored objects."""
 
     def __init__(self, role: str = "write") -> None:
         self.role, self.user, self.orgs = role, "me", ["ours"]
@@ -128,14 +128,14 @@ class LoopbackHub:
         self._server.server_close()
 
     def environment(self, home: Any, token: str = TOKEN) -> dict[str, str]:
-        """Variables of a process that takes this for the Hub."""
+        """Environment variables of a process that uses this server as the Hub."""
         quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HOME": str(home), **quiet}
 
 
 @contextmanager
 def in_process(hub: LoopbackHub, home: Any) -> Iterator[None]:
-    """This process takes `hub` for the Hub: huggingface_hub reads its variables only when it is imported."""
+    """Make this process use `hub` as the Hub: huggingface_hub reads its variables only on import."""
     import pytest
     from huggingface_hub import constants, hf_api, utils
 
@@ -143,7 +143,7 @@ def in_process(hub: LoopbackHub, home: Any) -> Iterator[None]:
         for name, value in hub.environment(home).items():
             patch.setenv(name, value)
         patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(hf_api.api, "endpoint", hub.url)  # of the functions that the package offers, as peft uses them
+        patch.setattr(hf_api.api, "endpoint", hub.url)  # for the module-level functions, which peft uses
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -169,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.slow:
             time.sleep(fault.slow)
         if fault and fault.cut and self.command != "GET":
-            self.close_connection = True  # the body is left unread: the other side is cut off while it sends
+            self.close_connection = True  # the body is not read: the client is disconnected while it sends
             return
         chunked = self.headers.get("Transfer-Encoding") == "chunked"
         body = self.chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
         return 404, {"error": f"this Hub has no {self.command} {path}"}, {}
 
     def may(self, name: str, known: bool, write: bool = False) -> Answer | None:
-        """What a request gets that may not see (or change) this repository."""
+        """The response to a request that may not read (or write) this repository."""
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not known):
             return NO_REPO if known else (401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
@@ -305,7 +305,7 @@ class Handler(BaseHTTPRequestHandler):
         objects: list[dict[str, Any]] = []
         for wanted in json.loads(body)["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.hub.lfs:  # what is there already is not asked for again
+            if wanted["oid"] not in self.hub.lfs:  # stored objects are not requested again
                 href = f"{self.hub.url}/lfs/{wanted['oid']}"
                 entry["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
             objects.append(entry)
@@ -342,7 +342,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"}, {}
 
     def validate(self, *, body: bytes, known: bool) -> Answer:
-        """The first rules of the Hub's check of a card; the whole of it is the Hub's own."""
+        """The first rules of the Hub's card validation, not all of them."""
         content = json.loads(body)["content"]
         found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
         errors = []

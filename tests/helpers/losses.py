@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""Models and batches for tests of losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest result of any operation."""
+    """Records the number of elements of the largest result of any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Largest(TorchDispatchMode):
 
 
 def family(name: str, **more: Any) -> Any:
-    """A tiny random model of a family whose head does something of its own, in float64."""
+    """A tiny random float64 model of a family with a special head."""
     import transformers
 
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def load(folder: Path) -> Any:
 
 
 def some_rows(lengths: tuple[int, ...] = (5, 9, 14, 30, 31, 6, 22, 12)) -> list[dict[str, Any]]:
-    """Unequal lengths, unequal shares of supervised tokens, one row without any."""
+    """Unequal lengths, unequal shares of supervised tokens, one row with none."""
     source = torch.Generator().manual_seed(2)
     rows = []
     for index, length in enumerate(lengths):
@@ -61,7 +61,7 @@ def count(rows: list[dict[str, Any]]) -> int:
 
 
 def assert_same(found: tuple[float, dict[str, torch.Tensor]], expected: tuple[float, dict[str, torch.Tensor]]) -> None:
-    """Equal but for the rounding of what these models compute in float32 though their weights are float64: norms."""
+    """Equal up to rounding in the norms, which these models compute in float32 although their weights are float64."""
     assert found[0] == pytest.approx(expected[0], rel=1e-7)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():

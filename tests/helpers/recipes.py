@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""Recipes that several test files start from."""
 
 from __future__ import annotations
 

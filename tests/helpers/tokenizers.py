@@ -1,4 +1,4 @@
-"""Shared by several test files."""
+"""Small tokenizers and chat templates of several kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conftest import sentences
 SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|answer|>"]
 
 
-MARKED = (  # every turn begins and ends with a special token
+MARKED = (  # each turn begins and ends with a special token
     "{{ bos_token }}{% for m in messages %}{{ '<|answer|>' if m.role == 'assistant' else '<|user|>' }}{{ m.content }}</s>"
     "{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
@@ -41,7 +41,7 @@ def make(kind: str, template: str | None = MARKED) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=len(special) + 260, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    # one sentence a text: nothing is learnt across lines, as SentencePiece has it
+    # one sentence per text: no merges across lines, as in SentencePiece
     tokenizer.train_from_iterator(sentences(200), trainer)
     stored = _without_bytes(tokenizer.to_str())
     tokenizer = Tokenizer.from_str(stored)
@@ -53,7 +53,7 @@ def make(kind: str, template: str | None = MARKED) -> Any:
 
 
 def _without_bytes(stored: str) -> str:
-    """Tokens of bytes are in the vocabulary, but no special ones that are looked for in the text."""
+    """Byte tokens are in the vocabulary, but are not special tokens that are matched in the text."""
     import json
 
     tree = json.loads(stored)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from hfstrat.data.collate import Collator
 from hfstrat.models.chunked_loss import chunk_rows, few_sizes, head_loss, head_scores
 from hfstrat.models.fused_loss import bind_head_loss, unbind_head_loss
-from hfstrat.tasks.losses import causal_lm_loss, causal_lm_sums, sums_by_row
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
 ROWS, WIDTH, VOCABULARY = 10, 6, 23
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -327,20 +327,22 @@ def test_16_bit_weights_pass_the_proof(models: Callable[..., Path]) -> None:
 def test_a_run_trains_by_it_saves_without_it_and_equals_the_fallback(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
+    from helpers.runs import run
+
     from hfstrat.models import fused_loss
     from hfstrat.run import train
 
     save, seen, reports = train.save, [], []
 
     def watched(job: Any) -> Path:
-        seen.append((job.trainer.data_collator.selects_rows, "forward" in vars(job.base.model)))
+        seen.append((job.trainer.data_collator.selects_rows, fused_loss.is_bound(job.base.model)))
         return save(job)
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
     monkeypatch.setattr(train, "save", watched)
     for name in ("bound", "stock"):
         settings = [f"strategy={strategy}", "model.dtype=float32", f"output_dir={tmp_path / name}"]
-        report = train.run(recipe(*settings))
+        report = run(recipe(*settings))
         assert report is not None
         reports.append(report["result"])
         monkeypatch.setattr(fused_loss, "bind_head_loss", lambda model: "a reason")

@@ -68,7 +68,7 @@ def train(model: Any, steps: int = 2) -> dict[str, torch.Tensor]:
     inputs, labels = batch()
     for _ in range(steps):
         optimiser.zero_grad()
-        TASK.loss(model(**inputs), labels).backward()
+        TASK.metrics.loss(model(**inputs), labels).backward()
         optimiser.step()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -77,9 +77,9 @@ def train(model: Any, steps: int = 2) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_what_learns_is_declared_counted_and_includes_the_head(bodies: Any, family: str, name: str) -> None:
     model, base, strategy = built(bodies(family), STRATEGIES[name])
-    made = TASK.shapes(read_shapes(bodies(family)), read_config(Model(name_or_path=str(bodies(family)))) or {}, 3)
+    made = TASK.model.shapes(read_shapes(bodies(family)), read_config(Model(name_or_path=str(bodies(family)))) or {}, 3)
     assert made is not None
-    assert strategy.footprint(*made) == count_parameters(model)
+    assert strategy.describe(*made).footprint == count_parameters(model)
     set_precision(model, torch.float32)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     gradients = train(model)
@@ -101,7 +101,7 @@ def test_what_is_saved_says_the_same_when_loaded(bodies: Any, family: str, name:
     set_precision(model, torch.float32)
     train(model)
     model.save_pretrained(tmp_path / "saved")
-    base.task.write_config(base, tmp_path / "saved")
+    base.task.model.write_config(base, tmp_path / "saved")
     load_tokenizer(Model(name_or_path=str(bodies(family)))).save_pretrained(tmp_path / "saved")
     loaded = artifact.load_artifact(str(tmp_path / "saved"), torch.float32, {"task": TASK.name})
     inputs, _ = batch(seed=1)
@@ -115,9 +115,9 @@ def test_the_head_of_pretraining_is_left_behind(bodies: Any, family: str) -> Non
     """A checkpoint with a masked-LM head: its body is used, the classification head is new."""
     model, _, strategy = built(bodies(family, "mlm"), {"name": "full"})
     folder = bodies(family, "mlm")
-    made = TASK.shapes(read_shapes(folder), read_config(Model(name_or_path=str(folder))) or {}, 3)
+    made = TASK.model.shapes(read_shapes(folder), read_config(Model(name_or_path=str(folder))) or {}, 3)
     assert made is not None
-    assert strategy.footprint(*made) == count_parameters(model)
+    assert strategy.describe(*made).footprint == count_parameters(model)
 
 
 def test_missing_weights_of_the_body_are_refused(bodies: Any, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_artefact_without_its_head_does_not_load(bodies: Any, tmp_path: Path)
         model, base, _ = built(bodies("bert"), STRATEGIES[name])
         folder = tmp_path / name
         model.save_pretrained(folder)
-        base.task.write_config(base, folder)
+        base.task.model.write_config(base, folder)
         load_tokenizer(Model(name_or_path=str(bodies("bert")))).save_pretrained(folder)
         weights = load_file(folder / file)
         save_file({k: v for k, v in weights.items() if "classifier" not in k}, folder / file, {"format": "pt"})

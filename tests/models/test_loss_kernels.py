@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hfstrat.models import fused_loss, loss_kernels
-from hfstrat.models.chunked_loss import Head
-from hfstrat.models.loss_kernels import Measured, chosen, decide, hfstrat, trl
+from hfstrat.models.chunked_loss import Head, hfstrat
+from hfstrat.models.loss_kernels import Measured, chosen, decide, trl
 
 CPU = torch.device("cpu")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None

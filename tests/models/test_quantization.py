@@ -16,16 +16,17 @@ from helpers.classifiers import labelled
 
 pytest.importorskip("bitsandbytes")
 
+from helpers.runs import run
+
 from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models import quantization
 from hfstrat.models.load import Base, count_parameters, load_tokenizer, read_shapes, set_precision
-from hfstrat.models.quantized_size import weight_bytes
+from hfstrat.models.parameter_names import weight_bytes
 from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.run.train import run
 from hfstrat.strategies.frozen.prefix import can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks import artifact
@@ -64,9 +65,14 @@ def recipe_of(model: Path, strategy: Any, quantized: Any, **more: Any) -> Recipe
     return Recipe.model_validate({"model": section, "strategy": strategy, "data": "x.jsonl", "output_dir": "x", **more})
 
 
+def trained_by(recipe: Recipe) -> Any:
+    """From shapes to the parameters that are trained and so must not be quantized."""
+    return lambda *shapes: strategies.build(recipe.strategy).describe(*shapes).unquantized
+
+
 def built(folder: Path, strategy: Any, quantized: Any) -> tuple[Any, Base]:
     recipe = recipe_of(folder, strategy, quantized)
-    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=strategies.build(recipe.strategy).learns_whole)
+    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=trained_by(recipe))
     model = strategies.build(recipe.strategy).build_model(base)
     set_precision(model, base.compute_dtype)
     return model, base
@@ -154,14 +160,14 @@ def test_only_what_is_declared_moves_and_none_of_that_is_quantized(wide: Path, f
 def test_footprint_and_bytes_are_the_real_ones(wide: Path, form: Any, strategy: Any) -> None:
     recipe = recipe_of(wide, strategy, form)
     shapes = read_shapes(wide)
-    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=strategies.build(recipe.strategy).learns_whole)
-    learning = strategies.build(recipe.strategy).learns_whole(list(shapes), False)
+    base = load_base(recipe.model, load_tokenizer(recipe.model), learns=trained_by(recipe))
+    learning = trained_by(recipe)(shapes, False)
     set_precision(base.model.requires_grad_(False), torch.bfloat16)
     told, real = weight_bytes(shapes, recipe.model.quantization, learning), quantization.bytes_in_memory(base.model)
     tables = 1300 * len(list(quantization.layers(base.model)))  # of the codes: the same few numbers for any size of layer
     assert told <= real <= told + tables
     strategy = strategies.build(recipe.strategy)
-    assert strategy.footprint(shapes, False) == count_parameters(strategy.build_model(base))
+    assert strategy.describe(shapes, False).footprint == count_parameters(strategy.build_model(base))
 
 
 def test_nothing_is_computed_backwards_through_a_frozen_prefix(wide: Path) -> None:
@@ -478,7 +484,7 @@ def test_what_bitsandbytes_is_needed_for_is_said_at_once(wide: Path, rows: Path,
 
 
 def test_a_teacher_is_counted_in_its_bits(wide: Path) -> None:
-    from hfstrat.strategies.base import Footprint
+    from hfstrat.strategies.description import Footprint
     from hfstrat.strategies.distill.teacher import check_room
 
     with pytest.raises(UserError, match="quantization: nf4"):

@@ -741,7 +741,7 @@ MODELS = [
         files={"model/model.safetensors": "version https"},
     ),
     Bad("a plain file", at(MODEL), ["is a file", "a model folder"], {MODEL: "model: rows.jsonl"}),
-    Bad("a false GGUF", at(MODEL), ["x.gguf", "no GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
+    Bad("a false GGUF", at(MODEL), ["x.gguf", "is not a GGUF file"], {MODEL: "model: x.gguf"}, files={"x.gguf": "nope"}),
     key("a missing GGUF", MODEL, "model: y.gguf", ["y.gguf", "no such GGUF file"]),
     key("a Hub id while offline", MODEL, "model: nobody/nothing", ["nobody/nothing", "not in the Hub cache", "HF_HUB_OFFLINE"]),
     key("a near name while offline", MODEL, "model: modell", ["modell", "did you mean model?"]),
@@ -1220,7 +1220,9 @@ CLASSIFICATION = [
         ["data.format: messages is for task: causal-lm"],
         {EVAL_SIZE: "  format: messages"},
     ),
-    classify("texts that are split", EVAL_SIZE, ["overflow: split", "no label of their own"], {EVAL_SIZE: "  overflow: split"}),
+    classify(
+        "texts that are split", EVAL_SIZE, ["overflow: split", "belongs to a complete text"], {EVAL_SIZE: "  overflow: split"}
+    ),
     classify("a template without a chat", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
     classify("loss on turns", EVAL_SIZE, ["data.train_on", "causal-lm"], {EVAL_SIZE: "  train_on: all"}),
     classify(
@@ -1232,7 +1234,7 @@ CLASSIFICATION = [
     classify(
         "an encoder with a decoder",
         MODEL,
-        ["encoder with a decoder", "BERT"],
+        ["an encoder-decoder model", "BERT"],
         files=rows(*LABELS) | config_of("T5ForConditionalGeneration", is_encoder_decoder=True, model_type="t5"),
     ),
     classify(
@@ -1303,7 +1305,7 @@ QUANTIZED = [
     Bad(
         "blocks of a quantized base",
         at(MODEL),
-        ["model is quantized", "what learns has to be whole"],
+        ["model is quantized", "trainable weights cannot be quantized"],
         {NAME: "  name: partial", R: "  last_n_layers: 1"},
         files={"model/config.json": BNB_CONFIG},
     ),

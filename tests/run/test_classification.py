@@ -1,4 +1,4 @@
-"""Whole runs of a classifier: what is promised at the end holds."""
+"""Complete runs of a classifier: what the end of a run promises holds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from helpers.classifiers import LABELS, labelled, make_any, write_recipe
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import strategies
@@ -24,7 +25,6 @@ from hfstrat.errors import UserError
 from hfstrat.publish import merge
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.tasks import TASKS
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
@@ -32,7 +32,7 @@ UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without the reload in a fresh process."""
+    """Runs without verification in a fresh process."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
 
 
@@ -86,8 +86,8 @@ def test_a_run_ends_with_a_verified_classifier(
     assert json.loads((tmp_path / "run" / "report.json").read_text())["result"]["status"] == "done"
 
 
-def test_the_best_classifier_is_the_most_often_right(classify: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    """Not the one of the least loss, which rises where a small set is learnt by heart; of equals that of less loss."""
+def test_the_best_classifier_has_the_highest_accuracy(classify: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """Not the lowest loss, which rises when a small data set is memorized; ties go to the lower loss."""
     from hfstrat.trainer.trainer import StrategyTrainer
 
     told = {0: (0.4, 0.7), 1: (0.6, 0.6), 2: (0.8, 0.9), 3: (0.8, 0.8), 4: (0.7, 0.3), 5: (0.8, 0.85), 6: (0.5, 2.0)}
@@ -103,7 +103,7 @@ def test_the_best_classifier_is_the_most_often_right(classify: Any, monkeypatch:
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: Path, quick: None) -> None:
-    """Nor on how the data are cut: the same metrics from batches of 1 and of 7."""
+    """Metrics are equal for batches of 1 and of 7."""
     found = []
     for size in (1, 7):
         folder = f"output_dir={tmp_path / str(size)}"
@@ -147,7 +147,8 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     from hfstrat.run import preflight
 
     loaded = classify("bert")
-    check.show(loaded, preflight.check(loaded), rows=3)
+    preflight.check(loaded)
+    check.show(loaded, rows=3)
     said = capsys.readouterr().out
     assert "[CLS]" in said
     assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
@@ -155,7 +156,7 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     assert all(part in said.split("what learns")[1] for part in (counted.split()[4], counted.split()[6]))
 
 
-def test_predict_says_labels_and_generate_says_what_to_do(
+def test_predict_prints_labels_and_generate_names_the_right_command(
     classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path
 ) -> None:
     run(classify("bert", "strategy={name: lora, r: 4}"))
@@ -177,7 +178,7 @@ def test_predict_says_labels_and_generate_says_what_to_do(
     predict(str(tmp_path / "merged"), ["the cat"], None, None)
 
 
-def test_predict_cuts_texts_as_the_run_did(classify: Any, tmp_path: Path, quick: None) -> None:
+def test_predict_truncates_texts_as_the_run_did(classify: Any, tmp_path: Path, quick: None) -> None:
     run(classify("bert", "strategy=full", "data.max_length=8"))
     scores = []
     for count in (10, 25):  # both are longer
@@ -192,7 +193,7 @@ def test_predict_cuts_texts_as_the_run_did(classify: Any, tmp_path: Path, quick:
     "name",
     [name for name in library.names("recipes") if name.endswith("classifier") and not name.startswith("distill")],
 )
-def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
+def test_the_bundled_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
     data = labelled(tmp_path)
     model = "{}" if name.startswith("scratch") else str(bodies("llama"))
     small = [f"model={model}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
@@ -202,8 +203,8 @@ def test_the_shipped_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: 
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies: Any) -> None:
-    """8 rows of one process are 2 x 4 rows of two: the same weights after three steps, and the same metrics."""
+def test_two_processes_equal_one_process(classify: Any, tmp_path: Path, bodies: Any) -> None:
+    """8 examples in one process equal 2 x 4 in two: equal weights after three steps, and equal metrics."""
     recipe = write_recipe(tmp_path, bodies("llama"), labelled(tmp_path))
     found = []
     for count in (1, 2):
@@ -222,8 +223,8 @@ def test_two_processes_learn_what_one_does(classify: Any, tmp_path: Path, bodies
 
 
 @pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
-def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
-    """Its tokenizer is trained on the training rows, and it learns what a word in them says."""
+def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
+    """The tokenizer is trained on the training data, and the model learns which word marks a label."""
     new = f"{{name: scratch, architecture: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
     words = (
         f"strategy={new}",
@@ -236,7 +237,7 @@ def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: 
     assert report is not None
     before, after = (report["result"][f"metrics_{when}"] for when in ("before", "after"))
     assert after["loss"] < 0.8 * before["loss"]
-    finished = Path(report["result"]["artefact"])
+    finished = Path(report["result"]["artifact"])
     tokenizer = tf.AutoTokenizer.from_pretrained(finished)
     made = tf.AutoModelForSequenceClassification.from_pretrained(finished)
     assert set(made.config.label2id) == {*LABELS}
@@ -245,13 +246,13 @@ def test_a_classifier_from_nothing(family: str, rows: dict[str, Any], classify: 
     assert made(**tokenizer("cat", return_tensors="pt")).logits.shape == (1, 3)
 
 
-def test_what_is_held_out_makes_no_tokens(classify: Any) -> None:
-    """The rows that a new tokenizer never saw are those of the evaluation."""
+def test_held_out_texts_do_not_train_the_tokenizer(classify: Any) -> None:
+    """The texts that the new tokenizer never saw are the evaluation examples."""
     new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
-    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
+    corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = TASKS[recipe.task].prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
+    data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, corpus.held_out)
     rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
     held = {row for row in range(len(rows)) if row in set(data.eval["row"][:])}
     assert held

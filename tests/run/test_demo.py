@@ -1,4 +1,4 @@
-"""The demo model, the real thing: run by .ci/run, after `make` has fetched it."""
+"""The real demo model: run by .ci/run, after `make` has fetched it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
     ["{name: lora, r: 16}", "{name: partial, last_n_layers: 4}"],
     ids=["lora", "partial"],
 )
-def test_a_real_model_learns_and_reloads(tmp_path: Path, strategy: str) -> None:
+def test_a_real_model_trains_and_reloads(tmp_path: Path, strategy: str) -> None:
     result = quickstart(tmp_path, f"strategy={strategy}")
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"] - 0.3
     assert result["verified"]["bit_equal"]
@@ -37,7 +37,7 @@ def test_a_gguf_file_is_a_base_like_any_other(tmp_path: Path) -> None:
     assert result["verified"]["max_difference"] == 0
 
 
-def test_what_was_trained_answers_and_merges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_adapter_generates_and_merges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hfstrat.cli import generate
     from hfstrat.publish import merge
 

@@ -1,4 +1,4 @@
-"""Two machines on this one: two network namespaces joined by a cable, gloo between them."""
+"""Two machines simulated on this one: two network namespaces joined by a veth pair, with gloo."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import errors
-from hfstrat.run.train import run
 from hfstrat.trainer.heartbeat import Heartbeat
 
 NAMES = (f"hfa{os.getpid() % 10000}", f"hfb{os.getpid() % 10000}")
@@ -28,7 +28,7 @@ SETTINGS = ["model.dtype=float32", "training.per_device_train_batch_size=2", "da
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[tuple[str, str]]:
-    """Two namespaces with addresses 10.77.0.1 and 10.77.0.2; skips where they may not be made."""
+    """Two namespaces with addresses 10.77.0.1 and 10.77.0.2; skips where they cannot be created."""
     one, two = NAMES
     steps = [
         f"ip netns add {one}",
@@ -90,7 +90,7 @@ def ended(child: subprocess.Popen[str], seconds: float) -> str:
 
 
 def kill(child: subprocess.Popen[str]) -> None:
-    """The host is gone: everything that was started there."""
+    """Kill everything that was started on the host."""
     if child.poll() is not None:
         return
     for process in below(child.pid):
@@ -115,11 +115,11 @@ def below(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_hosts_are_one_run_that_survives_the_death_of_one(hosts: Any, recipe: Any, tmp_path: Path) -> None:
+def test_a_run_on_two_hosts_resumes_after_one_is_killed(hosts: Any, recipe: Any, tmp_path: Path) -> None:
     one = recipe(*SETTINGS, "training.max_steps=40", f"output_dir={tmp_path / 'one'}")
     run(one)
     words = [*SETTINGS, "training.max_steps=40", f"output_dir={tmp_path / 'two'}"]
-    caches = [{"HFSTRAT_CACHE": str(tmp_path / f"cache{rank}")} for rank in (0, 1)]  # each host has a disk of its own
+    caches = [{"HFSTRAT_CACHE": str(tmp_path / f"cache{rank}")} for rank in (0, 1)]  # each host has its own disk
 
     both = [start(host, rank, one.source, words, 29611, **caches[rank]) for rank, host in enumerate(hosts)]
     try:
@@ -158,7 +158,7 @@ def wait_for(condition: Any, seconds: float) -> None:
 
 
 class Store(dict[str, bytes]):
-    """As torch's TCPStore, in this process."""
+    """Acts as torch's TCPStore, in this process."""
 
     def set(self, key: str, value: str) -> None:
         if self.get("down"):
@@ -205,7 +205,7 @@ def test_a_broken_connection_is_explained_by_who_is_silent(monkeypatch: pytest.M
     assert not told
 
 
-def test_a_lost_meeting_place_is_rank_0_s_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_rendezvous_names_the_machine_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     store, pair, told = beats(monkeypatch, silence=0.3)
     store["down"] = b"yes"
     wait_for(lambda: told, 5)

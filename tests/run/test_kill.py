@@ -1,4 +1,4 @@
-"""Killed with -9 at any moment and started again: the result is that of a run that nobody killed, bit for bit."""
+"""A run killed with -9 at any moment and restarted has the result of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finished(recipe: Any, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", [1])  # many more kills are in test_soak.py, without the command line
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe: Any, tmp_path: Path, seed: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(recipe: Any, tmp_path: Path, seed: int) -> None:
     expected = finished(recipe, tmp_path / "whole")
     folder, chance = tmp_path / "killed", random.Random(seed)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""One process, two processes, a launcher that fails: the same numbers and one sentence."""
+"""One process, two processes, a failing launcher: equal numbers, and one sentence per error."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 from helpers.commands import PYTHON, hfstrat, losses
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import errors
 from hfstrat.errors import UserError
 from hfstrat.recipe import library
 from hfstrat.run import launch
-from hfstrat.run.train import run
 from hfstrat.trainer import distributed
 from hfstrat.trainer.distributed import join_world
 
@@ -31,7 +31,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
-    """Same loss, same gradients, so the same weights; the evaluation rows (an odd number) are each counted once."""
+    """Equal losses, gradients and weights; each of an odd number of evaluation examples counts once."""
     settings = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]
     one = recipe(*settings, f"output_dir={tmp_path / 'one'}")
     run(one)
@@ -48,7 +48,7 @@ def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
 
 
 def test_a_mistake_on_every_rank_is_one_sentence(recipe: Any, tmp_path: Path) -> None:
-    """Found after torch is there, by both processes: the launcher's own traceback does not reach the user."""
+    """Both processes find the mistake after importing torch: the user does not see the launcher's traceback."""
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 300 + '{"prompt": "a", "completion": null}\n')
     done = hfstrat("train", recipe().source, f"data.train={file}", "--num-processes", "2")
@@ -59,7 +59,7 @@ def test_a_mistake_on_every_rank_is_one_sentence(recipe: Any, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_accelerate_launch_enters_the_same_page(recipe: Any, tmp_path: Path) -> None:
+def test_accelerate_launch_runs_the_same_entry(recipe: Any, tmp_path: Path) -> None:
     config = library.find("accelerate_configs", "cpu_ddp")
     words = ["--config_file", str(config), "--main_process_port", "0", "-m", "hfstrat.train", recipe().source, "seed=3"]
     done = hfstrat(*words, module="accelerate.commands.launch")
@@ -67,7 +67,7 @@ def test_accelerate_launch_enters_the_same_page(recipe: Any, tmp_path: Path) -> 
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["recipe"]["seed"] == 3
 
 
-def test_a_killed_rank_ends_the_run_with_a_word(recipe: Any, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run_with_a_message(recipe: Any, tmp_path: Path) -> None:
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", "2"]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -82,7 +82,7 @@ def test_a_killed_rank_ends_the_run_with_a_word(recipe: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_polite_kill_is_an_interruption(recipe: Any, tmp_path: Path, processes: str) -> None:
+def test_sigterm_is_an_interruption(recipe: Any, tmp_path: Path, processes: str) -> None:
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", processes]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -105,7 +105,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def ranks_of(parent: int) -> list[int]:
-    """The training processes below the launcher."""
+    """The training processes started by the launcher."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -141,14 +141,16 @@ def test_threads_are_shared_between_local_processes(monkeypatch: pytest.MonkeyPa
         ("ddp", 2, r"has 0 GPU\(s\)"),
     ],
 )
-def test_what_cannot_be_launched(monkeypatch: pytest.MonkeyPatch, config: str, processes: int | None, words: str) -> None:
+def test_impossible_launches_are_refused(
+    monkeypatch: pytest.MonkeyPatch, config: str, processes: int | None, words: str
+) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: 0)
     with pytest.raises(UserError, match=words):
         launch.plan_launch(["r.yaml"], config, processes)
 
 
-def test_lone_processes_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate can start N separate runs where one run of N was asked for."""
+def test_separate_runs_instead_of_one_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate can start N separate runs where one run of N processes was requested."""
     monkeypatch.setenv("HFSTRAT_PROCESSES", "2")
     with pytest.raises(UserError, match="alone in a world of 1"):
         join_world()
@@ -163,7 +165,7 @@ def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", library.names("accelerate_configs"))
 def test_every_key_of_a_config_is_read(name: str) -> None:
-    """By accelerate's own config class, and those of its sections by the launcher's own parser."""
+    """accelerate's config class reads the file, and the launcher's parser reads its sections."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
@@ -180,13 +182,13 @@ def test_every_key_of_a_config_is_read(name: str) -> None:
     )
 
 
-def test_the_nine_configs() -> None:
+def test_the_bundled_accelerate_configs() -> None:
     names = "cpu_ddp ddp deepspeed_zero2 deepspeed_zero3 fsdp2 fsdp2_offload multi_node_ddp multi_node_fsdp2 single"
     assert library.names("accelerate_configs") == names.split()
 
 
-def test_what_accelerate_makes_of_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that its launcher leaves is what the plugin is made of."""
+def test_accelerate_reads_the_fsdp2_config_as_intended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin is built from the environment that the launcher sets."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.launch import prepare_multi_gpu_env
@@ -208,7 +210,7 @@ def test_what_accelerate_makes_of_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None
         assert (type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy") is offload
 
 
-def test_several_machines_meet_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_rendezvous_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: 8)
     machines = launch.Machines(2, 1, "10.0.0.1", 29501)
     planned = launch.plan_launch(["r.yaml"], "multi_node_fsdp2", 16, machines)
@@ -232,7 +234,7 @@ def test_several_machines_meet_at_the_first(monkeypatch: pytest.MonkeyPatch) -> 
         ("deepspeed_zero3", 2, launch.Machines(), 0, r"has 0 GPU\(s\)"),
     ],
 )
-def test_machines_that_cannot_meet(
+def test_impossible_rendezvous_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch, config: str, processes: int, machines: launch.Machines, gpus: int, words: str
 ) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: gpus)
@@ -242,7 +244,7 @@ def test_machines_that_cannot_meet(
         launch.plan_launch(["r.yaml"], config, processes, machines)
 
 
-def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_deepspeed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: 2)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'hfstrat\[deepspeed\]', or take fsdp2"):
@@ -251,7 +253,7 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("kind", ["Linear", "DistributedDataParallel", "FSDPModule", "DeepSpeedEngine", "DataParallel"])
 @pytest.mark.parametrize("asked", ["alone", "ddp", "fsdp", "deepspeed"])
-def test_the_wrapping_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, kind: str) -> None:
+def test_the_wrapping_is_the_requested_one(monkeypatch: pytest.MonkeyPatch, asked: str, kind: str) -> None:
     monkeypatch.setenv("HFSTRAT_WRAPPING", asked)
     wrapped = type(kind, (), {})()
     right = {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule", "deepspeed": "DeepSpeedEngine"}
@@ -262,7 +264,7 @@ def test_the_wrapping_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch, aske
         distributed.check_wrapped(wrapped, 2)
 
 
-def test_what_accelerate_leaves_says_the_wrapping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrapping_is_read_from_accelerates_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HFSTRAT_WRAPPING", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)
     assert distributed.wrapping() == distributed.ALONE
@@ -273,7 +275,7 @@ def test_what_accelerate_leaves_says_the_wrapping(monkeypatch: pytest.MonkeyPatc
     assert distributed.is_sharded()
 
 
-def test_what_cannot_be_shared_out_is_said_before_torch(recipe: Any, tiny: Path) -> None:
+def test_strategies_that_cannot_be_sharded_are_refused_before_torch(recipe: Any, tiny: Path) -> None:
     for section, wrapping, words in (
         ("{name: partial, last_n_layers: 1, precompute: on}", "fsdp", "set auto or off"),
         ("{name: partial, last_n_layers: 1, frozen_dropout: false}", "fsdp", "remove it"),

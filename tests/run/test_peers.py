@@ -1,4 +1,4 @@
-"""The same recipe carried out by plain TRL code gives the same loss curve, within float noise."""
+"""The same recipe in plain TRL code has the same loss curve, up to float rounding."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import run
 
 from hfstrat import strategies
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.prepare import prepare
 from hfstrat.models import load
-from hfstrat.run.train import run
 from hfstrat.tasks import loading
 
 STEPS = 6
-ORDER = "training.train_sampling_strategy=random"  # an order that both can have
+ORDER = "training.train_sampling_strategy=random"  # an order that both support
 
 
 @pytest.mark.parametrize("strategy", ["{name: lora, r: 4}", "full"], ids=["lora", "full"])
-def test_the_loss_curve_is_trls(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+def test_the_loss_curve_equals_trl(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 

@@ -1,4 +1,4 @@
-"""A run that is stopped, extended, moved or short of room: what goes on is the same run."""
+"""Runs that are stopped, extended, moved or out of disk space resume as the same run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.runs import UNVERIFIED, folder_of, log_history, stop_at, weights
-from helpers.soaking import Run
+from helpers.kill_runs import Run
+from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weights
 
 from hfstrat import errors
 from hfstrat.data.collate import BatchOrder
 from hfstrat.errors import UserError
 from hfstrat.run import resume
-from hfstrat.run.train import run
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -32,7 +31,7 @@ DROPOUT = "strategy={name: lora, r: 4, dropout: 0.1}"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs without the reload in a fresh process; signals as in a process of its own."""
+    """Runs without verification in a fresh process; signal handlers as in a separate process."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals.listen(None)
@@ -43,7 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def again(loaded: Any) -> dict[str, Any]:
-    """Start anew, as a new process would."""
+    """Start again, as a new process would."""
     signals.listen(None)
     report = run(loaded)
     assert report is not None
@@ -51,7 +50,7 @@ def again(loaded: Any) -> dict[str, Any]:
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: int = signal.SIGTERM) -> None:
-    """A signal comes while this method runs at this step."""
+    """Send a signal while this method runs at this step."""
     original = getattr(StrategyTrainer, method)
 
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,7 +67,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-STOPS = [  # where the signal comes, and what is saved
+STOPS = [  # where the signal arrives, and the step that is saved
     ("training_step", 2, signal.SIGINT, 3),
     ("training_step", 5, signal.SIGTERM, 6),
     ("prediction_step", 4, signal.SIGTERM, 4),
@@ -77,7 +76,7 @@ STOPS = [  # where the signal comes, and what is saved
 
 
 def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a step, in the last one, in an evaluation, which is cut short, and in the last one of these."""
+    """During a step, the last step, an evaluation (which is aborted) and the last evaluation."""
     settings = (DROPOUT, "training.max_steps=6", "training.early_stopping_patience=3", "evaluation.samples=0")
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
     expected = again(whole)
@@ -129,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # the same Ctrl-C, passed on by a launcher
             signals._heard.first -= 2 * signals.TWICE
-            signal.raise_signal(signal.SIGTERM)  # that is no Ctrl-C
+            signal.raise_signal(signal.SIGTERM)  # not a Ctrl-C
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("not reached")
         return original(self, *args, **kwargs)
@@ -139,8 +138,8 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         again(recipe())
 
 
-def test_a_finished_run_trains_on(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a constant rate, two halves are the whole."""
+def test_a_finished_run_can_be_extended(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a constant learning rate, two halves equal the full run."""
     constant = (
         DROPOUT,
         "training.lr_scheduler_type=constant",
@@ -164,7 +163,7 @@ def test_a_finished_run_trains_on(recipe: Any, tmp_path: Path, capsys: pytest.Ca
     assert_same(whole, longer)
 
 
-def test_a_longer_schedule_goes_on_with_its_own_rate(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extended_run_follows_the_longer_schedule(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     linear = ("training.lr_scheduler_type=linear", "training.warmup_steps=0", "training.logging_steps=1")
     again(recipe(*linear))
     run(recipe(*linear, "training.max_steps=8"))
@@ -184,7 +183,7 @@ def test_a_shorter_run_than_the_checkpoint_is_refused(recipe: Any, monkeypatch: 
         run(recipe("training.max_steps=1"))
 
 
-def test_how_often_it_is_saved_logged_and_evaluated_may_change(
+def test_save_logging_and_eval_steps_may_change_on_resume(
     recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = tmp_path / "held.jsonl"
@@ -202,7 +201,7 @@ def test_how_often_it_is_saved_logged_and_evaluated_may_change(
     assert [e["step"] for e in history if "eval_loss" in e] == [0, 2, 3, 6, 8]
     assert [e["step"] for e in history if "loss" in e] == [1, 2, 4, 8]
     assert {p.name for p in folder_of(recipe()).glob("checkpoint-*")} >= {"checkpoint-3", "checkpoint-6", "checkpoint-8"}
-    assert report["result"]["best_step"] in (3, 6, 8)  # losses of other rows count no more
+    assert report["result"]["best_step"] in (3, 6, 8)  # losses on the earlier evaluation data no longer count
 
 
 def test_evaluating_more_often_changes_no_weight(recipe: Any, tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_full_disk_costs_one_checkpoint(
     assert_same(whole, short)
 
 
-def test_the_best_weights_that_had_no_room_are_not_looked_for(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_weights_that_did_not_fit_on_disk_are_not_restored(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = StrategyTrainer.evaluate
 
     def told(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -280,7 +279,7 @@ def test_the_best_weights_that_had_no_room_are_not_looked_for(recipe: Any, monke
     assert again(recipe("training.max_steps=6"))["best_step"] == 6
 
 
-def test_a_result_without_room_leaves_the_last_checkpoint(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_does_not_fit_on_disk_leaves_the_last_checkpoint(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.strategies.base import Strategy
 
     def save(self: Any, trainer: Any, folder: Path, base: Any) -> None:
@@ -301,7 +300,7 @@ def test_a_result_without_room_leaves_the_last_checkpoint(recipe: Any, monkeypat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own."""
+    """A separate small file system."""
     place = tmp_path / "disk"
     place.mkdir()
     if (
@@ -315,10 +314,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=False)
 
 
-def test_a_disk_that_is_really_full(
+def test_a_real_full_disk(
     recipe: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It fills up after the first checkpoints; the run goes on to its end, which has no room, and then it has."""
+    """The disk fills up after the first checkpoints; the run ends without a result, and succeeds once there is space."""
     original = StrategyTrainer.training_step
     filler = small_disk / "filler"
 
@@ -360,7 +359,7 @@ def test_a_moved_run_finds_its_best_weights(recipe: Any, tmp_path: Path, monkeyp
     assert again(elsewhere)["best_step"] == 2
 
 
-def test_the_place_in_the_data_is_found_without_looking_at_what_is_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_reads_no_earlier_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     order = BatchOrder(np.arange(4, 90), 8, 40, 3, group_by_length=True)
     expected = list(order)
     looked: list[int] = []
@@ -388,7 +387,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_a_stopped_process_says_where_it_goes_on_and_does(recipe: Any, tmp_path: Path, processes: int, number: int) -> None:
+def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
+    recipe: Any, tmp_path: Path, processes: int, number: int
+) -> None:
     settings = ["training.max_steps=400", "training.eval_steps=50", "evaluation.samples=0", DROPOUT]
     whole, broken, cache, source = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache", recipe().source
     Run(source, settings, whole, cache, processes).finish()
@@ -423,7 +424,7 @@ def test_a_second_ctrl_c_ends_two_processes_at_once(recipe: Any, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_processes_goes_on_with_the_same_batches(
+def test_resuming_with_another_number_of_processes_keeps_the_batches(
     recipe: Any, tmp_path: Path, before: int, after: int
 ) -> None:
     settings = ("model.dtype=float32", "training.max_steps=40", "training.eval_steps=10", "training.save_total_limit=9")
@@ -446,14 +447,14 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_ends_that_are_no_disk_full_are_not_hidden(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_reported_as_disk_full(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StrategyTrainer, "_save_rng_state", lambda self, folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(recipe())
     assert checkpoints.complete(folder_of(recipe())) == []
 
 
-def test_what_is_computed_from_other_inputs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_results_of_other_inputs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume.cache, "in_use", lambda: ["hidden_states-b", "rows-x"])
     stored = {"caches": ["hidden_states-a"]}
     (said,) = resume.cache_remarks(Path("run/checkpoint-2"), stored)
@@ -462,17 +463,17 @@ def test_what_is_computed_from_other_inputs_is_said(monkeypatch: pytest.MonkeyPa
     assert resume.cache_remarks(None, {}) == []
 
 
-def test_machines_that_see_other_checkpoints_are_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_see_different_checkpoints_are_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.utils.gather_object", lambda seen: [*seen, "run/checkpoint-2"])
     with pytest.raises(UserError, match="a file system that all machines share"):
         resume.what_to_resume(recipe().recipe, False, 2)
 
 
 @pytest.mark.parametrize("changed", ["model", "strategy.teacher"])
-def test_other_weights_in_the_same_folder_are_not_gone_on_from(
+def test_changed_base_weights_refuse_to_resume(
     recipe: Any, models: Any, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A base, or a teacher, that was trained again meanwhile."""
+    """The base, or the teacher, was trained again in the meantime."""
     from safetensors.torch import load_file, save_file
 
     folders = {key: shutil.copytree(models(), tmp_path / key) for key in ("model", "strategy.teacher")}

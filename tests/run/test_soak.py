@@ -1,4 +1,4 @@
-"""Killed with -9 at any moment, again and again: what comes out is what a run gives that nobody killed, bit for bit.
+"""A run killed with -9 repeatedly, at any moment, has the result of an uninterrupted run, bit for bit.
 
 20 kills in all, in preparing, computing once, saving and anywhere else; `make soak` does 200 (HFSTRAT_SOAK=N for others).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.soaking import Soak
+from helpers.kill_runs import Soak
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def result_of(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_and_resumed_is_uninterrupted(recipe: Any, models: Callable[..., Path], tmp_path: Path, case: str) -> None:
+def test_killed_and_resumed_equals_uninterrupted(recipe: Any, models: Callable[..., Path], tmp_path: Path, case: str) -> None:
     strategy, processes, share = CASES[case]
     settings = [f"strategy={strategy.replace('TEACHER', str(models(tied=True)))}", *RUN]
     if case == "scratch":

@@ -1,4 +1,4 @@
-"""Whole runs: what is promised at the end holds."""
+"""Complete runs: what the end of a run promises holds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import UNVERIFIED, folder_of, log_history, stop_at, weights
+from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weights
 from safetensors.torch import load_file
 
 from hfstrat import errors
 from hfstrat.errors import RunError, UserError
 from hfstrat.run import train
-from hfstrat.run.train import run
 from hfstrat.trainer import checkpoints
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without the reload in a fresh process, which has tests of its own."""
+    """Runs without verification in a fresh process, which has its own tests."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
 
 
@@ -40,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["lora", "full", "partial", "pissa", "dora-and-new-tokens", "lora-and-head"],
 )
-def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides: tuple[str, ...]) -> None:
+def test_a_run_ends_with_a_verified_artifact_and_a_report(recipe: Any, overrides: tuple[str, ...]) -> None:
     loaded = recipe(*overrides)
     report = run(loaded)
     assert report is not None
@@ -57,10 +56,10 @@ def test_a_run_ends_with_a_verified_artefact_and_a_report(recipe: Any, overrides
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_line_of_a_step_says_what_is_known_of_it(
+def test_a_progress_line_shows_the_loss_of_its_step(
     recipe: Any, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: int
 ) -> None:
-    """Its own loss where it is logged, else the one that was logged last."""
+    """The step's own loss where it is logged, else the last logged one."""
     monkeypatch.setattr("hfstrat.trainer.progress.LINE_EVERY", -1.0)
     report = run(recipe(f"training.logging_steps={every}"))
     assert report is not None
@@ -77,7 +76,7 @@ def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path)
     assert not folder_of(recipe()).exists()
 
 
-def test_an_interruption_says_what_it_leaves(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+def test_an_interruption_names_what_it_leaves(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     stops = [
         ("false", 1, "before the first checkpoint"),
         ("true", 1, "on from .*checkpoint-0"),
@@ -129,7 +128,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             run(broken)
     report = json.loads((folder_of(broken) / "report.json").read_text())
     assert report["result"]["status"] == "interrupted"
-    (folder_of(broken) / "checkpoint-5").mkdir()  # a half-written one is passed over
+    (folder_of(broken) / "checkpoint-5").mkdir()  # an incomplete one is skipped
     again = run(broken)
     assert again is not None
     assert again["result"]["resumed_from"].endswith("checkpoint-4")
@@ -140,7 +139,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_run_killed_after_its_last_step_is_finished_by_the_next(
+def test_a_run_killed_after_its_last_step_is_completed_by_the_next(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     whole = recipe(f"output_dir={tmp_path / 'whole'}")
@@ -161,7 +160,7 @@ def test_a_run_killed_after_its_last_step_is_finished_by_the_next(
         assert torch.equal(tensor, weights(folder_of(recipe()))[name])
 
 
-def test_a_changed_recipe_does_not_go_on(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+def test_a_changed_recipe_does_not_resume(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
@@ -171,7 +170,7 @@ def test_a_changed_recipe_does_not_go_on(recipe: Any, monkeypatch: pytest.Monkey
     run(recipe("training.logging_steps=3"))
 
 
-def test_a_finished_run_is_not_overwritten_unasked(recipe: Any, quick: None) -> None:
+def test_a_finished_run_is_not_overwritten_without_overwrite(recipe: Any, quick: None) -> None:
     run(recipe())
     before = weights(folder_of(recipe()))
     with pytest.raises(UserError, match="--overwrite"):
@@ -217,7 +216,7 @@ def test_a_learning_rate_that_explodes_is_caught(recipe: Any) -> None:
 
 
 def test_max_time_ends_the_run_and_the_schedule_with_it(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    """On a clock of our own: a second passes whenever somebody looks, two a step."""
+    """With a fake clock: one second per reading, two per step."""
     ticks = itertools.count()
     monkeypatch.setattr("hfstrat.trainer.callbacks.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     report = run(recipe("training={max_time: 40s, eval_steps: 0.5, logging_steps: 1, global_batch_size: 8}"))
@@ -243,7 +242,7 @@ def test_the_best_weights_are_the_result(recipe: Any, quick: None) -> None:
 
 
 def test_the_best_is_kept_between_checkpoints(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    """The third step is said to be the best, the only regular checkpoint is the eighth: the third's weights come out."""
+    """The third step is best and the only regular checkpoint is the eighth: the result has the third step's weights."""
     from hfstrat.trainer.trainer import StrategyTrainer
 
     evaluate, kept = StrategyTrainer.evaluate, {}
@@ -294,7 +293,9 @@ def test_save_steps_need_not_be_a_multiple_of_eval_steps(
     assert torch.equal(weights(folder_of(loaded))["lm_head.weight"], evaluated[best])
 
 
-def test_other_rows_do_not_go_on(recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+def test_changed_data_do_not_resume(
+    recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text(rows.read_text())
     with monkeypatch.context() as patch:
@@ -306,10 +307,10 @@ def test_other_rows_do_not_go_on(recipe: Any, rows: Path, tmp_path: Path, monkey
         run(recipe(f"data.train={mine}"))
 
 
-def test_overwrite_does_not_eat_what_the_run_is_made_of(recipe: Any, quick: None) -> None:
+def test_overwrite_does_not_delete_inputs_of_the_run(recipe: Any, quick: None) -> None:
     first = run(recipe())
     assert first is not None
-    adapter = first["result"]["artefact"]
+    adapter = first["result"]["artifact"]
     with pytest.raises(UserError, match="lies in output_dir"):
         run(recipe(f"strategy={{name: lora, adapter: {adapter}}}"), overwrite=True)
     (folder_of(recipe()) / "notes.txt").write_text("mine")
@@ -328,7 +329,7 @@ def test_overwrite_does_not_eat_what_the_run_is_made_of(recipe: Any, quick: None
         (ZeroDivisionError("x"), errors.CRASH),
     ],
 )
-def test_ends_have_names(error: BaseException, code: int) -> None:
+def test_errors_have_named_exit_codes(error: BaseException, code: int) -> None:
     assert errors.named(error).code == code
 
 
@@ -339,18 +340,18 @@ def test_early_stopping_stops(recipe: Any, quick: None) -> None:
     assert report["result"]["steps"] < 20
 
 
-def test_an_adapter_goes_on_from_another(recipe: Any, tmp_path: Path, quick: None) -> None:
+def test_training_continues_from_an_adapter(recipe: Any, tmp_path: Path, quick: None) -> None:
     first = run(recipe())
     assert first is not None
-    adapter = first["result"]["artefact"]
+    adapter = first["result"]["artifact"]
     second = run(recipe(f"strategy={{name: lora, adapter: {adapter}}}", f"output_dir={tmp_path / 'second'}"))
     assert second is not None
     before, after = first["result"]["metrics_after"]["loss"], second["result"]["metrics_before"]["loss"]
     assert before == pytest.approx(after, rel=1e-3)
 
 
-def test_an_artefact_that_differs_is_found(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A saved adapter that is not the trained one: the run does not say done."""
+def test_a_differing_artifact_is_detected(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved adapter that differs from the trained one: the run does not end as done."""
     from hfstrat.strategies.base import Strategy
 
     original = Strategy.save
@@ -369,7 +370,7 @@ def test_an_artefact_that_differs_is_found(recipe: Any, monkeypatch: pytest.Monk
     assert not (folder_of(recipe()) / "final").exists()
 
 
-def test_out_of_memory_names_three_ways_out(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_three_remedies(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.trainer.trainer import StrategyTrainer
 
     def training_step(*args: Any, **kwargs: Any) -> None:
@@ -408,7 +409,7 @@ def test_checkpoints_rotate_and_the_best_stays(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints.all_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
 
 
-def test_an_incomplete_checkpoint_is_none(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     for step in (2, 4):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, sentences, write_jsonl
 from helpers.recipes import OWN
+from helpers.runs import run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import strategies
@@ -21,6 +22,7 @@ from hfstrat.data.render import IGNORED
 from hfstrat.data.token_bytes import token_bytes
 from hfstrat.data.tokenize import hash_text
 from hfstrat.errors import UserError
+from hfstrat.models import transformers_source
 from hfstrat.models.load import count_parameters, load_tokenizer
 from hfstrat.models.random import families, sizes
 from hfstrat.recipe import section
@@ -28,11 +30,17 @@ from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Model, Recipe
 from hfstrat.recipe.strategies import Scratch
-from hfstrat.run.train import run
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import baselines, callbacks
 
 SIZES = [("150k", 320), ("1M", 2048), ("10M", 8192), ("10M", 50_257), ("160M", 50_304), ("7B", 32_000)]
+
+
+def footprint_of(recipe: Recipe) -> Any:
+    """The parameter counts of a recipe that passes the checks, as they are known without torch."""
+    strategies.build(recipe.strategy).check(recipe, network=False)
+    description = strategies.describe(recipe)
+    return description and description.footprint
 
 
 def meta(family: str, settings: dict[str, Any]) -> Any:
@@ -94,29 +102,14 @@ def test_shapes_are_those_of_transformers(family: str, tied: bool) -> None:
     assert families.shapes_of(family, settings) == {name: tuple(p.shape) for name, p in made.named_parameters()}
 
 
-def test_config_keys_are_those_of_transformers() -> None:
-    """Told from the source, they are those of the class, with its defaults."""
-    for family in ("llama", "gpt2", "qwen3", "mistral", "gemma", "opt", "mpt"):
-        real = AutoConfig.for_model(family)
-        found = families.config_keys(family)
-        assert {"vocab_size"} <= set(found)
-        for key in found:
-            assert hasattr(real, key), (family, key)
-    for key, value in families.config_keys("llama").items():
-        if value is not None:
-            assert getattr(AutoConfig.for_model("llama"), key) == value or key in ("id2label", "label2id")
-    assert {"llama", "gpt2", "qwen3"} <= set(families.families_of("AutoModelForCausalLM"))
-    assert {"bert", "modernbert", "llama"} <= set(families.families_of("AutoModelForSequenceClassification"))
-
-
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_a_picked_classifier_has_its_shapes(family: str) -> None:
     settings = sizes.pick(family, 200_000, 400, 64, {})
     shapes = families.shapes_of(family, settings)
     assert shapes is not None
-    config = {**families.config_keys(family), **settings, "model_type": family}
+    config = {**transformers_source.config_keys(family), **settings, "model_type": family}
     config["architectures"] = [] if family == "bert" else ["ForCausalLM"]
-    found = TASKS["text-classification"].shapes(shapes, config, 5)
+    found = TASKS["text-classification"].model.shapes(shapes, config, 5)
     with torch.device("meta"):
         made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **settings, num_labels=5))
     assert found == ({name: tuple(p.shape) for name, p in made.named_parameters()}, False)
@@ -151,8 +144,8 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     assert result["verified"]["bit_equal"]
     assert result["verified"]["loaded_with"] == "LlamaForCausalLM"
     assert abs(result["metrics_before"]["loss"] - math.log(300)) < 0.2
-    assert result["bars"]["uniform"] == math.log(300)
-    assert 0 < result["bars"]["unigram"] < math.log(300)
+    assert result["baselines"]["uniform"] == math.log(300)
+    assert 0 < result["baselines"]["unigram"] < math.log(300)
     assert 0 < result["metrics_after"]["bits_per_byte"] < result["metrics_before"]["bits_per_byte"]
     assert report["environment"]["model_sha256"] is None
     final = tmp_path / "run" / "final"
@@ -161,7 +154,7 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(final)
     assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    footprint = strategies.build(scratch().recipe.strategy).check_model(scratch().recipe, network=False)
+    footprint = footprint_of(scratch().recipe)
     assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
     run(scratch("training.max_steps=4", f"output_dir={tmp_path / 'again'}", f"training.resume={tmp_path / 'run/checkpoint-2'}"))
@@ -173,7 +166,7 @@ def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None
     """Every character stands in train or in eval, once, in order."""
     recipe = scratch().recipe
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
 
     def whole(rows: Any) -> str:
         ordered = sorted(range(len(rows)), key=lambda n: rows["row"][n])
@@ -212,7 +205,7 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     from hfstrat.tasks import TASKS
 
     recipe = rows_of(tmp_path)
-    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
+    corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     assert corpus.held_out is not None
     texts = list(corpus.texts())
     assert not {hash_text(text) for text in texts} & set(corpus.held_out.tolist())
@@ -220,7 +213,7 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
         recipe.data,
         strategies.build(recipe.strategy).load_tokenizer(recipe),
         recipe.seed,
-        held_out=held_out(recipe, TASKS[recipe.task].reader),
+        held_out=held_out(recipe, TASKS[recipe.task].rows.reader),
     )
     total = 400
     assert len(set(data.train["row"])) + len(set(data.eval["row"])) == total
@@ -277,7 +270,7 @@ def test_turns_get_a_chat_template(rows: Path, tmp_path: Path) -> None:
     )
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     assert tokenizer.eos_token == "<|im_end|>"
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
     assert data.statistics["train"].template == "chat"
     row = data.train[0]
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -296,7 +289,7 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
 def test_the_unigram_bar_and_bits_per_byte_against_a_slow_count(tmp_path: Path) -> None:
     recipe = rows_of(tmp_path)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
-    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].reader))
+    data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
     size = len(tokenizer)
     counts = [1.0] * size
     for labels in data.train["labels"]:
@@ -372,7 +365,7 @@ def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:
     made = Recipe.model_validate({"data": "x", "output_dir": "x", **recipe, "strategy": {"name": "scratch", **strategy}})
     tokenizer = strategies.build(made.strategy).load_tokenizer(made)
     torch.manual_seed(0)
-    return made, strategies.build(made.strategy).load_base(made, tokenizer, None)
+    return made, strategies.build(made.strategy).load(made, tokenizer, None)
 
 
 def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
@@ -381,10 +374,10 @@ def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
     assert base.model.config.num_hidden_layers == 1
     assert base.model.config.hidden_size == real.config.hidden_size
     assert not torch.equal(base.model.get_input_embeddings().weight, real.get_input_embeddings().weight)
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
+    assert footprint_of(recipe) == count_parameters(base.model)
     recipe, base = base_of({"model": {"name_or_path": str(tiny / "config.json"), "tokenizer": str(tiny)}})
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(base.model)
-    assert strategies.build(recipe.strategy).check_model(recipe, network=False) == count_parameters(real)
+    assert footprint_of(recipe) == count_parameters(base.model)
+    assert footprint_of(recipe) == count_parameters(real)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -393,7 +386,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
     recipe, base = base_of({"model": {"tokenizer": str(tiny)}}, architecture=family, config=sized)
     assert base.model.config.vocab_size == len(load_tokenizer(recipe.model))
     assert base.model.get_input_embeddings().padding_idx is None  # the end token is its padding token, and has to learn
-    footprint = strategies.build(recipe.strategy).check_model(recipe, network=False)
+    footprint = footprint_of(recipe)
     assert footprint == (count_parameters(base.model) if family in families.SHAPES else None)
 
 

@@ -82,7 +82,7 @@ def test_footprint_equals_the_real_counts(models: Callable[..., Path], name: str
     folder = models(family=family, tied=tied)
     strategy = strategies.build(recipe_of(folder, STRATEGIES[name]).strategy)
     model, _ = built(folder, STRATEGIES[name])
-    assert strategy.footprint(read_shapes(folder), tied) == count_parameters(model)
+    assert strategy.describe(read_shapes(folder), tied).footprint == count_parameters(model)
 
 
 def test_partial_says_that_embeddings_are_tied(models: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hfstrat.data.collate import Collator, shift
-from hfstrat.tasks.losses import causal_lm_loss, causal_lm_sums
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss, causal_lm_sums
 
 VOCABULARY = 11
 

@@ -42,9 +42,9 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
 
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     base = Base(trained, "", None, [], torch.float32, torch.float32)
-    task = CausalLM()
+    loss, worst_row = CausalLM.metrics.loss, CausalLM.rows.worst_row
     made = autobatch.fit_to_memory(
-        settings, plan, trained, base, collate, DATA, torch.float32, task.loss, task.worst_row, torch.device("cpu"), fits
+        settings, plan, trained, base, collate, DATA, torch.float32, loss, worst_row, torch.device("cpu"), fits
     )
     return made, tried
 
@@ -89,7 +89,6 @@ def test_compiled_blocks_compute_the_same_and_are_saved_as_they_were(trained: An
 
 def test_features_need_no_fitting(tmp_path: Path) -> None:
     """Rows that are features already have no tokens to make a worst step of; set-up leaves them alone."""
-    from hfstrat.data.collate import TokenCollator
-    from hfstrat.strategies.head.head_model import as_they_are
+    from hfstrat.strategies.head.head_model import FeatureCollator
 
-    assert not isinstance(as_they_are, TokenCollator)
+    assert not FeatureCollator.pads

@@ -12,7 +12,8 @@ import pytest
 from transformers import TrainerCallback
 
 from hfstrat.errors import UserError
-from hfstrat.trainer import callbacks, trackers
+from hfstrat.run import preflight
+from hfstrat.trainer import callbacks
 
 FEW = ("training.max_steps=2", "evaluation.samples=0")
 
@@ -20,12 +21,12 @@ FEW = ("training.max_steps=2", "evaluation.samples=0")
 def test_a_missing_tracker_is_said_before_anything(recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from hfstrat.run import preflight
 
-    monkeypatch.setitem(trackers.PACKAGES, "wandb", "no_such_package")
+    monkeypatch.setitem(preflight.TRACKER_PACKAGES, "wandb", "no_such_package")
     with pytest.raises(UserError, match="report_to: wandb is not installed: pip install no_such_package"):
         preflight.check(recipe("training.report_to=[wandb]"))
     (tmp_path / "a_tracker_folder").mkdir()  # as wandb leaves one where it ran
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(trackers.PACKAGES, "wandb", "a_tracker_folder")
+    monkeypatch.setitem(preflight.TRACKER_PACKAGES, "wandb", "a_tracker_folder")
     with pytest.raises(UserError, match="is not installed"):
         preflight.check(recipe("training.report_to=[wandb]"))
 
@@ -35,9 +36,9 @@ def test_a_tracker_does_not_ask_for_a_login(monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    trackers.ready(["mlflow"])
+    callbacks.prepare_trackers(["mlflow"])
     assert "WANDB_MODE" not in os.environ
-    trackers.ready(["wandb", "mlflow"])
+    callbacks.prepare_trackers(["wandb", "mlflow"])
     assert os.environ["WANDB_MODE"] == "offline"
 
 
@@ -68,7 +69,7 @@ class Recording(TrainerCallback):  # type: ignore[misc]
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(callbacks, "get_reporting_integration_callbacks", lambda names: [Recording])
-    monkeypatch.setitem(trackers.PACKAGES, "trackio", "json")  # a package that is there
+    monkeypatch.setitem(preflight.TRACKER_PACKAGES, "trackio", "json")  # a package that is there
     monkeypatch.setattr(Recording, "breaks", "")
     monkeypatch.setattr(Recording, "seen", [])
     return Recording
@@ -86,7 +87,7 @@ def test_a_tracker_that_fails_is_done_without(tracker: type[Recording], event: s
 
 
 def test_a_run_with_a_tracker_that_fails(tracker: type[Recording], recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     tracker.breaks = "on_log"
     whole = run(recipe("training.report_to=[trackio]", *FEW))
@@ -97,7 +98,7 @@ def test_a_run_with_a_tracker_that_fails(tracker: type[Recording], recipe: Any, 
 
 
 def test_what_comes_after_training_begins_no_second_run(tracker: type[Recording], recipe: Any) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     run(recipe("training.report_to=[trackio]", *FEW))
     assert tracker.seen.count("on_log") > 2
@@ -149,9 +150,9 @@ def test_losses_are_kept_on_this_machine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if importlib.util.find_spec(trackers.PACKAGES[name]) is None:
+    if importlib.util.find_spec(preflight.TRACKER_PACKAGES[name]) is None:
         pytest.skip(f"needs {name}")
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,21 +1,17 @@
-"""Model families as the installed transformers has them, told from its source: importing it takes seconds.
+"""The parameter shapes of a model family from its config alone, for the families in `KNOWN`; no torch.
 
-Which families are causal LMs, which keys their configs have and with which defaults, and, for some of them, every
-parameter's shape. `transformers` itself has the last word when the model is made.
+transformers itself has the last word when the model is built.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
-import re
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import UserError
+from hfstrat.models.transformers_source import attribute_map, config_keys
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,83 +19,20 @@ Shapes = dict[str, tuple[int, ...]]
 Settings = dict[str, Any]
 
 
-@lru_cache
-def _source() -> Path | None:
-    spec = importlib.util.find_spec("transformers")
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def _pairs(file: str, name: str) -> dict[str, str]:
-    """The pairs of an OrderedDict of that name in a file of transformers."""
-    source = _source()
-    if source is None or not (source / file).is_file():
-        return {}
-    text = (source / file).read_text(encoding="utf-8")
-    body = re.search(rf"^{name} = OrderedDict\(\n    \[\n(.*?)^    \]\n\)", text, re.MULTILINE | re.DOTALL)
-    return dict(re.findall(r'\("([^"]+)",\s*"([^"]+)"\)', body.group(1))) if body else {}
-
-
-@lru_cache
-def families_of(auto_class: str) -> list[str]:
-    """The `model_type` of every family that this auto class can make; empty where it cannot be told."""
-    words = re.sub("([a-z])([A-Z])", r"\1_\2", auto_class.removeprefix("AutoModel")).upper()
-    return list(_pairs("models/auto/modeling_auto.py", f"MODEL_{words}_MAPPING_NAMES"))
-
-
 def reads_both_ways(family: str, settings: Settings) -> bool:
-    """Whether each token sees those after it, unless the config says `is_decoder`: no causal LM learns from that."""
+    """Whether tokens attend to later tokens, unless the config sets `is_decoder`: a causal LM cannot be trained that way."""
     return {**config_keys(family), **settings}.get("is_decoder") is False
-
-
-@lru_cache
-def config_keys(family: str) -> dict[str, Any]:
-    """The keys of a family's config with their defaults (None where a default is no plain value); empty if unknown."""
-    fields = _class_of(family)[0]
-    common = _class_in("configuration_utils.py", "PreTrainedConfig")[0]
-    return {**common, **fields} if fields else {}
 
 
 def canonical(family: str, settings: Settings) -> Settings:
     """The same settings by the family's own names: GPT-2 calls `hidden_size` n_embd."""
-    names = _class_of(family)[1]
+    names = attribute_map(family)
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def common_name(family: str, key: str) -> str:
     """The family's own name of a key that all of them have."""
-    return _class_of(family)[1].get(key, key)
-
-
-@lru_cache
-def _class_of(family: str) -> tuple[dict[str, Any], dict[str, str]]:
-    name = _pairs("models/auto/auto_mappings.py", "CONFIG_MAPPING_NAMES").get(family)
-    special = _pairs("models/auto/auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
-    module = special.get(family, family).replace("-", "_")
-    return _class_in(f"models/{module}/configuration_{module}.py", name) if name else ({}, {})
-
-
-def _class_in(file: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Annotated fields of a class with their defaults, and its `attribute_map`."""
-    source = _source()
-    if source is None or not (source / file).is_file():
-        return {}, {}
-    tree = ast.parse((source / file).read_text(encoding="utf-8"))
-    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-    fields, names = dict[str, Any](), dict[str, str]()
-    for node in found.body if found else []:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if not ast.unparse(node.annotation).startswith("ClassVar"):
-                fields[node.target.id] = _plain(node.value)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "attribute_map":
-            names = dict(_plain(node.value) or {})
-    return fields, names
-
-
-def _plain(node: ast.expr | None) -> Any:
-    try:
-        return ast.literal_eval(node) if node is not None else None
-    except ValueError:
-        return None
+    return attribute_map(family).get(key, key)
 
 
 def shapes_of(family: str, settings: Settings) -> Shapes | None:

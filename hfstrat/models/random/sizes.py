@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from hfstrat.errors import UserError
+from hfstrat.models import transformers_source
 from hfstrat.models.random import families
 from hfstrat.recipe.section import UNITS
 
@@ -78,7 +79,7 @@ def _candidates(family: str, wanted: int, fixed: dict[str, Any]) -> Iterator[dic
     keys = ("hidden_size", "num_attention_heads", "num_hidden_layers")
     width_key, heads_key, depth_key = (families.common_name(family, key) for key in keys)
     inner_key = "n_inner" if family == "gpt2" else "intermediate_size"
-    known = families.config_keys(family)
+    known = transformers_source.config_keys(family)
     for width in [fixed[width_key]] if width_key in fixed else _widths():
         each = 128 if width >= 2048 else 64 if width >= 512 else 32 if width >= 128 else 16
         heads = fixed.get(heads_key) or max(1, width // each)

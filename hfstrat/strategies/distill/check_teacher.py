@@ -50,14 +50,14 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
 def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
     """Refuse a teacher whose head is of another task: a new one would have nothing to say."""
     try:
-        task.check_architecture(name, config)
+        task.model.check_architecture(name, config)
     except UserError as error:
         raise UserError(str(error).replace("model.name_or_path", "strategy.teacher", 1)) from None
     architectures = [str(one) for one in config.get("architectures") or []]
-    if task.unit != "token" and architectures and not architectures[0].endswith(task.architecture):
+    if not task.text.generates and architectures and not architectures[0].endswith(task.model.architecture):
         raise UserError(
             f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
-            f"(...{task.architecture}): train it first, and name the final/ of that run"
+            f"(...{task.model.architecture}): train it first, and name the final/ of that run"
         )
 
 

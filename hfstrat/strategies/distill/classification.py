@@ -16,11 +16,12 @@ from transformers.utils import ModelOutput
 from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
+from hfstrat.models.fused_loss import is_bound
 from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
-from hfstrat.tasks.losses import class_loss, class_sums
+from hfstrat.tasks.text_classification.losses import class_loss, class_sums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ class ClassDistiller:
 
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
-        if "forward" in vars(model):
+        if is_bound(model):
             return "its forward has been replaced already"
         original, distiller = type(model).forward, self
 
@@ -198,7 +199,7 @@ def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.nda
 def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The teacher's own metrics on the evaluation rows."""
     from hfstrat.models.load import count_parameters
-    from hfstrat.tasks.classification_metrics import of_sums
+    from hfstrat.tasks.text_classification.scores import of_sums
 
     assert distiller.teacher is not None
     parts, size = list[Any](), feed.plan.eval_batch

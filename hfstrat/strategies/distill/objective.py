@@ -28,11 +28,12 @@ from hfstrat.strategies.distill.loss import (
 from hfstrat.strategies.distill.teacher import check_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel
 
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill
-    from hfstrat.strategies.base import Strategy
 
 
 COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy", "teacher_logprobs")
@@ -232,11 +233,12 @@ def head_on(head: Head, device: torch.device) -> Head:
 
 
 def student_of(
-    strategy: Distill, student: Strategy[Any], base: Base, distiller: Any, teacher: PreTrainedModel | None
+    strategy: Distill, build: Callable[[Base], nn.Module], base: Base, distiller: Any, teacher: PreTrainedModel | None
 ) -> nn.Module:
     """The model that learns, with the distiller's loss bound to it.
 
     Args:
+        build: the student's strategy makes the model that is trained out of its base.
         distiller: what is minimised; it gets the teacher, where that is asked or judged.
         teacher: None where nothing is to be learnt from one.
 
@@ -251,7 +253,7 @@ def student_of(
         teacher = None if asked is None else teacher
     if reason := distiller.bind(base.model):
         raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
-    trained = student.build_model(base)
+    trained = build(base)
     if teacher is None:
         return trained
     ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]

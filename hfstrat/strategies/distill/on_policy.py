@@ -20,7 +20,7 @@ from hfstrat.strategies.distill.tokenizer_mismatch import prompt_of
 from hfstrat.trainer.trainer import StrategyTrainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import TrainingArguments
 
     from hfstrat.recipe.distill import Distill
 
@@ -79,6 +79,24 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
     start_counts = False  # the loss that is evaluated is of answers that the student does not learn from
     counts_tokens = True
 
+    def __init__(
+        self, *, distill: Distill, args: TrainingArguments, train_dataset: Any, sampler: Any, **arguments: Any
+    ) -> None:
+        given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+        theirs_too = {
+            "beta": BETA[distill.loss],
+            "temperature": distill.temperature,
+            "max_completion_length": distill.max_new_tokens,
+            "gradient_checkpointing": False,
+        }
+        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        super().__init__(
+            args=DistillationConfig(**{**given, **theirs_too}),
+            train_dataset=Prompts(train_dataset),
+            sampler=Again(sampler, size, args.gradient_accumulation_steps),
+            **arguments,
+        )
+
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
@@ -99,27 +117,3 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None beside the checkpoints: the result gets ours."""
-
-
-def trainer_arguments(strategy: Distill, teacher: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What StrategyTrainer is given, as this trainer takes it."""
-    args: TrainingArguments = arguments["args"]
-    given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
-    theirs_too = {
-        "beta": BETA[strategy.loss],
-        "temperature": strategy.temperature,
-        "max_completion_length": strategy.max_new_tokens,
-        "gradient_checkpointing": False,
-        "load_best_model_at_end": False,
-    }
-    config = DistillationConfig(**{**given, **theirs_too})
-    config.load_best_model_at_end = args.load_best_model_at_end  # with any save_steps: see trainer/arguments.py
-    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {
-        **arguments,
-        "trainer_class": OnPolicyTrainer,
-        "teacher_model": teacher,
-        "args": config,
-        "train_dataset": Prompts(arguments["train_dataset"]),
-        "sampler": Again(arguments["sampler"], size, args.gradient_accumulation_steps),
-    }

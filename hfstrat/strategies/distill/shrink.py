@@ -246,8 +246,10 @@ def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfi
     return smaller
 
 
-def shapes_left(shapes: Shapes, wish: Shrink) -> Shapes:
+def shapes_left(shapes: Shapes, wish: Shrink | None) -> Shapes:
     """The parameters' shapes without what is left out."""
+    if wish is None:
+        return shapes
     count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
     names = renamed(list(shapes), kept_layers(wish.layers, count))
     left = {new: shapes[old] for old, new in names.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,27 +12,30 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_shapes
 from hfstrat.recipe import distill as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Footprint, Learning, Strategy
+from hfstrat.strategies import checks
+from hfstrat.strategies.base import Built, Prepared, Strategy
+from hfstrat.strategies.description import Description, count
+from hfstrat.strategies.distill import check_teacher
 from hfstrat.strategies.distill.shrink import shapes_left
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.strategies.scratch.strategy import Scratch
-from hfstrat.trainer.distributed import DEEPSPEED, FSDP
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.base import Task
+from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import PreparedData
+    from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
     from hfstrat.strategies.distill.loss import Mix
-    from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Baselines
-    from hfstrat.trainer.plan import Plan
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -55,9 +57,184 @@ def objective_of(task: str) -> Objective:
     return distillers[task]
 
 
-def check_task(strategy: section.Distill, task: Task) -> None:
-    """Raises UserError with the key that is for models of tokens, where the task is another one."""
-    if task.unit == "token":
+STUDENTS: dict[str, type[Strategy[Any]]] = {"full": Full, "lora": Lora, "partial": Partial, "scratch": Scratch}
+
+
+class Distill(Strategy[section.Distill]):
+    """A student is trained by another strategy, with a loss that contains the outputs of a frozen teacher."""
+
+    objective: Objective
+    distiller: Any  # the loss
+
+    def __init__(self, section: section.Distill) -> None:
+        super().__init__(section)
+        student = section.student
+        if student.name == "partial":  # its frozen part is not cached next to a teacher's outputs
+            student = student.model_copy(update={"precompute": "off"})
+        self.student = STUDENTS[student.name](student)
+        self.teacher: PreTrainedModel | None = None  # until the distiller has it
+
+    def check_task(self, task: Task) -> None:
+        _check_task(self.section, task)
+        with checks.inner_keys("student"):
+            self.student.check_task(task)
+
+    def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
+        self.check_task(TASKS[recipe.task])
+        self._check_settings(recipe, wrapping)
+        checks.check_quantization(recipe, self.describe)
+        checks.check_adapters(recipe)
+        check_teacher.check(self.section, self._of_student(recipe), network)
+        with self._student_keys():
+            self.student.check(self._of_student(recipe), wrapping, network)
+
+    def _check_settings(self, recipe: Recipe, wrapping: str) -> None:
+        wanted = self.section
+        if recipe.model.quantization is not None and wanted.shrink:
+            raise UserError(
+                "strategy.shrink: layers are left out of the model after it is loaded, so the trainable layers are unknown at "
+                "load time; to quantize the teacher, name it under strategy.teacher with quantization, and remove "
+                "model.quantization"
+            )
+        if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden):
+            key, why = ("on_policy", "the student writes answers") if wanted.on_policy else ("hidden", "layers are compared")
+            raise UserError(
+                f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
+                f"--accelerate-config ddp, or remove {key}"
+            )
+
+    def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
+        with self._student_keys():
+            return self.student.shapes(self._of_student(recipe), labels)
+
+    def describe(self, shapes: Shapes, tied: bool) -> Description:
+        """A teacher that is not named is the original model itself; with an adapter it is the frozen base, loaded already."""
+        with checks.inner_keys("student"):
+            found = self.student.describe(shapes_left(shapes, self.section.shrink), tied)
+        if self.section.teacher is not None:
+            return found._replace(teacher=count(read_shapes(Path(self.section.teacher.name_or_path).expanduser())))
+        return found._replace(teacher=0 if found.rank else count(shapes))
+
+    def _of_student(self, recipe: Recipe) -> Recipe:
+        """The recipe as the student reads it: a student with random weights by default has its teacher's tokenizer."""
+        wanted, model = self.section, recipe.model
+        if wanted.needs_weights:
+            return recipe
+        if wanted.teacher and model.tokenizer is None and not wanted.new_tokenizer:
+            model = model.model_copy(update={"tokenizer": wanted.teacher.name_or_path})
+        return recipe.model_copy(update={"model": model, "strategy": wanted.student})
+
+    @contextmanager
+    def _student_keys(self) -> Iterator[None]:
+        """Messages name the keys of the student, and the teacher where the tokenizer is the teacher's."""
+        teacher = self.section.teacher
+        try:
+            with checks.inner_keys("student"):
+                yield
+        except UserError as error:
+            key = f"model.tokenizer: {teacher.name_or_path}" if teacher and not self.section.needs_weights else None
+            if key is None or not str(error).startswith(key):
+                raise
+            raise UserError(str(error).replace("model.tokenizer", "strategy.teacher", 1)) from error.__cause__
+
+    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+        with self._student_keys():
+            return self.student.load_tokenizer(self._of_student(recipe))
+
+    def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
+        tokenizer, data = super().read(recipe, screen)
+        if self.section.level == "sequence" and screen is not None:
+            from hfstrat.strategies.distill.sequence import ask_to_write
+
+            data = ask_to_write(self.section, data, recipe, tokenizer, screen)
+        return tokenizer, data
+
+    def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
+        from hfstrat.strategies.distill import teacher as distill_teacher
+        from hfstrat.strategies.distill.loss import Mix
+        from hfstrat.strategies.distill.shrink import shrunk
+        from hfstrat.trainer.plan import steps_of
+
+        wanted = self.section
+        with self._student_keys():
+            base = self.student.load(self._of_student(recipe), tokenizer, data)
+        self.objective = objective_of(recipe.task)
+        self.distiller = self.objective.distiller(Mix(wanted.loss, wanted.alpha, wanted.temperature, wanted.skew))
+        if wanted.uses_teacher or wanted.level == "sequence":
+            rows = len(data.train) if data else 0
+            again = rows > 0 and steps_of(recipe.training, rows) * recipe.training.global_batch_size > rows
+            self.teacher = distill_teacher.placed(wanted, base, tokenizer, self.describe, again)
+            distill_teacher.check_length(self.teacher, data)
+        if wanted.shrink:
+            base.model = shrunk(wanted.shrink, base, data and data.train)
+        return base
+
+    def build(self, base: Base, data: TrainData) -> Built:
+        collate = data.collate if self.teacher is None else self.distiller.collator(data.collate, self.teacher)
+        trained = self.build_model(base)
+        others = self.distiller.models_beside(base) if self.section.uses_teacher else []
+        return Built(trained, replace(data, collate=collate), tuple(others))
+
+    def build_model(self, base: Base) -> nn.Module:
+        from hfstrat.strategies.distill.objective import student_of
+
+        teacher, self.teacher = self.teacher, None
+        return student_of(self.section, self._build_student, base, self.distiller, teacher)
+
+    def _build_student(self, base: Base) -> nn.Module:
+        with checks.inner_keys("student"):
+            return self.student.build_model(base)
+
+    def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
+        with checks.inner_keys("student"):
+            prepared = self.student.prepare(model, data)
+        teacher = self.distiller.teacher
+        if teacher is not None:
+            prepared.data = self._with_teacher(prepared.data)
+        if self.distiller.loss is not None:
+            prepared.trainer_kwargs["compute_loss_func"] = self.distiller.loss
+        if self.section.on_policy:
+            from hfstrat.strategies.distill.on_policy import OnPolicyTrainer
+
+            prepared.trainer_class = OnPolicyTrainer
+            prepared.trainer_kwargs |= {"distill": self.section, "teacher_model": teacher.model}
+        return prepared
+
+    def _with_teacher(self, data: TrainData) -> TrainData:
+        """The data with the teacher's outputs, where they are cached, and the teacher's own metrics."""
+        from hfstrat.strategies.distill import precompute
+
+        if self.section.on_policy:
+            return precompute.ask_anew(data, self.distiller, "the student writes other answers each time")
+        if self.section.uses_teacher:
+            return self.objective.ask_once(data, self.distiller, self.section.cache)
+        judged, self.distiller.teacher = precompute.judge(data, self.distiller), None  # it has written, and is compared with
+        return judged
+
+    def finish(self, model: nn.Module, base: Base) -> None:
+        from hfstrat.strategies.distill import hidden_loss
+
+        hidden_loss.take_off(model)
+        self.distiller.match = None
+        self.student.finish(model, base)
+
+    def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
+        self.student.save(trainer, folder, base)
+
+    def after(self, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
+        from hfstrat.strategies.distill.report import compare
+
+        return compare(self.section, loaded, result, folder) if result.distillation else {}
+
+
+def _check_task(strategy: section.Distill, task: Task) -> None:
+    """Refuse a student that does not support the task, and keys for language models. Raises UserError."""
+    if task.name not in strategy.student.tasks:
+        raise UserError(
+            f"strategy.student.name: {strategy.student.name} is not for task: {task.name}; shrink a trained classifier, or "
+            "name a smaller pretrained model"
+        )
+    if task.text.generates:
         return
     form = strategy.cache.form
     for key, is_given, why in (
@@ -68,182 +245,3 @@ def check_task(strategy: section.Distill, task: Task) -> None:
     ):
         if is_given:
             raise UserError(f"strategy.{key}: {why}")
-
-
-def recipe_for(strategy: section.Distill, recipe: Recipe) -> Recipe:
-    """The recipe as the student reads it; a random one has its own section in it, and the teacher's tokenizer."""
-    if strategy.student.needs_weights:
-        return recipe
-    model = recipe.model
-    if strategy.teacher and model.tokenizer is None and not strategy.new_tokenizer:
-        model = model.model_copy(update={"tokenizer": strategy.teacher.name_or_path})
-    return recipe.model_copy(update={"model": model, "strategy": strategy.student})
-
-
-@contextmanager
-def speaking(strategy: section.Distill) -> Iterator[None]:
-    """What a random student's section says of its keys is said of where they stand here."""
-    try:
-        yield
-    except UserError as error:
-        if strategy.student.needs_weights:
-            raise
-        said = str(error).replace("strategy.", "strategy.student.")
-        if strategy.teacher and said.startswith(f"model.tokenizer: {strategy.teacher.name_or_path}"):
-            said = said.replace("model.tokenizer", "strategy.teacher", 1)
-        raise UserError(said) from error.__cause__
-
-
-STUDENTS: dict[str, type[Strategy[Any]]] = {"full": Full, "lora": Lora, "partial": Partial, "scratch": Scratch}
-
-
-class Distill(Strategy[section.Distill]):
-    """A student is trained by another strategy, with a loss that contains the outputs of a frozen teacher."""
-
-    def __init__(self, section: section.Distill) -> None:
-        super().__init__(section)
-        self.student = STUDENTS[section.student.name](section.student)
-        self.distiller: Any = None  # the loss
-        self.teacher: PreTrainedModel | None = None  # until the distiller has it
-
-    def learns_whole(self, names: list[str], tied: bool) -> set[str]:
-        return self.student.learns_whole(names, tied)
-
-    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
-        from hfstrat.strategies.distill import check_teacher
-
-        if self.section.needs_weights:
-            footprint = super().check_model(recipe, network)
-            check_teacher.check(self.section, recipe, network)
-            return footprint
-        recipe = recipe_for(self.section, recipe)
-        check_teacher.check(self.section, recipe, network)
-        with speaking(self.section):
-            return self.student.check_model(recipe, network)
-
-    def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
-        with speaking(self.section):
-            return self.student.load_tokenizer(recipe_for(self.section, recipe))
-
-    def baselines(self, data: PreparedData, plan: Plan, model: nn.Module) -> Baselines | None:
-        return self.student.baselines(data, plan, model)
-
-    def check(self, task: Task) -> None:
-        check_task(self.section, task)
-        if task.name not in self.section.student.tasks:
-            raise UserError(
-                f"strategy.student.name: {self.section.student.name} is not for task: {task.name}; shrink a trained "
-                "classifier, or name a smaller pretrained model"
-            )
-
-    def check_quantized(self) -> None:
-        self.student.check_quantized()
-        if self.section.shrink:
-            raise UserError(
-                "strategy.shrink: layers are left out of the model after it is loaded, so the trainable layers are unknown at "
-                "load time; to quantize the teacher, name it under strategy.teacher with quantization, and remove "
-                "model.quantization"
-            )
-
-    def check_wrapping(self, wrapping: str) -> None:
-        wanted = self.section
-        if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden):
-            key, why = ("on_policy", "the student writes answers") if wanted.on_policy else ("hidden", "layers are compared")
-            raise UserError(
-                f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
-                f"--accelerate-config ddp, or remove {key}"
-            )
-        self.student.check_wrapping(wrapping)
-
-    def rewrite(self, data: PreparedData, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, screen: Console) -> PreparedData:
-        if self.section.level != "sequence":
-            return data
-        from hfstrat.strategies.distill.sequence import ask_to_write
-
-        return ask_to_write(self.section, data, recipe, tokenizer, screen)
-
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
-        from hfstrat.strategies.distill import teacher as distill_teacher
-        from hfstrat.strategies.distill.loss import Mix
-        from hfstrat.strategies.distill.shrink import shrunk
-        from hfstrat.trainer.plan import steps_of
-
-        with speaking(self.section):
-            base = self.student.load_base(recipe_for(self.section, recipe), tokenizer, data)
-        self.objective, wish = objective_of(recipe.task), self.section
-        self.distiller = self.objective.distiller(Mix(wish.loss, wish.alpha, wish.temperature, wish.skew))
-        if self.section.uses_teacher or self.section.level == "sequence":
-            rows, wanted = len(data.train) if data else 0, recipe.training
-            again = rows > 0 and steps_of(wanted, rows) * wanted.global_batch_size > rows
-            self.teacher = distill_teacher.placed(wish, base, tokenizer, self.footprint, again)
-            distill_teacher.check_length(self.teacher, data)
-        if wish.shrink:
-            base.model = shrunk(wish.shrink, base, data and data.train)
-        return base
-
-    def prepare_base(self, base: Base, data: TrainData) -> TrainData:
-        if self.teacher is None:
-            return data
-        return replace(data, collate=self.distiller.collator(data.collate, self.teacher))
-
-    def build_model(self, base: Base) -> nn.Module:
-        from hfstrat.strategies.distill.objective import student_of
-
-        teacher, self.teacher = self.teacher, None
-        return student_of(self.section, self.student, base, self.distiller, teacher)
-
-    def asked(self, base: Base) -> list[Any]:
-        return self.distiller.models_beside(base) if self.section.uses_teacher else []
-
-    def prepare_data(self, data: TrainData, model: nn.Module) -> TrainData:
-        if self.distiller.teacher is None:
-            return data
-        if self.section.uses_teacher and not self.section.on_policy:
-            return self.objective.ask_once(data, self.distiller, self.section.cache)
-        from hfstrat.strategies.distill import precompute
-
-        if self.section.on_policy:
-            return precompute.ask_anew(data, self.distiller, "the student writes other answers each time")
-        judged, self.distiller.teacher = precompute.judge(data, self.distiller), None  # it has written, and is compared with
-        return judged
-
-    def build_trainer(self, **arguments: Any) -> StrategyTrainer:
-        if self.distiller.loss is not None:
-            arguments["compute_loss_func"] = self.distiller.loss
-        if self.section.on_policy:
-            from hfstrat.strategies.distill.on_policy import trainer_arguments
-
-            arguments = trainer_arguments(self.section, self.distiller.teacher.model, arguments)
-        return self.student.build_trainer(**arguments)
-
-    def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.strategies.distill import hidden_loss
-
-        hidden_loss.take_off(model)
-        self.distiller.match = None
-        self.student.finish(model, base)
-
-    def compare(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
-        from hfstrat.strategies.distill.report import compare
-
-        return compare(self.section, loaded, facts, folder) if "distillation" in facts else {}
-
-    def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
-        self.student.save(trainer, folder, base)
-
-    def checkpoint_bytes(self, footprint: Footprint) -> int:
-        return self.student.checkpoint_bytes(footprint)
-
-    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        return self.student.footprint(self._left(shapes), tied)
-
-    def learning(self, shapes: Shapes, tied: bool) -> Learning:
-        """A teacher that is not named is the original model itself; with an adapter it is the frozen base, loaded already."""
-        found = self.student.learning(self._left(shapes), tied)._replace(keeps_prefix=False)
-        if self.section.teacher is not None:
-            theirs = read_shapes(Path(self.section.teacher.name_or_path).expanduser())
-            return found._replace(teacher=sum(map(prod, theirs.values())))
-        return found._replace(teacher=0 if found.rank else sum(map(prod, shapes.values())))
-
-    def _left(self, shapes: Shapes) -> Shapes:
-        return shapes if self.section.shrink is None else shapes_left(shapes, self.section.shrink)

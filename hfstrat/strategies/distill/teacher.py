@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.section import Shapes
-    from hfstrat.strategies.base import Footprint
+    from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
 
 OTHER_WORDS = (
@@ -43,7 +43,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
     if section.revision:
         options["revision"] = section.revision
-    auto, how = getattr(transformers, task.auto_class), None
+    auto, how = getattr(transformers, task.model.auto_class), None
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
         if section.quantization is not None:
@@ -58,7 +58,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     except Exception as error:
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.lacking}")
+        raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.model.if_missing}")
     if how is not None:
         quantization.settle(model, how, trains_itself=False)
     quantization.steady(model)
@@ -83,21 +83,21 @@ def placed(
     strategy: Distill,
     base: Base,
     tokenizer: PreTrainedTokenizerBase,
-    footprint: Callable[[Shapes, bool], Footprint],
+    describe: Callable[[Shapes, bool], Description],
     again: bool,
 ) -> PreTrainedModel | None:
     """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
 
     Args:
-        footprint: of the student, from its shapes.
+        describe: what of the student is trained, from its shapes.
         again: whether the run sees rows again, for which the teacher's answers are then kept.
 
     Raises:
         UserError: it does not fit into memory, or speaks of other tokens.
     """
     from hfstrat.models.load import read_shapes
+    from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
-    from hfstrat.models.quantized_size import weight_bytes
     from hfstrat.recipe.quantization import Quantization
 
     section = strategy.teacher
@@ -117,7 +117,7 @@ def placed(
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(name, (wanted, few), footprint(shapes, base.is_tied), free_bytes(), stays, not strategy.on_policy, ours)
+    check_room(name, (wanted, few), describe(shapes, base.is_tied).footprint, free_bytes(), stays, not strategy.on_policy, ours)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
     known = found.get_input_embeddings().weight.shape[0]

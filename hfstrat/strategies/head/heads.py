@@ -14,9 +14,9 @@ from hfstrat.models.blocks import keep_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
-from hfstrat.strategies.head.bodies import cut, take_apart
+from hfstrat.strategies.head.bodies import Body, cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract_inputs
-from hfstrat.strategies.head.head_model import FeatureRows, HeadModel, as_they_are, make_head, set_linear
+from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
 from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows
 from hfstrat.strategies.head.shapes import check_depth
@@ -81,9 +81,9 @@ class ClassifierHead:
 class SolvedTrainer(StrategyTrainer):
     """Solves a linear head in place of stepping towards it: one step, to the optimum."""
 
-    def __init__(self, strength: float | None, **arguments: Any) -> None:
+    def __init__(self, *, l2: float | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.strength = strength
+        self.strength = l2
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         rows, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
@@ -99,20 +99,14 @@ class SolvedTrainer(StrategyTrainer):
         self.evaluate()
 
 
-def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainData, ClassifierHead | None]:
+def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainData, ClassifierHead]:
     """Features of all rows, and a model of the cut body and a head on it; or transformers' own class with its head solved.
 
     Raises:
         UserError: more layers than there are, or a body that cannot be cut.
     """
     config = base.model.config
-    several = config.problem_type == "multi_label_classification"
-    base.model.requires_grad_(False)
-    body, final = take_apart(base.model.base_model), final_linear(base.model)
-    check_depth(strategy.layer, body.depth)
-    reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
-    if strategy.then is not None:
-        return go_on(strategy, base, data, body, final, reads_last, several), None
+    body, _, reads_last, several = _parts(strategy, base)
     cast_weights(base.model.base_model, base.compute_dtype)  # what is frozen is in it, in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
     pooled = pool_rows(body, data, config.num_labels, several, strategy.layer, poolings, SEED)
@@ -133,7 +127,16 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
     solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
-    return replace(data, train=train, eval=held, collate=as_they_are, facts=data.facts | {"head": said}), built
+    return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": said}), built
+
+
+def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool, bool]:
+    """The body, the last linear layer, whether that is the whole head, and whether an example may have several labels."""
+    base.model.requires_grad_(False)
+    body, final = take_apart(base.model.base_model), final_linear(base.model)
+    check_depth(strategy.layer, body.depth)
+    reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
+    return body, final, reads_last, base.model.config.problem_type == "multi_label_classification"
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:
@@ -163,10 +166,13 @@ def is_exact(strategy: Head, pooled: Pooled) -> bool:
     return weights <= EXACT_WEIGHTS and weights * len(pooled.train) <= EXACT_PRODUCTS
 
 
-def go_on(
-    strategy: Head, base: Base, data: TrainData, body: Any, final: nn.Linear, reads_last: bool, several: bool
-) -> TrainData:
-    """Solve the head of transformers' own class, so that another strategy goes on from it."""
+def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
+    """Solve the head of transformers' own class, so that another strategy continues from it.
+
+    Raises:
+        UserError: more layers than there are, or a body that cannot be cut.
+    """
+    body, final, reads_last, several = _parts(strategy, base)
     classes = base.model.config.num_labels
     base.model.to(data.device)
     if reads_last:

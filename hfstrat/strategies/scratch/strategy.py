@@ -7,29 +7,30 @@ from __future__ import annotations
 import ast
 import json
 from difflib import get_close_matches
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
+from hfstrat.models import transformers_source
 from hfstrat.models.random import families, sizes
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes, parse, split_class
-from hfstrat.strategies.base import Footprint, Strategy
+from hfstrat.strategies import checks
+from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.description import Description, Footprint, count
 from hfstrat.strategies.scratch.tokenizer import check_supply
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.trainer.distributed import ALONE
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import PreparedData
+    from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
-    from hfstrat.trainer.baselines import Baselines
-    from hfstrat.trainer.plan import Plan
 
 
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -37,7 +38,7 @@ COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 
 def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
     """Raises UserError for a family that transformers has no model of for the task, or a causal LM that would see ahead."""
-    known, causal = families.families_of(auto_class), auto_class == "AutoModelForCausalLM"
+    known, causal = transformers_source.families_of(auto_class), auto_class == "AutoModelForCausalLM"
     kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
         near = get_close_matches(family.lower(), known, n=1)
@@ -52,7 +53,7 @@ def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any
 
 def check_keys(family: str, config: dict[str, Any]) -> None:
     """Raises UserError for a key that the family's config does not have; transformers would keep it and read it nowhere."""
-    known = families.config_keys(family)
+    known = transformers_source.config_keys(family)
     for key in families.canonical(family, config) if known else []:
         if key not in known:
             near = get_close_matches(key, known, n=1)
@@ -67,7 +68,7 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
 
 def check_heads(family: str, settings: dict[str, Any]) -> None:
     """Raises UserError for a width that its heads do not divide, or heads that share keys unevenly."""
-    whole = {**families.config_keys(family), **settings}
+    whole = {**transformers_source.config_keys(family), **settings}
     width_key, heads_key = (families.common_name(family, key) for key in ("hidden_size", "num_attention_heads"))
     width, heads, shared = whole.get(width_key), whole.get(heads_key), whole.get("num_key_value_heads")
     if not (isinstance(width, int) and isinstance(heads, int)) or min(width, heads) < 1:
@@ -121,31 +122,52 @@ def check_class(text: str) -> None:
 class Scratch(Strategy[section.Scratch]):
     """A model with random weights; every parameter is trained, in float32."""
 
-    def check_model(self, recipe: Recipe, network: bool) -> Footprint | None:
-        vocabulary = self._check_words(recipe, network)
+    def check_task(self, task: Task) -> None:
+        if self.section.model_class is not None and task.name != CausalLM.name:
+            raise UserError(
+                f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
+            )
+
+    def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
+        self.check_task(TASKS[recipe.task])
+        checks.check_quantization(recipe, self.describe)
+        self._check_words(recipe, network)
+        source = recipe.model.name_or_path
         if self.section.model_class is not None:
-            if self.section.tokenizer and recipe.model.name_or_path:
+            if self.section.tokenizer and source:
                 raise UserError(
-                    f"model.name_or_path: {recipe.model.name_or_path}: strategy.model_class brings the model and "
-                    "strategy.tokenizer the tokenizer, so nothing would be read from it; remove it"
+                    f"model.name_or_path: {source}: strategy.model_class brings the model and strategy.tokenizer the "
+                    "tokenizer, so nothing would be read from it; remove it"
                 )
             check_class(self.section.model_class)
-            return None
-        source = recipe.model.name_or_path
+            return
         if source:
             self._check_source(recipe, network)
-        found = self.blueprint(recipe, vocabulary, None)
-        if found is None or vocabulary is None:
+        self.blueprint(recipe, self._words(recipe), None)
+
+    def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
+        words = self._words(recipe)
+        if words is None or self.section.model_class is not None:
+            return None
+        if (found := self.blueprint(recipe, words, None)) is None:
             return None
         family, settings = found
         shapes = families.shapes_of(family, settings)
-        config = {**families.config_keys(family), **settings, "model_type": family}
+        config = {**transformers_source.config_keys(family), **settings, "model_type": family}
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
-        made = TASKS[recipe.task].shapes(shapes, config, labels=2) if shapes else None  # how many there are is known later
-        return self.footprint(*made) if made else None
+        return TASKS[recipe.task].model.shapes(shapes, config, labels) if shapes else None
 
-    def _check_words(self, recipe: Recipe, network: bool) -> int | None:
-        """Refuse a recipe without one tokenizer; the number of its tokens where it can be told."""
+    def describe(self, shapes: Shapes, tied: bool) -> Description:
+        return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
+
+    def _words(self, recipe: Recipe) -> int | None:
+        """The number of tokens, where it is known before a tokenizer is loaded."""
+        if self.section.tokenizer is not None:
+            return self.section.tokenizer.vocab_size
+        return count_tokens(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser(), recipe.model.add_tokens)
+
+    def _check_words(self, recipe: Recipe, network: bool) -> None:
+        """Refuse a recipe without exactly one tokenizer."""
         from hfstrat.models import check as models_check
 
         model = recipe.model
@@ -160,7 +182,7 @@ class Scratch(Strategy[section.Scratch]):
                     "data, or name one to reuse by model.tokenizer"
                 )
             models_check.check_tokenizer(model, network)
-            return count_tokens(Path(model.tokenizer or model.name_or_path).expanduser(), model.add_tokens)
+            return
         if model.tokenizer is not None:
             raise UserError("model.tokenizer: strategy.tokenizer trains one; remove one of them")
         if model.add_tokens:
@@ -168,7 +190,6 @@ class Scratch(Strategy[section.Scratch]):
                 "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
             )
         check_supply(recipe, self.section.tokenizer)
-        return self.section.tokenizer.vocab_size
 
     def _check_source(self, recipe: Recipe, network: bool) -> None:
         """Refuse a `model:` that has no config, or one beside a family or a size."""
@@ -201,7 +222,7 @@ class Scratch(Strategy[section.Scratch]):
                 return None
         family = str((stored or {}).get("model_type", "")) or self.section.architecture or "llama"
         key = "strategy.architecture" if stored is None else "model.name_or_path"
-        check_family(family, key, TASKS[recipe.task].auto_class, {**(stored or {}), **self.section.config})
+        check_family(family, key, TASKS[recipe.task].model.auto_class, {**(stored or {}), **self.section.config})
         own = families.canonical(family, self.section.config)
         check_keys(family, self.section.config)
         name = families.common_name(family, "vocab_size")
@@ -218,7 +239,7 @@ class Scratch(Strategy[section.Scratch]):
     def _with_size(self, family: str, settings: dict[str, Any], longest: int) -> dict[str, Any]:
         """With a context for the longest row, and the shape that `parameters` asks for."""
         context = families.common_name(family, "max_position_embeddings")
-        if context in families.config_keys(family):
+        if context in transformers_source.config_keys(family):
             settings.setdefault(context, longest)
         if self.section.parameters is None:
             if not self.section.config:
@@ -237,12 +258,6 @@ class Scratch(Strategy[section.Scratch]):
             return settings  # of a tokenizer on the Hub: it is picked once it is here
         return sizes.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
 
-    def check(self, task: Task) -> None:
-        if self.section.model_class is not None and task.name != CausalLM.name:
-            raise UserError(
-                f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
-            )
-
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
 
@@ -250,7 +265,7 @@ class Scratch(Strategy[section.Scratch]):
             return super().load_tokenizer(recipe)
         return scratch_tokenizer.train(recipe, self.section.tokenizer)
 
-    def load_base(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> Base:
+    def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
         from hfstrat.models.random import build
         from hfstrat.tasks import loading
 
@@ -276,12 +291,3 @@ class Scratch(Strategy[section.Scratch]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.own_dtype)
-
-    def baselines(self, data: PreparedData, plan: Plan, model: nn.Module) -> Baselines | None:
-        from hfstrat.trainer import baselines
-
-        return None if data.label_names else baselines.measure(data, plan, model)  # a classifier's bar is its largest label
-
-    def footprint(self, shapes: Shapes, tied: bool) -> Footprint:
-        total = sum(prod(shape) for shape in shapes.values())
-        return Footprint(total, total)

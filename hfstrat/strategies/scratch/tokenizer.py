@@ -35,12 +35,12 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     from hfstrat.data.render import check_template
     from hfstrat.tasks import TASKS
 
-    corpus = open_corpus(recipe, TASKS[recipe.task].reader)
+    corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     template = options.chat_template
     if template == "auto":
         template = "chatml" if corpus.has_conversations() else "none"
     text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
-    framed = TASKS[recipe.task].framed
+    framed = TASKS[recipe.task].rows.framed
     special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *([FIRST] if framed else [])]
     special += options.special_tokens
     inputs = {

@@ -12,17 +12,17 @@ import torch
 from conftest import make_tokenizer
 from helpers.distillation import divergence_of, gradients, taught
 from helpers.losses import assert_same, count, load, some_rows
+from helpers.runs import run
 from torch.nn import functional
 
 from hfstrat.data.collate import Collator, shift
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher import check_room, different_words
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
-from hfstrat.tasks.losses import causal_lm_loss
+from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
 
 def reference(model: Any, teacher: Any, rows: list[dict[str, Any]], mix: Mix) -> tuple[float, dict[str, torch.Tensor]]:
@@ -88,7 +88,7 @@ def test_only_the_shared_words_have_to_be_the_same() -> None:
 
 
 def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
-    from hfstrat.strategies.base import Footprint
+    from hfstrat.strategies.description import Footprint
 
     sizes, student = (2e9, 6e8), Footprint(10**9, 10**9)  # beside it: 4 GB, and 16 GB while it learns
     fits = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.classifiers import FAMILIES, labelled, make_any, write_recipe
+from helpers.runs import run
 
 from hfstrat import errors, strategies
 from hfstrat.cli import check
@@ -20,13 +21,12 @@ from hfstrat.models.load import Base, count_parameters, read_shapes
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
-from hfstrat.run.train import run
 from hfstrat.strategies.head import select_layer
 from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
-from hfstrat.tasks.generation import labels_of
+from hfstrat.tasks.text_classification.text import labels_of
 
 FLOAT = "model.dtype=float32"
 
@@ -129,15 +129,15 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
         result["head"]["published"]["max_difference"] <= 1e-3 * result["verified"]["max_logit"]
     )  # what ran once is what is saved
     assert result["metrics_after"]["loss"] != result["metrics_before"]["loss"]
-    folder = Path(result["artefact"])
+    folder = Path(result["artifact"])
     config = json.loads((folder / "config.json").read_text())
     depth = config.get("num_hidden_layers") or config.get("n_layer") or config.get("n_layers")
     assert depth == result["head"]["layer"]
     assert sorted(config["id2label"].values()) == ["cat", "dog", "fish"]
     if isinstance(loaded.recipe.strategy.layer, int):  # with auto nobody knows beforehand how long the body will be
-        made = TASKS["text-classification"].shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
+        made = TASKS["text-classification"].model.shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
         assert made is not None
-        footprint = strategies.build(loaded.recipe.strategy).footprint(*made)
+        footprint = strategies.build(loaded.recipe.strategy).describe(*made).footprint
         assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
 
@@ -157,7 +157,7 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
 
     other = [f"model.name_or_path={tiny}"] if family == "llama" else []
     loaded = recipe_of(family, "strategy={name: head, layer: 2, pooling: mean, l2: 0.1}", *other)
-    folder = Path(run(loaded)["result"]["artefact"])
+    folder = Path(run(loaded)["result"]["artifact"])
     job = job_of(recipe_of(family, "strategy={name: head, layer: 2, pooling: mean, l2: 0.1}", *other, f"output_dir={folder}-2"))
     job.trainer.train()
     rows = [json.loads(line) for line in Path(loaded.recipe.data.train[0].path).read_text().splitlines()]
@@ -276,7 +276,7 @@ def test_a_head_that_was_killed_goes_on_as_if_it_had_not_been(recipe_of: Any, tm
 @pytest.mark.parametrize("strategy", ["head", "{name: head, layer: 2, then: full}"])
 def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`hfstrat check` shows what learns without running the body."""
-    check.show(recipe_of("llama", f"strategy={strategy}"), None, rows=1)
+    check.show(recipe_of("llama", f"strategy={strategy}"), rows=1)
     assert "score" in capsys.readouterr().out
 
 
@@ -306,9 +306,9 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     assert torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     shapes = read_shapes(models(tied=True))
-    assert strategies.build(loaded.recipe.strategy).footprint(shapes, True) == counts
+    assert strategies.build(loaded.recipe.strategy).describe(shapes, True).footprint == counts
     with pytest.raises(UserError, match="untie: true gives it a head of its own"):
-        strategies.build(Head(name="head")).footprint(shapes, True)
+        strategies.build(Head(name="head")).describe(shapes, True)
 
 
 def test_an_untied_lm_head_learns_alone(recipe: Any, tiny: Path) -> None:

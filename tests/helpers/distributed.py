@@ -1,4 +1,4 @@
-"""Runs of two processes for tests: many in one world, compared with the same runs in this process."""
+"""Runs of two processes: many in one group, compared with the same runs in this process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "world_runs.py"
+SCRIPT = Path(__file__).parent / "distributed_worker.py"
 
 
 def in_world(
     folder: Path, runs: list[dict[str, Any]], processes: int = 2, timeout: int = 400, **environment: str
 ) -> dict[str, Any]:
-    """Carry out `runs` (`name`, `recipe`, `overrides`, ...) in one world; gives how each ended, by name."""
+    """Run `runs` (`name`, `recipe`, `overrides`, ...) in one group of processes; return how each ended, by name."""
     spec = folder / "spec.json"
     spec.write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
@@ -41,13 +41,13 @@ def in_world(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of all safetensors files of a result."""
+    """The tensors of all safetensors files of a result."""
     files = sorted((folder / "final").rglob("*.safetensors"))
     return {f"{file.parent.name}/{name}": t for file in files for name, t in load_file(file).items()}
 
 
 def measured_losses(result: dict[str, Any]) -> dict[str, float]:
-    """Of each set of rows, before and after."""
+    """The losses on each evaluation set, before and after."""
     return {
         f"{name} {side}": one[side]["loss"]["value"]
         for name, one in result.get("measured", {}).items()
@@ -57,7 +57,7 @@ def measured_losses(result: dict[str, Any]) -> dict[str, float]:
 
 
 def same(one: dict[str, Any], two: dict[str, Any], folders: tuple[Path, Path], rtol: float = 1e-3, atol: float = 5e-5) -> None:
-    """The same losses and the same weights, but for the order of sums."""
+    """Assert equal losses and weights, up to the order of sums."""
     losses = [[entry["loss"] for entry in result["losses"]] for result in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=2e-5)
     if one.get("metrics_before"):

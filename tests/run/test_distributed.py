@@ -1,4 +1,4 @@
-"""Every strategy, shared out in every way that it can be: what two processes learn is what one learns."""
+"""Every strategy under every supported sharding: two processes train the weights that one trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.distributed import in_world, same
 from helpers.fsdp_on_cpu import FSDP2, ZERO
-from helpers.worlds import in_world, same
+from helpers.runs import run
 
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 
 pytestmark = pytest.mark.slow
 EXACT = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]
@@ -41,7 +41,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], rows: Path) -> Callable[..., Any]:
-    """`make(name)`: the recipe file and the overrides of a run, without its output_dir."""
+    """`make(name)` returns the recipe file and the overrides of a run, without its output_dir."""
     folder = tmp_path_factory.mktemp("recipes")
     lm, classes = folder / "lm.yaml", folder / "classes"
     lm.write_text(
@@ -61,7 +61,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
 
 
 def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **environment: str) -> None:
-    """Runs in one process and in two: the same."""
+    """Assert that runs in one process and in two are equal."""
     from helpers.world_runs import leave, reload_here
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
@@ -78,7 +78,7 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
         leave()
         assert report is not None
         try:
-            assert report["result"]["best_step"] == two[name]["result"]["best_step"]  # c_lora's is the one before training
+            assert report["result"]["best_step"] == two[name]["result"]["best_step"]  # c_lora's best is the one before training
             same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
         except AssertionError as error:
             differ[name] = str(error)
@@ -91,7 +91,7 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def shares(folder: Path, name: str) -> list[int]:
-    """How many batches each process computed, of what is computed once."""
+    """The number of batches of cached work that each process computed."""
     return [int((folder / f"{name}.share{rank}").read_text()) for rank in (0, 1)]
 
 
@@ -124,12 +124,14 @@ def test_under_deepspeed(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     both(make, SHARED, tmp_path, monkeypatch, ACCELERATE_DEEPSPEED_ZERO_STAGE=stage, **ZERO)
 
 
-def test_pieces_are_resumed_and_the_best_put_back(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped and resumed = not stopped, and weights of an earlier step can be the result."""
+def test_sharded_checkpoints_resume_and_the_best_is_restored(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and resumed equals uninterrupted, and the result can be weights of an earlier step."""
     resumed(make, tmp_path, **FSDP2)
 
 
-def test_pieces_of_zero3_are_resumed(make: Any, tmp_path: Path) -> None:
+def test_zero3_checkpoints_resume(make: Any, tmp_path: Path) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
     resumed(make, tmp_path, ACCELERATE_DEEPSPEED_ZERO_STAGE="3", **ZERO)
@@ -140,7 +142,7 @@ def resumed(make: Any, tmp_path: Path, **environment: str) -> None:
     for name in ("full", "lora"):
         file, overrides = make(
             name, "training.learning_rate=0.05", "training.max_steps=6"
-        )  # too high: the best is not the last
+        )  # a high learning rate, so that the best step is not the last
         for kind in ("whole", "broken", "broken_again"):
             folder = tmp_path / name / kind.removesuffix("_again")
             asked = {"name": f"{name}_{kind}", "recipe": file, "overrides": [*overrides, f"output_dir={folder}"]}
@@ -160,8 +162,8 @@ def resumed(make: Any, tmp_path: Path, **environment: str) -> None:
     shutil.rmtree(tmp_path / "full")
 
 
-def test_what_cannot_be_shared_out_is_refused(make: Any, tmp_path: Path) -> None:
-    """Before training, with what would work; and a wrapping that is not the one asked for."""
+def test_what_cannot_be_sharded_is_refused(make: Any, tmp_path: Path) -> None:
+    """Refused before training with the alternative; so is a wrapping that is not the requested one."""
     refused = {
         "head": ("{name: head}", "ddp, or strategy partial"),
         "hidden": (LM["distill"].replace("cache:", "hidden: {}, cache:"), "or remove hidden"),

@@ -1,4 +1,4 @@
-"""Runs that can be killed: forked from a process that has imported everything, so that a start costs a second and not ten."""
+"""Runs that can be killed, forked from a process that has imported everything: a start takes one second instead of ten."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MODULES = [
     "peft",
 ]
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
-LIMIT = 400.0  # seconds for a run of seconds
+LIMIT = 400.0  # seconds; a run takes a few
 
 
 def _process(rank: int, environment: dict[str, str], source: str, settings: list[str], log: str) -> None:
-    """One process of a run, to its end; what it says goes into a file."""
+    """Run one process to its end; its output goes to a file."""
     os.environ.update(environment)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -36,13 +36,13 @@ def _process(rank: int, environment: dict[str, str], source: str, settings: list
     from hfstrat.run import train
     from hfstrat.tasks import verify
 
-    torch.set_num_threads(1)  # the server imported torch before the environment said so
+    torch.set_num_threads(1)  # the server imported torch before this was set in the environment
     verify.verify = lambda *args: UNVERIFIED  # type: ignore[assignment]
     train.main([source, *settings])
 
 
 class Run:
-    """A run in one process or several, under way."""
+    """A running run of one or several processes."""
 
     def __init__(self, source: str, settings: list[str], folder: Path, cache: Path, processes: int) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -76,7 +76,7 @@ class Run:
             member.join()
 
     def finish(self) -> float:
-        """Wait for the end; the seconds it took."""
+        """Wait for the end; return the seconds it took."""
         for member in self.members:
             member.join(LIMIT)
         said = self.log.read_text() if self.log.exists() else ""
@@ -84,7 +84,7 @@ class Run:
         return time.monotonic() - self.started
 
     def kill_when(self, condition: Callable[[], bool], patience: float) -> bool:
-        """Kill it once this holds, or after so many seconds; False if it had ended before."""
+        """Kill it once the condition holds or the seconds have passed; False if it had ended before."""
         end = time.monotonic() + patience
         while self.is_going_on and not condition() and time.monotonic() < end:
             time.sleep(0.001)
@@ -99,12 +99,12 @@ def saves(folder: Path) -> bool:
 
 
 def builds(cache: Path) -> bool:
-    """Whether something computed once is being written."""
+    """Whether a cached result is being written."""
     return any(cache.glob(".*-building-*/payload"))
 
 
 class Soak:
-    """Kill runs of one recipe again and again, at moments of all kinds, and compare what comes out in the end.
+    """Kill runs of one recipe repeatedly, at all kinds of moments, and compare the final result.
 
     Args:
         weights: what has to come out, by the folder of a finished run.
@@ -126,7 +126,7 @@ class Soak:
         }
 
     def kills(self, count: int, chance: random.Random) -> None:
-        """So many kills, a few to each run."""
+        """Kill `count` times, a few times per run."""
         done = 0
         while done < count:
             name = f"killed-{self.turn}"

@@ -1,4 +1,4 @@
-"""Several runs one after another in one world of processes: starting a world takes many seconds, a tiny run two.
+"""Several runs in one group of processes: starting a group takes many seconds, a tiny run two.
 
 `python -m torch.distributed.run --nproc_per_node 2 tests/helpers/world_runs.py SPEC.json`. SPEC is a list of
 `{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
@@ -50,7 +50,7 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
     StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
     try:
         report = train.run(load_recipe(asked["recipe"], asked["overrides"]))
-        return {"status": "done", "result": report["result"]} if report else {}
+        return {"status": "done", "result": report.finished.model_dump(mode="json")} if report else {}
     except BaseException as error:
         named = errors.named(error)
         if named.code == errors.CRASH:
@@ -63,7 +63,7 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_shares() -> list[Any]:
-    """What this process computes of all that is computed once."""
+    """The batches of cached work that this process computes."""
     from hfstrat.trainer.collective import ProcessGroup
 
     original, found = ProcessGroup.each, list[Any]()
@@ -76,7 +76,7 @@ def count_shares() -> list[Any]:
 
 
 def stay() -> None:
-    """In place of leaving: the next run has the same process group."""
+    """Do not leave: the next run uses the same process group."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -100,7 +100,7 @@ def leave() -> None:
 
 
 def reload_here(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The reload law, without the ten seconds that a fresh process takes."""
+    """Verify by reloading, without the ten seconds of a fresh process."""
     import torch
 
     from hfstrat.tasks.artifact import load_artifact

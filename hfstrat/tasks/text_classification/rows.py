@@ -1,0 +1,63 @@
+"""Texts and pairs of texts with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hfstrat.data.classification.labels import OUR_COLUMNS, LabelFormat
+from hfstrat.tasks.base import Rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hfstrat.data.classification.prepare import Classes
+    from hfstrat.data.prepare import PreparedData
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.data import Data
+
+
+class LabelledRows(Rows):
+    """Examples with one label, or any number of them."""
+
+    columns = OUR_COLUMNS
+    framed = True
+
+    @property
+    def reader(self) -> Callable[..., Any]:
+        return LabelFormat.detect
+
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Classes:
+        from hfstrat.data.classification.prepare import prepare
+
+        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
+
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
+        from hfstrat.data.classification.prepare import prepare_eval
+
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        many = config.problem_type == "multi_label_classification"
+        return prepare_eval(data, tokenizer, names, many, samples, max_rows)
+
+    def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
+        from hfstrat.data.collate import ClassCollator, has_token_types
+        from hfstrat.models.classifier_heads import pad_token_of
+
+        several = len(data.label_names) if data.many else None
+        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_token_types(base.model), several)
+
+    def worst_row(self, data: Any, length: int) -> dict[str, Any]:
+        return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
+
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
+        """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
+        batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}

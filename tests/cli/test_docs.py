@@ -1,0 +1,139 @@
+"""The documentation is valid: links, commands, recipe keys and YAML blocks; its figures are those of the benchmark results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from hfstrat.cli.main import app
+from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.schema import Recipe
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "recipes" / "README.md",
+]
+NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
+PLACEHOLDERS = {"task": "causal-lm", "model": "m", "strategy": "lora", "data": "d.jsonl", "output_dir": "r"}
+
+
+def pages() -> Any:
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a page, in these languages or in any."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for language, text in fenced if not languages or language in languages]
+
+
+def code(page: Path) -> Iterator[str]:
+    """Inline code of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    yield from (match.replace("\n", " ") for match in re.findall(r"`([^`]+)`", text))
+
+
+@pages()
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pages()
+def test_commands_exist_with_these_options(page: Path) -> None:
+    lines = "\n".join(blocks(page, "", "bash", "sh")).replace("\\\n", " ").splitlines()
+    commands = [line.split("#")[0] for line in lines if line.startswith("hfstrat ")]
+    commands += [line.partition(" | ")[0] for line in code(page) if re.match(r"hfstrat [a-z-]", line)]
+    for line in commands:
+        words = [word.strip("[],") for word in shlex.split(line)[1:]]
+        command: Any = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        assert not hasattr(command, "commands") or words[:1] == ["--help"] or "|" in "".join(words), f"{line}: no such command"
+        for word in words:
+            for option in word.split("|") if word.startswith("-") and not re.match(r"-\d", word) else []:
+                assert option.split("=")[0] in options, f"{line}: {option}"
+
+
+@pages()
+def test_yaml_blocks_are_parts_of_recipes(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "yaml"):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump({**PLACEHOLDERS, **yaml.safe_load(block)}), encoding="utf-8")
+        load_recipe(str(file))
+
+
+def keys_of(node: dict[str, Any], defined: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and JSON schema of the keys of a section; all keys of all its variants."""
+    if "$ref" in node:
+        yield from keys_of(defined[node["$ref"].rpartition("/")[2]], defined)
+    for variant in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+        yield from keys_of(variant, defined)
+    yield from node.get("properties", {}).items()
+
+
+def exists(path: list[str]) -> bool:
+    """Whether a dotted key is one of a recipe."""
+    schema = Recipe.model_json_schema()
+    nodes = [schema]
+    for name in path:
+        nodes = [child for node in nodes for key, child in keys_of(node, schema["$defs"]) if key == name]
+        if any(node.get("additionalProperties") is True for node in nodes):
+            return True
+    return bool(nodes)
+
+
+@pages()
+def test_keys_exist(page: Path) -> None:
+    sections = "|".join(name for name in Recipe.model_fields if name not in ("seed", "task", "output_dir"))
+    lines = "\n".join([*code(page), *blocks(page)]).splitlines()
+    text = "\n".join(line for line in lines if "did you mean" not in line)  # messages about keys that do not exist
+    for key in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)(?![\w(/])", text):
+        assert exists(key.split(".")) or key.rpartition(".")[2] in ("yaml", "jsonl", "csv", "md", "py", "gguf"), key
+
+
+def numbers(text: str) -> set[float]:
+    return {float(number.replace(",", "")) for number in NUMBER.findall(text)}
+
+
+def is_among(figure: str, known: set[float]) -> bool:
+    """Whether a figure is one of these numbers, rounded or in percent."""
+    digits = len(figure.partition(".")[2])
+    return any(f"{scale * value:.{digits}f}" == figure for value in known for scale in (1, 100))
+
+
+@pages()
+def test_figures_in_tables_are_those_of_the_results_that_they_link_to(page: Path) -> None:
+    """Or ratios of such figures in the same row. The first cell names the task."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        names = re.findall(r"\]\([^)]*results/(\w+)\.md\)", line) if line.startswith("|") else []
+        known = {value for name in names for value in numbers((RESULTS / f"{name}.md").read_text(encoding="utf-8"))}
+        cells = "|".join(re.sub(r"\[[^]]*\]\([^)]*\)", "", line).split("|")[2:])
+        figures = [text.replace(",", "") for text in NUMBER.findall(cells)] if names else []
+        measured = [float(figure) for figure in figures if is_among(figure, known)]
+        ratios = {one / other for one in measured for other in measured if one != other}
+        for figure in figures:
+            assert is_among(figure, known) or is_among(figure, ratios), f"{line}: {figure}"
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in RESULTS.glob("*.json")))
+def test_tables_of_results_are_made_from_their_json(name: str) -> None:
+    from benchmarks.measure import page
+
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == page(name, benchmark.lines_of(result))
