@@ -227,7 +227,7 @@ def predicted(case: dict[str, Any]) -> Any:
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = build(strategy).describe(*made)
+    description = build(strategy).describe(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],
@@ -237,9 +237,9 @@ def predicted(case: dict[str, Any]) -> Any:
         compute=2 if hardware.has_bfloat16() else 4,
         rows=rows[0] + rows[1],
         classifies=labelled,
-        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
+        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], description.body_once, STEPS),
     )
-    return memory.predict(model, learning, shape)
+    return memory.predict(model, description, shape)
 
 
 def pieces_of(case: dict[str, Any]) -> Any:

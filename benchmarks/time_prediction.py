@@ -74,7 +74,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     found = candidates.propose(strategy, situation.model, situation.data)
     load = speed.work(
         found.model,
-        found.learning._replace(keeps_prefix=False),
+        found.description._replace(keeps_prefix=False),
         situation.data.mean_length,
         situation.data.supervised_share,
     )

@@ -72,10 +72,11 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="How many training rows to show")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="Number of training examples to show")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Show default settings and frozen modules too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
+    """Check a recipe without training: trainable parameters, data statistics, masked examples, settings."""
     from hfstrat.cli import check as cli_check
     from hfstrat.recipe.load import load_recipe, located
     from hfstrat.run import launch, preflight
@@ -83,7 +84,7 @@ def check(
     loaded = load_recipe(recipe, overrides or [])
     preflight.check(loaded, overwrite)
     with located(loaded):
-        cli_check.show(loaded, rows)
+        cli_check.show(loaded, rows, every)
     print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 

@@ -102,7 +102,7 @@ class Request:
         try:
             return Recipe.model_validate(given)
         except ValidationError as error:
-            raise UserError("\n".join(Answers(origins, "evaluate", None).to(error.errors()))) from None
+            raise UserError("\n".join(Answers(origins, "evaluate", None, given).to(error.errors()))) from None
 
     def base(self) -> str | None:
         """The model that `against` names; `base` is the base model of the run or adapter.
