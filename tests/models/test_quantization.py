@@ -516,13 +516,13 @@ def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, nam
 
 def loss_by_hand(model: Any, target: Path, rows: Path) -> float:
     """Each row alone through a plain forward pass; the mean over what is supervised."""
-    from hfstrat.data.prepare import prepare_held
+    from hfstrat.data.prepare import prepare_eval
     from hfstrat.evaluation.request import Request
 
     tokenizer = artifact.load(str(target), "none")[1]
     asked = Request(str(target), data=str(rows)).recipe()
     total, count = 0.0, 0
-    for row in prepare_held(asked.data, tokenizer, 0, None).eval:
+    for row in prepare_eval(asked.data, tokenizer, 0, None).eval:
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
         wanted = torch.tensor(row["labels"])[1:].long()
