@@ -42,21 +42,18 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [text for language, text in fenced if not languages or language in languages]
 
 
-def code(text: str) -> Iterator[str]:
+def code(text: str) -> list[str]:
     """Inline code of a Markdown text."""
-    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    yield from (match.replace("\n", " ") for match in re.findall(r"`([^`]+)`", text))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [match.replace("\n", " ") for match in re.findall(r"`([^`]+)`", prose)]
 
 
 @pages()
 def test_links_and_paths_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    for path in (
-        word
-        for text in code(page.read_text(encoding="utf-8"))
-        for word in re.findall(r"(?<![\w./])(?:hfstrat|tests|scripts)/[\w/.]+\b/?", text)
-    ):
+    for path in re.findall(r"(?<![\w./])(?:hfstrat|tests|scripts)/[\w/.]+\b/?", " ".join(code(text))):
         assert (ROOT / path).exists(), path
 
 
