@@ -18,24 +18,17 @@ from typing import Any
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
 RECIPES = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": "../shared/data/tinyshakespeare/input.txt"}
-KEPT = (
-    "metrics_before",
-    "metrics_after",
-    "baselines",
-    "overfitting",
-    "total_parameters",
-    "steps",
-    "best_step",
-    "train_seconds",
+FIELDS = (
+    *("metrics_before", "metrics_after", "baselines", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
+    *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers"),
 )
-KEPT += ("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers")
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "hfstrat", "train", f"recipes/scratch/{name}.yaml", f"output_dir={folder}"]
     subprocess.run(command, cwd=ROOT, check=True)
     result = json.loads((folder / "report.json").read_text())["result"]
-    return {key: result[key] for key in KEPT} | {"bit_equal": result["verified"]["bit_equal"], "machine": machine()}
+    return {key: result[key] for key in FIELDS} | {"bit_equal": result["verified"]["bit_equal"], "machine": machine()}
 
 
 def row(name: str, run: dict[str, Any]) -> str:
