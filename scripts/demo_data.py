@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdlib_source import output_folder, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
 MAX_CODE_CHARS = 640  # short rows, so that the demo improves within three minutes on two cores
 SENTENCE_CHARS = (20, 160)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo_data import first_sentence
-from stdlib_source import output_folder, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
 CLASSES = 12
 EVAL_FRACTION = 8  # one of this many rows

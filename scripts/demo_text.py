@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdlib_source import output_folder, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
 MIN_LENGTH = 40  # characters
 EVAL_SHARE = 0.05

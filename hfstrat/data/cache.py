@@ -188,8 +188,8 @@ def check_free_space(needed: int, description: str) -> None:
     if needed > free:
         raise UserError(
             f"{folder()}: {description}: about {file_size(needed)} are needed, but only {file_size(free)} are free; remove "
-            "entries that are no longer needed (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another "
-            "disk"
+            "entries that are no longer needed (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on "
+            "another disk"
         )
 
 
