@@ -286,8 +286,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     """Accuracy of a cross-validated probe on the base's features (also on half and a quarter), of TF-IDF and the majority."""
     import torch
 
-    from hfstrat.strategies.head.bodies import take_apart
-    from hfstrat.strategies.head.features import extract
+    from hfstrat.strategies.head.features import extract, take_apart
     from hfstrat.strategies.head.select_layer import candidate_layers
 
     loaded = load_recipe(recipe).recipe

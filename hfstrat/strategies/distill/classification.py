@@ -17,10 +17,9 @@ from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
-from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import Bringing, digest_of_weights, surroundings
 from hfstrat.tasks.text_classification.losses import class_loss, class_sums
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from hfstrat.recipe.section import Shapes
 from hfstrat.strategies import checks
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.strategies.description import Description, count
-from hfstrat.strategies.distill import check_teacher
 from hfstrat.strategies.distill.shrink import shapes_left
+from hfstrat.strategies.distill.teacher import check_teacher
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
@@ -83,7 +83,7 @@ class Distill(Strategy[section.Distill]):
         self._check_settings(recipe, wrapping)
         checks.check_quantization(recipe, self.describe)
         checks.check_adapters(recipe)
-        check_teacher.check(self.section, self._of_student(recipe), network)
+        check_teacher(self.section, self._of_student(recipe), network)
         with self._student_keys():
             self.student.check(self._of_student(recipe), wrapping, network)
 
@@ -211,9 +211,9 @@ class Distill(Strategy[section.Distill]):
         return judged
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.strategies.distill import hidden_loss
+        from hfstrat.strategies.distill.objective import take_off
 
-        hidden_loss.take_off(model)
+        take_off(model)
         self.distiller.match = None
         self.student.finish(model, base)
 

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
+from hfstrat.models import check as models_check
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.recipe.distill import check_pairs
+from hfstrat.strategies.distill import shrink
+from hfstrat.tasks import TASKS
 from hfstrat.trainer import distributed
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import Prepared
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.recipe.section import Shapes
     from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
@@ -95,7 +101,6 @@ def placed(
     Raises:
         UserError: it does not fit into memory, or speaks of other tokens.
     """
-    from hfstrat.models.load import read_shapes
     from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
     from hfstrat.recipe.quantization import Quantization
@@ -243,3 +248,93 @@ def free_bytes() -> int | None:
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+WORDS = "vocab_size"
+
+
+def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
+    """Refuse a teacher that is not there, that speaks of other tokens, and layers that are not there.
+
+    Raises:
+        UserError: one sentence that begins with the key.
+    """
+    if recipe.data.overflow == "split" and (strategy.level == "sequence" or strategy.on_policy):
+        raise UserError(
+            "data.overflow: split: only the first piece of a row has a prompt that could be answered; take truncate or drop"
+        )
+    model = recipe.model
+    config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
+    count = _layers(config)
+    if strategy.shrink and count:
+        shrink.kept_layers(strategy.shrink.layers, count)
+    if strategy.shrink and strategy.shrink.intermediate_size and config:
+        shapes = read_shapes(Path(model.name_or_path).expanduser())
+        shrink.check_width(strategy.shrink.intermediate_size, config, shapes)
+    theirs = _check_named_teacher(strategy, recipe, config, network) if strategy.teacher else config
+    if strategy.on_policy and not recipe.model.add_tokens:
+        _check_config_sizes(strategy.student, config, theirs)
+    if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
+        below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
+        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
+
+
+def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
+    """Refuse a teacher whose head is of another task: a new one would have nothing to say."""
+    try:
+        task.model.check_architecture(name, config)
+    except UserError as error:
+        raise UserError(str(error).replace("model.name_or_path", "strategy.teacher", 1)) from None
+    architectures = [str(one) for one in config.get("architectures") or []]
+    if not task.text.generates and architectures and not architectures[0].endswith(task.model.architecture):
+        raise UserError(
+            f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
+            f"(...{task.model.architecture}): train it first, and name the final/ of that run"
+        )
+
+
+def _check_config_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Where both configs say how many tokens there are; what else there is to know is known when they are loaded."""
+    ours = (own if student.needs_weights else student.config).get(WORDS)
+    if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
+        check_sizes(ours, theirs[WORDS])
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
+
+
+def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], network: bool) -> dict[str, Any]:
+    """The teacher's config, empty where it is not at hand."""
+    assert strategy.teacher is not None
+    name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
+    if path.is_file():
+        raise UserError(f"strategy.teacher: {name} is a file; expected a model folder or a Hub id")
+    if not path.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise UserError(f"strategy.teacher: {name}: no such folder{models_check.near(path)}")
+        revision = strategy.teacher.revision
+        models_check.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
+        return {}
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"strategy.teacher: {name} is an adapter; `hfstrat merge` makes a model of it, give that")
+    if not (config := read_json(path / "config.json")):
+        raise UserError(f"strategy.teacher: {name} holds no model (config.json)")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise UserError(f"strategy.teacher: {name} holds no weights (*.safetensors); the download may be incomplete")
+    if not models_check.has_tokenizer(path):
+        raise UserError(
+            f"strategy.teacher: {name} holds no tokenizer, such as tokenizer.json, and it has to be known which tokens it "
+            "means; put the one that it was trained with into its folder"
+        )
+    if not strategy.teacher.trust_remote_code:  # classes of one's own have any names
+        _check_kind(name, config, TASKS[recipe.task])
+    if strategy.level == "sequence":
+        return config  # texts are handed over
+    ours = words_in(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = words_in(path)
+    sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
+    if ours and theirs and sizes and (differs := different_words(ours, theirs, min(sizes))):
+        raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_WORDS}")
+    return config

@@ -5,15 +5,16 @@ Hidden states of rows on the disk: written once, mapped, and carried by the rows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.utils.data import Dataset
 
-from hfstrat.strategies.cached_column import Bringing, Collate, WithColumn
 from hfstrat.strategies.frozen.boundary import COLUMN, Boundary
 from hfstrat.trainer.collective import exhaust
 
@@ -23,6 +24,55 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.trainer.train_data import TrainData
+
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+
+
+class WithColumn(Dataset[dict[str, Any]]):
+    """Rows with one column more.
+
+    Args:
+        rows: the tokenised rows.
+        name: of the column.
+        values: gives a value by its number.
+        places: the number of each row's value, `[len(rows)]`.
+    """
+
+    def __init__(self, rows: Any, name: str, values: Callable[[int], Any], places: np.ndarray) -> None:
+        self.rows, self.name, self.values, self.places = rows, name, values, places
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], self.name: self.values(int(self.places[index]))}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+class Bringing(ABC):
+    """A collator for rows with such a column: batches as before, and what `added` makes of the column's values.
+
+    Rows without the column (of another part of the data) are collated as before. Where rows are packed, each item is a bin.
+    """
+
+    column: str
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        bins = [item["rows"] if "width" in item else [item] for item in items]
+        batch = self.collate(items)
+        if not all(self.column in row for rows in bins for row in rows):
+            return batch
+        return batch | self.added([[row[self.column] for row in rows] for rows in bins], batch)
+
+    @abstractmethod
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the values of a batch's rows are as tensors; `values` are those of each batch row, left to right."""
 
 
 OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that no hidden state depends on

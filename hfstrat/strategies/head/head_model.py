@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import INPUTS, pool
+from hfstrat.strategies.head.features import INPUTS, Body, pool
 from hfstrat.strategies.head.linear import Linear, Scale
 
 

@@ -14,8 +14,7 @@ from hfstrat.models.blocks import keep_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
-from hfstrat.strategies.head.bodies import Body, cut, take_apart
-from hfstrat.strategies.head.features import POOLINGS, extract_inputs
+from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, take_apart
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
 from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows

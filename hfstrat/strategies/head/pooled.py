@@ -15,8 +15,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.strategies.frozen.states import digest_of_rows, digest_of_weights, surroundings
 from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import BATCH_TOKENS, extract
+from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.trainer.collective import exhaust
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import Collate, extract
+from hfstrat.strategies.head.features import Body, Collate, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 

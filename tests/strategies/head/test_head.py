@@ -22,8 +22,7 @@ from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
 from hfstrat.run.train import run
 from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.bodies import cut, take_apart
-from hfstrat.strategies.head.features import POOLINGS, extract
+from hfstrat.strategies.head.features import POOLINGS, cut, extract, take_apart
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
 from hfstrat.tasks.text_classification.text import labels_of
