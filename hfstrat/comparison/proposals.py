@@ -69,7 +69,7 @@ def recipe(name: str, task: str, model: str, data: str) -> str:
     """
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), _first(config, WIDTH)
-    section = defaults.section(name, defaults.About(task, model, _depth(model, config), width, architecture))
+    section = defaults.section(name, defaults.ModelFacts(task, model, _depth(model, config), width, architecture))
     known = 0 if STRATEGIES[name].random_weights else width  # how wide a new model will be, nobody knows yet
     rate = defaults.learning_rate(name, known)
     context = _first(config, CONTEXT) or LONGEST

@@ -66,11 +66,11 @@ class Lora(Strategy[section.Lora]):
             use_rslora=self.section.use_rslora,
             init_lora_weights=True if self.section.init_lora_weights == "default" else self.section.init_lora_weights,  # type: ignore[arg-type]
             modules_to_save=[*self.section.modules_to_save, *base.head_modules] or None,
-            trainable_token_indices=self._new_tokens(base),
+            trainable_token_indices=self._new_token_indices(base),
             revision=base.commit,
         )
 
-    def _new_tokens(self, base: Base) -> Any:
+    def _new_token_indices(self, base: Base) -> Any:
         """The rows of added tokens that learn: in the embeddings, and in the head where it is a matrix of its own."""
         if not base.new_token_ids:
             return None
@@ -93,17 +93,17 @@ class Lora(Strategy[section.Lora]):
 
         modules = [name for name, _ in base.model.named_modules() if name]
         if self.section.adapter is not None:
-            return self._go_on(base, PeftModel)
+            return self._load_adapter(base, PeftModel)
         self._check_names(modules)
         try:
             model = get_peft_model(base.model, self.config(base))
             if self.section.changes_base:
-                self._keep_initial(model, base)
+                self._save_initial_adapter(model, base)
             return model
         except ValueError as error:
             raise UserError(f"strategy: PEFT refused this adapter: {error}") from error
 
-    def _go_on(self, base: Base, peft_model: Any) -> nn.Module:
+    def _load_adapter(self, base: Base, peft_model: Any) -> nn.Module:
         """The adapter of another run, on this recipe's base."""
         assert self.section.adapter is not None
         if base.new_token_ids:
@@ -136,7 +136,7 @@ class Lora(Strategy[section.Lora]):
                     hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
                     raise UserError(f"strategy.{key}: '{name}' matches no module of this model; {hint}")
 
-    def _keep_initial(self, model: Any, base: Base) -> None:
+    def _save_initial_adapter(self, model: Any, base: Base) -> None:
         """Keep the adapter as it was initialised; saving needs it to say what was learnt."""
         self.initial_adapter = Path(tempfile.mkdtemp(prefix="hfstrat-initial-"))
         atexit.register(shutil.rmtree, self.initial_adapter, ignore_errors=True)

@@ -118,7 +118,7 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.strategies.frozen.precompute import precompute
 
         wanted = self.section
-        thawing = [] if wanted.thaw is None else [self._thawing(wanted.thaw, model, data.plan.steps)]
+        thawing = [] if wanted.thaw is None else [self._thaw_callback(wanted.thaw, model, data.plan.steps)]
         data = precompute(data, model, wanted.precompute, still=not wanted.frozen_dropout)
         if wanted.layer_decay == 1:
             return Prepared(data, callbacks=thawing)
@@ -126,7 +126,7 @@ class Partial(Strategy[section.Partial]):
         rates = {"rate_of": lambda name: wanted.layer_decay ** (blocks + 1 - height(name, blocks))}
         return Prepared(data, trainer_kwargs=rates, callbacks=thawing)
 
-    def _thawing(self, thaw: section.Thaw, model: nn.Module, steps: int) -> Any:
+    def _thaw_callback(self, thaw: section.Thaw, model: nn.Module, steps: int) -> Any:
         """Raises UserError where something would still be frozen when the run ends."""
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS

@@ -111,7 +111,7 @@ def test_a_signal_while_preparing_ends_at_once(recipe: Any, monkeypatch: pytest.
 
     loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: 'on'}")
     with monkeypatch.context() as patch:
-        patch.setattr("hfstrat.strategies.frozen.precompute._computed", computed)
+        patch.setattr("hfstrat.strategies.frozen.precompute._compute_states", computed)
         with pytest.raises(KeyboardInterrupt) as info:
             again(loaded)
     assert "what was prepared and computed once so far is kept" in str(errors.named(info.value))

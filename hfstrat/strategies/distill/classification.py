@@ -19,7 +19,7 @@ from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.strategies.frozen.states import Bringing, digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
 from hfstrat.tasks.text_classification.losses import class_loss, class_sums
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.distill import Cache
     from hfstrat.trainer.train_data import TrainData
 
-NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
+NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
 
 @dataclass
@@ -68,7 +68,7 @@ class ClassDistiller:
         self.teacher: PreTrainedModel | None = None
         self.order: torch.Tensor | None = None  # of the teacher's labels, as the student numbers them
         self.names: tuple[str, ...] = ()
-        self.is_on = False
+        self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
@@ -79,9 +79,9 @@ class ClassDistiller:
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
             outputs = original(self, *args, **kwargs)
-            if not (distiller.is_on and self.training):
+            if not (distiller.is_active and self.training):
                 return outputs
-            said = distiller.ask(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
+            said = distiller.teacher_outputs(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
             return ClassOutput(logits=outputs.logits, teacher_logits=said)
 
         forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -89,15 +89,15 @@ class ClassDistiller:
         model.forward = MethodType(forward, model)
         return None
 
-    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+    def other_models(self, base: Base) -> list[PreTrainedModel]:
         """The models that are given the student's batches."""
         return [] if self.teacher is None else [self.teacher]
 
-    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
+    def freeze(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
         """The teacher as it is asked."""
         return teacher if is_own else teacher.requires_grad_(False).eval()
 
-    def begin(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
+    def set_teacher(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
         """From now on this teacher is asked.
 
         Raises:
@@ -115,15 +115,15 @@ class ClassDistiller:
         # a decoder's head looks for the last token by the padding token's id
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
         self.order = torch.tensor([theirs.index(name) for name in ours])
-        self.teacher, self.names, self.is_on = teacher, ours, True
+        self.teacher, self.names, self.is_active = teacher, ours, True
 
     @torch.no_grad()
-    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def teacher_outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The teacher's logits `[B, labels]`, in the student's order."""
         assert self.teacher is not None, "no teacher, and rows that do not say what it said"
         assert self.order is not None
         taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
-        given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
+        given = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEACHER and name in taken}
         if kwargs.get(TEACHER_TYPES) is not None:
             given["token_type_ids"] = kwargs[TEACHER_TYPES]
         device = next(iter(given.values())).device if given else args[0].device
@@ -152,30 +152,30 @@ class ClassDistiller:
         )
 
 
-def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
+def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
     """Rows that bring the teacher's class logits along, where there is more than one epoch."""
-    facts: dict[str, Any] = {"teacher": _judge(feed, distiller)}
+    facts: dict[str, Any] = {"teacher": _evaluate_teacher(feed, distiller)}
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
-        feed, facts["cache"] = _keep(feed, distiller)
+        feed, facts["cache"] = _cache_logits(feed, distiller)
     else:
         feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
-def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
+def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
     assert distiller.teacher is not None
     assert distiller.order is not None
     rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
     order = np.lexsort((rows.first, -rows.lengths))
     inputs = {"teacher": digest_of_weights(distiller.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
     inputs |= {"labels": distiller.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
-    inputs |= {**surroundings(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
+    inputs |= {**cache_inputs(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
 
     def build(target: Path | None) -> None:
         built.append("train")
         size = feed.plan.eval_batch
         groups = [order[start : start + size] for start in range(0, len(order), size)]
-        write(target, feed.each(groups, lambda group: _blobs(feed, distiller, rows, group), "asking the teacher"))
+        write(target, feed.each(groups, lambda group: _logit_bytes(feed, distiller, rows, group), "asking the teacher"))
 
     needed = 4 * len(distiller.names) * len(rows.first)
     text = f"class logits of a teacher for {len(rows.first):,} rows"
@@ -189,13 +189,13 @@ def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[s
     return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
 
 
-def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
+def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
     batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
     with feed.computing():
-        return [row.numpy().tobytes() for row in distiller.ask((), batch).cpu()]
+        return [row.numpy().tobytes() for row in distiller.teacher_outputs((), batch).cpu()]
 
 
-def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
+def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The teacher's own metrics on the evaluation rows."""
     from hfstrat.models.load import count_parameters
     from hfstrat.tasks.text_classification.scores import of_sums
@@ -207,7 +207,7 @@ def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
         places = list(range(start, min(start + size, len(feed.eval))))
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
         with feed.computing():
-            logits = distiller.ask((), feed.batch(places)).cpu()
+            logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
         return class_sums(logits, labels)
 
     parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
@@ -217,7 +217,7 @@ def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 
-class ClassTeacherCollator(Bringing):
+class ClassTeacherCollator(CachedColumnCollator):
     """Adds the class logits that the rows bring along, `[B, labels]`."""
 
     column = COLUMN

@@ -110,7 +110,7 @@ def top_k_kl(student: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -
     return values, gradient.mul_((1 - rest / own_rest)[:, None]).scatter_(1, ids, inside)
 
 
-Apart = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+BlockDivergence = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From a block's place and the student's log-probabilities `[b, W]`, whose memory is used up: the divergence of each row
 and its gradient by what these are the log-softmax of."""
 
@@ -155,15 +155,15 @@ def distill_loss(
         chunk: rows at a time; by default as many as keep the logits in cache.
     """
     chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
-    apart = apart_of(teacher, mix, compute_dtype(hidden, head.weight), chunk)
+    apart = divergence_from(teacher, mix, compute_dtype(hidden, head.weight), chunk)
     return rows_loss(hidden, head, row_loss(targets, apart, teacher.width, mix), chunk)
 
 
 def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher: Teacher, mix: Mix) -> torch.Tensor:
     """The same from logits `[n, V]` that a head of its own kind has made; these exist, and their gradient."""
     size, chunk = _sizes(logits)
-    loss = row_loss(targets, apart_of(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
-    total: torch.Tensor = _OfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
+    loss = row_loss(targets, divergence_from(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
+    total: torch.Tensor = _LossOfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -179,7 +179,7 @@ def distill_scores(
 ) -> torch.Tensor:
     """Per row KL(teacher || student) in nats, `[n]`, at this temperature; without a gradient."""
     chunk = chunk or chunk_rows(head.weight, False)
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
+    apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
     found = [
         apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
         for part, logits in blocks(hidden, head, chunk)
@@ -192,14 +192,14 @@ def distill_scores(
 def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature: float = 1.0) -> torch.Tensor:
     """The same from logits `[n, V]`."""
     size, chunk = _sizes(logits)
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
+    apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
     found = [
         apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
     ]
     return torch.cat([logits.new_empty(0), *found])
 
 
-def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsLoss:
+def row_loss(targets: torch.Tensor, apart: BlockDivergence, width: int, mix: Mix) -> RowsLoss:
     """The mixed loss as `head_loss.rows_loss` takes it."""
     alpha, temperature = mix.alpha, mix.temperature
 
@@ -227,7 +227,7 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
     return loss
 
 
-def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+def divergence_from(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockDivergence:
     """The divergence from what the teacher says, whose logits are made in this dtype, so many rows at a time."""
     if teacher.hidden is not None:
         return _exact(teacher, mix, dtype, chunk)
@@ -246,7 +246,7 @@ def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apar
     )
 
 
-def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockDivergence:
     assert teacher.hidden is not None
     assert teacher.head is not None
     hidden, head, width = teacher.hidden, teacher.head, teacher.width
@@ -268,7 +268,7 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
     return of_block
 
 
-class _OfLogits(torch.autograd.Function):
+class _LossOfLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss, size: int) -> torch.Tensor:
         wide = loss_dtype(logits.dtype)

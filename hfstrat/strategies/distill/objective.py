@@ -70,7 +70,7 @@ class LayerMatch:
         return total * (self.weight / len(self.pairs))
 
 
-def bring_together(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
+def match_layers(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
     """Have the student's layers compared with its teacher's, through projections where the widths differ.
 
     Raises:
@@ -92,7 +92,7 @@ def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:
     return nn.ParameterList(nn.init.orthogonal_(torch.empty(student, teacher)) for _ in range(count))
 
 
-def take_off(model: Any) -> None:
+def remove_projections(model: Any) -> None:
     """The student without its projections, as it is saved; also where there are none."""
     for module in model.modules():
         if NAME in module._modules:
@@ -117,7 +117,7 @@ class FrozenTeacher:
     def __init__(self, model: PreTrainedModel, is_own: bool = False) -> None:
         self.model = model
         self.adapted: Any = None
-        self.scale, self.softcap = proven_head(model)
+        self.scale, self.softcap = find_head_scaling(model)
         self._linear: Any = model.get_output_embeddings()
         if not is_own:
             model.requires_grad_(False).eval()
@@ -138,12 +138,12 @@ class FrozenTeacher:
             with self.adapted.disable_adapter() if self.adapted is not None else nullcontext():
                 if not all_layers:
                     return last_hidden(self.model, args, kwargs).flatten(0, 1).index_select(0, rows)
-                return layers_of(self.model, args, kwargs, rows)
+                return hidden_states_of(self.model, args, kwargs, rows)
         finally:
             self.model.train(was_training)
 
 
-def layers_of(
+def hidden_states_of(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Last hidden states and those of each layer, `[n, H]` each; the first of these are the embeddings."""
@@ -153,7 +153,7 @@ def layers_of(
     return out.last_hidden_state.flatten(0, 1).index_select(0, rows), pick
 
 
-def proven_head(model: PreTrainedModel) -> tuple[float, float | None]:
+def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
     """The scale and soft-capping of a model's head, as a comparison with its own logits proves them.
 
     Raises:
@@ -186,7 +186,7 @@ class Distiller:
         self.mix, self.teacher, self.match = mix, teacher, match
         self.head: Head | None = None  # of a teacher whose hidden states the rows bring along
         self.width = 0  # tokens that both vocabularies share
-        self.is_on = False
+        self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
         """Bind to the model; a reason where that cannot be."""
@@ -196,20 +196,20 @@ class Distiller:
         """The collator of the batches that student and teacher are given."""
         return collate
 
-    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+    def other_models(self, base: Base) -> list[PreTrainedModel]:
         """The models that are given the student's batches, its own base excluded."""
         return [] if self.teacher is None or self.teacher.model is base.model else [self.teacher.model]
 
-    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
+    def freeze(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
         """The teacher as it is asked. Raises ValueError with why it cannot be."""
         return FrozenTeacher(teacher, is_own)
 
-    def begin(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
+    def set_teacher(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
         """From now on this teacher is asked."""
         if teacher.model is base.model:
             teacher.adapted = trained
         ours = base.model.get_output_embeddings().weight.shape[0]
-        self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
+        self.teacher, self.width, self.is_active = teacher, min(ours, teacher.head.weight.shape[0]), True
 
     def __call__(
         self,
@@ -222,19 +222,19 @@ class Distiller:
         softcap: float | None,
     ) -> HeadLossOutput:
         brought = {name: kwargs.pop(name) for name in COLUMNS if name in kwargs}
-        if not self.is_on:
+        if not self.is_active:
             return fused_loss.cross_entropy(model, args, kwargs, loss_rows, targets, scale, softcap)
-        said, theirs = self._ask(brought, args, kwargs, loss_rows)
+        said, theirs = self._teacher_outputs(brought, args, kwargs, loss_rows)
         if theirs is None or self.match is None:
             rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
             return self._output(model, rows, targets, said, scale, softcap)
-        rows, ours = layers_of(model, args, kwargs, loss_rows)
+        rows, ours = hidden_states_of(model, args, kwargs, loss_rows)
         output = self._output(model, rows, targets, said, scale, softcap)
         if torch.is_grad_enabled() and output.total is not None:
             output.total = output.total + self.match(ours, theirs)
         return output
 
-    def _ask(
+    def _teacher_outputs(
         self, brought: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss_rows: torch.Tensor
     ) -> tuple[Teacher, list[torch.Tensor] | None]:
         """What the teacher says, out of the batch or out of its mouth, and its layers' states if they are asked for."""
@@ -242,7 +242,7 @@ class Distiller:
             given: dict[str, Any] = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
             if "hidden" in given:
                 assert self.head is not None
-                self.head = head_on(self.head, loss_rows.device)
+                self.head = move_head(self.head, loss_rows.device)
                 return Teacher(self.width, given["hidden"], self.head), None
             return Teacher(self.width, **given), None
         assert self.teacher is not None, "no teacher, and rows that do not say what it said"
@@ -289,13 +289,13 @@ class Distiller:
         return HeadLossOutput(total=total, nll=nll, correct=logits.argmax(-1) == targets, kl=kl)
 
 
-def head_on(head: Head, device: torch.device) -> Head:
+def move_head(head: Head, device: torch.device) -> Head:
     if head.weight.device == device:
         return head
     return head._replace(weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
-def student_of(
+def build_student(
     strategy: Distill, build: Callable[[Base], nn.Module], base: Base, distiller: Any, teacher: PreTrainedModel | None
 ) -> nn.Module:
     """The model that learns, with the distiller's loss bound to it.
@@ -312,7 +312,7 @@ def student_of(
     if teacher is not None:
         if teacher is not base.model:
             cast_weights(teacher, base.compute_dtype)
-        asked = _wrapped(strategy, distiller, teacher, base)
+        asked = _freeze(strategy, distiller, teacher, base)
         teacher = None if asked is None else teacher
     if reason := distiller.bind(base.model):
         raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
@@ -323,8 +323,8 @@ def student_of(
     if theirs < ours and teacher is not base.model:
         base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
     try:
-        distiller.begin(asked, base, trained)
-        distiller.is_on = strategy.uses_teacher
+        distiller.set_teacher(asked, base, trained)
+        distiller.is_active = strategy.uses_teacher
     except ValueError as error:
         raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
     if strategy.on_policy:
@@ -333,14 +333,14 @@ def student_of(
         check_sizes(*(model.config.get_text_config().vocab_size for model in (base.model, teacher)))
         base.say(f"{'teacher':<9} {REMARK}")
     if strategy.hidden:
-        bring_together(strategy.hidden, base, distiller, teacher)
+        match_layers(strategy.hidden, base, distiller, teacher)
     return trained
 
 
-def _wrapped(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
+def _freeze(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
     """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
     try:
-        return distiller.frozen(teacher, is_own=teacher is base.model)
+        return distiller.freeze(teacher, is_own=teacher is base.model)
     except ValueError as error:
         if not strategy.uses_teacher:
             return None

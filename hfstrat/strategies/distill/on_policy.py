@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer
 
-from hfstrat.strategies.distill.tokenizer_mismatch import prompt_of
+from hfstrat.strategies.distill.tokenizer_mismatch import prompt_ids
 from hfstrat.trainer.trainer import StrategyTrainer
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Prompts(Dataset[dict[str, list[int]]]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict[str, list[int]]:
-        return {"prompt": prompt_of(self.rows[place], "on_policy: true")}
+        return {"prompt": prompt_ids(self.rows[place], "on_policy: true")}
 
 
-class Again(Sampler[int]):
+class RepeatSampler(Sampler[int]):
     """Each `size` rows `times` over: TRL takes a whole step's rows for each part of it, and writes at the first."""
 
     def __init__(self, order: Any, size: int, times: int) -> None:
@@ -93,7 +93,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
         super().__init__(
             args=DistillationConfig(**{**given, **theirs_too}),
             train_dataset=Prompts(train_dataset),
-            sampler=Again(sampler, size, args.gradient_accumulation_steps),
+            sampler=RepeatSampler(sampler, size, args.gradient_accumulation_steps),
             **arguments,
         )
 

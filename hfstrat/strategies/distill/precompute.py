@@ -18,7 +18,7 @@ from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
-from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import cache_inputs, digest_of_weights
 
 if TYPE_CHECKING:
     from hfstrat.recipe.distill import Cache
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number; of the largest state: other batches, other kernels
 
 
-def ask_once(feed: TrainData, distiller: Distiller, wish: Cache) -> TrainData:
+def cache_outputs(feed: TrainData, distiller: Distiller, wish: Cache) -> TrainData:
     """The feed whose rows bring along what the teacher says about them, where that pays and fits; said aloud either way.
 
     Raises:
@@ -37,25 +37,25 @@ def ask_once(feed: TrainData, distiller: Distiller, wish: Cache) -> TrainData:
     teacher = distiller.teacher
     assert teacher is not None
     if wish.form == "off":
-        return ask_anew(feed, distiller, "cache: off")
+        return compute_each_batch(feed, distiller, "cache: off")
     if distiller.match is not None:
-        return ask_anew(feed, distiller, "the states of its layers are compared, which are not kept")
+        return compute_each_batch(feed, distiller, "the states of its layers are compared, which are not kept")
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
     rows = {"eval": Rows.of(feed.eval)} | ({"train": Rows.of(feed.unpacked.train)} if again else {})
     positions = sum(int(part.supervised.sum()) for part in rows.values())
-    form, reason = choose(feed, distiller, wish, positions)
+    form, reason = choose_form(feed, distiller, wish, positions)
     if form is None:
-        return ask_anew(feed, distiller, reason)
-    feed = _fetch(feed, distiller, form, rows, positions)
-    feed = judge(feed, distiller)
+        return compute_each_batch(feed, distiller, reason)
+    feed = _load_or_compute(feed, distiller, form, rows, positions)
+    feed = evaluate_teacher(feed, distiller)
     if again:
-        distiller.head, distiller.teacher = _own(teacher.head), None
+        distiller.head, distiller.teacher = _copy_head(teacher.head), None
         del teacher
         gc.collect()  # its body goes now, before gradients and moments come
     return feed
 
 
-def choose(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -> tuple[Form | None, str]:
+def choose_form(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -> tuple[Form | None, str]:
     """The form, or None and why.
 
     `auto` takes the exact one if the budget has room for it, then draws; never likeliest tokens, which are a lower bound.
@@ -82,18 +82,18 @@ def choose(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -
     return forms[fits[0]], ""
 
 
-def ask_anew(feed: TrainData, distiller: Distiller, reason: str) -> TrainData:
+def compute_each_batch(feed: TrainData, distiller: Distiller, reason: str) -> TrainData:
     """The feed as it is, with the teacher's own metrics among its facts."""
     feed.say(f"{'teacher':<9} is asked about every batch anew: {reason}")
-    return judge(feed, distiller)
+    return evaluate_teacher(feed, distiller)
 
 
-def _own(head: Any) -> Any:
+def _copy_head(head: Any) -> Any:
     """A head that keeps nothing else alive."""
     return head._replace(weight=head.weight.clone(), bias=None if head.bias is None else head.bias.clone())
 
 
-def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, Rows], positions: int) -> TrainData:
+def _load_or_compute(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, Rows], positions: int) -> TrainData:
     teacher = distiller.teacher
     assert teacher is not None
     started, built, size, mass = time.monotonic(), list[str](), 0, 0.0
@@ -114,13 +114,13 @@ def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, R
             "dtype": str(feed.dtype),
             "head": [teacher.scale, teacher.softcap],
             "adapter": teacher.adapted is not None,
-            **surroundings(unpacked, teacher.model, feed.dtype),
+            **cache_inputs(unpacked, teacher.model, feed.dtype),
         }
 
         def build(target: Path | None, name: str = name, part: Rows = part, rows: Any = rows, order: Any = order) -> Any:
             built.append(name)
             kept = [0.0]
-            write(target, _answers(unpacked, distiller, form, rows, part, order, kept))
+            write(target, _compute_outputs(unpacked, distiller, form, rows, part, order, kept))
             return {"mass": kept[0]}
 
         needed = int(part.supervised.sum()) * form.position.itemsize
@@ -146,10 +146,10 @@ def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, R
     distiller.head = teacher.head
     if form.kind == "hidden":
         _check(feed, teacher, found)
-    return with_facts(feed, cache=facts)
+    return add_facts(feed, cache=facts)
 
 
-def _answers(
+def _compute_outputs(
     feed: TrainData, distiller: Distiller, form: Form, rows: Any, part: Rows, order: np.ndarray, kept: list[float]
 ) -> Iterator[list[bytes]]:
     """What is kept of each row, batch by batch, in this order; adds up the mass in `kept`."""
@@ -166,7 +166,7 @@ def _answers(
 
     def ask(numbered: tuple[int, np.ndarray]) -> tuple[list[bytes], float]:
         number, group = numbered
-        hidden = states_of(feed, teacher, feed.batch([int(part.first[one]) for one in group], rows))
+        hidden = teacher_states(feed, teacher, feed.batch([int(part.first[one]) for one in group], rows))
         counts = part.supervised[group]
         if counts.sum() != len(hidden):
             raise RuntimeError("rows and batches disagree about which positions carry loss")
@@ -181,7 +181,7 @@ def _answers(
         yield blobs
 
 
-def states_of(feed: TrainData, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def teacher_states(feed: TrainData, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The teacher's hidden states of a batch's supervised positions, `[n, H]`."""
     inputs = {name: tensor for name, tensor in batch.items() if not name.startswith(("teacher_", "loss_rows", "targets"))}
     with feed.computing():
@@ -196,7 +196,7 @@ def _check(feed: TrainData, teacher: FrozenTeacher, found: list[str]) -> None:
         UserError: it was found in the cache (these entries), and somebody has put it there.
     """
     batch = feed.batch([len(feed.eval) - 1, 0] if len(feed.eval) > 1 else [0])
-    said, brought = states_of(feed, teacher, batch).float(), batch["teacher_hidden"].float()
+    said, brought = teacher_states(feed, teacher, batch).float(), batch["teacher_hidden"].float()
     allowed = TOLERANCE[batch["teacher_hidden"].dtype.itemsize] * float(said.abs().max())
     if float((said - brought).abs().max()) <= allowed:
         return
@@ -209,7 +209,7 @@ def _check(feed: TrainData, teacher: FrozenTeacher, found: list[str]) -> None:
 
 
 @torch.no_grad()
-def judge(feed: TrainData, distiller: Distiller) -> TrainData:
+def evaluate_teacher(feed: TrainData, distiller: Distiller) -> TrainData:
     """The teacher's own loss and accuracy on the evaluation rows, as the student's are measured."""
     teacher, nll, right, count = distiller.teacher, 0.0, 0.0, 0
     assert teacher is not None
@@ -218,7 +218,7 @@ def judge(feed: TrainData, distiller: Distiller) -> TrainData:
     def measure(start: int) -> tuple[float, float, int]:
         batch = feed.batch(list(range(start, min(start + size, len(feed.eval)))))
         hidden = batch.get("teacher_hidden")
-        hidden = states_of(feed, teacher, batch) if hidden is None else hidden
+        hidden = teacher_states(feed, teacher, batch) if hidden is None else hidden
         with feed.computing():
             losses, correct = head_scores(hidden, head.weight, batch["targets"], head.bias, head.softcap, head.scale)
         return float(losses.sum()), float(correct.sum()), len(losses)
@@ -233,8 +233,8 @@ def judge(feed: TrainData, distiller: Distiller) -> TrainData:
         "parameters": count_parameters(teacher.model)[1],
     }
     feed.say(f"{'teacher':<9} evaluation loss {found['loss']:.4f}, token accuracy {found['token_accuracy']:.1%}")
-    return with_facts(feed, teacher=found)
+    return add_facts(feed, teacher=found)
 
 
-def with_facts(feed: TrainData, **facts: Any) -> TrainData:
+def add_facts(feed: TrainData, **facts: Any) -> TrainData:
     return replace(feed, facts={**feed.facts, "distillation": {**feed.facts.get("distillation", {}), **facts}})

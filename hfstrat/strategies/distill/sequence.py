@@ -18,7 +18,7 @@ from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill.teacher_cache import Rows
-from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, prompt_of
+from hfstrat.strategies.distill.tokenizer_mismatch import OtherTokenizer, prompt_ids
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks.generation import continued
 from hfstrat.trainer.collective import ProcessGroup
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 BLOCK = 32  # rows that are written together, and kept together
 
 
-def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
+def generate_answers(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
     """The data with the answers of the recipe's teacher. Raises UserError where it writes no text."""
     from hfstrat.models.load import compute_dtype, context_of
     from hfstrat.recipe.distill import TeacherModel
-    from hfstrat.strategies.distill.teacher import load_teacher, tokenizer_of, words_of
+    from hfstrat.strategies.distill.teacher import load_teacher, tokenizer_of, vocabulary_size
     from hfstrat.tasks import TASKS
 
     model = recipe.model
@@ -49,22 +49,24 @@ def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: A
     if not writer.can_generate():
         raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
     context = context_of(writer)
-    foreign = Foreign.of(tokenizer, tokenizer_of(section), words_of(writer), data.renderer, recipe.data, context)
+    foreign = OtherTokenizer.detect(
+        tokenizer, tokenizer_of(section), vocabulary_size(writer), data.renderer, recipe.data, context
+    )
     if foreign:
         screen.print(f"{'teacher':<9} {foreign.line}")
     writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     length = min(recipe.data.max_length, context or recipe.data.max_length)
-    return rewritten(data, writer, tokenizer, strategy.max_new_tokens, length, screen, foreign)
+    return replace_answers(data, writer, tokenizer, strategy.max_new_tokens, length, screen, foreign)
 
 
-def rewritten(
+def replace_answers(
     data: Prepared,
     teacher: PreTrainedModel,
     tokenizer: Any,
     max_new_tokens: int,
     max_length: int,
     screen: Console,
-    foreign: Foreign | None = None,
+    foreign: OtherTokenizer | None = None,
 ) -> Prepared:
     """The data whose training rows end with what the teacher says, greedily, to what stands before their last answer.
 
@@ -77,12 +79,12 @@ def rewritten(
         UserError: rows without a prompt.
     """
     rows = Rows.of(data.train)
-    prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
+    prompts = [prompt_ids(data.train[int(place)]) for place in rows.first]
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
     reader, reach = (foreign.theirs, foreign.reach) if foreign else (tokenizer, max_length)
-    asks = foreign.asked(data.train, rows.first, prompts) if foreign else prompts
+    asks = foreign.prompts(data.train, rows.first, prompts) if foreign else prompts
     options = {"max_new_tokens": max_new_tokens, "max_length": reach, "libraries": torch.__version__}
     group = ProcessGroup.current()
     mine = blocks[group.rank :: group.size] if group.size > 1 else []
@@ -103,7 +105,7 @@ def rewritten(
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
         cache.let_go(entry.path)  # there may be thousands
-        said = foreign.repeated(said, asked, [prompts[int(one)] for one in block]) if foreign else said
+        said = foreign.answers(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]
     ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
@@ -111,10 +113,10 @@ def rewritten(
         f"{'teacher':<9} {'wrote' if built else 'wrote before: found in the cache:'} {len(answers):,} answers, "
         f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} were cut at {max_new_tokens} tokens"
     )
-    return _answered(data, rows, prompts, answers)
+    return _with_answers(data, rows, prompts, answers)
 
 
-def _answered(data: Prepared, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> Prepared:
+def _with_answers(data: Prepared, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> Prepared:
     """The data with these answers, by the number of the different row."""
     from datasets import Dataset
 

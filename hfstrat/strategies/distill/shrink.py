@@ -1,4 +1,4 @@
-"""Narrower feed-forward layers: of each layer's inner channels those stay that speak loudest on some training rows.
+"""Narrower feed-forward layers: of each layer's inner channels those stay that speak most_active_channels on some training rows.
 
 Importance is the mean absolute activation, as in Minitron (arXiv 2407.14679). Only inner channels are left out: what is left
 is exactly the model without them. With fewer channels of the hidden width every norm would be another one, so that not even
@@ -52,22 +52,22 @@ def check_width(wish: int, config: dict[str, Any], shapes: Shapes) -> None:
     width = config.get(WIDTH)
     if not isinstance(width, int):
         if config:
-            raise UserError(_not_understood(config.get("model_type")))
+            raise UserError(_unsupported(config.get("model_type")))
         return
     if wish > width:
         raise UserError(f"{KEY}: {wish} of a model that has {width}; give at most {width}")
-    if shapes and not _is_understood(shapes, width):
-        raise UserError(_not_understood(config.get("model_type")))
+    if shapes and not _is_supported(shapes, width):
+        raise UserError(_unsupported(config.get("model_type")))
 
 
-def _not_understood(family: Any) -> str:
+def _unsupported(family: Any) -> str:
     return (
         f"{KEY}: the feed-forward layers of a {family} model are not built as those of Llama (gate_proj, up_proj, down_proj) "
         "or BERT (intermediate, output); remove it, and leave out layers"
     )
 
 
-def _is_understood(shapes: Shapes, width: int) -> bool:
+def _is_supported(shapes: Shapes, width: int) -> bool:
     """Whether each block has one matrix that reads as many channels, and others that make them."""
     readers = [name for name, shape in shapes.items() if BLOCK.search(name) and OUT_OF.search(name) and shape[-1] == width]
     makers = [name for name, shape in shapes.items() if BLOCK.search(name) and INTO.search(name) and shape[0] == width]
@@ -81,7 +81,7 @@ def _block(name: str) -> int:
     return int(match.group(1))
 
 
-def loudest(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -> dict[int, torch.Tensor]:
+def most_active_channels(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -> dict[int, torch.Tensor]:
     """For each block the numbers of the `wish` inner channels with the largest mean absolute activation, in their order.
 
     Args:
@@ -122,7 +122,7 @@ def loudest(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -
     return {block: found[:wish].sort().values for block, found in order.items()}
 
 
-def part_of(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+def cut_parameter(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
     """What is left of a parameter by its name in the whole model."""
     if BLOCK.search(name) and INTO.search(name):
         return tensor.index_select(0, kept[_block(name)])
@@ -131,7 +131,7 @@ def part_of(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> t
     return tensor
 
 
-def narrow_shapes_left(shapes: Shapes, wish: int) -> Shapes:
+def narrow_shapes(shapes: Shapes, wish: int) -> Shapes:
     """The parameters' shapes with `wish` inner channels."""
 
     def of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -142,19 +142,21 @@ def narrow_shapes_left(shapes: Shapes, wish: int) -> Shapes:
     return {name: of(name, shape) for name, shape in shapes.items()}
 
 
-def shrunk(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
+def shrink_model(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
     """The smaller model that is asked for, and what it is in words; `rows` tell which inner channels matter."""
     config = base.model.config.get_text_config()
-    keep, channels = kept_layers(wish.layers, config.num_hidden_layers), None
+    keep, channels = layers_to_keep(wish.layers, config.num_hidden_layers), None
     if wish.layers is not None:
         base.say(f"student: layers {', '.join(map(str, keep))} of {config.num_hidden_layers}")
     if wish.intermediate_size is not None:
-        channels = loudest(base.model, rows, wish.intermediate_size)
-        base.say(f"student: {wish.intermediate_size:,} of {config.intermediate_size:,} inner channels a layer, the loudest")
+        channels = most_active_channels(base.model, rows, wish.intermediate_size)
+        base.say(
+            f"student: {wish.intermediate_size:,} of {config.intermediate_size:,} inner channels a layer, the most_active_channels"
+        )
     return drop_layers(base.model, keep, channels)
 
 
-def kept_layers(wish: int | list[int] | None, count: int) -> list[int]:
+def layers_to_keep(wish: int | list[int] | None, count: int) -> list[int]:
     """The numbers of the layers that stay, out of `count`: those named, or so many, evenly spaced with the first and the last.
 
     None is all of them.
@@ -177,7 +179,7 @@ def kept_layers(wish: int | list[int] | None, count: int) -> list[int]:
     return wish
 
 
-def renamed(names: list[str], keep: list[int]) -> dict[str, str]:
+def new_names(names: list[str], keep: list[int]) -> dict[str, str]:
     """For each parameter that stays, its name in the smaller model: old name to new."""
     places = {layer: place for place, layer in enumerate(keep)}
     found = {}
@@ -202,11 +204,11 @@ def drop_layers(model: PreTrainedModel, keep: list[int], channels: dict[int, tor
     import torch
 
     config = smaller_config(model.config, keep)
-    names = renamed(list(model.state_dict()), keep)
+    names = new_names(list(model.state_dict()), keep)
     weights = {names[name]: tensor for name, tensor in model.state_dict().items() if name in names}
     if channels is not None:
         config.get_text_config().intermediate_size = len(channels[keep[0]])
-        weights = {new: part_of(old, weights[new], channels) for old, new in names.items()}
+        weights = {new: cut_parameter(old, weights[new], channels) for old, new in names.items()}
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     state = torch.get_rng_state()  # fresh weights are drawn, only to be overwritten
     smaller: PreTrainedModel = type(model)._from_config(
@@ -232,7 +234,7 @@ def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tupl
     found = dict(model.named_parameters())
     if keep is None:
         return sorted(found.items())
-    names = renamed(list(found), keep)
+    names = new_names(list(found), keep)
     return sorted((names[name], parameter) for name, parameter in found.items() if name in names)
 
 
@@ -246,11 +248,11 @@ def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfi
     return smaller
 
 
-def shapes_left(shapes: Shapes, wish: Shrink | None) -> Shapes:
+def shrink_shapes(shapes: Shapes, wish: Shrink | None) -> Shapes:
     """The parameters' shapes without what is left out."""
     if wish is None:
         return shapes
     count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
-    names = renamed(list(shapes), kept_layers(wish.layers, count))
+    names = new_names(list(shapes), layers_to_keep(wish.layers, count))
     left = {new: shapes[old] for old, new in names.items()}
-    return left if wish.intermediate_size is None else narrow_shapes_left(left, wish.intermediate_size)
+    return left if wish.intermediate_size is None else narrow_shapes(left, wish.intermediate_size)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
 
-OTHER_WORDS = (
+OTHER_VOCABULARY = (
     "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers "
     "to fine-tune on (level: sequence), or use TRL's GOLD, which aligns tokenizers"
 )
@@ -72,7 +72,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     return loaded.requires_grad_(False).eval()
 
 
-def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
+def teacher_from_base(base: Base, will_change: bool) -> PreTrainedModel:
     """The student's own base as it is now; a copy of it if its weights will change."""
     from hfstrat.models.fused_loss import unbind_head_loss
     from hfstrat.models.load import cast_weights
@@ -85,7 +85,7 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
-def placed(
+def place_teacher(
     strategy: Distill,
     base: Base,
     tokenizer: PreTrainedTokenizerBase,
@@ -109,22 +109,24 @@ def placed(
     if section is None:
         if base.new_head:
             raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
-        return own_teacher(
+        return teacher_from_base(
             base, will_change=strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
         )
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())
-    if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+    if strategy.level == "sequence" and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
     kept = strategy.cache.form != "off" and (again or strategy.cache.form != "auto")
     stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden is not None or not kept)
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(name, (wanted, few), describe(shapes, base.is_tied).footprint, free_bytes(), stays, not strategy.on_policy, ours)
+    check_room(
+        name, (wanted, few), describe(shapes, base.is_tied).footprint, free_memory(), stays, not strategy.on_policy, ours
+    )
     found = load_teacher(section, base.task, base.compute_dtype)
-    check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
+    check_tokenizers(tokenizer, section, min(vocabulary_size(found), vocabulary_size(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
         raise UserError(
@@ -142,7 +144,7 @@ def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None
         check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
 
 
-def words_of(model: PreTrainedModel) -> int:
+def vocabulary_size(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary, padding included."""
     head = model.get_output_embeddings()
     return int((model.get_input_embeddings() if head is None else head).weight.shape[0])
@@ -150,8 +152,8 @@ def words_of(model: PreTrainedModel) -> int:
 
 def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
     """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
-    if differs := different_words(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+    if differs := first_difference(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
 
 
 def check_sizes(ours: int, theirs: int) -> None:
@@ -180,7 +182,7 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
     return found
 
 
-def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
+def first_difference(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
     """The first number that means two things; tokens beyond `shared` or beyond an end do not count."""
     own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
     for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
@@ -189,7 +191,7 @@ def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -
     return None
 
 
-def words_in(folder: Path) -> dict[str, int] | None:
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
     """The vocabulary in a folder's tokenizer.json, without transformers; None where it cannot be told."""
     try:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -239,7 +241,7 @@ def check_room(
     )
 
 
-def free_bytes() -> int | None:
+def free_memory() -> int | None:
     """Memory that is free: of the GPU where there is one, else of the machine."""
     import torch
 
@@ -268,7 +270,7 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
     count = _layers(config)
     if strategy.shrink and count:
-        shrink.kept_layers(strategy.shrink.layers, count)
+        shrink.layers_to_keep(strategy.shrink.layers, count)
     if strategy.shrink and strategy.shrink.intermediate_size and config:
         shapes = read_shapes(Path(model.name_or_path).expanduser())
         shrink.check_width(strategy.shrink.intermediate_size, config, shapes)
@@ -276,7 +278,7 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     if strategy.on_policy and not recipe.model.add_tokens:
         _check_config_sizes(strategy.student, config, theirs)
     if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
-        below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
+        below = len(shrink.layers_to_keep(strategy.shrink.layers, count)) if strategy.shrink else count
         check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
 
 
@@ -332,9 +334,9 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
         _check_kind(name, config, TASKS[recipe.task])
     if strategy.level == "sequence":
         return config  # texts are handed over
-    ours = words_in(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
-    theirs = words_in(path)
+    ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = read_vocabulary(path)
     sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
-    if ours and theirs and sizes and (differs := different_words(ours, theirs, min(sizes))):
-        raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_WORDS}")
+    if ours and theirs and sizes and (differs := first_difference(ours, theirs, min(sizes))):
+        raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
     return config

@@ -21,7 +21,7 @@ import torch
 
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.strategies.frozen.states import Bringing, WithColumn
+from hfstrat.strategies.frozen.states import CachedColumnCollator, WithColumn
 from hfstrat.trainer.collective import exhaust
 
 COLUMN = "teacher"
@@ -136,7 +136,7 @@ class WithTeacher(WithColumn):
         super().__init__(rows, COLUMN, lambda place: said[place].as_py(), places)
 
 
-class TeacherCollator(Bringing):
+class TeacherCollator(CachedColumnCollator):
     """Adds what the teacher said about the supervised positions, in the order in which they stand in the batch."""
 
     column = COLUMN

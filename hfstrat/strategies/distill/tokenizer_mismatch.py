@@ -24,7 +24,7 @@ ENDLESS = 1 << 30  # tokens, where a model has no longest context
 
 
 @dataclass
-class Foreign:
+class OtherTokenizer:
     """How to ask it and to understand it.
 
     Args:
@@ -42,16 +42,18 @@ class Foreign:
     line: str
 
     @classmethod
-    def of(cls, ours: Any, theirs: Any, words: int, renderer: Any, section: Data, context: int | None) -> Foreign | None:
+    def detect(
+        cls, ours: Any, theirs: Any, words: int, renderer: Any, section: Data, context: int | None
+    ) -> OtherTokenizer | None:
         """None where the teacher reads the student's ids as they are.
 
         Args:
             words: how many token ids the teacher knows.
             renderer: of the student's rows.
         """
-        from hfstrat.strategies.distill.teacher import different_words
+        from hfstrat.strategies.distill.teacher import first_difference
 
-        found, form = different_words(ours.get_vocab(), theirs.get_vocab(), words), Renderer(theirs, "auto")
+        found, form = first_difference(ours.get_vocab(), theirs.get_vocab(), words), Renderer(theirs, "auto")
         own = (form.template, theirs.chat_template if form.template == "chat" else "", theirs.eos_token_id)
         if not found and own == (renderer.template, ours.chat_template if own[0] == "chat" else "", ours.eos_token_id):
             return None
@@ -61,7 +63,7 @@ class Foreign:
             ours, theirs, section, context or ENDLESS, f"{said}: it is asked in {how}, and what it says is handed over as text"
         )
 
-    def asked(self, rows: Any, first: np.ndarray, prompts: list[list[int]]) -> list[list[int]]:
+    def prompts(self, rows: Any, first: np.ndarray, prompts: list[list[int]]) -> list[list[int]]:
         """What the teacher reads for each prompt: the same turns of the same row in its own form, or, where a row was cut
         into pieces that have no such turn, the prompt's text.
 
@@ -74,7 +76,7 @@ class Foreign:
             UserError: a prompt is longer than the teacher's context, or its template cannot render a row.
         """
         theirs, numbers = self._turns(), [int(number) for number in np.asarray(rows["row"])[first]]
-        answers = [len(begins_of(rows[int(place)]["labels"])) for place in first]
+        answers = [len(answer_starts(rows[int(place)]["labels"])) for place in first]
         pieces, total, spoken = Counter(numbers), Counter[int](), Counter[int]()
         for number, count in zip(numbers, answers, strict=True):
             total[number] += count
@@ -83,7 +85,7 @@ class Foreign:
             spoken[number] += count
             turns = theirs(number)
             same = total[number] == len(turns) or (pieces[number] == 1 and count < len(turns))  # else cut into pieces
-            found.append(turns[spoken[number] - 1] if same else heard(prompt, self.ours, self.theirs))
+            found.append(turns[spoken[number] - 1] if same else retokenize_prompt(prompt, self.ours, self.theirs))
         longest = max(map(len, found))
         if longest >= self.reach:
             raise UserError(
@@ -105,49 +107,49 @@ class Foreign:
         def turns(number: int) -> list[list[int]]:
             begin, end = np.searchsorted(all_numbers, [number, number + 1])
             pieces = [table[place] for place in range(int(begin), int(end))]
-            return [piece["input_ids"][:begin] for piece in pieces for begin in begins_of(piece["labels"])]
+            return [piece["input_ids"][:begin] for piece in pieces for begin in answer_starts(piece["labels"])]
 
         return turns
 
-    def repeated(self, answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
-        return repeated(answers, asked, prompts, Pieces(self.ours), self.theirs)
+    def answers(self, answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
+        return retokenize_answers(answers, asked, prompts, Pieces(self.ours), self.theirs)
 
 
-def begins_of(labels: Any) -> list[int]:
+def answer_starts(labels: Any) -> list[int]:
     """Where answers begin: the first of each stretch of labels that carry loss."""
     carries = np.asarray(labels) != IGNORED
     return [int(place) for place in np.flatnonzero(carries & ~np.concatenate([[False], carries[:-1]]))]
 
 
-def prompt_of(row: dict[str, Any], key: str = "level: sequence") -> list[int]:
+def prompt_ids(row: dict[str, Any], key: str = "level: sequence") -> list[int]:
     """The ids before a row's last answer. Raises UserError where there are none."""
-    carries, begins = np.asarray(row["labels"]) != IGNORED, begins_of(row["labels"])
+    carries, begins = np.asarray(row["labels"]) != IGNORED, answer_starts(row["labels"])
     if not begins or begins[-1] == 0 or (carries[1:].all() and len(carries) > 1):
         raise UserError(f"strategy.{key}: a row has no prompt that could be answered; give rows with prompts")
     return [int(one) for one in row["input_ids"][: begins[-1]]]
 
 
-def heard(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
+def retokenize_prompt(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
     """A prompt's text in the teacher's tokens."""
     begin = int(prompt[0] == ours.bos_token_id)  # the teacher has its own
     ids: list[int] = theirs(ours.decode(prompt[begin:], clean_up_tokenization_spaces=False))["input_ids"]
     return ids[:-1] if ids[1:] and ids[-1] == theirs.eos_token_id else ids
 
 
-def repeated(
+def retokenize_answers(
     answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: Pieces, theirs: Any
 ) -> list[list[int]]:
     """What the teacher wrote to what it was asked, in our tokens as they go on from our prompts (`prompts`), with our end
     where it came to its end."""
     tokenizer = ours.tokenizer
-    texts = [_written(answer, heard, theirs) for answer, heard in zip(answers, asked, strict=True)]
+    texts = [_answer_text(answer, before, theirs) for answer, before in zip(answers, asked, strict=True)]
     before = [str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False))[-TAIL:] for prompt in prompts]
     ended = [answer[-1:] == [theirs.eos_token_id] for answer in answers]
     made = zip(ours.ids(texts, before), ended, strict=True)
     return [ids + [tokenizer.eos_token_id] if end or not ids else ids for ids, end in made]
 
 
-def _written(answer: list[int], asked: list[int], theirs: Any) -> str:
+def _answer_text(answer: list[int], asked: list[int], theirs: Any) -> str:
     """The answer's text as it goes on: read by itself, tokenizers such as Llama 2's take its first space away."""
     before, whole, alone = (
         str(theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -45,7 +45,7 @@ def final_norm(model: nn.Module, blocks: list[Named]) -> Named | None:
     return next((Named(name, child) for name, child in beside if NORM.search(name)), None)
 
 
-class _Reached(Exception):
+class _BoundaryReached(Exception):
     """The boundary is reached; nobody needs what comes after it."""
 
 
@@ -102,7 +102,7 @@ class Boundary:
                 if is_last and self._taking:
                     self._gives_tuple = isinstance(given, tuple)
                     self._taken = given[0] if isinstance(given, tuple) else given
-                    raise _Reached
+                    raise _BoundaryReached
                 return given
             states = self._states if is_last else args[0] if args else kwargs["hidden_states"]
             return (states,) if self._gives_tuple else states
@@ -114,7 +114,7 @@ class Boundary:
         self._taking = True
         try:
             self.model(**batch)
-        except _Reached:
+        except _BoundaryReached:
             pass
         finally:
             self._taking = False
@@ -143,7 +143,7 @@ def frozen_depth(model: nn.Module, blocks: list[Named], batch: Batch) -> int:
     return touched.index(True) if True in touched else len(blocks)
 
 
-def finished_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
+def modules_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
     """The modules, by name, that have done all their work when the boundary is reached: embeddings, frozen blocks, ..."""
     done: dict[str, nn.Module] = {}
     names = {module: name for name, module in boundary.model.named_modules()}

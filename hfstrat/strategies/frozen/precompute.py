@@ -31,10 +31,10 @@ from hfstrat.strategies.frozen.states import (
     States,
     StatesCollator,
     WithStates,
+    batches_of,
+    cache_inputs,
     digest_of_rows,
     digest_of_weights,
-    in_batches,
-    surroundings,
     write,
 )
 from hfstrat.trainer import distributed
@@ -54,12 +54,12 @@ def predicted_gain(feed: TrainData, prefix: Prefix) -> float:
     """
     length = float(np.mean(column(feed.train, "length")))
     blocks = named_blocks(prefix.boundary.model)
-    costs = [_forward(block.module, length, prefix.boundary.model.config) for block in blocks]
+    costs = [_forward_cost(block.module, length, prefix.boundary.model.config) for block in blocks]
     once = sum(costs[: prefix.frozen])
     rest = sum(
-        cost * (2 + _learning(b.module)) for cost, b in zip(costs[prefix.frozen :], blocks[prefix.frozen :], strict=True)
+        cost * (2 + _trainable_share(b.module)) for cost, b in zip(costs[prefix.frozen :], blocks[prefix.frozen :], strict=True)
     )
-    rest += _head(feed, prefix.boundary.model)
+    rest += _head_cost(feed, prefix.boundary.model)
     return gain(once, rest, feed.epochs, feed.distinct_rows / len(feed.train))
 
 
@@ -68,18 +68,18 @@ def gain(once: float, rest: float, epochs: float, share: float = 1.0) -> float:
     return epochs * (once + rest) / (share * once + epochs * rest)
 
 
-def _forward(block: nn.Module, length: float, config: Any) -> float:
+def _forward_cost(block: nn.Module, length: float, config: Any) -> float:
     """Operations a token: two for each weight, and those of attention."""
     width = getattr(config.get_text_config(), "hidden_size", 0)
     return 2.0 * sum(elements(p) for p in block.parameters()) + 4.0 * length * width
 
 
-def _learning(module: nn.Module) -> float:
+def _trainable_share(module: nn.Module) -> float:
     sizes = [(elements(p), p.requires_grad) for p in module.parameters()]
     return sum(n for n, learns in sizes if learns) / max(1, sum(n for n, _ in sizes))
 
 
-def _head(feed: TrainData, model: Any) -> float:
+def _head_cost(feed: TrainData, model: Any) -> float:
     """Operations a token of the LM head, through which only tokens go that carry loss; heads of classifiers cost nothing."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
@@ -116,7 +116,7 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
     if wish == "off" and not still:
         return feed
     if distributed.is_sharded():
-        return _refuse(feed, wish, "no process has the whole model on its device")
+        return _not_cached(feed, wish, "no process has the whole model on its device")
     model.to(feed.device)
     with feed.computing():
         try:
@@ -125,26 +125,26 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
         except Refused as refusal:
             if still:
                 raise UserError(f"strategy.frozen_dropout: false: {refusal}; remove it") from None
-            return _refuse(feed, wish, str(refusal))
+            return _not_cached(feed, wish, str(refusal))
         if still:
             feed = feed.with_undo(Still(list(prefix.modules.values())).release)
         try:
             if wish == "off":
                 raise Refused("precompute: off")
-            return _once(feed, prefix, batch, wish)
+            return _cache_prefix(feed, prefix, batch, wish)
         except Refused as refusal:
             prefix.boundary.unbind()
-            return feed if wish == "off" else _refuse(feed, wish, str(refusal))
+            return feed if wish == "off" else _not_cached(feed, wish, str(refusal))
 
 
-def _refuse(feed: TrainData, wish: Wish, reason: str) -> TrainData:
+def _not_cached(feed: TrainData, wish: Wish, reason: str) -> TrainData:
     if wish == "on":
         raise UserError(f"{KEY}: on, but {reason}; set auto or off, or change that")
     feed.say(f"{'once':<9} nothing frozen is computed once: {reason}")
     return replace(feed, facts={"precomputed": None, "reason": reason})
 
 
-def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainData:
+def _cache_prefix(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainData:
     """Raises Refused with a reason against it."""
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
@@ -159,16 +159,16 @@ def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainDat
     parts = {name: _Part.of(rows) for name, rows in (("train", feed.unpacked.train), ("eval", feed.eval))}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * width * size
     text = f"hidden states of {sum(map(len, parts.values())):,} rows"
-    if reason := _no_room(feed, needed, text):
+    if reason := _lack_of_room(feed, needed, text):
         raise Refused(reason)
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
     feed.say(
         f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {cache.readable(needed)}{more}"
     )
-    return _with_states(feed, prefix, parts, states.dtype, width)
+    return _add_states(feed, prefix, parts, states.dtype, width)
 
 
-def _no_room(feed: TrainData, needed: int, text: str) -> str | None:
+def _lack_of_room(feed: TrainData, needed: int, text: str) -> str | None:
     """Why this does not fit on the disk of one of the machines."""
     try:
         cache.check_room(needed, text)
@@ -196,7 +196,7 @@ class _Part:
         return len(self.first)
 
 
-def _with_states(feed: TrainData, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> TrainData:
+def _add_states(feed: TrainData, prefix: Prefix, parts: dict[str, _Part], dtype: torch.dtype, width: int) -> TrainData:
     weights, built, size, started = digest_of_weights(prefix.boundary.model), [], 0, time.monotonic()
     unpacked = feed.unpacked  # packed or not, rows have the same states
     made: dict[str, Any] = {}
@@ -209,14 +209,14 @@ def _with_states(feed: TrainData, prefix: Prefix, parts: dict[str, _Part], dtype
             "rows": digest_of_rows(part.rows, part.first[order]),
             "boundary": prefix.boundary.skipped[-1].name,
             "batch": batch_size,
-            **surroundings(unpacked, prefix.boundary.model, dtype),
+            **cache_inputs(unpacked, prefix.boundary.model, dtype),
         }
 
         def build(
             target: Path | None, name: str = name, part: _Part = part, order: Any = order, size: int = batch_size
         ) -> None:
             built.append(name)
-            write(target, _computed(unpacked, prefix.boundary, part, order, size, whole=name == "train"), dtype)
+            write(target, _compute_states(unpacked, prefix.boundary, part, order, size, whole=name == "train"), dtype)
 
         needed = int(part.lengths.sum()) * width * dtype.itemsize
         text = f"hidden states of {len(part):,} rows after {prefix.boundary.skipped[-1].name}"
@@ -239,7 +239,7 @@ def _with_states(feed: TrainData, prefix: Prefix, parts: dict[str, _Part], dtype
     return replace(with_them, facts={"precomputed": facts}).with_undo(prefix.boundary.unbind)
 
 
-def _computed(feed: TrainData, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
+def _compute_states(feed: TrainData, boundary: Boundary, part: _Part, order: np.ndarray, size: int, whole: bool) -> Any:
     """The states of each batch's rows; a last batch that is too small is filled up if `whole`."""
 
     def take(group: list[int]) -> list[torch.Tensor]:
@@ -248,7 +248,7 @@ def _computed(feed: TrainData, boundary: Boundary, part: _Part, order: np.ndarra
         return [states[place, : part.lengths[i]].cpu() for place, i in enumerate(group)]
 
     with torch.no_grad(), evaluating(boundary.model):
-        yield from feed.each(list(in_batches(order, size)), take, "computing what is frozen")
+        yield from feed.each(list(batches_of(order, size)), take, "computing what is frozen")
 
 
 def _check(feed: TrainData, rows: WithStates, model: nn.Module) -> None:
@@ -273,7 +273,7 @@ def _compare(feed: TrainData, batch: Batch, model: nn.Module) -> None:
     for name, value in whole.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
             continue
-        ours, theirs = (_real(tensor, batch.get("attention_mask")).float() for tensor in (stored[name], value))
+        ours, theirs = (_unpadded(tensor, batch.get("attention_mask")).float() for tensor in (stored[name], value))
         allowed = TOLERANCE[min(4, feed.dtype.itemsize)] * max(1.0, float(theirs.abs().max()))
         if not float((ours - theirs).abs().max()) <= allowed:
             raise Refused(
@@ -282,6 +282,6 @@ def _compare(feed: TrainData, batch: Batch, model: nn.Module) -> None:
             )
 
 
-def _real(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _unpadded(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Without padded positions, where a tensor has positions."""
     return tensor[mask.bool()] if mask is not None and tensor.shape[:2] == mask.shape else tensor

@@ -13,8 +13,8 @@ from hfstrat.strategies.frozen.boundary import (
     Boundary,
     evaluating,
     final_norm,
-    finished_before,
     frozen_depth,
+    modules_before,
     named_blocks,
 )
 from hfstrat.strategies.frozen.states import RAW
@@ -53,7 +53,7 @@ def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
     except Exception as error:  # a structure that was not foreseen can fail in any way
         raise Refused(f"its blocks cannot be told apart ({type(error).__name__}: {error})") from error
     if not frozen:
-        raise Refused(_what_learns(model))
+        raise Refused(_why_nothing_is_frozen(model))
     if any(getattr(block.module, "_compiled_call_impl", None) for block in blocks):
         raise Refused("its blocks are compiled, and a compiled block does not hand on what it is given")
     skipped = blocks[:frozen]
@@ -63,13 +63,13 @@ def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
     boundary = Boundary(model, skipped)
     boundary.bind()
     try:
-        return Prefix(boundary, frozen, len(blocks), finished_before(boundary, batch))
+        return Prefix(boundary, frozen, len(blocks), modules_before(boundary, batch))
     except Exception:
         boundary.unbind()
         raise
 
 
-def _what_learns(model: Any) -> str:
+def _why_nothing_is_frozen(model: Any) -> str:
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if any("lora_" in name for name in learning):
         return "adapters learn in the first block, or before it"
@@ -96,7 +96,7 @@ def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
     if calm.dtype not in RAW:
         return f"its hidden states are {str(calm.dtype).removeprefix('torch.')}"
     if not torch.equal(calm, trained):
-        active = [(name, value) for name, module in prefix.modules.items() if (value := _dropout_of(module))]
+        active = [(name, value) for name, module in prefix.modules.items() if (value := _dropout_rate(module))]
         if active:
             name, value = active[0]
             return f"dropout is active in the frozen part ({name}: {value:g}); strategy.frozen_dropout: false would end that"
@@ -104,7 +104,7 @@ def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
     return None
 
 
-def _dropout_of(module: nn.Module) -> float:
+def _dropout_rate(module: nn.Module) -> float:
     """The chance of a dropout module, or of an attention that drops by itself."""
     values = [module.p] if isinstance(module, torch.nn.modules.dropout._DropoutNd) else []
     values += [value for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]

@@ -52,7 +52,7 @@ class WithColumn(Dataset[dict[str, Any]]):
         return [self[index] for index in indices]
 
 
-class Bringing(ABC):
+class CachedColumnCollator(ABC):
     """A collator for rows with such a column: batches as before, and what `added` makes of the column's values.
 
     Rows without the column (of another part of the data) are collated as before. Where rows are packed, each item is a bin.
@@ -110,7 +110,7 @@ def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def surroundings(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
+def cache_inputs(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
     """Everything else: config, attention kernel, precision, shapes of batches, machine and libraries."""
     import transformers
 
@@ -185,7 +185,7 @@ class WithStates(WithColumn):
         super().__init__(rows, COLUMN, states.__getitem__, places)
 
 
-class StatesCollator(Bringing):
+class StatesCollator(CachedColumnCollator):
     """Adds the rows' states where their tokens stand, and zeros where padding does, while the boundary takes them.
 
     What stands at padded positions reaches no other position: attention masks them, or, where rows are packed, they are an
@@ -211,6 +211,6 @@ class StatesCollator(Bringing):
         return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be one batch row
 
 
-def in_batches(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
+def batches_of(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
     for start in range(0, len(places), size):
         yield [int(place) for place in places[start : start + size]]

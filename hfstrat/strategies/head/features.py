@@ -54,7 +54,7 @@ def hidden_of(given: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def take_apart(model: PreTrainedModel) -> Body:
+def split_body(model: PreTrainedModel) -> Body:
     """Find the parts of a body, and prove on a few tokens that its output is that of its last block, normed or as it is.
 
     Raises:

@@ -13,7 +13,7 @@ from hfstrat.strategies.head.features import INPUTS, Body, pool
 from hfstrat.strategies.head.linear import Linear, Scale
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """`(x - mean) / spread`, as buffers: what learns behind it learns well, and it is folded away in the end."""
 
     mean: torch.Tensor
@@ -68,7 +68,7 @@ class HeadModel(nn.Module):
     def fold(self) -> None:
         """Put the standardisation into the first linear layer; the head is what it was."""
         first = self.head[0]
-        if not isinstance(first, Standardise):
+        if not isinstance(first, Standardize):
             return
         linear: nn.Linear = self.head[1]  # type: ignore[assignment]
         scale = Scale(first.mean.double(), first.spread.double())
@@ -79,7 +79,7 @@ class HeadModel(nn.Module):
 
 def make_head(width: int, classes: int, hidden: int | None, scale: Scale | None, bias: bool = True) -> nn.Sequential:
     """A linear layer, or a layer of `hidden` GELUs and one upon it. The last layer begins at zero: every class is as likely."""
-    layers: list[nn.Module] = [] if scale is None else [Standardise(scale)]
+    layers: list[nn.Module] = [] if scale is None else [Standardize(scale)]
     if hidden is not None:
         layers += [nn.Linear(width, hidden), nn.GELU()]
     last = nn.Linear(hidden or width, classes, bias=bias)

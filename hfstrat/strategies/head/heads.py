@@ -14,7 +14,7 @@ from hfstrat.models.blocks import keep_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
-from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, take_apart
+from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, split_body
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
 from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows
@@ -132,7 +132,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
 def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool, bool]:
     """The body, the last linear layer, whether that is the whole head, and whether an example may have several labels."""
     base.model.requires_grad_(False)
-    body, final = take_apart(base.model.base_model), final_linear(base.model)
+    body, final = split_body(base.model.base_model), final_linear(base.model)
     check_depth(strategy.layer, body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     return body, final, reads_last, base.model.config.problem_type == "multi_label_classification"

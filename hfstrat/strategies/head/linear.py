@@ -108,8 +108,8 @@ def fit_logistic(
         strength, start = choose_strength(x, labels, classes, bias, seed)
     start = torch.zeros(classes, x.shape[1] + bias) if start is None else start
     # float32 comes near, float64 goes the last bit of the way
-    near = minimise(x, labels, start.float(), strength, bias, tolerance=1e-4)
-    exact = minimise(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
+    near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4)
+    exact = minimize(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
     return scale.fold(*split(exact, bias)), strength
 
 
@@ -120,7 +120,7 @@ def choose_strength(x: torch.Tensor, labels: torch.Tensor, classes: int, bias: b
     weights = torch.zeros(classes, x.shape[1] + bias)
     found: list[tuple[float, float, torch.Tensor]] = []
     for strength in sorted(STRENGTHS, reverse=True):
-        weights = minimise(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3)
+        weights = minimize(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3)
         loss = float(loss_and_gradient(x[held], labels[held], weights, bias)[0]) / len(held)
         found.append((loss, strength, weights))
         if loss > min(found)[0] * 1.05:
@@ -158,7 +158,7 @@ def loss_and_gradient(
     return total, gradient
 
 
-def minimise(
+def minimize(
     x: torch.Tensor, labels: torch.Tensor, start: torch.Tensor, strength: float, bias: bool, tolerance: float
 ) -> torch.Tensor:
     """The weights `[K, H + bias]` at which no entry of the objective's gradient is above `tolerance`, from `start`."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache
-from hfstrat.strategies.frozen.states import digest_of_rows, digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import cache_inputs, digest_of_rows, digest_of_weights
 from hfstrat.strategies.head import select_layer
 from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.trainer.collective import exhaust
@@ -70,7 +70,7 @@ def pool_rows(
     inputs = {
         "weights": digest_of_weights(body.model),
         "rows": [digest_of_rows(rows, np.arange(len(rows))) for rows in (feed.train, feed.eval)],
-        **surroundings(feed, body.model, feed.dtype),
+        **cache_inputs(feed, body.model, feed.dtype),
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest() if len(layers) * len(poolings) > 1 else "",
         "spec": [layers, list(poolings), BATCH_TOKENS, seed, select_layer.MOST_ROWS],
     }

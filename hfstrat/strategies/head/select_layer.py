@@ -42,7 +42,7 @@ def candidate_layers(depth: int, wanted: int | str) -> list[int]:
     return sorted({round(depth * (index + 1) / count) for index in range(count)})
 
 
-def drawn(count: int, numbers: int, seed: int) -> np.ndarray:
+def sample_rows(count: int, numbers: int, seed: int) -> np.ndarray:
     """The rows to probe, of `count`, in order; `numbers` are what the candidates' features of one row take."""
     most = max(64, min(MOST_ROWS, MOST_BYTES // (4 * numbers)))
     return np.sort(np.random.default_rng((seed, 2)).permutation(count)[:most])
@@ -75,7 +75,7 @@ def probe(
         labels: of `rows`, `[n]` or `[n, K]`.
         seed: draws the rows, where there are more than are needed.
     """
-    places = drawn(len(rows), len(layers) * len(poolings) * body.width, seed)
+    places = sample_rows(len(rows), len(layers) * len(poolings) * body.width, seed)
     found = extract(body, rows, places, collate, layers, poolings, dtype, told, group)
     targets = targets_of(labels[torch.as_tensor(places)], classes)
     table = [

@@ -18,7 +18,7 @@ from hfstrat.recipe.section import Shapes, parse, split_class
 from hfstrat.strategies import checks
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description, Footprint, count
-from hfstrat.strategies.scratch.tokenizer import check_supply
+from hfstrat.strategies.scratch.tokenizer import check_vocabulary_size
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE
@@ -131,7 +131,7 @@ class Scratch(Strategy[section.Scratch]):
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         self.check_task(TASKS[recipe.task])
         checks.check_quantization(recipe, self.describe)
-        self._check_words(recipe, network)
+        self._check_tokenizer(recipe, network)
         source = recipe.model.name_or_path
         if self.section.model_class is not None:
             if self.section.tokenizer and source:
@@ -143,10 +143,10 @@ class Scratch(Strategy[section.Scratch]):
             return
         if source:
             self._check_source(recipe, network)
-        self.blueprint(recipe, self._words(recipe), None)
+        self.blueprint(recipe, self._vocabulary_size(recipe), None)
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
-        words = self._words(recipe)
+        words = self._vocabulary_size(recipe)
         if words is None or self.section.model_class is not None:
             return None
         if (found := self.blueprint(recipe, words, None)) is None:
@@ -160,13 +160,13 @@ class Scratch(Strategy[section.Scratch]):
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
 
-    def _words(self, recipe: Recipe) -> int | None:
+    def _vocabulary_size(self, recipe: Recipe) -> int | None:
         """The number of tokens, where it is known before a tokenizer is loaded."""
         if self.section.tokenizer is not None:
             return self.section.tokenizer.vocab_size
         return count_tokens(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser(), recipe.model.add_tokens)
 
-    def _check_words(self, recipe: Recipe, network: bool) -> None:
+    def _check_tokenizer(self, recipe: Recipe, network: bool) -> None:
         """Refuse a recipe without exactly one tokenizer."""
         from hfstrat.models import check as models_check
 
@@ -189,7 +189,7 @@ class Scratch(Strategy[section.Scratch]):
             raise UserError(
                 "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
             )
-        check_supply(recipe, self.section.tokenizer)
+        check_vocabulary_size(recipe, self.section.tokenizer)
 
     def _check_source(self, recipe: Recipe, network: bool) -> None:
         """Refuse a `model:` that has no config, or one beside a family or a size."""

@@ -54,7 +54,7 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     said = f"a tokenizer of {options.vocab_size:,} tokens, from {recipe.data.train[0].path}"
 
     def build(target: Path) -> None:
-        made = _bpe(corpus.texts(), options.vocab_size, special)
+        made = _train_bpe(corpus.texts(), options.vocab_size, special)
         if made.get_vocab_size() < options.vocab_size:
             raise UserError(
                 f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: the training rows give no more than "
@@ -83,7 +83,7 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
+def _train_bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
     """Byte-level BPE (arXiv 1508.07909 over bytes, as GPT-2 has it): deterministic, whatever the number of threads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -101,7 +101,7 @@ def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
     return made
 
 
-def check_supply(recipe: Recipe, options: NewTokenizer) -> None:
+def check_vocabulary_size(recipe: Recipe, options: NewTokenizer) -> None:
     """Raises UserError where so many tokens cannot come from so few bytes: each merge takes at least one away."""
     from hfstrat.data import sources
     from hfstrat.data.render import check_template

@@ -20,7 +20,7 @@ from hfstrat.models import fused_loss
 from hfstrat.run.train import run
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-from hfstrat.strategies.distill.teacher import check_room, different_words
+from hfstrat.strategies.distill.teacher import check_room, first_difference
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
@@ -81,10 +81,10 @@ def test_padded_rows_of_all_masked_labels_are_a_zero(models: Callable[..., Path]
 
 def test_only_the_shared_words_have_to_be_the_same() -> None:
     ours = {"a": 0, "b": 1, "c": 2}
-    assert different_words(ours, dict(ours), 3) is None
-    assert different_words(ours, {**ours, "<pad>": 3}, 3) is None
-    assert different_words(ours, {"a": 0, "b": 1}, 3) is None
-    assert "2 is 'c'" in (different_words(ours, {"a": 0, "b": 1, "d": 2}, 3) or "")
+    assert first_difference(ours, dict(ours), 3) is None
+    assert first_difference(ours, {**ours, "<pad>": 3}, 3) is None
+    assert first_difference(ours, {"a": 0, "b": 1}, 3) is None
+    assert "2 is 'c'" in (first_difference(ours, {"a": 0, "b": 1, "d": 2}, 3) or "")
 
 
 def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:

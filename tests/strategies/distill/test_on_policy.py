@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hfstrat.errors import UserError
 from hfstrat.run.train import run
-from hfstrat.strategies.distill.on_policy import Again
+from hfstrat.strategies.distill.on_policy import RepeatSampler
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_its_loss_is_the_named_divergence(distil: Any) -> None:
 
 
 def test_rows_come_again_for_each_part_of_a_step() -> None:
-    again = Again(range(8), 4, 2)
+    again = RepeatSampler(range(8), 4, 2)
     assert list(again) == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
     assert len(again) == 16
 
