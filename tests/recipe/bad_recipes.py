@@ -438,14 +438,14 @@ COMBINATIONS = [
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
-    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
+    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "use only one of them"]),
     key(
         "olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]
     ),
     Bad(
         "partial with nothing",
         at(R),
-        ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
+        ["no parameter would be trained", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),
@@ -782,7 +782,7 @@ MODELS = [
     Bad(
         "a head that is tied",
         at(STRATEGY),
-        ["nothing would learn", "tied", "head: true"],
+        ["no parameter would be trained", "tied", "head: true"],
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
     ),
@@ -872,7 +872,7 @@ FROM_SCRATCH = [
     scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
     scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
     scratch("fewer tokens than bytes", "  tokenizer: {vocab_size: 100}", ["vocab_size = 100", "at least 258"]),
-    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "there already"]),
+    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "already"]),
     scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
     scratch(
         "a chat template that is not there",
@@ -986,7 +986,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a layer below the first",
         "  student: full\n  hidden: {layers: [[-1, 1]]}",
-        ["strategy.hidden.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
+        ["strategy.hidden.layers: [-1, 1]", "the student has no layer -1", "expected a number from 0 to 1"],
         2,
     ),
     distilled(
@@ -998,21 +998,21 @@ DISTILL: list[Bad] = [
     distilled(
         "kept answers where layers are compared",
         "  student: full\n  cache: {form: hidden}\n  hidden: {}",
-        ["strategy.cache.form: hidden, but hidden compares states of layers", "remove one of them"],
+        ["strategy.cache.form: hidden: the hidden states that `hidden` compares are not cached", "remove one of them"],
         2,
     ),
     distilled(
         "draws for a divergence that needs everything",
         "  student: full\n  cache: {form: sampled}\n  loss: jsd",
-        ["strategy.cache.form: sampled tells some tokens' probabilities", "loss: forward_kl"],
+        ["strategy.cache.form: sampled stores the probabilities of some tokens", "loss: forward_kl"],
         2,
     ),
     distilled(
         "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
-    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
-    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: what shall be smaller?"], 2),
+    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["expected at least one layer"], 2),
+    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: expected layers"], 2),
     distilled(
         "wider than the model",
         "  student: full\n  shrink: {intermediate_size: 17}",
@@ -1033,45 +1033,53 @@ DISTILL: list[Bad] = [
         ["strategy.hidden.layers: [1, 2]", "the teacher has no layer 2"],
         2,
     ),
-    distilled("a pair of three", "  student: full\n  hidden: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
+    distilled("a pair of three", "  student: full\n  hidden: {layers: [[0, 1, 2]]}", ["expected a list of pairs"], 2),
     distilled(
         "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
     ),
     distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled(
-        "two who write", "  student: full\n  level: sequence\n  on_policy: true", ["level: with sequence the teacher writes"], 2
+        "two who write",
+        "  student: full\n  level: sequence\n  on_policy: true",
+        ["level: sequence trains on answers of the teacher"],
+        2,
     ),
     distilled(
         "a divergence that TRL does not have",
         "  student: full\n  loss: skew_kl\n  on_policy: true",
-        ["strategy.loss: skew_kl is not in TRL's DistillationTrainer", "jsd"],
+        ["strategy.loss: TRL's DistillationTrainer has no skew_kl", "jsd"],
         2,
     ),
     distilled("labels on its own answers", "  student: full\n  alpha: 0.3\n  on_policy: true", ["from the teacher alone"], 2),
-    distilled("layers on its own answers", "  student: full\n  hidden: {}\n  on_policy: true", ["compares no layers"], 2),
+    distilled(
+        "layers on its own answers", "  student: full\n  hidden: {}\n  on_policy: true", ["does not match hidden states"], 2
+    ),
     distilled(
         "kept answers to what nobody has said yet",
         "  student: full\n  cache: {form: hidden}\n  on_policy: true",
-        ["strategy.cache: the student writes other answers each time"],
+        ["strategy.cache: with on_policy the answers of the student change in every step"],
         2,
     ),
     distilled(
-        "no teacher on its own answers", "  student: full\n  baseline: true\n  on_policy: true", ["nothing to learn without"], 2
+        "no teacher on its own answers",
+        "  student: full\n  baseline: true\n  on_policy: true",
+        ["no loss without the teacher"],
+        2,
     ),
     distilled("an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["teacher: missing", "name one"]),
     distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
     distilled(
         "a random student with layers left out",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
-        ["strategy.shrink: leaves layers out of a pretrained model"],
+        ["strategy.shrink: it removes layers of a pretrained model"],
         3,
         files=another_model(),
     ),
     distilled(
         "a random student with tokens of its own",
         "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
-        ["student: its tokenizer would be a new one", "level: sequence"],
+        ["student: with a new tokenizer", "level: sequence"],
         files=another_model(),
     ),
     distilled(
@@ -1086,28 +1094,32 @@ DISTILL: list[Bad] = [
         ["strategy.student.parameters"],
         files=another_model(),
     ),
-    distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
+    distilled(
+        "an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student: full or partial"], 2
+    ),
     distilled(
         "layers of a teacher that only writes",
         "  student: full\n  level: sequence\n  hidden: {loss: mse}",
-        ["hidden", "the teacher only writes"],
+        ["hidden", "the teacher only generates text"],
         3,
     ),
     distilled(
         "a temperature where the teacher only writes",
         "  student: full\n  level: sequence\n  temperature: 2.0",
-        ["strategy.temperature: with level: sequence the teacher only writes", "remove it"],
+        ["strategy.temperature: with level: sequence the teacher only generates text", "remove it"],
         3,
     ),
-    distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
-    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is of skew_kl"], 2),
+    distilled(
+        "a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: no text is generated"], 2
+    ),
+    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is for loss: skew_kl"], 2),
     distilled(
         "tokens of no draws",
         "  student: full\n  cache: {form: hidden, tokens: 9}",
-        ["strategy.cache.tokens: form: hidden keeps"],
+        ["strategy.cache.tokens: form: hidden stores"],
         2,
     ),
-    distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off keeps nothing"], 2),
+    distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off stores nothing"], 2),
     distilled(
         "a student's adapter that is not there",
         "  student: {name: lora, adapter: ./none}",

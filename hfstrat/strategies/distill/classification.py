@@ -1,4 +1,4 @@
-"""A classifier and its teacher: class logits are few, so they exist; the loss is that of `distill_loss`, row by row."""
+"""The loss of a student that is a classifier, and caching the class logits of its teacher."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ClassOutput(ModelOutput):  # type: ignore[misc]
 
 
 def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Tensor, mix: Mix) -> torch.Tensor:
-    """The mixed loss of `distill_loss.Mix` summed over rows; where a row has several labels, over each label's yes or no.
+    """The mixed loss of `Mix` summed over examples; with several labels per example also over the labels, each a binary choice.
 
     Args:
         logits: `[B, labels]` of the student, `said` of the teacher.
@@ -49,7 +49,7 @@ def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Te
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     logits, said = logits.to(wide), said.to(wide)
-    if labels.is_floating_point():  # a yes or no is a choice between the logit and 0
+    if labels.is_floating_point():  # a binary choice is one between the logit and 0
         logits, said = (torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (logits, said))
         labels = (labels < 0.5).long().flatten()
     width = logits.shape[-1]
@@ -58,20 +58,20 @@ def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Te
 
 
 class ClassDistiller:
-    """What a classifying student minimises with a teacher. Bound to its model, it adds what the teacher says to the outputs.
+    """The loss of a classifier with a teacher. Bound to the model, it adds the teacher's logits to the outputs.
 
-    In evaluation the teacher is not asked: metrics are the student's own.
+    In evaluation the teacher does not run: metrics are the student's own.
     """
 
     def __init__(self, mix: Mix) -> None:
         self.mix = mix
         self.teacher: PreTrainedModel | None = None
-        self.order: torch.Tensor | None = None  # of the teacher's labels, as the student numbers them
+        self.order: torch.Tensor | None = None  # the teacher's labels in the student's order
         self.names: tuple[str, ...] = ()
         self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
-        """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
+        """Bind to the model; returns the reason if that is not possible. `fused_loss.unbind_head_loss` removes it."""
         if is_bound(model):
             return "its forward has been replaced already"
         original, distiller = type(model).forward, self
@@ -94,25 +94,27 @@ class ClassDistiller:
         return [] if self.teacher is None else [self.teacher]
 
     def freeze(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
-        """The teacher as it is asked."""
+        """The frozen teacher."""
         return teacher if is_own else teacher.requires_grad_(False).eval()
 
     def set_teacher(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
-        """From now on this teacher is asked.
+        """Use this teacher from now on.
 
         Raises:
-            ValueError: its labels are others.
+            ValueError: it has other labels.
         """
         if teacher is base.model:
-            raise ValueError("a classifier's own head is what learns; name a teacher, or shrink a trained classifier")
+            raise ValueError(
+                "a classifier cannot be its own teacher, since its head is trained; name a teacher, or shrink a trained classifier"
+            )
         ours, theirs = (_names(model) for model in (base.model, teacher))
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[0]
             raise ValueError(
-                f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd}); take a "
-                "teacher of these labels, or, if they only have other names, write the data's into id2label of its config.json"
+                f"its labels are {', '.join(theirs[:4])}, and those of the data {', '.join(ours[:4])} (only one has {odd}); use "
+                "a teacher with these labels, or, if only the names differ, change id2label in its config.json"
             )
-        # a decoder's head looks for the last token by the padding token's id
+        # the head of a decoder finds the last token by the id of the padding token
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
         self.order = torch.tensor([theirs.index(name) for name in ours])
         self.teacher, self.names, self.is_active = teacher, ours, True
@@ -120,9 +122,9 @@ class ClassDistiller:
     @torch.no_grad()
     def teacher_outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The teacher's logits `[B, labels]`, in the student's order."""
-        assert self.teacher is not None, "no teacher, and rows that do not say what it said"
+        assert self.teacher is not None, "no teacher, and no cached outputs in the batch"
         assert self.order is not None
-        taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
+        taken = inspect.signature(self.teacher.forward).parameters  # the student may distinguish two texts in another way
         given = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEACHER and name in taken}
         if kwargs.get(TEACHER_TYPES) is not None:
             given["token_type_ids"] = kwargs[TEACHER_TYPES]
@@ -153,12 +155,12 @@ class ClassDistiller:
 
 
 def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
-    """Rows that bring the teacher's class logits along, where there is more than one epoch."""
+    """The data with cached class logits of the teacher, if there is more than one epoch."""
     facts: dict[str, Any] = {"teacher": _evaluate_teacher(feed, distiller)}
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
         feed, facts["cache"] = _cache_logits(feed, distiller)
     else:
-        feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+        feed.say(f"{'teacher':<9} outputs are computed on the fly: {'cache: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
@@ -175,14 +177,14 @@ def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData
         built.append("train")
         size = feed.plan.eval_batch
         groups = [order[start : start + size] for start in range(0, len(order), size)]
-        write(target, feed.each(groups, lambda group: _logit_bytes(feed, distiller, rows, group), "asking the teacher"))
+        write(target, feed.each(groups, lambda group: _logit_bytes(feed, distiller, rows, group), "running the teacher"))
 
     needed = 4 * len(distiller.names) * len(rows.first)
-    text = f"class logits of a teacher for {len(rows.first):,} rows"
+    text = f"class logits of a teacher for {len(rows.first):,} examples"
     entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
     seconds = time.monotonic() - started
-    when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
-    feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
+    when = f"outputs computed in {seconds:.1f} s" if built else "outputs loaded from the cache"
+    feed.say(f"{'teacher':<9} {when} for {len(rows.first):,} examples: class logits, exact, {cache.readable(entry.size)}")
     train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
     distiller.teacher = None
     facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
@@ -196,7 +198,7 @@ def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: 
 
 
 def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
-    """The teacher's own metrics on the evaluation rows."""
+    """The metrics of the teacher on the evaluation data."""
     from hfstrat.models.load import count_parameters
     from hfstrat.tasks.text_classification.scores import of_sums
 
@@ -210,7 +212,7 @@ def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, A
             logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
         return class_sums(logits, labels)
 
-    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
+    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "evaluating the teacher", for_all=True))
     totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
     metrics, _ = of_sums(totals, marks, distiller.names)
     feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
@@ -218,7 +220,7 @@ def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, A
 
 
 class ClassTeacherCollator(CachedColumnCollator):
-    """Adds the class logits that the rows bring along, `[B, labels]`."""
+    """Adds the cached class logits, `[B, labels]`."""
 
     column = COLUMN
 

@@ -1,6 +1,4 @@
-"""The student's forward with its teacher: what the teacher says about each row, and the loss of that.
-
-A student that is bound to its teacher: who is asked, on what, and what learns."""
+"""The loss of a student that is a language model: the outputs of its teacher, matched layers, and binding both to the model."""
 
 from __future__ import annotations
 
@@ -36,17 +34,17 @@ if TYPE_CHECKING:
     from hfstrat.recipe.distill import Distill, LayerPairs
 
 
-NAME = "distill_projections"  # of the submodule that learns beside the student and is not saved
+NAME = "distill_projections"  # of a trainable submodule that is not saved
 
 
 class LayerMatch:
-    """Mean squared or cosine distance of chosen pairs of layers, summed over rows.
+    """The mean squared or cosine distance of pairs of layers, summed over positions.
 
     Args:
-        pairs: numbers of a student's and a teacher's layer, counted from 0.
+        pairs: indices of a student and a teacher layer, from 0.
         kind: `mse` is the mean over the width; `cosine` is 1 - cosine.
         weight: factor of the mean over pairs.
-        projections: `[H, H']` for each pair, from the student's width to the teacher's; None where both are one.
+        projections: `[H, H']` for each pair, from the student's width to the teacher's; None if both are equal.
     """
 
     def __init__(
@@ -55,8 +53,8 @@ class LayerMatch:
         self.pairs, self.kind, self.weight, self.projections = pairs, kind, weight, projections
 
     def __call__(self, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
-        """The summed loss; each list has the embeddings first, then every layer's states `[n, H]`, the last one's after the
-        model's last norm."""
+        """The summed loss; each list has the embeddings first, then the hidden states of each layer `[n, H]`, the last one
+        after the final norm."""
         total = torch.zeros((), device=ours[0].device)
         for index, (student, teacher) in enumerate(self.pairs):
             made, wanted = ours[student + 1], theirs[teacher + 1]
@@ -71,10 +69,10 @@ class LayerMatch:
 
 
 def match_layers(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
-    """Have the student's layers compared with its teacher's, through projections where the widths differ.
+    """Add a loss that matches layers, with projections if the widths differ.
 
     Raises:
-        UserError: a layer that is not there.
+        UserError: a layer that does not exist.
     """
     ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
     counts = ours.num_hidden_layers, theirs.num_hidden_layers
@@ -93,7 +91,7 @@ def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:
 
 
 def remove_projections(model: Any) -> None:
-    """The student without its projections, as it is saved; also where there are none."""
+    """Remove the projections, which are not saved; does nothing if there are none."""
     for module in model.modules():
         if NAME in module._modules:
             del module._modules[NAME]
@@ -103,15 +101,14 @@ COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy"
 
 
 class FrozenTeacher:
-    """A model that only says what it thinks: in evaluation mode, without gradients, out of the student's sight.
+    """A teacher in evaluation mode, without gradients.
 
-    It is no module of the student's, so no optimiser, wrapper or checkpoint finds it.
-
-    Its head is looked at here, so it has to be made before anything is bound to or wrapped around the model.
+    It is not a submodule of the student, so it is in no optimizer, wrapper or checkpoint. Create it before anything is bound to
+    or wrapped around the model, since its head is inspected.
 
     Args:
-        model: the teacher; or the student's own base, then `adapted` is the PEFT model around it, to be set before it is
-            asked: its adapter is off while it teaches.
+        model: the teacher; or the student's own base, then `adapted` is the PEFT model around it, whose adapter is disabled
+            while it runs.
     """
 
     def __init__(self, model: PreTrainedModel, is_own: bool = False) -> None:
@@ -129,7 +126,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor, all_layers: bool = False) -> Any:
-        """Last hidden states `[n, H]` of these rows; with `all_layers` also each layer's, the embeddings first."""
+        """The last hidden states `[n, H]` at these positions; with `all_layers` also those of each layer, embeddings first."""
         if next(self.model.parameters()).device != rows.device:
             self.model.to(rows.device)
         was_training = self.model.training
@@ -146,7 +143,7 @@ class FrozenTeacher:
 def hidden_states_of(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Last hidden states and those of each layer, `[n, H]` each; the first of these are the embeddings."""
+    """The last hidden states, and those of each layer with the embeddings first, `[n, H]` each."""
     kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in fused_loss.OF_THE_HEAD}
     out = model.base_model(*args, **kwargs, output_hidden_states=True, use_cache=False, return_dict=True)
     pick = [states.flatten(0, 1).index_select(0, rows) for states in out.hidden_states]
@@ -154,10 +151,10 @@ def hidden_states_of(
 
 
 def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
-    """The scale and soft-capping of a model's head, as a comparison with its own logits proves them.
+    """The scale and soft-capping of a model's head, checked against its own logits.
 
     Raises:
-        ValueError: why its logits are not those of its head.
+        ValueError: the reason why its logits are not those of its head.
     """
     found: dict[str, Any] = {}
 
@@ -172,24 +169,24 @@ def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 class Distiller:
-    """What is minimised (`fused.Objective`) by a student: its teacher's divergence, cross-entropy, and layers if asked.
+    """The loss of a student (a `fused_loss.Objective`): divergence from its teacher, cross-entropy, and matched layers.
 
     Args:
-        mix: the loss of a row.
-        teacher: None while the rows bring along what it said, or where it is not asked (`alpha` 0).
-        match: layers to bring together.
+        mix: the loss of a position.
+        teacher: None if its outputs are cached, or not used (`alpha` 0).
+        match: the loss of matched layers.
     """
 
-    loss = None  # it is the model's own
+    loss = None  # the loss is computed in the model's forward
 
     def __init__(self, mix: Mix, teacher: FrozenTeacher | None = None, match: LayerMatch | None = None) -> None:
         self.mix, self.teacher, self.match = mix, teacher, match
-        self.head: Head | None = None  # of a teacher whose hidden states the rows bring along
+        self.head: Head | None = None  # of a teacher whose hidden states are cached
         self.width = 0  # tokens that both vocabularies share
         self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
-        """Bind to the model; a reason where that cannot be."""
+        """Bind to the model; returns the reason if that is not possible."""
         return fused_loss.bind_head_loss(model, self)
 
     def collator(self, collate: Any, teacher: PreTrainedModel) -> Any:
@@ -201,11 +198,11 @@ class Distiller:
         return [] if self.teacher is None or self.teacher.model is base.model else [self.teacher.model]
 
     def freeze(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
-        """The teacher as it is asked. Raises ValueError with why it cannot be."""
+        """The frozen teacher. Raises ValueError with the reason if that is not possible."""
         return FrozenTeacher(teacher, is_own)
 
     def set_teacher(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
-        """From now on this teacher is asked."""
+        """Use this teacher from now on."""
         if teacher.model is base.model:
             teacher.adapted = trained
         ours = base.model.get_output_embeddings().weight.shape[0]
@@ -237,7 +234,7 @@ class Distiller:
     def _teacher_outputs(
         self, brought: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss_rows: torch.Tensor
     ) -> tuple[Teacher, list[torch.Tensor] | None]:
-        """What the teacher says, out of the batch or out of its mouth, and its layers' states if they are asked for."""
+        """The teacher's outputs, from the batch or from its forward pass, and its hidden states if layers are matched."""
         if brought:
             given: dict[str, Any] = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
             if "hidden" in given:
@@ -245,7 +242,7 @@ class Distiller:
                 self.head = move_head(self.head, loss_rows.device)
                 return Teacher(self.width, given["hidden"], self.head), None
             return Teacher(self.width, **given), None
-        assert self.teacher is not None, "no teacher, and rows that do not say what it said"
+        assert self.teacher is not None, "no teacher, and no cached outputs in the batch"
         found = self.teacher.hidden(args, kwargs, loss_rows, all_layers=self.match is not None)
         last, layers = found if self.match is not None else (found, None)
         return Teacher(self.width, last, self.teacher.head), layers
@@ -278,7 +275,7 @@ class Distiller:
     def _output_of_module(
         self, linear: nn.Module, rows: torch.Tensor, targets: torch.Tensor, said: Teacher, scale: float, softcap: float | None
     ) -> HeadLossOutput:
-        """Through a head whose doings are its own (an adapter, say): logits of supervised rows exist."""
+        """The loss with a head that is not a plain linear layer, such as one with an adapter: logits are materialized."""
         logits = linear(rows)
         logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * scale
         if softcap is not None:
@@ -298,15 +295,15 @@ def move_head(head: Head, device: torch.device) -> Head:
 def build_student(
     strategy: Distill, build: Callable[[Base], nn.Module], base: Base, distiller: Any, teacher: PreTrainedModel | None
 ) -> nn.Module:
-    """The model that learns, with the distiller's loss bound to it.
+    """The model to train, with the distiller's loss bound to it.
 
     Args:
-        build: the student's strategy makes the model that is trained out of its base.
-        distiller: what is minimised; it gets the teacher, where that is asked or judged.
-        teacher: None where nothing is to be learnt from one.
+        build: from the base model to the model to train.
+        distiller: the loss; it gets the teacher.
+        teacher: None if there is none.
 
     Raises:
-        UserError: one of the two whose forward cannot be taken apart, or two that do not go together.
+        UserError: a forward pass that the loss cannot be bound to, or two models that do not fit.
     """
     fused_loss.unbind_head_loss(base.model)
     if teacher is not None:
@@ -321,12 +318,12 @@ def build_student(
         return trained
     ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]
     if theirs < ours and teacher is not base.model:
-        base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
+        base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}; check that they are not swapped")
     try:
         distiller.set_teacher(asked, base, trained)
         distiller.is_active = strategy.uses_teacher
     except ValueError as error:
-        raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None
     if strategy.on_policy:
         from hfstrat.strategies.distill.on_policy import REMARK
 
@@ -338,10 +335,10 @@ def build_student(
 
 
 def _freeze(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-    """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
+    """The frozen teacher; None if it only generated answers and its outputs cannot be computed."""
     try:
         return distiller.freeze(teacher, is_own=teacher is base.model)
     except ValueError as error:
         if not strategy.uses_teacher:
             return None
-        raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None

@@ -96,10 +96,10 @@ class Distill(Strategy[section.Distill]):
                 "model.quantization"
             )
         if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden):
-            key, why = ("on_policy", "the student writes answers") if wanted.on_policy else ("hidden", "layers are compared")
+            key, why = ("on_policy", "the student generates answers") if wanted.on_policy else ("hidden", "layers are matched")
             raise UserError(
-                f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
-                f"--accelerate-config ddp, or remove {key}"
+                f"strategy.{key}: {why} within a step, which needs the full model on each process; use --accelerate-config "
+                f"ddp, or remove {key}"
             )
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
@@ -204,13 +204,13 @@ class Distill(Strategy[section.Distill]):
         from hfstrat.strategies.distill import precompute
 
         if self.section.on_policy:
-            return precompute.compute_each_batch(data, self.distiller, "the student writes other answers each time")
+            return precompute.compute_each_batch(data, self.distiller, "the answers of the student change in every step")
         if self.section.uses_teacher:
             return self.objective.cache_outputs(data, self.distiller, self.section.cache)
         judged, self.distiller.teacher = (
             precompute.evaluate_teacher(data, self.distiller),
             None,
-        )  # it has written, and is compared with
+        )  # it has generated the answers, and is not used any more
         return judged
 
     def finish(self, model: nn.Module, base: Base) -> None:
@@ -240,10 +240,14 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
         return
     form = strategy.cache.form
     for key, is_given, why in (
-        ("on_policy", strategy.on_policy, "a classifier writes no answers; remove it"),
-        ("level", strategy.level == "sequence", "a classifier writes no answers; remove it"),
-        ("hidden", strategy.hidden is not None, "layers are brought together for causal-lm only; remove it"),
-        ("cache.form", form not in ("auto", "off"), f"{form} is for tokens; class logits are kept exactly, take auto or off"),
+        ("on_policy", strategy.on_policy, "a classifier generates no text; remove it"),
+        ("level", strategy.level == "sequence", "a classifier generates no text; remove it"),
+        ("hidden", strategy.hidden is not None, "layers can be matched for causal-lm only; remove it"),
+        (
+            "cache.form",
+            form not in ("auto", "off"),
+            f"{form} is for tokens; class logits are exact, so set auto or off",
+        ),
     ):
         if is_given:
             raise UserError(f"strategy.{key}: {why}")

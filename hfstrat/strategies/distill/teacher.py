@@ -1,4 +1,4 @@
-"""The teacher: loaded once in each process, and checked against the student it is to teach."""
+"""The teacher: checks before torch is imported, and loading it in each process with checks against its student."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from hfstrat.tasks.base import Task
 
 OTHER_VOCABULARY = (
-    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers "
-    "to fine-tune on (level: sequence), or use TRL's GOLD, which aligns tokenizers"
+    "their probabilities are for different tokens; use a teacher of the student's family, or fine-tune on answers of the "
+    "teacher (level: sequence), or use TRL's GOLD, which aligns tokenizers"
 )
 
 
@@ -39,7 +39,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     """The frozen model in `dtype`.
 
     Raises:
-        UserError: it is nothing for this task, or cannot be read.
+        UserError: it is not usable for this task, or cannot be read.
     """
     import transformers
 
@@ -73,7 +73,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
 
 
 def teacher_from_base(base: Base, will_change: bool) -> PreTrainedModel:
-    """The student's own base as it is now; a copy of it if its weights will change."""
+    """The student's base model as the teacher; a copy of it if its weights will change."""
     from hfstrat.models.fused_loss import unbind_head_loss
     from hfstrat.models.load import cast_weights
 
@@ -92,14 +92,14 @@ def place_teacher(
     describe: Callable[[Shapes, bool], Description],
     again: bool,
 ) -> PreTrainedModel | None:
-    """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
+    """The teacher of this process; None if it has generated answers only, and cannot be compared token by token.
 
     Args:
-        describe: what of the student is trained, from its shapes.
-        again: whether the run sees rows again, for which the teacher's answers are then kept.
+        describe: of the student's strategy.
+        again: whether there is more than one epoch, for which the teacher's outputs are cached.
 
     Raises:
-        UserError: it does not fit into memory, or speaks of other tokens.
+        UserError: it does not fit into memory, or has another vocabulary.
     """
     from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
@@ -108,7 +108,7 @@ def place_teacher(
     section = strategy.teacher
     if section is None:
         if base.new_head:
-            raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
+            raise UserError("strategy.teacher: missing; the head of this model is new and random, so name a trained classifier")
         return teacher_from_base(
             base, will_change=strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
         )
@@ -130,14 +130,14 @@ def place_teacher(
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
         raise UserError(
-            f"strategy.teacher: {name} knows {known:,} tokens and the student's tokenizer has {len(tokenizer):,}; take another "
-            "teacher, or remove model.add_tokens, if there are any"
+            f"strategy.teacher: {name} has {known:,} tokens and the student's tokenizer {len(tokenizer):,}; use another "
+            "teacher, or remove model.add_tokens"
         )
     return found
 
 
 def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None:
-    """Refuse rows that are longer than what the teacher was made for. Raises UserError."""
+    """Refuse examples that are longer than the teacher's context. Raises UserError."""
     from hfstrat.models.load import check_context
 
     if teacher is not None and data is not None:
@@ -151,23 +151,23 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
-    """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
+    """Refuse a teacher with other tokens among the first `shared` ids. Raises UserError."""
     if differs := first_difference(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
         raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
 
 
 def check_sizes(ours: int, theirs: int) -> None:
-    """Refuse to learn on-policy from a teacher with more or fewer tokens, padding included."""
+    """Refuse on-policy training with a teacher of another vocabulary size, padding included. Raises UserError."""
     if ours != theirs:
         raise UserError(
             f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer "
-            "needs as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size "
-            "in strategy.student.config"
+            "needs equal sizes; remove it (then the shared tokens are compared), or set the teacher's vocab_size in "
+            "strategy.student.config of a random student"
         )
 
 
 def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
-    """The teacher's own tokenizer. Raises UserError where it cannot be loaded."""
+    """The teacher's own tokenizer. Raises UserError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     source = Path(section.name_or_path).expanduser()
@@ -176,23 +176,23 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
         raise UserError(
-            f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded ({first_line(error)}), and it has to be "
-            "known which tokens it means; put the tokenizer that it was trained with into its folder"
+            f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded ({first_line(error)}), and it is "
+            "needed to compare the vocabularies; put the tokenizer that it was trained with into its folder"
         ) from error
     return found
 
 
 def first_difference(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
-    """The first number that means two things; tokens beyond `shared` or beyond an end do not count."""
+    """The first id with two different tokens, as text; ids beyond `shared` or either vocabulary are ignored."""
     own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
     for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
         if own.get(number) != other.get(number):
-            return f"{number} is {own.get(number)!r} to the student and {other.get(number)!r} to the teacher"
+            return f"{number} is {own.get(number)!r} for the student and {other.get(number)!r} for the teacher"
     return None
 
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """The vocabulary in a folder's tokenizer.json, without transformers; None where it cannot be told."""
+    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
     try:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         words = content["model"]["vocab"]
@@ -211,23 +211,26 @@ def check_room(
     keepable: bool = True,
     ours_each: float = 2.0,
 ) -> None:
-    """Refuse a teacher that does not fit beside the student.
+    """Refuse a teacher that does not fit into memory next to the student.
 
     Args:
-        bytes_of: its weights as they are wanted, 0 where nobody knows, and in 4 bits.
-        free: bytes of memory, None where nobody knows.
-        stays: whether it is asked during training; else it goes before gradients and moments come.
-        keepable: whether its answers could be kept instead.
-        ours_each: bytes that a weight of the student's base takes.
+        bytes_of: its weights in the given form, 0 if unknown, and in 4 bits.
+        free: bytes of memory, None if unknown.
+        stays: whether it runs during training; else its memory is free before gradients and moments are allocated.
+        keepable: whether its outputs could be cached instead.
+        ours_each: bytes per weight of the student's base.
 
     Raises:
         UserError: what would fit.
     """
     (theirs, few), least = bytes_of, ours_each * student.total + 2 * student.trainable
-    ours = least + (12 * student.trainable if stays else 0)  # what learns: 32 bits, gradients, moments
+    ours = least + (12 * student.trainable if stays else 0)  # trainable parameters: 32 bits, gradients, moments
     if not theirs or free is None or theirs + ours <= free:
         return
-    keeping, cures = "answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training", []
+    keeping, cures = (
+        "cached outputs (cache.form: hidden, and no `hidden:`), since the teacher is then removed before training",
+        [],
+    )
     if stays and keepable and theirs + least <= free:
         cures.append(keeping)
     if few < theirs and few + ours <= free:
@@ -236,13 +239,13 @@ def check_room(
         cures.append(f"a quantized one (teacher: {{quantization: nf4}}) with {keeping}")
     cures.append(f"one of at most {(free - ours) / 1e9:.1f} GB" if free > ours else "a smaller student and a smaller teacher")
     raise UserError(
-        f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
-        f"{free / 1e9:.1f} GB are free; what would fit: {', or '.join(cures)}"
+        f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB and the student {ours / 1e9:.1f} GB, and "
+        f"{free / 1e9:.1f} GB are free; possible: {', or '.join(cures)}"
     )
 
 
 def free_memory() -> int | None:
-    """Memory that is free: of the GPU where there is one, else of the machine."""
+    """Free memory in bytes: of the GPU if there is one, else of the machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -257,15 +260,13 @@ WORDS = "vocab_size"
 
 
 def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
-    """Refuse a teacher that is not there, that speaks of other tokens, and layers that are not there.
+    """Refuse a teacher that does not exist or has another vocabulary, and layers that do not exist.
 
     Raises:
         UserError: one sentence that begins with the key.
     """
     if recipe.data.overflow == "split" and (strategy.level == "sequence" or strategy.on_policy):
-        raise UserError(
-            "data.overflow: split: only the first piece of a row has a prompt that could be answered; take truncate or drop"
-        )
+        raise UserError("data.overflow: split: only the first piece of an example has a prompt to answer; set truncate or drop")
     model = recipe.model
     config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
     count = _layers(config)
@@ -283,7 +284,7 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
 
 
 def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
-    """Refuse a teacher whose head is of another task: a new one would have nothing to say."""
+    """Refuse a teacher whose head is for another task, since a new head would be random."""
     try:
         task.model.check_architecture(name, config)
     except UserError as error:
@@ -292,12 +293,12 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
     if not task.text.generates and architectures and not architectures[0].endswith(task.model.architecture):
         raise UserError(
             f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
-            f"(...{task.model.architecture}): train it first, and name the final/ of that run"
+            f"(...{task.model.architecture}); train it first, and give the final/ folder of that run"
         )
 
 
 def _check_config_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Where both configs say how many tokens there are; what else there is to know is known when they are loaded."""
+    """Compare the vocabulary sizes of both configs, if they are known before loading."""
     ours = (own if student.needs_weights else student.config).get(WORDS)
     if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
         check_sizes(ours, theirs[WORDS])
@@ -308,7 +309,7 @@ def _layers(config: dict[str, Any]) -> int:
 
 
 def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], network: bool) -> dict[str, Any]:
-    """The teacher's config, empty where it is not at hand."""
+    """The teacher's config, empty if it is not local."""
     assert strategy.teacher is not None
     name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
     if path.is_file():
@@ -320,20 +321,20 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
         models_check.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
         return {}
     if (path / "adapter_config.json").is_file():
-        raise UserError(f"strategy.teacher: {name} is an adapter; `hfstrat merge` makes a model of it, give that")
+        raise UserError(f"strategy.teacher: {name} is an adapter; merge it with `hfstrat merge`, and give the result")
     if not (config := read_json(path / "config.json")):
-        raise UserError(f"strategy.teacher: {name} holds no model (config.json)")
+        raise UserError(f"strategy.teacher: {name} contains no model (config.json)")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise UserError(f"strategy.teacher: {name} holds no weights (*.safetensors); the download may be incomplete")
+        raise UserError(f"strategy.teacher: {name} contains no weights (*.safetensors); the download may be incomplete")
     if not models_check.has_tokenizer(path):
         raise UserError(
-            f"strategy.teacher: {name} holds no tokenizer, such as tokenizer.json, and it has to be known which tokens it "
-            "means; put the one that it was trained with into its folder"
+            f"strategy.teacher: {name} contains no tokenizer, such as tokenizer.json, which is needed to compare the "
+            "vocabularies; put the one that it was trained with into its folder"
         )
-    if not strategy.teacher.trust_remote_code:  # classes of one's own have any names
+    if not strategy.teacher.trust_remote_code:  # custom classes may have any name
         _check_kind(name, config, TASKS[recipe.task])
     if strategy.level == "sequence":
-        return config  # texts are handed over
+        return config  # only text is exchanged
     ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
     theirs = read_vocabulary(path)
     sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]

@@ -1,4 +1,4 @@
-"""A frozen body, a pooling and a head. Given features it is the head alone; given token ids it is all of them."""
+"""A frozen body, a pooling and a head; with features as input only the head runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfstrat.strategies.head.linear import Linear, Scale
 
 
 class Standardize(nn.Module):
-    """`(x - mean) / spread`, as buffers: what learns behind it learns well, and it is folded away in the end."""
+    """`(x - mean) / spread` with fixed buffers, which eases training; it is folded into the next layer at the end."""
 
     mean: torch.Tensor
     spread: torch.Tensor
@@ -31,7 +31,7 @@ class Standardize(nn.Module):
 class HeadModel(nn.Module):
     """Logits `[B, K]` of features `[B, H]`, or of token ids with their mask.
 
-    Only the head learns, in float32, and only the head is in checkpoints.
+    Only the head is trained, in float32, and saved in checkpoints.
 
     Args:
         config: of the classifier, with its labels.
@@ -56,7 +56,7 @@ class HeadModel(nn.Module):
 
     def train(self, mode: bool = True) -> HeadModel:
         super().train(mode)
-        self.body.eval()  # its dropout was not in the features either
+        self.body.eval()  # the features were computed without dropout
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -66,7 +66,7 @@ class HeadModel(nn.Module):
         return self.head.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
 
     def fold(self) -> None:
-        """Put the standardisation into the first linear layer; the head is what it was."""
+        """Fold the standardization into the first linear layer; the outputs stay the same."""
         first = self.head[0]
         if not isinstance(first, Standardize):
             return
@@ -78,7 +78,7 @@ class HeadModel(nn.Module):
 
 
 def make_head(width: int, classes: int, hidden: int | None, scale: Scale | None, bias: bool = True) -> nn.Sequential:
-    """A linear layer, or a layer of `hidden` GELUs and one upon it. The last layer begins at zero: every class is as likely."""
+    """A linear layer, or one on top of `hidden` GELUs. The last layer starts at zero, so all classes are equally likely."""
     layers: list[nn.Module] = [] if scale is None else [Standardize(scale)]
     if hidden is not None:
         layers += [nn.Linear(width, hidden), nn.GELU()]
@@ -97,7 +97,7 @@ def set_linear(layer: nn.Linear, solved: Linear) -> None:
 
 
 class FeatureRows(Dataset[dict[str, torch.Tensor]]):
-    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), a batch at a time."""
+    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
         self.features, self.labels = features, labels
