@@ -190,7 +190,7 @@ def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path,
     advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
     files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
-    assert len(entries.line_up(comparisons.asked(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+    assert len(entries.line_up(comparisons.request(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
 
 
 def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(

@@ -105,14 +105,14 @@ class ClassDistiller:
         """
         if teacher is base.model:
             raise ValueError(
-                "a classifier cannot be its own teacher, since its head is trained; name a teacher, or shrink a trained classifier"
+                "a classifier cannot be its own teacher, since its head is trained; set teacher, or shrink a trained one"
             )
         ours, theirs = (_names(model) for model in (base.model, teacher))
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[0]
             raise ValueError(
-                f"its labels are {', '.join(theirs[:4])}, and those of the data {', '.join(ours[:4])} (only one has {odd}); use "
-                "a teacher with these labels, or, if only the names differ, change id2label in its config.json"
+                f"its labels are {', '.join(theirs[:4])}, and those of the data {', '.join(ours[:4])} (only one has {odd}); "
+                "use a teacher with these labels, or, if only the names differ, change id2label in its config.json"
             )
         # the head of a decoder finds the last token by the id of the padding token
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id

@@ -137,7 +137,7 @@ def _not_cached(feed: TrainData, wish: Wish, reason: str) -> TrainData:
     if wish == "on":
         raise UserError(f"{KEY}: on, but {reason}; set auto or off")
     feed.say(f"{'cache':<9} frozen hidden states are not cached: {reason}")
-    return replace(feed, facts={"precomputed": None, "reason": reason})
+    return replace(feed, facts={"not_precomputed": reason})
 
 
 def _cache_prefix(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainData:
