@@ -155,8 +155,8 @@ def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any])
     """Refuse training examples that are not those of the checkpoint. Raises UserError."""
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
-            f"data.train: the training data differ from those of {checkpoint}; restore them, or start again with --overwrite or "
-            "another output_dir"
+            f"data.train: the training data differ from those of {checkpoint}; restore them, or start again with --overwrite "
+            "or another output_dir"
         )
 
 
@@ -178,7 +178,7 @@ def decide_batches(
         base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
         base.say(
-            "the base model is a GGUF file: PEFT finds the base of an adapter only as a folder (`hfstrat merge` creates one)"
+            "the base model is a GGUF file, but PEFT loads the base of an adapter from a folder (`hfstrat merge` creates one)"
         )
     rows, task, device = built.data, TASKS[recipe.task], args.device
     plan, loss = rows.plan, task.metrics.for_data(data).loss

@@ -80,7 +80,7 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
 
 
 def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
-    """The result of the same student trained without the teacher, with the same data, order and length, or why there is none."""
+    """The result of the same student trained without the teacher on the same data and order, or why there is none."""
     if strategy.on_policy:
         return None, "on_policy has no loss without the teacher"
     recipe = without_teacher(strategy, loaded)
