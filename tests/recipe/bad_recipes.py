@@ -837,7 +837,7 @@ MODELS = [
     ),
     Bad("BERT", at(MODEL), ["BertForMaskedLM", "no causal LM", "ForCausalLM"], files=config_of("BertForMaskedLM")),
     Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
-    Bad("no weights", at(MODEL), ["holds no weights", "safetensors"], files={"model/model.safetensors": None}),
+    Bad("no weights", at(MODEL), ["contains no weights", "safetensors"], files={"model/model.safetensors": None}),
     Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
     Bad("weights cut short", at(MODEL), ["no whole safetensors file", "again"], files={"model/model.safetensors": CUT_SHORT}),
     Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
@@ -961,7 +961,11 @@ def scratch_model(name: str, model: str, line: str, says: list[str], **files: st
 FROM_SCRATCH = [
     scratch("an unknown family", f"  architecture: lama\n{NEW}", ["architecture: lama", "no causal LM", "'llama'"]),
     scratch("a family that is no causal LM", f"  architecture: t5\n{NEW}", ["architecture: t5", "no causal LM"]),
-    scratch("a causal LM that sees ahead", f"  architecture: bert\n{NEW}", ["architecture: bert", "both directions", "llama"]),
+    scratch(
+        "a causal LM that sees ahead",
+        f"  architecture: bert\n{NEW}",
+        ["architecture: bert", "bidirectional attention", "llama"],
+    ),
     scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
     scratch(
         "a key of another family's config",
@@ -971,12 +975,12 @@ FROM_SCRATCH = [
     scratch(
         "heads that do not divide",
         f"  config: {{hidden_size: 100, num_attention_heads: 3}}\n{NEW}",
-        ["num_attention_heads", "3 heads do not divide hidden_size = 100", "99"],
+        ["num_attention_heads", "hidden_size = 100 is not divisible by 3 heads", "99"],
     ),
     scratch(
         "heads that share unevenly",
         f"  config: {{hidden_size: 96, num_attention_heads: 6, num_key_value_heads: 4}}\n{NEW}",
-        ["num_key_value_heads", "6 heads cannot share 4", "3 would do"],
+        ["num_key_value_heads", "6 heads are not divisible by num_key_value_heads = 4", "num_key_value_heads: 3"],
     ),
     scratch(
         "too few parameters", "  parameters: 60k\n  tokenizer: {vocab_size: 4096}", ["parameters", "4,096 tokens", "smaller"]
@@ -987,7 +991,7 @@ FROM_SCRATCH = [
         "sizes of an unknown shape", f"  parameters: 10M\n  architecture: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
     ),
     scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
-    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
+    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "smaller"]),
     scratch("fewer tokens than bytes", "  tokenizer: {vocab_size: 100}", ["vocab_size = 100", "at least 258"]),
     scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "already"]),
     scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
@@ -1000,7 +1004,9 @@ FROM_SCRATCH = [
     scratch(
         "a class of another name", f"  model_class: own.py:Nets\n{NEW}", ["no class Nets", "Net?"], **{"own.py": "class Net: 1"}
     ),
-    scratch("a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["no valid Python"], **{"own.py": "class Net"}),
+    scratch(
+        "a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["is not valid Python"], **{"own.py": "class Net"}
+    ),
     scratch("a class without a file", f"  model_class: own.Net\n{NEW}", ["model_class", "my_model.py:TinyModel"]),
     scratch("a class with a size", f"  model_class: own.py:Net\n  parameters: 1M\n{NEW}", ["model_class", "remove"]),
     scratch("an adapter from scratch", "  adapter: x", ["strategy.adapter", "strategy scratch", "belongs to strategy lora"]),
@@ -1018,7 +1024,9 @@ FROM_SCRATCH = [
         ["strategy.tokenizer: missing", "vocab_size: 4096", "model.tokenizer"],
         {MODEL: "seed: 1", NAME: "  name: scratch", R: "  parameters: 1M"},
     ),
-    scratch_model("two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains one"]),
+    scratch_model(
+        "two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains a new one"]
+    ),
     scratch_model("tokens for a new tokenizer", "model: {add_tokens: [x]}", f"  parameters: 1M\n{NEW}", ["special_tokens"]),
     scratch_model("a revision of nothing", "model: {revision: main}", f"  parameters: 1M\n{NEW}", ["model.revision", "remove"]),
     scratch_model("weights for a config", "model: x.gguf", NEW, ["gguf", "config.json"]),
@@ -1035,7 +1043,7 @@ FROM_SCRATCH = [
     Bad(
         "a config and a family",
         at(R),
-        ["strategy.architecture", "model brings a config", "remove one"],
+        ["strategy.architecture", "model has a config that defines the shape", "remove one"],
         {NAME: "  name: scratch", R: f"  architecture: gpt2\n{NEW}"},
         files=LONG,
     ),
@@ -1068,7 +1076,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher without weights",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no weights"],
+        ["strategy.teacher: other contains no weights"],
         2,
         files={"other/config.json": '{"num_hidden_layers": 2}'},
     ),
@@ -1082,14 +1090,14 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher with another vocabulary",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other has another vocabulary", "1 is 'b' to the student and 'c' to the teacher", "GOLD"],
+        ["strategy.teacher: other has another vocabulary", "1 is 'b' for the student and 'c' for the teacher", "GOLD"],
         2,
         files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
     ),
     distilled(
         "a teacher without a tokenizer",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no tokenizer", "put the one that it was trained with into its folder"],
+        ["strategy.teacher: other contains no tokenizer", "put the one that it was trained with into its folder"],
         2,
         files={**another_model(), "other/tokenizer.json": None},
     ),
@@ -1202,7 +1210,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a random student beside a model that has a shape",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other",
-        ["strategy.student.parameters: model: model brings a config", "strategy.student.config"],
+        ["strategy.student.parameters: model: model has a config", "strategy.student.config"],
         files=another_model(),
     ),
     distilled(
@@ -1313,14 +1321,14 @@ def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) ->
 
 
 CLASSIFICATION = [
-    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier writes no answers"]),
-    taught("a classifier's sentences", "  level: sequence", ["strategy.level: a classifier writes no answers", "remove it"]),
-    taught("a classifier's layers", "  hidden: {}", ["strategy.hidden: layers are brought together for causal-lm only"]),
+    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier generates no text"]),
+    taught("a classifier's sentences", "  level: sequence", ["strategy.level: a classifier generates no text", "remove it"]),
+    taught("a classifier's layers", "  hidden: {}", ["strategy.hidden: layers can be matched for causal-lm only"]),
     taught("a classifier's likeliest tokens", "  cache: {form: top_k}", ["strategy.cache.form: top_k is for tokens", "auto"]),
     taught(
         "a teacher that knows no classes",
         "  teacher: other",
-        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification): train it first"],
+        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification); train it first"],
         files=another_model(architectures=["LlamaForCausalLM"]),
     ),
     classify("rows of another task", TRAIN, ["text + label", "prompt, completion", "columns:"], files=rows(GOOD_ROW)),
@@ -1348,7 +1356,7 @@ CLASSIFICATION = [
     classify(
         "a frozen new head",
         R,
-        ["strategy.head: false", "has to learn"],
+        ["strategy.head: false", "has to be trained"],
         {NAME: "  name: partial", R: "  head: false\n  last_n_layers: 1"},
     ),
     classify(
@@ -1402,7 +1410,9 @@ QUANTIZED = [
         files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
     quantized("a quantized full student", "nf4", ["full fine-tuning trains every weight"], "{name: distill, student: full}"),
-    quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
+    quantized(
+        "pissa on bits", "nf4", ["pissa changes the base model's weights"], line=R, lines={R: "  init_lora_weights: pissa"}
+    ),
     quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
     quantized(
         "bits of fewer layers",

@@ -188,8 +188,8 @@ def test_a_norm_alone_is_no_stage() -> None:
         ("last_n_layers: 3, thaw: {every: 0.6}", (), r"0.6 \(14 steps\) is too long for 4 parts in a run of 24 .*at most 7"),
         ("last_n_layers: 3, thaw: {every: 8}", (), r"8 \(8 steps\) is too long"),
         ("last_n_layers: 2, thaw: {every: 0.2}", ("training={max_time: 60s}",), "give whole steps"),
-        ("head: true, embeddings: true, precompute: on", (), "precompute: on, but the input embeddings learn"),
-        ("head: true, embeddings: true, frozen_dropout: false", (), "frozen_dropout: false: the input embeddings learn"),
+        ("head: true, embeddings: true, precompute: on", (), "precompute: on, but the input embeddings are trained"),
+        ("head: true, embeddings: true, frozen_dropout: false", (), "frozen_dropout: false: the input embeddings are trained"),
     ],
     ids=["a share too long", "steps too long", "a share of a time", "nothing frozen", "nothing frozen to keep still"],
 )

@@ -63,9 +63,9 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     taught = dict(result["trainer"].teacher_model.named_parameters())
     assert all(torch.equal(taught[name], tensor) for name, tensor in stock.items())
     said = capsys.readouterr().out
-    assert "on-policy by TRL's DistillationTrainer" in said
-    assert "the student writes other answers each time" in said
-    assert "rows give only their prompts" in said
+    assert "on-policy with TRL's DistillationTrainer" in said
+    assert "the answers of the student change in every step" in said
+    assert "only the prompts of the data are used" in said
     assert 0 < result["tokens"] == result["trainer"].state.num_input_tokens_seen
     assert any("not run: on its own answers" in line for line in result["comparison"]["lines"])
     cards = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("README.md")]

@@ -98,9 +98,9 @@ def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, ca
     new = ", tokenizer: {vocab_size: 290, chat_template: none}"
     distil("level: sequence, max_new_tokens: 5", student=new)
     said = capsys.readouterr().out
-    assert "with a tokenizer of its own" in said
-    assert "wrote 48 answers" in said
-    with pytest.raises(UserError, match=r"student: its tokenizer would be a new one.*level: sequence"):
+    assert "has another tokenizer" in said
+    assert "generated 48 answers" in said
+    with pytest.raises(UserError, match=r"student: with a new tokenizer.*level: sequence"):
         distil(student=new, name="token")
 
 

@@ -143,7 +143,7 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
         assert foreign is None
         return
     assert foreign is not None
-    assert "asked in " + ("its own chat" if teacher == "headed" else "the plain") in foreign.line
+    assert "its prompts use " + ("its own chat" if teacher == "headed" else "the plain") in foreign.line
     first = np.arange(len(data.train))
     assert len(first) == len(talks) + (student == "thinking")  # whose template makes a row of each answer
     prompts = [prompt_ids(row) for row in data.train]
@@ -154,7 +154,9 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
     with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt takes \d+"):
         foreign.prompts(data.train, first, prompts)
     theirs.chat_template = "{{ raise_exception('no system turns') }}"
-    with pytest.raises(UserError, match=r"^strategy.teacher: the rows in the teacher's own form: .*no system turns"):
+    with pytest.raises(
+        UserError, match=r"^strategy.teacher: the data cannot be rendered in the format of the teacher: .*no system turns"
+    ):
         foreign.prompts(data.train, first, prompts)
 
 
@@ -169,7 +171,7 @@ def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     monkeypatch.setattr("hfstrat.strategies.distill.report._baseline", lambda *args: (None, "a test"))
     report = run(recipe(strategy))
     assert report is not None
-    assert "wrote 48 answers" in capsys.readouterr().out
+    assert "generated 48 answers" in capsys.readouterr().out
     assert "teacher_kl" not in report["result"]["metrics_after"]
     found = report["result"]["comparison"]
     assert found["teacher"]["loss"] > 0

@@ -165,9 +165,9 @@ def test_the_loudest_are_those_of_the_largest_mean_absolute_activation(models: C
 
 
 def test_what_cannot_be_made_narrower_is_refused(models: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="65 of a model that has 64"):
+    with pytest.raises(UserError, match="given 65, but this model has 64"):
         most_active_channels(MODELS["llama"](models), ROWS, 65)
-    with pytest.raises(UserError, match=r"intermediate_size: the feed-forward layers of a gpt2 model"):
+    with pytest.raises(UserError, match=r"intermediate_size: the MLPs of a gpt2 model"):
         most_active_channels(MODELS["gpt2"](models), ROWS, 8)
 
 

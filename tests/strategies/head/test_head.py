@@ -306,7 +306,7 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     shapes = read_shapes(models(tied=True))
     assert strategies.build(loaded.recipe.strategy).describe(shapes, True).footprint == counts
-    with pytest.raises(UserError, match="untie: true gives it a head of its own"):
+    with pytest.raises(UserError, match="untie: true gives it a matrix of its own"):
         strategies.build(Head(name="head")).describe(shapes, True)
 
 
