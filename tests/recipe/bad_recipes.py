@@ -1133,7 +1133,7 @@ DISTILL: list[Bad] = [
         2,
     ),
     distilled(
-        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
+        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: given 9", "has 2"], 2
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
     distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["expected at least one layer"], 2),
@@ -1141,14 +1141,14 @@ DISTILL: list[Bad] = [
     distilled(
         "wider than the model",
         "  student: full\n  shrink: {intermediate_size: 17}",
-        ["shrink.intermediate_size: 17 of a model that has 16"],
+        ["shrink.intermediate_size: given 17, but this model has 16"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
     distilled(
         "inner channels that nobody knows",
         "  student: full\n  shrink: {intermediate_size: 8}",
-        ["feed-forward layers of a llama model are not built as those of Llama", "leave out layers"],
+        ["MLPs of a llama model are not structured like those of Llama", "strategy.shrink.layers"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
@@ -1253,7 +1253,7 @@ DISTILL: list[Bad] = [
     Bad(
         "pieces of rows that the teacher shall answer",
         at(EVAL_SIZE + 1),
-        ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
+        ["data.overflow: split: only the first piece of an example has a prompt", "truncate or drop"],
         lines={NAME: "  name: distill", R: "  student: full\n  level: sequence", EVAL_SIZE: "  overflow: split"},
     ),
     distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
