@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.schema import Recipe
 
 BLOCK = 32  # examples that are generated and cached together
 
 
-def generate_answers(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
+def generate_answers(strategy: Distill, data: PreparedData, recipe: Recipe, tokenizer: Any, screen: Console) -> PreparedData:
     """The data with answers of the recipe's teacher. Raises UserError if it cannot generate text."""
     from hfstrat.models.load import compute_dtype, context_of
     from hfstrat.recipe.distill import TeacherModel
@@ -61,14 +61,14 @@ def generate_answers(strategy: Distill, data: Prepared, recipe: Recipe, tokenize
 
 
 def replace_answers(
-    data: Prepared,
+    data: PreparedData,
     teacher: PreTrainedModel,
     tokenizer: Any,
     max_new_tokens: int,
     max_length: int,
     screen: Console,
     foreign: OtherTokenizer | None = None,
-) -> Prepared:
+) -> PreparedData:
     """The data with the last answer of each training example replaced by the teacher's, generated greedily.
 
     Args:
@@ -117,7 +117,7 @@ def replace_answers(
     return _with_answers(data, rows, prompts, answers)
 
 
-def _with_answers(data: Prepared, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> Prepared:
+def _with_answers(data: PreparedData, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> PreparedData:
     """The data with these answers, by the index of the distinct example."""
     from datasets import Dataset
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.schema import Recipe
@@ -136,7 +136,7 @@ def place_teacher(
     return found
 
 
-def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None:
+def check_length(teacher: PreTrainedModel | None, data: PreparedData | None) -> None:
     """Refuse examples that are longer than the teacher's context. Raises UserError."""
     from hfstrat.models.load import check_context
 

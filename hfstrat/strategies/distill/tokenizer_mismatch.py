@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.data.render import IGNORED, Renderer
-from hfstrat.data.segments import TAIL, Pieces
+from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,13 +95,13 @@ class OtherTokenizer:
 
     def _turns(self) -> Callable[[int], list[list[int]]]:
         """A function from the number of a source row to the ids before each of its answers."""
-        from hfstrat.data.prepare import rendered_for
+        from hfstrat.data.prepare import prepare_untruncated
 
         try:
-            made = rendered_for(self.section, self.theirs)
+            made = prepare_untruncated(self.section, self.theirs)
         except UserError as error:
             raise UserError(f"strategy.teacher: the data cannot be rendered in the format of the teacher: {error}") from error
-        table, all_numbers = made.dataset(), made.of(made.row)  # in ascending order
+        table, all_numbers = made.dataset(), made.take(made.row)  # in ascending order
 
         def turns(number: int) -> list[list[int]]:
             begin, end = np.searchsorted(all_numbers, [number, number + 1])
@@ -112,7 +111,7 @@ class OtherTokenizer:
         return turns
 
     def answers(self, answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
-        return retokenize_answers(answers, asked, prompts, Pieces(self.ours), self.theirs)
+        return retokenize_answers(answers, asked, prompts, SegmentTokenizer(self.ours), self.theirs)
 
 
 def answer_starts(labels: Any) -> list[int]:
@@ -137,7 +136,7 @@ def retokenize_prompt(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
 
 
 def retokenize_answers(
-    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: Pieces, theirs: Any
+    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: SegmentTokenizer, theirs: Any
 ) -> list[list[int]]:
     """The teacher's answers in the student's tokens, as they continue the student's `prompts`, with the student's end token
     if they are complete."""

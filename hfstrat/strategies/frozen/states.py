@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
+from hfstrat.data.packing import Bin
 from hfstrat.strategies.frozen.boundary import COLUMN, Boundary
 from hfstrat.trainer.collective import exhaust
 
@@ -63,8 +64,8 @@ class CachedColumnCollator(ABC):
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        bins = [item["rows"] if "width" in item else [item] for item in items]
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        bins = [item.rows if isinstance(item, Bin) else [item] for item in items]
         batch = self.collate(items)
         if not all(self.column in row for rows in bins for row in rows):
             return batch
