@@ -25,18 +25,12 @@ if TYPE_CHECKING:
 
 
 TOKENS = 4096  # of training examples whose activations are measured
-
-
 LONGEST = 512  # tokens per example
-
-
 KEY, WIDTH = "strategy.shrink.intermediate_size", "intermediate_size"
 
 
 # Llama and similar families; BERT and similar families
 INTO = re.compile(r"\.(?:mlp\.(?:gate_proj|up_proj)|intermediate\.dense)\.(?:weight|bias)$")
-
-
 OUT_OF = re.compile(r"(?:\.mlp\.down_proj|(?<!\.attention)\.output\.dense)\.weight$")
 
 

@@ -85,17 +85,9 @@ def _head_cost(feed: TrainData, model: Any) -> float:
 
 
 KEY = "strategy.precompute"
-
-
 PAYS = 1.1  # predicted speedup below which disk space and waiting time are not worth it
-
-
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: allowed difference of outputs with cached states
-
-
 __all__ = ["Refused", "can_precompute", "find_prefix", "precompute"]
-
-
 Wish = Literal["auto", "on", "off"]
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_TOKENS = 7
-
-
 TOLERANCE = 1e-2  # share of the largest value; 16-bit bodies round their norms
 
 
