@@ -67,7 +67,7 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     assert "the answers of the student change in every step" in said
     assert "only the prompts of the data are used" in said
     assert 0 < result["tokens"] == result["trainer"].state.num_input_tokens_seen
-    assert any("not run: on its own answers" in line for line in result["comparison"]["lines"])
+    assert any("not run: on_policy has no loss" in line for line in result["comparison"]["lines"])
     cards = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("README.md")]
     assert all("hfstrat" in card for card in cards)  # and no card of TRL's
 
