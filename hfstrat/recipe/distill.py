@@ -107,7 +107,7 @@ def check_pairs(pairs: list[tuple[int, int]], student: int, teacher: int) -> Non
         for layer, count, who in zip(given, (student, teacher), ("student", "teacher"), strict=True):
             if not 0 <= layer < count:
                 raise UserError(
-                    f"strategy.hidden.layers: {list(given)}: the {who} has no layer {layer}; expected a number from 0 "
+                    f"strategy.hidden_states.layers: {list(given)}: the {who} has no layer {layer}; expected a number from 0 "
                     f"to {count - 1}"
                 )
 
@@ -121,7 +121,7 @@ StudentName = Literal["full", "lora", "partial", "scratch"]
 
 
 class Distill(StrategySection):
-    """The loss is `alpha * T^2 * divergence from the teacher + (1 - alpha) * cross-entropy`, over supervised positions."""
+    """The loss is `w * T^2 * divergence + (1 - w) * cross-entropy` over supervised tokens, with w = teacher_weight."""
 
     name: Literal["distill"]
     teacher: Annotated[TeacherModel | None, BeforeValidator(_from_path, json_schema_input_type=TeacherModel | str | None)] = (
@@ -131,25 +131,27 @@ class Distill(StrategySection):
         description="How the student is trained: another strategy with its keys"
     )
     shrink: Shrink | None = Field(None, description="The student is `model:` with layers left out, or narrower ones")
-    loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
         "forward_kl",
         description="Divergence: forward_kl (arXiv 1503.02531), reverse_kl (2306.08543), jsd, skew_kl (2402.03898)",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
+    teacher_weight: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
     temperature: float = Field(
         1.0, gt=0, description="Of both distributions in the divergence; with on_policy also of the sampling"
     )
     skew: float = Field(0.1, gt=0, lt=1, description="Share of the teacher in the mixture of skew_kl")
-    level: Literal["token", "sequence"] = Field(
-        "token", description="sequence: fine-tune on answers that the teacher generates (arXiv 1606.07947), without its logits"
+    seq_kd: bool = Field(
+        False,
+        description="Sequence-level distillation: fine-tune on answers that the teacher generates (arXiv 1606.07947), "
+        "without its logits",
     )
     on_policy: bool = Field(
         False,
         description="Train on answers that the student itself generates, with TRL's DistillationTrainer (arXiv 2306.13649)",
     )
     max_new_tokens: int = Field(256, ge=1, description="Maximum length of an answer that teacher or student generates")
-    hidden: LayerPairs | None = Field(None, description="Match hidden states of layers too")
-    cache: Cache = Field(Cache(), description="How the teacher's outputs are cached")
+    hidden_states: LayerPairs | None = Field(None, description="Match hidden states of layers too")
+    teacher_cache: Cache = Field(Cache(), description="How the teacher's outputs are cached")
     baseline: bool | Literal["auto"] = Field(
         "auto",
         description="Also train the same student without the teacher, to compare; auto: if training took under 5 minutes",
@@ -184,7 +186,7 @@ class Distill(StrategySection):
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss of training contains outputs of the teacher."""
-        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)  # on_policy: alpha is not 0
+        return not self.seq_kd and (self.teacher_weight > 0 or self.hidden_states is not None)  # on_policy: it is not 0
 
     def training_defaults(self) -> dict[str, Default]:
         return self.student.training_defaults()
@@ -192,8 +194,8 @@ class Distill(StrategySection):
     @model_validator(mode="after")
     def _fits_together(self) -> Distill:
         _check_read(self)
-        if self.level == "sequence" and self.hidden:
-            raise ValueError("hidden: with level: sequence the teacher only generates text; remove one of them")
+        if self.seq_kd and self.hidden_states:
+            raise ValueError("hidden_states: with seq_kd the teacher only generates text; remove one of them")
         if isinstance(self.student, Scratch):
             _check_random(self, self.student)
         if isinstance(self.student, Lora):
@@ -210,49 +212,47 @@ def changed(section: BaseModel) -> set[str]:
     return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
 
 
-OF_THE_DIVERGENCE = ("alpha", "temperature", "loss", "skew", "cache")
+OF_THE_DIVERGENCE = ("teacher_weight", "temperature", "divergence", "skew", "teacher_cache")
 
 
 def _check_read(strategy: Distill) -> None:
-    """Refuse keys that nothing reads. (`alpha: 0` is allowed: it switches the teacher off.)"""
-    given, kept = changed(strategy), changed(strategy.cache)
-    if strategy.level == "sequence" and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
-        raise ValueError(
-            f"{odd[0]}: with level: sequence the teacher only generates text, so this key has no effect; remove it"
-        )
-    if strategy.on_policy and (odd := [key for key in ("alpha", "cache", "baseline") if key in given]):
+    """Refuse keys that nothing reads. (`teacher_weight: 0` is allowed: it switches the teacher off.)"""
+    given, kept = changed(strategy), changed(strategy.teacher_cache)
+    if strategy.seq_kd and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
+        raise ValueError(f"{odd[0]}: with seq_kd the teacher only generates text, so this key has no effect; remove it")
+    if strategy.on_policy and (odd := [key for key in ("teacher_weight", "teacher_cache", "baseline") if key in given]):
         reasons = {
-            "alpha": "with on_policy the loss is the divergence from the teacher alone",
-            "cache": "with on_policy the answers of the student change in every step, so nothing can be cached",
+            "teacher_weight": "with on_policy the loss is the divergence from the teacher alone",
+            "teacher_cache": "with on_policy the answers of the student change in every step, so nothing can be cached",
             "baseline": "with on_policy there is no loss without the teacher",
         }
         raise ValueError(f"{odd[0]}: {reasons[odd[0]]}; remove it")
-    if "max_new_tokens" in given and not (strategy.on_policy or strategy.level == "sequence"):
-        raise ValueError("max_new_tokens: no text is generated; it is for level: sequence and on_policy: true, so remove it")
-    if "skew" in given and strategy.loss != "skew_kl":
-        raise ValueError(f"skew: it is for loss: skew_kl, and loss is {strategy.loss}; remove it, or set loss: skew_kl")
-    if "tokens" in kept and strategy.cache.form in ("hidden", "off"):
+    if "max_new_tokens" in given and not (strategy.on_policy or strategy.seq_kd):
+        raise ValueError("max_new_tokens: no text is generated; it is for seq_kd: true and on_policy: true, so remove it")
+    if "skew" in given and strategy.divergence != "skew_kl":
+        raise ValueError(f"skew: it is for divergence: skew_kl, given {strategy.divergence}; remove it, or set skew_kl")
+    if "tokens" in kept and strategy.teacher_cache.form in ("hidden", "off"):
         raise ValueError(
-            f"cache.tokens: form: {strategy.cache.form} stores no tokens; remove it, or set form: sampled or top_k"
+            f"teacher_cache.tokens: form: {strategy.teacher_cache.form} stores no tokens; remove it, or set sampled or top_k"
         )
-    form = strategy.cache.form
-    if strategy.hidden and form not in ("auto", "off"):
-        raise ValueError(f"cache.form: {form}: the hidden states that `hidden` compares are not cached; remove one of them")
-    if strategy.loss != "forward_kl" and form in ("sampled", "top_k"):
+    form = strategy.teacher_cache.form
+    if strategy.hidden_states and form not in ("auto", "off"):
+        raise ValueError(f"teacher_cache.form: {form}: what `hidden_states` compares is not cached; remove one of them")
+    if strategy.divergence != "forward_kl" and form in ("sampled", "top_k"):
         raise ValueError(
-            f"cache.form: {form} stores the probabilities of some tokens, and {strategy.loss} needs all of them; set "
-            "form: hidden, or loss: forward_kl"
+            f"teacher_cache.form: {form} stores the probabilities of some tokens, and {strategy.divergence} needs all of "
+            "them; set form: hidden, or divergence: forward_kl"
         )
-    if "budget" in kept and strategy.cache.form == "off":
-        raise ValueError("cache.budget: form: off stores nothing; remove it")
+    if "budget" in kept and strategy.teacher_cache.form == "off":
+        raise ValueError("teacher_cache.budget: form: off stores nothing; remove it")
 
 
 def _check_lora(strategy: Distill, student: Lora) -> None:
-    if strategy.shrink or strategy.hidden:
+    if strategy.shrink or strategy.hidden_states:
         what, reason = (
             ("shrink", "the base of an adapter has to be a published model, which the smaller one is not")
             if strategy.shrink
-            else ("hidden", "the checkpoints of an adapter would not contain its projections")
+            else ("hidden_states", "the checkpoints of an adapter would not contain its projections")
         )
         raise ValueError(f"{what}: {reason}; set student: full or partial")
     if strategy.teacher is None and student.changes_base:
@@ -263,8 +263,8 @@ def _check_lora(strategy: Distill, student: Lora) -> None:
 
 
 def _check_partial(student: Partial) -> None:
-    if student.precompute == "on":
-        raise ValueError("student.precompute: on: hidden states are not cached next to a teacher's outputs; remove it")
+    if student.precompute is True:
+        raise ValueError("student.precompute: true: hidden states are not cached next to a teacher's outputs; remove it")
     if not student.frozen_dropout:
         raise ValueError("student.frozen_dropout: false is not supported for a student; remove it")
 
@@ -276,21 +276,21 @@ def _check_random(strategy: Distill, student: Scratch) -> None:
         raise ValueError(
             "shrink: it removes layers of a pretrained model, and this student has random weights; remove one of them"
         )
-    if student.tokenizer and strategy.level != "sequence":
+    if student.tokenizer and not strategy.seq_kd:
         raise ValueError(
             "student: with a new tokenizer the teacher's probabilities would be for other tokens; remove student.tokenizer "
-            "(that of the teacher is used), or set level: sequence"
+            "(that of the teacher is used), or set seq_kd: true"
         )
 
 
 def _check_on_policy(strategy: Distill) -> None:
-    if strategy.level == "sequence":
+    if strategy.seq_kd:
         raise ValueError(
-            "level: sequence trains on answers of the teacher, and on_policy on answers of the student; remove one of them"
+            "seq_kd: true trains on answers of the teacher, and on_policy on answers of the student; remove one of them"
         )
-    if strategy.hidden:
-        raise ValueError("hidden: TRL's DistillationTrainer does not match hidden states; remove it, or on_policy")
-    if strategy.loss == "skew_kl":
-        raise ValueError("loss: TRL's DistillationTrainer has no skew_kl; set forward_kl, reverse_kl or jsd")
+    if strategy.hidden_states:
+        raise ValueError("hidden_states: TRL's DistillationTrainer does not match hidden states; remove it, or on_policy")
+    if strategy.divergence == "skew_kl":
+        raise ValueError("divergence: TRL's DistillationTrainer has no skew_kl; set forward_kl, reverse_kl or jsd")
     if strategy.teacher is None and strategy.student.name == "lora":
         raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model other than the student, so name one")

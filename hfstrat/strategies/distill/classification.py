@@ -17,6 +17,7 @@ from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
@@ -160,7 +161,7 @@ def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> Tr
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
         feed, facts["cache"] = _cache_logits(feed, distiller)
     else:
-        feed.say(f"{'teacher':<9} outputs are computed on the fly: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+        feed.say(f"{'teacher':<9} outputs are computed on the fly: {'form: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
@@ -184,7 +185,7 @@ def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData
     entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
     seconds = time.monotonic() - started
     when = f"outputs computed in {seconds:.1f} s" if built else "outputs loaded from the cache"
-    feed.say(f"{'teacher':<9} {when} for {len(rows.first):,} examples: class logits, exact, {cache.readable(entry.size)}")
+    feed.say(f"{'teacher':<9} {when} for {len(rows.first):,} examples: class logits, exact, {file_size(entry.size)}")
     train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
     distiller.teacher = None
     facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}

@@ -173,7 +173,7 @@ class Distiller:
 
     Args:
         mix: the loss of a position.
-        teacher: None if its outputs are cached, or not used (`alpha` 0).
+        teacher: None if its outputs are cached, or not used (`teacher_weight` 0).
         match: the loss of matched layers.
     """
 
@@ -329,8 +329,8 @@ def build_student(
 
         check_sizes(*(model.config.get_text_config().vocab_size for model in (base.model, teacher)))
         base.say(f"{'teacher':<9} {REMARK}")
-    if strategy.hidden:
-        match_layers(strategy.hidden, base, distiller, teacher)
+    if strategy.hidden_states:
+        match_layers(strategy.hidden_states, base, distiller, teacher)
     return trained
 
 

@@ -23,7 +23,7 @@ KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # our variables that the other ru
 SMALL = 300.0  # seconds of training up to which baseline: auto runs it
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # the name of a metric in text
 SAME = ("name", "teacher", "student", "shrink")  # keys that define the student
-WITHOUT = {"alpha": 0.0, "baseline": False}  # cross-entropy on the answers of the data alone
+WITHOUT = {"teacher_weight": 0.0, "baseline": False}  # cross-entropy on the answers of the data alone
 SPOKEN = 32  # tokens that are generated to measure the speed
 
 

@@ -48,7 +48,7 @@ def generate_answers(strategy: Distill, data: PreparedData, recipe: Recipe, toke
     )
     writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
     if not writer.can_generate():
-        raise UserError(f"strategy.level: sequence, but {section.name_or_path} cannot generate text; remove it")
+        raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} cannot generate text; remove it")
     context = context_of(writer)
     foreign = OtherTokenizer.detect(
         tokenizer, tokenizer_of(section), vocabulary_size(writer), data.renderer, recipe.data, context
@@ -105,7 +105,7 @@ def replace_answers(
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        cache.let_go(entry.path)  # there may be thousands of entries
+        cache.release(entry.path)  # there may be thousands of entries
         said = foreign.answers(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]

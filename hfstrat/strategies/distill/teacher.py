@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OTHER_VOCABULARY = (
     "their probabilities are for different tokens; use a teacher of the student's family, or fine-tune on answers of the "
-    "teacher (level: sequence), or use TRL's GOLD, which aligns tokenizers"
+    "teacher (seq_kd: true), or use TRL's GOLD, which aligns tokenizers"
 )
 
 
@@ -115,10 +115,10 @@ def place_teacher(
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())
-    if strategy.level == "sequence" and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+    if strategy.seq_kd and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
-    kept = strategy.cache.form != "off" and (again or strategy.cache.form != "auto")
-    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden is not None or not kept)
+    kept = strategy.teacher_cache.form != "off" and (again or strategy.teacher_cache.form != "auto")
+    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden_states is not None or not kept)
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
@@ -228,7 +228,7 @@ def check_room(
     if not theirs or free is None or theirs + ours <= free:
         return
     keeping, cures = (
-        "cached outputs (cache.form: hidden, and no `hidden:`), since the teacher is then removed before training",
+        "cached outputs (teacher_cache.form: hidden, and no `hidden_states:`), since they free the teacher before training",
         [],
     )
     if stays and keepable and theirs + least <= free:
@@ -265,7 +265,7 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     Raises:
         UserError: one sentence that begins with the key.
     """
-    if recipe.data.overflow == "split" and (strategy.level == "sequence" or strategy.on_policy):
+    if recipe.data.overflow == "split" and (strategy.seq_kd or strategy.on_policy):
         raise UserError("data.overflow: split: only the first piece of an example has a prompt to answer; set truncate or drop")
     model = recipe.model
     config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
@@ -278,9 +278,9 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     theirs = _check_named_teacher(strategy, recipe, config, network) if strategy.teacher else config
     if strategy.on_policy and not recipe.model.add_tokens:
         _check_config_sizes(strategy.student, config, theirs)
-    if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
+    if strategy.hidden_states and strategy.hidden_states.layers and count and (above := _layers(theirs)):
         below = len(shrink.layers_to_keep(strategy.shrink.layers, count)) if strategy.shrink else count
-        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
+        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden_states.layers], below, above)
 
 
 def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
@@ -333,7 +333,7 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
         )
     if not strategy.teacher.trust_remote_code:  # custom classes may have any name
         _check_kind(name, config, TASKS[recipe.task])
-    if strategy.level == "sequence":
+    if strategy.seq_kd:
         return config  # only text is exchanged
     ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
     theirs = read_vocabulary(path)

@@ -120,7 +120,7 @@ def answer_starts(labels: Any) -> list[int]:
     return [int(place) for place in np.flatnonzero(carries & ~np.concatenate([[False], carries[:-1]]))]
 
 
-def prompt_ids(row: dict[str, Any], key: str = "level: sequence") -> list[int]:
+def prompt_ids(row: dict[str, Any], key: str = "seq_kd: true") -> list[int]:
     """The ids before the last answer of an example. Raises UserError if there are none."""
     carries, begins = np.asarray(row["labels"]) != IGNORED, answer_starts(row["labels"])
     if not begins or begins[-1] == 0 or (carries[1:].all() and len(carries) > 1):

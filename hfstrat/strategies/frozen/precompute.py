@@ -21,6 +21,7 @@ from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.errors import UserError
 from hfstrat.models.quantization import elements
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating, named_blocks
 from hfstrat.strategies.frozen.prefix import Prefix, Refused, can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import (
@@ -88,20 +89,20 @@ KEY = "strategy.precompute"
 PAYS = 1.1  # predicted speedup below which disk space and waiting time are not worth it
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: allowed difference of outputs with cached states
 __all__ = ["Refused", "can_precompute", "find_prefix", "precompute"]
-Wish = Literal["auto", "on", "off"]
+Wish = bool | Literal["auto"]
 
 
 def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = False) -> TrainData:
     """Cache the hidden states of the frozen prefix, if that is possible and saves time.
 
     Args:
-        wish: `auto` decides, and reports the reason; `on` makes a reason against it an error.
+        wish: `auto` decides, and reports the reason; `true` makes a reason against it an error.
         still: keep the frozen part in evaluation mode, without dropout, whether it is cached or not.
 
     Raises:
         UserError: `on`, and it is not possible; or `still`, and the frozen part is unknown.
     """
-    if wish == "off" and not still:
+    if wish is False and not still:
         return feed
     if distributed.is_sharded():
         return _not_cached(feed, wish, "no process has the full model on its device")
@@ -117,17 +118,17 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
         if still:
             feed = feed.with_undo(Still(list(prefix.modules.values())).release)
         try:
-            if wish == "off":
+            if wish is False:
                 raise Refused("precompute: off")
             return _cache_prefix(feed, prefix, batch, wish)
         except Refused as refusal:
             prefix.boundary.unbind()
-            return feed if wish == "off" else _not_cached(feed, wish, str(refusal))
+            return feed if wish is False else _not_cached(feed, wish, str(refusal))
 
 
 def _not_cached(feed: TrainData, wish: Wish, reason: str) -> TrainData:
-    if wish == "on":
-        raise UserError(f"{KEY}: on, but {reason}; set auto or off")
+    if wish is True:
+        raise UserError(f"{KEY}: true, but {reason}; set auto or false")
     feed.say(f"{'cache':<9} frozen hidden states are not cached: {reason}")
     return replace(feed, facts={"not_precomputed": reason})
 
@@ -150,14 +151,14 @@ def _cache_prefix(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> 
     if reason := _lack_of_room(feed, needed, text):
         raise Refused(reason)
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
-    feed.say(f"{'cache':<9} {text} after {prefix.frozen} of {prefix.blocks} blocks: {cache.readable(needed)}{more}")
+    feed.say(f"{'cache':<9} {text} after {prefix.frozen} of {prefix.blocks} blocks: {file_size(needed)}{more}")
     return _add_states(feed, prefix, parts, states.dtype, width)
 
 
 def _lack_of_room(feed: TrainData, needed: int, text: str) -> str | None:
     """The reason why this does not fit on the disk of one of the machines, or None."""
     try:
-        cache.check_room(needed, text)
+        cache.check_free_space(needed, text)
         mine = None
     except UserError as error:
         mine = str(error)
