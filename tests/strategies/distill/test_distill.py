@@ -243,7 +243,7 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     anew = distil(strategy.replace("FORM", '"off"'), TWO_EPOCHS, name="anew")
     said = capsys.readouterr().out
     assert "outputs computed in" in said
-    assert "outputs are computed on the fly: cache: off" in said
+    assert "outputs are computed on the fly: teacher_cache" in said
     assert losses(once) == pytest.approx(losses(anew), rel=1e-4)
     assert once["metrics_after"] == pytest.approx(anew["metrics_after"], rel=1e-4)
     assert once["metrics_after"]["teacher_kl"] > 0
@@ -394,7 +394,7 @@ def test_another_vocabulary_is_refused(recipe: Any, tmp_path: Path, models: Call
     words[first], words[second] = words[second], words[first]
     file.write_text(json.dumps(content))
     loaded = recipe(f"strategy={{name: distill, teacher: {tmp_path / 'other'}, student: full}}")
-    with pytest.raises(UserError, match=r"another vocabulary .*sequence.*GOLD"):
+    with pytest.raises(UserError, match=r"another vocabulary .*seq_kd.*GOLD"):
         run(loaded)
     assert not (tmp_path / "run").exists()
 
