@@ -292,7 +292,7 @@ def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}
     for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
-        strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
+        strategy = f"{{name: distill, teacher: TEACHER, student: full, teacher_cache: {{form: '{form}'}}}}"
         words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
         found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
         assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "true")
@@ -425,7 +425,7 @@ def test_two_processes_equal_one(recipe: Any, models: Callable[..., Path], tmp_p
 
 @pytest.mark.slow
 def test_the_same_student_without_the_teacher_is_run_and_compared(recipe: Any, tmp_path: Path) -> None:
-    """From the same start, over the same rows: with `alpha: 0` the run is the baseline, so both come to the same."""
+    """From the same start, over the same rows: with `teacher_weight: 0` the run is the baseline, so both come to the same."""
     strategy = "strategy={name: distill, shrink: {layers: 2}, student: full, teacher_weight: 1e-12}"
     report = run(recipe(strategy, "model.dtype=float32"))
     assert report is not None
