@@ -230,7 +230,7 @@ def test_several_machines_rendezvous_at_the_first(monkeypatch: pytest.MonkeyPatc
             16,
             launch.Machines(machine_rank=0),
             8,
-            "--main-process-ip: missing; 2 machines need the address of the first",
+            "--main-process-ip: missing; 2 machines need the address",
         ),
         ("ddp", 4, launch.Machines(2, 0, "h"), 8, "--main-process-port: missing"),
         ("multi_node_ddp", 16, launch.Machines(2, 2, "h"), 8, "2 machines are numbered 0 to 1"),

@@ -490,7 +490,5 @@ def test_changed_base_weights_refuse_to_resume(
     name = sorted(tensors)[0]
     tensors[name] = tensors[name] + 1e-3
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(
-        UserError, match=rf"^{changed}: the weights of .* are not those with which .*checkpoint-\d+ was trained"
-    ):
+    with pytest.raises(UserError, match=rf"^{changed}: the weights of .* are not those with which .*checkpoint-\d+"):
         resume.what_to_resume(loaded.recipe, False, 1)
