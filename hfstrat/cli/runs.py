@@ -15,7 +15,7 @@ SORTS = ("name", "loss", "time", "cost")
 APART = {"output_dir", "hub"}  # of a recipe: where things go, not what is done
 UNLIKE = {"data_sha256"}  # of an environment: named by file, and compared with the data
 COMPARED = {"rows_kept", "tokens", "supervised", "sha256"}  # of the statistics of the data
-METRICS = {"accuracy": "accuracy", "bits_per_byte": "bits/byte", "perplexity": "perplexity"}
+METRICS = {"accuracy": "accuracy", "mae": "MAE", "bits_per_byte": "bits/byte", "perplexity": "perplexity"}
 
 
 def find(folder: Path) -> list[tuple[Path, Report]]:
