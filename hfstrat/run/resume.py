@@ -137,7 +137,7 @@ def _rate(recipe: Recipe, args: TrainingArguments, steps: int, at: int) -> float
 
 def caches_in_use() -> list[str]:
     """The names of the cache entries that this run uses, without prepared data."""
-    return sorted(name for name in cache.in_use() if name.rsplit("-", 1)[0] not in PREPARED)
+    return sorted(name for name in cache.names_in_use() if name.rsplit("-", 1)[0] not in PREPARED)
 
 
 def cache_remarks(checkpoint: Path | None, stored: dict[str, Any]) -> list[str]:

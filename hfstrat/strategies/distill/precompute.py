@@ -17,6 +17,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
 
@@ -71,14 +72,14 @@ def choose(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -
     if wish.form != "auto":
         if needed[wish.form] > wish.bytes:
             raise UserError(
-                f"strategy.cache.budget: {wish.form} takes {cache.readable(needed[wish.form])} for {positions:,} positions, "
+                f"strategy.cache.budget: {wish.form} takes {file_size(needed[wish.form])} for {positions:,} positions, "
                 f"more than {wish.budget}; raise it, or take auto"
             )
         return forms[wish.form], ""
     fits = [name for name in ("hidden", "sampled") if needed[name] <= wish.bytes]
     fits = [name for name in fits if name == "hidden" or mix.divergence == "forward_kl"]
     if not fits:
-        return None, f"its hidden states take {cache.readable(needed['hidden'])}, more than cache.budget {wish.budget}"
+        return None, f"its hidden states take {file_size(needed['hidden'])}, more than cache.budget {wish.budget}"
     return forms[fits[0]], ""
 
 
@@ -138,7 +139,7 @@ def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, R
     }
     which = "all rows" if "train" in parts else "evaluation rows (training asks once anyway)"
     feed.say(
-        f"{'teacher':<9} {when} about {positions:,} positions of {which}: {what[form.kind]}, {cache.readable(size)}, "
+        f"{'teacher':<9} {when} about {positions:,} positions of {which}: {what[form.kind]}, {file_size(size)}, "
         f"{share:.1%} of its probability mass"
     )
     facts = {"form": form.kind, "width": form.width, "bytes": size, "mass": share, "seconds": seconds, "built": built}

@@ -102,7 +102,7 @@ def rewritten(
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        cache.let_go(entry.path)  # there may be thousands
+        cache.release(entry.path)  # there may be thousands
         said = foreign.repeated(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]

@@ -25,6 +25,7 @@ from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.errors import UserError
 from hfstrat.models.quantization import elements
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating, named_blocks
 from hfstrat.strategies.frozen.prefix import Prefix, Refused, can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import (
@@ -162,16 +163,14 @@ def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainDat
     if reason := _no_room(feed, needed, text):
         raise Refused(reason)
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
-    feed.say(
-        f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {cache.readable(needed)}{more}"
-    )
+    feed.say(f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {file_size(needed)}{more}")
     return _with_states(feed, prefix, parts, states.dtype, width)
 
 
 def _no_room(feed: TrainData, needed: int, text: str) -> str | None:
     """Why this does not fit on the disk of one of the machines."""
     try:
-        cache.check_room(needed, text)
+        cache.check_free_space(needed, text)
         mine = None
     except UserError as error:
         mine = str(error)

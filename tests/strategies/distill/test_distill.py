@@ -279,7 +279,7 @@ def test_answers_of_another_teacher_are_not_taken(
     assert built == [["eval", "train"]] * 2
     by_size = [sorted(paths, key=lambda path: path.stat().st_size) for paths in made]
     for ours, theirs in zip(*by_size, strict=True):
-        for old, new in ((ours, theirs), (cache.note_of(ours), cache.note_of(theirs))):
+        for old, new in ((ours, theirs), (cache.note_path(ours), cache.note_path(theirs))):
             shutil.copyfile(old, new)
     with pytest.raises(UserError, match=r"strategy\.cache: .* another one\. Remove them \(hfstrat cache rm teacher-"):
         distil(strategy, TWO_EPOCHS, name="third")

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from hfstrat.data.collate import BatchOrder, Collator
-from hfstrat.data.packing import PackedRows, PackingCollator
+from hfstrat.data.packing import Bin, PackedRows, PackingCollator
 from hfstrat.errors import UserError
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.strategies.frozen.boundary import COLUMN
@@ -342,9 +342,9 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 1000))
-    with pytest.raises(UserError, match=r"precompute: on, but .*hidden states of 28 rows will take about .* are free"):
+    with pytest.raises(UserError, match=r"precompute: on, but .*hidden states of 28 rows: about .* are free"):
         precompute(make_feed(), make("llama"), "on")
-    assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
+    assert "are needed" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
 
 
 def packed_feed(seed: int, flatten: bool) -> tuple[TrainData, BatchOrder]:
@@ -409,7 +409,7 @@ def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str)
         expected = losses_of(model, [whole])
         assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
         for place, item in enumerate(items):
-            end = sum(row["length"] for row in item.get("rows", [item]))
+            end = sum(row["length"] for row in (item.rows if isinstance(item, Bin) else [item]))
             states[place, end:] = torch.randn(states[place, end:].shape, generator=generator) * 100
         assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
 
