@@ -160,7 +160,7 @@ def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainDa
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
         feed, facts["cache"] = _keep(feed, distiller)
     else:
-        feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+        feed.say(f"{'teacher':<9} is asked about every batch anew: {'form: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 

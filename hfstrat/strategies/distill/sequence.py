@@ -47,7 +47,7 @@ def ask_to_write(strategy: Distill, data: PreparedData, recipe: Recipe, tokenize
     )
     writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
     if not writer.can_generate():
-        raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
+        raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} writes no text; remove it")
     context = context_of(writer)
     foreign = Foreign.of(tokenizer, tokenizer_of(section), words_of(writer), data.renderer, recipe.data, context)
     if foreign:
