@@ -12,7 +12,7 @@ from conftest import make_tokenizer, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.classifiers import encoder_tokenizer
 
-from hfstrat.data.classification.labels import LabeledText, in_order, label_of
+from hfstrat.data.classification.labels import LabeledText, label_of, sort_labels
 from hfstrat.data.classification.prepare import Classes, prepare
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.formats import BadRow
@@ -102,7 +102,7 @@ def test_long_texts_keep_their_special_tokens(made: Any) -> None:
     stats = data.statistics["train"]
     assert stats.rows_cut > 0
     assert stats.tokens_lost == sum(max(0, len(ENCODER(row["text"])["input_ids"]) - 64) for row in rows)
-    assert any("64 tokens, special tokens kept" in line for line in data.lines())
+    assert any("64 tokens; special tokens are kept" in line for line in data.lines())
     assert made(rows, eval_size=2, tokenizer=ENCODER, overflow="drop").statistics["train"].rows_dropped == stats.rows_cut
     with pytest.raises(UserError, match="overflow: error"):
         made(rows, eval_size=2, tokenizer=ENCODER, overflow="error")
@@ -146,9 +146,9 @@ def test_class_imbalance_is_reported(made: Any) -> None:
         ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* Scores \(regression\) are not learnt"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
-        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' holds a label twice; .*a vector of 0 and 1 is not read"),
+        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' contains duplicate labels; .*vectors of 0 and 1 are not supported"),
         ([{"a": 1}, {"b": 1}], r"row 1: 'label' is dict"),
-        ([f"id {n}" for n in range(9)], "each of 9 rows has a label of its own"),
+        ([f"id {n}" for n in range(9)], "each of 9 rows has a different label"),
     ],
     ids=["one label", "null", "blank", "scores", "scores as text", "mixed", "vector", "object", "ids"],
 )
@@ -193,4 +193,4 @@ def test_names_of_numbers_and_rows_without_a_label() -> None:
     with pytest.raises(BadRow, match="this row has no label"):
         label_of(-1, "label", ["x", "y"])
     assert label_of(-1, "label") == "-1"
-    assert in_order(["1", "-1", "0"]) == ["-1", "0", "1"]
+    assert sort_labels(["1", "-1", "0"]) == ["-1", "0", "1"]
