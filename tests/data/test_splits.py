@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat.data import sources
+from hfstrat.data.formats import hash_text
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
-from hfstrat.data.splits import apply_weights, describe_duplicates, hash_text
+from hfstrat.data.splits import apply_weights, describe_duplicates
 from hfstrat.data.tokenize import split
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data

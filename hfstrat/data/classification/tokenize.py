@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.data.classification.labels import LabeledText, LabelFormat
-from hfstrat.data.formats import BadRow
+from hfstrat.data.formats import BadRow, hash_text
 from hfstrat.data.readers import Row
-from hfstrat.data.splits import hash_text
 from hfstrat.data.stats import MAX_UNSUPERVISED, Statistics
 from hfstrat.data.tokenize import BATCH
 from hfstrat.errors import UserError
