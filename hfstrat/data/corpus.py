@@ -10,7 +10,7 @@ import numpy as np
 
 from hfstrat.data import splits
 from hfstrat.data.classification.labels import LabeledText
-from hfstrat.data.formats import BadRow, RowFormat
+from hfstrat.data.formats import BadRow, RowFormat, hash_text
 from hfstrat.data.sources import DataSource
 from hfstrat.errors import UserError
 
@@ -29,7 +29,7 @@ class Corpus:
     def examples(self) -> Iterator[Example | LabeledText]:
         """The training rows, each once."""
         held = set() if self.held_out is None else set(self.held_out.tolist())
-        return (example for example in _examples(self.sources) if splits.hash_text(example.content) not in held)
+        return (example for example in _examples(self.sources) if hash_text(example.content) not in held)
 
     def texts(self) -> Iterator[str]:
         """Their text, without the markup of a template."""
@@ -81,7 +81,7 @@ def _hashes(examples: Iterator[Example | LabeledText], labels: list[str]) -> Ite
         if example.has_target:
             if isinstance(example, LabeledText):
                 labels.append(str(example.labels))
-            yield splits.hash_text(example.content)
+            yield hash_text(example.content)
 
 
 def _examples(sources: list[DataSource]) -> Iterator[Example | LabeledText]:

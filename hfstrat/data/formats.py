@@ -7,6 +7,7 @@ Conversations are accepted as OpenAI and ShareGPT write them and with content as
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hfstrat.recipe.data import Data
 
 Row = dict[str, Any]
 Message = dict[str, Any]
+HASH_BYTES = 8
 PROMPT_CHARACTERS = 60  # of a plain text, shown as its prompt
 ROLES = {  # ShareGPT's speakers and variants
     **dict.fromkeys(("human", "user"), "user"),
@@ -81,6 +83,13 @@ class Example(NamedTuple):
 
 def _first_words(text: str) -> str:
     return text[:PROMPT_CHARACTERS].rpartition(" ")[0] if len(text) > PROMPT_CHARACTERS else text.rpartition(" ")[0]
+
+
+def hash_text(text: str) -> int:
+    """A 64-bit hash of a text, ignoring case and white space: rows with equal hashes are duplicates."""
+    normalized = " ".join(text.casefold().split())
+    digest = hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def require_text(value: Any, column: str) -> str:

@@ -19,6 +19,7 @@ from hfstrat.data.stats import Statistics
 from hfstrat.data.tokenize import write_tokens
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data, Source
+from hfstrat.recipe.format import plural
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,7 +66,7 @@ class PreparedData:
         """The statistics as text, one line each."""
         lines = [f"{name:<9} {line}" for name, stats in self.statistics.items() for line in stats.lines()]
         if "eval" not in self.statistics:
-            lines.append(f"{'eval':<9} {len(self.eval):,} rows held out, {len(self.train):,} rows left to train on")
+            lines.append(f"{'eval':<9} {plural(len(self.eval), 'row')} held out, {len(self.train):,} left to train on")
         return lines + [f"{'overlap':<9} {line}" for line in splits.describe_duplicates(self.duplicates)]
 
 

@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 MAX_HELD_OUT = 1000
 EXAMPLES = 3
 BLOCK = 1 << 16  # values searched for at a time
-HASH_BYTES = 8
 TOKENS_BEFORE, TOKENS_AFTER = 24, 12  # tokens shown of a duplicate, around the start of its answer
-
-
-def hash_text(text: str) -> int:
-    """A 64-bit hash of a text, ignoring case and white space: rows with equal hashes are duplicates."""
-    normalized = " ".join(text.casefold().split())
-    digest = hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def read_columns(file: Path, types: dict[str, Any], count: int) -> dict[str, np.ndarray]:

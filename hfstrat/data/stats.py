@@ -9,6 +9,7 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.format import plural
 
 MAX_LOST = 0.01  # share of the supervised tokens that may be lost without the user's consent
 MAX_UNSUPERVISED = 0.05  # share of the rows that may have nothing to train on
@@ -91,7 +92,7 @@ class Statistics:
     def line(self) -> str:
         """The statistics in one line."""
         kept = f"{self.rows_kept:,}" if self.rows_kept == self.rows_read else f"{self.rows_kept:,} of {self.rows_read:,}"
-        text = f"{self.source}: {kept} rows, format {self.format}"
+        text = f"{self.source}: {kept} {'row' if kept == '1' else 'rows'}, format {self.format}"
         text += f" ({self.template} template, loss on {self.train_on})" if self.template and self.format != "text" else ""
         if self.rows_with_tools:
             as_text = " as text (the chat template does not support tools)" if self.tools_as_text else ""
@@ -102,7 +103,7 @@ class Statistics:
         if self.rows_cut or self.rows_split or self.rows_dropped:
             changed = (("truncated", self.rows_cut), ("split", self.rows_split), ("dropped", self.rows_dropped))
             text += "; " + ", ".join(f"{count:,} {word}" for word, count in changed if count)
-            text += f" ({self.tokens_lost:,} tokens lost)"
+            text += f" ({plural(self.tokens_lost, 'token')} lost)" if self.tokens_lost else ""
         return text + (f"; weight {self.weight:g}: each row {self.weight:g} times per epoch" if self.weight != 1 else "")
 
     def lines(self) -> list[str]:

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfstrat.data.formats import BadRow, Example, Row, RowFormat, check_train_on
+from hfstrat.data.formats import BadRow, Example, Row, RowFormat, check_train_on, hash_text
 from hfstrat.data.render import IGNORED, Rendered, Renderer
-from hfstrat.data.splits import hash_text
 from hfstrat.data.stats import LongRows, Statistics, check
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data

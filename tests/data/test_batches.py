@@ -1,4 +1,4 @@
-"""The order of rows is a function of seed and position; shapes are few."""
+"""The order of rows is a function of seed and position; batches have few widths."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_grouping_by_length_takes_the_same_rows_an_epoch(rows: int, size: int) -
     lengths = np.random.default_rng(1).integers(4, 900, size=rows)
     plain, grouped = (BatchOrder(lengths, size, 10**6, 0, group_by_length=on) for on in (False, True))
     for epochs in (1, 2, 5):
-        steps = -(-epochs * rows // size)  # what a recipe of so many epochs has
+        steps = -(-epochs * rows // size)  # of a recipe with this many epochs
         seen = [np.bincount(np.concatenate([o.batch(s) for s in range(steps)]), minlength=rows) for o in (plain, grouped)]
         assert (seen[0] == seen[1]).all()
     assert all((np.diff(lengths[grouped.batch(s)]) <= 0).all() for s in range(6))
     fresh = BatchOrder(lengths, size, 7, 0, group_by_length=True)
-    assert (fresh.batch(6) == grouped.batch(6)).all()  # of seed and step only
+    assert (fresh.batch(6) == grouped.batch(6)).all()  # a function of seed and step only
 
 
 def test_grouped_batches_pad_little() -> None:
@@ -73,7 +73,7 @@ def test_widths_are_few_and_pad_little() -> None:
         assert len(set(widths)) <= 8 * 10
 
 
-def test_a_batch_larger_than_the_data_goes_round() -> None:
+def test_a_batch_larger_than_the_data_repeats_rows() -> None:
     rows = BatchOrder([5, 6, 7], 8, 1, 0).batch(0)
     assert sorted(np.bincount(rows)) == [2, 3, 3]
 
@@ -132,14 +132,14 @@ def test_the_measured_micro_batch_is_the_largest_that_fits() -> None:
         largest_that_fits(4, lambda micro: False)
 
 
-def test_a_stored_micro_batch_is_kept() -> None:
+def test_a_stored_micro_batch_is_reused() -> None:
     training = Training(max_steps=5, global_batch_size=16)
     assert make_plan(training, LENGTHS.tolist(), [20], 1, {"micro_batch": 2}).micro_batch == 2
     moved = make_plan(training, LENGTHS.tolist(), [20], 4, {"micro_batch": 16})  # resumed with more processes
     assert moved.micro_batch * moved.accumulation * 4 == 16
 
 
-def test_steps_of_many_rows_are_taken_as_they_come() -> None:
+def test_steps_of_many_rows_are_not_grouped_by_length() -> None:
     assert [groups_by_length("auto", size) for size in (1, 4, 15, 16, 64)] == [True, True, True, False, False]
     assert groups_by_length("group_by_length", 64)
     assert not groups_by_length("random", 1)

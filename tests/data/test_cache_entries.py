@@ -1,4 +1,4 @@
-"""What is kept on the disk: made once, used only whole, never removed under anyone, and never more than allowed."""
+"""The cache: an entry is built once, used only if complete, never removed while in use, and the size stays within the limit."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make() -> Callable[..., data_cache.Entry]:
-    """`make("a")` fetches an entry of SIZE bytes and lets go of it, as the end of a process would; `make.built` says which
-    were built."""
+    """`make("a")` fetches an entry of SIZE bytes and releases it, as the end of a process would; `make.built` lists the
+    builds."""
     built: list[str] = []
     clock = [time.time() - 10**6]
 
@@ -62,7 +62,7 @@ def names() -> list[str]:
     return [entry.name for entry in data_cache.entries()]
 
 
-def test_an_entry_is_built_once_and_comes_back_whole(make: Any, place: Path) -> None:
+def test_an_entry_is_built_once_and_returned_complete(make: Any, place: Path) -> None:
     first, second = make("a"), make("a")
     assert make.built == ["a"]
     assert first.path == second.path
@@ -74,7 +74,7 @@ def test_an_entry_is_built_once_and_comes_back_whole(make: Any, place: Path) -> 
     assert names() == ["rows-a", "features-a"]
 
 
-def test_what_was_used_longest_ago_goes_first_and_is_built_again(
+def test_the_least_recently_used_entry_is_removed_and_built_again(
     make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", "350kB")
@@ -92,9 +92,7 @@ def test_what_was_used_longest_ago_goes_first_and_is_built_again(
     assert make.built == ["a", "b", "c", "d", "b"]
 
 
-def test_nothing_is_removed_that_is_in_use(
-    make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_entries_in_use_are_not_removed(make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", "150kB")
     first = make("a", keep=True)
     make("b", keep=True)
@@ -106,7 +104,7 @@ def test_nothing_is_removed_that_is_in_use(
     assert names() == ["rows-b", "rows-c"]
 
 
-def test_processes_that_want_the_same_wait_for_one(make: Any, place: Path) -> None:
+def test_one_process_builds_and_the_others_wait(make: Any, place: Path) -> None:
     built: list[int] = []
 
     def build(target: Path) -> int:
@@ -135,16 +133,16 @@ cache.fetch("rows", "a", "half", build)
 """
 
 
-def test_a_half_written_entry_is_never_used(make: Any, place: Path) -> None:
+def test_an_unfinished_entry_is_never_used(make: Any, place: Path) -> None:
     assert subprocess.run([sys.executable, "-c", KILLED], check=False).returncode == 9
-    assert len(list(place.iterdir())) == 2  # what it had begun, and its lock
+    assert len(list(place.iterdir())) == 2  # the unfinished build and its lock
     assert names() == []
     assert make("a").path.read_bytes() == b"a" * SIZE
     assert sorted(path.name for path in place.iterdir()) == ["rows-a.arrow", "rows-a.json"]
 
 
 @pytest.mark.parametrize("lost", [".arrow", ".json"])
-def test_half_an_entry_is_none(make: Any, place: Path, lost: str) -> None:
+def test_an_entry_without_note_or_payload_is_built_again(make: Any, place: Path, lost: str) -> None:
     (place / make("a").path.with_suffix(lost).name).unlink()
     assert data_cache.entries()[0].size > 0
     assert make("a").path.read_bytes() == b"a" * SIZE
@@ -154,7 +152,7 @@ def test_half_an_entry_is_none(make: Any, place: Path, lost: str) -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("[Errno 28] No space left on device")]
 )
-def test_a_full_disk_has_a_code_and_leaves_nothing(place: Path, error: OSError) -> None:
+def test_a_full_disk_has_an_exit_code_and_leaves_nothing(place: Path, error: OSError) -> None:
     def build(target: Path) -> None:
         target.write_bytes(b"half")
         raise error
@@ -165,7 +163,7 @@ def test_a_full_disk_has_a_code_and_leaves_nothing(place: Path, error: OSError) 
     assert list(place.iterdir()) == []
 
 
-def test_data_that_will_not_fit_are_refused_before_they_are_made(
+def test_data_that_do_not_fit_on_the_disk_are_refused_before_they_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"the cat {n}"} for n in range(200)])
@@ -178,11 +176,11 @@ def test_data_that_will_not_fit_are_refused_before_they_are_made(
     monkeypatch.setenv("HFSTRAT_CACHE", str(place))
     prepare(Data(train=str(file)), make_tokenizer(), seed=0)
     monkeypatch.setattr(data_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000))
-    prepare(Data(train=str(file)), make_tokenizer(), seed=0)  # what is there takes no more room
+    prepare(Data(train=str(file)), make_tokenizer(), seed=0)  # a cached entry needs no space
 
 
 @pytest.mark.parametrize("at", ["first", "last", "cut", "longer"])
-def test_a_large_payload_that_was_harmed(make: Any, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+def test_a_damaged_large_payload_is_built_again(make: Any, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     monkeypatch.setattr(data_cache, "CHUNK", 1000)
     monkeypatch.setattr(data_cache, "SAMPLES", 5)
     file = make("a").path
@@ -197,19 +195,19 @@ def test_a_large_payload_that_was_harmed(make: Any, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "size"), [("50GB", 5e10), ("800 mb", 8e8), ("1.5T", 1.5e12), ("12", 12), ("none", float("inf")), ("", 5e10)]
 )
-def test_a_limit_in_words(monkeypatch: pytest.MonkeyPatch, text: str, size: float) -> None:
+def test_size_limits_are_parsed(monkeypatch: pytest.MonkeyPatch, text: str, size: float) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", text)
     assert data_cache.size_limit() == size
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "5 GiB"])
-def test_a_limit_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_invalid_size_limits_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", text)
     with pytest.raises(UserError, match="HFSTRAT_CACHE_MAX"):
         data_cache.size_limit()
 
 
-def test_what_is_listed_and_removed(make: Any, place: Path) -> None:
+def test_entries_are_listed_and_removed(make: Any, place: Path) -> None:
     assert "0 entries" in cache.lines()[0]
     for name in ("abcd" * 8, "abce" * 8, "ffff" * 8):
         make(name, kind="hidden-states")

@@ -12,7 +12,7 @@ from conftest import make_tokenizer, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.classifiers import encoder_tokenizer
 
-from hfstrat.data.classification.labels import LabeledText, in_order, label_of
+from hfstrat.data.classification.labels import LabeledText, label_of, sort_labels
 from hfstrat.data.classification.prepare import Classes, prepare
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.formats import BadRow
@@ -50,7 +50,7 @@ def made(tmp_path: Path) -> Any:
     ],
     ids=["texts", "numbers", "whole floats", "booleans", "natural order"],
 )
-def test_labels_are_found_and_sorted_as_people_do(made: Any, labels: list[Any], names: tuple[str, ...]) -> None:
+def test_labels_are_found_and_sorted_naturally(made: Any, labels: list[Any], names: tuple[str, ...]) -> None:
     data = made(texts_with(labels), eval_size=2)
     assert data.label_names == names
     expected = Counter(str(label_of(label, "label")) for label in labels)
@@ -58,7 +58,7 @@ def test_labels_are_found_and_sorted_as_people_do(made: Any, labels: list[Any], 
     assert {name: int(count) for name, count in zip(names, data.counts, strict=True)} == dict(expected - held)
 
 
-def test_several_labels_a_row(made: Any) -> None:
+def test_several_labels_per_row(made: Any) -> None:
     data = made(texts_with([["b", "a"], [], ["a"], ["c"]] * 5, "labels"), eval_size=4)
     assert data.many
     assert data.label_names == ("a", "b", "c")
@@ -72,7 +72,7 @@ def test_class_labels_of_a_hub_set_keep_their_order(monkeypatch: pytest.MonkeyPa
     rows = Dataset.from_dict({"sentence": [f"a cat {n}" for n in range(12)], "label": [0, 2] * 6}, features=features)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
     data = prepare(Data(train="me/set", eval_size=2), TOKENIZER, seed=0)
-    assert data.label_names == ("worst", "best")  # what no row has is not learnt
+    assert data.label_names == ("worst", "best")  # a label without rows is left out
 
 
 def test_pairs_are_encoded_as_the_tokenizer_does(made: Any) -> None:
@@ -99,16 +99,16 @@ def test_long_texts_keep_their_special_tokens(made: Any) -> None:
     assert longest["length"] == len(longest["input_ids"]) == 64
     assert longest["input_ids"][0] == ENCODER.cls_token_id
     assert longest["input_ids"][-1] == ENCODER.sep_token_id
-    account = data.statistics["train"]
-    assert account.rows_cut > 0
-    assert account.tokens_lost == sum(max(0, len(ENCODER(row["text"])["input_ids"]) - 64) for row in rows)
-    assert any("64 tokens, special tokens kept" in line for line in data.lines())
-    assert made(rows, eval_size=2, tokenizer=ENCODER, overflow="drop").statistics["train"].rows_dropped == account.rows_cut
+    stats = data.statistics["train"]
+    assert stats.rows_cut > 0
+    assert stats.tokens_lost == sum(max(0, len(ENCODER(row["text"])["input_ids"]) - 64) for row in rows)
+    assert any("64 tokens; special tokens are kept" in line for line in data.lines())
+    assert made(rows, eval_size=2, tokenizer=ENCODER, overflow="drop").statistics["train"].rows_dropped == stats.rows_cut
     with pytest.raises(UserError, match="overflow: error"):
         made(rows, eval_size=2, tokenizer=ENCODER, overflow="error")
 
 
-def test_the_held_out_part_has_like_proportions_and_shares_no_text(made: Any) -> None:
+def test_the_held_out_rows_have_the_same_proportions_and_share_no_text(made: Any) -> None:
     rows = texts_with(["a"] * 100 + ["b"] * 40 + ["c"] * 20 + ["rare"])
     rows += [dict(row) for row in rows[:30]]  # copies
     data = made(rows, eval_size=40)
@@ -131,7 +131,7 @@ def test_copies_and_texts_with_several_labels_are_reported(made: Any) -> None:
     assert any("different labels" in line for line in data.lines())
 
 
-def test_how_unlike_the_classes_are_in_size_is_said(made: Any) -> None:
+def test_class_imbalance_is_reported(made: Any) -> None:
     data = made(texts_with(["a"] * 30 + ["b"] * 10), texts_with(["a", "b"]))
     assert "smallest b 10, largest a 30 = 75.0%" in data.lines()[-1]
     assert data.report()["labels"]["training_rows"] == {"a": 30, "b": 10}
@@ -146,13 +146,13 @@ def test_how_unlike_the_classes_are_in_size_is_said(made: Any) -> None:
         ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* Scores \(regression\) are not learnt"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
-        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' holds a label twice; .*a vector of 0 and 1 is not read"),
+        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' contains duplicate labels; .*vectors of 0 and 1 are not supported"),
         ([{"a": 1}, {"b": 1}], r"row 1: 'label' is dict"),
-        ([f"id {n}" for n in range(9)], "each of 9 rows has a label of its own"),
+        ([f"id {n}" for n in range(9)], "each of 9 rows has a different label"),
     ],
     ids=["one label", "null", "blank", "scores", "scores as text", "mixed", "vector", "object", "ids"],
 )
-def test_labels_that_cannot_be_learnt_are_answered(made: Any, labels: list[Any], words: str) -> None:
+def test_unusable_labels_are_refused(made: Any, labels: list[Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         made(texts_with(labels), eval_size=1)
 
@@ -165,8 +165,8 @@ def test_a_label_that_training_does_not_have_is_refused(made: Any) -> None:
 def test_empty_texts_are_counted_and_too_many_are_refused(made: Any) -> None:
     rows = texts_with(["a", "b"] * 20)
     rows[3]["text"] = "  "
-    account = made(rows, eval_size=4).statistics["train"]
-    assert (account.rows_blank, account.rows_kept, account.rows_dropped) == (1, 39, 1)
+    stats = made(rows, eval_size=4).statistics["train"]
+    assert (stats.rows_blank, stats.rows_kept, stats.rows_dropped) == (1, 39, 1)
     for row in rows[:10]:
         row["text"] = ""
     with pytest.raises(UserError, match="10 have an empty text"):
@@ -180,7 +180,7 @@ def test_ten_thousand_labels(made: Any) -> None:
     assert np.array_equal(data.counts, np.full(10_000, 2))
 
 
-def test_the_cache_is_by_everything_that_matters(made: Any) -> None:
+def test_the_fingerprint_covers_labels(made: Any) -> None:
     rows = texts_with(["a", "b"] * 6)
     first = made(rows, eval_size=2)
     assert made(rows, eval_size=2).fingerprint() == first.fingerprint()
@@ -193,4 +193,4 @@ def test_names_of_numbers_and_rows_without_a_label() -> None:
     with pytest.raises(BadRow, match="this row has no label"):
         label_of(-1, "label", ["x", "y"])
     assert label_of(-1, "label") == "-1"
-    assert in_order(["1", "-1", "0"]) == ["-1", "0", "1"]
+    assert sort_labels(["1", "-1", "0"]) == ["-1", "0", "1"]

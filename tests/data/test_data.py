@@ -1,4 +1,4 @@
-"""What goes in is what was meant: formats, masks by position, an account of every row."""
+"""Formats, masks by position, and statistics of every row."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_assistant_turn_and_its_end_is_trained_and_nothing_else() -> None:
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
 
 
-def test_the_whole_conversation_reads_as_the_template_writes_it() -> None:
+def test_the_ids_decode_to_what_the_template_writes() -> None:
     ids, _ = encode(Example(messages=TALK))
     assert CHAT.decode(ids) == CHAT.apply_chat_template(TALK, tokenize=False)
 
@@ -80,7 +80,7 @@ def test_plain_rows_end_with_the_end_token_and_begin_as_the_tokenizer_begins() -
     assert trained_text(ids, labels, PLAIN) == "b<|im_end|>"
 
 
-def test_bos_is_there_once() -> None:
+def test_bos_occurs_once() -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer(chat=False)
@@ -117,7 +117,7 @@ FORMATS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_told_from_their_columns(name: str, tmp_path: Path) -> None:
+def test_formats_are_detected_from_columns(name: str, tmp_path: Path) -> None:
     row, answer = FORMATS[name]
     file = write_jsonl(tmp_path / "rows.jsonl", [row, {**row}] * 2 + [_other(row)])
     made = prepare(Data(train=str(file), eval_size=1), CHAT, seed=0)
@@ -162,18 +162,18 @@ def long_rows(tmp_path: Path, count: int = 40) -> Path:
     return write_jsonl(tmp_path / "rows.jsonl", rows)
 
 
-def test_the_account_adds_up(tmp_path: Path) -> None:
+def test_the_statistics_add_up(tmp_path: Path) -> None:
     file = long_rows(tmp_path, 600)
     made = prepare(Data(train=str(file), max_length=64, eval_size=1), CHAT, seed=0)
-    account = made.statistics["train"]
+    stats = made.statistics["train"]
     everything = prepare(Data(train=str(file), eval_size=1), CHAT, seed=0).statistics["train"]
-    assert account.rows_cut == 1
-    assert account.tokens + account.tokens_lost == everything.tokens
-    assert account.supervised + account.supervised_lost == everything.supervised
-    assert "1 truncated" in account.line()
+    assert stats.rows_cut == 1
+    assert stats.tokens + stats.tokens_lost == everything.tokens
+    assert stats.supervised + stats.supervised_lost == everything.supervised
+    assert "1 truncated" in stats.line()
 
 
-def test_losing_supervised_tokens_is_refused_with_the_length_that_would_do(tmp_path: Path) -> None:
+def test_losing_supervised_tokens_is_refused_with_a_sufficient_length(tmp_path: Path) -> None:
     file = long_rows(tmp_path)
     with pytest.raises(UserError, match=r"max_length: (\d+) would keep") as info:
         prepare(Data(train=str(file), max_length=40), CHAT, seed=0)
@@ -259,11 +259,11 @@ SHARED_FILES = {
 def test_real_files(shared: Path, name: str) -> None:
     file = shared / "data" / name
     data = Data(train=str(file), columns=SHARED_FILES[name], max_length=32_768, eval_size=2)
-    account = prepare(data, CHAT, seed=0).statistics["train"]
-    assert account.rows_kept == account.rows_read
+    stats = prepare(data, CHAT, seed=0).statistics["train"]
+    assert stats.rows_kept == stats.rows_read
 
 
-def test_the_demo_text_is_of_topics_and_docstrings_each_once(tmp_path: Path, run_script: Callable[..., str]) -> None:
+def test_the_demo_text_contains_each_topic_and_docstring_once(tmp_path: Path, run_script: Callable[..., str]) -> None:
     run_script("demo_text.py", str(tmp_path))
     texts = [
         [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]

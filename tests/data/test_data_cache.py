@@ -1,4 +1,4 @@
-"""Prepared data are kept, and never used for anything but what they were made from."""
+"""Prepared data are cached, and reused only for the same inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = [{"prompt": f"one {n}", "completion": "two three"} for n in range(12)]
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """An empty cache, and which sources were tokenised since."""
+    """An empty cache, and which sources have been tokenized since."""
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     seen: list[str] = []
     real = preparing.write_tokens
@@ -40,7 +40,7 @@ def run(file: Path, tokenizer: Any = None, **options: Any) -> Any:
     return prepare(Data(train=str(file), eval_size=2, **options), tokenizer or make_tokenizer(), seed=0)
 
 
-def test_the_same_data_are_tokenised_once(built: list[str], tmp_path: Path) -> None:
+def test_the_same_data_are_tokenized_once(built: list[str], tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     first, second = run(file), run(file)
     assert built == ["rows.jsonl"]
@@ -75,7 +75,7 @@ def test_another_option_is_another_entry(built: list[str], tmp_path: Path, name:
 def test_another_byte_is_another_entry(built: list[str], tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     run(file)
-    file.write_text(file.read_text().replace("one 7", "two 7"))  # of the same size, in the same moment
+    file.write_text(file.read_text().replace("one 7", "two 7"))  # the same size and modification time
     assert "two 7" in str(run(file).renderer.tokenizer.batch_decode(run(file).train["input_ids"][:]))
     assert len(built) == 2
 
@@ -96,7 +96,7 @@ def _other_end(tokenizer: Any) -> None:
 def test_another_tokenizer_is_another_entry(built: list[str], tmp_path: Path, change: Callable[[Any], None]) -> None:
     file, tokenizer = write_jsonl(tmp_path / "rows.jsonl", ROWS), make_tokenizer()
     run(file, tokenizer)
-    tokenizer(["one", "one two"], padding=True, truncation=True, max_length=2)  # a use of it is no change
+    tokenizer(["one", "one two"], padding=True, truncation=True, max_length=2)  # using it changes nothing
     run(file, tokenizer)
     assert len(built) == 1
     change(tokenizer)
@@ -133,21 +133,21 @@ def test_a_broken_entry_is_built_again(built: list[str], tmp_path: Path, suffix:
     assert len(built) == 2
 
 
-def test_what_fails_leaves_nothing(built: list[str], tmp_path: Path) -> None:
+def test_a_failed_build_leaves_nothing(built: list[str], tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "a"}])
     with pytest.raises(UserError, match="row 13"):
         run(file)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="set HFSTRAT_CACHE"):
         run(write_jsonl(tmp_path / "rows.jsonl", ROWS))
 
 
-def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HFSTRAT_CACHE")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     assert cache.folder() == tmp_path / "hf" / "hfstrat"

@@ -1,4 +1,4 @@
-"""A JSON list read in pieces is what json.load makes of it, and where it is broken the same place is named."""
+"""A JSON array read in chunks equals json.load, errors and their positions included."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ VALUES = st.recursive(
 LISTS = st.lists(VALUES, max_size=6)
 
 
-def in_pieces(text: str, chunk: int) -> Any:
-    """The list, or what is wrong with it."""
+def in_chunks(text: str, chunk: int) -> Any:
+    """The list, or the error."""
     try:
         return list(readers.array_items(io.StringIO(text), chunk))
     except readers.InvalidJson as error:
@@ -42,15 +42,15 @@ def at_once(text: str) -> Any:
 
 @given(LISTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_in_pieces_or_at_once(value: list[Any], indent: int | None, ascii_only: bool, chunk: int) -> None:
+def test_chunks_equal_the_complete_text(value: list[Any], indent: int | None, ascii_only: bool, chunk: int) -> None:
     text = " \n" + json.dumps(value, indent=indent, ensure_ascii=ascii_only) + "\n\n"
-    assert in_pieces(text, chunk) == value
+    assert in_chunks(text, chunk) == value
 
 
 @given(LISTS.filter(bool), st.sampled_from([None, 1]), st.integers(1, 40), st.data())
 @settings(max_examples=400, deadline=None)
-def test_a_mistake_is_named_where_it_is(value: list[Any], indent: int | None, chunk: int, data: st.DataObject) -> None:
-    """The text is cut off, or a sign is taken out, put in or exchanged."""
+def test_an_error_has_the_position_of_json_load(value: list[Any], indent: int | None, chunk: int, data: st.DataObject) -> None:
+    """The text is truncated, or a character is removed, inserted or replaced."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     at = data.draw(st.integers(1, len(text)))
     harmed = data.draw(
@@ -59,9 +59,9 @@ def test_a_mistake_is_named_where_it_is(value: list[Any], indent: int | None, ch
             lambda sign: st.sampled_from([text[:at] + sign + text[at + skip :] for skip in (0, 1)])
         )
     )
-    expected, found = at_once(harmed), in_pieces(harmed, chunk)
+    expected, found = at_once(harmed), in_chunks(harmed, chunk)
     if sys.version_info >= (3, 13) and "trailing comma" in str(expected):
-        assert isinstance(found, tuple)  # which the list's own decoder would say otherwise
+        assert isinstance(found, tuple)  # json's decoder of lists reports it differently
         return
     assert found == expected
 
@@ -70,14 +70,14 @@ ROWS = [{"prompt": f"Zeile {n} \U0001f600", "completion": "ä", "deep": {"a": [n
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
-def test_a_file_that_is_one_list(tmp_path: Path, name: str) -> None:
+def test_a_file_with_one_array(tmp_path: Path, name: str) -> None:
     content = json.dumps(ROWS, ensure_ascii=False, indent=1).encode("utf-8-sig")
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
     assert list(readers.read(tmp_path / name)) == ROWS
     assert len(readers.read_head(tmp_path / name)) == readers.HEAD_ROWS
 
 
-def test_where_a_file_is_broken(tmp_path: Path) -> None:
+def test_the_position_of_an_error_in_a_file(tmp_path: Path) -> None:
     lines = json.dumps(ROWS, indent=0).splitlines()
     lines[20_000] = lines[20_000].replace(":", "", 1) + "}"
     (tmp_path / "a.json").write_text("\n".join(lines))
@@ -96,7 +96,7 @@ def test_rows_have_names(tmp_path: Path) -> None:
         list(readers.read(tmp_path / "a.json"))
 
 
-def test_memory_is_that_of_a_row_and_not_of_the_file(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     row = {"text": "cat " * 5000}
     (tmp_path / "a.json").write_text(json.dumps([row] * 1000))
     tracemalloc.start()
@@ -109,7 +109,7 @@ def test_memory_is_that_of_a_row_and_not_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_a_table_of_one_piece_is_read_in_batches(tmp_path: Path, suffix: str) -> None:
+def test_a_table_of_one_row_group_is_read_in_batches(tmp_path: Path, suffix: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Every text file of ../shared/data is trained on, or answered with the name of what it is."""
+"""Every text file of ../shared/data can be trained on, or is refused with the name of its format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
 TOKENIZER = make_tokenizer()
-MAPS = {  # two lines of `columns:` at most
+MAPS = {  # `columns:`
     "gsm8k": {"question": "prompt", "answer": "completion"},
     "eval_dev/lambada_openai.jsonl.gz": {"context": "prompt", "continuation": "completion"},
     "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
@@ -26,7 +26,7 @@ UNSUPPORTED = {
     "llamafactory_demos/kto_en_demo.jsonl": "preference labels",
     "llms_from_scratch/preference.jsonl": "preference pairs",
 }
-LABELLED = {  # folder -> how many labels
+LABELED = {  # folder -> number of labels
     "ag_news7k": 4,
     "banking77": 77,
     "imdb_counterfactual": 2,
@@ -49,10 +49,10 @@ def of(table: dict[str, Any], name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", files() or ["needs ../shared"])
-def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
+def test_every_file_loads_or_its_format_is_named(shared: Path, name: str) -> None:
     mapped = of(MAPS, name)
     data = Data(train=str(shared / "data" / name), columns=mapped or {}, max_length=4096, overflow="split", eval_size=2)
-    if labels := of(LABELLED, name):
+    if labels := of(LABELED, name):
         with pytest.raises(UserError, match="task: text-classification"):
             prepare(data, TOKENIZER, seed=0)
         classes = prepare_classes(data.model_copy(update={"overflow": "truncate", "eval_size": 100}), TOKENIZER, seed=0)
@@ -66,29 +66,29 @@ def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
             prepare(data, TOKENIZER, seed=0)
         return
     made = prepare(data, TOKENIZER, seed=0)
-    account = made.statistics["train"]
-    assert account.rows_kept == account.rows_read > 0
-    assert account.supervised_lost == account.tokens_lost == 0 or account.rows_split
-    assert len(made.train) + len(made.eval) >= account.rows_read
+    stats = made.statistics["train"]
+    assert stats.rows_kept == stats.rows_read > 0
+    assert stats.supervised_lost == stats.tokens_lost == 0 or stats.rows_split
+    assert len(made.train) + len(made.eval) >= stats.rows_read
 
 
 @pytest.mark.parametrize("name", ["ag_news7k/test.csv", "llms_from_scratch/preference.jsonl"])
-def test_what_is_kept_for_later_can_be_read_as_something_else(shared: Path, name: str) -> None:
+def test_unsupported_formats_can_be_read_as_another_format(shared: Path, name: str) -> None:
     kind = "text" if name.endswith(".csv") else "alpaca"
     made = prepare(Data(train=str(shared / "data" / name), format=kind, overflow="split"), TOKENIZER, seed=0)
     assert made.statistics["train"].format == kind
 
 
-def test_tools_are_rendered_and_learnt(shared: Path) -> None:
-    """This template knows no tools, so they stand in the text; the call is learnt, the tool's answer is not."""
+def test_tools_are_rendered_and_calls_are_trained(shared: Path) -> None:
+    """This template does not support tools, so they are rendered as text; calls have loss, tool results do not."""
     file = shared / "data/llamafactory_demos/glaive_toolcall_en_demo.jsonl"
     made = prepare(Data(train=str(file), max_length=32_768), TOKENIZER, seed=0)
     assert made.statistics["train"].rows_with_tools == 191
     row = next(r for r in made.train if r["row"] == 0)
-    learnt = TOKENIZER.decode([label for label in row["labels"] if label >= 0])
+    trained = TOKENIZER.decode([label for label in row["labels"] if label >= 0])
     whole = TOKENIZER.decode(row["input_ids"])
     assert "<tools>" in whole
     assert "<tool_response>" in whole
-    assert '<tool_call>\n{"name": "search_recipes"' in learnt
-    assert "<tools>" not in learnt
-    assert "<tool_response>" not in learnt
+    assert '<tool_call>\n{"name": "search_recipes"' in trained
+    assert "<tools>" not in trained
+    assert "<tool_response>" not in trained

@@ -1,4 +1,4 @@
-"""What is in a file is what is trained on: no value is guessed to be something else than its text."""
+"""Values are read as they are in the file: no type is guessed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def csv_of(answers: list[str], separator: str = ",") -> str:
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t"), ("A.TSV", "\t"), ("a.csv.gz", ",")])
-def test_every_field_of_a_csv_is_the_text_that_stands_there(tmp_path: Path, name: str, separator: str) -> None:
-    """pandas would read 007 as 7.0, and NA, None and an empty field as nothing."""
+def test_every_field_of_a_csv_stays_text(tmp_path: Path, name: str, separator: str) -> None:
+    """pandas would read 007 as 7.0, and NA, None and an empty field as missing."""
     content = csv_of(ANSWERS, separator).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     rows = list(readers.read(tmp_path / name))
@@ -38,8 +38,8 @@ def test_every_field_of_a_csv_is_the_text_that_stands_there(tmp_path: Path, name
         ("a.json", '[{"prompt": "a", "completion": "b"}]'),
     ],
 )
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str, content: str) -> None:
-    """Excel and some editors begin UTF-8 files by one."""
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, name: str, content: str) -> None:
+    """Excel and some editors write one at the beginning of UTF-8 files."""
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert readers.read_head(tmp_path / name) == [{"prompt": "a", "completion": "b"}]
     assert list(readers.read(tmp_path / name)) == [{"prompt": "a", "completion": "b"}]

@@ -1,4 +1,4 @@
-"""Bytes of tokens: those of any text together are the text's own, but for the space that a tokenizer puts before it."""
+"""Bytes of tokens: they add up to those of the text, except for the space that a tokenizer puts before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hfstrat.recipe.data import Data
 from hfstrat.trainer.baselines import row_bytes
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<"), min_size=1, max_size=40)
-PREPENDS = {"bytes": True, "first": False, "always": False, "prefixed": False}  # also where there is a space already
+PREPENDS = {"bytes": True, "first": False, "always": False, "prefixed": False}  # also before a space
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
@@ -37,14 +37,14 @@ def test_the_bytes_of_any_text_are_those_of_its_tokens(kind: str, text: str) -> 
     is_added = PREPENDS[kind] or not text.startswith(" ")
     assert found.sizes[ids].sum() == len(text.encode()) + is_added
     assert found.spaced[ids[0]]
-    if is_added:  # behind a special token nothing of it is left over; the end has no bytes
+    if is_added:  # after a special token the added space does not count; the end token has no bytes
         row = np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id])
         assert found.count_bytes(row, np.array([0])).sum() == len(text.encode())
 
 
 @given(text=TEXTS)
 @settings(max_examples=50, deadline=None)
-def test_nothing_is_added_where_no_space_is(text: str) -> None:
+def test_no_space_is_counted_where_none_is_added(text: str) -> None:
     tokenizer = make_tokenizer()
     found, ids = token_bytes(tokenizer), ids_of(tokenizer, text)
     assert found is not None
@@ -52,7 +52,7 @@ def test_nothing_is_added_where_no_space_is(text: str) -> None:
     assert found.sizes[ids].sum() == len(text.encode())
 
 
-def test_a_real_tokenizer_of_pieces(shared: Path) -> None:
+def test_a_real_sentencepiece_tokenizer(shared: Path) -> None:
     from hfstrat.models.load import load_tokenizer
     from hfstrat.recipe.schema import Model
 
@@ -66,8 +66,8 @@ def test_a_real_tokenizer_of_pieces(shared: Path) -> None:
 
 @pytest.mark.parametrize("length", [400, 24])
 @pytest.mark.parametrize("kind", PREPENDS)
-def test_the_bytes_of_rows_are_those_of_what_is_predicted(kind: str, length: int, tmp_path: Path) -> None:
-    """Of rows of text, whole or in pieces; and of answers, behind whose prompt no space is added."""
+def test_the_bytes_of_rows_are_those_of_predicted_tokens(kind: str, length: int, tmp_path: Path) -> None:
+    """For texts, complete or split, and for answers, before which no space is added."""
     tokenizer = TOKENIZERS[kind]
     found = token_bytes(tokenizer)
     assert found is not None
@@ -96,8 +96,8 @@ def test_the_bytes_of_rows_are_those_of_what_is_predicted(kind: str, length: int
             assert [fast[n] for n in range(12)] == [len(text.encode()) for text in texts]
 
 
-def test_tokens_without_bytes_of_their_own_have_none() -> None:
-    """An unknown token, a normaliser that changes the text, a pre-tokeniser that takes something away, words for words."""
+def test_tokenizers_without_definite_bytes_have_none() -> None:
+    """An unknown token, a normalizer that changes the text, a pre-tokenizer that removes something, a word vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1421,7 +1421,7 @@ CLASSIFICATION = [
     classify(
         "columns that want a map",
         TRAIN,
-        ["there are review, sentiment", "`columns: {review: text, sentiment: label}`"],
+        ["the data have review, sentiment", "`columns: {review: text, sentiment: label}`"],
         files=rows(json.dumps({"review": "a", "sentiment": "b"})),
     ),
     classify("a label that is null", TRAIN, ["row 2", "'label' is null"], files=labels("a", None)),

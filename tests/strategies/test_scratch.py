@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from hfstrat import strategies
 from hfstrat.data.corpus import held_out
+from hfstrat.data.formats import hash_text
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
 from hfstrat.data.token_bytes import token_bytes
-from hfstrat.data.tokenize import hash_text
 from hfstrat.errors import UserError
 from hfstrat.models import transformers_source
 from hfstrat.models.load import count_parameters, load_tokenizer

@@ -1,4 +1,4 @@
-"""Rows of a classification: a text or a pair of texts, and its label or labels."""
+"""Rows of a classification: a text or a pair of texts, with a label or several."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PAIRS = (
 )
 TEXTS = ("text", "sentence")
 OUR_COLUMNS = sorted({*LABELS, *TEXTS, *(name for pair in PAIRS for name in pair)})
-ALIASES = {  # other names of a text and its label, for the map that is proposed
+ALIASES = {  # other names of a text and its label, for the proposed mapping
     "text": ("content", "review", "comment", "document", "body", "message", "tweet", "utterance", "query", "question", "title"),
     "label": ("class", "category", "intent", "sentiment", "target", "topic", "tag", "y", "label_text", "coarse_label"),
 }
 
 
 class LabeledText(NamedTuple):
-    """A row: its text, the second one of a pair, and the names of its labels (one, or any number if they are many)."""
+    """A row: its text, the second text of a pair, and the names of its labels (one, or any number with `many`)."""
 
     text: str
     pair: str | None
@@ -51,8 +51,8 @@ class LabeledText(NamedTuple):
 class LabelFormat:
     """How the rows of one source are read.
 
-    `columns` are our names of the text, the second text ("" for none) and the label; `class_names` is what the numbers of a
-    Hub data set's labels mean; `many`: a row has a list of labels.
+    `columns` are our names of the text, the second text ("" for none) and the label; `class_names` are the names of a Hub
+    data set's label ids; `many`: a row has a list of labels.
     """
 
     source: str
@@ -65,10 +65,10 @@ class LabelFormat:
     def detect(
         cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str], names: list[str] | None = None
     ) -> LabelFormat:
-        """Told from the first rows.
+        """The format of a source, detected from its first rows.
 
         Raises:
-            UserError: columns that are not there, or that are no text with its label.
+            UserError: a mapped column is missing, or the columns are not a text with its label.
         """
         if wanted not in ("auto", FORMAT):
             raise UserError(f"data.format: {wanted} is for task: causal-lm; expected {FORMAT} or auto")
@@ -79,8 +79,8 @@ class LabelFormat:
 
     @property
     def kind(self) -> str:
-        """The columns in words."""
-        return " + ".join(filter(None, self.columns)) + (" (any number of labels a row)" if self.many else "")
+        """The columns as text."""
+        return " + ".join(filter(None, self.columns)) + (" (any number of labels per row)" if self.many else "")
 
     def example(self, row: Mapping[str, Any]) -> LabeledText:
         """Raises BadRow where the row does not fit."""
@@ -93,11 +93,12 @@ class LabelFormat:
         if not self.many:
             return [label_of(value, column, self.class_names)]
         if not isinstance(value, list | tuple):
-            raise BadRow(f"'{column}' is {value!r}, but other rows have a list; expected a list, [] where no label holds")
+            raise BadRow(f"'{column}' is {value!r}, but other rows have a list; expected a list, or [] for no label")
         found = [label_of(each, column, self.class_names) for each in value]
         if len(set(found)) < len(found):
             raise BadRow(
-                f"'{column}' holds a label twice; expected those that hold, such as [1, 4] (a vector of 0 and 1 is not read)"
+                f"'{column}' contains duplicate labels; expected the labels that apply, "
+                "such as [1, 4] (vectors of 0 and 1 are not supported)"
             )
         return found
 
@@ -109,11 +110,11 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
     """The name of one label.
 
     Raises:
-        BadRow: null, an empty text, a fraction, or a number that the data set has no name for.
+        BadRow: null, an empty text, a fraction, or a number without a class name.
     """
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):  # tables write whole numbers so where a value is missing
+    if isinstance(value, float):  # tables store integers as floats if a value is missing
         if not value.is_integer():
             raise BadRow(
                 f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
@@ -122,7 +123,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
         value = int(value)
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
-            raise BadRow(f"'{column}' is {value}: this row has no label; take a split that has them")
+            raise BadRow(f"'{column}' is {value}: this row has no label; use a labeled split")
         return names[value]
     if isinstance(value, list | tuple):
         raise BadRow(f"'{column}' is a list, but other rows have one label; expected a list in all of them, or in none")
@@ -133,30 +134,32 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
 
 
 def choose(given: list[str], source: str) -> tuple[str, str, str]:
-    """Which of our columns are the text, the second text ("" for none) and the label.
+    """Our names of the text, the second text ("" for none) and the label.
 
     Raises:
-        UserError: it says which columns there are and how to map them.
+        UserError: the columns do not fit; the message lists them and shows how to map them.
     """
     label = next((name for name in LABELS if name in given), None)
     pair = next((pair for pair in PAIRS if set(pair) <= set(given)), None)
     text = next((name for name in TEXTS if name in given), None)
     if label and (pair or text):
         return (*pair, label) if pair else (str(text), "", label)
-    shape = f"text + label, or a pair such as premise + hypothesis + label; there are {', '.join(given) or 'no columns'}"
-    raise UserError(f"{source}: task text-classification needs {shape}. Map them, such as `columns: {{{_proposal(given)}}}`")
+    shape = f"text + label, or a pair such as premise + hypothesis + label; the data have {', '.join(given) or 'no columns'}"
+    raise UserError(
+        f"{source}: task text-classification needs {shape}. Map them under data, for example `columns: {{{_proposal(given)}}}`"
+    )
 
 
 def _proposal(given: list[str]) -> str:
-    """A map of these columns, as far as their names tell it."""
+    """A mapping of these columns as far as their names suggest one, else an example."""
     pairs = {ours: next((n for n in given if n.lower() in names), None) for ours, names in ALIASES.items() if ours not in given}
     if all(pairs.values()):
         return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
     return "review: text, sentiment: label"
 
 
-def in_order(names: Iterable[str], known: list[str] | None = None) -> list[str]:
-    """Labels in the data set's own order, else as people sort: numbers by size, "b2" before "b10"."""
+def sort_labels(names: Iterable[str], known: list[str] | None = None) -> list[str]:
+    """Labels in the order of the data set, else in natural order: numbers by value, "b2" before "b10"."""
     if known is not None:
         return sorted(names, key=known.index)
     return sorted(names, key=_natural)
@@ -170,7 +173,7 @@ def _natural(name: str) -> tuple[Any, ...]:
 
 
 def as_number(name: str) -> float | None:
-    """The number that a label is, if it is one."""
+    """The label as a number, or None."""
     try:
         number = float(name)
     except ValueError:

@@ -1,6 +1,4 @@
-"""Texts as a classifier reads them: the tokenizer's own special tokens, cutting and pairs.
-
-Rows of one source into an Arrow file of token ids with the names of their labels, a batch at a time."""
+"""Rows of a classification as token ids, with the tokenizer's special tokens, truncation and pairs, in an Arrow file."""
 
 from __future__ import annotations
 
@@ -11,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.data.classification.labels import LabeledText, LabelFormat
-from hfstrat.data.formats import BadRow
+from hfstrat.data.formats import BadRow, hash_text
 from hfstrat.data.readers import Row
-from hfstrat.data.splits import hash_text
 from hfstrat.data.stats import MAX_UNSUPERVISED, Statistics
 from hfstrat.data.tokenize import BATCH
 from hfstrat.errors import UserError
@@ -24,14 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-NO_LIMIT = 10**6  # what tokenizers without a limit say is far beyond this
-
-
+NO_LIMIT = 10**6  # tokenizers without a limit report far more
 BREAK = "\n\n"
 
 
 class Encoded(NamedTuple):
-    """Token ids, which of two texts each is of (empty where the tokenizer does not tell), and the length before cutting."""
+    """Token ids, token type ids (empty if the tokenizer has none), and the length before truncation."""
 
     input_ids: list[int]
     token_type_ids: list[int]
@@ -42,10 +37,10 @@ class Texts:
     """Encodes single texts and pairs for one tokenizer.
 
     Args:
-        max_length: tokens, at most; the tokenizer's own limit if that is smaller.
+        max_length: the maximum number of tokens; the tokenizer's own limit if that is smaller.
 
-    Special tokens are those that the tokenizer puts around a text, and are never cut off. Where it puts nothing between two
-    texts, as most decoders' do, a blank line stands there.
+    Special tokens are those that the tokenizer adds, and are never truncated. If it adds nothing between two texts, as those of
+    most decoders, a blank line separates them.
     """
 
     template = ""
@@ -59,7 +54,7 @@ class Texts:
         self.between = "" if both > alone + bare else BREAK
 
     def encode(self, rows: Sequence[LabeledText], cut: bool = True) -> list[Encoded]:
-        """Each row, cut to `max_length` by the tokenizer's rules (the longer text of a pair first)."""
+        """Each row, truncated to `max_length` by the tokenizer (the longer text of a pair first)."""
         if not rows:
             return []
         whole = self._call(rows)
@@ -71,7 +66,7 @@ class Texts:
         return whole
 
     def _call(self, rows: Sequence[LabeledText], **options: object) -> list[Encoded]:
-        options = {"verbose": False, "return_token_type_ids": True, **options}  # a teacher may tell texts apart by them
+        options = {"verbose": False, "return_token_type_ids": True, **options}  # a teacher may need them
         if any(row.pair is not None for row in rows):
             words = ([row.text for row in rows], [f"{self.between}{row.pair or ''}" for row in rows])
             found = self.tokenizer(*words, **options)
@@ -79,7 +74,7 @@ class Texts:
             found = self.tokenizer([row.text for row in rows], **options)
         ids = found["input_ids"]
         types = found.get("token_type_ids") or [[]] * len(ids)
-        # all zeros say nothing: they are what a model takes where it is told nothing
+        # all zeros are what a model assumes without them
         return [Encoded(i, t if any(t) else [], len(i)) for i, t in zip(ids, types, strict=True)]
 
 
@@ -92,10 +87,10 @@ def schema() -> pyarrow.Schema:
 
 
 def write(rows: Iterable[Row], reading: LabelFormat, data: Data, texts: Texts, target: Path) -> Statistics:
-    """Write the prepared rows into an Arrow stream; see `schema`.
+    """Write the prepared rows to an Arrow stream (see `schema`) and return their statistics.
 
     Raises:
-        UserError: rows that do not fit their format, too many without a text, or too long ones (`overflow: error`).
+        UserError: rows that do not fit their format, too many without text, or long ones (`overflow: error`).
     """
     import pyarrow as pa
 
@@ -110,7 +105,7 @@ def write(rows: Iterable[Row], reading: LabelFormat, data: Data, texts: Texts, t
     stats.sha256, blank = digest.hexdigest(), stats.rows_blank
     if not stats.rows_kept or blank > MAX_UNSUPERVISED * stats.rows_read:
         cause = f"{blank:,} have an empty text" if blank else f"none is within data.max_length = {texts.max_length}"
-        raise UserError(f"{stats.source}: of {stats.rows_read:,} rows {cause}; check the columns, or remove these rows")
+        raise UserError(f"{stats.source}: of {stats.rows_read:,} rows, {cause}; check the columns, or remove these rows")
     return stats
 
 
@@ -140,11 +135,11 @@ def _example(row: Row, reading: LabelFormat, where: str) -> LabeledText:
 
 
 def _fits(encoded: Encoded, data: Data, texts: Texts, stats: Statistics, where: str) -> bool:
-    """Whether the row is kept, with what it loses written into the account."""
+    """Whether the row is kept; what it loses is added to the statistics."""
     if encoded.length <= texts.max_length:
         return True
     if data.overflow == "error":
-        raise UserError(f"{where}: {encoded.length} tokens, more than {texts.max_length} (overflow: error)")
+        raise UserError(f"{where}: {encoded.length} tokens, more than {texts.max_length} (data.overflow: error)")
     kept = data.overflow == "truncate"
     stats.rows_cut += kept
     stats.tokens_lost += encoded.length - (len(encoded.input_ids) if kept else 0)

@@ -1,4 +1,4 @@
-"""Templates that write earlier turns otherwise once more follow: one row for each answer, as it is at generation."""
+"""Templates that render earlier turns differently once more follow: one row per answer, as at generation."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def rows_of(renderer: Renderer, example: Example) -> list[tuple[list[int], list[
     return renderer.encode(renderer.render(example))
 
 
-def learnt(renderer: Renderer, row: tuple[list[int], list[int]]) -> str:
+def trained_text(renderer: Renderer, row: tuple[list[int], list[int]]) -> str:
     return str(renderer.tokenizer.decode([label for label in row[1] if label != IGNORED]))
 
 
 def check(renderer: Renderer, example: Example, answers: list[int]) -> list[tuple[list[int], list[int]]]:
-    """The law: each row is the prompt, with the ids of generation, and what the template adds for the answer, with loss."""
+    """The law: each row is the prompt, with the ids of generation, then what the template adds for the answer, with loss."""
     rows = rows_of(renderer, example)
     assert len(rows) == len(answers)
     for index, row in zip(answers, rows, strict=True):
@@ -66,24 +66,24 @@ def check(renderer: Renderer, example: Example, answers: list[int]) -> list[tupl
         text = chat(example.messages[: index + 1], tools=example.tools, tokenize=False)
         before = chat(example.messages[:index], tools=example.tools, tokenize=False, add_generation_prompt=True)
         assert renderer.tokenizer.decode(ids) == text
-        assert learnt(renderer, row) == text[len(before) :]
+        assert trained_text(renderer, row) == text[len(before) :]
         assert text.endswith(END)
     return rows
 
 
 @pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
-def test_one_row_for_each_answer(template: str) -> None:
+def test_one_row_per_answer(template: str) -> None:
     renderer = renderer_of(template)
     first, last = check(renderer, Example(messages=THOUGHT), [1, 3])
-    assert learnt(renderer, first) == f"<think>\nhm\n</think>\n\nthe cat{END}"
-    assert renderer.tokenizer.decode(last[0]).count("<think>") == 1  # the earlier thought is gone, as at generation
+    assert trained_text(renderer, first) == f"<think>\nhm\n</think>\n\nthe cat{END}"
+    assert renderer.tokenizer.decode(last[0]).count("<think>") == 1  # the earlier reasoning is removed, as at generation
 
 
-def test_the_empty_thought_of_each_answer_is_learnt() -> None:
+def test_the_empty_reasoning_of_each_answer_is_trained() -> None:
     renderer = renderer_of(THINKING)
     rows = check(renderer, Example(messages=TALK), [1, 3, 5])
     wanted = [f"<think>\n\n</think>\n\n{answer}{END}" for answer in ("the cat", "on the mat", "not")]
-    assert [learnt(renderer, row) for row in rows] == wanted
+    assert [trained_text(renderer, row) for row in rows] == wanted
 
 
 @given(
@@ -94,7 +94,7 @@ def test_the_empty_thought_of_each_answer_is_learnt() -> None:
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
 def test_the_law_holds_for_any_conversation(template: str, texts: list[str], thoughts: list[bool], system: bool) -> None:
-    """In one row or in several: before each answer stands the prompt of generation, and the same tokens carry loss."""
+    """In one row or several: each answer follows the prompt of generation, and the same tokens have loss."""
     talk, renderer = talk_of(texts[: len(texts) // 2 * 2], thoughts, system), renderer_of(template)
     rows = rows_of(renderer, Example(messages=talk))
     answers = [index for index, message in enumerate(talk) if message["role"] == "assistant"]
@@ -108,14 +108,14 @@ def test_the_law_holds_for_any_conversation(template: str, texts: list[str], tho
         assert labels[len(prompt)] == ids[len(prompt)]
 
 
-def test_what_stays_as_it_is_stays_one_row() -> None:
-    """A template that writes every turn alike, an answer alone, and calls after one question."""
+def test_a_conversation_that_is_not_rewritten_stays_one_row() -> None:
+    """A template that renders every turn alike, a single answer, and calls after one question."""
     for talk in (TALK[:2], THOUGHT[:2], [*THOUGHT[:2], {"role": "tool", "content": "[1]"}, THOUGHT[3]]):
         assert len(rows_of(renderer_of(THINKING), Example(messages=talk))) == 1
     stable, talk = renderer_of(STRIPPING), TALK
     (row,) = rows_of(stable, Example(messages=talk))
-    assert learnt(stable, row) == "".join(f"{m['content']}{END}" for m in talk if m["role"] == "assistant")
-    ids = []  # and bit-equal to the text cut where the assistant speaks
+    assert trained_text(stable, row) == "".join(f"{m['content']}{END}" for m in talk if m["role"] == "assistant")
+    ids = []  # and equal to the ids of the text cut at the assistant turns
     for index in (1, 3, 5):
         ids += stable.tokenizer(f"{START}user\n{talk[index - 1]['content']}{END}{START}assistant\n")["input_ids"]
         ids += stable.tokenizer(f"{talk[index]['content']}{END}")["input_ids"]
@@ -123,24 +123,24 @@ def test_what_stays_as_it_is_stays_one_row() -> None:
 
 
 @pytest.mark.parametrize("template", [THINKING, STRIPPING], ids=["thinking", "stripping"])
-def test_only_what_is_learnt_needs_a_place(template: str) -> None:
+def test_only_trained_turns_need_a_position(template: str) -> None:
     renderer = renderer_of(template, "completions")
     check(renderer, Example(messages=THOUGHT), [3])
     check(renderer_of(template), Example(messages=THOUGHT, prompt_turns=3), [3])
     check(renderer_of(template), Example(messages=[THOUGHT[0], {**THOUGHT[1], "weight": 0}, *THOUGHT[2:]]), [3])
-    one = [*THOUGHT[:3], {**THOUGHT[3], "weight": 0}]  # what follows the answer is not learnt, and rewrites it
+    one = [*THOUGHT[:3], {**THOUGHT[3], "weight": 0}]  # the untrained turn after the answer rewrites it
     (row,) = rows_of(renderer_of(template), Example(messages=one))
-    assert learnt(renderer, row) == f"<think>\nhm\n</think>\n\nthe cat{END}"
+    assert trained_text(renderer, row) == f"<think>\nhm\n</think>\n\nthe cat{END}"
     none = [{**m, "weight": 0} for m in THOUGHT]
     (row,) = rows_of(renderer_of(template), Example(messages=none))
-    assert learnt(renderer, row) == ""
+    assert trained_text(renderer, row) == ""
 
 
 def test_several_completions_of_one_prompt() -> None:
     check(renderer_of(THINKING), Example(messages=TALK, prompt_turns=3), [3, 5])
 
 
-def test_everything_needs_no_place() -> None:
+def test_train_on_all_needs_no_positions() -> None:
     renderer = renderer_of(THINKING, "all")
     ((ids, labels),) = rows_of(renderer, Example(messages=TALK))
     assert renderer.tokenizer.decode(ids) == renderer.tokenizer.apply_chat_template(TALK, tokenize=False)
@@ -149,7 +149,7 @@ def test_everything_needs_no_place() -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "as text"])
 def test_tools(known: bool) -> None:
-    """The template's own, and those that go into a system message, which moves the numbers of all turns."""
+    """Tools of the template, and tools in a system message, which shifts the indices of all turns."""
     template = THINKING if known else THINKING.replace("tools", "nothing").replace("tool_calls", "nothing")
     renderer = renderer_of(template)
     assert renderer.supports_tools is known
@@ -161,11 +161,11 @@ def test_tools(known: bool) -> None:
         prompt = renderer.prompt_ids({"messages": talk[:index], "tools": [TOOL]})
         assert ids[: len(prompt)] == prompt
         assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
-    assert '"arguments": {"what": "it"}' in learnt(renderer, rows[0])
-    assert learnt(renderer, rows[2]).endswith(f"on the mat{END}")
+    assert '"arguments": {"what": "it"}' in trained_text(renderer, rows[0])
+    assert trained_text(renderer, rows[2]).endswith(f"on the mat{END}")
 
 
-def test_a_prompt_that_its_answer_rewrites_is_refused(tmp_path: Path) -> None:
+def test_a_template_that_rewrites_the_prompt_of_an_answer_is_refused(tmp_path: Path) -> None:
     file, template = tmp_path / "rows.jsonl", tmp_path / "t.jinja"
     write_jsonl(file, [{"messages": THOUGHT[:2]}] * 20)
     template.write_text(THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\nso\n{% endif %}"))
@@ -175,8 +175,8 @@ def test_a_prompt_that_its_answer_rewrites_is_refused(tmp_path: Path) -> None:
         renderer_of(template.read_text()).render(Example(messages=THOUGHT))
 
 
-def test_prompts_are_cut_in_the_same_places() -> None:
-    """Where nothing holds turns apart, tokens could grow over their ends; answers after the first shout while they are last."""
+def test_prompts_are_cut_at_the_same_positions() -> None:
+    """Without separators tokens could merge across turns; answers after the first end in '!' only while they are last."""
     renderer = renderer_of(
         "{% for m in messages %}{{ m.content }}{{ '!' if loop.last and loop.index > 2 and m.role == 'assistant' }}{% endfor %}"
     )
@@ -200,20 +200,20 @@ def prepared(folder: Path, rows: list[dict[str, Any]], template: str, **options:
     return prepare(Data(train=str(file), template=str(jinja), **{"eval_size": 4, **options}), make_tokenizer(), seed=0)
 
 
-def test_the_account_says_it(tmp_path: Path) -> None:
+def test_the_statistics_report_unrolled_conversations(tmp_path: Path) -> None:
     rows = [*conversations(16), *({"messages": row["messages"][:2]} for row in conversations(20)[16:])]
     made = prepared(tmp_path, rows, THINKING)
-    account = made.statistics["train"]
-    assert (account.rows_read, account.rows_kept, account.rows_dropped) == (20, 20, 0)
-    assert (account.rows_unrolled, account.unrolled_into) == (16, 48)
+    stats = made.statistics["train"]
+    assert (stats.rows_read, stats.rows_kept, stats.rows_dropped) == (20, 20, 0)
+    assert (stats.rows_unrolled, stats.unrolled_into) == (16, 48)
     assert len(made.train) + len(made.eval) == 48 + 4
     line = "train     the chat template renders earlier turns differently: 16 conversations became 48 rows, one per answer"
     assert [said for said in made.lines() if "differently" in said] == [line]
-    assert account.tokens == sum(made.lengths) + sum(made.eval_lengths)
+    assert stats.tokens == sum(made.lengths) + sum(made.eval_lengths)
     carry = sum(label != IGNORED for part in (made.train, made.eval) for row in part for label in row["labels"])
-    assert account.supervised == carry
+    assert stats.supervised == carry
     assert not set(made.train["row"]) & set(made.eval["row"])  # a conversation stays on one side
-    stable = prepared(tmp_path, rows, STRIPPING).statistics["train"]  # another template, and nothing stored is taken for it
+    stable = prepared(tmp_path, rows, STRIPPING).statistics["train"]  # another template: cached rows are not reused
     assert (stable.rows_unrolled, stable.unrolled_into) == (0, 0)
 
 
@@ -223,18 +223,18 @@ def test_long_conversations_count_once(tmp_path: Path, overflow: str) -> None:
     rows = conversations(100)
     long = conversations(101)[100]["messages"]
     long[2] = {"role": "user", "content": "where " * 100}
-    account = prepared(tmp_path, [*rows, {"messages": long}], THINKING, max_length=200, overflow=overflow).statistics["train"]
-    assert (account.rows_kept, account.rows_dropped, account.rows_unrolled, account.unrolled_into) == (101, 0, 101, 303)
-    assert (account.rows_cut, account.rows_split) == ((0, 1) if overflow == "split" else (1, 0))
+    stats = prepared(tmp_path, [*rows, {"messages": long}], THINKING, max_length=200, overflow=overflow).statistics["train"]
+    assert (stats.rows_kept, stats.rows_dropped, stats.rows_unrolled, stats.unrolled_into) == (101, 0, 101, 303)
+    assert (stats.rows_cut, stats.rows_split) == ((0, 1) if overflow == "split" else (1, 0))
     renderer = renderer_of(THINKING)
     every = [row for talk in [*rows, {"messages": long}] for row in rows_of(renderer, Example(messages=talk["messages"]))]
     carry = sum(label != IGNORED for _, labels in every for label in labels)
-    assert account.supervised + account.supervised_lost == carry
-    if overflow != "split":  # pieces begin with the last token of the one before
-        assert account.tokens + account.tokens_lost == sum(len(ids) for ids, _ in every)
+    assert stats.supervised + stats.supervised_lost == carry
+    if overflow != "split":  # parts begin with the last token of the part before
+        assert stats.tokens + stats.tokens_lost == sum(len(ids) for ids, _ in every)
 
 
-def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
+def test_a_prompt_of_several_turns_is_rendered_as_in_training() -> None:
     """`hfstrat chat`: earlier answers are rewritten, and nothing is refused."""
     renderer = renderer_of(THINKING)
     ids = renderer.prompt_ids(TALK[:5])
@@ -242,7 +242,7 @@ def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
     assert renderer.tokenizer.decode(ids) == wanted
 
 
-def test_rows_of_an_older_form_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_rows_of_an_older_render_version_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hfstrat.data.prepare as preparing
     from hfstrat.data import cache
 

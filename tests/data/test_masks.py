@@ -1,4 +1,4 @@
-"""What carries loss, what a template writes, and what the model reads when it is asked."""
+"""Which tokens have loss, what a template writes, and the prompt that the model reads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(kind: str, row: dict[str, Any]) -> Example:
     return FORMATS[kind][1](row)
 
 
-def learnt(example: Example, train_on: str = "auto", tokenizer: Any = CHAT) -> str:
+def trained_text(example: Example, train_on: str = "auto", tokenizer: Any = CHAT) -> str:
     renderer = Renderer(tokenizer, "auto", train_on)
     _, labels = renderer.encode(renderer.render(example))[0]
     return str(tokenizer.decode([label for label in labels if label != IGNORED]))
@@ -57,23 +57,23 @@ BOTH, LAST = "the cat<|im_end|>\non the mat<|im_end|>\n", "on the mat<|im_end|>\
         (PROMPTED, "completions", LAST),
     ],
 )
-def test_what_carries_loss(example: Example, train_on: str, wanted: str) -> None:
-    assert learnt(example, train_on) == wanted
-    assert learnt(example, train_on, PLAIN) == wanted.replace("\n", "")
-    assert "who sat" in learnt(example, "all")
+def test_which_turns_have_loss(example: Example, train_on: str, wanted: str) -> None:
+    assert trained_text(example, train_on) == wanted
+    assert trained_text(example, train_on, PLAIN) == wanted.replace("\n", "")
+    assert "who sat" in trained_text(example, "all")
 
 
 @pytest.mark.parametrize("key", ["weight", "loss_weight"])
-def test_a_turn_of_weight_zero_is_not_learnt(key: str) -> None:
+def test_a_turn_of_weight_zero_has_no_loss(key: str) -> None:
     talk = [TALK[0], {**TALK[1], key: 0}, *TALK[2:]]
-    assert learnt(read("messages", {"messages": talk})) == LAST
-    assert learnt(read("messages", {"messages": [{**turn, key: 1} for turn in TALK]})) == BOTH
+    assert trained_text(read("messages", {"messages": talk})) == LAST
+    assert trained_text(read("messages", {"messages": [{**turn, key: 1} for turn in TALK]})) == BOTH
 
 
 @given(st.lists(st.text(max_size=20), min_size=2, max_size=7), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_the_prompt_is_read_with_the_ids_of_training(texts: list[str], chat: bool) -> None:
-    """Of every conversation, up to its last answer, in both templates."""
+def test_the_prompt_has_the_ids_of_training(texts: list[str], chat: bool) -> None:
+    """Every conversation up to its last answer, with both templates."""
     talk = [{"role": ["user", "assistant"][index % 2], "content": text} for index, text in enumerate(texts)]
     example, renderer = Example(messages=talk), Renderer(CHAT if chat else PLAIN, "auto")
     ids, _ = renderer.encode(renderer.render(example))[0]
@@ -114,17 +114,19 @@ OPENAI = {
 }
 
 
-def test_sharegpt_and_openai_say_the_same() -> None:
+def test_sharegpt_and_openai_parse_to_the_same_example() -> None:
     assert read("conversations", SHAREGPT) == read("messages", OPENAI)
 
 
-def test_a_template_that_knows_tools_writes_them() -> None:
+def test_a_template_that_supports_tools_writes_them() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TOOL_TEMPLATE
     renderer, example = Renderer(tokenizer, "auto"), read("messages", OPENAI)
     text = tokenizer.decode(renderer.encode(renderer.render(example))[0][0])
     assert text == tokenizer.apply_chat_template(example.messages, tools=example.tools, tokenize=False)
-    assert learnt(example, tokenizer=tokenizer) == '{"name": "find", "arguments": {"what": "it"}}<|im_end|>\none<|im_end|>\n'
+    assert (
+        trained_text(example, tokenizer=tokenizer) == '{"name": "find", "arguments": {"what": "it"}}<|im_end|>\none<|im_end|>\n'
+    )
 
 
 @pytest.mark.parametrize("tokenizer", [CHAT, PLAIN], ids=["chat", "plain"])
@@ -134,7 +136,7 @@ def test_tools_are_never_lost(tokenizer: Any) -> None:
     text = tokenizer.decode(ids)
     assert '"description": "finds"' in text
     assert "<tool_response>\n[1]\n</tool_response>" in text
-    said = learnt(example, tokenizer=tokenizer)
+    said = trained_text(example, tokenizer=tokenizer)
     assert '<tool_call>\n{"name": "find", "arguments": {"what": "it"}}\n</tool_call>' in said
     assert "finds" not in said
     prompt = renderer.prompt_ids(example.prompt)
@@ -145,10 +147,10 @@ def test_tools_are_never_lost(tokenizer: Any) -> None:
 def test_reasoning_is_kept() -> None:
     parts = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "one"}]
     example = read("messages", {"messages": [TALK[0], {"role": "assistant", "content": parts}]})
-    assert learnt(example) == "<think>\nhm\n</think>\n\none<|im_end|>\n"
+    assert trained_text(example) == "<think>\nhm\n</think>\n\none<|im_end|>\n"
 
 
-def test_what_turns_cannot_be() -> None:
+def test_invalid_messages_are_refused() -> None:
     for row, words in (
         ({"messages": [{"role": "assistant", "content": None}]}, "content is not text"),
         ({"messages": ["a"]}, "not a message"),
@@ -172,7 +174,7 @@ def test_a_template_file(tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"one {n}", "completion": "two"} for n in range(8)])
     made = prepare(Data(train=str(rows), eval_size=1, template=str(file)), tokenizer, seed=0)
     assert tokenizer.decode(made.eval[0]["input_ids"]).startswith("[user]one")
-    tokenizer.save_pretrained(tmp_path / "saved")  # the result is used with the template that it was trained with
+    tokenizer.save_pretrained(tmp_path / "saved")  # the saved tokenizer has the template of training
     from transformers import AutoTokenizer
 
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == file.read_text()
@@ -181,8 +183,8 @@ def test_a_template_file(tmp_path: Path) -> None:
 def test_blank_answers_are_counted_and_refused(tmp_path: Path) -> None:
     good = [{"prompt": f"one {n}", "completion": "two"} for n in range(97)]
     file = write_jsonl(tmp_path / "rows.jsonl", [*good, *[{"prompt": "a", "completion": " "}] * 3])
-    account = prepare(Data(train=str(file)), CHAT, seed=0).statistics["train"]
-    assert (account.rows_blank, account.rows_dropped, account.rows_kept) == (3, 3, 97)
+    stats = prepare(Data(train=str(file)), CHAT, seed=0).statistics["train"]
+    assert (stats.rows_blank, stats.rows_dropped, stats.rows_kept) == (3, 3, 97)
     write_jsonl(file, [*good, *[{"prompt": "a", "completion": ""}] * 10])
     with pytest.raises(UserError, match=r"10 of 107 rows \(9\.3%\) have no token .* in 10 of them the answer is blank"):
         prepare(Data(train=str(file)), CHAT, seed=0)

@@ -1,4 +1,4 @@
-"""Tokenizers that put a space before every text: what goes on from another text gets none."""
+"""Tokenizers that put a space before every text: a continuation gets none."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def written(rows: Renderer, talk: list[dict[str, Any]]) -> str:
 
 
 def check(rows: Renderer, talk: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
-    """The laws: ids of the whole text, the text again, and a prompt as it is at generation."""
+    """The laws: the ids and the text of the complete rendering, and the prompt of generation."""
     tokenizer, example, text = rows.tokenizer, Example(messages=talk), written(rows, talk)
     (rendered,) = rows.render(example)
     ids, labels = rows.encode([rendered])[0]
@@ -62,7 +62,7 @@ def check(rows: Renderer, talk: list[dict[str, Any]]) -> tuple[list[int], list[i
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", [MARKED, LINES, SPOKEN, None], ids=["marked", "lines", "spoken", "plain"])
-def test_segments_have_the_ids_of_the_whole(kind: str, template: str | None) -> None:
+def test_segments_have_the_ids_of_the_complete_text(kind: str, template: str | None) -> None:
     rows = renderer(kind, template)
     assert rows.segments.prepends
     ids, _ = check(rows, TALK)
@@ -73,7 +73,7 @@ def test_segments_have_the_ids_of_the_whole(kind: str, template: str | None) -> 
 @given(st.lists(st.text(alphabet="acht 0(é世\n", min_size=1, max_size=9), min_size=2, max_size=6))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("kind", ["first", "always", "bytes", "prefixed"])
-def test_at_special_tokens_any_text_has_the_ids_of_the_whole(kind: str, texts: list[str]) -> None:
+def test_next_to_special_tokens_any_text_has_the_ids_of_the_complete_text(kind: str, texts: list[str]) -> None:
     talk = [{"role": ["user", "assistant"][index % 2], "content": text} for index, text in enumerate(texts)]
     check(renderer(kind, MARKED), talk[: len(talk) // 2 * 2])
 
@@ -81,7 +81,7 @@ def test_at_special_tokens_any_text_has_the_ids_of_the_whole(kind: str, texts: l
 @given(st.lists(st.text(alphabet="acht 0(é世\n", max_size=9), min_size=2, max_size=6), st.sampled_from([SPOKEN, LINES, None]))
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_keeps_its_ids_where_texts_could_grow_together(kind: str, texts: list[str], template: str | None) -> None:
+def test_the_prompt_keeps_its_ids_where_texts_could_merge(kind: str, texts: list[str], template: str | None) -> None:
     talk = [{"role": ["user", "assistant"][index % 2], "content": text} for index, text in enumerate(texts)]
     rows, example = renderer(kind, template), Example(messages=talk[: len(talk) // 2 * 2])
     (rendered,) = rows.render(example)
@@ -91,14 +91,14 @@ def test_the_prompt_keeps_its_ids_where_texts_could_grow_together(kind: str, tex
     assert rows.decoding_difference(rendered, ids) is None
 
 
-def test_what_was_unknown_before_is_not_lost_behind_the_unknown() -> None:
-    """The unknown token stands for any number of characters that follow one another: here for one in each text."""
+def test_unknown_characters_after_an_unknown_token_are_not_lost() -> None:
+    """The unknown token stands for any number of consecutive characters: here for one in each text."""
     pieces, unknown = SegmentTokenizer(TOKENIZERS["prepend"]), TOKENIZERS["prepend"].unk_token_id
     assert pieces.ids(["é", "世"], ["", "é"])[1] == [unknown]
 
 
 @pytest.mark.parametrize("kind", KINDS[:4])  # the words of the last one are too short
-def test_texts_that_would_grow_together_stay_apart(kind: str) -> None:
+def test_texts_that_would_merge_stay_separate(kind: str) -> None:
     """`cat` is one token: a prompt that ends within it keeps its ids, and nothing of the answer is lost."""
     tokenizer = TOKENIZERS[kind]
     head, rest = SegmentTokenizer(tokenizer).ids(["the c", "at on"], ["", "the c"])
@@ -107,7 +107,7 @@ def test_texts_that_would_grow_together_stay_apart(kind: str) -> None:
     assert head + rest != tokenizer("the cat on", add_special_tokens=False)["input_ids"]
 
 
-def test_others_are_asked_once_and_as_before() -> None:
+def test_other_tokenizers_are_called_once() -> None:
     tokenizer = make_tokenizer()
     pieces, texts = SegmentTokenizer(tokenizer), ["the cat", "\n\n sat", "on"]
     assert not pieces.prepends
@@ -136,15 +136,13 @@ def test_stories(shared: Path) -> None:
     assert ids == tokenizer("Once upon a time\n\nthe cat</s>")["input_ids"]
 
 
-def test_ids_that_read_otherwise_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remark, as the user may know; none where the tokenizer keeps no more of the whole text."""
+def test_ids_that_decode_differently_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remark, not an error; none if the tokenizer loses the same in the complete text."""
     file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"who sat {n}", "completion": "the cat"} for n in range(20)])
     tokenizer = make("always", None)
     data = Data(train=str(file), eval_size=2)
     assert not any("reproduce" in line for line in prepare(data, tokenizer, seed=0).lines())
-    monkeypatch.setattr(
-        SegmentTokenizer, "ids", lambda self, texts, before: self._ids_of_each(texts)
-    )  # as if nobody had looked
+    monkeypatch.setattr(SegmentTokenizer, "ids", lambda self, texts, before: self._ids_of_each(texts))  # without context
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     said = [line for line in prepare(data, tokenizer, seed=0).lines() if "reproduce" in line]
     assert len(said) == 1
@@ -152,7 +150,7 @@ def test_ids_that_read_otherwise_are_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert said[0].endswith(r'"who sat 0\n\nthe cat</s>" decodes to "who sat 0\n\n the cat</s>"')
 
 
-def test_a_tokenizer_that_keeps_no_case_is_no_false_alarm() -> None:
+def test_a_lowercasing_tokenizer_causes_no_false_alarm() -> None:
     from tokenizers import normalizers
 
     tokenizer = make("always", None)

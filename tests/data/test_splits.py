@@ -1,4 +1,4 @@
-"""Several sources, weights, rows that stand somewhere twice, long rows in pieces, and memory that does not grow."""
+"""Several sources, weights, duplicates, split rows, and memory that does not grow with the data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat.data import sources
+from hfstrat.data.formats import hash_text
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
-from hfstrat.data.splits import apply_weights, describe_duplicates, hash_text
+from hfstrat.data.splits import apply_weights, describe_duplicates
 from hfstrat.data.tokenize import split
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -43,15 +44,15 @@ def test_several_sources_of_several_kinds(tmp_path: Path) -> None:
     third = write_jsonl(tmp_path / "c.jsonl", [{"question": f"red {n}", "answer": "blue"} for n in range(5)])
     given = [str(first), {"path": str(second)}, {"path": str(third), "columns": {"question": "prompt", "answer": "completion"}}]
     made = prepare(Data.model_validate({"train": given, "eval_size": 3}), TOKENIZER, seed=0, samples=3)
-    account = made.statistics["train"]
-    assert [(a.format, a.rows_read) for a in account.sources] == [
+    stats = made.statistics["train"]
+    assert [(a.format, a.rows_read) for a in stats.sources] == [
         ("prompt-completion", 10),
         ("conversations", 5),
         ("prompt-completion", 5),
     ]
-    assert account.rows_read == account.rows_kept == 20
-    assert account.tokens == sum(a.tokens for a in account.sources)
-    assert len(account.lines()) == 4
+    assert stats.rows_read == stats.rows_kept == 20
+    assert stats.tokens == sum(a.tokens for a in stats.sources)
+    assert len(stats.lines()) == 4
     everything = [*made.train, *made.eval]
     assert sorted(row["row"] for row in everything) == list(range(20))
     by_row = {row["row"]: " ".join(TOKENIZER.decode(row["input_ids"], skip_special_tokens=True).split()) for row in everything}
@@ -62,7 +63,7 @@ def test_several_sources_of_several_kinds(tmp_path: Path) -> None:
     assert all(sample["prompt"][-1]["content"] in by_row[row] for sample, row in zip(made.samples, held, strict=True))
 
 
-def test_a_row_is_seen_as_often_as_its_weight_says(tmp_path: Path) -> None:
+def test_a_row_is_seen_as_often_as_its_weight(tmp_path: Path) -> None:
     first, second = write_jsonl(tmp_path / "a.jsonl", pairs(40)), write_jsonl(tmp_path / "b.jsonl", pairs(40, "red"))
     given = [{"path": str(first), "weight": 2.25}, {"path": str(second), "weight": 0.5}]
     data = Data.model_validate({"train": given, "eval": str(first)})
@@ -124,7 +125,7 @@ def test_a_saved_dataset_is_a_folder_of_arrow_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_the_arguments_of_one_tool_are_not_given_to_another(suffix: str, tmp_path: Path) -> None:
-    """A table gives every call all arguments that any call has, as nulls."""
+    """A table adds the arguments of any call to every call, as nulls."""
     from datasets import Dataset
 
     def talk(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -163,22 +164,22 @@ def test_long_rows_become_several(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     whole = prepare(Data(train=str(file), eval_size=1), TOKENIZER, seed=0).statistics["train"]
     made = prepare(Data(train=str(file), eval_size=1, max_length=40, overflow="split"), TOKENIZER, seed=0)
-    account = made.statistics["train"]
-    assert (account.rows_split, account.rows_kept, account.supervised_lost) == (1, 31, 0)
-    assert account.supervised == whole.supervised
+    stats = made.statistics["train"]
+    assert (stats.rows_split, stats.rows_kept, stats.supervised_lost) == (1, 31, 0)
+    assert stats.supervised == whole.supervised
     assert max(made.train["length"]) <= 40
     assert len(made.train) + len(made.eval) > 35
-    assert made.duplicates["train_duplicates"] == 0  # pieces of one row are no duplicates of each other
+    assert made.duplicates["train_duplicates"] == 0  # parts of one row are no duplicates
 
 
-def test_pieces_of_a_row_stay_on_one_side(tmp_path: Path) -> None:
+def test_parts_of_a_row_stay_on_one_side(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"{n} " + "cat dog " * 60} for n in range(20)])
     made = prepare(Data(train=str(file), max_length=32, overflow="split", eval_size=0.3), TOKENIZER, seed=0)
     assert len(made.eval) > 10
     assert not set(made.train["row"]) & set(made.eval["row"])
 
 
-def test_rows_that_stand_twice_are_counted_and_shown(tmp_path: Path) -> None:
+def test_duplicates_are_counted_and_shown(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [*pairs(10), {"prompt": "ONE  3", "completion": "two three\n"}, pairs(5)[4]])
     other = write_jsonl(tmp_path / "b.jsonl", [*pairs(2, "blue"), {"prompt": "One 5", "completion": "two three"}])
     made = prepare(Data(train=str(file), eval=str(other)), TOKENIZER, seed=0)
@@ -218,11 +219,11 @@ print(len(made.train) + len(made.eval), peak() - before)
 
 
 def grown(folder: Path, count: int, hold: bool = False) -> tuple[float, float]:
-    """MiB by which the peak memory of a process grows when it prepares so many rows, after it prepared a few; and those that
-    the rows take on the disk.
+    """MiB by which the peak memory of a process grows when it prepares this many rows after a few; and their size on the
+    disk in MiB.
 
     Args:
-        hold: whether the process then keeps the tokens of all rows, as it should never do.
+        hold: whether the process then keeps the tokens of all rows in memory, for comparison.
     """
     folder.mkdir()
     said = sentences(1000)
@@ -239,7 +240,7 @@ def grown(folder: Path, count: int, hold: bool = False) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Ten times the rows: a few numbers for each row are all that is added, which is far less than its tokens."""
+    """Ten times the rows add a few numbers per row, far less than their tokens."""
     (little, few), (much, many) = grown(tmp_path / "few", 10_000), grown(tmp_path / "many", 100_000)
     held, _ = grown(tmp_path / "held", 100_000, hold=True)
     print(
@@ -248,4 +249,4 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     )
     bound = (many - few) / 2
     assert much - little < bound
-    assert held - little > bound  # it could fail
+    assert held - little > bound  # the test can fail
