@@ -36,7 +36,7 @@ def _measure(job: Job) -> Report | None:
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
     if in_pieces := job.outline is not None:  # measured while they are: no device may have room for the whole
         last = last if current else trainer.evaluate()
-        sharded.bring_together(trainer, job.outline, job.base)
+        sharded.gather_model(trainer, job.outline, job.base)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for take_off in job.feed.undo:  # what is published is measured without anything that was computed once

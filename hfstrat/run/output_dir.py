@@ -98,7 +98,7 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
                 f"output_dir: {folder / 'report.json'} is no valid JSON, so nobody knows whether this run came to its end; "
                 "name another folder, or run with --overwrite to replace it"
             )
-        longer = checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump())
+        longer = checkpoints.extends_run(folder, recipe.training.resume, recipe.model_dump())
         if report.get("result", {}).get("status") == "done" and not longer:
             raise UserError(
                 f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "

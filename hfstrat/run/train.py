@@ -54,11 +54,11 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
             return None
         whole = publish(job, facts, probe, partial, before, after, started)
     except BaseException as error:
-        signals.leave_if_cleared(error)
+        signals.exit_if_ended_by_launcher(error)
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:
-            if (named := heartbeat.named(error)).code == errors.DISK_FULL:
+            if (named := heartbeat.explain(error)).code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
             report.write_failure(job.loaded, job.folder, named)
         raise
@@ -109,7 +109,7 @@ def fit(job: Job, before: list[str]) -> float:
         job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
     if job.trainer.best_step() == 0:
         job.screen.print(
-            f"{'alarm':<9} no evaluation was better than the one before training: the result is the model as it was. Lower "
+            f"{'warning':<9} no evaluation was better than the one before training: the result is the model as it was. Lower "
             "training.learning_rate, or look at the rows with `hfstrat check`"
         )
     return time.monotonic() - started

@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    signals._heard.first = None
+    signals._received.first = None
 
 
 def again(loaded: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: i
     original = getattr(StrategyTrainer, method)
 
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == step and not signals.asked():
+        if self.state.global_step == step and not signals.stop_requested():
             signal.raise_signal(number)
         return original(self, *args, **kwargs)
 
@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         if self.state.global_step == 2:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # the same Ctrl-C, passed on by a launcher
-            signals._heard.first -= 2 * signals.TWICE
+            signals._received.first -= 2 * signals.REPEAT
             signal.raise_signal(signal.SIGTERM)  # not a Ctrl-C
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("not reached")

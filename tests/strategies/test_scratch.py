@@ -357,8 +357,8 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
 )
 def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
     found = baselines.Baselines(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
-    assert sum(line.startswith("alarm") for line in found) == alarms
-    assert all("arXiv" in line for line in found if line.startswith("alarm"))
+    assert sum(line.startswith("warning") for line in found) == alarms
+    assert all("arXiv" in line for line in found if line.startswith("warning"))
 
 
 def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:

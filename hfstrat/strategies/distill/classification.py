@@ -192,7 +192,7 @@ def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[s
 
 def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
     batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
-    with feed.computing():
+    with feed.autocast():
         return [row.numpy().tobytes() for row in distiller.ask((), batch).cpu()]
 
 
@@ -207,7 +207,7 @@ def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     def measure(start: int) -> Any:
         places = list(range(start, min(start + size, len(feed.eval))))
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
-        with feed.computing():
+        with feed.autocast():
             logits = distiller.ask((), feed.batch(places)).cpu()
         return class_sums(logits, labels)
 
