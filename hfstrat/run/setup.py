@@ -18,7 +18,7 @@ from hfstrat.data.prepare import Prepared as Data
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
-from hfstrat.models.loss_kernels import choose_for, in_use
+from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
@@ -243,7 +243,7 @@ def build_trainer(
             "steps": plan.steps,
             "caches": resume.caches_in_use(),
             "data": data.fingerprint(),
-            "head_kernel": in_use(model),
+            "head_kernel": kernel_name(model),
             "models": resume.models_in_use(recipe),
         },
         **prepared.trainer_kwargs,

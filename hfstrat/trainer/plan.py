@@ -88,8 +88,8 @@ def make_plan(
         micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
-            f"training.per_device_train_batch_size: {micro} does not divide {share}, the sequences per process (of {processes}) in "
-            f"a global batch of {training.global_batch_size}; expected one of {', '.join(map(str, divisors(share)))}"
+            f"training.per_device_train_batch_size: {micro} does not divide {share}, the sequences per process (of {processes}) "
+            f"in a global batch of {training.global_batch_size}; expected one of {', '.join(map(str, divisors(share)))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
     eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish

@@ -188,7 +188,7 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     wait_for(lambda: told, 5)
     pair[0].stop()
     assert told[0].startswith("rank 1 on ")
-    assert "goes on from the last complete checkpoint" in told[0]
+    assert "resumes from the last complete checkpoint" in told[0]
 
 
 def test_a_broken_connection_is_explained_by_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ def test_the_wrapping_is_the_requested_one(monkeypatch: pytest.MonkeyPatch, aske
     wrapped = type(kind, (), {})()
     right = {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule", "deepspeed": "DeepSpeedEngine"}
     if kind == "DataParallel" or (asked in right and right[asked] != kind):
-        with pytest.raises(UserError, match="use" if kind == "DataParallel" else f"{right[asked]} was asked for"):
+        with pytest.raises(UserError, match="use" if kind == "DataParallel" else f"should be wrapped in {right[asked]}"):
             distributed.check_wrapped(wrapped, 2)
     else:
         distributed.check_wrapped(wrapped, 2)

@@ -138,7 +138,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
         assert report["result"]["metrics_after"]["tokens"] > 0
     assert curves["on"] == pytest.approx(curves["off"], rel=1e-5)
     said = capsys.readouterr().out
-    assert "packed into 4 rows a step" in said
+    assert "packed into 4 rows per step" in said
     assert "do not see each other" in said
 
 
@@ -158,7 +158,7 @@ def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None
 def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None:
     sound = AutoModelForCausalLM.from_pretrained(tiny)
     assert batches(sound, "on", "cpu").plan.bins
-    assert "on a CPU that is slower" in batches(sound, "auto", "cpu").line
+    assert "packing is slower on a CPU" in batches(sound, "auto", "cpu").line
     made = batches(careless(tiny), "auto", "cuda")
     assert made.plan.bins is None
     assert "not packed: a packed example" in made.line
