@@ -52,7 +52,7 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 
 SHARED, WORK = ROOT.parent / "shared", ROOT / "runs" / "benchmarks" / "distill"
 RESULT, SEEDS = RESULTS / "distill.json", (42, 43, 44)
-KEPT = ("metrics_before", "metrics_after", "train_seconds", "tokens_per_second", "total_parameters", "artefact_bytes", "steps")
+KEPT = ("metrics_before", "metrics_after", "train_seconds", "tokens_per_second", "total_parameters", "artifact_bytes", "steps")
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"measure": "loss", "alphas": (0.0, 0.5, 0.9)},
     "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4), "student": (10, 3e-4)},

@@ -1,4 +1,4 @@
-"""The adviser's memory predictions compared with the measured peak of real runs.
+"""The advisor's memory predictions compared with the measured peak of real runs.
 
     python -m benchmarks.memory_prediction [--some N]
 
@@ -205,7 +205,7 @@ def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """Return the adviser's prediction for a run, made without torch."""
+    """Return the advisor's prediction for a run, made without torch."""
     from pydantic import TypeAdapter
 
     from hfstrat.advisor import architecture, hardware, memory
@@ -243,7 +243,7 @@ def predicted(case: dict[str, Any]) -> Any:
 
 
 def pieces_of(case: dict[str, Any]) -> Any:
-    """Return the lengths of a case's examples as the adviser sees them; a new tokenizer is assumed to match the base's."""
+    """Return the lengths of a case's examples as the advisor sees them; a new tokenizer is assumed to match the base's."""
     from hfstrat.advisor import architecture
     from hfstrat.advisor import data as advisor_data
 

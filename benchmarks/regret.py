@@ -1,8 +1,8 @@
-"""Quality of the adviser's first choice. Regret is the best measured result less that of its first choice.
+"""Quality of the advisor's first choice. Regret is the best measured result less that of its first choice.
 
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
-Writes benchmarks/results/regret.json and .md. For each case the adviser is queried twice with the case's data, memory and time
+Writes benchmarks/results/regret.json and .md. For each case the advisor is queried twice with the case's data, memory and time
 (the budget plus the overhead of a run beyond its training): by its rules alone, and with `--measure`. Then `hfstrat compare`
 measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on examples of a
 test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the
@@ -10,7 +10,7 @@ tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences th
 marked.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
-queries the adviser again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
+queries the advisor again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
 distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
@@ -138,7 +138,7 @@ def write_rows(case: Case, folder: Path) -> None:
 
 
 def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
-    """Return the adviser's answer, and write its recipes; `known` is what it measured in an earlier query."""
+    """Return the advisor's answer, and write its recipes; `known` is what it measured in an earlier query."""
     from hfstrat.advisor import decide, measure, recipes, show, speed
     from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
@@ -164,7 +164,7 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
 
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """Return the `first` and the `latest` answer of the adviser, each by rules and measured."""
+    """Return the `first` and the `latest` answer of the advisor, each by rules and measured."""
     folder, case = KEPT / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
@@ -180,7 +180,7 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 
 def measure(name: str) -> None:
-    """Run `hfstrat compare` on the adviser's recipes, as a user would; it resumes where it stopped."""
+    """Run `hfstrat compare` on the advisor's recipes, as a user would; it resumes where it stopped."""
     folder = KEPT / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
@@ -252,7 +252,7 @@ def within(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
-    parser.add_argument("--ask-only", action="store_true", help="query the adviser again, and measure nothing")
+    parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:

@@ -1,4 +1,4 @@
-"""The adviser's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
+"""The advisor's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
 
     python -m benchmarks.time_prediction [--some N]
 

@@ -22,9 +22,10 @@ from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
+from hfstrat.tasks import report as reports
+from hfstrat.tasks.report import Failure, Report
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
@@ -201,26 +202,27 @@ def _numpy_rate() -> float:
 def rates_of_reports(folder: Path) -> list[Rate]:
     """The rates of past runs on this machine, from the `report.json` files below a folder."""
     found = []
-    for file in sorted(folder.rglob("report.json")):
-        report = _read(file)
-        where = report.get("environment", {})
-        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := rate_of_report(report)):
-            found.append(Rate(rate, str(file)))
+    for run, report in reports.find(folder):
+        where = report.environment
+        if (where.processor, where.threads) == (processor(), threads()) and (rate := rate_of_report(report)):
+            found.append(Rate(rate, str(run / reports.FILE)))
     return found
 
 
-def rate_of_report(report: dict[str, Any]) -> float | None:
+def rate_of_report(report: Report) -> float | None:
     """Operations per second of a finished run; None if it cannot be derived."""
+    recipe, result, data = report.run.recipe, report.result, report.run.data
+    if isinstance(result, Failure) or data is None:
+        return None
     try:
-        recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
-        model, plan = architecture.read(recipe.model.name_or_path), result["plan"]
-        account = report["run"]["data"]["train"]
+        model = architecture.read(recipe.model.name_or_path)
         made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
-        if made is None or result.get("status") != "done":
+        if made is None:
             return None
         learning = strategies.build(recipe.strategy).describe(*made)
-        length = account["tokens"] / max(1, account["rows_kept"])
-        load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
-        return None if learning.body_once else float(result["tokens_per_second"]) * load.training
+        length = data.train.tokens / max(1, data.train.rows_kept)
+        supervised = data.train.supervised / max(1, data.train.tokens)
+        load = work(model, learning, length, supervised, result.plan.checkpointing)
+        return None if learning.body_once else result.tokens_per_second * load.training
     except (UserError, KeyError, TypeError, ValueError):
         return None

@@ -31,7 +31,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
     from hfstrat.data.classification.tokenize import Texts
     from hfstrat.tasks.text_classification.text import in_words, labels_of
 
-    texts = Texts(tokenizer, report["run"]["recipe"]["data"]["max_length"] if report else 1024)
+    texts = Texts(tokenizer, report.run.recipe.data.max_length if report else 1024)
     with lines(output) as say:
         for row in asked:
             found = labels_of(model, texts, row, torch.float32)  # as the weights are, without autocast

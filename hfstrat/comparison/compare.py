@@ -21,11 +21,12 @@ from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.defaults import Prediction
+from hfstrat.tasks import report
 
 LOCK = ".hfstrat.compare.lock"  # also marks the folder of a comparison
 DATA, PAGE, BEFORE = "comparison.json", "report.html", "before.json"
 EXTRA_SECONDS, EXTRA_TIMES = 600.0, 3.0  # a run with a budget of time may take EXTRA_SECONDS + EXTRA_TIMES * budget
-ENVIRONMENT = ("python", "platform", "libraries", "processor", "threads", "gpus")
+ENVIRONMENT = {"python", "platform", "libraries", "processor", "threads", "gpus"}
 
 
 def compare(request: Request, predict: Predict) -> int:
@@ -216,8 +217,8 @@ class Comparison:
             for entry in self.lineup.entries
         ]
         found = results.compare_entries(rows, results.aligned(done, self.quality), self.quality)
-        reports = {label: [runs.report_of(run) for run in of] for label, of in done.items() if of}
-        first = next((several[0] for several in reports.values()), {})
+        finished = {label: [results.result_of(run) for run in of] for label, of in done.items() if of}
+        first = next((report.read(of[0].result) for of in done.values() if of), None)
         return {
             "hfstrat": __version__,
             "task": self.task,
@@ -232,9 +233,9 @@ class Comparison:
             **found,
             "entries": rows,
             "excluded": self.lineup.excluded,
-            "samples": results.samples({label: several[0] for label, several in reports.items()}),
-            "confusions": results.confusions(reports),
-            "environment": {key: value for key, value in first.get("environment", {}).items() if key in ENVIRONMENT},
+            "samples": results.samples({label: several[0] for label, several in finished.items()}),
+            "confusions": results.confusions(finished),
+            "environment": first.environment.model_dump(include=ENVIRONMENT) if first else {},
             "repeat": {"command": shlex.join(command_of(self.request)), "folder": str(Path.cwd())},
         }
 

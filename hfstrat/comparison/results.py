@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfstrat import errors
-from hfstrat.comparison import runs
 from hfstrat.comparison.entries import Entry
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import DataFacts
@@ -20,13 +19,14 @@ from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
+from hfstrat.tasks.report import Result, read
 
 LEVEL = 0.95
 RESAMPLES = 2000
 AT_ONCE = 4_000_000  # resampling weights in memory at a time
 SEED = 0  # of the resampling: the same measurements always give the same intervals
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # for several tokenizers, whose losses per token differ
-MEASURES = ("seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters", "artefact_bytes")
+MEASURES = ("seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters", "artifact_bytes")
 FROM_REPORT = (*MEASURES[1:], "steps", "tokens", "setup_seconds", "train_seconds", "total_seconds")
 WAITING, RUNNING = "waiting", "running"
 Predict = Callable[[dict[str, Loaded]], Mapping[str, Prediction]]
@@ -139,25 +139,31 @@ def run_row(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]
     found |= {"status": ending.status, "sentence": ending.sentence, "wall_seconds": ending.wall_seconds}
     if not ending.is_done:
         return found
-    report = runs.report_of(run)
-    result = report["result"]
-    found |= {name: result[name] for name in FROM_REPORT if name in result}
-    found["seconds"] = result.get("setup_seconds", 0.0) + result["train_seconds"]
-    for when, metrics in (("before", result["metrics_before"]), ("quality", result["metrics_after"])):
+    result = result_of(run)
+    found |= {name: value for name in FROM_REPORT if (value := getattr(result, name)) is not None}
+    found["seconds"] = result.setup_seconds + result.train_seconds
+    for when, metrics in (("before", result.metrics_before), ("quality", result.metrics_after)):
         found[when] = (metrics or {}).get(quality.metric)
-    found["metrics"] = result["metrics_after"]
-    start, after = result.get("setup_seconds", 0.0), result["metrics_after"]
+    found["metrics"] = result.metrics_after
+    start, after = result.setup_seconds, result.metrics_after
     scale = after[quality.metric] / after["loss"] if quality is IN_BYTES and after["loss"] else 1.0
     found["curve"] = [
         {
-            "seconds": start + point["seconds"],
-            "tokens": point["tokens"],
-            "step": point["step"],
-            "loss": scale * point["eval_loss"],
+            "seconds": start + point.seconds,
+            "tokens": point.tokens,
+            "step": point.step,
+            "loss": scale * point.eval_loss,
         }
-        for point in result.get("curve", [])
+        for point in result.curve
     ]
     return found
+
+
+def result_of(run: Run) -> Result:
+    """The result of a finished run."""
+    report = read(run.result)
+    assert report is not None, "checked when its ending was read"
+    return report.finished
 
 
 def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None) -> dict[str, Any]:
@@ -246,27 +252,25 @@ def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tup
     return made if len(shared) else {}
 
 
-def samples(reports: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def samples(finished: Mapping[str, Result]) -> list[dict[str, Any]]:
     """The sample prompts, with the answers of each recipe after training."""
     by_prompt: dict[str, dict[str, Any]] = {}
-    for label, report in reports.items():
-        for answer in report.get("result", {}).get("answers", []):
-            row = by_prompt.setdefault(
-                answer["prompt"], {"prompt": answer["prompt"], "reference": answer.get("reference", ""), "after": {}}
-            )
-            row.setdefault("before", answer.get("before", ""))
-            row["after"][label] = answer["after"]
+    for label, result in finished.items():
+        for answer in result.answers:
+            row = by_prompt.setdefault(answer.prompt, {"prompt": answer.prompt, "reference": answer.reference, "after": {}})
+            row.setdefault("before", answer.before)
+            row["after"][label] = answer.after
     return list(by_prompt.values())
 
 
-def confusions(reports: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def confusions(finished: Mapping[str, list[Result]]) -> dict[str, dict[str, Any]]:
     """The confusion matrix of each recipe, summed over seeds; empty if the task has none."""
     found = {}
-    for label, several in reports.items():
-        details = [report["result"].get("evaluation") or {} for report in several]
-        counts = [each["confusion"]["counts"] for each in details if "confusion" in each]
+    for label, several in finished.items():
+        details = [result.evaluation for result in several if result.evaluation]
+        counts = [each.confusion.counts for each in details if each.confusion]
         if counts:
-            names = [row["label"] for row in details[0]["labels"]]
+            names = [row.label for row in details[0].labels]
             found[label] = {"labels": names, "counts": np.sum(counts, axis=0).tolist()}
     return found
 

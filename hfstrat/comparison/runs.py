@@ -21,6 +21,7 @@ from hfstrat import errors
 from hfstrat.models.load import read_json
 from hfstrat.recipe import format
 from hfstrat.run import launch
+from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints, heartbeat
 
 STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in the folder of a run
@@ -79,11 +80,7 @@ def read_ending(run: Run) -> Ending | None:
         ending = Ending(**stored)
     except TypeError:
         return None
-    return ending if not ending.is_done or report_of(run).get("result", {}).get("status") == "done" else None
-
-
-def report_of(run: Run) -> dict[str, Any]:
-    return read_json(run.result / "report.json")
+    return ending if not ending.is_done or report.status(run.result) == "done" else None
 
 
 def execute(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:

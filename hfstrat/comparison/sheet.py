@@ -60,7 +60,7 @@ def sheet(table: Row) -> list[Line]:
         line("  predicted", lambda row: predicted(row, "memory", format.memory), "predicted"),
         line("trainable params", lambda row: format.count(row["trainable_parameters"])),
         line("  all params", lambda row: format.count(row["total_parameters"])),
-        line("artifact size", lambda row: format.file_size(row["artefact_bytes"])),
+        line("artifact size", lambda row: format.file_size(row["artifact_bytes"])),
         line("Pareto-optimal in", pareto_costs),
         line("advisor's rank", lambda row: str(row["predicted"].get("rank", MISSING)), "predicted"),
         line("advisor's reasons", lambda row: row["predicted"].get("verdict") or MISSING, "predicted"),

@@ -91,7 +91,7 @@ class Request:
             UserError: a setting that does not exist or has a wrong value, with the correction.
         """
         folder, report = resolve(self.target)
-        given: dict[str, Any] = dict(report["run"]["recipe"]) if report else _plain(self.target, folder)
+        given: dict[str, Any] = report.run.recipe.model_dump() if report else _plain(self.target, folder)
         if self.data is not None:
             given["data"] = {**given["data"], **ONE_FILE, "train": self.data}
         origins: dict[tuple[str, ...], str] = {}
@@ -102,7 +102,7 @@ class Request:
         try:
             return Recipe.model_validate(given)
         except ValidationError as error:
-            raise UserError("\n".join(Answers(origins, "evaluate", None).to(error.errors()))) from None
+            raise UserError("\n".join(Answers(origins, "evaluate", None, given).to(error.errors()))) from None
 
     def base(self) -> str | None:
         """The model that `against` names; `base` is the base model of the run or adapter.
@@ -114,7 +114,7 @@ class Request:
             return self.against
         folder, report = resolve(self.target)
         adapter = read_json(Path(folder) / "adapter_config.json") if Path(folder).is_dir() else {}
-        named = report["run"]["recipe"]["model"]["name_or_path"] if report else adapter.get("base_model_name_or_path")
+        named = report.run.recipe.model.name_or_path if report else adapter.get("base_model_name_or_path")
         if not named:
             raise UserError(f"--against base: {self.target} has no base model, or does not record it; name a model")
         if str(named).endswith(".gguf"):
@@ -123,7 +123,7 @@ class Request:
 
     def _check_form(self, target: str) -> None:
         folder, report = resolve(target)
-        artifact.check(self.quantization, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+        artifact.check(self.quantization, folder, report.reload.get("quantization") if report else None)
 
     def check(self) -> Recipe:
         """Check the request and return its recipe.

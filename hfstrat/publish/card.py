@@ -15,7 +15,8 @@ from typing import Any
 
 from hfstrat.publish import provenance
 from hfstrat.publish.scrub import Scrubber, published_report
-from hfstrat.publish.snippets import Artefact, snippet
+from hfstrat.publish.snippets import Artifact, snippet
+from hfstrat.tasks.report import Report
 
 
 def table(head: list[str], rows: list[list[str]], numbers: Container[int] = ()) -> str:
@@ -73,40 +74,40 @@ METRICS = {  # of a report: what it is called, the Hub's name for its kind, how 
 }
 
 
-def metadata(report: dict[str, Any], public: dict[str, Any], artefact: Artefact, title: str) -> Any:
+def metadata(report: dict[str, Any], public: dict[str, Any], artifact: Artifact, title: str) -> Any:
     """The card's metadata with its model-index, as huggingface_hub's ModelCardData."""
     from huggingface_hub import ModelCardData
 
-    recipe, base = report["run"]["recipe"], artefact.base
+    recipe, base = report["run"]["recipe"], artifact.base
     strategy = recipe["strategy"]["name"]
     sets = [each["source"] for each in accounts(report, "train") if provenance.is_hub_data(each["source"])]
     licence = base.licence if base else None
-    more = {"base_model_relation": "adapter" if artefact.is_adapter else "finetune"} if base and base.hub else {}
+    more = {"base_model_relation": "adapter" if artifact.is_adapter else "finetune"} if base and base.hub else {}
     return ModelCardData(
         base_model=base.hub or None if base else None,
         datasets=list(dict.fromkeys(sets)) or None,
-        eval_results=_eval_results(public, artefact),
-        library_name=artefact.library,
+        eval_results=_eval_results(public, artifact),
+        library_name=artifact.library,
         license=licence if licence and re.fullmatch(r"[a-z0-9.+-]+", licence) else None,
         model_name=title,
-        pipeline_tag=artefact.task.text.pipeline,
+        pipeline_tag=artifact.task.text.pipeline,
         tags=["hfstrat", strategy],
         **more,
     )
 
 
-def _eval_results(public: dict[str, Any], artefact: Artefact) -> list[Any]:
+def _eval_results(public: dict[str, Any], artifact: Artifact) -> list[Any]:
     from huggingface_hub import EvalResult
 
     after, (name, origin) = public["result"].get("metrics_after") or {}, evaluated(public)
     hub = provenance.is_hub_data(origin)
     return [
         EvalResult(
-            task_type=artefact.task.text.pipeline,
+            task_type=artifact.task.text.pipeline,
             dataset_type=origin if hub else "local",
             dataset_name=name,
             metric_type=METRICS[key][1],
-            metric_name=METRICS[key][0].format(unit=artefact.task.text.unit),
+            metric_name=METRICS[key][0].format(unit=artifact.task.text.unit),
             metric_value=round(float(value), 5),
         )
         for key, value in after.items()
@@ -136,41 +137,41 @@ LABELS = 30  # that a table by label has, at most
 HIDDEN = ("name", "student", "teacher")  # of a strategy's section: said in words
 
 
-def make(report: dict[str, Any], final: Path, repo: str) -> str:
+def make(report: Report, final: Path, repo: str) -> str:
     """The whole card (README.md) of the result in `final`, as `repo` (a Hub id, or "" where there is none yet)."""
-    scrubber = Scrubber(report["run"]["recipe"])
-    public = published_report(report, scrubber)
-    artefact = Artefact(final, report, repo or "path/to/this/folder")
+    scrubber = Scrubber(report.run.recipe.model_dump())
+    public, full = published_report(report, scrubber), report.model_dump(mode="json")
+    artifact = Artifact(final, report, repo or "path/to/this/folder")
     title = (repo or public["run"]["recipe"]["output_dir"]).split("/")[-1]
     blocks = [
         f"# {title}",
-        *_opening(public, artefact),
+        *_opening(public, artifact),
         "## Use",
-        *_use(artefact),
+        *_use(artifact),
         "## Results",
-        *_results(public, artefact),
+        *_results(public, artifact),
         "## Data",
-        *_data(public, report),
+        *_data(public, full),
         "## Training",
         *_training(public),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(public, artefact)),
+        "\n".join(f"- {line}" for line in _limits(public, artifact)),
         _closing(public),
     ]
-    head = "---\n" + metadata(report, public, artefact, title).to_yaml() + "\n---\n\n"
+    head = "---\n" + metadata(full, public, artifact, title).to_yaml() + "\n---\n\n"
     return head + scrubber.text("\n\n".join(block for block in blocks if block)) + "\n"
 
 
-def _opening(public: dict[str, Any], artefact: Artefact) -> list[str]:
-    recipe, result, base = public["run"]["recipe"], public["result"], artefact.base
+def _opening(public: dict[str, Any], artifact: Artifact) -> list[str]:
+    recipe, result, base = public["run"]["recipe"], public["result"], artifact.base
     strategy = recipe["strategy"]["name"]
     kind = {"peft": "An adapter", "sentence-transformers": "A classifier on pooled hidden states"}.get(
-        artefact.library, "A model"
+        artifact.library, "A model"
     )
-    origin = f" of {_base_words(base)}" if base and artefact.is_adapter else (f", from {_base_words(base)}" if base else "")
+    origin = f" of {_base_words(base)}" if base and artifact.is_adapter else (f", from {_base_words(base)}" if base else "")
     learnt, total = result["trainable_parameters"], result["total_parameters"]
     lines = [
-        f"{kind}{origin}, trained by the strategy `{strategy}` for {artefact.task.name} with hfstrat. "
+        f"{kind}{origin}, trained by the strategy `{strategy}` for {artifact.task.name} with hfstrat. "
         f"{learnt:,} of {total:,} parameters learnt ({learnt / total:.2%})."
     ]
     if base and not base.hub:
@@ -189,14 +190,14 @@ def _base_words(base: provenance.Base) -> str:
     return f"[{base.hub}](https://huggingface.co/{base.hub}){at}"
 
 
-def _use(artefact: Artefact) -> list[str]:
-    lines = [f"```python\n{snippet(artefact)}\n```"]
-    if artefact.is_adapter and artefact.own_base:
+def _use(artifact: Artifact) -> list[str]:
+    lines = [f"```python\n{snippet(artifact)}\n```"]
+    if artifact.is_adapter and artifact.own_base:
         lines.append("The adapter says nothing sensible on any other weights than those it was trained on.")
     return lines
 
 
-def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
+def _results(public: dict[str, Any], artifact: Artifact) -> list[str]:
     result = public["result"]
     before, after = result.get("metrics_before") or {}, result.get("metrics_after") or {}
     rows = []
@@ -204,8 +205,8 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
         if key in after:
             mark = " ↓" if less else ""
             earlier = style.format(before[key]) if key in before else "-"
-            rows.append([name.format(unit=artefact.task.text.unit) + mark, earlier, f"**{style.format(after[key])}**"])
-    lines = [table(["", "before training", "after"], rows, (1, 2)), _how_measured(public, artefact)]
+            rows.append([name.format(unit=artifact.task.text.unit) + mark, earlier, f"**{style.format(after[key])}**"])
+    lines = [table(["", "before training", "after"], rows, (1, 2)), _how_measured(public, artifact)]
     lines += measured(result.get("measured") or {})
     labels = result.get("evaluation", {}).get("labels") or []
     if labels:
@@ -224,11 +225,11 @@ def _results(public: dict[str, Any], artefact: Artefact) -> list[str]:
     return lines
 
 
-def _how_measured(public: dict[str, Any], artefact: Artefact) -> str:
+def _how_measured(public: dict[str, Any], artifact: Artifact) -> str:
     result, training = public["result"], public["run"]["recipe"]["training"]
     after, (name, _) = result.get("metrics_after") or {}, evaluated(public)
     count = after.get("tokens") or after.get("rows")
-    items = f" ({count:,.0f} {artefact.task.text.unit}s that count)" if count else ""
+    items = f" ({count:,.0f} {artifact.task.text.unit}s that count)" if count else ""
     text = f"Measured by hfstrat on {name}{items}, the same rows before and after, without sampling. "
     text += "↓: less is better."
     if training.get("load_best_model_at_end") and result.get("best_step"):
@@ -303,9 +304,9 @@ def _flat(section: dict[str, Any], under: str = "") -> list[str]:
     return found
 
 
-def _limits(public: dict[str, Any], artefact: Artefact) -> list[str]:
+def _limits(public: dict[str, Any], artifact: Artifact) -> list[str]:
     result, data = public["result"], public["run"].get("data", {})
-    recipe, base = public["run"]["recipe"], artefact.base
+    recipe, base = public["run"]["recipe"], artifact.base
     lines = []
     if base:
         lines.append(

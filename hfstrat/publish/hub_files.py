@@ -18,6 +18,7 @@ from hfstrat.errors import UserError
 from hfstrat.publish import card, provenance
 from hfstrat.publish.scrub import Scrubber, published_report
 from hfstrat.recipe.schema import Hub
+from hfstrat.tasks.report import Report
 
 Result = TypeVar("Result")
 
@@ -186,14 +187,14 @@ STALE = [
 ]  # of an earlier push, if not sent again
 
 
-def stage(run: Path, report: dict[str, Any], folder: Path, repo: str) -> list[str]:
+def stage(run: Path, report: Report, folder: Path, repo: str) -> list[str]:
     """Fill the empty `folder` with what is published of a run; the names of the files, sorted.
 
     Raises:
         UserError: something in it would tell what is nobody's business; nothing may go up then.
     """
     final = run / "final"
-    scrubber = Scrubber(report["run"]["recipe"])
+    scrubber = Scrubber(report.run.recipe.model_dump())
     base = provenance.base_of(report)
     for file in sorted(path for path in final.rglob("*") if path.is_file()):
         name = file.relative_to(final)

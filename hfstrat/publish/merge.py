@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks import artifact
-
-if TYPE_CHECKING:
-    pass
-
+from hfstrat.models.load import read_json
+from hfstrat.tasks import TASKS, artifact
+from hfstrat.tasks.report import Report, Result
 
 ROWS, TOKENS = 16, 64  # held-out rows that are compared, and tokens of each: their logits are held
 
@@ -42,7 +39,7 @@ def merge(target: str, output: Path) -> None:
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UserError(f"{output} is in use; name a new folder")
     check_base(folder, report)
-    form = report.get("result", {}).get("reload", {}).get("quantization")
+    quantization = report.run.recipe.model.quantization if report and "quantization" in report.reload else None
     model, tokenizer, _ = artifact.load(target, widened=True)
     import torch
 
@@ -50,7 +47,7 @@ def merge(target: str, output: Path) -> None:
         raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
     inputs, which = inputs_of(report, tokenizer)
     before = said(model, inputs)
-    if form:
+    if quantization:
         del model  # the two need not be in memory together
         model, _, _ = artifact.load(target, "none", widened=True)
     dtype = model.get_base_model().dtype
@@ -59,33 +56,32 @@ def merge(target: str, output: Path) -> None:
     after = said(merged, inputs)
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{', into the base that is not quantized' if form else ''}")
+    unquantized = ", into the base that is not quantized" if quantization else ""
+    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{unquantized}")
     unit = artifact.task_of(target).text.unit
     divergence = sum((one.exp() * (one - two)).sum().item() for one, two in zip(before, after, strict=True))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in zip(before, after, strict=True))
     count = sum(one.shape[:-1].numel() for one in before)
-    name = f"{report['run']['recipe']['model']['quantization']['name']} with adapter" if form else "adapter"
+    name = f"{quantization.name} with adapter" if quantization else "adapter"
     print(
         f"KL({name} || merged) = {divergence / count:.2e} nats a {unit}; "
         f"the same first choice for {same / count:.2%} of {count} ({which})"
     )
 
 
-def check_base(folder: str, report: dict[str, Any]) -> None:
+def check_base(folder: str, report: Report | None) -> None:
     """Refuse a local base that is not the one of the training any more (one on the Hub is named with its commit)."""
     from hfstrat.models.fingerprint import model_fingerprint
 
-    before = report.get("environment", {}).get("model_sha256")
-    source = report["run"]["recipe"]["model"]["name_or_path"] if report else ""
-    path = Path(source).expanduser()
-    if not before or not path.is_dir():
+    before = report.environment.model_sha256 if report else None
+    if report is None or not before or not Path(report.run.recipe.model.name_or_path).expanduser().is_dir():
         return
-    named = json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    named = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
     if named and Path(named).is_dir() and model_fingerprint(named) != before:
         raise UserError(f"{folder}: its base {named} is not what it was in training (its weights changed); bring that back")
 
 
-def inputs_of(report: dict[str, Any], tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
     """What base and merged model are compared on, and what that is in words."""
     import torch
 
@@ -94,20 +90,17 @@ def inputs_of(report: dict[str, Any], tokenizer: Any) -> tuple[list[dict[str, An
     found = [{name: torch.tensor([row[name][:TOKENS]]) for name in names if row.get(name)} for row in rows]
     if found:
         return found, f"{len(found)} held-out rows"
-    texts = [*(f"{a['prompt']}\n\n{a['after']}" for a in report.get("result", {}).get("answers", [])), *PROMPTS]
+    answers = report.result.answers if report and isinstance(report.result, Result) else []
+    texts = [*(f"{answer.prompt}\n\n{answer.after}" for answer in answers), *PROMPTS]
     return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], f"{len(texts)} prompts"
 
 
-def held_out(report: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
     """Evaluation rows of the run, where its data are still at hand."""
-    if not report:
+    if report is None:
         return []
-    from hfstrat.recipe.changes import without_unset
-    from hfstrat.recipe.schema import Recipe
-    from hfstrat.tasks import TASKS
-
+    recipe = report.run.recipe
     try:
-        recipe = Recipe.model_validate(without_unset(report["run"]["recipe"]))
         data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
     except Exception:  # the data moved, or were another machine's
         return []

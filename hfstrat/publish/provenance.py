@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from hfstrat.recipe.schema import STRATEGIES
+from hfstrat.tasks.report import Report
 
 _CACHED = re.compile(r"(?:models|datasets)--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
 
@@ -32,11 +31,11 @@ class Base:
         return f"local model {self.name!r}" + (f" (weights' sha256 {self.sha256})" if self.sha256 else "")
 
 
-def base_of(report: dict[str, Any]) -> Base | None:
+def base_of(report: Report) -> Base | None:
     """The base of a run; None where it started from random weights alone."""
-    model, known = report["run"]["recipe"]["model"], report.get("environment", {}).get("model_sha256")
-    source = model.get("name_or_path") or ""
-    if not source or STRATEGIES[report["run"]["recipe"]["strategy"]["name"]].random_weights:
+    model, known = report.run.recipe.model, report.environment.model_sha256
+    source = model.name_or_path
+    if not source or report.run.recipe.strategy.random_weights:
         return None
     path = Path(source).expanduser()
     if found := _CACHED.search(str(path.absolute())):
@@ -46,13 +45,13 @@ def base_of(report: dict[str, Any]) -> Base | None:
         return Base("", None, path.name, known, licence_beside(path))
     if _is_local(source, known):
         return Base("", None, path.name, known, None)
-    commit = known if isinstance(known, str) and re.fullmatch(r"[0-9a-f]{40}", known) else model.get("revision")
+    commit = known if known and re.fullmatch(r"[0-9a-f]{40}", known) else model.revision
     return Base(source, commit, source.split("/")[-1], None, licence_cached(source, "model"))
 
 
-def _is_local(source: str, known: Any) -> bool:
+def _is_local(source: str, known: str | None) -> bool:
     """A relative folder that is not here any more: the report has a hash over its weights, not a commit."""
-    return isinstance(known, str) and len(known) == 64
+    return known is not None and len(known) == 64
 
 
 def data_licence(source: str) -> str | None:

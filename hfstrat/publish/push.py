@@ -5,12 +5,10 @@ The result is on disk first; a failed upload never fails a run, and `hfstrat pus
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hfstrat import errors
 from hfstrat.errors import RunError, UserError
@@ -18,7 +16,7 @@ from hfstrat.models import fingerprint
 from hfstrat.publish import hub_files
 from hfstrat.publish.hub_files import BRIEF, PATIENT, Place, api, first_line, look, repeated, with_reason
 from hfstrat.recipe.schema import Hub, Recipe
-from hfstrat.run import report as reports
+from hfstrat.tasks.report import HubCommit, Report, read, write
 
 
 def check_access(recipe: Recipe) -> Place | None:
@@ -51,7 +49,7 @@ def prepare(recipe: Recipe) -> list[str]:
     ]
 
 
-def push(recipe: Recipe, run: Path, report: dict[str, Any]) -> list[str]:
+def push(recipe: Recipe, run: Path, report: Report) -> list[str]:
     """Upload the verified result of a run if its recipe asks for it; returns what to tell. Whatever fails, the run does not."""
     if not recipe.hub.push or recipe.hub.repo is None:
         return []
@@ -70,16 +68,15 @@ def push_run(target: str, repo: str | None, private: bool | None, revision: str 
     """
     run = Path(target).expanduser()
     run = run.parent if run.name == "final" and not (run / "final").exists() else run
-    file = run / "report.json"
-    if not (run / "final").is_dir() or not file.is_file():
+    report = read(run)
+    if report is None or not (run / "final").is_dir():
         raise UserError(f"{target}: no finished run (a folder with final/ and report.json); `hfstrat train` makes one")
-    report = json.loads(file.read_text(encoding="utf-8"))
-    asked = report["run"]["recipe"].get("hub", {})
+    hub = report.run.recipe.hub
     settings = Hub(
         push=False,
-        repo=repo or asked.get("repo"),
-        private=asked.get("private", True) if private is None else private,
-        revision=revision or asked.get("revision"),
+        repo=repo or hub.repo,
+        private=hub.private if private is None else private,
+        revision=revision or hub.revision,
     )
     if not settings.repo:
         raise UserError(f"{target}: its recipe names no hub.repo; give --repo, such as --repo me/my-model")
@@ -92,7 +89,7 @@ def push_run(target: str, repo: str | None, private: bool | None, revision: str 
         raise RunError(why, errors.NOT_PUSHED) from error
 
 
-def publish(run: Path, report: dict[str, Any], settings: Hub, say: Callable[[str], None]) -> list[str]:
+def publish(run: Path, report: Report, settings: Hub, say: Callable[[str], None]) -> list[str]:
     """Stage, make the repository if need be, upload, pull again into an empty cache and compare; notes it in the report."""
     hub = api()
     with tempfile.TemporaryDirectory(prefix="hfstrat-push-") as scratch:
@@ -115,11 +112,12 @@ def publish(run: Path, report: dict[str, Any], settings: Hub, say: Callable[[str
             ),
             PATIENT,
         )
-        report["result"]["hub"] = {"repo": place.repo, "revision": settings.revision, "commit": commit.oid, "compared": False}
-        reports.write(report, run)
+        pushed = HubCommit(repo=place.repo, revision=settings.revision, commit=commit.oid)
+        report.finished.hub = pushed
+        write(report, run)
         pulled = compare(place.repo, commit.oid, staged, names, cache)
-    report["result"]["hub"]["compared"] = True
-    reports.write(report, run)
+    pushed.compared = True
+    write(report, run)
     branch = f" on {settings.revision}" if settings.revision else ""
     return [
         f"pushed           {hub.endpoint}/{place.repo}{branch}, commit {commit.oid[:12]}",

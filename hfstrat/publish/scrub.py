@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfstrat.tasks.report import Report
+
 REMOVED = "(removed)"
 LONGEST = 200  # characters of a string in a published report; what is longer is somebody's text
 SECRETS = re.compile(
@@ -130,21 +132,19 @@ def without_rows(value: Any) -> Any:
     return value
 
 
-def published_report(report: dict[str, Any], scrubber: Scrubber) -> dict[str, Any]:
+def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
     """A report as it goes up: no origins (they name files), no rows, no paths, no secrets.
 
     Answers stay where the recipe itself holds the prompts: nothing else of them is data.
     """
-    run, result = report["run"], report["result"]
-    own = set(run["recipe"].get("evaluation", {}).get("prompts", []))
-    answers = [answer for answer in result.get("answers", []) if answer["prompt"] in own]
-    kept = without_rows({name: value for name, value in result.items() if name not in ("hub", "artefact", "resumed_from")})
-    whole = {
-        "run": {"recipe": run["recipe"], "data": without_rows(run.get("data", {}))},
-        "result": kept | ({"answers": answers} if answers else {}),
-        "environment": report.get("environment", {}),
-    }
-    scrubbed: dict[str, Any] = scrubber.value(whole)
+    own = report.run.recipe.evaluation.prompts
+    answers = [answer.model_dump() for answer in report.finished.answers if answer.prompt in own]
+    public = report.model_dump(
+        mode="json", exclude={"run": {"source", "origins"}, "result": {"hub", "artifact", "resumed_from"}}
+    )
+    public["run"]["data"] = without_rows(public["run"].get("data", {}))
+    public["result"] = without_rows(public["result"]) | ({"answers": answers} if answers else {})
+    scrubbed: dict[str, Any] = scrubber.value(public)
     return scrubbed
 
 

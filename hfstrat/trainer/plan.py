@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hfstrat.errors import UserError
+from hfstrat.recipe import format
 from hfstrat.recipe.schema import Training
 from hfstrat.recipe.section import seconds
 
@@ -51,6 +52,13 @@ class Plan:
     def epochs(self) -> float:
         return self.steps * self.global_batch_size / self.rows
 
+    @property
+    def length(self) -> str:
+        """The length of the run in words: '120 steps (3.00 epochs)', 'at most 10m 00s', or both."""
+        parts = [f"{self.steps:,} steps ({self.epochs:.2f} epochs)"] if self.steps < ENDLESS else []
+        parts += [f"at most {format.duration(self.time_limit)}"] if self.time_limit else []
+        return ", ".join(parts)
+
 
 def make_plan(
     training: Training,
@@ -88,8 +96,8 @@ def make_plan(
         micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
-            f"training.per_device_train_batch_size: {micro} does not divide {share}, the sequences per process (of {processes}) "
-            f"in a global batch of {training.global_batch_size}; expected one of {', '.join(map(str, divisors(share)))}"
+            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences per process of a "
+            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of {', '.join(map(str, divisors(share)))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
     eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish

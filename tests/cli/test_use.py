@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import run
 
 from hfstrat.cli import generate
 from hfstrat.errors import UserError
 from hfstrat.publish import merge as publish_merge
 from hfstrat.publish import snippets
-from hfstrat.run.train import run
 from hfstrat.tasks import artifact
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.runs import run
 
 from hfstrat.errors import UserError
 from hfstrat.evaluation import table
@@ -20,7 +21,6 @@ from hfstrat.evaluation.evaluate import evaluate
 from hfstrat.evaluation.intervals import Measurement, draws, means, wilson, with_intervals
 from hfstrat.evaluation.request import Request
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.tasks.metrics import ratios
 from hfstrat.tasks.text_classification.scores import of_sums, score_of
 

@@ -19,6 +19,7 @@ from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import DataFacts
 from hfstrat.evaluation import row_scores
+from hfstrat.recipe.load import load_recipe
 
 ROWS = 40
 LABELS = ("cat", "dog", "fish")
@@ -64,7 +65,7 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
         "peak_memory_bytes": int(3e8 + 1e9 * skill),
         "trainable_parameters": int(1e5 + 1e8 * skill),
         "total_parameters": 135_000_000,
-        "artefact_bytes": 12_345_678,
+        "artifact_bytes": 12_345_678,
         "curve": [
             {"step": 10 * n, "seconds": n * seconds / 2, "tokens": 4000 * n, "eval_loss": 4 - n * (4 - loss) / 2}
             for n in range(3)
@@ -78,8 +79,11 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
             }
         ],
     }
+    recipe = load_recipe(run.source, [*run.overrides]).recipe
     environment = {"python": "3.11", "libraries": {"torch": "2"}, "processor": "a processor", "threads": 2, "gpus": []}
-    (run.result / "report.json").write_text(json.dumps({"run": {}, "result": result, "environment": environment}))
+    (run.result / "report.json").write_text(
+        json.dumps({"run": {"recipe": recipe.model_dump()}, "result": result, "environment": environment})
+    )
 
 
 class Played:

@@ -16,6 +16,8 @@ from helpers.classifiers import labelled
 
 pytest.importorskip("bitsandbytes")
 
+from helpers.runs import run
+
 from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models import quantization
@@ -25,7 +27,6 @@ from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.run.train import run
 from hfstrat.strategies.frozen.prefix import can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks import artifact

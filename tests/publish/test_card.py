@@ -13,10 +13,11 @@ from helpers.hub_runs import METRICS, finished_run
 from helpers.hub_server import LoopbackHub, in_process
 
 from hfstrat.publish import card, snippets
+from hfstrat.tasks.report import parse, read
 
 
 def made(run: Path, repo: str = "me/x") -> str:
-    return card.make(json.loads((run / "report.json").read_text()), run / "final", repo)
+    return card.make(read(run), run / "final", repo)
 
 
 def head_of(text: str) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def test_licences_that_are_known(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", model={"name_or_path": str(base)}, data={"train": str(data / "rows.jsonl")})
     report = json.loads((run / "report.json").read_text())
     report["run"]["data"]["train"]["source"] = str(data / "rows.jsonl")
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert head_of(text)["license"] == "apache-2.0"
     assert "| `rows.jsonl` | training | 60 | 900 | cc-by-4.0 |" in text
 
@@ -120,7 +121,7 @@ def test_answers_of_a_model_break_out_of_nothing(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", evaluation={"prompts": ["a row of the evaluation data"]})
     report = json.loads((run / "report.json").read_text())
     report["result"]["answers"][0] |= {"after": "```\n# not a heading\n```"}
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert "````text\n```\n# not a heading\n```\n````" in text
 
 
@@ -130,7 +131,7 @@ def test_a_table_by_label(tmp_path: Path) -> None:
     report["result"]["metrics_after"] = {"loss": 0.5, "accuracy": 0.9, "macro_f1": 0.8, "rows": 10.0}
     labels = [{"label": "a|b", "precision": 0.5, "recall": 1.0, "f1": 0.667, "support": 7}]
     report["result"]["evaluation"] = {"labels": labels}
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert r"| `a\|b` | 50.0% | 100.0% | 66.7% | 7 |" in text
     assert {each["type"] for each in head_of(text)["model-index"][0]["results"][0]["metrics"]} == {"loss", "accuracy", "f1"}
 
@@ -145,7 +146,7 @@ def test_what_was_measured_beside_the_loss(tmp_path: Path) -> None:
         "after": {"accuracy": entry, "loss": {"value": 2.0, "low": None, "high": None}},
     }
     report["result"]["measured"] = {"control text": one | {"difference": {"accuracy": entry}}}
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert "**Control text** (40 rows)" in text
     assert "| accuracy | 50.0% ± 10.0% | **50.0% ± 10.0%** | +50.0% ± 10.0% |" in text
     assert "| loss | - | **2.0000** | - |" in text

@@ -35,7 +35,7 @@ def test_batches_say_what_single_prompts_say(loaded: tuple[Any, Any]) -> None:
     from hfstrat.tasks.generation import answer
 
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=False)
+    renderer = generation.renderer_of(tokenizer, None, plain=False)
     alone = [answer(model, renderer, prompt, 8, torch.float32) for prompt in PROMPTS]
     for size in (1, 3, 8):
         assert list(generation.in_batches(model, renderer, PROMPTS, How(8, batch_size=size))) == alone
@@ -43,7 +43,7 @@ def test_batches_say_what_single_prompts_say(loaded: tuple[Any, Any]) -> None:
 
 def test_sampling_is_a_function_of_its_seed(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=True)
+    renderer = generation.renderer_of(tokenizer, None, plain=True)
 
     def sample(seed: int) -> list[str]:
         return list(generation.in_batches(model, renderer, PROMPTS, How(8, temperature=1.0, top_p=0.95, seed=seed)))
@@ -53,7 +53,7 @@ def test_sampling_is_a_function_of_its_seed(loaded: tuple[Any, Any]) -> None:
 
 def test_streamed_is_what_is_said_at_once(loaded: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=False)
+    renderer = generation.renderer_of(tokenizer, None, plain=False)
     text = generation.stream(model, renderer, PROMPTS[1], How(12))
     assert capsys.readouterr().out.strip() == text
     assert [text] == list(generation.in_batches(model, renderer, PROMPTS[1:2], How(12)))

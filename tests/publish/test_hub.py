@@ -19,6 +19,7 @@ from hfstrat import errors
 from hfstrat.errors import RunError, UserError
 from hfstrat.publish import push
 from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks.report import read
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def asking(**settings: Any) -> Recipe:
 
 
 def pushed(run: Path, **settings: Any) -> list[str]:
-    return push.push(asking(**settings), run, json.loads((run / "report.json").read_text()))
+    return push.push(asking(**settings), run, read(run))
 
 
 # before training

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, sentences, write_jsonl
 from helpers.recipes import OWN
+from helpers.runs import run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import strategies
@@ -29,7 +30,6 @@ from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Model, Recipe
 from hfstrat.recipe.strategies import Scratch
-from hfstrat.run.train import run
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import baselines, callbacks
 
@@ -144,8 +144,8 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     assert result["verified"]["bit_equal"]
     assert result["verified"]["loaded_with"] == "LlamaForCausalLM"
     assert abs(result["metrics_before"]["loss"] - math.log(300)) < 0.2
-    assert result["bars"]["uniform"] == math.log(300)
-    assert 0 < result["bars"]["unigram"] < math.log(300)
+    assert result["baselines"]["uniform"] == math.log(300)
+    assert 0 < result["baselines"]["unigram"] < math.log(300)
     assert 0 < result["metrics_after"]["bits_per_byte"] < result["metrics_before"]["bits_per_byte"]
     assert report["environment"]["model_sha256"] is None
     final = tmp_path / "run" / "final"

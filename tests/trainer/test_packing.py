@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import sentences, write_jsonl
+from helpers.runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
@@ -21,7 +22,6 @@ from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run.train import run
 from hfstrat.trainer.batching import make_batches
 from hfstrat.trainer.plan import make_plan
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from helpers.classifiers import labelled, make_any, write_recipe
 from helpers.distillation import DIVERGENCES, divergence_of
+from helpers.runs import run
 from torch.nn import functional
 from transformers import PretrainedConfig
 
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.classification import ClassDistiller, class_distill_sum
 from hfstrat.strategies.distill.loss import Mix
 

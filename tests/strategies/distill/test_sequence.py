@@ -161,7 +161,7 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     recipe: Any, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
     strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, level: sequence, max_new_tokens: 6}}"
