@@ -152,7 +152,7 @@ def test_impossible_launches_are_refused(
 def test_separate_runs_instead_of_one_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate can start N separate runs where one run of N processes was requested."""
     monkeypatch.setenv("HFSTRAT_PROCESSES", "2")
-    with pytest.raises(UserError, match="alone in a world of 1"):
+    with pytest.raises(UserError, match="but the world size is 1"):
         join_world()
 
 

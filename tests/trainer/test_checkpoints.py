@@ -37,12 +37,12 @@ def flip(file: Path) -> None:
     ("name", "damage", "words"),
     [
         ("model.safetensors", cut, "model.safetensors has 27 of 28 bytes"),
-        ("model.safetensors", flip, "model.safetensors is not what was written"),
-        ("trainer_state.json", flip, "trainer_state.json is not what was written"),
+        ("model.safetensors", flip, "model.safetensors was changed"),
+        ("trainer_state.json", flip, "trainer_state.json was changed"),
         ("trainer_state.json", Path.unlink, "trainer_state.json is missing"),
         (checkpoints.MARKER, Path.unlink, "saving was interrupted"),
         (checkpoints.MARKER, cut, "cannot be read"),
-        (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "not what was"),
+        (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "was changed"),
     ],
 )
 def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, name: str, damage: Any, words: str) -> None:
@@ -84,7 +84,7 @@ def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -
     assert found == later
     assert "already continued from" in remarks[0]
     make(tmp_path / "c", 6)  # somebody else's
-    with pytest.raises(UserError, match="holds later checkpoints, up to checkpoint-6"):
+    with pytest.raises(UserError, match="has later checkpoints, up to checkpoint-6"):
         checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
 
 

@@ -139,7 +139,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
     assert curves["on"] == pytest.approx(curves["off"], rel=1e-5)
     said = capsys.readouterr().out
     assert "packed into 4 rows per step" in said
-    assert "do not see each other" in said
+    assert "do not attend to each other" in said
 
 
 def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None = None, others: tuple[Any, ...] = ()) -> Any:
