@@ -81,7 +81,7 @@ def share(width: int) -> float:
 
 
 def work(
-    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, description: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
     """Count operations: two per weight of a product, plus attention. The backward pass goes once through everything above the
     lowest trainable weight, and once more for each trainable weight.
@@ -91,13 +91,13 @@ def work(
         supervised: share of the tokens that contribute to the loss.
         epochs: how often cached states are used.
     """
-    depth = 1 + max((int(m.group(1)) for name in learning.shapes if (m := BLOCK.search(name))), default=-1)
+    depth = 1 + max((int(m.group(1)) for name in description.shapes if (m := BLOCK.search(name))), default=-1)
     attention = 4.0 * length * model.heads * model.head_width * (1.0 if model.is_encoder else 0.5)
-    touched = set(learning.names | learning.adapted)
-    below = any(BLOCK.search(name) is None and not HEAD.search(name) and _is_table(name) for name in learning.names)
+    touched = set(description.names | description.adapted)
+    below = any(BLOCK.search(name) is None and not HEAD.search(name) and _is_table(name) for name in description.names)
     lowest = 0 if below else min((int(m.group(1)) for name in touched if (m := BLOCK.search(name))), default=depth)
     frozen = live = weights = adapters = 0.0
-    for name, shape in learning.shapes.items():
+    for name, shape in description.shapes.items():
         match = BLOCK.search(name)
         if match is None or len(shape) != 2:
             continue
@@ -105,21 +105,21 @@ def work(
             frozen += 2.0 * prod(shape)
             continue
         live += 2.0 * prod(shape)
-        weights += 2.0 * prod(shape) * (name in learning.names)
-        adapters += 2.0 * learning.rank * sum(shape) * (name in learning.adapted)
+        weights += 2.0 * prod(shape) * (name in description.names)
+        adapters += 2.0 * description.rank * sum(shape) * (name in description.adapted)
     frozen, live = frozen + attention * lowest, live + attention * (depth - lowest)
-    head = _head(model, learning) * supervised
-    trains_head = any(HEAD.search(name) for name in learning.names) or (
-        model.tied and any(EMBEDDING.search(name) for name in learning.names)
+    head = _head(model, description) * supervised
+    trains_head = any(HEAD.search(name) for name in description.names) or (
+        model.tied and any(EMBEDDING.search(name) for name in description.names)
     )
-    teacher = 2.0 * learning.teacher
+    teacher = 2.0 * description.teacher
     forward = frozen + live + adapters + head
     backward = live + weights + 2 * adapters + head * (1 + trains_head) + attention * (depth - lowest) * (weights > 0)
     again = live + adapters if recompute else 0.0
     full = Work(forward + backward + again, forward, once=teacher)
-    if learning.body_once or (learning.keeps_prefix and (learning.still or not model.dropout)):
+    if description.body_once or (description.keeps_prefix and (description.still or not model.dropout)):
         cached = Work(full.training - frozen, forward, once=frozen + teacher)
-        if learning.body_once or gain(frozen, cached.training, epochs) >= PAYS:
+        if description.body_once or gain(frozen, cached.training, epochs) >= PAYS:
             return cached
     return full
 
@@ -133,9 +133,9 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Description) -> float:
+def _head(model: Model, description: Description) -> float:
     """Operations per token of the LM head; classification heads cost nothing."""
-    is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
+    is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in description.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
 
 
@@ -219,10 +219,10 @@ def rate_of_report(report: Report) -> float | None:
         made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
         if made is None:
             return None
-        learning = strategies.build(recipe.strategy).describe(*made)
+        description = strategies.build(recipe.strategy).describe(*made)
         length = data.train.tokens / max(1, data.train.rows_kept)
         supervised = data.train.supervised / max(1, data.train.tokens)
-        load = work(model, learning, length, supervised, result.plan.checkpointing)
-        return None if learning.body_once else result.tokens_per_second * load.training
+        load = work(model, description, length, supervised, result.plan.checkpointing)
+        return None if description.body_once else result.tokens_per_second * load.training
     except (UserError, KeyError, TypeError, ValueError):
         return None

@@ -17,7 +17,7 @@ from typing import Any
 
 from hfstrat import __version__
 from hfstrat.data import cache, readers, sources
-from hfstrat.data.classification.labels import LabelReading
+from hfstrat.data.classification.labels import LabelFormat
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json, read_shapes
@@ -210,7 +210,7 @@ def task_of(data: str, wanted: str | None) -> tuple[str, str]:
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
     try:
-        LabelReading.of(readers.first_rows(files[0]), data, "auto", {})
+        LabelFormat.detect(readers.read_head(files[0]), data, "auto", {})
     except UserError:
         return CausalLM.name, "detected: the data has no text column with a label; set --task to change it"
     return TextClassification.name, "detected: the data has a text and a label; set --task to change it"

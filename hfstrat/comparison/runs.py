@@ -28,9 +28,9 @@ STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in the fo
 TIMED_OUT = "timed-out"
 TICK = 0.5  # seconds between two checks of a process
 GRACE = 15.0  # seconds to terminate after SIGTERM
-CHECKPOINT = re.compile(
-    r"; (?:the last good|there was no) checkpoint (?:is \S+?|yet)(?=\. |\.?$)"
-)  # checkpoints are deleted here
+CHECKPOINT = re.compile(  # what an ending says about checkpoints, which are deleted here
+    r"; (?:the last (?:good|complete) checkpoint is \S+?|there was no checkpoint yet|no checkpoint exists yet)(?=\. |\.?$)"
+)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def make_plan(
     elif share % micro:
         raise UserError(
             f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences per process of a "
-            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of {', '.join(map(str, divisors(share)))}"
+            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of "
+            f"{', '.join(map(str, divisors(share)))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
     eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish

@@ -60,7 +60,7 @@ class TrainData:
 
     def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
         """The same data with a further column (packed, if it is packed) and a collator for it."""
-        train = self.train.of(train) if self.plan.bins else train
+        train = self.train.with_rows(train) if self.plan.bins else train
         return replace(self, train=train, eval=self.eval if evaluated is None else evaluated, collate=collate)
 
     @property

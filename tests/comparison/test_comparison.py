@@ -126,9 +126,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "says"), BAD, ids=[says[:30] for _, says in BAD])
+@pytest.mark.parametrize(("given", "expected"), BAD, ids=[expected[:30] for _, expected in BAD])
 def test_a_mistake_is_a_sentence_and_nothing_is_written(
-    played: Played, write: Any, tiny: Path, rows: Path, tmp_path: Path, given: dict[str, Any], says: str
+    played: Played, write: Any, tiny: Path, rows: Path, tmp_path: Path, given: dict[str, Any], expected: str
 ) -> None:
     write("a.yaml")
     Path(write("rows.yaml", "full")).write_text(Path("a.yaml").read_text().replace("eval_size: 12", "eval_size: 20"))
@@ -136,7 +136,7 @@ def test_a_mistake_is_a_sentence_and_nothing_is_written(
     real = {"MODEL": str(tiny), "ROWS": str(rows)}
     given = {key: real.get(value, value) if isinstance(value, str) else value for key, value in given.items()}
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=re.escape(says)):
+    with pytest.raises(UserError, match=re.escape(expected)):
         compare.compare(request(Path(given.pop("output", "out")), **given), played.predict)
     assert sorted(tmp_path.rglob("*")) == before
     assert not played.ran
@@ -146,19 +146,19 @@ def test_the_command_line_reports_mistakes_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for words, says in (
+    for words, expected in (
         (["a.yaml"], "--budget: missing"),
         (["a.yaml", "--budget", "3"], "--budget: 3: expected"),
-        (["a.yaml", "--budget", "3s", "--timeout", "x"], "--timeout: x: a time"),
+        (["a.yaml", "--budget", "3s", "--timeout", "x"], "--timeout: x: expected a time"),
         (["a.yaml", "seed", "--budget", "3s"], "a.yaml: no such recipe file"),
     ):
         monkeypatch.setattr(sys, "argv", ["hfstrat", "compare", *words])
         with pytest.raises(SystemExit) as ended:
             main.main()
-        said = capfd.readouterr()
+        output = capfd.readouterr()
         assert ended.value.code == errors.USER
-        assert says in said.err
-        assert "Traceback" not in said.err
+        assert expected in output.err
+        assert "Traceback" not in output.err
     assert not list(tmp_path.iterdir())
 
 
@@ -166,9 +166,9 @@ def test_the_command_has_help(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     monkeypatch.setattr(sys, "argv", ["hfstrat", "compare", "--help"])
     with pytest.raises(SystemExit) as ended:
         main.main()
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     assert not ended.value.code
-    assert all(option in said for option in ("--budget", "--strategies", "--seeds", "--retry"))
+    assert all(option in output for option in ("--budget", "--strategies", "--seeds", "--retry"))
 
 
 def test_labels_are_as_short_as_possible() -> None:
@@ -270,9 +270,9 @@ def test_failed_runs_stay_in_the_table(played: Played, write: Any, tmp_path: Pat
     assert (found["half"]["status"], found["half"]["finished"]) == ("timed-out", 1)
     assert found["half"]["quality"] is not None
     assert not found["full"]["front"]["seconds"]
-    said = capfd.readouterr().out
-    assert "0 of 2: out of memory" in said
-    assert "full, seed 42: out of memory: killed (signal 9)" in said
+    output = capfd.readouterr().out
+    assert "0 of 2: out of memory" in output
+    assert "full, seed 42: out of memory: killed (signal 9)" in output
     played.ran.clear()
     played.endings = {}
     played.compare(given)
@@ -363,11 +363,11 @@ def test_a_changed_model_changes_the_runs(played: Played, write: Any, tiny: Path
 
 def test_a_terminal_shows_a_live_table(played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The status of every run, the last log line of the current one, and the remaining time."""
-    said = io.StringIO()
-    monkeypatch.setattr(compare, "Screen", lambda: Screen(Console(file=said, force_terminal=True, width=100, height=40)))
+    output = io.StringIO()
+    monkeypatch.setattr(compare, "Screen", lambda: Screen(Console(file=output, force_terminal=True, width=100, height=40)))
     played.endings = {"full": ("out-of-memory", "killed")}
     played.compare(request(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")]))
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said.getvalue())
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", output.getvalue())
     for words in (
         "lora, seed 42 (0.0s): step 1",
         "2 of 4 runs; about",

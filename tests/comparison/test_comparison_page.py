@@ -84,18 +84,18 @@ def test_it_is_complete_and_loads_nothing(table: dict[str, Any]) -> None:
 def test_it_shows_everything(table: dict[str, Any]) -> None:
     """Each recipe in each table and chart, failures with the reason, answers as text and not as markup."""
     text = page.render(table)
-    said = " ".join(read(text).text.split())
-    assert "partial, seed 43: out of memory: killed (signal 9) & gone" in said
-    assert "2 of 3: out of memory" in said
-    assert "Once <b>upon</b> a time" in said
+    output = " ".join(read(text).text.split())
+    assert "partial, seed 43: out of memory: killed (signal 9) & gone" in output
+    assert "2 of 3: out of memory" in output
+    assert "Once <b>upon</b> a time" in output
     for row in table["entries"]:
-        assert f"{row['label']} answers & more" in said
+        assert f"{row['label']} answers & more" in output
     assert text.count("<figure>") == 4
-    assert ("Confusion matrices" in said) == (table["task"] == "text-classification")
-    assert table["repeat"]["command"] in said
+    assert ("Confusion matrices" in output) == (table["task"] == "text-classification")
+    assert table["repeat"]["command"] in output
     assert "prefers-color-scheme: dark" in text
     if table["excluded"]:
-        assert "distill is excluded" in said
+        assert "distill is excluded" in output
 
 
 def test_a_page_without_measurements(table: dict[str, Any]) -> None:

@@ -43,9 +43,9 @@ def test_the_reported_outcome_is_stored(process: Any) -> None:
 
 
 def test_no_ending_mentions_deleted_checkpoints(process: Any) -> None:
-    for kept in ("; the last complete checkpoint is a/b/checkpoint-10", "; no checkpoint exists yet", ""):
-        said = f"the gradient is not finite at step 3{kept}. Halve training.learning_rate"
-        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', said)}; raise SystemExit(5)")
+    for hint in ("; the last complete checkpoint is a/b/checkpoint-10", "; no checkpoint exists yet", ""):
+        sentence = f"the gradient is not finite at step 3{hint}. Halve training.learning_rate"
+        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', sentence)}; raise SystemExit(5)")
         assert execute(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
 
 
@@ -140,7 +140,7 @@ def state_of(number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "reported", "kills", "status", "says"),
+    ("code", "reported", "kills", "status", "expected"),
     [
         (0, {"code": 0, "sentence": ""}, 0, "done", ""),
         (2, {"code": 2, "sentence": "data: no"}, 0, "refused", "data: no"),
@@ -152,7 +152,7 @@ def state_of(number: int) -> str:
         (0, {}, 0, "crashed", "without a message"),
     ],
 )
-def test_outcomes_of_a_process(code: int, reported: dict[str, Any], kills: int, status: str, says: str) -> None:
+def test_outcomes_of_a_process(code: int, reported: dict[str, Any], kills: int, status: str, expected: str) -> None:
     found = outcome(code, reported, kills, None)
     assert found[0] == status
-    assert says in found[1]
+    assert expected in found[1]
