@@ -827,7 +827,7 @@ MODELS = [
     key("whole modules that are not there", R, "  modules_to_save: [lm_haed]", ["modules_to_save", "'lm_haed'"]),
     key("a missing model path", MODEL, "model: a/b/c", ["model.name_or_path: a/b/c", "no such folder"]),
     Bad("a folder without config", at(MODEL), ["has no config.json", "not a model folder"], files={"model/config.json": None}),
-    Bad("a broken config", at(MODEL), ["config.json", "no valid JSON"], files={"model/config.json": '{"a": '}),
+    Bad("a broken config", at(MODEL), ["config.json", "not valid JSON"], files={"model/config.json": '{"a": '}),
     Bad("a config that is a list", at(MODEL), ["config.json", "expected a JSON object"], files={"model/config.json": "[]"}),
     Bad(
         "an adapter as base",
@@ -1043,7 +1043,7 @@ FROM_SCRATCH = [
         ["model.name_or_path", "nothing would be read", "remove it"],
         **{"own.py": "class Net: 1"},
     ),
-    scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "no valid JSON"], **{"c.json": "{"}),
+    scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "not valid JSON"], **{"c.json": "{"}),
     scratch_model("a config of nothing", "model: c.json", NEW, ["c.json", "model_type"], **{"c.json": "{}"}),
     scratch_model("a config out of reach", "model: no/model", NEW, ["no/model", "not in the Hub cache"]),
     Bad(
