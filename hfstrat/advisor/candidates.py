@@ -95,7 +95,7 @@ def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
     labels = len(data.labels)
     known = task.model.shapes(model.shapes, model.config, labels)
     shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
-    about = defaults.About(data.task, model.name, model.layers, model.width, class_name(model.config))
+    about = defaults.ModelFacts(data.task, model.name, model.layers, model.width, class_name(model.config))
     section = {"name": name, **defaults.section(name, about)}
     strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     built = strategies.build(strategy)

@@ -74,10 +74,10 @@ def make_batches(
         dtype: of the forward pass.
 
     Raises:
-        UserError: `packing: on`, but packed examples of this model attend to each other, or this cannot be tested.
+        UserError: `packing: true`, but packed examples of this model attend to each other, or this cannot be tested.
     """
     training = recipe.training
-    wish = {None: training.packing, True: "on", False: "off"}[plan.packed]
+    wish = training.packing if plan.packed is None else plan.packed
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
     if not collate.pads:  # features: nothing pads
@@ -85,12 +85,12 @@ def make_batches(
     padding = padding_share(order, plan.micro_batch, collate.multiple)
     words = "examples grouped by length" if grouped else "examples in random order"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
-    if wish == "off":
+    if wish is False:
         return plain
     if is_sharded() and device.type != "cpu":  # packing is tested on the complete model
-        if wish == "on":
+        if wish is True:
             raise UserError(
-                "training.packing: on: packing is tested on the complete model, but the model is sharded; set auto or off"
+                "training.packing: true: packing is tested on the complete model, but the model is sharded; set auto or false"
             )
         return plain
     if wish == "auto" and device.type == "cpu":
@@ -102,8 +102,8 @@ def make_batches(
         plain.line += f"; not packed, since it would save only {max(saved, 0):.0%}"
         return plain
     if reason := _reason_against(recipe, base, others, packed, dtype):
-        if wish == "on":
-            raise UserError(f"training.packing: on: examples cannot be packed for this model: {reason}; set auto or off")
+        if wish is True:
+            raise UserError(f"training.packing: true: examples cannot be packed for this model: {reason}; set auto or false")
         plain.line += f"; not packed: {reason}"
         return plain
     packed.line = (

@@ -11,8 +11,10 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.recipe import changes
+from hfstrat.recipe.renamed import upgraded
 
 MARKER = "hfstrat_complete.json"
+RESUME = "training.resume_from_checkpoint"
 MAX_HASHED = 16 * 2**20  # bytes up to which a file is hashed: it is read again before use
 CHUNK = 2**20
 
@@ -140,19 +142,20 @@ def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path,
     """A checkpoint by its path, or a later one of this run, if the run was started from that path and interrupted."""
     named = Path(resume).expanduser()
     if not named.is_dir():
-        raise UserError(f"training.resume: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
+        raise UserError(f"{RESUME}: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
     if wrong := fault(named):
         raise UserError(
-            f"training.resume: {resume} holds no complete checkpoint: {wrong}; expected auto, never or a checkpoint-N folder"
+            f"{RESUME}: {resume} holds no complete checkpoint: {wrong}; expected auto, never or a checkpoint-N folder"
         )
     later = [p for p in complete(output_dir) if step_of(p) > step_of(named) and p.resolve() != named.resolve()]
-    ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get("resume") == resume and fault(p) is None]
+    key = RESUME.rpartition(".")[2]
+    ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get(key) == resume and fault(p) is None]
     if ours:
         return ours[-1], [f"{ours[-1]} already continued from {resume}", *_changes(ours[-1], recipe)]
     if later:
         raise UserError(
-            f"training.resume: {resume}: {output_dir} already has later checkpoints, up to {later[-1].name}, which do not "
-            "come from it; set another output_dir, remove them, or set training.resume: auto to resume from the last one"
+            f"{RESUME}: {resume}: {output_dir} has later checkpoints of another run, up to {later[-1].name}; set another "
+            f"output_dir, remove them, or set {RESUME}: auto to resume from the last one"
         )
     return named, _changes(named, recipe)
 
@@ -181,6 +184,6 @@ def extends_run(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """The content of a marker: the recipe and the choices of the run."""
+    """The content of a marker: the recipe, with today's names of keys, and the choices of the run."""
     state: dict[str, Any] = json.loads((folder / MARKER).read_text())
-    return state
+    return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state

@@ -320,7 +320,7 @@ def test_a_model_that_does_more_than_its_head_is_refused_with_a_reason(models: C
         assert "forward" not in vars(model)
     model = load(models())
     assert bind_head_loss(model) is None
-    assert "replaced already" in (bind_head_loss(model) or "")
+    assert "already replaced" in (bind_head_loss(model) or "")
 
 
 def test_16_bit_weights_pass_the_proof(models: Callable[..., Path]) -> None:
