@@ -292,7 +292,7 @@ def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}
     for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
-        strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
+        strategy = f"{{name: distill, teacher: TEACHER, student: full, teacher_cache: {{form: '{form}'}}}}"
         words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
         found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
         assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "true")
