@@ -110,7 +110,7 @@ def run(dtype: Any, wish: bool, rows: Any) -> dict[str, float]:
         for places in np.random.default_rng(epoch).permutation(count).reshape(-1, BATCH):
             torch.manual_seed(epoch)
             batch = feed.collate([feed.train[int(place)] for place in places])
-            with feed.computing():
+            with feed.autocast():
                 logits = model(**batch).logits
             loss = functional.cross_entropy(logits.float(), torch.as_tensor(places % 3))
             optimizer.zero_grad()

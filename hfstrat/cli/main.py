@@ -58,10 +58,10 @@ def train(
         for line in push.prepare(loaded.recipe):
             print(line, flush=True)
     if started.processes > 1:
-        from hfstrat.trainer.plan import share_of
+        from hfstrat.trainer.plan import sequences_per_process
 
         with located(loaded):
-            share_of(loaded.recipe.training.global_batch_size, started.processes)
+            sequences_per_process(loaded.recipe.training.global_batch_size, started.processes)
     print(f"hfstrat {__version__}: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)

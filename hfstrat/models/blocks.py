@@ -1,4 +1,4 @@
-"""The blocks of a transformer: which modules they are, and what is done to each of them."""
+"""The blocks of a transformer: finding them, compiling them, recomputing their activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PER_LAYER = re.compile(r"layer|block")  # names of configuration lists that speak of layers
+PER_LAYER = re.compile(r"layer|block")  # names of lists in a config with an entry per layer
 
 
 class Blocks(NamedTuple):
@@ -21,12 +21,12 @@ class Blocks(NamedTuple):
 
 
 def find_blocks(model: Any) -> Blocks | None:
-    """The one list of modules as long as the config says the model is deep, and in no other such list.
+    """The outermost list of `num_hidden_layers` modules; None if it is not unique.
 
-    None where nobody can tell which it is. (Experts and the like are lists inside of blocks.)
+    Experts, for example, are lists inside of blocks.
     """
-    whole: Any = getattr(model, "config", None)
-    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+    full: Any = getattr(model, "config", None)
+    config = full.get_text_config() if hasattr(full, "get_text_config") else full
     depth = getattr(config, "num_hidden_layers", None)
     if getattr(config, "is_encoder_decoder", False) or not depth:
         return None
@@ -35,8 +35,8 @@ def find_blocks(model: Any) -> Blocks | None:
     return Blocks(outer[0], lists[outer[0]]) if len(outer) == 1 else None
 
 
-def keep_in_config(config: Any, depth: int, keep: list[int]) -> None:
-    """Say in a config of `depth` layers that only these are left: their number, and each list with an entry for every layer."""
+def keep_layers_in_config(config: Any, depth: int, keep: list[int]) -> None:
+    """Reduce a config of `depth` layers to those in `keep`: their number, and each list with an entry per layer."""
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) == depth and PER_LAYER.search(name):
             setattr(config, name, type(value)(value[layer] for layer in keep))
@@ -46,44 +46,44 @@ def keep_in_config(config: Any, depth: int, keep: list[int]) -> None:
 
 
 def checkpointable(model: nn.Module) -> list[Any]:
-    """What transformers can checkpoint, one by one, in order: the blocks of every stack that there is."""
+    """The modules whose activations transformers can recompute, in order: the blocks of all stacks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    # code that comes with a model may be older than that class
+    # code in a model's repository may be older than that class
     return found or [m for m in model.modules() if hasattr(m, "gradient_checkpointing") and not hasattr(m, "layers")]
 
 
 def compile_blocks(model: PreTrainedModel) -> str:
-    """Have each block compiled when it first runs, all of them once for each width; returns what to expect, in words.
+    """Compile each block when it first runs, once for each width; returns a line for the user.
 
-    Blocks rather than the whole model: they share one compiled function, and nothing around them has to be traceable.
-    What is saved knows nothing of it.
+    Blocks rather than the model: they share one compiled function, and the code around them need not be traceable. Saved
+    weights do not depend on it.
     """
     compiled = checkpointable(model)
     for block in compiled:
         block.compile()  # type: ignore[no-untyped-call]
     if not compiled:
-        return "torch_compile: no block of this model can be told apart, so nothing is compiled"
+        return "torch_compile: the blocks of this model cannot be identified, so nothing is compiled"
     return (
-        f"torch_compile: {len(compiled)} blocks are compiled at the first step of each new width, which takes up to minutes; "
-        "on a CPU under 16-bit autocast it gains nothing"
+        f"torch_compile: {len(compiled)} blocks are compiled at the first step of each new width, which may take minutes; "
+        "on a CPU with 16-bit autocast this saves no time"
     )
 
 
 def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
     """Recompute activations in the backward pass, in the blocks that have one.
 
-    transformers makes the embeddings' output require gradients, which reentrant checkpointing needs and which drags
-    the backward pass through every frozen block. Checkpointing here is not reentrant, so that is taken back, and
-    blocks before the first learning parameter are left alone.
+    transformers makes the embeddings' output require gradients. Reentrant checkpointing needs that, and it extends the backward
+    pass to all frozen blocks. Checkpointing is not reentrant here, so this is disabled, and blocks before the first trainable
+    parameter are not recomputed.
     """
     if not enable:
         return
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
-    learns_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
+    trains_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
     for module in checkpointable(model):
         if getattr(module, "gradient_checkpointing", False):
-            learns_before = learns_before or any(p.requires_grad for p in module.parameters())
-            module.gradient_checkpointing = learns_before
+            trains_before = trains_before or any(p.requires_grad for p in module.parameters())
+            module.gradient_checkpointing = trains_before

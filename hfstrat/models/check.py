@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a model, a tokenizer or an adapter before torch is imported."""
+"""Checks of a model, a tokenizer or an adapter before torch is imported."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def near(path: Path) -> str:
 
 
 def no_model(path: Path) -> UserError:
-    """The answer to a folder without a readable `config.json`."""
+    """The error for a folder without a readable `config.json`."""
     if (path / "config.json").is_file():
-        return UserError(f"model.name_or_path: {path / 'config.json'}: expected a JSON object, so this is no model folder")
+        return UserError(f"model.name_or_path: {path / 'config.json'}: expected a JSON object, so this is not a model folder")
     if (path / "adapter_config.json").is_file():
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return UserError(
-            f"model.name_or_path: {path} is an adapter, not a base model; give its base{f' ({base})' if base else ''} here"
-            " and, to go on training it, `strategy: {name: lora, adapter: " + str(path) + "}`"
+            f"model.name_or_path: {path} is an adapter, not a base model; set its base model{f' ({base})' if base else ''}"
+            " here and, to continue training the adapter, `strategy: {name: lora, adapter: " + str(path) + "}`"
         )
-    return UserError(f"model.name_or_path: {path} has no config.json, so it is no model folder")
+    return UserError(f"model.name_or_path: {path} has no config.json, so it is not a model folder")
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse safetensors files that a download left out or cut short."""
+    """Refuse missing or truncated safetensors files."""
     listed = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
-    there = {file.name for file in folder.glob("*.safetensors")}
-    if missing := sorted(set(listed.values()) - there):
-        raise UserError(f"model.name_or_path: {folder} lacks {missing[0]}, which its index names; download the model again")
-    for name in sorted(there):
-        if not _is_whole(folder / name):
+    files = {file.name for file in folder.glob("*.safetensors")}
+    if missing := sorted(set(listed.values()) - files):
+        raise UserError(f"model.name_or_path: {folder}: {missing[0]} of its index is missing; download the model again")
+    for name in sorted(files):
+        if not _is_complete(folder / name):
             raise UserError(
-                f"model.name_or_path: {folder / name} is no whole safetensors file (cut short, or a Git LFS pointer?); "
-                "download the model again"
+                f"model.name_or_path: {folder / name} is truncated or not a safetensors file (perhaps a Git LFS "
+                "pointer); download the model again"
             )
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -69,7 +69,7 @@ def check_tokenizer(model: Model, network: bool) -> None:
     if model.tokenizer is None:
         folder = Path(model.name_or_path).expanduser()
         if folder.is_dir() and not has_tokenizer(folder):
-            raise UserError(f"model.name_or_path: {folder} holds no tokenizer; name one by model.tokenizer")
+            raise UserError(f"model.name_or_path: {folder} has no tokenizer; set model.tokenizer")
         return
     path = Path(model.tokenizer).expanduser()
     name = f"model.tokenizer: {model.tokenizer}"
@@ -77,7 +77,7 @@ def check_tokenizer(model: Model, network: bool) -> None:
         raise UserError(f"{name} is a file; expected a folder or a Hub id")
     if path.is_dir():
         if not has_tokenizer(path):
-            raise UserError(f"{name} holds no tokenizer, such as tokenizer.json")
+            raise UserError(f"{name} has no tokenizer file such as tokenizer.json")
     elif model.tokenizer.startswith(("/", ".", "~")) or model.tokenizer.count("/") > 1:
         raise UserError(f"{name}: no such folder{near(path)}")
     else:
@@ -89,15 +89,15 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_hub(key: str, source: str, revision: str | None, file: str, kind: str, network: bool) -> None:
-    """Ask the Hub, once and briefly, whether a repository is there: retries would take a minute to say no.
+    """Query the Hub, once and with a short timeout, for a repository: with retries an error would take a minute.
 
     Args:
-        file: the file whose presence in the cache is enough; "" to ask in any case.
+        file: a file that is sufficient if it is in the cache; "" to query in any case.
         kind: `model` or `dataset`.
-        network: whether the Hub may be asked at all.
+        network: whether the Hub may be queried.
 
     Raises:
-        UserError: it is not there, gated, or out of reach.
+        UserError: the repository does not exist, is gated, or the Hub cannot be reached.
     """
     if not network:
         return
@@ -110,12 +110,12 @@ def check_hub(key: str, source: str, revision: str | None, file: str, kind: str,
             return
         if constants.HF_HUB_OFFLINE:
             if kind == "dataset":
-                return  # `datasets` has a cache of its own, and says so at once if it is not in there
-            raise UserError(f"{name}: {here} not in the Hub cache, and HF_HUB_OFFLINE is set; give a local one, or unset it")
+                return  # `datasets` has its own cache, and fails at once if the data set is not there
+            raise UserError(f"{name}: {here} not in the Hub cache, and HF_HUB_OFFLINE is set; use a local one, or unset it")
         ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
         ask(source, revision=revision, timeout=HUB_TIMEOUT)
     except errors.GatedRepoError:
-        raise UserError(f"{name}: gated; ask for access on its page and run `hf auth login`") from None
+        raise UserError(f"{name}: gated; request access on its page and run `hf auth login`") from None
     except errors.RevisionNotFoundError:
         raise UserError(
             f"{key.split('.')[0]}.revision: {source} has no revision {revision}; see its page for branches and tags"
@@ -123,24 +123,24 @@ def check_hub(key: str, source: str, revision: str | None, file: str, kind: str,
     except errors.RepositoryNotFoundError:
         raise UserError(f"{name}: {here} no such {kind} on the Hub (or it is private: run `hf auth login`)") from None
     except (errors.HFValidationError, ValueError) as error:
-        raise UserError(f"{name}: {here} no valid Hub id: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name}: {here} not a valid Hub id: {str(error).splitlines()[0]}") from None
     except UserError:
         raise
-    except Exception as error:  # the transport has many ways to fail
+    except Exception as error:  # the network can fail in many ways
         raise UserError(
             f"{name}: {here} the Hub cannot be reached ({type(error).__name__}); "
-            "give a local one, or set HF_HUB_OFFLINE=1 to use the cache"
+            "use a local one, or set HF_HUB_OFFLINE=1 to use the cache"
         ) from None
 
 
 def check_adapter(path: str, key: str = "strategy.adapter") -> None:
-    """Refuse a local folder that holds no PEFT adapter."""
+    """Refuse a local folder without a PEFT LoRA adapter."""
     folder = Path(path).expanduser()
     config = folder / "adapter_config.json"
     if folder.exists() and not config.exists():
-        raise UserError(f"{key}: {path} holds no adapter_config.json; give the folder of a PEFT adapter")
+        raise UserError(f"{key}: {path} has no adapter_config.json; expected the folder of a PEFT adapter")
     if config.exists() and json.loads(config.read_text()).get("peft_type") != "LORA":
-        raise UserError(f"{key}: {path} is no LoRA adapter; give the folder of one")
+        raise UserError(f"{key}: {path} is not a LoRA adapter; expected the folder of one")
 
 
 def check_quantizable(key: str, section: Quantization | None, source: str) -> None:
@@ -148,13 +148,13 @@ def check_quantizable(key: str, section: Quantization | None, source: str) -> No
         return
     if is_quantized_already(source):
         raise UserError(
-            f"{key}: {section.name}: {source} is quantized already (quantization_config in its config.json); remove this, or "
-            "name the model that it was made from"
+            f"{key}: {section.name}: {source} is already quantized (quantization_config in its config.json); remove this, or "
+            "use the unquantized model"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{key}: {section.name} needs bitsandbytes: pip install 'hfstrat[quantization]'")
 
 
 def is_quantized_already(source: str) -> bool:
-    """Whether a local model's config says so."""
+    """Whether a local model's config has a quantization_config."""
     return bool(source) and bool(read_json(Path(source).expanduser() / "config.json").get("quantization_config"))

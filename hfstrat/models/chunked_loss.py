@@ -1,8 +1,8 @@
-"""From hidden states to the summed loss and its gradients, a few rows at a time: no `[n, V]` tensor ever exists.
+"""The summed loss and its gradients from hidden states, in chunks: the logits of all positions `[n, V]` never exist at once.
 
-The gradients are computed in the forward pass, while a chunk's logits are at hand; the backward pass only scales them.
-Products take a chunk of rows, all between them a block of these: fresh pages of a chunk's size take longer than what is
-written there, and a block's are in cache. Pure PyTorch, on any device.
+Gradients are computed in the forward pass, while the logits of a chunk exist; the backward pass only scales them. Matrix
+products take a chunk of rows, everything else a block of these rows: allocating memory of a chunk's size takes longer than
+filling it, and a block stays in the cache. Pure PyTorch, on any device: see `loss_kernels` for the alternatives on GPUs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about its last cache
-CHUNK_ROWS = 128  # at least: each chunk reads the whole weight, and with fewer rows that takes longer than the products
-BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second cache
-ROW_MULTIPLE = 16  # of a product on a CPU
+CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about the size of its last-level cache
+MIN_CHUNK_ROWS = 128  # each chunk reads the complete weight, which takes longer than the product with fewer rows
+BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second-level cache
+ROW_MULTIPLE = 16  # of the rows of a product on a CPU
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
-GPU_CHUNK_BYTES = 256 * 2**20  # a GPU wants large matrix products more than a small footprint
+GPU_CHUNK_BYTES = 256 * 2**20  # on a GPU large matrix products matter more than memory
 
 RowsLoss = Callable[[slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From a block's place (a slice that ends with its last row), its logits `[b, V]` (to be left as they are) and memory of their
-size: the block's summed loss and its gradient by these logits, which may be in that memory."""
+"""From the slice of a block's rows, its logits `[b, V]` (not to be changed) and a buffer of their size to the summed loss of
+the block and its gradient with respect to the logits, which may use the buffer."""
 
 
 class Head(NamedTuple):
@@ -48,20 +48,20 @@ def head_loss(
 ) -> torch.Tensor:
     """Negative log-likelihood (nats) of `targets`, summed: a scalar, in float32 or wider.
 
-    Only what requires a gradient gets one: a frozen head costs no gradient of its weight. No rows give a zero with
+    Gradients are computed only where required: none for the weight of a frozen head. Without rows the result is zero, with
     zero gradients.
 
     Args:
-        hidden: `[n, H]`, the rows that carry loss.
+        hidden: `[n, H]`, the supervised positions.
         weight: `[V, H]`, the LM head.
         targets: `[n]`, int64 in `[0, V)`.
         bias: `[V]`.
         softcap: c of `c * tanh(logits / c)`, after the scale.
         scale: factor of the logits.
-        chunk: rows at a time; by default as many as keep the logits in cache.
+        chunk: rows per product; by default as many as keep the logits in the cache.
 
     Raises:
-        RuntimeError: shapes that do not fit, or a target outside the vocabulary.
+        RuntimeError: shapes that do not match, or a target outside the vocabulary.
     """
     if not torch.is_grad_enabled():
         return head_scores(hidden, weight, targets, bias, softcap, scale, chunk)[0].sum()
@@ -78,7 +78,7 @@ def hfstrat(rows: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tens
 
 
 def rows_loss(hidden: torch.Tensor, head: Head, loss: RowsLoss, chunk: int | None = None) -> torch.Tensor:
-    """The sum of any loss of logits, each row of which depends on its own logits alone; as `head_loss` in all else."""
+    """The sum of any loss whose rows depend on their own logits only; otherwise as `head_loss`."""
     chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
     dtype = compute_dtype(hidden, head.weight)
     total: torch.Tensor = _HeadLoss.apply(hidden, *head, chunk, dtype, loss)  # type: ignore[no-untyped-call]
@@ -105,9 +105,9 @@ def head_scores(
     scale: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per row: negative log-likelihood (nats, `[n]`, float32 or wider) and whether the target is the top-1 guess (bool).
+    """Negative log-likelihood (nats, `[n]`, float32 or wider) and whether the target is the top-1 prediction (`[n]`, bool).
 
-    Arguments and errors are those of `head_loss`; there is no gradient.
+    Arguments and errors are those of `head_loss`; there are no gradients.
     """
     nll, right = [], []
     for part, logits in blocks(hidden, Head(weight, bias, softcap, scale), chunk):
@@ -117,19 +117,19 @@ def head_scores(
     return torch.cat([empty, *nll]), torch.cat([empty.bool(), *right])
 
 
-def chunk_rows(weight: torch.Tensor, learns: bool) -> int:
-    """Rows at a time: as many as keep the logits in cache, but not so few that the weight's way from memory dominates.
+def chunk_rows(weight: torch.Tensor, trainable: bool) -> int:
+    """Rows per chunk: as many as keep the logits in the cache, but enough that reading the weight does not dominate.
 
-    The gradient of a weight that learns is read and written for each chunk too; it is as large as H rows of logits,
-    so H/4 rows at a time cost little memory beside it.
+    For a trainable weight each chunk also reads and writes its gradient, which is as large as H rows of logits: H/4 rows per
+    chunk need little memory in comparison.
     """
     vocabulary, width = weight.shape
     size = CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
-    return max(CHUNK_ROWS, size // (4 * vocabulary), width // 4 if learns else 0)
+    return max(MIN_CHUNK_ROWS, size // (4 * vocabulary), width // 4 if trainable else 0)
 
 
 def block_rows(device: torch.device, vocabulary: int, chunk: int) -> int:
-    """Rows of a chunk whose logits are gone through at a time; on a GPU all of them."""
+    """Rows per block of a chunk; on a GPU the complete chunk."""
     return max(1, min(chunk, BLOCK_BYTES // (4 * vocabulary) if device.type == "cpu" else chunk))
 
 
@@ -148,16 +148,16 @@ class _HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         wide = loss_dtype(dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        learns = ctx.needs_input_grad
-        for_hidden = torch.empty_like(hidden) if learns[0] else None
-        for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if learns[1] else None
-        for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and learns[2] else None
+        needs = ctx.needs_input_grad
+        for_hidden = torch.empty_like(hidden) if needs[0] else None
+        for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if needs[1] else None
+        for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and needs[2] else None
         head = Head(weight, bias, softcap, scale)
         size = block_rows(weight.device, len(weight), chunk)
         space = torch.empty(size, len(weight), dtype=wide, device=hidden.device)
-        # a CPU multiplies float32 by float32 only: the gradient is kept as wide as it is computed
-        widened = learns[1] and hidden.is_cpu and dtype != wide
-        exact = space.new_empty(few_sizes(len(hidden), chunk, hidden.device), len(weight)) if widened else None
+        # a CPU multiplies float32 by float32 only: the gradient is stored in the precision of its computation
+        widened = needs[1] and hidden.is_cpu and dtype != wide
+        exact = space.new_empty(padded_rows(len(hidden), chunk, hidden.device), len(weight)) if widened else None
         with without_autocast(hidden.device):
             for start, count, rows, product, own in products(hidden, head, chunk, dtype):
                 for part in parts(count, size):
@@ -167,7 +167,7 @@ class _HeadLoss(torch.autograd.Function):
                     _through_softcap_(gradient, logits, softcap, scale)
                     if for_bias is not None:
                         for_bias += gradient.sum(0)
-                    product[part] = gradient  # in the place of the logits
+                    product[part] = gradient  # overwrites the logits
                     if exact is not None:
                         exact[part] = gradient
                 product[count:] = 0
@@ -194,16 +194,16 @@ class _HeadLoss(torch.autograd.Function):
 def products(
     hidden: torch.Tensor, head: Head, chunk: int, dtype: torch.dtype
 ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each chunk, in `dtype`: its first row's number, how many there are, rows `[c, H]`, head's product `[c, V]` (until the
-    next), weight. There may be more rows than were given: the further ones are zero."""
+    """For each chunk, in `dtype`: index of the first row, number of rows, rows `[c, H]`, product with the head `[c, V]` (valid
+    until the next chunk), weight. Chunks may be padded with rows of zeros."""
     weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-    most = few_sizes(len(hidden), chunk, hidden.device)
+    most = padded_rows(len(hidden), chunk, hidden.device)
     space = torch.empty(most, len(weight), dtype=dtype, device=hidden.device)
     for start in range(0, len(hidden), chunk):
         rows = hidden[start : start + chunk].to(dtype)
         count = len(rows)
-        if further := few_sizes(count, chunk, hidden.device) - count:
-            rows = functional.pad(rows, (0, 0, 0, further))
+        if padding := padded_rows(count, chunk, hidden.device) - count:
+            rows = functional.pad(rows, (0, 0, 0, padding))
         with without_autocast(hidden.device):
             product = torch.mm(rows, weight.T, out=space[: len(rows)])
         if bias is not None:
@@ -211,11 +211,11 @@ def products(
         yield start, count, rows, product, weight
 
 
-def few_sizes(rows: int, chunk: int, device: torch.device) -> int:
-    """Rows of a product: so many or a few more, up to a chunk.
+def padded_rows(rows: int, chunk: int, device: torch.device) -> int:
+    """Rows of a product: rounded up on a CPU, at most a chunk.
 
-    On a CPU oneDNN compiles three kernels for each number of rows, nearly every step has another one, and a thousand of them
-    that are kept took as much memory as a small model.
+    On a CPU oneDNN compiles and caches three kernels for each number of rows, and nearly every step has another number: a
+    thousand of them used as much memory as a small model.
     """
     if device.type != "cpu":
         return min(chunk, rows)
@@ -224,7 +224,7 @@ def few_sizes(rows: int, chunk: int, device: torch.device) -> int:
 
 
 def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
-    """The logits of a head's product `[b, V]`, in float32 or wider; the product itself where it is as wide, changed."""
+    """The logits of a head's product `[b, V]`, in float32 or wider; modifies a product that already has this precision."""
     logits = product.to(loss_dtype(product.dtype))
     if head.scale != 1.0:
         logits *= head.scale
@@ -234,7 +234,7 @@ def logits_of(product: torch.Tensor, head: Head) -> torch.Tensor:
 
 
 def blocks(hidden: torch.Tensor, head: Head, chunk: int | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
-    """For each block: its place among the rows, and its logits `[b, V]` in float32 or wider (until the next)."""
+    """For each block: the slice of its rows, and its logits `[b, V]` in float32 or wider (valid until the next block)."""
     chunk = chunk or chunk_rows(head.weight, False)
     for start, count, _, product, _ in products(hidden, head, chunk, compute_dtype(hidden, head.weight)):
         for part in parts(start + count, block_rows(hidden.device, len(head.weight), chunk), start):
@@ -242,12 +242,12 @@ def blocks(hidden: torch.Tensor, head: Head, chunk: int | None = None) -> Iterat
 
 
 def parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """The rows from `start` on cut into slices of `size`, the last one shorter."""
+    """Slices of `size` rows from `start` to `stop`; the last one may be shorter."""
     return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
 def _through_softcap_(gradient: torch.Tensor, logits: torch.Tensor, softcap: float | None, scale: float) -> None:
-    """From the gradient of the final logits to that of the head's own product, in place; uses up `logits`."""
+    """Turn the gradient of the final logits into that of the head's product, in place; overwrites `logits`."""
     if softcap is not None:
         gradient.mul_(logits.div_(softcap).square_().neg_().add_(1.0))  # tanh' = 1 - tanh^2
     if scale != 1.0:
@@ -255,7 +255,7 @@ def _through_softcap_(gradient: torch.Tensor, logits: torch.Tensor, softcap: flo
 
 
 def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, where no chunk's product is rounded to 16 bits before it is added."""
+    """`total += left @ right`, without rounding the product to 16 bits first."""
     if total.is_cuda and left.dtype.itemsize == 2 and total.dtype == torch.float32 and HAS_MIXED_PRODUCT:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
@@ -263,7 +263,7 @@ def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
 
 
 def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    """What a linear layer would compute in: autocast leaves float64 alone."""
+    """The precision of a linear layer: that of autocast, except for float64."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -275,5 +275,5 @@ def loss_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def without_autocast(device: torch.device) -> Any:
-    """The dtypes are chosen here; autocast would round the float32 sums."""
+    """A context without autocast, which would round the float32 sums."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -1,4 +1,4 @@
-"""The heads that transformers puts on encoders and decoders to classify: which modules they are, and how large."""
+"""The classification heads of transformers' encoders and decoders: their modules and shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def head_modules(model: Any) -> list[str]:
-    """The names of the modules of a classification model that are its head: what stands beside the body, and its pooler."""
+    """The names of the head's modules in a classification model: those next to the body, and the pooler."""
     body = model.base_model_prefix
     beside = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
     inner = getattr(model, body, None)
@@ -23,20 +23,20 @@ def head_modules(model: Any) -> list[str]:
 
 
 def with_head(shapes: Shapes, config: dict[str, Any], labels: int) -> Shapes | None:
-    """The parameters of the classification model that transformers makes of a checkpoint, without torch.
+    """The parameters of the classification model that transformers builds from a checkpoint, without torch.
 
     Args:
-        shapes: of the checkpoint, which may be a body alone or have a head of another kind.
+        shapes: of the checkpoint, which may have no head or another head.
 
     Returns:
-        None for families whose heads are not known here.
+        None for families with unknown heads.
     """
     kind, prefix = str(config.get("model_type")), _prefix(config)
     if prefix is None:
         return None
     bare = not any(name.startswith(f"{prefix}.") for name in shapes)
     if bare and any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or []):
-        return None  # a decoder whose body is called something else
+        return None  # a decoder whose body has another name
     named = {f"{prefix}.{name}" if bare else name: shape for name, shape in shapes.items()}
     body = {name: shape for name, shape in named.items() if name.startswith(f"{prefix}.") and "position_ids" not in name}
     width = int(config.get("hidden_size") or config.get("n_embd") or config.get("dim") or config.get("d_model") or 0)
@@ -49,7 +49,7 @@ def with_head(shapes: Shapes, config: dict[str, Any], labels: int) -> Shapes | N
 
 
 def _prefix(config: dict[str, Any]) -> str | None:
-    """What the body is called in transformers' classification model of this family."""
+    """The name of the body in the classification model of this family."""
     kind = str(config.get("model_type"))
     prefixes = {
         "distilbert": "distilbert",
@@ -98,8 +98,12 @@ def _head(kind: str, prefix: str, width: int, labels: int, bias: bool, norm_bias
 
 
 def pad_token_of(config: Any, tokenizer: Any) -> int:
-    """The padding token's id. Raises UserError where there is none."""
+    """The id of the padding token.
+
+    Raises:
+        UserError: none exists.
+    """
     for pad in (tokenizer.pad_token_id, config.pad_token_id):
         if pad is not None:
             return int(pad)
-    raise UserError("model.tokenizer: it has neither a padding nor an end token, so that texts cannot be put into one batch")
+    raise UserError("model.tokenizer: it has neither a padding token nor an end token, so texts cannot be batched")

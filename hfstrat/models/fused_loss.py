@@ -1,6 +1,6 @@
-"""One `forward` bound on one model: body, supervised rows, loss, without the logits of all positions.
+"""A `forward` bound to one model instance: body, supervised positions, loss, without the logits of all positions.
 
-The loss has to be computed inside the model's forward, where FSDP has gathered the weights and DDP and autocast look on.
+The loss must be computed inside the model's forward, where FSDP has gathered the weights and DDP and autocast are active.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from torch import nn
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
+from hfstrat.errors import first_line
 from hfstrat.models.chunked_loss import Head, Kernel, head_scores, hfstrat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-OF_THE_HEAD = ("labels", "logits_to_keep", "return_dict", "use_cache")  # arguments that the body does not take
+HEAD_ARGUMENTS = ("labels", "logits_to_keep", "return_dict", "use_cache")  # that the body does not take
 PROBE_SHAPE = (2, 9)
-TOLERANCE = {4: 1e-3, 2: 2e-2}  # by the bytes of a weight; of the largest logit. 16-bit forwards round their soft-capping
+TOLERANCE = {4: 1e-3, 2: 2e-2}  # relative to the largest logit, by the bytes of a weight: 16-bit soft-capping is rounded
 
 
 @dataclass
 class HeadLossOutput(ModelOutput):  # type: ignore[misc]
-    """What the bound forward gives.
+    """The output of the bound forward.
 
-    `total` is the summed loss (nats) and `loss` that over the number of supervised tokens. Outside training also, per
-    supervised position, `nll` (`[n]`, nats) and `correct` (`[n]`, bool: the target is the top-1 guess); of a student with a
-    teacher also `kl` (`[n]`, nats).
+    `total` is the summed loss (nats) and `loss` is `total` divided by the number of supervised tokens. Outside training there
+    are also, per supervised position, `nll` (`[n]`, nats) and `correct` (`[n]`, bool: the target is the top-1 prediction), and
+    for a student with a teacher `kl` (`[n]`, nats).
     """
 
     loss: torch.Tensor | None = None
@@ -43,24 +44,24 @@ class HeadLossOutput(ModelOutput):  # type: ignore[misc]
 
 
 Objective = Callable[["PreTrainedModel", tuple[Any, ...], dict[str, Any], torch.Tensor, torch.Tensor, float, float | None], Any]
-"""From the model, its arguments, `loss_rows`, `targets`, and the head's scale and soft-capping: a `HeadLossOutput` without
-`loss`. It takes those keywords away that are its own."""
+"""From the model, its arguments, `loss_rows`, `targets`, and the head's scale and soft-capping to a `HeadLossOutput` without
+`loss`. It removes its own keywords from the arguments."""
 
 
 def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -> str | None:
-    """Bind the forward, and prove on a random batch that it says what the stock one says.
+    """Bind the forward, and check on a random batch that its loss equals that of the original forward.
 
-    Called with `loss_rows` (`[n]`, int64, flat indices into B*T of the positions that carry loss) and `targets` (`[n]`) the
-    model then gives a `HeadLossOutput`; called in any other way it is what it was. To be bound before PEFT, Trainer or
-    Accelerate wrap the model, and taken off again by `unbind_head_loss`.
+    Called with `loss_rows` (`[n]`, int64, flat indices into B*T of the supervised positions) and `targets` (`[n]`) the model
+    then returns a `HeadLossOutput`; other calls are unchanged. To be bound before PEFT, Trainer or Accelerate wrap the model,
+    and removed by `unbind_head_loss`.
 
     Args:
-        objective: what is minimised; by default the cross-entropy. Its `nll` is what is compared with the stock model's.
+        objective: the loss to minimize; by default the cross-entropy. Its `nll` is compared with the original model's.
 
     Returns:
-        None, or why this model cannot be treated so; then nothing is bound.
+        None, or the reason why it cannot be bound to this model.
     """
-    if reason := _not_understood(model):
+    if reason := _unsupported(model):
         return reason
     reasons = []
     for scale in _scales(model.config.get_text_config()):
@@ -79,20 +80,20 @@ def is_bound(model: Any) -> bool:
 
 
 def unbind_head_loss(model: nn.Module) -> None:
-    """Give the model its class's own forward again; also where none was bound."""
+    """Restore the forward of the model's class; does nothing if none was bound."""
     vars(model).pop("forward", None)
 
 
-def _not_understood(model: PreTrainedModel) -> str | None:
+def _unsupported(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
     if is_bound(model):
-        return "its forward has been replaced already"
+        return "its forward is already replaced"
     if model.config.is_encoder_decoder:
-        return "it is an encoder and a decoder"
+        return "it is an encoder-decoder model"
     if head is None or not isinstance(getattr(head, "weight", None), torch.Tensor):
         return "it has no output embeddings"
     if model.base_model is model:
-        return "its body is not a module of its own"
+        return "its body is not a separate module"
     return None
 
 
@@ -101,7 +102,7 @@ def _softcap(config: PretrainedConfig) -> float | None:
 
 
 def _scales(config: PretrainedConfig) -> Iterator[float]:
-    """Factors that this family may mean: Granite divides its logits by what HyperCLOVA X, by the same name, multiplies by."""
+    """Possible factors of the logits: under the same key, Granite divides and HyperCLOVA X multiplies by the value."""
     names = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
     named = [getattr(config, name, None) for name in names]
     given = [float(scale) for scale in named if isinstance(scale, int | float) and scale]
@@ -128,15 +129,15 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
         output.loss = output.total / count.clamp(min=1)
         return output
 
-    # generate and Trainer read the signature. Not functools.wraps: Accelerate would follow its `__wrapped__` past this
-    # function when it takes its own wrapper off
+    # generate and Trainer read the signature. Not functools.wraps: Accelerate would follow its `__wrapped__` and remove this
+    # function together with its own wrapper
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     forward.objective, forward.scale, forward.softcap = objective, scale, softcap  # type: ignore[attr-defined]
     return forward
 
 
 def objective_of(model: nn.Module) -> Objective | None:
-    """What a model, or one within it, was bound to minimise."""
+    """The objective that is bound to a model or to a module inside it."""
     bound = (getattr(vars(module).get("forward"), "objective", None) for module in model.modules())
     return next((objective for objective in bound if objective is not None), None)
 
@@ -151,15 +152,15 @@ def cross_entropy(
     softcap: float | None,
     kernel: Kernel = hfstrat,
 ) -> HeadLossOutput:
-    """The plain loss of supervised rows."""
+    """The cross-entropy of the supervised positions."""
     rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
     total, nll, correct = _loss(model.get_output_embeddings(), rows, targets, scale, softcap, not model.training, kernel)
     return HeadLossOutput(total=total, nll=nll, correct=correct)
 
 
 def last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The body's last hidden states `[B, T, H]`, as the head gets them."""
-    given = {name: value for name, value in kwargs.items() if value is not None and name not in OF_THE_HEAD}
+    """The body's last hidden states `[B, T, H]`, the input of the head."""
+    given = {name: value for name, value in kwargs.items() if value is not None and name not in HEAD_ARGUMENTS}
     hidden: torch.Tensor = model.base_model(*args, **given, use_cache=False, return_dict=True).last_hidden_state
     return hidden
 
@@ -167,7 +168,7 @@ def last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str,
 def _loss(
     head: Any, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None, scored: bool, kernel: Kernel
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Summed loss and, if `scored` or without gradients, loss and top-1 correctness of each row."""
+    """The summed loss and, if `scored` or without gradients, loss and top-1 correctness of each position."""
     if not is_plain(head):
         return _loss_of_module(head, rows, targets, scale, softcap)
 
@@ -179,27 +180,29 @@ def _loss(
             nll, correct = head_scores(rows, weight, targets, bias, softcap, scale)
         if nll is not None and not torch.is_grad_enabled():
             return nll.sum(), nll, correct
-        compute = kernel if len(targets) else hfstrat  # which gives zeros then
+        compute = kernel if len(targets) else hfstrat  # it returns zeros without targets
         return compute(rows, Head(weight, bias, softcap, scale), targets), nll, correct
 
-    return within(head, rows, score)
+    return call_with_weight(head, rows, score)
 
 
 def is_plain(head: nn.Module) -> bool:
-    """Whether weight and bias are all there is to it: no adapter, quantization or hooks but those of FSDP2 and ZeRO-3."""
-    if is_in_pieces(head):
+    """Whether the head is only weight and bias: no adapter, no quantization, no hooks except those of FSDP2 and ZeRO-3."""
+    if is_sharded_head(head):
         return type(head).forward is nn.Linear.forward and not is_bound(head)
     return type(head) is nn.Linear and not (is_bound(head) or head._forward_hooks or head._forward_pre_hooks)
 
 
-def is_in_pieces(head: Any) -> bool:
-    """Whether the weight is whole only while the module is called, as under FSDP2 and ZeRO-3."""
+def is_sharded_head(head: Any) -> bool:
+    """Whether the weight is complete only while the module is called, as under FSDP2 and ZeRO-3."""
     return hasattr(head.weight, "ds_id") or any(kind.__name__ == "FSDPModule" for kind in type(head).__mro__)
 
 
-def within(head: Any, rows: torch.Tensor, compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Any]) -> Any:
-    """What `compute(rows, weight, bias)` gives, in the course of a call of the head where only that makes its weight whole."""
-    if not is_in_pieces(head):
+def call_with_weight(
+    head: Any, rows: torch.Tensor, compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Any]
+) -> Any:
+    """The result of `compute(rows, weight, bias)`, inside a call of the head if its weight is sharded."""
+    if not is_sharded_head(head):
         return compute(rows, head.weight, head.bias)
     head.forward = lambda rows: compute(rows, head.weight, head.bias)
     try:
@@ -211,7 +214,7 @@ def within(head: Any, rows: torch.Tensor, compute: Callable[[torch.Tensor, torch
 def _loss_of_module(
     head: nn.Module, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same through the module itself, whose doings are its own: its logits are held, of supervised rows only."""
+    """As `_loss`, by calling a head that is not plain; the logits of all supervised positions are in memory."""
     logits = head(rows)
     logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * scale
     if softcap is not None:
@@ -222,15 +225,15 @@ def _loss_of_module(
 
 @torch.no_grad()
 def _differs(model: PreTrainedModel) -> str | None:
-    """Compare the bound forward's loss at some positions with that of the stock logits, in the model's own dtype."""
+    """Compare the bound forward's loss with that of the original logits at some positions, in the model's dtype."""
     was_training = model.training
     model.eval()
     try:
         ids, rows, targets = _probe(model)
         ours = model(input_ids=ids, loss_rows=rows, targets=targets).nll
         logits = model(input_ids=ids).logits.flatten(0, 1)[rows]
-    except Exception as error:  # a structure that was not foreseen can fail in any way
-        return f"its forward cannot be taken apart ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    except Exception as error:  # an unknown architecture can fail in any way
+        return f"its forward cannot be split into body and head ({type(error).__name__}: {first_line(error)})"
     finally:
         model.train(was_training)
     size = TOLERANCE[min(4, logits.dtype.itemsize)]
@@ -238,14 +241,14 @@ def _differs(model: PreTrainedModel) -> str | None:
     spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())
     difference = float((ours - functional.cross_entropy(logits, targets, reduction="none")).abs().max())
     if not 0 < spread < float("inf"):
-        return "its logits are all equal or not finite, so that nothing can be compared"
+        return "its logits are all equal or not finite, so they cannot be compared"
     if not difference <= size * spread:
-        return f"its loss is not that of its head alone (it differs by {difference:.2g} nats, largest logit {spread:.2g})"
+        return f"its loss is not computed by its head alone (difference {difference:.2g} nats, largest logit {spread:.2g})"
     return None
 
 
 def _probe(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids `[2, 9]`, some flat positions and random targets for them; the run's random state is left alone."""
+    """Token ids `[2, 9]`, some flat positions and random targets for them; the global random state is not used."""
     device, generator = model.get_input_embeddings().weight.device, torch.Generator().manual_seed(0)
     vocabulary = min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
     ids = torch.randint(0, vocabulary, PROBE_SHAPE, generator=generator)

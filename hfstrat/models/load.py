@@ -1,6 +1,4 @@
-"""What a model's files say without torch: its config, and the shapes of its weights.
-
-Tokenizer and base model: pretrained weights for a task, and the precision policy."""
+"""A model's config and shapes from its files, without torch; tokenizer, base model and precision."""
 
 from __future__ import annotations
 
@@ -21,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def read_config(model: Model) -> dict[str, Any] | None:
-    """The local `config.json`, without torch; None where there is none to read."""
+    """The local `config.json`, without torch; None if it does not exist."""
     file = Path(model.name_or_path).expanduser() / "config.json"
     if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
+        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
     return config if isinstance(config, dict) else None
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where the file is broken."""
+    """The JSON object in a file; empty if the file cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -53,30 +51,30 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass
 class Base:
-    """A loaded base model, and what a strategy needs to know about it."""
+    """A loaded base model with the facts that strategies and tasks need."""
 
     model: PreTrainedModel
     name_or_path: str
     revision: str | None
     new_token_ids: list[int]
     compute_dtype: torch.dtype  # of frozen weights and of the forward pass
-    own_dtype: torch.dtype  # of the checkpoint, or the one that the recipe names
-    reload: dict[str, Any] = field(default_factory=dict)  # what `from_pretrained` needs for the result; nothing if it is plain
+    own_dtype: torch.dtype  # of the checkpoint, or as set in the recipe
+    reload: dict[str, Any] = field(default_factory=dict)  # further keywords of `from_pretrained` for the result
     remarks: list[str] = field(default_factory=list)
     task: Any = None  # of `hfstrat.tasks`, set by what loads it
-    new_head: bool = False  # its weights are random
-    head_modules: list[str] = field(default_factory=list)  # that learn whole, as a classifier's head
-    quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, where it is
+    new_head: bool = False  # whether its head has random weights
+    head_modules: list[str] = field(default_factory=list)  # that are trained in full, as the head of a classifier
+    quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output head is the input embeddings' own weight."""
+        """Whether the output head shares its weight with the input embeddings."""
         head = self.model.get_output_embeddings()
         return head is not None and head.weight is self.model.get_input_embeddings().weight
 
     @property
     def commit(self) -> str | None:
-        """The revision that was read: as the recipe names it, else the commit that the Hub gave."""
+        """The revision that was loaded: from the recipe, else the commit that the Hub returned."""
         return self.revision or getattr(self.model.config, "_commit_hash", None)
 
     def say(self, remark: str) -> None:
@@ -93,12 +91,12 @@ def source_of(model: Model) -> tuple[str, dict[str, Any]]:
     path = Path(model.name_or_path).expanduser()
     if model.gguf_file:
         return str(path.absolute().parent), {**options, "gguf_file": path.name}
-    # a local folder by its full path: an adapter remembers it, and has to find its base from any working directory
+    # a local folder by its full path: an adapter stores it, and must find its base from any working directory
     return str(path.absolute()) if path.is_dir() else model.name_or_path, options
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer, with `add_tokens` added and a padding token (used for shape only: masks go by position)."""
+    """The tokenizer with `add_tokens` and a padding token, which only fills batches: masks depend on positions."""
     from transformers import AutoTokenizer
 
     source, options = (str(Path(model.tokenizer).expanduser()), {}) if model.tokenizer else source_of(model)
@@ -106,10 +104,10 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
         key = "model.tokenizer" if model.tokenizer else "model.name_or_path"
-        raise UserError(f"{key}: {source}: no tokenizer can be loaded from it: {first_line(error)}") from error
+        raise UserError(f"{key}: {source}: cannot load a tokenizer: {first_line(error)}") from error
     known = set(tokenizer.get_vocab())
     if already := [token for token in model.add_tokens if token in known]:
-        raise UserError(f"model.add_tokens: the vocabulary has {', '.join(already)} already; remove what is there")
+        raise UserError(f"model.add_tokens: the vocabulary already has {', '.join(already)}; remove these")
     if model.add_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": model.add_tokens}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
@@ -119,26 +117,26 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """How many tokens a model was made for; None where it does not say."""
+    """The maximum number of positions of a model; None if its config does not have it."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     offset = getattr(positions, "padding_idx", None)
     if isinstance(context, int) and offset is not None:
-        context -= offset + 1  # RoBERTa and its like count positions from behind it
+        context -= offset + 1  # RoBERTa and similar models start to count positions after it
     return context if isinstance(context, int) else None
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
-    """Refuse rows that are longer than what the model was made for.
+    """Refuse examples that are longer than the model's context.
 
     Raises:
-        UserError: it names the model's context.
+        UserError: the context, and the setting to change.
     """
     context = context_of(model)
     if context is not None and longest > context:
         raise UserError(
-            f"data.max_length: the longest row has {longest} tokens, and {whose}'s context is {context} "
-            f"(max_position_embeddings); set max_length: {context}, with overflow: split to keep what is beyond"
+            f"data.max_length: the longest example has {longest} tokens, but {whose}'s context is {context} "
+            f"(max_position_embeddings); set max_length: {context}, and data.overflow: split to keep the rest"
         )
 
 
@@ -163,7 +161,7 @@ def compute_dtype(wanted: str) -> torch.dtype:
 
 
 def set_precision(model: nn.Module, compute: torch.dtype) -> None:
-    """Frozen floating-point weights in `compute`, learning ones in float32, which small updates need to add up."""
+    """Cast frozen weights to `compute` and trainable ones to float32, so that small updates are not lost."""
     import torch
 
     for parameter in model.parameters():
@@ -172,29 +170,29 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """All floating-point weights in `dtype`; buffers stay, since rotary frequencies must not be rounded."""
+    """Cast all floating-point weights to `dtype`; buffers stay, since rotary frequencies must not be rounded."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Learning and all parameters, each tied weight once."""
+    """The numbers of trainable and of all parameters; tied weights count once."""
     from hfstrat.models.quantization import elements
 
     sizes = {id(p): (elements(p), p.requires_grad) for p in model.parameters()}
-    return sum(n for n, learns in sizes.values() if learns), sum(n for n, _ in sizes.values())
+    return sum(n for n, trainable in sizes.values() if trainable), sum(n for n, _ in sizes.values())
 
 
 def takes_logits_mask(model: nn.Module) -> bool:
-    """Whether the forward pass can be told which positions go through the LM head."""
+    """Whether the forward pass takes the positions that go through the LM head (`logits_to_keep`)."""
     import inspect
 
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:
-    """The precision that most of the weights are in; of a quantized model, most of the frozen ones that are not quantized."""
+    """The precision of most weights; in a quantized model, of most frozen weights that are not quantized."""
     sizes: dict[torch.dtype, int] = {}
     quantized = any(not p.is_floating_point() for p in model.parameters())
     frozen = any(p.is_floating_point() and not p.requires_grad for p in model.parameters())

@@ -1,4 +1,4 @@
-"""How deep a parameter sits, told from its name alone: blocks are numbered, embeddings are below, norm and head above."""
+"""Facts from the names of parameters and of config keys, without torch: block, embedding or head; sizes; quantized bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config_size(config: dict[str, Any], size: str) -> int:
 
 
 def height(name: str, blocks: int) -> int:
-    """0 for embeddings, 1 + its number for a block, `blocks` + 1 for what comes after the last block."""
+    """The depth of a parameter: 0 for embeddings, 1 + index for a block, `blocks` + 1 after the last block."""
     if match := BLOCK.search(name):
         return int(match.group(1)) + 1
     return 0 if BELOW.search(name) and not HEAD.search(name) else blocks + 1
@@ -43,9 +43,9 @@ def count_blocks(names: Iterable[str]) -> int:
 
 
 def stages(shapes: dict[str, tuple[int, ...]], blocks: int) -> list[set[str]]:
-    """What learns, from the top down: first what is above the blocks, then block by block, embeddings last.
+    """The stages of gradual unfreezing, from the top down: parameters after the blocks, block by block, embeddings last.
 
-    Norms and biases above the blocks are no stage of their own: with them the highest block begins.
+    Norms and biases after the blocks are not a separate stage: they belong to that of the last block.
     """
     heights = {name: height(name, blocks) for name in shapes}
     found = [{name for name in shapes if heights[name] == at} for at in sorted(set(heights.values()), reverse=True)]
@@ -58,14 +58,14 @@ POSITIONS = re.compile(r"\.(?:wpe|\w*embeddings?)\.|(?:^|\.)embed_positions\.|(?
 
 
 def is_named(module: str, names: Iterable[str]) -> bool:
-    """Whether a module, or one around it, has one of these names: whole, or the end of a whole one."""
+    """Whether the path of a module, or of a module that contains it, is or ends with one of these names."""
     around = module.split(".")
     paths = [".".join(around[: depth + 1]) for depth in range(len(around))]
     return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
 
 
 def is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is the weight of a linear layer that is no head, told from its name."""
+    """Whether a parameter is the weight of a linear layer, but not of a head, judged by its name."""
     other = (HEAD, CLASS_HEAD, EMBEDDING, POSITIONS)
     return name.endswith(".weight") and len(shape) == 2 and not any(pattern.search(name) for pattern in other)
 
@@ -75,8 +75,8 @@ def weight_bytes(shapes: Shapes, section: Quantization | None, learning: Iterabl
 
     Args:
         shapes: its parameters.
-        learning: names of those that learn, and so are not quantized.
-        each: bytes of a weight that is not quantized.
+        learning: names of the trainable ones, which are not quantized.
+        each: bytes per weight that is not quantized.
     """
     learning, total = set(learning), 0.0
     for name, shape in shapes.items():

@@ -35,7 +35,7 @@ def _measure(job: Job) -> dict[str, float] | None:
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
     if sharded_training := job.outline is not None:  # evaluated while sharded: the full model may fit no device
         last = last if current else trainer.evaluate()
-        sharded.bring_together(trainer, job.outline, job.base)
+        sharded.gather_model(trainer, job.outline, job.base)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
     for undo in job.feed.undo:  # the final model is evaluated without cached columns

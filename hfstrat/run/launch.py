@@ -78,7 +78,7 @@ def plan_launch(
     count = machines.num_machines or int(settings.get("num_machines") or 1)
     wrapping = distributed.WRAPPINGS.get(kind, distributed.ALONE if wanted == 1 else distributed.DDP)
     _check_possible(config, kind, wanted, count, on_cpu, gpus)
-    environment = dict(os.environ) | {distributed.ASKED: str(wanted), distributed.WRAPPING: wrapping}
+    environment = dict(os.environ) | {distributed.REQUESTED: str(wanted), distributed.WRAPPING: wrapping}
     if wanted == 1 and kind in ("NO", "MULTI_GPU", "MULTI_CPU") and settings.get("mixed_precision") in (None, "no"):
         visible = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         single = {"CUDA_VISIBLE_DEVICES": visible, "ACCELERATE_USE_CPU": str(on_cpu).lower()}
@@ -216,7 +216,7 @@ def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
         again = bool(received) and number == signal.SIGINT
         if not received or again:
             received.append(number)
-        if not signals.tell_all(file, now=again) or again:
+        if not signals.stop_all(file, now=again) or again:
             child.send_signal(signal.SIGKILL if again else number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -99,7 +99,7 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
             f"output_dir: {error}, so it is unknown whether this run has finished; name another folder, or replace the run "
             "with --overwrite"
         ) from None
-    if is_finished and not checkpoints.goes_further(folder, recipe.training.resume_from_checkpoint, recipe.model_dump()):
+    if is_finished and not checkpoints.extends_run(folder, recipe.training.resume_from_checkpoint, recipe.model_dump()):
         raise UserError(
             f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
             "to train it on, or run with --overwrite to replace it"

@@ -18,7 +18,7 @@ from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
-from hfstrat.models.loss_kernels import choose_for, in_use
+from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
@@ -105,7 +105,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
-    sharded.load_whole()
+    sharded.disable_sharded_loading()
     set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
     base = strategy.load(recipe, tokenizer, data)
     load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
@@ -183,7 +183,7 @@ def decide_batches(
     rows, task, device = built.data, TASKS[recipe.task], args.device
     plan, loss = rows.plan, task.metrics.for_data(data).loss
     if is_sharded():
-        sharded.remark(base)
+        sharded.add_remark(base)
     elif device.type == "cuda":
         built.model.to(device)
         shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
@@ -245,7 +245,7 @@ def build_trainer(
             "steps": plan.steps,
             "caches": resume.caches_in_use(),
             "data": data.fingerprint(),
-            "head_kernel": in_use(model),
+            "head_kernel": kernel_name(model),
             "models": resume.models_in_use(recipe),
         },
         **prepared.trainer_kwargs,

@@ -53,11 +53,11 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
             return None
         finished = publish(job, result, probe, partial, before, after, started)
     except BaseException as error:
-        signals.leave_if_cleared(error)
+        signals.exit_if_ended_by_launcher(error)
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         if world.is_main_process:
-            if (named := heartbeat.named(error)).code == errors.DISK_FULL:
+            if (named := heartbeat.explain(error)).code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
             report.write_failure(job.loaded, job.folder, named)
         raise
@@ -108,7 +108,7 @@ def fit(job: Job, before: list[str]) -> float:
         job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
     if job.trainer.best_step() == 0:
         job.screen.print(
-            f"{'alarm':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; lower "
+            f"{'warning':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; lower "
             "training.learning_rate, or inspect the data with `hfstrat check`"
         )
     return time.monotonic() - started

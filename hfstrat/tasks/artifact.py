@@ -149,7 +149,7 @@ def load_artifact(folder: str, dtype: Any, options: dict[str, Any], form: str = 
     Raises:
         RunError: it lacks weights, which transformers would initialize at random.
     """
-    from hfstrat.models.quantization import dequantize, steady
+    from hfstrat.models.quantization import dequantize, prevent_repacking
 
     if sentence_transformers.is_one(folder):
         return sentence_transformers.load(folder)  # in float32, as its config says: in 16 bits its head would be rounded
@@ -157,7 +157,7 @@ def load_artifact(folder: str, dtype: Any, options: dict[str, Any], form: str = 
     model = (_load_adapter if is_adapter else _load_complete)(folder, dtype, options, form)
     if form == "none" and is_quantized_already(folder):
         dequantize(model, dtype)
-    steady(model)
+    prevent_repacking(model)
     return model
 
 
@@ -173,7 +173,7 @@ def _load_complete(folder: str, dtype: Any, options: dict[str, Any], form: str) 
     if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
         raise RunError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights", ARTEFACT)
     if how is not None:
-        print(quantization.settle(model, how, trains_itself=False)["line"])
+        print(quantization.finalize(model, how, trains_itself=False)["line"])
     return model
 
 
@@ -234,7 +234,7 @@ def _quantization(
         return frozenset(name for name in shapes if whole and whole & set(name.split(".")))
 
     section = Quantization.model_validate({"name": form})
-    return quantization.wanted(section, KEY, auto, config, remote, dtype, replaced)
+    return quantization.loading_options(section, KEY, auto, config, remote, dtype, replaced)
 
 
 def _task(options: dict[str, Any]) -> Task:

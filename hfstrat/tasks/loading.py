@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.data.prepare import PreparedData
-    from hfstrat.models.quantization import Learns
+    from hfstrat.models.quantization import Trainable
     from hfstrat.recipe.schema import Model, Recipe
 
 
@@ -22,7 +22,7 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase,
     task: Task | None = None,
     data: PreparedData | None = None,
-    learns: Learns | None = None,
+    learns: Trainable | None = None,
 ) -> Base:
     """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
     decided what learns; or quantized, but for what `learns` names.
@@ -46,7 +46,7 @@ def load_base(
 
         auto = getattr(transformers, task.model.auto_class)
         key, remote = "model.quantization", model.trust_remote_code
-        how = quantization.wanted(model.quantization, key, auto, config, remote, compute, learns)
+        how = quantization.loading_options(model.quantization, key, auto, config, remote, compute, learns)
     extra = task.model.config_options(data, tokenizer) | (how.options if how else {})
     loaded, missing, replaced = _load_weights(model, task, extra)
     new_head = bool(missing or replaced)
@@ -63,7 +63,7 @@ def load_base(
     base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
     base.new_head = new_head
     if how is not None:
-        base.quantized = quantization.settle(loaded, how, trains_itself=how.options["dtype"] == "auto")
+        base.quantized = quantization.finalize(loaded, how, trains_itself=how.options["dtype"] == "auto")
         base.reload |= how.record
         base.say(base.quantized.pop("line"))
     if replaced:
@@ -88,7 +88,7 @@ def random_base(
     from hfstrat.models.random import build
 
     settings = {**settings, **task.model.config_options(data, tokenizer)}
-    base = build.of_config(recipe, tokenizer, family, settings, task.model.auto_class)
+    base = build.from_config(recipe, tokenizer, family, settings, task.model.auto_class)
     base.task, base.head_modules = task, task.model.split_missing(base.model, [])[0]
     task.model.adapt(base, tokenizer)
     return base
@@ -99,7 +99,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
     import torch
     import transformers
 
-    from hfstrat.models.quantization import steady
+    from hfstrat.models.quantization import prevent_repacking
 
     source, options = source_of(model)
     if model.attn_implementation != "auto":
@@ -113,6 +113,6 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
         )
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {first_line(error)}") from error
-    steady(loaded)
+    prevent_repacking(loaded)
     replaced = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
     return loaded, sorted({*info["missing_keys"], *replaced}), replaced

@@ -1,4 +1,4 @@
-"""A recipe's `training:` as TrainingArguments: the one place where names meet."""
+"""TrainingArguments from the section `training` of a recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def training_arguments(
         higher_is_better: whether a higher value of that metric is better.
 
     Raises:
-        UserError: TrainingArguments refuses something that was passed on through `training.extra`.
+        UserError: TrainingArguments refuses a value of `training.extra`.
     """
     import torch
     from transformers import TrainingArguments
@@ -58,23 +58,23 @@ def training_arguments(
         "save_steps": plan.save_every,
         "metric_for_best_model": metric,
         "greater_is_better": higher_is_better,
-        # activation checkpointing is switched on by us, for the blocks that have something to learn behind them
+        # we enable activation checkpointing ourselves, only for the blocks that need a backward pass
         "activation_checkpointing": False,
         "remove_unused_columns": False,  # the collator takes what it needs
         "logging_nan_inf_filter": False,  # its default replaces NaN by the average
         "restore_callback_states_from_checkpoint": True,
-        "ddp_find_unused_parameters": False,  # whatever learns is used in every step
+        "ddp_find_unused_parameters": False,  # all trainable parameters are used in every step
         "label_names": ["labels"],
         "log_level": "error",  # Trainer would set it to warning on the other processes
         "log_level_replica": "error",
-        "disable_tqdm": True,  # we show progress ourselves
-        "report_to": "none",  # trackers are callbacks of ours (`tracking`), so that none of them ends a run
-        "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # theirs
+        "disable_tqdm": True,  # progress has a callback of its own
+        "report_to": "none",  # trackers are callbacks.Tracker, which cannot end a run
+        "run_name": Path(recipe.output_dir).expanduser().resolve().name,  # for trackers
     }
     try:
         arguments = TrainingArguments(**{**settings, **training.extra})
     except (TypeError, ValueError) as error:
-        raise UserError(f"training.extra: TrainingArguments refused it: {str(error).splitlines()[0]}") from error
+        raise UserError(f"training.extra: TrainingArguments does not accept it: {str(error).splitlines()[0]}") from error
     # given to the constructor, it would require save_steps to be a multiple of eval_steps; our Trainer saves a checkpoint
     # whenever an evaluation is the best so far, so any combination works
     arguments.load_best_model_at_end = training.load_best_model_at_end

@@ -1,6 +1,7 @@
-"""What fits: a measured worst-case step on a GPU, and the peak of a process.
+"""Micro-batch, evaluation batch and activation checkpointing from a measured worst-case step; peak memory of a process.
 
-Micro-batch, evaluation batch and activation checkpointing from the memory at hand: measured on a worst step, not guessed."""
+Not accelerate's find_executable_batch_size: it fails at the first long batch of a run, and here the worst batch is tried first.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +23,24 @@ from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Training
 from hfstrat.trainer.plan import Plan, largest_that_fits
 
-HEADROOM = 0.92  # share of the device's memory that a measured step may take
+HEADROOM = 0.92  # share of the device's memory that a measured step may use
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process: of its GPU where it has one, else resident."""
+    """Peak memory of this process in bytes: of its GPU if it has one, else resident memory."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins at the size of the process that started this one
+    if status.exists():  # ru_maxrss starts at the size of the parent process
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def fits_on_gpu(attempt: Callable[[int], None]) -> Callable[[int], bool]:
-    """A test whether `attempt(n)` stays within this process's GPU. Peak and random state are put back afterwards."""
+    """A test whether `attempt(n)` fits into this process's GPU memory. Peak and random state are restored afterwards."""
     import torch
 
     def fits(count: int) -> bool:
@@ -76,18 +77,18 @@ def fit_to_memory(
     device: torch.device | None = None,
     fits: Fits = fits_on_gpu,
 ) -> Plan:
-    """The plan with the largest micro-batch whose worst step fits, then the largest evaluation batch; what is not `auto` stays.
+    """The plan with the largest micro-batch whose worst step fits, then the largest evaluation batch; set values are kept.
 
-    The worst step is copies of the longest row with loss on all of it: forward, backward, and the optimiser's moments (and
-    the gradient buckets of a distributed run) stood in for by tensors of their size. Activations are recomputed if
-    `activation_checkpointing` is auto and not one row fits otherwise. Of several processes the one with least room decides.
+    The worst step has copies of the longest example with loss on all tokens: forward and backward pass, with tensors of the
+    size of the optimizer's moments (and of the gradient buckets of a distributed run). Activations are recomputed if
+    `activation_checkpointing` is auto and a single example does not fit otherwise. The process with the least memory decides.
 
     Args:
         loss: of a micro-batch, from outputs and labels.
         worst_row: an example of a given length that costs as much as any.
 
     Raises:
-        UserError: not even one row fits.
+        UserError: a single example does not fit.
     """
     device = device or torch.device("cuda", torch.cuda.current_device())
     trained.to(device)
@@ -103,7 +104,7 @@ def fit_to_memory(
             micro = _largest(share, fits(step))
         micro = _least(micro, plan, device)
         if micro == 0:
-            largest_that_fits(1, lambda _: False)  # says what would help
+            largest_that_fits(1, lambda _: False)  # raises with advice
         plan = replace(plan, micro_batch=micro)
     if training.per_device_eval_batch_size == "auto":
         wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
@@ -134,14 +135,14 @@ def worst_step(
     device: torch.device,
     distributed: bool,
 ) -> Callable[[int], None]:
-    """A training step on so many copies of a row; gradients and mode are put back."""
+    """A training step on copies of an example; gradients and mode are restored."""
 
     def step(micro: int) -> None:
         was_training = trained.training
         trained.train()  # activations are checkpointed in training only
         try:
-            learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-            moments = torch.empty((3 if distributed else 2) * learning, device=device)
+            trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            moments = torch.empty((3 if distributed else 2) * trainable, device=device)
             batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
             labels = batch.pop("labels")
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -158,7 +159,7 @@ def worst_step(
 def evaluation_pass(
     trained: nn.Module, collate: Any, row: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> Callable[[int], None]:
-    """An evaluation's forward pass on so many copies of its longest row."""
+    """The forward pass of an evaluation on copies of its longest example."""
 
     def forward(rows: int) -> None:
         was_training = trained.training

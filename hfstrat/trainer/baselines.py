@@ -1,4 +1,4 @@
-"""Bars to beat, and alarms: what a model that has learnt nothing, or only how often each token comes, would score."""
+"""Baselines of causal language modeling: the loss of uniform and of unigram predictions; and bits per byte."""
 
 from __future__ import annotations
 
@@ -21,65 +21,61 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
 
 
-OPTIMAL = 20  # training tokens per parameter that spend a given compute best: Hoffmann et al. 2022, arXiv 2203.15556
-
-
-WORTHWHILE = 4  # epochs up to which a repeated token is worth about a new one: Muennighoff et al. 2023, arXiv 2305.16264
+OPTIMAL = 20  # compute-optimal training tokens per parameter: Hoffmann et al. 2022, arXiv 2203.15556
+MAX_EPOCHS = 4  # up to which repeated tokens are almost as good as new ones: Muennighoff et al. 2023, arXiv 2305.16264
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Losses in nats per token of the evaluation rows, and what the training rows can carry."""
+    """Losses in nats per token on the evaluation examples, and the number of training tokens per parameter."""
 
-    uniform: float  # ln V: what random weights say
-    unigram: float  # of a model that knows nothing but the training tokens' frequencies (add-one smoothed)
+    uniform: float  # ln V: the loss of random weights
+    unigram: float  # of a model that predicts the training tokens' frequencies (add-one smoothed)
     unigram_bits_per_byte: float | None
     parameters: int
-    unique_tokens: int  # supervised, each row once
-    epoch_tokens: int  # supervised, of one epoch: rows with a weight stand there more than once
-    epochs: float | None  # over the whole run; None where the clock ends it
+    unique_tokens: int  # supervised, duplicates counted once
+    epoch_tokens: int  # supervised, of one epoch: weighted sources may repeat examples
+    epochs: float | None  # of the complete run; None if a time limit ends it
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """In words, before training."""
-        in_bytes = f" = {self.unigram_bits_per_byte:.3f} bits/byte" if self.unigram_bits_per_byte else ""
-        lines = [
-            f"{'bars':<9} random weights: ln V = {self.uniform:.3f} nats/token; frequencies of single tokens: "
-            f"{self.unigram:.3f}{in_bytes} on the evaluation rows"
-        ]
-        return [*lines, *self.supply()]
+        """The lines that are printed before training."""
+        in_bytes = f" ({self.unigram_bits_per_byte:.3f} bits/byte)" if self.unigram_bits_per_byte else ""
+        line = f"baselines uniform (ln V) {self.uniform:.3f}, unigram {self.unigram:.3f} nats/token{in_bytes}"
+        return [f"{line} on the evaluation examples", *self.supply()]
 
     def supply(self) -> list[str]:
-        """Tokens a parameter, and whether they are too few."""
+        """Training tokens per parameter, and warnings if there are too few tokens or too many epochs."""
         unique = self.unique_tokens / self.parameters
-        text = f"{'supply':<9} {self.unique_tokens:,} training tokens for {self.parameters:,} parameters: {unique:.2g} each"
+        counts = f"({self.unique_tokens:,} tokens, {self.parameters:,} parameters)"
+        text = f"{'supply':<9} {unique:.2g} unique training tokens per parameter {counts}"
         if self.epochs is None:
             return [text]
         times = self.epochs * self.epoch_tokens / max(self.unique_tokens, 1)
         seen = unique * times
-        lines = [f"{text}, seen {times:.1f} times: {seen:.2g} each"]
+        lines = [f"{text}, {times:.1f} epochs"]
         if seen < OPTIMAL:
             lines.append(
-                f"{'alarm':<9} {seen:.2g} tokens seen a parameter, where about {OPTIMAL} use the compute best (Hoffmann et al. "
-                "2022, arXiv 2203.15556): train longer on more text, or take a smaller model"
+                f"{'warning':<9} {seen:.2g} training tokens per parameter in all epochs; about {OPTIMAL} are compute-optimal "
+                "(Hoffmann et al. 2022, arXiv 2203.15556): train longer on more text, or train a smaller model"
             )
-        if times > WORTHWHILE:
+        if times > MAX_EPOCHS:
             lines.append(
-                f"{'alarm':<9} every token is seen {times:.1f} times; beyond {WORTHWHILE} epochs repeats are worth "
-                "less and less (Muennighoff et al. 2023, arXiv 2305.16264): bring more text, and watch the evaluation loss"
+                f"{'warning':<9} {times:.1f} epochs; beyond {MAX_EPOCHS}, repeated tokens help less and less (Muennighoff et "
+                "al. 2023, arXiv 2305.16264): add more text, and watch the evaluation loss"
             )
         return lines
 
 
 def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
-    """The bars of prepared data for a model that is about to be trained on them."""
+    """The baselines of prepared data for a model that is about to be trained on them."""
     from hfstrat.models.load import count_parameters
 
     vocabulary = max(int(model.get_input_embeddings().weight.shape[0]), len(data.renderer.tokenizer))  # type: ignore[operator]
-    train, held = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
-    nats, tokens = unigram(train, held), int(held.sum())
+    train, evaluated = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
+    nats, tokens = unigram(train, evaluated), int(evaluated.sum())
     found = token_bytes(data.renderer.tokenizer)
     endless = plan.steps >= ENDLESS
     return Baselines(
@@ -94,7 +90,7 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
 
 
 def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
-    """How often each token carries loss, `[vocabulary]`."""
+    """How often each token is a target, `[vocabulary]`."""
     counts = np.zeros(vocabulary, dtype=np.int64)
     for labels in _labels(rows):
         counts += np.bincount(labels[labels != IGNORED], minlength=vocabulary)
@@ -102,12 +98,12 @@ def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
 
 
 def _labels(rows: Dataset) -> Iterator[np.ndarray]:
-    """The labels that are predicted: nobody predicts the first token of a row."""
+    """The labels that are targets: the first token of an example is never predicted."""
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        yield _labels_of(table)
+        yield _target_labels(table)
 
 
-def _labels_of(table: Any) -> np.ndarray:
+def _target_labels(table: Any) -> np.ndarray:
     column = table.column("labels").combine_chunks()
     labels = column.flatten().to_numpy().copy()
     firsts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
@@ -116,32 +112,32 @@ def _labels_of(table: Any) -> np.ndarray:
 
 
 def row_bytes(rows: Dataset, found: TokenBytes) -> np.ndarray:
-    """Bytes that the tokens which carry loss stand for, of each row, `[rows]`."""
+    """Bytes behind the supervised tokens of each example, `[examples]`."""
     totals, start = np.zeros(len(rows)), 0
     for table in rows.with_format("arrow").iter(batch_size=1000):
         column = table.column("input_ids").combine_chunks()
         offsets = column.offsets.to_numpy()
         offsets = offsets - offsets[0]
         sizes = found.count_bytes(column.flatten().to_numpy(), offsets[:-1])
-        ends = np.concatenate([[0], np.cumsum(np.where(_labels_of(table) != IGNORED, sizes, 0))])
+        ends = np.concatenate([[0], np.cumsum(np.where(_target_labels(table) != IGNORED, sizes, 0))])
         totals[start : start + len(table)] = np.diff(ends[offsets])
         start += len(table)
     return totals
 
 
-def unigram(train: np.ndarray, held: np.ndarray) -> float:
-    """Cross-entropy (nats a token) of the tokens `held` under the add-one smoothed frequencies of `train`, `[V]` each."""
+def unigram(train: np.ndarray, evaluated: np.ndarray) -> float:
+    """Cross-entropy (nats per token) of `evaluated` under the add-one smoothed frequencies of `train`, counts `[V]` both."""
     smoothed = np.log((train + 1) / (train.sum() + len(train)))
-    return float(-(held * smoothed).sum() / max(held.sum(), 1))
+    return float(-(evaluated * smoothed).sum() / max(evaluated.sum(), 1))
 
 
 def bits_per_byte(nats: float, tokens: int, size: float) -> float | None:
-    """From nats a token to bits a byte, of so many tokens that stand for so many bytes; end tokens cost and have no bytes."""
+    """Bits per byte from nats per token, for `tokens` of `size` bytes (end tokens have none); None without bytes."""
     return nats * tokens / math.log(2) / size if size else None
 
 
 def add_bits_per_byte(facts: dict[str, Any], data: PreparedData) -> None:
-    """Put `bits_per_byte` beside the losses of a report, where the tokenizer allows it to be exact."""
+    """Add `bits_per_byte` to the metrics of a report, if the tokenizer allows it to be exact."""
     found = None if data.label_names else token_bytes(data.renderer.tokenizer)
     if found is None:
         return

@@ -1,8 +1,7 @@
-"""A time limit that the schedule, the evaluations and the end of training follow.
+"""Callbacks: time limit, early stopping, gradual unfreezing, overfitting warning and experiment trackers.
 
-Early stopping that a resumed run takes up where it was.
-
-Gradual unfreezing, from the top down (ULMFiT: Howard and Ruder 2018, arXiv 1801.06146, section 3.3)."""
+Those that end or change training keep their state in checkpoints, so that a resumed run equals an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class Clock(TrainerCallback, ExportableState):
 
     Args:
         limit: seconds, counted over all sessions of a run that is resumed.
-        interval: share of the limit between two evaluations with a checkpoint; None leaves them to the steps.
+        interval: share of the limit between two evaluations with a checkpoint; None: evaluations follow the steps.
     """
 
     def __init__(self, limit: float, interval: float | None = None) -> None:
@@ -40,17 +39,17 @@ class Clock(TrainerCallback, ExportableState):
         self._begun = self._step = 0.0
 
     def follow(self, given: Clock) -> None:
-        """Take the settings of the recipe as it is now."""
+        """Take over the settings of the present recipe."""
         self.limit, self.interval = given.limit, given.interval
         self._marks = int(self.share / self.interval) if self.interval else 0
 
     @property
     def share(self) -> float:
-        """Share of the time that is used, the same on every process."""
+        """Share of the time limit that is used up, the same on every process."""
         return min(1.0, self.spent / self.limit)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._step and self.spent + self._step > self.limit:  # it was over when it was cut off
+        if self._step and self.spent + self._step > self.limit:  # it was over before the interruption
             control.should_training_stop = self.is_over = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,7 +59,7 @@ class Clock(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         now = time.monotonic()
-        step = now - self._begun  # what the next one will take: an evaluation in between is no part of it
+        step = now - self._begun  # the expected duration of the next one, without an evaluation in between
         self.spent += now - (self._last if self._last is not None else now)
         self._last = now
         if args.world_size > 1:  # the clocks differ; the first process's decides
@@ -83,54 +82,55 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Patience(EarlyStoppingCallback):  # type: ignore[misc]
-    """Ends training after `early_stopping_patience` evaluations without a gain over the best so far.
+    """Ends training after `early_stopping_patience` evaluations without an improvement over the best so far.
 
     The evaluation before training counts as the first one.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:  # it was over when it was cut off
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:  # it was over before the interruption
             control.should_training_stop = True
 
     def follow(self, given: Any) -> None:
-        """Take the settings of the recipe as it is now."""
+        """Take over the settings of the present recipe."""
         self.early_stopping_patience = given.early_stopping_patience
 
 
 class Thawing(TrainerCallback):  # type: ignore[misc]
-    """What learns is a function of the step alone, so a resumed run is the uninterrupted one.
+    """Gradual unfreezing from the top down (ULMFiT: Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
 
-    The optimiser knows all parameters from the start. Those still frozen get no gradient, and without one there is no
-    state, no weight decay, and no backward pass below the lowest thawed block.
+    The trainable parameters depend on the step only, so that a resumed run equals an uninterrupted one. The optimizer has all
+    parameters from the start. Frozen ones get no gradient, hence no state and no weight decay, and there is no backward pass
+    below the lowest trainable block.
 
     Args:
-        stages: the parameters' names; the first ones learn from the start, the others follow one by one.
-        every: optimiser steps from one to the next.
+        stages: names of parameters; the first stage is trainable from the start, the others follow one by one.
+        every: optimizer steps from one stage to the next.
     """
 
     def __init__(self, stages: list[set[str]], every: int) -> None:
         self.stages, self.every = stages, every
-        self._of = {name: stage for stage, names in enumerate(stages) for name in names}
+        self._stage = {name: stage for stage, names in enumerate(stages) for name in names}
 
-    def learning(self, step: int) -> int:
-        """How many stages learn in the step after `step`."""
+    def trainable_stages(self, step: int) -> int:
+        """The number of stages that are trainable in the step after `step`."""
         return min(len(self.stages), 1 + step // self.every)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        self.set(model, self.learning(state.global_step))
+        self.set(model, self.trainable_stages(state.global_step))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        self.set(model, len(self.stages))  # what was declared to learn is what is counted
+        self.set(model, len(self.stages))  # all of them count as trainable parameters
 
-    def set(self, model: nn.Module | None, learning: int) -> None:
+    def set(self, model: nn.Module | None, trainable: int) -> None:
         for name, parameter in model.named_parameters() if model is not None else ():
-            if name in self._of:
-                parameter.requires_grad_(self._of[name] < learning)
+            if name in self._stage:
+                parameter.requires_grad_(self._stage[name] < trainable)
 
 
 def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Evaluations at which the evaluation loss had risen while the training loss fell, so that their gap grew.
+    """The evaluations at which the evaluation loss rose while the training loss fell.
 
     Args:
         history: the Trainer's log; the training loss of an evaluation is the mean of those logged since the one before.
@@ -149,7 +149,7 @@ def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 class OverfittingAlarm(TrainerCallback):
-    """Says so at the evaluation at which it shows."""
+    """Prints a warning at the evaluation that shows overfitting."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -158,9 +158,9 @@ class OverfittingAlarm(TrainerCallback):
         found = overfitting(state.log_history)
         if found and state.is_world_process_zero and state.log_history[-1].get("eval_loss") == found[-1]["eval_loss"]:
             last = found[-1]
-            advice = "" if args.load_best_model_at_end else "; load_best_model_at_end: true would keep the best weights"
+            advice = "" if args.load_best_model_at_end else "; training.load_best_model_at_end: true keeps the best weights"
             self.console.print(
-                f"alarm: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while "
+                f"warning: overfitting at step {state.global_step}: the evaluation loss rose to {last['eval_loss']:.4f} while "
                 f"the training loss fell to {last['train_loss']:.4f}; training.early_stopping_patience would stop here{advice}"
             )
 
@@ -169,9 +169,9 @@ Say = Callable[[str], None]
 
 
 class Tracker(TrainerCallback):  # type: ignore[misc]
-    """The Trainer's own callback for one tracker, until it fails: then the run goes on without it, and that is said.
+    """The Trainer's own callback for one tracker, until it fails: then the run continues without it, with a message.
 
-    After training it sees no more: what is measured of the result would begin a second run there.
+    It is detached after training, since measuring the result would start a second run in the tracker.
 
     Args:
         name: as in `training.report_to`.
@@ -181,25 +181,25 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
     def __init__(self, name: str, say: Say) -> None:
         self.name, self.say = name, say
         self.inner: Any = None
-        self.carefully(self._begin)
+        self.guard(self._begin)
 
     def _begin(self) -> None:
         (kind,) = get_reporting_integration_callbacks([self.name])
         self.inner = kind()
 
-    def carefully(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # a service, a disk, a version: trackers have many ways to fail
+        except Exception as error:  # a service, a disk, a version: trackers fail in many ways
             self.inner = None
             first = (str(error) or type(error).__name__).strip().splitlines()[0]
-            self.say(f"{'tracker':<9} {self.name} failed, and the run goes on without it: {first}")
+            self.say(f"{'tracker':<9} {self.name} failed, and the run continues without it: {first}")
             return None
 
 
-def _passed_on(event: str) -> Callable[..., Any]:
+def _forward_event(event: str) -> Callable[..., Any]:
     def method(self: Tracker, *args: Any, **kwargs: Any) -> Any:
-        given = self.carefully(getattr(self.inner, event), *args, **kwargs) if self.inner is not None else None
+        given = self.guard(getattr(self.inner, event), *args, **kwargs) if self.inner is not None else None
         if event == "on_train_end":
             self.inner = None
         return given
@@ -208,22 +208,22 @@ def _passed_on(event: str) -> Callable[..., Any]:
 
 
 for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
-    setattr(Tracker, _event, _passed_on(_event))
+    setattr(Tracker, _event, _forward_event(_event))
 
 
 def tracker_callbacks(names: Sequence[str], say: Say) -> list[Tracker]:
-    """One for each tracker of `training.report_to`."""
+    """A callback for each tracker of `training.report_to`."""
     return [Tracker(name, say) for name in names]
 
 
 def prepare_trackers(names: Sequence[str]) -> None:
-    """A tracker that would ask for a login is told to work without."""
-    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not _logged_in():
-        os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later
+    """Make trackers that would ask for a login work offline."""
+    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not _has_wandb_login():
+        os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` uploads the run later
 
 
-def _logged_in() -> bool:
-    """Whether `wandb login` left a key."""
+def _has_wandb_login() -> bool:
+    """Whether `wandb login` stored a key."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return "wandb" in netrc.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or do not count: a marker is written last, and rotation never deletes the last good one."""
+"""Complete checkpoints: a marker is written last, incomplete checkpoints are ignored, rotation keeps the last complete one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hfstrat.recipe.renamed import upgraded
 
 MARKER = "hfstrat_complete.json"
 RESUME = "training.resume_from_checkpoint"
-SMALL = 16 * 2**20  # bytes up to which a file is hashed: reading it again before use costs nothing
+MAX_HASHED = 16 * 2**20  # bytes up to which a file is hashed: it is read again before use
 CHUNK = 2**20
 
 
@@ -24,36 +24,36 @@ def step_of(folder: Path) -> int:
 
 
 def all_checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoint folders by step, whether complete or not."""
+    """All checkpoint folders by step, complete or not."""
     found = [p for p in output_dir.glob("checkpoint-*") if p.is_dir() and p.name.rsplit("-", 1)[-1].isdigit()]
     return sorted(found, key=step_of)
 
 
 def complete(output_dir: Path) -> list[Path]:
-    """Checkpoint folders by step that are complete, by the sizes of their files."""
+    """The complete checkpoint folders by step, judged by the sizes of their files."""
     return [folder for folder in all_checkpoints(output_dir) if is_complete(folder)]
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that was there when the marker was written is there in its size."""
+    """Whether all files exist with the sizes that the marker records."""
     return fault(folder, read=False) is None
 
 
 def fault(folder: Path, read: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is whole.
+    """What is wrong with a checkpoint, in words; None if it is complete.
 
     Args:
-        read: read small files again and compare hashes; else only sizes are looked at.
+        read: also read small files and compare their hashes; else only sizes are compared.
     """
     if not (folder / MARKER).is_file():
-        return f"it has no {MARKER}, so it was never finished"
+        return f"it has no {MARKER}, so saving was interrupted"
     try:
         state = _read_marker(folder)  # as it was written, of which the digest is
         sizes, hashes = dict(state["sizes"]), dict(state.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
     if state.get("digest", _digest(state)) != _digest(state):
-        return f"its {MARKER} is not what was written"
+        return f"its {MARKER} was changed"
     for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
@@ -61,17 +61,17 @@ def fault(folder: Path, read: bool = True) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
         if read and name in hashes and _sha256(file) != hashes[name]:
-            return f"{name} is not what was written: its SHA-256 differs"
+            return f"{name} was changed: its SHA-256 differs"
     return None
 
 
 def mark_complete(folder: Path, state: dict[str, Any]) -> None:
-    """Write the marker, as the last file of a checkpoint and in one move, once all else is on the disk (fsync)."""
+    """Write the marker as the last file of a checkpoint, atomically, after all other files are on the disk (fsync)."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MARKER]
     for file in files:
         _flush(file)
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
-    hashes = {name: _sha256(folder / name) for name, size in sizes.items() if size <= SMALL}
+    hashes = {name: _sha256(folder / name) for name, size in sizes.items() if size <= MAX_HASHED}
     marker = json.loads(json.dumps({"sizes": sizes, "sha256": hashes, **state}))
     partial = folder / f"{MARKER}.partial"
     partial.write_text(json.dumps(marker | {"digest": _digest(marker)}, indent=1))
@@ -81,7 +81,7 @@ def mark_complete(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk: a marker must not outlive what it vouches for, also where the power fails."""
+    """Flush to disk: after a power failure no marker may exist without the files that it describes."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -98,33 +98,33 @@ def _sha256(file: Path) -> str:
 
 
 def _digest(marker: dict[str, Any]) -> str:
-    """Of all that stands in a marker beside this."""
+    """The digest of a marker without its field `digest`."""
     text = json.dumps({key: value for key, value in marker.items() if key != "digest"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rotate(output_dir: Path, keep: int, best: str | None) -> None:
-    """Delete all but the newest `keep` complete checkpoints and the best; incomplete older ones go too."""
-    whole = complete(output_dir)
-    kept = {p.resolve() for p in whole[-keep:]}
+    """Delete all checkpoints but the best, the newest `keep` complete ones and incomplete ones newer than these."""
+    completed = complete(output_dir)
+    kept = {p.resolve() for p in completed[-keep:]}
     if best:
         kept.add(Path(best).resolve())
-    newest = step_of(whole[-1]) if whole else -1
+    newest = step_of(completed[-1]) if completed else -1
     for folder in all_checkpoints(output_dir):
         if folder.resolve() not in kept and step_of(folder) < newest:
             remove(folder)
 
 
 def remove(folder: Path) -> None:
-    (folder / MARKER).unlink(missing_ok=True)  # a deletion cut short leaves an incomplete one, not a broken one
+    (folder / MARKER).unlink(missing_ok=True)  # an interrupted deletion leaves an incomplete checkpoint, not a broken one
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_resume(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and remarks about those that were passed over and about what has changed since.
+    """The checkpoint to resume from, and remarks on those that were skipped and on changes of the recipe.
 
     Raises:
-        UserError: a named checkpoint that is missing or incomplete, or one made by another recipe.
+        UserError: a named checkpoint that is missing, incomplete or of another recipe.
     """
     if resume == "never":
         return None, []
@@ -134,12 +134,12 @@ def find_resume(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[
     for folder in reversed(all_checkpoints(output_dir)):
         if (wrong := fault(folder)) is None:
             return folder, remarks + _changes(folder, recipe)
-        remarks.append(f"{folder} is incomplete and passed over: {wrong}")
+        remarks.append(f"{folder} is incomplete and skipped: {wrong}")
     return None, remarks
 
 
 def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path, list[str]]:
-    """A checkpoint by its path, or a later one of this run, where the run began with that path and was cut off."""
+    """A checkpoint by its path, or a later one of this run, if the run was started from that path and interrupted."""
     named = Path(resume).expanduser()
     if not named.is_dir():
         raise UserError(f"{RESUME}: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
@@ -151,32 +151,32 @@ def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path,
     key = RESUME.rpartition(".")[2]
     ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get(key) == resume and fault(p) is None]
     if ours:
-        return ours[-1], [f"{ours[-1]} came from {resume} already", *_changes(ours[-1], recipe)]
+        return ours[-1], [f"{ours[-1]} already continued from {resume}", *_changes(ours[-1], recipe)]
     if later:
         raise UserError(
-            f"{RESUME}: {resume}: {output_dir} holds later checkpoints of another run, up to {later[-1].name}; set another "
+            f"{RESUME}: {resume}: {output_dir} has later checkpoints of another run, up to {later[-1].name}; set another "
             f"output_dir, remove them, or set {RESUME}: auto to resume from the last one"
         )
     return named, _changes(named, recipe)
 
 
 def _changes(folder: Path, recipe: dict[str, Any]) -> list[str]:
-    """What has changed since a checkpoint, in words.
+    """The changes of the recipe since a checkpoint, in words.
 
     Raises:
-        UserError: what may not.
+        UserError: changes that are not allowed in a resumed run.
     """
     allowed, refused = changes.compare(state_of(folder)["recipe"], recipe)
     if refused:
         raise UserError(
-            f"{folder} was made by another recipe: {'; '.join(refused)}. "
-            "Undo that to go on from it, or start afresh with --overwrite or another output_dir"
+            f"{folder} belongs to another recipe: {'; '.join(refused)}. "
+            "Undo these changes to resume from it, or start again with --overwrite or another output_dir"
         )
     return [f"changed since {folder.name}: {change}" for change in allowed]
 
 
-def goes_further(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
-    """Whether a finished run is asked to train on for longer."""
+def extends_run(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
+    """Whether the recipe now trains a finished run for longer."""
     if resume != "auto":
         return False
     newest = next((folder for folder in reversed(all_checkpoints(output_dir)) if fault(folder) is None), None)
@@ -184,7 +184,7 @@ def goes_further(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """The contents of a marker: the recipe, in today's names, and what the run had decided."""
+    """The content of a marker: the recipe, with today's names of keys, and the choices of the run."""
     state = _read_marker(folder)
     return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state
 

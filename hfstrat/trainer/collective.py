@@ -1,4 +1,7 @@
-"""What is computed once is computed by all processes of a run together, each its share, as one process would have done it."""
+"""Work that is shared by the processes of a run, with the results that a single process would have.
+
+Not accelerate's `split_between_processes` and `gather_object`, which hold all results in memory: `each` yields them in order.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ Build = Callable[[Path | None], Any]
 
 
 class ProcessGroup:
-    """The processes of a run; every method is a collective operation, called by all of them in the same order."""
+    """The processes of a run. Every method is a collective operation: all processes must call it, in the same order."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """Of the process group that is there."""
+        """The initialized process group; a single process if there is none."""
         import torch.distributed as dist
 
         if not (dist.is_available() and dist.is_initialized()):
@@ -35,16 +38,16 @@ class ProcessGroup:
 
     @cached_property
     def gloo(self) -> Any:
-        """A gloo group of all, for what is in the machine's memory; made when it is needed first."""
+        """A gloo group of all processes, for objects in CPU memory; created on first use."""
         import torch.distributed as dist
 
         return dist.new_group(backend="gloo")
 
     @cached_property
     def writers(self) -> tuple[int, ...]:
-        """One process for each cache folder that they see: machines may have one of their own.
+        """The ranks that write to the cache, one for each cache folder: machines may have separate ones.
 
-        Each leaves a file there; who sees none of a lower process is the first.
+        Each process creates a file; one that sees no file of a lower rank is the writer.
         """
         if self.size == 1:
             return (0,)
@@ -60,7 +63,7 @@ class ProcessGroup:
         return tuple(rank for rank, is_first in enumerate(self.gather(first)) if is_first)
 
     def gather(self, value: Result) -> list[Result]:
-        """Each process's value, for all of them."""
+        """The values of all processes, on all processes."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -76,15 +79,15 @@ class ProcessGroup:
             dist.barrier(group=self.gloo)
 
     def each(self, items: Sequence[Item], compute: Callable[[Item], Result], for_all: bool = False) -> Iterator[Result]:
-        """`compute` of all items, in order, each process doing every `size`-th.
+        """The results of `compute` for all items, in order; each process computes every `size`-th.
 
-        The writers get the results, the others none (`for_all`: everybody does); all have to come to the end.
+        Only writers get results (all processes with `for_all`); all must exhaust the iterator.
         """
         for start in range(0, len(items), self.size):
             place = start + self.rank
-            made = compute(items[place]) if place < len(items) else None
+            result = compute(items[place]) if place < len(items) else None
             count = min(self.size, len(items) - start)
-            yield from self.gather(made)[:count] if for_all else self._to_writers(made)[:count]  # type: ignore[misc]
+            yield from self.gather(result)[:count] if for_all else self._to_writers(result)[:count]  # type: ignore[misc]
 
     def _to_writers(self, value: Any) -> list[Any]:
         if self.size == 1:
@@ -99,7 +102,7 @@ class ProcessGroup:
         return found
 
     def fetch(self, kind: str, name: str, description: str, build: Build, needed: int = 0) -> Entry:
-        """As `cache.fetch`, of something that all build together where one of them has not got it.
+        """As `cache.fetch`, for an entry that all processes build together unless all of them find it.
 
         Raises:
             UserError, RunError: as `cache.fetch`.
@@ -108,9 +111,9 @@ class ProcessGroup:
 
         if self.size == 1:
             return cache.fetch(kind, name, description, build, needed)
-        there = cache.find(kind, name)
-        if all(self.gather(there is not None)) and there is not None:
-            return there
+        entry = cache.find(kind, name)
+        if all(self.gather(entry is not None)) and entry is not None:
+            return entry
         took_part: list[bool] = []
 
         def writing(target: Path) -> Any:
@@ -121,18 +124,18 @@ class ProcessGroup:
             cache.fetch(kind, name, description, writing, needed)
         if not took_part:
             build(None)
-        self.wait()  # the writers have written
+        self.wait()  # for the writers
         return cache.fetch(kind, name, description, _missing, needed)
 
 
 def exhaust(results: Iterable[Any]) -> None:
-    """Come to the end of `ProcessGroup.each` without a use for the results."""
+    """Exhaust `ProcessGroup.each` and ignore the results."""
     for _ in results:
         pass
 
 
 def _missing(target: Path) -> Any:
-    raise RuntimeError(f"{target}: what all processes built together is not here (process {os.environ.get('RANK', '?')})")
+    raise RuntimeError(f"{target}: the entry that all processes built is missing (rank {os.environ.get('RANK', '?')})")
 
 
 SINGLE = ProcessGroup()

@@ -1,4 +1,15 @@
-"""The processes of a run: joined, checked against what was asked for, and let go."""
+"""The processes of a run: start, checks against the request, end.
+
+State outside of objects, all of it. Environment variables, set by `hfstrat train` for the processes that it launches:
+
+- `HFSTRAT_PROCESSES`: the requested number of processes (`REQUESTED`)
+- `HFSTRAT_WRAPPING`: how they share the model: alone, ddp, fsdp, deepspeed (`WRAPPING`)
+- `HFSTRAT_OUTCOME`: the file for exit code and message (`heartbeat.FILE`); next to it, `.pid<rank>` holds a process id, and
+  `.stop` exists once the parent asked to stop (`signals`)
+
+Variables for users: `HFSTRAT_CACHE` and `HFSTRAT_CACHE_MAX` (`data.cache`). Module state, since signals and the process group
+belong to a process: `signals._received` and `heartbeat._heartbeat`.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +22,17 @@ from hfstrat.trainer import heartbeat
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-ASKED = "HFSTRAT_PROCESSES"  # set by `hfstrat train`: how many processes were asked for,
-WRAPPING = "HFSTRAT_WRAPPING"  # and how they share the model
+REQUESTED = "HFSTRAT_PROCESSES"
+WRAPPING = "HFSTRAT_WRAPPING"
 ALONE, DDP, FSDP, DEEPSPEED = "alone", "ddp", "fsdp", "deepspeed"
 WRAPPINGS = {"FSDP": FSDP, "DEEPSPEED": DEEPSPEED}  # by accelerate's distributed_type
 CLASSES = {DDP: "DistributedDataParallel", FSDP: "FSDPModule", DEEPSPEED: "DeepSpeedEngine"}
 
 
 def wrapping() -> str:
-    """How the processes were asked to share the model: by `hfstrat train`, or by what `accelerate launch` leaves behind."""
-    if asked := os.environ.get(WRAPPING):
-        return asked
+    """How the processes are to share the model, as set by `hfstrat train` or by `accelerate launch`."""
+    if requested := os.environ.get(WRAPPING):
+        return requested
     for name, kind in (("ACCELERATE_USE_DEEPSPEED", DEEPSPEED), ("ACCELERATE_USE_FSDP", FSDP)):
         if os.environ.get(name, "false").lower() == "true":
             return kind
@@ -29,19 +40,19 @@ def wrapping() -> str:
 
 
 def is_sharded() -> bool:
-    """Whether a process trains only its part of the model or of its optimiser's states."""
+    """Whether a process holds only its shard of the model or of the optimizer states."""
     return wrapping() in (FSDP, DEEPSPEED)
 
 
 def on_cpu() -> bool:
-    """Whether accelerate has to be told to train on the CPU; DeepSpeed finds out for itself (`DS_ACCELERATOR`)."""
+    """Whether accelerate needs to be set to the CPU; DeepSpeed detects it (`DS_ACCELERATOR`)."""
     import torch
 
     return not (torch.cuda.is_available() or torch.backends.mps.is_available()) and wrapping() != DEEPSPEED
 
 
 def backend() -> str | None:
-    """What accelerate does not find by itself: how DeepSpeed's processes talk where there is no GPU."""
+    """The backend of the process group where accelerate's default is wrong: gloo for DeepSpeed without a GPU."""
     import torch
 
     return "gloo" if wrapping() == DEEPSPEED and not torch.cuda.is_available() else None
@@ -51,17 +62,17 @@ def join_world() -> PartialState:
     """Start or join the process group.
 
     Raises:
-        UserError: another number of processes than was asked for, or one process that would drive several GPUs.
+        UserError: the number of processes is not the requested one, or one process would use several GPUs.
     """
     import torch
     from accelerate import PartialState
 
     world = PartialState(cpu=on_cpu(), **({"backend": named} if (named := backend()) else {}))
-    asked = int(os.environ.get(ASKED) or os.environ.get("WORLD_SIZE") or 1)
-    if world.num_processes != asked:
+    requested = int(os.environ.get(REQUESTED) or os.environ.get("WORLD_SIZE") or 1)
+    if world.num_processes != requested:
         raise UserError(
-            f"{asked} processes were asked for, but this one is alone in a world of {world.num_processes}: the launcher "
-            "started separate runs. On CPUs use `--accelerate-config cpu_ddp`, which says multi_gpu with use_cpu"
+            f"{requested} processes were requested, but the world size is {world.num_processes}: the launcher started separate "
+            "runs. On CPUs use `--accelerate-config cpu_ddp` (distributed_type: MULTI_GPU with use_cpu: true)"
         )
     if world.num_processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(
@@ -73,34 +84,34 @@ def join_world() -> PartialState:
 
 
 def check_wrapped(wrapped: Any, processes: int) -> None:
-    """Refuse a model that is wrapped in another way than was asked for: it would train, but not as one run.
+    """Refuse a model that is not wrapped as requested: it would be trained, but not as one run.
 
     Args:
         wrapped: the model as the Trainer trains it.
 
     Raises:
-        UserError: the way out.
+        UserError: what to change.
     """
     kinds = [cls.__name__ for cls in type(wrapped).__mro__]
     if "DataParallel" in kinds:
         raise UserError(
-            "the model is wrapped in DataParallel, whose loss and gradients are other ones; use `hfstrat train RECIPE "
+            "the model is wrapped in DataParallel, which changes loss and gradients; use `hfstrat train RECIPE "
             "--num-processes N` with as many processes as GPUs, or CUDA_VISIBLE_DEVICES=0 for one"
         )
-    asked = wrapping()
-    wanted = CLASSES.get(asked)
-    if wanted is None or wanted in kinds or (asked == DDP and processes == 1):
+    requested = wrapping()
+    wanted = CLASSES.get(requested)
+    if wanted is None or wanted in kinds or (requested == DDP and processes == 1):
         return
     cure = {
         DDP: "start it with `hfstrat train RECIPE --num-processes N`, or with torchrun",
         FSDP: "FSDP needs GPUs and an Accelerate config with distributed_type: FSDP (fsdp2); on CPUs use cpu_ddp",
         DEEPSPEED: "an Accelerate config with distributed_type: DEEPSPEED (deepspeed_zero2 or deepspeed_zero3) starts it",
-    }[asked]
-    raise UserError(f"{wanted} was asked for, and the model is wrapped in {kinds[0]}: it would not be the same run; {cure}")
+    }[requested]
+    raise UserError(f"the model should be wrapped in {wanted}, but it is a {kinds[0]}: {cure}")
 
 
 def leave_world() -> None:
-    """Let the other processes go: what follows is the first one's alone."""
+    """End the process group: only the main process continues."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

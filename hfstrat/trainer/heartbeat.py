@@ -1,7 +1,8 @@
-"""Who of the world is still there: each process says so every few seconds, and one that falls silent is named.
+"""Heartbeats between processes: one that stops sending is reported by rank and host.
 
-When a machine dies, its peers wait in a collective operation: gloo hears of a closed connection at once, NCCL's own watchdog
-comes after ten minutes, and neither says who. So each process keeps a beat in the store where the processes met.
+When a machine dies, the others wait in a collective operation: gloo detects a closed connection at once, NCCL's watchdog acts
+after ten minutes, and neither reports which process is missing. So each process writes a heartbeat to the rendezvous store.
+torchelastic reports failures only on its own machine.
 """
 
 from __future__ import annotations
@@ -19,40 +20,32 @@ from typing import Any
 
 from hfstrat import errors
 
-BEAT = 2.0  # seconds from one sign of life to the next
-
-
-SILENCE = 40.0  # after which a process counts as gone
-
-
-AFTER_ERROR = 8.0  # the same, where a connection has broken already
-
-
+BEAT = 2.0  # seconds between heartbeats
+SILENCE = 40.0  # seconds without one after which a process counts as lost
+AFTER_ERROR = 8.0  # the same, after a connection broke
 BROKEN = ("closed by peer", "connection reset", "connection refused", "broken pipe", "timeout", "nccl", "gloo")
-
-
-LAUNCHER = "the launcher's meeting place (on the machine of rank 0)"
+LAUNCHER = "the rendezvous store (on the machine of rank 0)"
 
 
 class Heartbeat:
-    """The beats of a world, read and kept by a thread of this process's own.
+    """Sends this process's heartbeat and reads those of the others, in a thread.
 
     Args:
-        store: anything with `set`, `get` and `check`: a connection of its own to where the processes met.
+        store: anything with `set`, `get` and `check`: a separate connection to the rendezvous store.
     """
 
     def __init__(self, store: Any, rank: int, size: int, silence: float = SILENCE) -> None:
         self.store, self.rank, self.size, self.silence = store, rank, size, silence
-        self.seen: dict[int, tuple[bytes, float]] = {}  # of each other: its last beat, and when it changed
+        self.seen: dict[int, tuple[bytes, float]] = {}  # of the other ranks: the last heartbeat, and when it changed
         self.hosts: dict[int, str] = {}
         self.lost_store: str | None = None
         self.attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hfstrat-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="hfstrat-heartbeat", daemon=True)
 
     def start(self) -> None:
         self.store.set(self._key("host", self.rank), socket.gethostname())
-        self.store.set(self._key("beat", self.rank), "0")  # who dies in the first seconds has been heard of
+        self.store.set(self._key("beat", self.rank), "0")  # also for a process that dies in its first seconds
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,26 +53,26 @@ class Heartbeat:
         self._thread.join(timeout=2 * BEAT)
 
     def silent(self, longer_than: float) -> list[int]:
-        """The processes whose beat has not changed for so many seconds; those never heard of yet do not count."""
+        """The ranks whose heartbeat is older than so many seconds; those never seen do not count."""
         now = time.monotonic()
         return [rank for rank, (_, since) in sorted(self.seen.items()) if now - since > longer_than]
 
-    def named(self, ranks: list[int]) -> str:
-        """A sentence about processes that are gone."""
+    def describe(self, ranks: list[int]) -> str:
+        """A sentence about processes that are lost."""
         words = [f"rank {rank}{f' on {self.hosts[rank]}' if rank in self.hosts else ''}" for rank in ranks]
         return (
-            f"{' and '.join(words) or self.lost_store} {'is' if len(words) < 2 else 'are'} gone: no sign of life any more. The "
-            "same command, on all machines, goes on from the last complete checkpoint"
+            f"{' and '.join(words) or self.lost_store} {'is' if len(words) < 2 else 'are'} gone: no heartbeat any more. The "
+            "same command, on all machines, resumes from the last complete checkpoint"
         )
 
-    def who_is_gone(self, patience: float = 3 * AFTER_ERROR) -> str | None:
-        """After a broken connection: wait until somebody has been silent for a while; None if nobody is."""
-        with suppress(Exception):  # in the first seconds the thread may not have listened yet
-            self._listen()
+    def find_lost(self, patience: float = 3 * AFTER_ERROR) -> str | None:
+        """A sentence about the process that stopped sending heartbeats, after a broken connection; None if all send."""
+        with suppress(Exception):  # in the first seconds the thread may not have read anything yet
+            self._read()
         end = time.monotonic() + patience
         while time.monotonic() < end:
             if (ranks := self.silent(AFTER_ERROR)) or self.lost_store:
-                return self.named(ranks)
+                return self.describe(ranks)
             time.sleep(BEAT / 4)
         return None
 
@@ -89,9 +82,9 @@ class Heartbeat:
             number += 1
             try:
                 self.store.set(self._key("beat", self.rank), str(number))
-                self._listen()
+                self._read()
                 failing_since = 0.0
-            except Exception as error:  # the store's errors are of many kinds
+            except Exception as error:  # the store raises many kinds of errors
                 if self._stop.is_set():
                     return
                 failing_since = failing_since or time.monotonic()
@@ -100,9 +93,9 @@ class Heartbeat:
                     continue
             gone = self.silent(self.silence)
             if (gone or failing_since) and not self._stop.is_set():
-                self._end(self.named(gone))
+                self._end(self.describe(gone))
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         for other in (rank for rank in range(self.size) if rank != self.rank):
             key = self._key("beat", other)
             if not self.store.check([key]):
@@ -114,8 +107,7 @@ class Heartbeat:
                 self.seen[other] = (beat, time.monotonic())
 
     def _end(self, sentence: str) -> None:
-        """The main thread waits in a collective operation that will never end: nothing but leaving helps."""
-
+        """Report and exit: the main thread waits in a collective operation that will never end."""
         print(f"rank {self.rank}: {sentence}", file=sys.stderr, flush=True)
         note(errors.CRASH, sentence)
         os._exit(errors.CRASH)
@@ -124,12 +116,12 @@ class Heartbeat:
         return f"hfstrat/{self.attempt}/{what}/{rank}"
 
 
-_watch: Heartbeat | None = None
+_heartbeat: Heartbeat | None = None
 
 
 def begin(rank: int, size: int) -> None:
-    """Watch the world that this process has joined; nothing where it is alone, or met the others elsewhere than at a store."""
-    global _watch
+    """Start heartbeats, unless this is the only process or there is no rendezvous store."""
+    global _heartbeat
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if size == 1 or not address or not port:
         return
@@ -137,37 +129,37 @@ def begin(rank: int, size: int) -> None:
 
     try:
         store = TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=SILENCE / 2))
-    except Exception:  # another kind of meeting place: nobody is watched, and the libraries' own watchdogs remain
+    except Exception:  # another kind of rendezvous: only the libraries' own watchdogs remain
         return
-    _watch = Heartbeat(store, rank, size)
-    _watch.start()
+    _heartbeat = Heartbeat(store, rank, size)
+    _heartbeat.start()
 
 
 def end() -> None:
-    """The processes part in peace."""
-    global _watch
-    if _watch is not None:
-        _watch.stop()
-        _watch = None
+    """Stop heartbeats: the processes end in an orderly way."""
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.stop()
+        _heartbeat = None
 
 
-class Gone(errors.RunError):
-    """Another process is not there any more."""
+class ProcessLost(errors.RunError):
+    """Another process does not exist any more."""
 
 
-def named(error: BaseException) -> errors.RunError:
-    """As `errors.named`; where a connection broke, with who is gone."""
+def explain(error: BaseException) -> errors.RunError:
+    """`errors.named`, or after a broken connection the process that is lost."""
     text = str(error).lower()
     is_broken = not isinstance(error, errors.RunError) and any(words in text for words in BROKEN)
-    gone = _watch.who_is_gone() if _watch is not None and is_broken else None
-    return Gone(gone) if gone else errors.named(error)
+    gone = _heartbeat.find_lost() if _heartbeat is not None and is_broken else None
+    return ProcessLost(gone) if gone else errors.named(error)
 
 
-FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` when it goes through a launcher
+FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` if it uses a launcher
 
 
 def note(code: int, sentence: str) -> None:
-    """Leave it for the launcher's parent, where there is one that has not heard of an end yet."""
+    """Write the outcome for the launcher's parent, if it has one and no other process has written it."""
     rank, file = int(os.environ.get("RANK", "0")), os.environ.get(FILE)
     if file and (code or rank == 0) and not Path(file).exists():
         partial = Path(f"{file}.{rank}")

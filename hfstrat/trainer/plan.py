@@ -1,4 +1,4 @@
-"""How many steps, how many sequences at a time: the recipe's wishes as numbers for this machine and these data."""
+"""The numbers of a run: steps, batch sizes and intervals, from the recipe, the data and the number of processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hfstrat.recipe import format
 from hfstrat.recipe.schema import Training
 from hfstrat.recipe.section import seconds
 
-CPU_TOKENS = 512  # per forward pass: more only grows the activations past the caches (benchmarks/micro_batch.py)
-CPU_MULTIPLE = 16  # widths of batches, few since kernels are compiled for each
-MOST_TOKENS = 16_384  # of the longest rows in one forward pass, where memory is not measured
-ENDLESS = 10**7
+CPU_TOKENS = 512  # per forward pass: with more, activations exceed the caches (benchmarks/micro_batch.py)
+CPU_MULTIPLE = 16  # of the widths of batches: kernels are compiled for each width
+MAX_TOKENS = 16_384  # of the longest examples in one forward pass, if memory is not measured
+ENDLESS = 10**7  # steps, if only a time limit ends the run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run. `rows_at_once` x `accumulation` x `processes` = `global_batch_size` (or `bins`, if packed), always."""
+    """The numbers of a run. `rows_at_once` x `accumulation` x `processes` = `global_batch_size` (`bins`, if packed)."""
 
     steps: int
     global_batch_size: int
@@ -33,11 +33,11 @@ class Plan:
     save_every: int
     rows: int
     time_limit: float | None = None
-    eval_share: float | None = None  # of the time limit between evaluations, where the clock decides
+    eval_share: float | None = None  # of the time limit between evaluations, if a time limit is set
     checkpointing: bool = False  # activations are recomputed
-    packed: bool | None = None  # what an interrupted run did
-    bins: int | None = None  # rows of a step after packing; None: not packed
-    bins_at_once: int = 1  # of them in one forward pass
+    packed: bool | None = None  # the choice of an interrupted run
+    bins: int | None = None  # packed rows per step; None: not packed
+    bins_at_once: int = 1  # packed rows per forward pass
 
     @property
     def accumulation(self) -> int:
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def rows_at_once(self) -> int:
-        """Batch rows of one forward pass: sequences, or bins of them."""
+        """Rows of one forward pass: sequences, or packed bins."""
         return self.bins_at_once if self.bins else self.micro_batch
 
     @property
@@ -67,20 +67,21 @@ def make_plan(
     processes: int,
     stored: dict[str, Any] | None = None,
 ) -> Plan:
-    """Turn the recipe's `training:` into numbers.
+    """The plan for the section `training` of a recipe.
 
     Args:
-        lengths: tokens of each training row.
-        eval_lengths: tokens of each evaluation row, longest first.
-        processes: how many share a global batch.
-        stored: what an interrupted run chose (its checkpoint's marker); it is kept, so that the resumed run is the same run.
+        lengths: tokens of each training example.
+        eval_lengths: tokens of each evaluation example, longest first.
+        processes: the number of processes that share a global batch.
+        stored: the choices of an interrupted run, from its checkpoint's marker; they are kept, so that the resumed run equals
+            an uninterrupted one.
 
     Raises:
-        UserError: a global batch that these processes and this micro-batch cannot make, or step counts that do not fit.
+        UserError: a global batch size that is not divisible by processes and micro-batch, or step counts that do not match.
     """
     stored, ask = stored or {}, training.activation_checkpointing
-    share = share_of(training.global_batch_size, processes)
-    steps = steps_of(training, len(lengths))
+    share = sequences_per_process(training.global_batch_size, processes)
+    steps = number_of_steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
     save_every = eval_every if training.save_steps is None else _every(training.save_steps, steps)
@@ -95,8 +96,9 @@ def make_plan(
         micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
     elif share % micro:
         raise UserError(
-            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences that each of {processes} "
-            f"process(es) has in a global batch of {training.global_batch_size}; expected one of {_listed(divisors(share))}"
+            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences per process of a "
+            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of "
+            f"{', '.join(map(str, divisors(share)))}"
         )
     wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
     eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish
@@ -116,8 +118,12 @@ def make_plan(
     )
 
 
-def share_of(global_batch_size: int, processes: int) -> int:
-    """Sequences of a global batch that one process has. Raises UserError with the nearest sizes that can be split."""
+def sequences_per_process(global_batch_size: int, processes: int) -> int:
+    """Sequences of a global batch on one process.
+
+    Raises:
+        UserError: a size that is not divisible, with the nearest ones that are.
+    """
     if global_batch_size % processes:
         below = global_batch_size // processes * processes
         near = [str(size) for size in (below, below + processes) if size]
@@ -128,8 +134,8 @@ def share_of(global_batch_size: int, processes: int) -> int:
     return global_batch_size // processes
 
 
-def steps_of(training: Training, rows: int) -> int:
-    """Optimiser steps at most: the least that the recipe says; `ENDLESS` where only the clock ends it."""
+def number_of_steps(training: Training, rows: int) -> int:
+    """The maximum number of optimizer steps; `ENDLESS` if only a time limit ends the run."""
     wishes = [ENDLESS] if training.max_time else []
     if training.max_steps is not None:
         wishes.append(training.max_steps)
@@ -146,23 +152,19 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 def modest_micro_batch(share: int, lengths: Sequence[int] | np.ndarray) -> int:
-    """A divisor of `share` that keeps the typical forward pass near CPU_TOKENS and the longest within MOST_TOKENS."""
-    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MOST_TOKENS / float(np.max(lengths)))
+    """A divisor of `share` with about CPU_TOKENS in a typical forward pass and at most MAX_TOKENS in the longest."""
+    wanted = min(CPU_TOKENS / float(np.mean(lengths)), MAX_TOKENS / float(np.max(lengths)))
     return max(d for d in divisors(share) if d <= max(1.0, wanted))
 
 
 def modest_eval_batch(micro: int, longest: int) -> int:
-    """Twice as many rows as in training, as far as the longest stay within MOST_TOKENS."""
-    return max(1, min(2 * micro, MOST_TOKENS // longest))
+    """Twice the micro-batch, limited to MAX_TOKENS of the longest examples."""
+    return max(1, min(2 * micro, MAX_TOKENS // longest))
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share` for which a measured worst-case step fits into memory.
+    """The largest divisor of `share` whose measured worst-case step fits into memory.
 
     Raises:
         UserError: not even one sequence fits.
@@ -171,6 +173,6 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
         if fits(micro):
             return micro
     raise UserError(
-        "training.per_device_train_batch_size: not even one sequence of the longest length fits into memory; "
-        "set training.activation_checkpointing: true, lower data.max_length, or take strategy lora"
+        "training.per_device_train_batch_size: a single sequence of the maximum length does not fit into memory; "
+        "set training.activation_checkpointing: true, lower data.max_length, or use strategy lora"
     )

@@ -1,4 +1,4 @@
-"""What a run says: one voice (the first process's), a progress bar, plain lines where there is no terminal."""
+"""Progress of a run on the main process: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from hfstrat.data.collate import BatchOrder
+from hfstrat.recipe.format import clock, rate
 
-LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+LINE_EVERY = 10.0  # seconds between progress lines without a terminal
 
 
 def make_console(main: bool) -> Console:
@@ -24,29 +25,27 @@ def make_console(main: bool) -> Console:
     return console
 
 
-def clock_text(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class ProgressReport(TrainerCallback):
-    """Steps, loss, real tokens per second and time left, as a bar or as lines."""
+    """Steps, loss, tokens per second (without padding) and time left; evaluations.
+
+    Args:
+        describe: formats the metrics of an evaluation.
+    """
 
     def __init__(
-        self, console: Console, order: BatchOrder, time_limit: float | None, said: Callable[[dict[str, float]], str]
+        self, console: Console, order: BatchOrder, time_limit: float | None, describe: Callable[[dict[str, float]], str]
     ) -> None:
-        self.console, self.order, self.time_limit, self.said = console, order, time_limit, said
+        self.console, self.order, self.time_limit, self.describe = console, order, time_limit, describe
         self.tokens = 0
-        self.trainer_counts = False  # tokens: of rows that are made on the way
-        self.seconds = 0.0  # of training, loading of batches included, evaluations and checkpoints not
+        self.trainer_counts = False  # whether the trainer counts tokens, because it generates examples itself
+        self.seconds = 0.0  # of training with data loading, without evaluations and checkpoints
         self.loss: float | None = None
-        self.evaluated = ""  # what an evaluation outside of training is of
+        self.evaluated = ""  # the name of an evaluation outside of training
         self._bar: Progress | None = None
         self.first_step = 0  # of this session
-        self.curve: list[dict[str, float]] = []  # evaluations on the way, by step, tokens and seconds since training began
+        self.curve: list[dict[str, float]] = []  # evaluations during training, with step, tokens and seconds since its start
         self._started = self._since = self._last_line = 0.0
-        self._seen = 0  # tokens, where the trainer counts them
+        self._seen = 0  # tokens, if the trainer counts them
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,7 +71,7 @@ class ProgressReport(TrainerCallback):
         seen = state.num_input_tokens_seen
         self.tokens += seen - self._seen if self.trainer_counts else self.order.tokens(state.global_step - 1)
         self._seen = seen
-        if not control.should_log:  # else once this step's loss is known
+        if not control.should_log:  # else in on_log, with the loss of this step
             self._show(state, now)
 
     def _show(self, state: Any, now: float) -> None:
@@ -92,7 +91,7 @@ class ProgressReport(TrainerCallback):
         else:
             left = self.seconds / max(done, 1) * (state.max_steps - state.global_step)
         loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
-        return f"{loss}{self.tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
+        return f"{loss}{rate(self.tokens_per_second)}  {clock(left)} left"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
@@ -101,26 +100,26 @@ class ProgressReport(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()
-        if metrics and not self.evaluated:  # else it is of the result
-            self._started = self._started or self._since  # a head that is solved has no beginning
+        if metrics and not self.evaluated:  # else it belongs to the result
+            self._started = self._started or self._since  # a solved head has no start of training
             at = {"step": state.global_step, "seconds": self._since - self._started, "tokens": self.tokens}
             self.curve.append({**at, **{name: value for name, value in metrics.items() if name.startswith("eval_")}})
         if metrics and state.is_world_process_zero:
-            said = self.said({name.removeprefix("eval_"): value for name, value in metrics.items()})
-            self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {said}")
+            text = self.describe({name.removeprefix("eval_"): value for name, value in metrics.items()})
+            self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {text}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Restore the terminal, also after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def show_answers(console: Console, answers: list[dict[str, str]]) -> None:
-    """Prompts answered before and after, side by side."""
+    """Print the answers to prompts before and after training, side by side."""
     if not answers:
         return
     table = Table(show_lines=True, width=min(console.width, 160))

@@ -1,4 +1,7 @@
-"""What makes a run one run, however often it is cut off: complete checkpoints, a stop after the step, the same state again."""
+"""Resuming: complete checkpoints, a stop after the current step, and the same state as in an uninterrupted run.
+
+The private methods of Trainer that are overridden here are listed in `overrides`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from hfstrat import errors
 from hfstrat.recipe import changes
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.callbacks import Patience
-from hfstrat.trainer.signals import Agreement, after_the_step
+from hfstrat.trainer.signals import Agreement, deferred
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -22,16 +25,20 @@ else:
     Base = object
 
 
-class Cut(Exception):
-    """An evaluation ends here, since the run was asked to stop."""
+class EvaluationInterrupted(Exception):
+    """An evaluation was interrupted by a stop request."""
 
 
 class Resumable(Base):  # type: ignore[misc]
-    """The part of StrategyTrainer that saves, stops and goes on.
+    """The part of StrategyTrainer that saves, stops and resumes.
 
-    `checkpoint` is what this session goes on from, `keep` how many complete checkpoints stay, `marker_state` what their
-    markers hold beside sizes and hashes, `say` shows a line to the user. `start_counts` is whether the weights before
-    training may be the best, `counts_tokens` whether the trainer's state counts them, since it makes rows itself.
+    Attributes:
+        checkpoint: the one that this session resumes from.
+        keep: the number of complete checkpoints to keep.
+        marker_state: the content of their markers, apart from sizes and hashes.
+        say: prints a line.
+        start_counts: whether the untrained weights may be the best.
+        counts_tokens: whether the trainer's state counts tokens, because it generates examples itself.
     """
 
     start_counts: ClassVar[bool] = True
@@ -45,56 +52,56 @@ class Resumable(Base):  # type: ignore[misc]
     lr_scheduler: Any
     sampler: Any
 
-    def _be_resumable(self) -> None:
+    def _init_resumable(self) -> None:
         self.checkpoint = None
         self._agreement = Agreement(self.args.world_size)
         self._steps_before: int | None = None
         self._saved_step: int | None = None
         self._best_saved: tuple[Any, Any, Any] = (None, None, None)
-        self._in_steps = self._owes_evaluation = False
+        self._in_steps = self._evaluation_pending = False
 
-    # going on
+    # resuming
 
     def _load_callback_state(self) -> None:
-        """State and callbacks as they were; what the recipe may change since is as it says now."""
+        """State and callbacks as stored, with the settings of the present recipe."""
         given = {type(callback): callback for callback in self.callback_handler.callbacks}
-        super()._load_callback_state()  # makes the callbacks anew, with their old settings
+        super()._load_callback_state()  # creates the callbacks again, with their old settings
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "follow"):
                 callback.follow(given[type(callback)])
-            if hasattr(callback, "state"):  # one that is new here: Trainer saves only those it knows
+            if hasattr(callback, "state"):  # a new one: Trainer saves only callbacks that it knows
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         self._steps_before = self.state.max_steps
-        self._owes_evaluation = self.control.should_evaluate  # it is on in a checkpoint only where one was cut short
+        self._evaluation_pending = self.control.should_evaluate  # set in a checkpoint only if one was interrupted
         self.state.compute_steps(self.args, self.args.max_steps)
         self.sampler.begin(self.state.global_step)
         self._find_best()
 
     def _find_best(self) -> None:
-        """The best checkpoint beside the one we go on from, which may have been moved; forgotten where it is gone."""
+        """Find the best checkpoint next to the resumed one, whose folder may have been moved; forget it if it is missing."""
         state, here = self.state, self.checkpoint
         if state.best_global_step is None or here is None:
             return
         if changes.evaluates_on_others(checkpoints.state_of(here)["recipe"], self.marker_state["recipe"]):
-            self._forget_best("evaluations are on other rows from now on")
+            self._forget_best("the evaluation data has changed")
             return
         places = [here.parent / f"checkpoint-{state.best_global_step}", Path(state.best_model_checkpoint or here)]
         found = [p for p in places if checkpoints.step_of(p) == state.best_global_step and checkpoints.fault(p) is None]
         if found:
             state.best_model_checkpoint = str(found[0])
         elif state.best_global_step and self.args.load_best_model_at_end:
-            self._forget_best(f"the best weights so far, {places[0]}, are gone or broken")
+            self._forget_best(f"the best checkpoint, {places[0]}, is missing or incomplete")
         self._best_saved = self._best()
 
     def _forget_best(self, reason: str) -> None:
-        self.say(f"{reason}: the best is looked for from here on")
+        self.say(f"{reason}: tracking the best checkpoint restarts here")
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, Patience):
                 callback.early_stopping_patience_counter = 0
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """A schedule over another number of steps has its own rate for the next one; the stored rate is the old one's."""
+        """After a change of the number of steps the learning rate comes from the new schedule, not from the checkpoint."""
         super()._load_optimizer_and_scheduler(checkpoint)
         schedule: Any = self.lr_scheduler
         if checkpoint is None or self._steps_before == self.state.max_steps or not hasattr(schedule, "lr_lambdas"):
@@ -107,12 +114,12 @@ class Resumable(Base):  # type: ignore[misc]
     # evaluations
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's; random numbers are left as they were, so that training is the same however often it is evaluated."""
-        with torch.random.fork_rng(devices=[]):  # a data loader draws one for its workers
+        """Trainer's evaluation with the random state restored: training does not depend on the number of evaluations."""
+        with torch.random.fork_rng(devices=[]):  # a data loader draws a seed for its workers
             return super().evaluate(*args, **kwargs)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """The loss before training is one that training has to beat: if it never does, those weights are the best."""
+        """The evaluation before training counts: if training never improves on it, the untrained weights are the best."""
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
         if skip_scheduler and self.start_counts:
             self._determine_best_metric(metrics=metrics, trial=trial)
@@ -122,11 +129,11 @@ class Resumable(Base):  # type: ignore[misc]
             self.control.should_save = False
         return metrics
 
-    def _make_up_for_evaluation(self) -> None:
-        """The evaluation that an interruption cut short comes before anything else."""
-        if not self._owes_evaluation:
+    def _repeat_evaluation(self) -> None:
+        """Repeat an evaluation that was interrupted, before anything else."""
+        if not self._evaluation_pending:
             return
-        self._owes_evaluation = False
+        self._evaluation_pending = False
         self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
         if self.state.best_global_step == self.state.global_step and self.checkpoint is not None:
             self.state.best_model_checkpoint = str(self.checkpoint)
@@ -136,10 +143,10 @@ class Resumable(Base):  # type: ignore[misc]
     # stopping
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self._make_up_for_evaluation()
-        if self.control.should_training_stop:  # a callback had ended this run before it was cut off
+        self._repeat_evaluation()
+        if self.control.should_training_stop:  # a callback had ended this run before it was interrupted
             return
-        with after_the_step():
+        with deferred():
             self._in_steps = True
             try:
                 super()._run_epoch(*args, **kwargs)
@@ -149,27 +156,28 @@ class Resumable(Base):  # type: ignore[misc]
             raise KeyboardInterrupt
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._make_up_for_evaluation()
+        self._repeat_evaluation()
         return super()._finalize_training(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        due, stops = self.control.should_evaluate, self._agreement.asked()
+        due, stops = self.control.should_evaluate, self._agreement.stop_requested()
         if stops:  # only log
             self.control.should_evaluate = self.control.should_save = False
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        except Cut:
+        except EvaluationInterrupted:
             stops = True
         if stops:
             self.control.should_evaluate = due
             self._stop(model, trial)
 
-    def stop_evaluating_if_asked(self) -> None:
-        if self._in_steps and self._agreement.asked():
-            raise Cut
+    def interrupt_evaluation(self) -> None:
+        """End an evaluation during training if a stop was requested."""
+        if self._in_steps and self._agreement.stop_requested():
+            raise EvaluationInterrupted
 
     def _stop(self, model: Any, trial: Any) -> None:
-        """Save and go; an evaluation that is due is kept in the checkpoint as due."""
+        """Save a checkpoint, which records an evaluation that is still pending, and end the run."""
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(model, trial)
         raise KeyboardInterrupt
@@ -180,13 +188,13 @@ class Resumable(Base):  # type: ignore[misc]
         return self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As Trainer's, with the marker as its last file; rotation is ours."""
+        """Trainer's checkpoint with the marker as its last file; then our rotation."""
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / checkpoints.MARKER).unlink(missing_ok=True)  # an older one of that name is being overwritten
+            (folder / checkpoints.MARKER).unlink(missing_ok=True)  # an older checkpoint of that name is overwritten
         try:
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # the marker says that every process has written its part
+            self.accelerator.wait_for_everyone()  # the marker states that every process has written its part
             if self.args.should_save:
                 checkpoints.mark_complete(folder, self.marker_state)
         except Exception as error:
@@ -197,10 +205,10 @@ class Resumable(Base):  # type: ignore[misc]
         self._saved_step, self._best_saved = self.state.global_step, self._best()
         if self.args.should_save:
             checkpoints.rotate(folder.parent, self.keep, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()  # nobody leaves while the first process is at it
+        self.accelerator.wait_for_everyone()  # no process exits before rotation is done
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Under FSDP, saving the state of an optimiser that has not stepped would make one: before step 1 there is none."""
+        """Under FSDP only the model is saved before step 1: saving would create the state of an optimizer without steps."""
         if not self.is_fsdp_enabled or self.state.global_step:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -208,17 +216,19 @@ class Resumable(Base):  # type: ignore[misc]
         save_fsdp_model(plugin, self.accelerator, self.model, output_dir, **get_fsdp_ckpt_kwargs())
 
     def _not_saved(self, folder: Path, end: errors.RunError, error: Exception) -> None:
-        """Without room for a checkpoint training goes on, with those there are; several processes cannot agree on that now."""
+        """Continue with the existing checkpoints if the disk is full; several processes cannot agree on that and end."""
         if end.code != errors.DISK_FULL:
             raise error
         checkpoints.remove(folder)
-        whole = checkpoints.complete(folder.parent)
-        kept = f"the last complete one is {whole[-1]}" if whole else "there is none yet"
+        completed = checkpoints.complete(folder.parent)
+        kept = f"the last complete checkpoint is {completed[-1]}" if completed else "no complete checkpoint exists yet"
         if self.args.world_size > 1:
-            raise errors.RunError(f"the disk is full: no checkpoint-{self.state.global_step}; {kept}", end.code) from error
-        if self.state.best_global_step == self.state.global_step:  # its weights will be gone
+            raise errors.RunError(
+                f"the disk is full: checkpoint-{self.state.global_step} was not saved; {kept}", end.code
+            ) from error
+        if self.state.best_global_step == self.state.global_step:  # its weights will be lost
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self._best_saved
         self.say(
-            f"the disk is full: no checkpoint-{self.state.global_step}; {kept}. Training goes on; free some room, or it will "
-            "end without a result"
+            f"the disk is full: checkpoint-{self.state.global_step} was not saved; {kept}. Training continues; free some disk "
+            "space, or the result cannot be saved"
         )

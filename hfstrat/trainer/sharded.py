@@ -1,7 +1,7 @@
-"""Models in pieces (FSDP2, ZeRO): an outline is kept, and filled when the pieces are brought together at the end.
+"""Sharded models (FSDP2, ZeRO): an outline without weights is kept, and filled with the gathered weights after training.
 
-Until it is wrapped, each process has the whole model on the CPU, and everything is as it is elsewhere. From then on a process
-has its piece. After training the outline gets the weights of all, and what is compared, shown and saved is an ordinary model.
+Until it is wrapped, each process has the complete model on the CPU, as without sharding; then it has only its shard. After
+training all weights are gathered into the outline, so that what is compared, printed and saved is an ordinary model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
 
 
-def load_whole() -> None:
-    """Have models loaded whole: accelerate tells transformers of ZeRO-3 also where `zero3_init_flag` is false."""
+def disable_sharded_loading() -> None:
+    """Make transformers load complete models: accelerate enables ZeRO-3 loading even if `zero3_init_flag` is false."""
     if distributed.wrapping() == distributed.DEEPSPEED:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -31,14 +31,14 @@ def load_whole() -> None:
 
 
 def outline(model: nn.Module) -> nn.Module | None:
-    """A copy of the model that has no weights and takes no memory; None where the model stays whole."""
+    """A copy of the model without weights, which uses no memory; None if the model is not sharded."""
     if not distributed.is_sharded():
         return None
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, empty)
 
 
-def bring_together(trainer: Trainer, whole: nn.Module, base: Base) -> None:
+def gather_model(trainer: Trainer, whole: nn.Module, base: Base) -> None:
     """Give each process the complete trained model in `whole`, its outline, and release the shards; a collective operation."""
     pieces = trainer.accelerator.unwrap_model(trainer.model)
     fill(whole, pieces)
@@ -48,24 +48,24 @@ def bring_together(trainer: Trainer, whole: nn.Module, base: Base) -> None:
     name = next(name for name, module in pieces.named_modules() if module is base.model)
     base.model = whole.get_submodule(name)  # type: ignore[assignment]
     trainer.model = trainer.model_wrapped = whole
-    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # from here on it is like any other
+    trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # from here on it is an ordinary model
     trainer.deepspeed = None
-    load_whole()
-    place(whole, trainer.args.device)
+    disable_sharded_loading()
+    move_if_it_fits(whole, trainer.args.device)
 
 
 @torch.no_grad()
 def fill(whole: nn.Module, pieces: nn.Module) -> None:
-    """Copy all weights of a model in pieces into an outline of it, on the CPU."""
+    """Copy all weights of a sharded model into its outline, on the CPU."""
     here = dict(pieces.named_parameters())
     for name, empty in whole.named_parameters():
-        value = nn.Parameter(gathered(here[name]).cpu(), empty.requires_grad)
-        torch.utils.swap_tensors(empty, value)  # type: ignore[no-untyped-call]  # it stays the same object, for those who share it
+        value = nn.Parameter(gather_parameter(here[name]).cpu(), empty.requires_grad)
+        torch.utils.swap_tensors(empty, value)  # type: ignore[no-untyped-call]  # keeps the object, for references to it
 
 
 @torch.no_grad()
-def gathered(piece: Any) -> torch.Tensor:
-    """A parameter with all its numbers, in the precision it learns in; a collective operation."""
+def gather_parameter(piece: Any) -> torch.Tensor:
+    """The complete parameter, in the precision of training; a collective operation."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(piece, DTensor):
@@ -87,8 +87,8 @@ def gathered(piece: Any) -> torch.Tensor:
         return piece.detach().clone()
 
 
-def place(model: nn.Module, device: torch.device) -> bool:
-    """Move a whole model to the device where it has room for it twice; says whether it has."""
+def move_if_it_fits(model: nn.Module, device: torch.device) -> bool:
+    """Move a complete model to the device if its free memory is twice the model's size; returns whether it is there."""
     if device.type != "cuda":
         return True
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -99,8 +99,12 @@ def place(model: nn.Module, device: torch.device) -> bool:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """For a while on the device, where there is room: a model that will be shared out waits on the CPU, which is slow."""
-    moved = distributed.is_sharded() and next(model.parameters()).device.type == "cpu" != device.type and place(model, device)
+    """Move a model to the device for the duration, if it fits: until it is sharded, a model is on the CPU, which is slow."""
+    moved = (
+        distributed.is_sharded()
+        and next(model.parameters()).device.type == "cpu" != device.type
+        and move_if_it_fits(model, device)
+    )
     try:
         yield
     finally:
@@ -110,7 +114,7 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def reduce_in_float32(trainer: Trainer) -> None:
-    """Under FSDP2: gradients are summed in float32, and what a forward gives is not rounded to 16 bits (losses, logits)."""
+    """Under FSDP2, sum gradients in float32, and do not round outputs (losses, logits) to 16 bits."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     policy = getattr(plugin, "mixed_precision_policy", None)
     if plugin is None or policy is None:
@@ -120,10 +124,10 @@ def reduce_in_float32(trainer: Trainer) -> None:
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=policy.param_dtype, reduce_dtype=torch.float32)
 
 
-def remark(base: Base) -> None:
-    """Say what is different about this run."""
+def add_remark(base: Base) -> None:
+    """Add a remark on what is different in a sharded run."""
     how = {distributed.FSDP: "FSDP2", distributed.DEEPSPEED: "DeepSpeed"}[distributed.wrapping()]
     base.say(
-        f"{how}: the micro-batch is not measured and rows are not packed, since no process has the whole model on its device; "
-        "training.per_device_train_batch_size sets it"
+        f"{how}: automatic micro-batch sizing and packing are off, since the model is sharded; set "
+        "training.per_device_train_batch_size"
     )

@@ -1,6 +1,9 @@
-"""Ctrl-C and a polite kill (SIGTERM): while steps are made the running one is finished and saved; else the run ends at once.
+"""How a process is stopped and how it ends: signals, exit code, message.
 
-A second Ctrl-C ends it at once in any case. Under a launcher that is ours, the parent tells every process (`tell_all`).
+During training, Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; at other times, or after a second
+Ctrl-C, it ends immediately. Under `hfstrat train` with several processes, the parent stops all of them (`stop_all`).
+
+Not transformers' own handling (`enable_jit_checkpoint`) or torchelastic's: neither makes all processes stop at the same step.
 """
 
 from __future__ import annotations
@@ -20,91 +23,91 @@ from hfstrat.errors import quiet_libraries
 from hfstrat.trainer import heartbeat
 from hfstrat.trainer.heartbeat import FILE, note
 
-TWICE = 1.0  # seconds in which a signal that comes again is the same one: a terminal sends it, and a launcher passes it on
-SAID = "stopping: the running step is finished and saved first; a second Ctrl-C ends at once"
+REPEAT = 1.0  # seconds in which a second signal is the same one: sent by the terminal, and forwarded by a launcher
+MESSAGE = "stopping: the current step is finished and a checkpoint saved; press Ctrl-C again to end immediately"
 
 
-class _Heard:
-    """Signals belong to the process, and so does this."""
+class _Received:
+    """The signals that this process has received."""
 
-    first: float | None = None  # when the first one came
-    waits: bool = False  # somebody will look, so the step may be finished
-    under: str | None = None  # the file through which a parent of ours hears how it ended
+    first: float | None = None  # time of the first one
+    deferred: bool = False  # whether it takes effect after the current step
+    outcome: str | None = None  # the file through which a parent process of ours learns how this one ended
 
 
-_heard = _Heard()
+_received = _Received()
 
 
 def listen(outcome: str | None) -> None:
     """Handle SIGINT and SIGTERM from now on.
 
     Args:
-        outcome: the file in which a parent of ours looks for the outcome; beside it lie our process number and its word.
+        outcome: the file in which a parent process of ours looks for the outcome; process ids and its stop file are next to it.
     """
-    _heard.first, _heard.waits, _heard.under = None, False, outcome
-    signal.signal(signal.SIGINT, _hear)
-    signal.signal(signal.SIGTERM, _hear)
+    _received.first, _received.deferred, _received.outcome = None, False, outcome
+    signal.signal(signal.SIGINT, _receive)
+    signal.signal(signal.SIGTERM, _receive)
     if outcome:
         Path(f"{outcome}.pid{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
-        if _is_meant():  # it was said before we listened
+        if _parent_stopped():  # before we listened
             raise KeyboardInterrupt
 
 
-def _hear(number: int, frame: object) -> None:
+def _receive(number: int, frame: object) -> None:
     now = time.monotonic()
-    if not _heard.waits:
-        if number == signal.SIGTERM and _heard.under and not _is_meant():
-            os._exit(128 + number)  # the launcher clears up after another process, which has said why
+    if not _received.deferred:
+        if number == signal.SIGTERM and _received.outcome and not _parent_stopped():
+            os._exit(128 + number)  # the launcher ends all processes after one failed, which has reported why
         raise KeyboardInterrupt
-    if _heard.first is None:
-        _heard.first = now
-        if os.environ.get("RANK", "0") == "0" and not was_cleared():
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{SAID}\n".encode())
-    elif number == signal.SIGINT and now - _heard.first > TWICE:
+    if _received.first is None:
+        _received.first = now
+        if os.environ.get("RANK", "0") == "0" and not ended_by_launcher():
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{MESSAGE}\n".encode())
+    elif number == signal.SIGINT and now - _received.first > REPEAT:
         raise KeyboardInterrupt
 
 
-def _is_meant() -> bool:
-    return bool(_heard.under) and Path(f"{_heard.under}.stop").exists()
+def _parent_stopped() -> bool:
+    return bool(_received.outcome) and Path(f"{_received.outcome}.stop").exists()
 
 
-def was_cleared() -> bool:
-    """Whether a signal came that nobody but the launcher can have sent: another process is gone."""
-    return bool(_heard.under) and _heard.first is not None and not _is_meant()
+def ended_by_launcher() -> bool:
+    """Whether only the launcher can have sent the signal, because another process failed."""
+    return bool(_received.outcome) and _received.first is not None and not _parent_stopped()
 
 
-def leave_if_cleared(error: BaseException) -> None:
-    """End without a word where a crash only follows from another process's end: that one is what has to be heard of."""
-    if was_cleared() and errors.named(error).code == errors.CRASH:
+def exit_if_ended_by_launcher(error: BaseException) -> None:
+    """Exit silently if a crash is only the consequence of another process's failure, which is the one to report."""
+    if ended_by_launcher() and errors.named(error).code == errors.CRASH:
         os._exit(errors.CRASH)
 
 
-def asked() -> bool:
-    """Whether this process was asked to stop."""
-    return _heard.first is not None
+def stop_requested() -> bool:
+    """Whether a signal asked this process to stop."""
+    return _received.first is not None
 
 
 @contextmanager
-def after_the_step() -> Iterator[None]:
-    """Inside, a signal is only noted, and `asked` says so; one that nobody has looked at counts on leaving."""
-    _heard.waits = True
+def deferred() -> Iterator[None]:
+    """Inside, signals only set `stop_requested`; one that was not handled takes effect at the end."""
+    _received.deferred = True
     try:
         yield
     finally:
-        _heard.waits = False
-    if asked():
+        _received.deferred = False
+    if stop_requested():
         raise KeyboardInterrupt
 
 
 class Agreement:
-    """Whether any process was asked to stop: on all of them the same answer, at the same call.
+    """Whether any process was asked to stop: the same answer on all of them, at the same call.
 
-    One process answers at once. Several add up a flag in the background, over a gloo group of their own (on the CPU, so that
-    nobody waits for a device), and read the sum of the call before: an answer is one call late, and a process waits for
-    another only when it is a whole call ahead. (Between machines gloo may need GLOO_SOCKET_IFNAME to be set.)
+    Several processes sum a flag in the background, over a gloo group of their own (on the CPU, so that no device is waited
+    for), and read the sum of the previous call: an answer is one call late, and a process waits for another only if it is a
+    complete call ahead. (Between machines gloo may need GLOO_SOCKET_IFNAME.)
 
     Args:
-        processes: how many there are; all make this object, and call `asked` equally often.
+        processes: their number; all create this object, and call `stop_requested` equally often.
     """
 
     def __init__(self, processes: int) -> None:
@@ -115,18 +118,18 @@ class Agreement:
 
             self._group = dist.new_group(backend="gloo")
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         if self._group is None:
-            return asked()
+            return stop_requested()
         import torch
         import torch.distributed as dist
 
-        flag = torch.tensor([int(asked())])
+        flag = torch.tensor([int(stop_requested())])
         before, self._before = self._before, (dist.all_reduce(flag, group=self._group, async_op=True), flag)
         return before is not None and _sum(before) > 0
 
     def close(self) -> bool:
-        """The answer to the last call, so that nothing is under way any more."""
+        """The answer to the last call; afterwards no operation is pending."""
         before, self._before = self._before, None
         return before is not None and _sum(before) > 0
 
@@ -137,8 +140,12 @@ def _sum(pending: Any) -> int:
     return int(flag)
 
 
-def tell_all(outcome: str, now: bool) -> bool:
-    """From a parent: have the processes of this machine stop after their step, or end `now`. False if there are none yet."""
+def stop_all(outcome: str, now: bool) -> bool:
+    """Stop the processes of this machine after their current step, or end them `now`; called by the parent.
+
+    Returns:
+        False if no process has started yet.
+    """
     Path(f"{outcome}.stop").touch()
     numbers = []
     for file in Path(outcome).parent.glob(f"{Path(outcome).name}.pid*"):
@@ -152,7 +159,7 @@ def tell_all(outcome: str, now: bool) -> bool:
 
 @contextmanager
 def report_exit() -> Iterator[None]:
-    """Run the body; end the process with a named exit code and one sentence. Only a crash shows a traceback."""
+    """Run the body, then end the process with an exit code and one sentence; only a crash shows a traceback."""
     quiet_libraries()
     try:
         listen(os.environ.get(FILE))
@@ -160,9 +167,9 @@ def report_exit() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        leave_if_cleared(error)
-        named = heartbeat.named(error)
-        if named.code == errors.CRASH and not isinstance(named, heartbeat.Gone):
+        exit_if_ended_by_launcher(error)
+        named = heartbeat.explain(error)
+        if named.code == errors.CRASH and not isinstance(named, heartbeat.ProcessLost):
             traceback.print_exc()
         end(named.code, str(named))
     else:
@@ -170,7 +177,7 @@ def report_exit() -> Iterator[None]:
 
 
 def end(code: int, sentence: str) -> None:
-    """Say how it ended, once, and exit. The first process that failed is the one that is heard."""
+    """Report the end, once, and exit. With several processes, only the first that fails is reported."""
     rank = int(os.environ.get("RANK", "0"))
     file = os.environ.get(FILE)
     if file:
@@ -180,5 +187,5 @@ def end(code: int, sentence: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)  # a process group with a missing member would wait for it on the way out
+        os._exit(code)  # on a normal exit, the process group would wait for its missing members
     sys.exit(code)

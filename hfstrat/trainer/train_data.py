@@ -1,4 +1,4 @@
-"""What the Trainer is fed with: rows and how they become batches. A strategy may compute something once and add it."""
+"""The data of a Trainer: examples and how they become batches. A strategy may add a column that it computed once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from hfstrat.trainer.plan import ENDLESS, Plan
 if TYPE_CHECKING:
     from rich.console import Console
 
-SAMPLED = 200  # rows from which the share of supervised tokens is told
+SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """Rows, how they become batches, and the run they are for.
+    """Examples, how they become batches, and the run that they belong to.
 
-    `facts` go into the report; `undo` is called before the model is saved for good, and takes off what was bound to it.
+    Attributes:
+        facts: for the report.
+        undo: functions that remove what was bound to the model; called before the result is saved.
+        group: the processes that share work which is computed once.
     """
 
     train: Any
@@ -38,7 +41,7 @@ class TrainData:
     screen: Console
     facts: dict[str, Any] = field(default_factory=dict)
     undo: tuple[Callable[[], None], ...] = ()
-    group: ProcessGroup = SINGLE  # who computes what is computed once
+    group: ProcessGroup = SINGLE
 
     @property
     def epochs(self) -> float:
@@ -50,24 +53,24 @@ class TrainData:
 
     @property
     def unpacked(self) -> TrainData:
-        """The same rows, none of them packed, in batches of `micro_batch`."""
+        """The same examples, not packed, in batches of `micro_batch`."""
         if not self.plan.bins:
             return self
         return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None))
 
     def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
-        """The feed with these rows, which have a column more (packed, if its rows are), and a collator for them."""
+        """The same data with a further column (packed, if it is packed) and a collator for it."""
         train = self.train.with_rows(train) if self.plan.bins else train
         return replace(self, train=train, eval=self.eval if evaluated is None else evaluated, collate=collate)
 
     @property
     def distinct_rows(self) -> int:
-        """Training rows, each once, however often it stands there."""
+        """The number of training examples without duplicates."""
         return len(distinct(self.train).first)
 
     @property
     def supervised_share(self) -> float:
-        """The share of tokens that carry loss, from a sample of rows."""
+        """The share of supervised tokens, estimated from a sample of examples."""
         step = max(1, len(self.train) // SAMPLED)
         labels = [self.train[index].get("labels") for index in range(0, len(self.train), step)]
         counted = np.concatenate([np.atleast_1d(row) for row in labels if row is not None] or [np.zeros(1)])
@@ -80,19 +83,19 @@ class TrainData:
         return replace(self, undo=(*self.undo, undo))
 
     def batch(self, places: list[int], rows: Any = None) -> dict[str, torch.Tensor]:
-        """A collated batch of evaluation (or the given) rows on the device, without what only the loss needs."""
+        """A collated batch of evaluation (or the given) examples on the device, without labels."""
         rows = self.eval if rows is None else rows
         batch = self.collate([rows[place] for place in places])
         return {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """As the Trainer computes: in its precision."""
+    def autocast(self) -> Iterator[None]:
+        """The precision of the Trainer's forward passes."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     def each(self, items: list[Any], compute: Callable[[Any], Any], words: str, for_all: bool = False) -> Iterator[Any]:
-        """`ProcessGroup.each`, with a progress bar where there is a terminal."""
+        """`ProcessGroup.each`, with a progress bar on a terminal."""
         with self._progress(len(items), words) as advance:
             yield from self.group.each(items, lambda item: advance(compute(item)), for_all)
 
@@ -111,11 +114,3 @@ class TrainData:
                 return result
 
             yield advance
-
-    def track(self, items: list[Any], words: str) -> Any:
-        """The items, with a progress bar where there is a terminal."""
-        from rich.progress import track
-
-        if not self.screen.is_terminal:
-            return items
-        return track(items, words, console=self.screen, transient=True)

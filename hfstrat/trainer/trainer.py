@@ -1,4 +1,7 @@
-"""The one subclass of Trainer: our order of rows, per-row evaluation sums, complete checkpoints, no NaN unnoticed."""
+"""The subclass of Trainer: reproducible order of examples, per-example evaluation, complete checkpoints, checks for NaN.
+
+The private methods of Trainer that are overridden here are listed in `overrides`.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,25 @@ from hfstrat.trainer.resumable import Resumable
 Sums = tuple[np.ndarray, ...]
 """What an evaluation keeps of each example: arrays whose first dimension is the examples."""
 
-VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows the clock
+VIRTUAL_STEPS = 10_000  # resolution of a schedule that follows a time limit
 
 
 class StrategyTrainer(Resumable, Trainer):
     """Trainer with the guarantees of hfstrat.
 
     Args:
-        sampler: the rows (or packed bins) of all steps, in order.
-        clock: the time limit, if there is one; the learning rate follows it.
-        keep: complete checkpoints to keep.
-        state: what a checkpoint's marker holds beside sizes and hashes (the recipe, the chosen micro-batch).
-        rate_of: the share of the learning rate that a parameter gets, by its name; by default all get the whole of it.
+        sampler: the examples (or packed rows) of all steps, in order.
+        clock: the time limit, which the learning rate follows; None: no limit.
+        keep: the number of complete checkpoints to keep.
+        state: the content of a checkpoint's marker, apart from sizes and hashes (the recipe, the chosen micro-batch).
+        rate_of: the factor of a parameter's learning rate, by its name; by default 1 for all.
         loss: from outputs, labels and the items of the optimizer step to the loss of a micro-batch.
         sums: from the model and a batch to what an evaluation keeps of each example, a tuple of tensors.
         measure: from the sums of all examples to metrics, which include `loss`, and details for the report.
-        say: shows a line to the user.
+        say: prints a line.
 
-    `details` is what the last evaluation said beside its metrics, `sums` what it kept of each row; the one before training
-    gives its sums to `at_first`.
+    After an evaluation, `details` has its details and `sums` the sums of each example; the evaluation before training passes
+    its sums to `at_first`.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.lr_scheduler: Any
         self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
         self.rate_of, self.say = rate_of, say
-        self._be_resumable()
+        self._init_resumable()
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
             self.add_callback(clock)
@@ -78,12 +81,12 @@ class StrategyTrainer(Resumable, Trainer):
         return self.sampler
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Of matrices only: Trainer knows a norm by its name, and a class of one's own may have others."""
+        """Trainer's choice without vectors: it detects norms by their names, and custom models may have other names."""
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
         return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, (1, 1))) > 1]
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The usual optimiser; its groups are split where parameters get different shares of the learning rate."""
+        """Trainer's optimizer, with its groups split by learning rate if `rate_of` is given."""
         if self.optimizer is not None or self.rate_of is None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
@@ -93,11 +96,11 @@ class StrategyTrainer(Resumable, Trainer):
             for rate in sorted({share[id(p)] for group in optimizer.param_groups for p in group["params"]}, reverse=True)
             for group in optimizer.param_groups
             if any(share[id(p)] == rate for p in group["params"])
-        ]  # nothing has a state yet; the largest rate is first, which is the one that is logged
+        ]  # there is no optimizer state yet; the largest rate comes first, since Trainer logs the first
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The usual schedule, or one whose position is the share of time used, where that is ahead of the steps."""
+        """Trainer's schedule; with a time limit, its position is the share of time or of steps used, whichever is larger."""
         if self.clock is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
@@ -112,7 +115,7 @@ class StrategyTrainer(Resumable, Trainer):
         return self.lr_scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As wrapped as was asked for, or not at all."""
+        """Also check that the model is wrapped as requested."""
         model, batches = super()._prepare_for_training(*args, **kwargs)
         distributed.check_wrapped(model, self.args.world_size)
         return model, batches
@@ -124,8 +127,8 @@ class StrategyTrainer(Resumable, Trainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, Any, torch.Tensor]:
-        """Per-row sums instead of a mean of batch means: the result depends on no batch size and no process count."""
-        self.stop_evaluating_if_asked()
+        """Sums per example instead of means per batch: metrics do not depend on batch size or number of processes."""
+        self.interrupt_evaluation()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = self.sums_of(model, inputs)
@@ -150,13 +153,13 @@ class StrategyTrainer(Resumable, Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is not None:
-            return norm  # float16 looks for its scale by overflowing; its losses are checked when logged
+            return norm  # float16 finds its scale by overflowing; losses are checked when logged
         if norm is None:
-            return None  # DeepSpeed knows none before its first step
+            return None  # DeepSpeed has none before its first step
         bad = ~torch.isfinite(torch.as_tensor(norm))
         self._bad_steps = bad if self._bad_steps is None else self._bad_steps | bad
         if bad.device.type == "cpu":
-            self._check_finite()  # elsewhere it would wait for the device: there at each log and before each save
+            self._check_finite()  # on other devices at each log and save, since it waits for the device
         return norm
 
     def _check_finite(self) -> None:
@@ -165,10 +168,10 @@ class StrategyTrainer(Resumable, Trainer):
 
     def _stop_non_finite(self, what: str, step: int) -> None:
         good = checkpoints.complete(Path(str(self.args.output_dir)))
-        kept = f"; the last good checkpoint is {good[-1]}" if good else "; there was no checkpoint yet"
-        cure = "Halve training.learning_rate, lengthen warmup_steps, or look for broken rows with `hfstrat check`"
+        kept = f"; the last complete checkpoint is {good[-1]}" if good else "; no checkpoint exists yet"
+        cure = "Halve training.learning_rate, increase training.warmup_steps, or look for broken examples with `hfstrat check`"
         if step == 0:
-            cure = "Nothing was trained yet: the model's weights are broken, or need model.dtype: float32 or bfloat16"
+            cure = "Nothing was trained yet: the model's weights are not finite, or it needs model.dtype: float32 or bfloat16"
         raise errors.RunError(f"the {what} is not finite at step {step}{kept}. {cure}", errors.NON_FINITE)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -182,9 +185,9 @@ class StrategyTrainer(Resumable, Trainer):
         super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """The best weights so far are always saved, also between two regular checkpoints; of equals, those of less loss."""
+        """Save the best weights whenever they appear, also between regular checkpoints; compare equal metrics by loss."""
         if self._equals_with_less_loss(metrics):
-            self.state.best_metric = None  # as if there had been none
+            self.state.best_metric = None  # so that this one counts as better
         is_best = bool(super()._determine_best_metric(metrics, trial))
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
@@ -194,20 +197,22 @@ class StrategyTrainer(Resumable, Trainer):
         state = self.state
         if metrics[f"eval_{self.args.metric_for_best_model}"] != state.best_metric:
             return False
-        there = (entry for entry in state.log_history if entry["step"] == state.best_global_step)
+        best = (entry for entry in state.log_history if entry["step"] == state.best_global_step)
         return bool(
-            metrics["eval_loss"] < max((entry["eval_loss"] for entry in there if "eval_loss" in entry), default=-math.inf)
+            metrics["eval_loss"] < max((entry["eval_loss"] for entry in best if "eval_loss" in entry), default=-math.inf)
         )
 
     def best_step(self) -> int | None:
-        """The step whose weights were put back at the end, or None where the last ones were kept."""
+        """The step whose weights were loaded at the end; None if the last weights were kept."""
         best = self.state.best_model_checkpoint
         return checkpoints.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint that does not fill the model is an error; transformers would log it and go on."""
+        """Raise an error if a checkpoint does not match the model; transformers would only log it."""
         tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {}))
         odd = sorted(set(load_result.missing_keys) - tied) or sorted(load_result.unexpected_keys)
         if odd:
-            raise errors.RunError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH)
+            raise errors.RunError(
+                f"the checkpoint does not match the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH
+            )
         super()._issue_warnings_after_load(load_result)

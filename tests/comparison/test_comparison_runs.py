@@ -43,7 +43,7 @@ def test_the_reported_outcome_is_stored(process: Any) -> None:
 
 
 def test_no_ending_mentions_deleted_checkpoints(process: Any) -> None:
-    for hint in ("; the last good checkpoint is a/b/checkpoint-10", "; there was no checkpoint yet", ""):
+    for hint in ("; the last complete checkpoint is a/b/checkpoint-10", "; no checkpoint exists yet", ""):
         sentence = f"the gradient is not finite at step 3{hint}. Halve training.learning_rate"
         run = process(f"{OUTCOME.replace('CODE', '5').replace('because', sentence)}; raise SystemExit(5)")
         assert execute(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"

@@ -14,7 +14,7 @@ from helpers.losses import Largest, assert_same, count, family, load, some_rows
 from torch.nn import functional
 
 from hfstrat.data.collate import Collator
-from hfstrat.models.chunked_loss import chunk_rows, few_sizes, head_loss, head_scores
+from hfstrat.models.chunked_loss import chunk_rows, head_loss, head_scores, padded_rows
 from hfstrat.models.fused_loss import bind_head_loss, unbind_head_loss
 from hfstrat.tasks.causal_lm.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
@@ -310,12 +310,17 @@ def test_a_model_that_does_more_than_its_head_is_refused_with_a_reason(models: C
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     zero = load(models())
     torch.nn.init.zeros_(zero.lm_head.weight)
-    for model, said in ((shifted, "not that of its head"), (bert, "not that of its head"), (t5, "encoder"), (zero, "equal")):
+    for model, said in (
+        (shifted, "not computed by its head"),
+        (bert, "not computed by its head"),
+        (t5, "encoder"),
+        (zero, "equal"),
+    ):
         assert said in (bind_head_loss(model) or "")
         assert "forward" not in vars(model)
     model = load(models())
     assert bind_head_loss(model) is None
-    assert "replaced already" in (bind_head_loss(model) or "")
+    assert "already replaced" in (bind_head_loss(model) or "")
 
 
 def test_16_bit_weights_pass_the_proof(models: Callable[..., Path]) -> None:
@@ -358,8 +363,8 @@ def test_products_have_few_sizes_on_a_cpu() -> None:
     """Whatever the number of rows: a kernel is compiled and kept for each."""
     cpu = torch.device("cpu")
     for chunk in (128, 8192):
-        sizes = [few_sizes(rows, chunk, cpu) for rows in range(1, chunk + 1)]
+        sizes = [padded_rows(rows, chunk, cpu) for rows in range(1, chunk + 1)]
         assert all(rows <= size <= max(rows + 15, rows * 9 / 8) for rows, size in enumerate(sizes, 1))
         assert len(set(sizes)) <= 8 * (chunk.bit_length() - 4)
         assert sizes[-1] == chunk
-    assert few_sizes(37, 128, torch.device("meta")) == 37
+    assert padded_rows(37, 128, torch.device("meta")) == 37

@@ -12,7 +12,7 @@ import torch
 
 from hfstrat.models import fused_loss, loss_kernels
 from hfstrat.models.chunked_loss import Head, hfstrat
-from hfstrat.models.loss_kernels import Measured, chosen, decide, trl
+from hfstrat.models.loss_kernels import Measured, decide, fastest, trl
 
 CPU = torch.device("cpu")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
@@ -59,12 +59,12 @@ def broken(rows: Any, head: Any, targets: Any) -> Any:
 
 def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
     model, shape = model_of(tiny), (4, 32)
-    assert chosen(model, {"hfstrat": slow, "trl": trl}, shape, torch.float32, CPU)[0] == "trl"
-    assert chosen(model, {"hfstrat": hfstrat, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
-    name, said = chosen(model, {"hfstrat": slow, "trl": wrong, "liger": broken}, shape, torch.float32, CPU)
+    assert fastest(model, {"hfstrat": slow, "trl": trl}, shape, torch.float32, CPU)[0] == "trl"
+    assert fastest(model, {"hfstrat": hfstrat, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
+    name, said = fastest(model, {"hfstrat": slow, "trl": wrong, "liger": broken}, shape, torch.float32, CPU)
     assert name == "hfstrat"
-    assert "its loss by hfstrat, of hfstrat 5" in said
-    assert "for 128 tokens; liger fails here (no such device); trl says something else (10.0% away)" in said
+    assert "loss kernel hfstrat (hfstrat 5" in said
+    assert "for 128 tokens; liger fails here (no such device); trl gives other results (10.0% difference)" in said
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -105,14 +105,14 @@ def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatc
     assert not calls, "nothing is measured again"
     torch.testing.assert_close(made(**batch).loss, before)
     assert calls == [1]
-    assert loss_kernels.in_use(made) == "trl"
+    assert loss_kernels.kernel_name(made) == "trl"
     assert float(made(**nothing).loss) == 0.0
     fused_loss.unbind_head_loss(made)
     fused_loss.bind_head_loss(made)
     monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": hfstrat})
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
-    assert "head: its loss came from trl, which is not installed here; measured anew" in base.said
-    assert loss_kernels.in_use(made) == "hfstrat"
+    assert "head: the loss kernel was trl, which is not installed here; kernels are measured again" in base.said
+    assert loss_kernels.kernel_name(made) == "hfstrat"
     monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # adapters on the head, say
     base.said.clear()
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, None)

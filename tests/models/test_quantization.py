@@ -120,7 +120,7 @@ def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(wide: Path, 
     learnt = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     plain, _ = built(wide, LORA, None)
     for name, layer in quantization.layers(model):
-        plain.get_submodule(name).weight.data = quantization.weight_of(layer, torch.bfloat16)
+        plain.get_submodule(name).weight.data = quantization.dequantized_weight(layer, torch.bfloat16)
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
             parameter.data = learnt[name]
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(wide: Path, 
 def test_only_what_is_declared_moves_and_none_of_that_is_quantized(wide: Path, form: str, strategy: Any) -> None:
     model, _ = built(wide, strategy, form)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    scales = {name: tensor.clone() for name, tensor in quantization.companions(model)}
+    scales = {name: tensor.clone() for name, tensor in quantization.scale_tensors(model)}
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(2):
         gradients(model)
@@ -145,7 +145,7 @@ def test_only_what_is_declared_moves_and_none_of_that_is_quantized(wide: Path, f
         assert torch.equal(before[name], parameter) != parameter.requires_grad, name
         wanted = torch.float32 if parameter.requires_grad else torch.bfloat16
         assert parameter.dtype == wanted or not parameter.is_floating_point()
-    assert all(torch.equal(tensor, dict(quantization.companions(model))[name]) for name, tensor in scales.items())
+    assert all(torch.equal(tensor, dict(quantization.scale_tensors(model))[name]) for name, tensor in scales.items())
     held = {name for name, _ in quantization.layers(model)}
     assert held, "nothing is quantized"
     assert not any(
@@ -217,12 +217,12 @@ def test_what_is_left_out_is_listed(wide: Path) -> None:
     left = base.quantized["left_out"]
     assert {"lm_head", "model.embed_tokens", "model.layers.*.mlp.down_proj x3"} <= set(left)
     assert "model.layers.*.self_attn.q_proj" in left
-    assert any("left as they are: " in remark and "down_proj" in remark for remark in base.remarks)
+    assert any("not quantized: " in remark and "down_proj" in remark for remark in base.remarks)
     quantized = sum(quantization.elements(layer.weight) for _, layer in quantization.layers(base.model))
     assert base.quantized["quantized_parameters"] == quantized
     with pytest.raises(UserError, match=r"skip_modules: 'donw_proj' matches no module .* did you mean 'down_proj'"):
         built(wide, LORA, {"name": "nf4", "skip_modules": ["donw_proj"]})
-    with pytest.raises(UserError, match="no layer of this model would be quantized"):
+    with pytest.raises(UserError, match="no layer would be quantized"):
         built(wide, LORA, {"name": "nf4", "skip_modules": ["layers"]})
 
 
@@ -294,7 +294,7 @@ def test_an_adapter_reloads_on_the_base_that_it_was_trained_on(trained: Any, for
         dtype=getattr(torch, reload["dtype"]),
         quantization_config=BitsAndBytesConfig(**reload["quantization"]),
     )
-    quantization.steady(plain)
+    quantization.prevent_repacking(plain)
     ours, _, _ = artifact.load(str(folder))
     assert len(list(quantization.layers(ours))) == 21
     assert torch.equal(evaluate(plain), evaluate(ours))
@@ -343,7 +343,7 @@ def test_blocks_learn_above_a_quantized_prefix(trained: Any, form: str) -> None:
     assert not any(".2." in name or "lm_head" in name for name in held)
     whole, _, _ = artifact.load(str(folder), "none")
     assert not list(quantization.layers(whole))
-    quantization.steady(plain)
+    quantization.prevent_repacking(plain)
     torch.testing.assert_close(evaluate(whole).float(), evaluate(plain).float(), rtol=0.1, atol=0.05)
     with pytest.raises(UserError, match="is saved quantized already"):
         artifact.load(str(folder), "fp4")
@@ -392,7 +392,7 @@ def test_a_checkpoint_of_another_base_is_refused(wide: Path) -> None:
     assert not model.load_state_dict(state, strict=False).unexpected_keys
     name = next(name for name in state if name.endswith(".absmax"))
     state[name] = state[name] + 1
-    with pytest.raises(RunError, match="made on another base"):
+    with pytest.raises(RunError, match="belongs to another base model"):
         model.load_state_dict(state, strict=False)
 
 
@@ -555,7 +555,7 @@ def test_a_model_is_measured_in_the_bits_that_were_asked_for(wide: Path, rows: P
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16, quantization_config=bits(form))
-    quantization.steady(plain)
+    quantization.prevent_repacking(plain)
     found = measured(wide, rows, form)
     expected, whole = loss_by_hand(plain, wide, rows), measured(wide, rows, "none")
     assert abs(found - expected) < 1e-5 < abs(found - whole)
@@ -569,7 +569,7 @@ def test_an_adapter_is_measured_on_the_base_in_the_bits_that_were_asked_for(trai
     for form in ("fp4", "none"):
         how = {} if form == "none" else {"quantization_config": bits(form)}
         plain = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16, **how)
-        quantization.steady(plain)
+        quantization.prevent_repacking(plain)
         alone = loss_by_hand(plain, wide, rows)
         expected = loss_by_hand(PeftModel.from_pretrained(plain, folder / "final"), folder, rows)
         found[form] = measured(folder, rows, form)

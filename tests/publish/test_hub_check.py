@@ -68,7 +68,7 @@ def ask(endpoint: str, model: str, tmp_path: Path, *overrides: str, timeout: flo
 @pytest.mark.parametrize(
     ("model", "overrides", "words"),
     [
-        ("me/gated", (), "gated; ask for access"),
+        ("me/gated", (), "gated; request access"),
         ("me/nothing", (), "no such model on the Hub"),
         ("me/there", ("model.revision=v9",), "has no revision v9"),
         ("me/broken", (), "the Hub cannot be reached"),

@@ -869,8 +869,8 @@ MODELS = [
     ),
     key("whole modules that are not there", R, "  modules_to_save: [lm_haed]", ["modules_to_save", "'lm_haed'"]),
     key("a missing model path", MODEL, "model: a/b/c", ["model.name_or_path: a/b/c", "no such folder"]),
-    Bad("a folder without config", at(MODEL), ["has no config.json", "no model folder"], files={"model/config.json": None}),
-    Bad("a broken config", at(MODEL), ["config.json", "no valid JSON"], files={"model/config.json": '{"a": '}),
+    Bad("a folder without config", at(MODEL), ["has no config.json", "not a model folder"], files={"model/config.json": None}),
+    Bad("a broken config", at(MODEL), ["config.json", "not valid JSON"], files={"model/config.json": '{"a": '}),
     Bad("a config that is a list", at(MODEL), ["config.json", "expected a JSON object"], files={"model/config.json": "[]"}),
     Bad(
         "an adapter as base",
@@ -891,9 +891,14 @@ MODELS = [
     Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
     Bad("no weights", at(MODEL), ["contains no weights", "safetensors"], files={"model/model.safetensors": None}),
     Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
-    Bad("weights cut short", at(MODEL), ["no whole safetensors file", "again"], files={"model/model.safetensors": CUT_SHORT}),
+    Bad(
+        "weights cut short",
+        at(MODEL),
+        ["is truncated or not a safetensors file", "again"],
+        files={"model/model.safetensors": CUT_SHORT},
+    ),
     Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
-    Bad("no tokenizer", at(MODEL), ["holds no tokenizer", "model.tokenizer"], files={"model/tokenizer.json": None}),
+    Bad("no tokenizer", at(MODEL), ["has no tokenizer", "model.tokenizer"], files={"model/tokenizer.json": None}),
     Bad(
         "a pointer for weights",
         at(MODEL),
@@ -1087,7 +1092,7 @@ FROM_SCRATCH = [
         ["model.name_or_path", "nothing would be read", "remove it"],
         **{"own.py": "class Net: 1"},
     ),
-    scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "no valid JSON"], **{"c.json": "{"}),
+    scratch_model("a config that is broken", "model: c.json", NEW, ["c.json", "not valid JSON"], **{"c.json": "{"}),
     scratch_model("a config of nothing", "model: c.json", NEW, ["c.json", "model_type"], **{"c.json": "{}"}),
     scratch_model("a config out of reach", "model: no/model", NEW, ["no/model", "not in the Hub cache"]),
     Bad(
@@ -1511,7 +1516,7 @@ QUANTIZED = [
         "{name: distill, shrink: {layers: 1}, student: {name: partial, last_n_layers: 1}}",
         line=STRATEGY,
     ),
-    quantized("bits of bits", "nf4", ["is quantized already"], files={"model/config.json": BNB_CONFIG}),
+    quantized("bits of bits", "nf4", ["is already quantized"], files={"model/config.json": BNB_CONFIG}),
     Bad(
         "a GGUF in bits",
         at(MODEL),

@@ -181,4 +181,4 @@ def test_what_cannot_be_sharded_is_refused(make: Any, tmp_path: Path) -> None:
         assert words in ended[name]["sentence"]
     asked = {"name": "other", "recipe": file, "overrides": overrides, "ends": "refused"}
     ended = in_world(tmp_path, [asked], HFSTRAT_WRAPPING="fsdp", processes=2)
-    assert "FSDPModule was asked for, and the model is wrapped in DistributedDataParallel" in ended["other"]["sentence"]
+    assert "the model should be wrapped in FSDPModule, but it is a DistributedDataParallel" in ended["other"]["sentence"]

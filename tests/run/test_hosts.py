@@ -188,19 +188,19 @@ def test_a_rank_that_falls_silent_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     wait_for(lambda: told, 5)
     pair[0].stop()
     assert told[0].startswith("rank 1 on ")
-    assert "goes on from the last complete checkpoint" in told[0]
+    assert "resumes from the last complete checkpoint" in told[0]
 
 
 def test_a_broken_connection_is_explained_by_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.trainer import heartbeat
 
     _, pair, told = beats(monkeypatch, silence=60)
-    monkeypatch.setattr(heartbeat, "_watch", pair[0])
-    assert not isinstance(heartbeat.named(ValueError("a mistake of ours")), heartbeat.Gone)
+    monkeypatch.setattr(heartbeat, "_heartbeat", pair[0])
+    assert not isinstance(heartbeat.explain(ValueError("a mistake of ours")), heartbeat.ProcessLost)
     pair[1].stop()
-    found = heartbeat.named(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1234"))
+    found = heartbeat.explain(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1234"))
     pair[0].stop()
-    assert isinstance(found, heartbeat.Gone)
+    assert isinstance(found, heartbeat.ProcessLost)
     assert str(found).startswith("rank 1 on ")
     assert not told
 

@@ -152,7 +152,7 @@ def test_impossible_launches_are_refused(
 def test_separate_runs_instead_of_one_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate can start N separate runs where one run of N processes was requested."""
     monkeypatch.setenv("HFSTRAT_PROCESSES", "2")
-    with pytest.raises(UserError, match="alone in a world of 1"):
+    with pytest.raises(UserError, match="but the world size is 1"):
         join_world()
 
 
@@ -264,7 +264,7 @@ def test_the_wrapping_is_the_requested_one(monkeypatch: pytest.MonkeyPatch, aske
     wrapped = type(kind, (), {})()
     right = {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule", "deepspeed": "DeepSpeedEngine"}
     if kind == "DataParallel" or (asked in right and right[asked] != kind):
-        with pytest.raises(UserError, match="use" if kind == "DataParallel" else f"{right[asked]} was asked for"):
+        with pytest.raises(UserError, match="use" if kind == "DataParallel" else f"should be wrapped in {right[asked]}"):
             distributed.check_wrapped(wrapped, 2)
     else:
         distributed.check_wrapped(wrapped, 2)

@@ -38,7 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    signals._heard.first = None
+    signals._received.first = None
 
 
 def again(loaded: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: i
     original = getattr(StrategyTrainer, method)
 
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == step and not signals.asked():
+        if self.state.global_step == step and not signals.stop_requested():
             signal.raise_signal(number)
         return original(self, *args, **kwargs)
 
@@ -127,7 +127,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         if self.state.global_step == 2:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # the same Ctrl-C, passed on by a launcher
-            signals._heard.first -= 2 * signals.TWICE
+            signals._received.first -= 2 * signals.REPEAT
             signal.raise_signal(signal.SIGTERM)  # not a Ctrl-C
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("not reached")
@@ -263,7 +263,7 @@ def test_a_full_disk_costs_one_checkpoint(
     with monkeypatch.context() as patch:
         full_disk(patch, 4)
         again(short)
-    assert "the disk is full: no checkpoint-4; the last complete one is" in capsys.readouterr().out
+    assert "the disk is full: checkpoint-4 was not saved; the last complete checkpoint is" in capsys.readouterr().out
     assert [p.name for p in checkpoints.all_checkpoints(folder_of(short))] == ["checkpoint-2", "checkpoint-6"]
     assert_same(whole, short)
 
@@ -332,8 +332,8 @@ def test_a_real_full_disk(
         run(loaded)
     assert json.loads((folder_of(loaded) / "report.json").read_text())["result"]["status"] == "disk-full"
     said = capsys.readouterr().out
-    assert "no checkpoint-4; the last complete one is" in said
-    assert "no checkpoint-6" in said
+    assert "checkpoint-4 was not saved; the last complete checkpoint is" in said
+    assert "checkpoint-6 was not saved" in said
     assert [p.name for p in checkpoints.all_checkpoints(folder_of(loaded))] == ["checkpoint-0", "checkpoint-2"]
     assert not (folder_of(loaded) / "final.partial").exists()
     filler.unlink()
@@ -399,7 +399,7 @@ def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
     out, err = child.communicate(timeout=100)
     assert child.returncode == errors.INTERRUPTED, out + err
     assert "Traceback" not in err
-    assert err.count("stopping: the running step is finished") == 1
+    assert err.count("stopping: the current step is finished") == 1
     assert err.count("interrupted; the same command resumes from") == 1
     last = checkpoints.complete(broken)[-1]
     assert str(last) in err

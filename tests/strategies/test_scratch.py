@@ -53,7 +53,7 @@ def meta(family: str, settings: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("wanted", "vocabulary"), SIZES)
 def test_a_picked_size_is_counted_right_and_near(family: str, more: dict[str, Any], wanted: str, vocabulary: int) -> None:
     settings = sizes.pick(family, section.parse(wanted), vocabulary, 128, more)
-    count = sizes.count_of(family, settings)
+    count = sizes.count_parameters(family, settings)
     assert abs(count / section.parse(wanted) - 1) <= 0.05
     width, depth = (settings[families.common_name(family, key)] for key in ("hidden_size", "num_hidden_layers"))
     assert 6 <= width / depth <= 300
@@ -79,7 +79,7 @@ def test_a_picked_size_is_counted_right_and_near(family: str, more: dict[str, An
 def test_what_is_given_stays(given: dict[str, int]) -> None:
     settings = sizes.pick("llama", 3_000_000, 4096, 128, given)
     assert given.items() <= settings.items()
-    assert abs(sizes.count_of("llama", settings) / 3e6 - 1) <= 0.05
+    assert abs(sizes.count_parameters("llama", settings) / 3e6 - 1) <= 0.05
     assert settings["hidden_size"] % settings["num_attention_heads"] == 0
 
 
@@ -363,8 +363,8 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
 )
 def test_alarms(tokens: int, epochs: float, alarms: int) -> None:
     found = baselines.Baselines(8.0, 5.0, 2.0, 1_000_000, tokens, tokens, epochs).lines()
-    assert sum(line.startswith("alarm") for line in found) == alarms
-    assert all("arXiv" in line for line in found if line.startswith("alarm"))
+    assert sum(line.startswith("warning") for line in found) == alarms
+    assert all("arXiv" in line for line in found if line.startswith("warning"))
 
 
 def base_of(recipe: dict[str, Any], **strategy: Any) -> Any:

@@ -71,7 +71,7 @@ def test_activations_are_recomputed_where_not_one_row_fits(trained: Any) -> None
 
 
 def test_what_the_recipe_says_stays(trained: Any) -> None:
-    with pytest.raises(UserError, match="not even one sequence"):
+    with pytest.raises(UserError, match="a single sequence"):
         fitted(trained, {"step": 0, "recomputed": 9, "eval": 64}, activation_checkpointing=False)
     room = {"step": 0, "recomputed": 0, "eval": 0}
     made, tried = fitted(trained, room, per_device_train_batch_size=2, per_device_eval_batch_size=3)

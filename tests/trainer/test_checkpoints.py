@@ -37,12 +37,12 @@ def flip(file: Path) -> None:
     ("name", "damage", "words"),
     [
         ("model.safetensors", cut, "model.safetensors has 27 of 28 bytes"),
-        ("model.safetensors", flip, "model.safetensors is not what was written"),
-        ("trainer_state.json", flip, "trainer_state.json is not what was written"),
+        ("model.safetensors", flip, "model.safetensors was changed"),
+        ("trainer_state.json", flip, "trainer_state.json was changed"),
         ("trainer_state.json", Path.unlink, "trainer_state.json is missing"),
-        (checkpoints.MARKER, Path.unlink, "never finished"),
+        (checkpoints.MARKER, Path.unlink, "saving was interrupted"),
         (checkpoints.MARKER, cut, "cannot be read"),
-        (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "not what was"),
+        (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "was changed"),
     ],
 )
 def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, name: str, damage: Any, words: str) -> None:
@@ -51,7 +51,7 @@ def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, n
     found, remarks = checkpoints.find_resume(tmp_path, "auto", {"seed": 1})
     assert found == whole
     assert len(remarks) == 1
-    assert "checkpoint-4 is incomplete and passed over" in remarks[0]
+    assert "checkpoint-4 is incomplete and skipped" in remarks[0]
     assert words in remarks[0]
     with pytest.raises(UserError, match=words):
         checkpoints.find_resume(tmp_path, str(broken), {"seed": 1})
@@ -60,7 +60,7 @@ def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, n
 
 
 def test_what_is_large_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "SMALL", 20)
+    monkeypatch.setattr(checkpoints, "MAX_HASHED", 20)
     marker = json.loads((make(tmp_path, 4) / checkpoints.MARKER).read_text())
     assert set(marker["sha256"]) == {"trainer_state.json"}
     assert set(marker["sizes"]) == {"trainer_state.json", "model.safetensors"}
@@ -82,9 +82,9 @@ def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -
     later = make(tmp_path / "b", 6, recipe | {"seed": 1})
     found, remarks = checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})
     assert found == later
-    assert "came from" in remarks[0]
+    assert "already continued from" in remarks[0]
     make(tmp_path / "c", 6)  # somebody else's
-    with pytest.raises(UserError, match="holds later checkpoints of another run, up to checkpoint-6"):
+    with pytest.raises(UserError, match="has later checkpoints of another run, up to checkpoint-6"):
         checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
 
 

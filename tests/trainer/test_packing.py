@@ -147,7 +147,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
     assert curves[True] == pytest.approx(curves[False], rel=1e-5)
     said = capsys.readouterr().out
     assert "packed into 4 rows per step" in said
-    assert "do not see each other" in said
+    assert "do not attend to each other" in said
 
 
 def batches(
@@ -168,7 +168,7 @@ def batches(
 def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None:
     sound = AutoModelForCausalLM.from_pretrained(tiny)
     assert batches(sound, True, "cpu").plan.bins
-    assert "on a CPU that is slower" in batches(sound, "auto", "cpu").line
+    assert "packing is slower on a CPU" in batches(sound, "auto", "cpu").line
     made = batches(careless(tiny), "auto", "cuda")
     assert made.plan.bins is None
     assert "not packed: a packed example" in made.line

@@ -82,7 +82,7 @@ def test_a_tracker_that_fails_is_done_without(tracker: type[Recording], event: s
     (one,) = callbacks.tracker_callbacks(["trackio"], said.append)
     for name in ("on_init_end", "on_train_begin", "on_log", "on_log", "on_train_end", "on_log"):
         assert getattr(one, name)(None, None, None) is None
-    assert said == ["tracker   trackio failed, and the run goes on without it: no route to it"]
+    assert said == ["tracker   trackio failed, and the run continues without it: no route to it"]
     assert tracker.seen[-1] == event
 
 

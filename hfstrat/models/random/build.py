@@ -1,4 +1,4 @@
-"""Models with random weights: from a config, or of a class of the user's own."""
+"""Models with random weights, from a config or from a custom class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def stored_config(model: Model) -> dict[str, Any]:
-    """The config of `model:`, from a file, a folder or the Hub; its weights are not read."""
+    """The config of the section `model`, from a file, a folder or the Hub; weights are not loaded."""
     from transformers import PreTrainedConfig
 
     from hfstrat.models.random.families import read_stored
@@ -32,14 +32,14 @@ def stored_config(model: Model) -> dict[str, Any]:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
 
 
-def of_config(
+def from_config(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     family: str,
     settings: dict[str, Any],
     auto_class: str,
 ) -> Base:
-    """A model of this family, of this auto class of transformers, with random weights as its config's `initializer_range` says.
+    """A model of a family and an auto class, with random weights by its config's `initializer_range`.
 
     Raises:
         UserError: transformers refuses the config.
@@ -56,12 +56,12 @@ def of_config(
         model = getattr(transformers, auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error
-    base = finished(recipe, model, tokenizer)
+    base = make_base(recipe, model, tokenizer)
     base.new_head = True
     return base
 
 
-def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, settings: dict[str, Any]) -> Base:
+def from_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, settings: dict[str, Any]) -> Base:
     """A model of the user's own class, made with its own config class.
 
     Raises:
@@ -98,29 +98,27 @@ def of_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, set
     try:
         model = found(found.config_class(**{**sizes, **settings, **token_ids(tokenizer)}))
     except Exception as error:
-        raise UserError(f"strategy.model_class: {named} cannot be made with this config: {first_line(error)}") from error
+        raise UserError(f"strategy.model_class: {named} cannot be built from this config: {first_line(error)}") from error
     if not hasattr(model.config, "num_hidden_layers"):
-        raise UserError(
-            f"strategy.model_class: {named}: its config has no num_hidden_layers, which generate reads; give it one"
-        )
+        raise UserError(f"strategy.model_class: {named}: its config has no num_hidden_layers, which generation needs; add it")
     found.config_class.register_for_auto_class("AutoConfig")
     found.register_for_auto_class("AutoModelForCausalLM")
-    base = finished(recipe, model, tokenizer)
+    base = make_base(recipe, model, tokenizer)
     base.reload = {"trust_remote_code": True}
-    base.say(f"{named} is your own class: the result holds its code, and loads with trust_remote_code=True only")
+    base.say(f"{named} is a custom class: the result contains its code, and loads only with trust_remote_code=True")
     return base
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The ids by which a config knows where a text ends."""
+    """The ids of the special tokens, for a config."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
-        ids["pad_token_id"] = None  # as padding_idx it would keep the end token's embedding at zero for ever
+        ids["pad_token_id"] = None  # as padding_idx it would keep the embedding of the end token at zero
     return ids
 
 
-def finished(recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> Base:
-    """With a table for every token, in float32, as a strategy takes it."""
+def make_base(recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> Base:
+    """The model in float32, with an embedding for every token, as a loaded base model."""
     import torch
 
     model.float()

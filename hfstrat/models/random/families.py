@@ -25,26 +25,26 @@ def reads_both_ways(family: str, settings: Settings) -> bool:
 
 
 def canonical(family: str, settings: Settings) -> Settings:
-    """The same settings by the family's own names: GPT-2 calls `hidden_size` n_embd."""
+    """The settings with the family's own names of keys: GPT-2 calls `hidden_size` n_embd."""
     names = attribute_map(family)
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def common_name(family: str, key: str) -> str:
-    """The family's own name of a key that all of them have."""
+    """The family's own name of a common key."""
     return attribute_map(family).get(key, key)
 
 
 def shapes_of(family: str, settings: Settings) -> Shapes | None:
-    """Parameter name to shape, each tied weight once; None for a family whose shapes are not known here.
+    """Parameter shapes by name, tied weights once; None for a family that is not in `KNOWN`.
 
     Args:
-        settings: keys of the config that are not as its class has them, by the family's own names.
+        settings: keys of the config that differ from its class's defaults, by the family's own names.
     """
     whole = {**config_keys(family), **settings}
     try:
         return KNOWN[family](whole) if family in KNOWN else None
-    except (KeyError, TypeError, ZeroDivisionError):  # a key is missing or no number: transformers will say so
+    except (KeyError, TypeError, ZeroDivisionError):  # a key is missing or not a number: transformers will report it
         return None
 
 
@@ -53,7 +53,7 @@ def is_tied(family: str, settings: Settings) -> bool:
 
 
 def _llama_like(qkv_bias: bool | None, norms: bool = False) -> Callable[[Settings], Shapes]:
-    """Llama and its like. `qkv_bias`: whether query, key and value have a bias; None: all four as `attention_bias` says."""
+    """Llama and similar families. `qkv_bias`: whether query, key and value have a bias; None: all four by `attention_bias`."""
 
     def shapes(c: Settings) -> Shapes:
         width, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
@@ -96,7 +96,7 @@ def _gpt2(c: Settings) -> Shapes:
 
 
 def _bert(c: Settings) -> Shapes:
-    """The body alone, without its pooler: the rest is a classifier's head."""
+    """The body without its pooler, which belongs to a classifier's head."""
     width, inner = c["hidden_size"], c["intermediate_size"]
     tables = {"word": c["vocab_size"], "position": c["max_position_embeddings"], "token_type": c["type_vocab_size"]}
     found: Shapes = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in tables.items()}
@@ -130,7 +130,7 @@ def read_stored(source: str) -> dict[str, Any] | None:
     """The config of a local folder or file; None for a Hub id.
 
     Raises:
-        UserError: it is no JSON object, or has no model_type.
+        UserError: it is not a JSON object, or has no model_type.
     """
     path = Path(source).expanduser()
     file = path / "config.json" if path.is_dir() else path
@@ -141,7 +141,7 @@ def read_stored(source: str) -> dict[str, Any] | None:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is no valid JSON: {error}") from None
+        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
     if not isinstance(config, dict) or not config.get("model_type"):
         raise UserError(f"model.name_or_path: {file}: expected a JSON object with a model_type, as transformers saves it")
     return config

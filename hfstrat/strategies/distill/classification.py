@@ -194,7 +194,7 @@ def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData
 
 def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
     batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
-    with feed.computing():
+    with feed.autocast():
         return [row.numpy().tobytes() for row in distiller.teacher_outputs((), batch).cpu()]
 
 
@@ -209,7 +209,7 @@ def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, A
     def measure(start: int) -> Any:
         places = list(range(start, min(start + size, len(feed.eval))))
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
-        with feed.computing():
+        with feed.autocast():
             logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
         return class_sums(logits, labels)
 

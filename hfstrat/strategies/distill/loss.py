@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from hfstrat.models.chunked_loss import (
-    CHUNK_ROWS,
+    MIN_CHUNK_ROWS,
     Head,
     RowsLoss,
     block_rows,
@@ -165,8 +165,8 @@ def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher:
 
 def _sizes(logits: torch.Tensor) -> tuple[int, int]:
     """The positions per block of logits, and per chunk of the teacher's logits."""
-    size = block_rows(logits.device, logits.shape[-1], CHUNK_ROWS)
-    return size, size * (CHUNK_ROWS // size)
+    size = block_rows(logits.device, logits.shape[-1], MIN_CHUNK_ROWS)
+    return size, size * (MIN_CHUNK_ROWS // size)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
 from hfstrat.models.chunked_loss import Head, head_scores
-from hfstrat.models.fused_loss import HeadLossOutput, is_plain, last_hidden, within
+from hfstrat.models.fused_loss import HeadLossOutput, call_with_weight, is_plain, last_hidden
 from hfstrat.models.load import cast_weights, count_parameters
 from hfstrat.recipe.distill import check_pairs, even_pairs
 from hfstrat.strategies.distill.loss import (
@@ -144,7 +144,7 @@ def hidden_states_of(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The last hidden states, and those of each layer with the embeddings first, `[n, H]` each."""
-    kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in fused_loss.OF_THE_HEAD}
+    kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in fused_loss.HEAD_ARGUMENTS}
     out = model.base_model(*args, **kwargs, output_hidden_states=True, use_cache=False, return_dict=True)
     pick = [states.flatten(0, 1).index_select(0, rows) for states in out.hidden_states]
     return out.last_hidden_state.flatten(0, 1).index_select(0, rows), pick
@@ -270,7 +270,9 @@ class Distiller:
             total = distill_loss(rows, head, targets, said, mix) if torch.is_grad_enabled() else nll.sum()
             return total, nll, correct, kl
 
-        return HeadLossOutput(**dict(zip(("total", "nll", "correct", "kl"), within(linear, rows, compute), strict=False)))
+        return HeadLossOutput(
+            **dict(zip(("total", "nll", "correct", "kl"), call_with_weight(linear, rows, compute), strict=False))
+        )
 
     def _output_of_module(
         self, linear: nn.Module, rows: torch.Tensor, targets: torch.Tensor, said: Teacher, scale: float, softcap: float | None

@@ -185,7 +185,7 @@ def _compute_outputs(
 def teacher_states(feed: TrainData, teacher: FrozenTeacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The teacher's hidden states of a batch's supervised positions, `[n, H]`."""
     inputs = {name: tensor for name, tensor in batch.items() if not name.startswith(("teacher_", "loss_rows", "targets"))}
-    with feed.computing():
+    with feed.autocast():
         states: torch.Tensor = teacher.hidden((), inputs, batch["loss_rows"])
     return states
 
@@ -220,7 +220,7 @@ def evaluate_teacher(feed: TrainData, distiller: Distiller) -> TrainData:
         batch = feed.batch(list(range(start, min(start + size, len(feed.eval)))))
         hidden = batch.get("teacher_hidden")
         hidden = teacher_states(feed, teacher, batch) if hidden is None else hidden
-        with feed.computing():
+        with feed.autocast():
             losses, correct = head_scores(hidden, head.weight, batch["targets"], head.bias, head.softcap, head.scale)
         return float(losses.sum()), float(correct.sum()), len(losses)
 

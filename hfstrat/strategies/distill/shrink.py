@@ -227,11 +227,11 @@ def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tupl
 
 def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
     """The config for these layers only."""
-    from hfstrat.models.blocks import keep_in_config
+    from hfstrat.models.blocks import keep_layers_in_config
 
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
-    keep_in_config(text, text.num_hidden_layers, keep)
+    keep_layers_in_config(text, text.num_hidden_layers, keep)
     return smaller
 
 

@@ -153,7 +153,7 @@ class Distill(Strategy[section.Distill]):
         from hfstrat.strategies.distill import teacher as distill_teacher
         from hfstrat.strategies.distill.loss import Mix
         from hfstrat.strategies.distill.shrink import shrink_model
-        from hfstrat.trainer.plan import steps_of
+        from hfstrat.trainer.plan import number_of_steps
 
         wanted = self.section
         with self._student_keys():
@@ -164,7 +164,7 @@ class Distill(Strategy[section.Distill]):
         )
         if wanted.uses_teacher or wanted.seq_kd:
             rows = len(data.train) if data else 0
-            again = rows > 0 and steps_of(recipe.training, rows) * recipe.training.global_batch_size > rows
+            again = rows > 0 and number_of_steps(recipe.training, rows) * recipe.training.global_batch_size > rows
             self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, again)
             distill_teacher.check_length(self.teacher, data)
         if wanted.shrink:

@@ -56,7 +56,9 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
             shared = {key: value for key, value in options.items() if key != "dtype"}
             config = transformers.AutoConfig.from_pretrained(name, **shared)
             remote = section.trust_remote_code
-            how = quantization.wanted(section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype)
+            how = quantization.loading_options(
+                section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype
+            )
             options |= how.options
         model, info = auto.from_pretrained(name, **options, output_loading_info=True)
     except UserError:
@@ -66,8 +68,8 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.model.if_missing}")
     if how is not None:
-        quantization.settle(model, how, trains_itself=False)
-    quantization.steady(model)
+        quantization.finalize(model, how, trains_itself=False)
+    quantization.prevent_repacking(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
 

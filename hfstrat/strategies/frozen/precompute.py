@@ -107,7 +107,7 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
     if distributed.is_sharded():
         return _not_cached(feed, wish, "no process has the full model on its device")
     model.to(feed.device)
-    with feed.computing():
+    with feed.autocast():
         try:
             batch = feed.batch([len(feed.eval) - 1, 0] if len(feed.eval) > 1 else [0])
             prefix = find_prefix(model, batch)

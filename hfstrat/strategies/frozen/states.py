@@ -81,11 +81,11 @@ OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that hidden sta
 
 def digest_of_weights(model: nn.Module) -> str:
     """A hash over the bytes of all frozen weights and buffers, in the precision they compute in."""
-    from hfstrat.models.quantization import companions
+    from hfstrat.models.quantization import scale_tensors
 
     digest = hashlib.sha256()
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
-    for name, tensor in [*frozen, *model.named_buffers(), *companions(model)]:
+    for name, tensor in [*frozen, *model.named_buffers(), *scale_tensors(model)]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

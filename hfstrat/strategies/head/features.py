@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hfstrat.errors import UserError
-from hfstrat.models.blocks import find_blocks, keep_in_config
+from hfstrat.models.blocks import find_blocks, keep_layers_in_config
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def cut(body: Body, layer: int) -> Body:
     depth, config = body.depth, body.model.config
     del body.blocks[layer:]
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        keep_in_config(part, depth, list(range(layer)))
+        keep_layers_in_config(part, depth, list(range(layer)))
     return body
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfstrat.errors import UserError
-from hfstrat.models.blocks import keep_in_config
+from hfstrat.models.blocks import keep_layers_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
@@ -145,7 +145,7 @@ def shorten(base: Base, body: Any, pooled: Pooled) -> None:
     depth = body.depth
     cut(body, pooled.layer)
     if base.model.config is not body.model.config:
-        keep_in_config(base.model.config, depth, list(range(pooled.layer)))
+        keep_layers_in_config(base.model.config, depth, list(range(pooled.layer)))
     base.say(f"the body ends after layer {pooled.layer} of {depth}; pooled by {pooled.pooling}")
 
 

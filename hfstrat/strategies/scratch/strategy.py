@@ -265,7 +265,7 @@ class Scratch(Strategy[section.Scratch]):
 
         task = TASKS[recipe.task]
         if self.section.model_class is not None:
-            base = build.of_class(recipe, tokenizer, self.section.model_class, self.section.config)
+            base = build.from_class(recipe, tokenizer, self.section.model_class, self.section.config)
             base.task = task
             return base
         stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
@@ -274,7 +274,7 @@ class Scratch(Strategy[section.Scratch]):
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.section.parameters is not None:
-            base.say(f"{'shape':<9} {sizes.line(family, settings)}")
+            base.say(f"{'shape':<9} {sizes.describe(family, settings)}")
         return base
 
     def build_model(self, base: Base) -> nn.Module:

@@ -194,7 +194,7 @@ def test_at_equal_shapes_it_is_the_same_bit_for_bit(dtype: torch.dtype) -> None:
     for places in order.reshape(-1, 4):
         batch = feed.collate([feed.train[int(place)] for place in places])
         assert batch[COLUMN].dtype == dtype
-        with feed.computing(), torch.no_grad():
+        with feed.autocast(), torch.no_grad():
             whole = outputs(model, {name: value for name, value in batch.items() if name != COLUMN})
             assert torch.equal(outputs(model, batch), whole)
 
