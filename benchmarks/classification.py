@@ -49,8 +49,10 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 DATA = ROOT.parent / "shared" / "data"
 RESULT = RESULTS / "classification.json"
 SEEDS, MINUTE, DRAWN = (42, 43, 44), 60, 1000
-KEPT = ("metrics_after", "train_seconds", "total_seconds", "peak_memory_bytes", "trainable_parameters", "total_parameters")
-KEPT += ("artifact_bytes", "steps")
+KEPT = (
+    *("metrics_after", "train_seconds", "total_seconds", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
+    *("artifact_bytes", "steps"),
+)
 
 SETS: dict[str, dict[str, Any]] = {
     "sst2": {"train": "sst2/train.csv", "eval": "sst2/test.csv", "max_length": 128},

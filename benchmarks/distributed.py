@@ -63,7 +63,7 @@ def tiny(folder: Path) -> tuple[str, list[str]]:
     file = folder / "recipe.yaml"
     file.write_text(
         f"model: {make_model(folder / 'model')}\nstrategy: {{name: lora, r: 4}}\n"
-        f"data: {{train: {rows}, eval_size: 12, max_length: 128}}\n"
+        f"data: {{train: {rows}, eval_size: 8, max_length: 128}}\n"
         "training: {max_steps: 4, global_batch_size: 8, learning_rate: 1e-3, logging_steps: 1}\noutput_dir: run\n"
     )
     return str(file), FREE

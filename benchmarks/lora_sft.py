@@ -51,7 +51,9 @@ def prepared(folder: Path) -> tuple[Any, Any]:
 
     tokenizer = load_tokenizer(Model(name_or_path=str(MODEL)))
     train, held = rows(folder)
-    return prepare(Data(train=str(train), eval=str(held), max_length=MAX_LENGTH), tokenizer, seed=0), tokenizer
+    return prepare(
+        Data.model_validate({"train": str(train), "eval": str(held), "max_length": MAX_LENGTH}), tokenizer, seed=0
+    ), tokenizer
 
 
 def lora() -> Any:

@@ -19,16 +19,9 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 
 RECIPES = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": "../shared/data/tinyshakespeare/input.txt"}
 KEPT = (
-    "metrics_before",
-    "metrics_after",
-    "baselines",
-    "overfitting",
-    "total_parameters",
-    "steps",
-    "best_step",
-    "train_seconds",
+    *("metrics_before", "metrics_after", "baselines", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
+    *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers"),
 )
-KEPT += ("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers")
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:

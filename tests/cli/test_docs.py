@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "recipes" / "README.md",
@@ -47,9 +48,11 @@ def code(page: Path) -> Iterator[str]:
 
 
 @pages()
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_and_paths_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+    for path in (word for text in code(page) for word in re.findall(r"(?<![\w./])(?:hfstrat|tests|scripts)/[\w/.]+\b/?", text)):
+        assert (ROOT / path).exists(), path
 
 
 @pages()
