@@ -48,8 +48,8 @@ def one(case: str, folder: Path, recipe: str, more: list[str], steps: int) -> di
     if ended.returncode:
         sys.exit(f"{case}: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
     result = json.loads((folder / "report.json").read_text())["result"]
-    kept = ("tokens_per_second", "train_seconds", "total_seconds", "peak_memory_bytes")
-    return {"case": case, **{key: result[key] for key in kept}, "loss": result["losses"][-1]["loss"]}
+    fields = ("tokens_per_second", "train_seconds", "total_seconds", "peak_memory_bytes")
+    return {"case": case, **{key: result[key] for key in fields}, "loss": result["losses"][-1]["loss"]}
 
 
 def tiny(folder: Path) -> tuple[str, list[str]]:

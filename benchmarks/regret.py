@@ -47,7 +47,7 @@ from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
 from benchmarks.regret_table import SEEN, table_of_cases
 
-KEPT = ROOT / "runs" / "benchmarks" / "regret"
+STORED = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
@@ -165,7 +165,7 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
     """Return the `first` and the `latest` answer of the advisor, each by rules and measured."""
-    folder, case = KEPT / name, CASES[name]
+    folder, case = STORED / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
@@ -181,7 +181,7 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 def measure(name: str) -> None:
     """Run `hfstrat compare` on the advisor's recipes, as a user would; it resumes where it stopped."""
-    folder = KEPT / name
+    folder = STORED / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
     words += [f"--evaluate={folder / 'eval.jsonl'}", f"--output={folder / 'measured'}"]
@@ -194,10 +194,10 @@ def choice(answer: dict[str, Any]) -> list[str]:
 
 def outcome(name: str) -> dict[str, Any] | None:
     """Return the regret by rules and after measuring; None where nothing is measured yet."""
-    file = KEPT / name / "measured" / "comparison.json"
+    file = STORED / name / "measured" / "comparison.json"
     if not file.is_file():
         return None
-    table, answers, case = json.loads(file.read_text()), json.loads((KEPT / name / "advice.json").read_text()), CASES[name]
+    table, answers, case = json.loads(file.read_text()), json.loads((STORED / name / "advice.json").read_text()), CASES[name]
     if any(row["status"] == "waiting" for row in table["entries"]):
         return None
     entries = {row["label"]: row for row in table["entries"] if row["quality"] is not None}
@@ -216,11 +216,11 @@ def outcome(name: str) -> dict[str, Any] | None:
         "best": table["best"],
         "measured": {
             label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
-            | {"told_apart": (row.get("against_best") or {}).get("significant"), "steps": row["runs"][0].get("steps")}
+            | {"significant": (row.get("against_best") or {}).get("significant"), "steps": row["runs"][0].get("steps")}
             for label, row in entries.items()
         },
-        "measured_before": json.loads((KEPT / name / "before.json").read_text())
-        if (KEPT / name / "before.json").is_file()
+        "measured_before": json.loads((STORED / name / "before.json").read_text())
+        if (STORED / name / "before.json").is_file()
         else {},
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
         "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
@@ -231,7 +231,7 @@ def outcome(name: str) -> dict[str, Any] | None:
             places = {each["name"]: each["points"] for each in answer["strategies"] if each.get("can")}
             one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
             found.setdefault(when, {})[way] = one | {
-                "told_apart": found["measured"][order[0]]["told_apart"],
+                "significant": found["measured"][order[0]]["significant"],
                 "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
@@ -244,7 +244,7 @@ def within(found: dict[str, dict[str, Any]]) -> str:
     for way, words in (("rules", "by rules"), ("measured", "after measuring")):
         answers = [(one["latest"][way], one["goal"]) for one in found.values()]
         met = sum(answer["regret"] <= goal for answer, goal in answers)
-        alike = sum(answer["regret"] > goal and not answer["told_apart"] for answer, goal in answers)
+        alike = sum(answer["regret"] > goal and not answer["significant"] for answer, goal in answers)
         counts.append(f"{words} {met} of {len(found)} cases ({alike} more are not significantly worse)")
     return ", ".join(counts)
 

@@ -54,7 +54,7 @@ def regret_of(one: dict[str, Any], answer: dict[str, Any]) -> str:
     if not answer["regret"]:
         return "0"
     unit = "pt" if one["higher_is_better"] else "%"
-    return f"{answer['regret']:.1f} {unit}{'' if answer['told_apart'] else ' (not significant)'}"
+    return f"{answer['regret']:.1f} {unit}{'' if answer['significant'] else ' (not significant)'}"
 
 
 def below(name: str, one: dict[str, Any]) -> list[str]:

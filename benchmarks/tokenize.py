@@ -45,7 +45,7 @@ def ours(cached: bool) -> dict[str, Any]:
         few.flush()
         prepare(data if cached else Data.model_validate({"train": few.name, "eval_size": 1}), tokenizer, seed=0)
     started = time.perf_counter()
-    account = prepare(data, tokenizer, seed=0).accounts["train"]
+    account = prepare(data, tokenizer, seed=0).statistics["train"]
     return {"seconds": time.perf_counter() - started, "rows": account.rows_read, "tokens": account.tokens}
 
 

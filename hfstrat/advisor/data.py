@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from hfstrat.data import readers, sources
-from hfstrat.data.formats import Example
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow, Example
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS, task_of_rows
@@ -155,8 +154,8 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     rows, guessed, bytes_read = _read(files)
     data = Data.model_validate({"train": path})
     try:
-        task = task or task_of_rows(rows[: readers.GLANCE], path).name
-        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+        task = task or task_of_rows(rows[: readers.HEAD_ROWS], path).name
+        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)

@@ -207,7 +207,7 @@ def task_of(data: str, wanted: str | None) -> tuple[str, str]:
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
     try:
-        task = task_of_rows(readers.first_rows(files[0]), data)
+        task = task_of_rows(readers.read_head(files[0]), data)
     except UserError:  # the checks of the recipes report it
         task = TASKS[CausalLM.name]
     return task.name, "detected from the columns; set --task to change it"

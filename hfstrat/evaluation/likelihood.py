@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from hfstrat.data.collate import Collator, rounded
-from hfstrat.data.packing import evenly
+from hfstrat.data.packing import balance
 from hfstrat.evaluation.forward import Progress, Runner, Subject
 from hfstrat.evaluation.intervals import Measurement
 from hfstrat.models.fused_loss import is_bound
@@ -105,7 +105,7 @@ class Likelihood:
         fewest = -(-sum(lengths) // max(WIDTH, *lengths))
         found = []
         for count in range(fewest, fewest + 3):
-            rows = [row for row in evenly(lengths, count) if row]
+            rows = [row for row in balance(lengths, count) if row]
             found.append((rows, self._width(sum(lengths[number] for number in row) for row in rows)))
         return min(found, key=lambda each: len(each[0]) * each[1])
 

@@ -16,7 +16,7 @@ from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
@@ -33,7 +33,7 @@ class Suite:
     """
 
     wanted: Evaluation
-    data: Prepared | None
+    data: PreparedData | None
     seed: int
     own_rows: bool = True
     is_trained: bool = True
@@ -67,7 +67,7 @@ class Suite:
         return found
 
 
-def measure_rows(subject: Subject, data: Prepared, runner: Runner) -> Measurement:
+def measure_rows(subject: Subject, data: PreparedData, runner: Runner) -> Measurement:
     """The task's metrics on the evaluation examples, `data.eval`."""
     task, metrics, rows = subject.task, subject.task.metrics.for_data(data), data.eval
     collate = task.rows.collator(subject.base(), data, subject.tokenizer, runner.multiple)
@@ -80,7 +80,7 @@ def measure_rows(subject: Subject, data: Prepared, runner: Runner) -> Measuremen
     return measurement_of(task, runner.per_row(ROWS, np.asarray(data.eval_lengths), step), data)
 
 
-def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: Prepared) -> Measurement:
+def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Measurement:
     """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
     metrics = task.metrics.for_data(data)
     values, details = metrics.measure(sums)

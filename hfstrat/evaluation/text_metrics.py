@@ -22,7 +22,7 @@ from hfstrat.evaluation.intervals import Measurement, means
 from hfstrat.tasks.generation import continued
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.recipe.evaluation import Evaluation
 
 
@@ -162,7 +162,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def measure(subject: Subject, data: Prepared, wanted: Evaluation, runner: Runner, seed: int) -> Measurement:
+def measure(subject: Subject, data: PreparedData, wanted: Evaluation, runner: Runner, seed: int) -> Measurement:
     """The metrics of the answers to the first evaluation examples."""
     samples = [each for each in data.samples[: wanted.metric_rows] if each["reference"]]
     room = max(1, (subject.context or 1 << 30) - wanted.max_new_tokens)

@@ -1,4 +1,4 @@
-"""How to load a result with plain libraries, as code that is right for this artifact, and how to serve it."""
+"""Code that loads a result with plain transformers, peft or sentence-transformers, and commands that serve it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hfstrat.tasks.report import Report
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a folder holds. `source` is how readers name it: a Hub id or a path."""
+    """The result in a folder. `source` is its name in the code: a Hub id or a path."""
 
     folder: Path
     report: Report | None
     source: str
-    local_base: str | None = None  # where the base lies, for lines that are shown on this machine only
+    local_base: str | None = None  # the path of the base, for code that is shown on this machine only
 
     @property
     def is_adapter(self) -> bool:
@@ -47,7 +47,7 @@ class Artifact:
 
     @property
     def base_name(self) -> str:
-        """The base as it stands in code."""
+        """The name of the base in the code."""
         if self.local_base:
             return self.local_base
         config = read_json(self.folder / "adapter_config.json")
@@ -55,7 +55,7 @@ class Artifact:
 
     @property
     def own_base(self) -> bool:
-        """Whether readers have to bring the base: it is on no Hub."""
+        """Whether users have to supply the base, since it is not on the Hub."""
         return bool(self.base and not self.base.hub)
 
     @property
@@ -77,7 +77,7 @@ class Artifact:
 
 
 def snippet(artifact: Artifact) -> str:
-    """Python that loads the artifact with plain transformers, peft or sentence-transformers and asks it something."""
+    """Python that loads the artifact with plain transformers, peft or sentence-transformers and runs it on an example."""
     return "\n".join([*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence)])
 
 
@@ -98,7 +98,7 @@ def _load(a: Artifact) -> list[str]:
             f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})',
             tokenizer,
         ]
-    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not know
+    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not have
     if not (a.own_base or special or a.local_base):
         by_itself = auto.replace("AutoModel", "AutoPeftModel")
         return [
@@ -118,7 +118,7 @@ def _load(a: Artifact) -> list[str]:
         more += f', revision="{a.base.revision}"'
     more += f", config=AutoConfig.from_pretrained({source})" if special else ""
     known = a.base.sha256 if a.base and a.own_base and not a.local_base else None
-    why = f"# your copy of the base: the sha256 of its weights is {known[:12]}..." if known else ""
+    why = f"# your copy of the base: the sha256 of its weights starts with {known[:12]}" if known else ""
     added = bool(a.report and a.report.run.recipe.model.add_tokens)
     return [
         "from peft import PeftModel",
@@ -133,15 +133,15 @@ def _load(a: Artifact) -> list[str]:
 
 
 def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
-    """Ways to serve this artifact: a title, and lines for a shell."""
+    """Ways to serve this artifact: titles and shell commands."""
     if artifact.task.text.pipeline != "text-generation":
         return []
     source, trust = artifact.source, " --trust-remote-code" if artifact.trust else ""
     if not artifact.is_adapter:
-        ask = _ask(source, artifact.chats)
+        request = _request(source, artifact.chats)
         return [
-            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", ask]),
-            ("vLLM", [f"vllm serve {source}{trust}", ask]),
+            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", request]),
+            ("vLLM", [f"vllm serve {source}{trust}", request]),
             (
                 "Ollama",
                 [
@@ -157,13 +157,13 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     return [
         (
             "transformers (after merging; pip install 'transformers[serving]')",
-            [*merged, f"transformers serve ./merged{trust}", _ask("./merged", artifact.chats)],
+            [*merged, f"transformers serve ./merged{trust}", _request("./merged", artifact.chats)],
         ),
         (
-            "vLLM (the base with the adapter beside it; or merge first)",
+            "vLLM (the base with the adapter; or merge first)",
             [
                 f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}{trust}",
-                _ask("mine", artifact.chats),
+                _request("mine", artifact.chats),
             ],
         ),
         (
@@ -178,8 +178,8 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _ask(name: str, chats: bool) -> str:
-    """A line that asks a server on this machine, in another terminal."""
+def _request(name: str, chats: bool) -> str:
+    """A command that sends a request to a local server."""
     body: dict[str, Any] = {"model": name, "max_tokens": 64}
     path = "chat/completions" if chats else "completions"
     body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once upon a time"}
@@ -188,19 +188,19 @@ def _ask(name: str, chats: bool) -> str:
 
 
 def _configs(source: str) -> Path:
-    """The small files of a repository on the Hub: they tell what it holds."""
+    """The folder of the config files of a Hub repository."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja"], ignore_patterns=["tokenizer.json"]))
     except Exception as error:  # the transport has many ways to fail
         raise UserError(
-            f"{source}: no such folder here, and not to be had from the Hub: {str(error).splitlines()[0]}"
+            f"{source}: no such folder, and it cannot be downloaded from the Hub: {str(error).splitlines()[0]}"
         ) from error
 
 
 def show(target: str) -> list[str]:
-    """`hfstrat use`: the lines for the run at hand."""
+    """The lines that `hfstrat use` prints for a run or a model."""
     from hfstrat.tasks.artifact import resolve
 
     source, report = resolve(target)

@@ -144,7 +144,7 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
         artifact_bytes=fingerprint.folder_bytes(final),
         total_seconds=time.monotonic() - started,
     )
-    finished = report.build(job.loaded, result, job.data.account())
+    finished = report.build(job.loaded, result, job.data.report())
     write(finished, job.folder)
     return finished
 

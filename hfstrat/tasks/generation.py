@@ -81,14 +81,14 @@ class How:
 
 def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
     """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
-    from hfstrat.data.render import NAMES, Renderer
+    from hfstrat.data.render import TEMPLATES, Renderer
 
     template = report.run.recipe.data.template if report else "auto"
-    if template not in NAMES:  # a file's template is the tokenizer's own now
+    if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     renderer = Renderer(tokenizer, "plain" if plain else template)
     data = report.run.data if report else None
-    renderer.continues = plain or (data is not None and data.train.format == "text")
+    renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer
 
 

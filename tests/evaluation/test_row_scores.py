@@ -41,7 +41,7 @@ def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarr
 
 
 def test_of_a_language_model(recipe: Any) -> None:
-    """Pieces of a row that was split stand together; bits a byte are those of the report."""
+    """SegmentTokenizer of a row that was split stand together; bits a byte are those of the report."""
     loaded = recipe("data.overflow=split", "data.max_length=16")
     report = run(loaded)
     assert report is not None

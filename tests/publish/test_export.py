@@ -101,7 +101,7 @@ def test_a_gguf_says_what_the_model_says(
     """Read again by transformers, which knows nothing of our writer: the same ids, logits within 16 bits."""
     gguf = pytest.importorskip("gguf")
     export.export(str(models(**kind)), tmp_path / "x.gguf", "gguf")
-    assert "read again: logits differ" in capsys.readouterr().out
+    assert "loaded again: logits differ" in capsys.readouterr().out
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds["blk.0.attn_q.weight"] == form
@@ -113,7 +113,7 @@ def test_a_gguf_says_what_the_model_says(
 @pytest.mark.parametrize(
     ("family", "name", "form", "words"),
     [
-        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not what this writes"),
+        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not supported"),
         ("llama", "x", "gguf", "ends in .gguf"),
         ("llama", "x", "mlx", "expected one of safetensors, gguf, onnx"),
         ("llama", ".", "safetensors", "is in use"),
@@ -142,7 +142,7 @@ def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path, capsys: pytes
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     export.export(str(tiny), tmp_path / "x", "onnx")
-    assert "read again" in capsys.readouterr().out
+    assert "loaded again" in capsys.readouterr().out
 
 
 def test_no_telemetry() -> None:

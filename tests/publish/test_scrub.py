@@ -121,5 +121,5 @@ def test_what_slipped_through_is_refused(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, run / "final" / "adapter_model.safetensors", metadata={"by": PLANTED})
     up = tmp_path / "up"
     up.mkdir()
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors would tell something that looks like a token"):
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors would reveal something that looks like a token"):
         hub_files.stage(run, read(run), up, "me/x")

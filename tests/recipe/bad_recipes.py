@@ -568,7 +568,7 @@ COMBINATIONS = [
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["both eval and eval_split are given"], 1),
     key("a weight of evaluation rows", EVAL_SIZE, "  eval: [{path: rows.jsonl, weight: 2}]", ["data.eval", "remove weight"]),
     key("a broken split", EVAL_SIZE, "  split: train[:10%", ["data.split", "train[:10%]"]),
-    key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "Hub data sets only"]),
+    key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "only Hub data sets"]),
     key("a split of a file", EVAL_SIZE, "  split: test", ["data.split", "rows.jsonl has no splits"]),
     key("a split of one file", TRAIN, "  train: [{path: rows.jsonl, split: test}]", ["data.train", "rows.jsonl has no splits"]),
     key(
@@ -581,7 +581,7 @@ COMBINATIONS = [
     Bad(
         "turns of plain text",
         at(EVAL_SIZE),
-        ["data.train_on: assistant", "plain text", "write all, or auto"],
+        ["data.train_on: assistant", "plain text", "set all, or auto"],
         {EVAL_SIZE: "  train_on: assistant"},
         files={"rows.jsonl": '{"text": "a"}\n'},
     ),
@@ -589,7 +589,7 @@ COMBINATIONS = [
     Bad(
         "a broken template",
         at(EVAL_SIZE),
-        ["data.template", "t.jinja:2", "no valid jinja"],
+        ["data.template", "t.jinja:2", "not valid jinja"],
         {EVAL_SIZE: "  template: t.jinja"},
         files={"t.jinja": "x\n{% for %}"},
     ),
@@ -624,7 +624,7 @@ COMBINATIONS = [
 ]
 
 PREFERENCE = {"instruction": "a", "input": "", "output": "b", "chosen": "b", "rejected": "c"}
-LATER = {  # rows that are recognised and not trained on in this version
+UNSUPPORTED = {  # rows that are recognized but not supported yet
     "preference pairs": PREFERENCE,
     "preference pairs of ShareGPT": {"conversations": [], "chosen": {}, "rejected": {}},
     "preference labels": {"messages": [], "label": True},
@@ -633,8 +633,8 @@ LATER = {  # rows that are recognised and not trained on in this version
 LABELLED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
-        Bad(name, at(TRAIN), [name.split(" of S")[0], "kept for a later version"], files=rows(json.dumps(row)))
-        for name, row in LATER.items()
+        Bad(name, at(TRAIN), [name.split(" of S")[0], "not supported yet"], files=rows(json.dumps(row)))
+        for name, row in UNSUPPORTED.items()
     ),
     *(
         Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
@@ -649,13 +649,13 @@ DATA_FILES = [
     Bad(
         "tools that are no JSON",
         at(TRAIN),
-        ["row 1", "'tools' is no valid JSON"],
+        ["row 1", "'tools' is not valid JSON"],
         files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a"}], "tools": "[{"})),
     ),
     Bad(
         "half a weight of a message",
         at(TRAIN),
-        ["row 1", "weight 0.5", "(1) or not (0)"],
+        ["row 1", "weight 0.5", "1 (trained) or 0 (not trained)"],
         files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]})),
     ),
     Bad(
@@ -665,11 +665,11 @@ DATA_FILES = [
         files=rows(json.dumps({"messages": [{"role": "user", "content": [{"type": "image", "value": "a.png"}]}]})),
     ),
     key("a glob without files", TRAIN, "  train: data/*.jsonl", ["data.train: data/*.jsonl", "no file matches"]),
-    Bad("a folder without rows", at(TRAIN), ["folder without rows"], {TRAIN: "  train: d"}, files={"d/a.bin": "x"}),
+    Bad("a folder without rows", at(TRAIN), ["contains no data files"], {TRAIN: "  train: d"}, files={"d/a.bin": "x"}),
     Bad(
         "a folder without the split",
         at(TRAIN),
-        ["data.train: d", "those of test", "none is of train"],
+        ["data.train: d", "named test", "none is named train"],
         {TRAIN: "  train: d"},
         files={"d/test.jsonl": GOOD_ROW},
     ),
@@ -690,7 +690,7 @@ DATA_FILES = [
     Bad(
         "a false arrow file",
         at(TRAIN),
-        ["x.arrow", "no Arrow file"],
+        ["x.arrow", "not a readable Arrow file"],
         {TRAIN: "  train: x.arrow"},
         files={"x.arrow": "nothing of the kind"},
     ),
@@ -700,19 +700,22 @@ DATA_FILES = [
         "  train: row.jsonl",
         ["data.train: row.jsonl", "no such file", "did you mean rows.jsonl?"],
     ),
-    key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "looked in"]),
+    key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "searched in"]),
     key("a missing evaluation file", EVAL_SIZE, "  eval: evals.jsonl", ["data.eval: evals.jsonl", "no such file"]),
     key("a folder as data", TRAIN, "  train: model", ["data.train: model", "a folder", "name a file"]),
     Bad("an empty data file", at(TRAIN), ["data.train: rows.jsonl", "empty"], files={"rows.jsonl": ""}),
-    Bad("a blank data file", at(TRAIN), ["rows.jsonl", "holds no row"], files={"rows.jsonl": " \n\n  \n"}),
-    Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "no valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
+    Bad("a blank data file", at(TRAIN), ["rows.jsonl", "has no rows"], files={"rows.jsonl": " \n\n  \n"}),
+    Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "not valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
     Bad("a row that is a list", at(TRAIN), ["rows.jsonl:2", "an object", "[1, 2]"], files=rows(GOOD_ROW, "[1, 2]")),
     Bad("a row that is a text", at(TRAIN), ["rows.jsonl:1", "an object", '"hello"'], files=rows('"hello"', GOOD_ROW)),
     Bad("a JSON array of texts", at(TRAIN), ["rows.jsonl", "row 1", "an object", '"a"'], files=rows('["a", "b"]')),
-    Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "no valid JSON"], files=rows("[", "{]")),
-    Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "holds no row"], files=rows("[]")),
+    Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "not valid JSON"], files=rows("[", "{]")),
+    Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "has no rows"], files=rows("[]")),
     Bad(
-        "one JSON object over lines", at(TRAIN), ["rows.jsonl:1", "no valid JSON", "one row a line"], files=rows("{", '"a": 1}')
+        "one JSON object over lines",
+        at(TRAIN),
+        ["rows.jsonl:1", "not valid JSON", "one row per line"],
+        files=rows("{", '"a": 1}'),
     ),
     Bad(
         "unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')
@@ -732,11 +735,11 @@ DATA_FILES = [
     Bad(
         "a false parquet file",
         at(TRAIN),
-        ["x.parquet", "no Parquet file"],
+        ["x.parquet", "not a readable Parquet file"],
         {TRAIN: "  train: x.parquet"},
         files={"x.parquet": "x"},
     ),
-    Bad("a blank text", at(TRAIN), ["x.txt", "holds no row"], {TRAIN: "  train: x.txt"}, files={"x.txt": " \n\n\t\n"}),
+    Bad("a blank text", at(TRAIN), ["x.txt", "has no rows"], {TRAIN: "  train: x.txt"}, files={"x.txt": " \n\n\t\n"}),
     Bad("a conversation without answers", at(TRAIN), ["row 1", "no assistant turn"], files=rows(QUESTION)),
     Bad(
         "a message without content",
@@ -747,11 +750,17 @@ DATA_FILES = [
     Bad(
         "an unread suffix",
         at(TRAIN),
-        ["rows.xlsx", "not read", ".jsonl"],
+        ["rows.xlsx", "unsupported file type", ".jsonl"],
         {TRAIN: "  train: rows.xlsx"},
         files={"rows.xlsx": "x"},
     ),
-    Bad("no suffix", at(TRAIN), ["data.train: rows", "not read", ".jsonl"], {TRAIN: "  train: rows"}, files={"rows": GOOD_ROW}),
+    Bad(
+        "no suffix",
+        at(TRAIN),
+        ["data.train: rows", "unsupported file type", ".jsonl"],
+        {TRAIN: "  train: rows"},
+        files={"rows": GOOD_ROW},
+    ),
     Bad(
         "data in Latin-1",
         at(TRAIN),
@@ -761,7 +770,7 @@ DATA_FILES = [
     Bad(
         "a csv with a header only",
         at(TRAIN),
-        ["rows.csv", "holds no row"],
+        ["rows.csv", "has no rows"],
         {TRAIN: "  train: rows.csv"},
         files={"rows.csv": "prompt,completion\n"},
     ),
@@ -782,7 +791,7 @@ DATA_FILES = [
     Bad(
         "a gz that is none",
         at(TRAIN),
-        ["rows.jsonl.gz", "cannot be read"],
+        ["rows.jsonl.gz", "cannot read"],
         {TRAIN: "  train: rows.jsonl.gz"},
         files={"rows.jsonl.gz": "plain"},
     ),

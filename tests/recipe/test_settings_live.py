@@ -89,7 +89,7 @@ class Probe:
 
 
 def account(seen: Seen, name: str = "train") -> Any:
-    return seen.job.data.accounts[name]
+    return seen.job.data.statistics[name]
 
 
 def first_row(seen: Seen) -> str:

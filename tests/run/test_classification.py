@@ -173,7 +173,7 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
         generate.generate(target, ["a"], None, None, 4)
     with pytest.raises(UserError, match="hfstrat generate"):
         predict(str(tiny), ["a"], None, None)
-    merge.merge_run(target, tmp_path / "merged")
+    merge.merge(target, tmp_path / "merged")
     assert "nats a text" in capsys.readouterr().out
     predict(str(tmp_path / "merged"), ["the cat"], None, None)
 

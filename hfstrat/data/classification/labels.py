@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hfstrat.data.formats import rename
-from hfstrat.data.messages import BadRow, text_of
+from hfstrat.data.formats import BadRow, rename, require_text
 from hfstrat.errors import UserError
 
 FORMAT = "text-classification"
@@ -30,7 +29,7 @@ ALIASES = {  # other names of a text and its label, for the map that is proposed
 }
 
 
-class Labelled(NamedTuple):
+class LabeledText(NamedTuple):
     """A row: its text, the second one of a pair, and the names of its labels (one, or any number if they are many)."""
 
     text: str
@@ -38,13 +37,18 @@ class Labelled(NamedTuple):
     labels: list[str]
 
     @property
-    def words(self) -> str:
-        """Both texts: what tells two rows apart, whatever their labels."""
+    def has_target(self) -> bool:
+        """Whether there is a text to train on."""
+        return bool(self.content.strip())
+
+    @property
+    def content(self) -> str:
+        """Both texts, without the labels; equal for duplicates."""
         return self.text if self.pair is None else f"{self.text}\n{self.pair}"
 
 
 @dataclass
-class LabelReading:
+class LabelFormat:
     """How the rows of one source are read.
 
     `columns` are our names of the text, the second text ("" for none) and the label; `class_names` is what the numbers of a
@@ -58,9 +62,9 @@ class LabelReading:
     class_names: list[str] | None = None
 
     @classmethod
-    def of(
+    def detect(
         cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str], names: list[str] | None = None
-    ) -> LabelReading:
+    ) -> LabelFormat:
         """Told from the first rows.
 
         Raises:
@@ -78,12 +82,12 @@ class LabelReading:
         """The columns in words."""
         return " + ".join(filter(None, self.columns)) + (" (any number of labels a row)" if self.many else "")
 
-    def example(self, row: Mapping[str, Any]) -> Labelled:
+    def example(self, row: Mapping[str, Any]) -> LabeledText:
         """Raises BadRow where the row does not fit."""
         named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
         first, second, label = self.columns
         labels = self._labels(named[label], label)
-        return Labelled(text_of(named[first], first), text_of(named[second], second) if second else None, labels)
+        return LabeledText(require_text(named[first], first), require_text(named[second], second) if second else None, labels)
 
     def _labels(self, value: Any, column: str) -> list[str]:
         if not self.many:

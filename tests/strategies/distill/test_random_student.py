@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from helpers.runs import run
 from safetensors.torch import load_file
 
-from hfstrat.data.segments import Pieces
+from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill.tokenizer_mismatch import heard, repeated
 
@@ -115,6 +115,6 @@ def test_texts_are_handed_over_where_tokenizers_differ() -> None:
     assert theirs.decode(asked) == text
     end = theirs.eos_token_id
     ended, cut, empty = (theirs(said)["input_ids"] + end for said, end in ((" ran", [end]), (" ran", []), ("", [end])))
-    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, Pieces(ours), theirs)
+    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, SegmentTokenizer(ours), theirs)
     ran, ours_end = ours(" ran")["input_ids"], ours.eos_token_id
     assert found == [[*ran, ours_end], ran, [ours_end]]
