@@ -221,7 +221,7 @@ def propose(name: str, task: str, model: str, data: str) -> str:
     """
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), config_size(config, "width")
-    about = defaults.About(task, model, _depth(model, config), width, architecture)
+    about = defaults.ModelFacts(task, model, _depth(model, config), width, architecture)
     rate = defaults.learning_rate(name, 0 if STRATEGIES[name].random_weights else width)
     context = config_size(config, "context") or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # RoBERTa reserves two positions
@@ -259,7 +259,7 @@ def _depth(model: str, config: dict[str, Any]) -> int:
 
 def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     """The recipe with what all runs of a comparison share."""
-    common = ["hub.push=false", "training.resume=never"]
+    common = ["hub.push_to_hub=false", "training.resume_from_checkpoint=never"]
     if request.evaluate is not None:
         common += [_eval_override(request), "data.eval_split=null"]
     overrides = [*request.overrides, *common, *request.budget.overrides()]

@@ -112,7 +112,12 @@ UNKNOWN_KEYS = [
     key(
         "a typo in model", MODEL, "model:\n  name_or_path: model\n  dtpye: float32", ["model.dtpye", "did you mean 'dtype'?"], 2
     ),
-    key("a typo in strategy", R, "  alhpa: 4", ["strategy.alhpa = 4", "strategy lora", "did you mean 'alpha'?", "dropout"]),
+    key(
+        "a typo in strategy",
+        R,
+        "  lora_alhpa: 4",
+        ["strategy.lora_alhpa = 4", "strategy lora", "did you mean 'lora_alpha'?", "lora_dropout"],
+    ),
     key("a typo in data", EVAL_SIZE, "  max_lenght: 64", ["data.max_lenght = 64", "did you mean 'max_length'?"]),
     key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
     key(
@@ -212,7 +217,6 @@ UNKNOWN_KEYS = [
 
 THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("lora_rank", "8", "strategy.r"),
-    ("lora_alpha", "8", "strategy.alpha"),
     ("lora_target", "q_proj", "strategy.target_modules"),
     ("finetuning_type", "lora", "strategy.name"),
     ("base_model", "x/y", "model.name_or_path"),
@@ -234,15 +238,15 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("optimizer", "adamw", "training.optim"),
     ("gradient_checkpointing", "true", "training.activation_checkpointing"),
     ("eval_strategy", "steps", "training.eval_steps"),
-    ("resume_from_checkpoint", "x", "training.resume"),
-    ("push_to_hub", "true", "hub.push"),
-    ("hub_model_id", "me/x", "hub.repo"),
+    ("auto_resume_from_checkpoints", "true", "training.resume_from_checkpoint"),
+    ("push_to_hub", "true", "hub.push_to_hub"),
+    ("hub_model_id", "me/x", "hub.repo_id"),
     ("overwrite_output_dir", "true", "hfstrat train RECIPE --overwrite"),
     ("deepspeed", "ds.json", "--accelerate-config"),
     ("fsdp", "full_shard", "--accelerate-config"),
     ("load_in_4bit", "true", "quantization: nf4"),
     ("load_in_8bit", "true", "quantization: int8"),
-    ("bnb_4bit_use_double_quant", "true", "model.quantization.double_quant"),
+    ("bnb_4bit_use_double_quant", "true", "model.quantization.use_double_quant"),
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
 ]
@@ -261,7 +265,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("model_type", "LlamaForCausalLM", "the class comes from the model's config"),
     ("lmbda", "0.5", "strategy.on_policy"),
     ("beta", "0.5", "forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)"),
-    ("seq_kd", "true", "strategy.level: sequence"),
+    ("kd_alpha", "0.5", "strategy.teacher_weight"),
     ("bf16", "true", "`model.dtype: bfloat16`"),
     ("fp16", "true", "`model.dtype: float16`"),
     ("bf16", "auto", "`model.dtype: auto`"),
@@ -276,7 +280,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("train_on_inputs", "false", "`data.train_on: completions`"),
     ("assistant_only_loss", "true", "`data.train_on: assistant`"),
     ("batch_size", "8", "training.global_batch_size", "over all processes", "training.per_device_train_batch_size"),
-    ("sample_packing", "true", "`training.packing: on`"),
+    ("sample_packing", "true", "`training.packing: true`"),
     ("group_by_length", "true", "`training.train_sampling_strategy: group_by_length`"),
     ("warmup_ratio", "0.1", "`training.warmup_steps: 0.1`: below 1 it is a share of all steps"),
     ("eval_strategy", "epoch", "`training.eval_steps: 0.333` (3 epochs)"),
@@ -324,6 +328,45 @@ FOREIGN_KEYS = [
     ),
 ]
 
+RENAMED = [  # the names that keys had in earlier versions
+    *(
+        key(f"{old} of {under}", line, text % old, [f"{under}.{old} = ", f"`{under}.{new}: "], 1)
+        for under, line, text, old, new in (
+            ("training", RATE, "  logging_steps: 1\n  %s: never", "resume", "resume_from_checkpoint"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: true}", "push", "push_to_hub"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: me/x}", "repo", "repo_id"),
+            ("evaluation", OUTPUT, "output_dir: run\nevaluation: {%s: false}", "before", "eval_on_start"),
+            ("strategy", R, "  r: 4\n  %s: 8", "alpha", "lora_alpha"),
+            ("strategy", R, "  r: 4\n  %s: 0.1", "dropout", "lora_dropout"),
+        )
+    ),
+    *(
+        Bad(
+            f"{old} of {name}",
+            at(R + 1),
+            [f"`strategy.{new}: {now}"],
+            lines={NAME: f"  name: {name}", R: f"{more}\n  {old}: {was}"},
+        )
+        for name, more, old, was, new, now in (
+            ("distill", "  student: full", "alpha", "0.3", "teacher_weight", "0.3"),
+            ("distill", "  student: full", "loss", "jsd", "divergence", "jsd"),
+            ("distill", "  student: full", "level", "sequence", "seq_kd", "true"),
+            ("distill", "  student: full", "hidden", "{}", "hidden_states", "{}"),
+            ("distill", "  student: full", "cache", "{form: hidden}", "teacher_cache", "{"),
+            ("partial", "  last_n_layers: 1", "thaw", "{every: 2}", "gradual_unfreezing", "{"),
+            ("scratch", "  parameters: 1M", "architecture", "gpt2", "model_type", "gpt2"),
+            ("distill", "  teacher: other", "student", "{name: lora, dropout: 0.1}", "student.lora_dropout", "0.1"),
+        )
+    ),
+    key(
+        "double_quant of a quantization",
+        MODEL,
+        "model: {name_or_path: model, quantization: {name: nf4, double_quant: false}}",
+        ["`model.quantization.use_double_quant: false`"],
+    ),
+    key("the default initialization", R, "  init_lora_weights: default", ['= "default"', "of true, gaussian", "write true"]),
+]
+
 FOREIGN_VALUES = [
     key(
         "qlora as a strategy",
@@ -342,8 +385,8 @@ FOREIGN_VALUES = [
     key("bits by another name", MODEL, "model: {name_or_path: model, quantization: int4}", ["quantization.name", "nf4`"]),
     key("the format of ShareGPT", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "write `conversations`"]),
     key("no tracker", RATE, "  report_to: none", ["training.report_to", "remove the key"]),
-    key("true for resuming", RATE, "  resume: true", ["training.resume = true", "write auto"]),
-    key("true for packing", RATE, "  packing: true", ["training.packing = true", "write on"]),
+    key("true for resuming", RATE, "  resume_from_checkpoint: true", ["training.resume_from_checkpoint = true", "write auto"]),
+    key("on for packing", RATE, "  packing: on", ['training.packing = "on"', "write true"]),
     Bad(
         "a number for shrink",
         at(R + 1),
@@ -353,20 +396,20 @@ FOREIGN_VALUES = [
     Bad(
         "a loss for layers",
         at(R + 1),
-        ['strategy.hidden = "cosine"', "write `strategy.hidden: {loss: cosine}`"],
-        lines={NAME: "  name: distill", R: "  student: full\n  hidden: cosine"},
+        ['strategy.hidden_states = "cosine"', "write `strategy.hidden_states: {loss: cosine}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden_states: cosine"},
     ),
     Bad(
         "true for layers",
         at(R + 1),
-        ["strategy.hidden = true", "write `strategy.hidden: {}`"],
-        lines={NAME: "  name: distill", R: "  student: full\n  hidden: true"},
+        ["strategy.hidden_states = true", "write `strategy.hidden_states: {}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden_states: true"},
     ),
     Bad(
         "a share for a thaw",
         at(R + 1),
-        ["strategy.thaw = 0.25", "write `strategy.thaw: {every: 0.25}`"],
-        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
+        ["strategy.gradual_unfreezing = 0.25", "write `strategy.gradual_unfreezing: {every: 0.25}`"],
+        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: 0.25"},
     ),
 ]
 
@@ -439,7 +482,7 @@ BOUNDS = [
     key("steps as the Trainer's default", STEPS, "  max_steps: -1", ["max_steps = -1", "at least 1", "remove"]),
     key("no epochs", STEPS, "  num_train_epochs: 0", ["num_train_epochs = 0", "more than 0"]),
     key("no rank", R, "  r: 0", ["strategy.r = 0", "at least 1"]),
-    key("all dropout", R, "  dropout: 1.0", ["strategy.dropout = 1.0", "at least 0", "less than 1"]),
+    key("all dropout", R, "  lora_dropout: 1.0", ["strategy.lora_dropout = 1.0", "at least 0", "less than 1"]),
     key("short rows", EVAL_SIZE, "  max_length: 4", ["max_length = 4", "at least 8"]),
     key("no source", TRAIN, "  train: []", ["data.train = []", "at least one"]),
     key("a weight of nothing", TRAIN, "  train: [{path: rows.jsonl, weight: 0}]", ["weight = 0", "more than 0"]),
@@ -464,7 +507,7 @@ CHOICES = [
     key(
         "an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, head, lora, partial"]
     ),
-    key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
+    key("no strategy name", NAME, "  teacher_weight: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
     key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
     key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
@@ -549,20 +592,20 @@ COMBINATIONS = [
     key(
         "push without a repository",
         OUTPUT,
-        "output_dir: run\nhub:\n  push: true",
-        ["hub.push: true needs a repository", "me/my-model"],
+        "output_dir: run\nhub:\n  push_to_hub: true",
+        ["hub.push_to_hub: true needs a repository", "me/my-model"],
         2,
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
-    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
+    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "use only one of them"]),
     key(
         "olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]
     ),
     Bad(
         "partial with nothing",
         at(R),
-        ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
+        ["no parameter would be trained", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["both eval and eval_split are given"], 1),
@@ -846,7 +889,7 @@ MODELS = [
     ),
     Bad("BERT", at(MODEL), ["BertForMaskedLM", "no causal LM", "ForCausalLM"], files=config_of("BertForMaskedLM")),
     Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
-    Bad("no weights", at(MODEL), ["holds no weights", "safetensors"], files={"model/model.safetensors": None}),
+    Bad("no weights", at(MODEL), ["contains no weights", "safetensors"], files={"model/model.safetensors": None}),
     Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
     Bad("weights cut short", at(MODEL), ["no whole safetensors file", "again"], files={"model/model.safetensors": CUT_SHORT}),
     Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
@@ -878,20 +921,20 @@ MODELS = [
     Bad(
         "a thaw that never comes",
         at(R + 1),
-        ["strategy.thaw.every", "more than 0"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 0}"},
+        ["strategy.gradual_unfreezing.every", "more than 0"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: {every: 0}"},
     ),
     Bad(
         "a thaw by epochs",
         at(R + 1),
-        ["strategy.thaw.every", "a share below 1 or a whole number of steps", "1.5"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 1.5}"},
+        ["strategy.gradual_unfreezing.every", "a share below 1 or a whole number of steps", "1.5"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: {every: 1.5}"},
     ),
     Bad(
         "a thaw without its steps",
         at(R + 1),
-        ["strategy.thaw"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
+        ["strategy.gradual_unfreezing"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: 0.25"},
     ),
     Bad(
         "a decay that grows",
@@ -902,13 +945,13 @@ MODELS = [
     Bad(
         "precomputing that is a switch",
         at(R + 1),
-        ["strategy.precompute", "auto", "on", "off"],
+        ["strategy.precompute", "auto", "true or false"],
         {NAME: "  name: partial", R: "  last_n_layers: 1\n  precompute: always"},
     ),
     Bad(
         "a head that is tied",
         at(STRATEGY),
-        ["nothing would learn", "tied", "head: true"],
+        ["no parameter would be trained", "tied", "head: true"],
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
     ),
@@ -968,24 +1011,26 @@ def scratch_model(name: str, model: str, line: str, says: list[str], **files: st
 
 
 FROM_SCRATCH = [
-    scratch("an unknown family", f"  architecture: lama\n{NEW}", ["architecture: lama", "no causal LM", "'llama'"]),
-    scratch("a family that is no causal LM", f"  architecture: t5\n{NEW}", ["architecture: t5", "no causal LM"]),
-    scratch("a causal LM that sees ahead", f"  architecture: bert\n{NEW}", ["architecture: bert", "both directions", "llama"]),
+    scratch("an unknown family", f"  model_type: lama\n{NEW}", ["model_type: lama", "no causal LM", "'llama'"]),
+    scratch("a family that is no causal LM", f"  model_type: t5\n{NEW}", ["model_type: t5", "no causal LM"]),
+    scratch(
+        "a causal LM that sees ahead", f"  model_type: bert\n{NEW}", ["model_type: bert", "bidirectional attention", "llama"]
+    ),
     scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
     scratch(
         "a key of another family's config",
-        f"  config: {{rms_norm_eps: 1e-5}}\n  architecture: gpt2\n{NEW}",
+        f"  config: {{rms_norm_eps: 1e-5}}\n  model_type: gpt2\n{NEW}",
         ["config.rms_norm_eps", "gpt2 has no such key", "layer_norm_epsilon"],
     ),
     scratch(
         "heads that do not divide",
         f"  config: {{hidden_size: 100, num_attention_heads: 3}}\n{NEW}",
-        ["num_attention_heads", "3 heads do not divide hidden_size = 100", "99"],
+        ["num_attention_heads", "hidden_size = 100 is not divisible by 3 heads", "99"],
     ),
     scratch(
         "heads that share unevenly",
         f"  config: {{hidden_size: 96, num_attention_heads: 6, num_key_value_heads: 4}}\n{NEW}",
-        ["num_key_value_heads", "6 heads cannot share 4", "3 would do"],
+        ["num_key_value_heads", "6 heads are not divisible by num_key_value_heads = 4", "num_key_value_heads: 3"],
     ),
     scratch(
         "too few parameters", "  parameters: 60k\n  tokenizer: {vocab_size: 4096}", ["parameters", "4,096 tokens", "smaller"]
@@ -993,12 +1038,12 @@ FROM_SCRATCH = [
     scratch("parameters in words", "  parameters: huge", ['parameters = "huge"', "300k, 10M or 1.5B"]),
     scratch("zero parameters", "  parameters: 0", ["parameters = 0", "300k, 10M or 1.5B"]),
     scratch(
-        "sizes of an unknown shape", f"  parameters: 10M\n  architecture: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
+        "sizes of an unknown shape", f"  parameters: 10M\n  model_type: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
     ),
     scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
-    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
+    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "smaller"]),
     scratch("fewer tokens than bytes", "  tokenizer: {vocab_size: 100}", ["vocab_size = 100", "at least 258"]),
-    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "there already"]),
+    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "already"]),
     scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
     scratch(
         "a chat template that is not there",
@@ -1009,7 +1054,9 @@ FROM_SCRATCH = [
     scratch(
         "a class of another name", f"  model_class: own.py:Nets\n{NEW}", ["no class Nets", "Net?"], **{"own.py": "class Net: 1"}
     ),
-    scratch("a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["no valid Python"], **{"own.py": "class Net"}),
+    scratch(
+        "a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["is not valid Python"], **{"own.py": "class Net"}
+    ),
     scratch("a class without a file", f"  model_class: own.Net\n{NEW}", ["model_class", "my_model.py:TinyModel"]),
     scratch("a class with a size", f"  model_class: own.py:Net\n  parameters: 1M\n{NEW}", ["model_class", "remove"]),
     scratch("an adapter from scratch", "  adapter: x", ["strategy.adapter", "strategy scratch", "belongs to strategy lora"]),
@@ -1027,7 +1074,9 @@ FROM_SCRATCH = [
         ["strategy.tokenizer: missing", "vocab_size: 4096", "model.tokenizer"],
         {MODEL: "seed: 1", NAME: "  name: scratch", R: "  parameters: 1M"},
     ),
-    scratch_model("two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains one"]),
+    scratch_model(
+        "two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains a new one"]
+    ),
     scratch_model("tokens for a new tokenizer", "model: {add_tokens: [x]}", f"  parameters: 1M\n{NEW}", ["special_tokens"]),
     scratch_model("a revision of nothing", "model: {revision: main}", f"  parameters: 1M\n{NEW}", ["model.revision", "remove"]),
     scratch_model("weights for a config", "model: x.gguf", NEW, ["gguf", "config.json"]),
@@ -1044,8 +1093,8 @@ FROM_SCRATCH = [
     Bad(
         "a config and a family",
         at(R),
-        ["strategy.architecture", "model brings a config", "remove one"],
-        {NAME: "  name: scratch", R: f"  architecture: gpt2\n{NEW}"},
+        ["strategy.model_type", "model has a config that defines the shape", "remove one"],
+        {NAME: "  name: scratch", R: f"  model_type: gpt2\n{NEW}"},
         files=LONG,
     ),
     key("rows as files", EVAL_SIZE, "  documents: files\n  eval_size: 0.1", ["data.documents", "rows.jsonl", ".txt"]),
@@ -1077,7 +1126,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher without weights",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no weights"],
+        ["strategy.teacher: other contains no weights"],
         2,
         files={"other/config.json": '{"num_hidden_layers": 2}'},
     ),
@@ -1091,14 +1140,14 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher with another vocabulary",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other has another vocabulary", "1 is 'b' to the student and 'c' to the teacher", "GOLD"],
+        ["strategy.teacher: other has another vocabulary", "1 is 'b' for the student and 'c' for the teacher", "GOLD"],
         2,
         files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
     ),
     distilled(
         "a teacher without a tokenizer",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no tokenizer", "put the one that it was trained with into its folder"],
+        ["strategy.teacher: other contains no tokenizer", "put the one that it was trained with into its folder"],
         2,
         files={**another_model(), "other/tokenizer.json": None},
     ),
@@ -1111,99 +1160,114 @@ DISTILL: list[Bad] = [
     ),
     distilled(
         "a layer below the first",
-        "  student: full\n  hidden: {layers: [[-1, 1]]}",
-        ["strategy.hidden.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
+        "  student: full\n  hidden_states: {layers: [[-1, 1]]}",
+        ["strategy.hidden_states.layers: [-1, 1]", "the student has no layer -1", "expected a number from 0 to 1"],
         2,
     ),
     distilled(
         "a pair with a layer that was left out",
-        "  student: full\n  shrink: {layers: 1}\n  hidden: {layers: [[1, 1]]}",
-        ["strategy.hidden.layers: [1, 1]", "the student has no layer 1"],
+        "  student: full\n  shrink: {layers: 1}\n  hidden_states: {layers: [[1, 1]]}",
+        ["strategy.hidden_states.layers: [1, 1]", "the student has no layer 1"],
         3,
     ),
     distilled(
         "kept answers where layers are compared",
-        "  student: full\n  cache: {form: hidden}\n  hidden: {}",
-        ["strategy.cache.form: hidden, but hidden compares states of layers", "remove one of them"],
+        "  student: full\n  teacher_cache: {form: hidden}\n  hidden_states: {}",
+        ["strategy.teacher_cache.form: hidden: what `hidden_states` compares", "remove one of them"],
         2,
     ),
     distilled(
         "draws for a divergence that needs everything",
-        "  student: full\n  cache: {form: sampled}\n  loss: jsd",
-        ["strategy.cache.form: sampled tells some tokens' probabilities", "loss: forward_kl"],
+        "  student: full\n  teacher_cache: {form: sampled}\n  divergence: jsd",
+        ["strategy.teacher_cache.form: sampled stores the probabilities of some tokens", "divergence: forward_kl"],
         2,
     ),
     distilled(
-        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
+        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: given 9", "has 2"], 2
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
-    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
-    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: what shall be smaller?"], 2),
+    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["expected at least one layer"], 2),
+    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: expected layers"], 2),
     distilled(
         "wider than the model",
         "  student: full\n  shrink: {intermediate_size: 17}",
-        ["shrink.intermediate_size: 17 of a model that has 16"],
+        ["shrink.intermediate_size: given 17, but this model has 16"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
     distilled(
         "inner channels that nobody knows",
         "  student: full\n  shrink: {intermediate_size: 8}",
-        ["feed-forward layers of a llama model are not built as those of Llama", "leave out layers"],
+        ["MLPs of a llama model are not structured like those of Llama", "strategy.shrink.layers"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
     distilled(
         "a pair with a layer that is not there",
-        "  student: full\n  hidden: {layers: [[0, 1], [1, 2]]}",
-        ["strategy.hidden.layers: [1, 2]", "the teacher has no layer 2"],
+        "  student: full\n  hidden_states: {layers: [[0, 1], [1, 2]]}",
+        ["strategy.hidden_states.layers: [1, 2]", "the teacher has no layer 2"],
         2,
     ),
-    distilled("a pair of three", "  student: full\n  hidden: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
+    distilled("a pair of three", "  student: full\n  hidden_states: {layers: [[0, 1, 2]]}", ["expected a list of pairs"], 2),
     distilled(
         "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
     ),
-    distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
+    distilled(
+        "a student that is missing", "  teacher_weight: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1
+    ),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled(
-        "two who write", "  student: full\n  level: sequence\n  on_policy: true", ["level: with sequence the teacher writes"], 2
+        "two who write",
+        "  student: full\n  seq_kd: true\n  on_policy: true",
+        ["seq_kd: true trains on answers of the teacher"],
+        2,
     ),
     distilled(
         "a divergence that TRL does not have",
-        "  student: full\n  loss: skew_kl\n  on_policy: true",
-        ["strategy.loss: skew_kl is not in TRL's DistillationTrainer", "jsd"],
+        "  student: full\n  divergence: skew_kl\n  on_policy: true",
+        ["strategy.divergence: TRL's DistillationTrainer has no skew_kl", "jsd"],
         2,
     ),
-    distilled("labels on its own answers", "  student: full\n  alpha: 0.3\n  on_policy: true", ["from the teacher alone"], 2),
-    distilled("layers on its own answers", "  student: full\n  hidden: {}\n  on_policy: true", ["compares no layers"], 2),
+    distilled(
+        "labels on its own answers", "  student: full\n  teacher_weight: 0.3\n  on_policy: true", ["from the teacher alone"], 2
+    ),
+    distilled(
+        "layers on its own answers",
+        "  student: full\n  hidden_states: {}\n  on_policy: true",
+        ["does not match hidden states"],
+        2,
+    ),
     distilled(
         "kept answers to what nobody has said yet",
-        "  student: full\n  cache: {form: hidden}\n  on_policy: true",
-        ["strategy.cache: the student writes other answers each time"],
+        "  student: full\n  teacher_cache: {form: hidden}\n  on_policy: true",
+        ["strategy.teacher_cache: with on_policy the answers of the student change in every step"],
         2,
     ),
     distilled(
-        "no teacher on its own answers", "  student: full\n  baseline: true\n  on_policy: true", ["nothing to learn without"], 2
+        "no teacher on its own answers",
+        "  student: full\n  baseline: true\n  on_policy: true",
+        ["no loss without the teacher"],
+        2,
     ),
     distilled("an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["teacher: missing", "name one"]),
     distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
     distilled(
         "a random student with layers left out",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
-        ["strategy.shrink: leaves layers out of a pretrained model"],
+        ["strategy.shrink: it removes layers of a pretrained model"],
         3,
         files=another_model(),
     ),
     distilled(
         "a random student with tokens of its own",
         "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
-        ["student: its tokenizer would be a new one", "level: sequence"],
+        ["student: with a new tokenizer", "seq_kd: true"],
         files=another_model(),
     ),
     distilled(
         "a random student beside a model that has a shape",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other",
-        ["strategy.student.parameters: model: model brings a config", "strategy.student.config"],
+        ["strategy.student.parameters: model: model has a config", "strategy.student.config"],
         files=another_model(),
     ),
     distilled(
@@ -1212,28 +1276,34 @@ DISTILL: list[Bad] = [
         ["strategy.student.parameters"],
         files=another_model(),
     ),
-    distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
+    distilled(
+        "an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student: full or partial"], 2
+    ),
     distilled(
         "layers of a teacher that only writes",
-        "  student: full\n  level: sequence\n  hidden: {loss: mse}",
-        ["hidden", "the teacher only writes"],
+        "  student: full\n  seq_kd: true\n  hidden_states: {loss: mse}",
+        ["hidden_states", "the teacher only generates text"],
         3,
     ),
     distilled(
         "a temperature where the teacher only writes",
-        "  student: full\n  level: sequence\n  temperature: 2.0",
-        ["strategy.temperature: with level: sequence the teacher only writes", "remove it"],
+        "  student: full\n  seq_kd: true\n  temperature: 2.0",
+        ["strategy.temperature: with seq_kd the teacher only generates text", "remove it"],
         3,
     ),
-    distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
-    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is of skew_kl"], 2),
+    distilled(
+        "a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: no text is generated"], 2
+    ),
+    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is for divergence: skew_kl"], 2),
     distilled(
         "tokens of no draws",
-        "  student: full\n  cache: {form: hidden, tokens: 9}",
-        ["strategy.cache.tokens: form: hidden keeps"],
+        "  student: full\n  teacher_cache: {form: hidden, tokens: 9}",
+        ["strategy.teacher_cache.tokens: form: hidden stores no tokens"],
         2,
     ),
-    distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off keeps nothing"], 2),
+    distilled(
+        "room for nothing", '  student: full\n  teacher_cache: {form: "off", budget: 1GB}', ["form: off stores nothing"], 2
+    ),
     distilled(
         "a student's adapter that is not there",
         "  student: {name: lora, adapter: ./none}",
@@ -1242,13 +1312,23 @@ DISTILL: list[Bad] = [
     Bad(
         "pieces of rows that the teacher shall answer",
         at(EVAL_SIZE + 1),
-        ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
-        lines={NAME: "  name: distill", R: "  student: full\n  level: sequence", EVAL_SIZE: "  overflow: split"},
+        ["data.overflow: split: only the first piece of an example has a prompt", "truncate or drop"],
+        lines={NAME: "  name: distill", R: "  student: full\n  seq_kd: true", EVAL_SIZE: "  overflow: split"},
     ),
-    distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
-    distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
+    distilled("no such divergence", "  student: full\n  divergence: forward", ["strategy.divergence", "forward_kl"], 2),
+    distilled(
+        "more than all of the teacher",
+        "  student: full\n  teacher_weight: 1.5",
+        ["strategy.teacher_weight = 1.5", "at most 1"],
+        2,
+    ),
     distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),
-    distilled("a budget that is no size", "  student: full\n  cache: {budget: 10}", ["strategy.cache.budget", "10GB"], 2),
+    distilled(
+        "a budget that is no size",
+        "  student: full\n  teacher_cache: {budget: 10}",
+        ["strategy.teacher_cache.budget", "10GB"],
+        2,
+    ),
     distilled("another tool's name for the teacher", "  student: full\n  teacher_model: x", ["'strategy.teacher'"], 2),
 ]
 
@@ -1267,23 +1347,32 @@ OUTPUTS: list[Bad] = [
     Bad(
         "never to resume",
         at(OUTPUT),
-        ["checkpoints", "training.resume=auto", "--overwrite"],
-        {RATE: "  resume: never"},
+        ["checkpoints", "training.resume_from_checkpoint=auto", "--overwrite"],
+        {RATE: "  resume_from_checkpoint: never"},
         files=CHECKPOINT,
     ),
-    key("resume from nothing", RATE, "  resume: run/checkpoint-9", ["training.resume: run/checkpoint-9", "no such folder"]),
+    key(
+        "resume from nothing",
+        RATE,
+        "  resume_from_checkpoint: run/checkpoint-9",
+        ["training.resume_from_checkpoint: run/checkpoint-9", "no such folder"],
+    ),
     Bad(
         "resume from half a checkpoint",
         at(RATE),
-        ["training.resume: run/checkpoint-2", "no complete checkpoint"],
-        {RATE: "  resume: run/checkpoint-2"},
+        ["training.resume_from_checkpoint: run/checkpoint-2", "no complete checkpoint"],
+        {RATE: "  resume_from_checkpoint: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", "run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
     ),
     Bad(
         "resume from an earlier checkpoint",
         at(RATE),
-        ["training.resume: run/checkpoint-2", "later checkpoints, up to checkpoint-4", "training.resume: auto"],
-        {RATE: "  resume: run/checkpoint-2"},
+        [
+            "training.resume_from_checkpoint: run/checkpoint-2",
+            "up to checkpoint-4",
+            "training.resume_from_checkpoint: auto",
+        ],
+        {RATE: "  resume_from_checkpoint: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", **{f"run/checkpoint-{n}/hfstrat_complete.json": MARKER for n in (2, 4)}},
     ),
     Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
@@ -1310,14 +1399,22 @@ def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) ->
 
 
 CLASSIFICATION = [
-    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier writes no answers"]),
-    taught("a classifier's sentences", "  level: sequence", ["strategy.level: a classifier writes no answers", "remove it"]),
-    taught("a classifier's layers", "  hidden: {}", ["strategy.hidden: layers are brought together for causal-lm only"]),
-    taught("a classifier's likeliest tokens", "  cache: {form: top_k}", ["strategy.cache.form: top_k is for tokens", "auto"]),
+    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier generates no text"]),
+    taught("a classifier's sentences", "  seq_kd: true", ["strategy.seq_kd: a classifier generates no text", "remove it"]),
+    taught(
+        "a classifier's layers",
+        "  hidden_states: {}",
+        ["strategy.hidden_states: layers can be matched for causal-lm only"],
+    ),
+    taught(
+        "a classifier's likeliest tokens",
+        "  teacher_cache: {form: top_k}",
+        ["strategy.teacher_cache.form: top_k is for tokens"],
+    ),
     taught(
         "a teacher that knows no classes",
         "  teacher: other",
-        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification): train it first"],
+        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification); train it first"],
         files=another_model(architectures=["LlamaForCausalLM"]),
     ),
     classify("rows of another task", TRAIN, ["text + label", "prompt, completion", "columns:"], files=rows(GOOD_ROW)),
@@ -1345,7 +1442,7 @@ CLASSIFICATION = [
     classify(
         "a frozen new head",
         R,
-        ["strategy.head: false", "has to learn"],
+        ["strategy.head: false", "has to be trained"],
         {NAME: "  name: partial", R: "  head: false\n  last_n_layers: 1"},
     ),
     classify(
@@ -1379,11 +1476,15 @@ ALL_LEARN = ["model.quantization: nf4", "trains every weight", "lora"]
 QUANTIZED = [
     quantized("an unknown form", "int4", ["model.quantization.name", "int8, nf4, fp4"]),
     quantized("a number of bits", "4", ["model.quantization = 4", "a mapping of keys"]),
-    quantized("a typo in quantization", "{name: nf4, double_qant: true}", ["double_qant", "did you mean 'double_quant'?"]),
-    quantized("no form", "{double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
+    quantized(
+        "a typo in quantization", "{name: nf4, use_double_qant: true}", ["use_double_qant", "did you mean 'use_double_quant'?"]
+    ),
+    quantized("no form", "{use_double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
     quantized("modules as a text", "{name: nf4, skip_modules: mlp}", ["skip_modules", "a list", "[mlp]"]),
     quantized(
-        "double scales in 8 bits", "{name: int8, double_quant: false}", ["quantization.double_quant: for nf4 and fp4 only"]
+        "double scales in 8 bits",
+        "{name: int8, use_double_quant: false}",
+        ["quantization.use_double_quant: for nf4 and fp4 only"],
     ),
     quantized(
         "a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["quantization.compute_dtype: for nf4 and fp4 only"]
@@ -1399,7 +1500,9 @@ QUANTIZED = [
         files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
     quantized("a quantized full student", "nf4", ["full fine-tuning trains every weight"], "{name: distill, student: full}"),
-    quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
+    quantized(
+        "pissa on bits", "nf4", ["pissa changes the base model's weights"], line=R, lines={R: "  init_lora_weights: pissa"}
+    ),
     quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
     quantized(
         "bits of fewer layers",
@@ -1446,6 +1549,7 @@ CASES = [
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
     *FOREIGN_VALUES,
+    *RENAMED,
     *WRONG_TYPES,
     *BOUNDS,
     *CHOICES,

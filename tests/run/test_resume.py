@@ -26,7 +26,7 @@ from hfstrat.run import resume
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
 
-DROPOUT = "strategy={name: lora, r: 4, dropout: 0.1}"
+DROPOUT = "strategy={name: lora, r: 4, lora_dropout: 0.1}"
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, mo
         broken = recipe(*settings, f"output_dir={tmp_path / f'{method}-{step}'}")
         with monkeypatch.context() as patch:
             signal_at(patch, method, step, number)
-            with pytest.raises(KeyboardInterrupt, match=f"goes on from .*checkpoint-{saved}"):
+            with pytest.raises(KeyboardInterrupt, match=f"resumes from .*checkpoint-{saved}"):
                 again(broken)
         assert checkpoints.fault(folder_of(broken) / f"checkpoint-{saved}") is None
         result = again(broken)
@@ -97,7 +97,7 @@ def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, mo
 def test_a_signal_before_the_first_step_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         signal_at(patch, "prediction_step", 0)
-        with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command starts afresh"):
+        with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command starts again"):
             again(recipe())
     assert again(recipe())["steps"] == 4
 
@@ -108,9 +108,9 @@ def test_a_signal_while_preparing_ends_at_once(recipe: Any, monkeypatch: pytest.
     def computed(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
 
-    loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: 'on'}")
+    loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: true}")
     with monkeypatch.context() as patch:
-        patch.setattr("hfstrat.strategies.frozen.precompute._computed", computed)
+        patch.setattr("hfstrat.strategies.frozen.precompute._compute_states", computed)
         with pytest.raises(KeyboardInterrupt) as info:
             again(loaded)
     assert "what was prepared and computed once so far is kept" in str(errors.named(info.value))
@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(StrategyTrainer, "training_step", impatient)
-    with pytest.raises(KeyboardInterrupt, match=r"goes on from .*checkpoint-2"):
+    with pytest.raises(KeyboardInterrupt, match=r"resumes from .*checkpoint-2"):
         again(recipe())
 
 
@@ -355,7 +355,7 @@ def test_a_moved_run_finds_its_best_weights(recipe: Any, tmp_path: Path, monkeyp
     folder_of(recipe()).rename(tmp_path / "moved")
     moved = recipe("training.max_steps=8", f"output_dir={tmp_path / 'moved'}")
     assert again(moved)["best_step"] == 2
-    elsewhere = recipe("training.max_steps=8", f"training.resume={tmp_path / 'moved' / 'checkpoint-8'}")
+    elsewhere = recipe("training.max_steps=8", f"training.resume_from_checkpoint={tmp_path / 'moved' / 'checkpoint-8'}")
     assert again(elsewhere)["best_step"] == 2
 
 
@@ -400,13 +400,13 @@ def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
     assert child.returncode == errors.INTERRUPTED, out + err
     assert "Traceback" not in err
     assert err.count("stopping: the running step is finished") == 1
-    assert err.count("interrupted; the same command goes on from") == 1
+    assert err.count("interrupted; the same command resumes from") == 1
     last = checkpoints.complete(broken)[-1]
     assert str(last) in err
     assert checkpoints.step_of(last) > 50
     resumed = Run(source, settings, broken, cache, processes)
     resumed.finish()
-    assert f"going on from {last}" in resumed.log.read_text()
+    assert f"resuming from {last}" in resumed.log.read_text()
     assert_same(recipe(f"output_dir={whole}"), recipe(f"output_dir={broken}"))
 
 
@@ -428,7 +428,7 @@ def test_resuming_with_another_number_of_processes_keeps_the_batches(
     recipe: Any, tmp_path: Path, before: int, after: int
 ) -> None:
     settings = ("model.dtype=float32", "training.max_steps=40", "training.eval_steps=10", "training.save_total_limit=9")
-    settings += ("training.per_device_train_batch_size=2", "training.load_best_model_at_end=false", "training.packing=off")
+    settings += ("training.per_device_train_batch_size=2", "training.load_best_model_at_end=false", "training.packing=false")
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
     expected = again(whole)
     given = (recipe().source, [*settings], tmp_path / "run", tmp_path / "cache")

@@ -157,7 +157,13 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     footprint = footprint_of(scratch().recipe)
     assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
-    run(scratch("training.max_steps=4", f"output_dir={tmp_path / 'again'}", f"training.resume={tmp_path / 'run/checkpoint-2'}"))
+    run(
+        scratch(
+            "training.max_steps=4",
+            f"output_dir={tmp_path / 'again'}",
+            f"training.resume_from_checkpoint={tmp_path / 'run/checkpoint-2'}",
+        )
+    )
     first, again = weights(final), weights(tmp_path / "again" / "final")
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -282,7 +288,7 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
     large = recipe.model_copy(
         update={"strategy": Scratch.model_validate({"name": "scratch", "tokenizer": {"vocab_size": 9000}})}
     )
-    with pytest.raises(UserError, match=r"give no more than [\d,]+ tokens"):
+    with pytest.raises(UserError, match=r"yield at most [\d,]+ tokens"):
         strategies.build(large.strategy).load_tokenizer(large)
 
 

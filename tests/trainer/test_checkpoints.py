@@ -77,15 +77,25 @@ def test_rotation_keeps_the_last_complete_one(tmp_path: Path) -> None:
 
 def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     named = make(tmp_path / "a", 4)
-    recipe = {"training": {"resume": str(named)}, "output_dir": "b"}
+    recipe = {"training": {"resume_from_checkpoint": str(named)}, "output_dir": "b"}
     assert checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})[0] == named
     later = make(tmp_path / "b", 6, recipe | {"seed": 1})
     found, remarks = checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})
     assert found == later
     assert "came from" in remarks[0]
     make(tmp_path / "c", 6)  # somebody else's
-    with pytest.raises(UserError, match="holds later checkpoints, up to checkpoint-6"):
+    with pytest.raises(UserError, match="holds later checkpoints of another run, up to checkpoint-6"):
         checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
+
+
+def test_a_checkpoint_of_the_version_before_is_resumed(tmp_path: Path) -> None:
+    """The keys of its recipe had other names."""
+    old = {"strategy": {"name": "lora", "alpha": 8, "init_lora_weights": "default"}, "training": {"resume": "auto"}}
+    lora, training = {"name": "lora", "lora_alpha": 8, "init_lora_weights": True}, {"resume_from_checkpoint": "auto"}
+    folder = make(tmp_path, 4, old)
+    assert checkpoints.find_resume(tmp_path, "auto", {"strategy": lora, "training": training}) == (folder, [])
+    with pytest.raises(UserError, match=r"strategy\.lora_alpha was 8, is 9"):
+        checkpoints.find_resume(tmp_path, "auto", {"strategy": {**lora, "lora_alpha": 9}, "training": training})
 
 
 BEFORE = {
@@ -100,7 +110,7 @@ BEFORE = {
         "extra": {},
     },
     "evaluation": {"max_rows": 5},
-    "hub": {"push": False},
+    "hub": {"push_to_hub": False},
 }
 
 
@@ -112,7 +122,7 @@ def test_what_may_change_goes_on_and_is_said() -> None:
     allowed, refused = changes.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
     assert allowed == ["training.num_train_epochs was 1.0, is 2.0", "training.save_steps was None, is 10"]
     assert not refused
-    assert changes.compare(BEFORE, changed("hub", push=True)) == ([], [])
+    assert changes.compare(BEFORE, changed("hub", push_to_hub=True)) == ([], [])
     assert changes.compare(BEFORE, changed("training", extra={"dataloader_num_workers": 2}))[1] == []
     assert changes.compare(BEFORE, changed("evaluation", max_rows=7))[0]
 
