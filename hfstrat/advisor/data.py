@@ -16,7 +16,7 @@ from hfstrat.data import readers, sources
 from hfstrat.data.formats import BadRow, Example
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
-from hfstrat.tasks import TASKS
+from hfstrat.tasks import TASKS, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
 SAMPLE = 2_000  # rows that are tokenized
@@ -125,12 +125,13 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
         raise UserError(f"--rows: {rows}: expected at least 1")
     if tokens < rows:
         raise UserError(f"--tokens: {tokens} tokens for {rows} rows; expected the total number of tokens of all rows")
-    if task == "text-classification" and classes < 2:
+    labeled = not TASKS[task].text.generates
+    if labeled and classes < 2:
         raise UserError("--classes: missing; give the number of labels, such as --classes 3")
     each = max(8, min(context, -(-tokens // rows)))
-    labels = {f"class {n}": rows // classes for n in range(classes)} if task == "text-classification" else {}
+    labels = {f"class {n}": rows // classes for n in range(classes)} if labeled else {}
     lengths = np.full(1, each)
-    if task != "text-classification" and classes:
+    if classes and not labeled:
         raise UserError(f"--classes: task {task} has no classes; remove the option, or set --task text-classification")
     return Survey(BY_HAND, task, rows, lengths, labels=labels, max_length=each, format="sizes given by hand")
 
@@ -151,9 +152,9 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     if files is None:
         raise UserError(f"--data: {path}: no such file; advise reads local files only (or give --rows and --tokens by hand)")
     rows, guessed, bytes_read = _read(files)
-    task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
     try:
+        task = task or task_of_rows(rows[: readers.HEAD_ROWS], path).name
         reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
@@ -171,7 +172,7 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     found.duplicates = 1 - len(set(words)) / len(words)
     chosen = list(range(0, len(rows), max(1, len(rows) // SAMPLE)))[:SAMPLE]
     found.texts = [words[index] for index in chosen]
-    if task == "text-classification":
+    if not TASKS[task].text.generates:
         found.many = bool(reading.many)
         counts = Counter(label for example in examples for label in example.labels)
         found.labels = {name: count * found.rows // len(rows) for name, count in counts.most_common()}
@@ -205,20 +206,6 @@ def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def _task_of(rows: list[dict[str, Any]], path: str) -> str:
-    """The task detected from the columns: a classification if there are labels."""
-    problems = []
-    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
-        try:
-            data = Data.model_validate({"train": path})
-            task.rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            return task.name
-    raise UserError(f"--data: {problems[-1]}")
-
-
 def proposed_length(lengths: np.ndarray, context: int) -> int:
     """The smallest multiple of 16 within the context that covers nearly all tokens."""
     top = int(min(context, lengths.max()))
@@ -243,7 +230,7 @@ def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> None:
         supervised += sum(count for count, (_, trained) in zip(each, row, strict=True) if trained)
         lengths.append(sum(each))
         place += len(row)
-    if any(len(row) > 1 for row in pieces) and found.task == "causal-lm":
+    if any(len(row) > 1 for row in pieces) and TASKS[found.task].text.generates:
         found.estimated.append(f"the chat template, at {TURN_TOKENS} tokens per message")
     found.lengths = np.asarray(lengths, dtype=np.int64)
     found.supervised_share = supervised / max(1, sum(lengths))

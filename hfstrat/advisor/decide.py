@@ -320,7 +320,6 @@ def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], size
     data, measured, footprint = situation.data, situation.measured, timed.candidate.footprint
     floor = min((value for value in seconds.values() if value), default=1.0)
     return Facts(
-        task=data.task,
         goal=situation.goal,
         rows=data.rows,
         classes=max(1, len(data.labels)),

@@ -96,7 +96,7 @@ def _request(situation: Situation, fitted: dict[str, Fitted], seconds: float) ->
     }
     if data.labels and not data.many:
         request |= {"probe": _probe_recipe(situation), "probe_rows": PROBED}
-    if not situation.model.is_encoder and data.task == "causal-lm":
+    if TASKS[data.task].text.generates and not situation.model.is_encoder:
         request["texts"] = data.texts[:: max(1, len(data.texts) // TEXTS)][:TEXTS]
     return request
 

@@ -36,7 +36,6 @@ class Facts:
     probe_gain: accuracy of a probe on the base's features, minus that of the better of majority and TF-IDF; None: not measured.
     """
 
-    task: str
     goal: str
     rows: float
     classes: int
@@ -52,7 +51,7 @@ class Facts:
 
     @property
     def classifies(self) -> bool:
-        return self.task == "text-classification"
+        return self.classes > 1
 
     @property
     def per_class(self) -> float:

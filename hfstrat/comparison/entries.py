@@ -17,7 +17,6 @@ from typing import Any
 
 from hfstrat import __version__
 from hfstrat.data import cache, readers, sources
-from hfstrat.data.classification.labels import LabelFormat
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json, read_shapes
@@ -29,9 +28,7 @@ from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Footprint
-from hfstrat.tasks import TASKS
-from hfstrat.tasks.causal_lm import CausalLM
-from hfstrat.tasks.text_classification import TextClassification
+from hfstrat.tasks import TASKS, CausalLM, task_of_rows
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 NO_LIMIT = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
@@ -210,10 +207,10 @@ def task_of(data: str, wanted: str | None) -> tuple[str, str]:
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
     try:
-        LabelFormat.detect(readers.read_head(files[0]), data, "auto", {})
-    except UserError:
-        return CausalLM.name, "detected: the data has no text column with a label; set --task to change it"
-    return TextClassification.name, "detected: the data has a text and a label; set --task to change it"
+        task = task_of_rows(readers.read_head(files[0]), data)
+    except UserError:  # the checks of the recipes report it
+        task = TASKS[CausalLM.name]
+    return task.name, "detected from the columns; set --task to change it"
 
 
 def propose(name: str, task: str, model: str, data: str) -> str:

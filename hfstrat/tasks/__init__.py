@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files"]
+__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files", "task_of_rows"]
 
 
 def task_of_files(folder: str | Path) -> Task:
@@ -26,3 +29,22 @@ def task_of_files(folder: str | Path) -> Task:
         if kind == task.model.peft_type or (kind is None and str(architectures[0]).endswith(task.model.architecture)):
             return task
     return TASKS[CausalLM.name]
+
+
+def task_of_rows(rows: list[dict[str, Any]], source: str) -> Task:
+    """The task detected from the columns of the first rows: a task with labels if there are any.
+
+    Raises:
+        UserError: columns that fit no task.
+    """
+    columns = dict.fromkeys(name for row in rows for name in row)
+    head = [{name: row.get(name) for name in columns} for row in rows]
+    problem = None
+    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
+        try:
+            task.rows.read_format(head, source, Data.model_validate({"train": source}), "auto", {})
+        except UserError as error:
+            problem = error
+        else:
+            return task
+    raise problem or UserError(f"{source}: fits no task")

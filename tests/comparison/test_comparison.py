@@ -94,7 +94,7 @@ def test_a_strategy_that_does_not_support_the_task_is_excluded_or_refused(tmp_pa
     lineup = entries.line_up(request(tmp_path / "out", **given))
     assert [entry.label for entry in lineup.entries] == ["head", "partial", "lora", "full", "scratch"]
     assert set(lineup.excluded) == {"distill"}
-    assert "a text and a label" in lineup.remarks[0]
+    assert "text-classification (detected from the columns" in lineup.remarks[0]
     assert lineup.entries[0].loaded.recipe.data.max_length == 64
     with pytest.raises(UserError, match="cannot be a teacher"):
         entries.line_up(request(tmp_path / "out", **given, strategies="full,distill"))
