@@ -82,7 +82,7 @@ def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterat
     for example in examples:
         if has_words(example):
             if isinstance(example, Labelled):
-                labels.append(str(example.labels))
+                labels.append(example.stratum)
             yield hash_of(example.words)
 
 

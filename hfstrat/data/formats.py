@@ -148,7 +148,7 @@ def choose(name: str, columns: Iterable[str], source: str) -> str:
         UserError: the columns do not fit; it says which there are and how to map them.
     """
     given = list(columns)
-    if name == "text-classification":
+    if name in ("text-classification", "regression"):
         raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
     if name == "auto":
         _refuse_later(given, source)

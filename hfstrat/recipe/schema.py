@@ -157,7 +157,9 @@ def _from_string(key: str, either: Any) -> BeforeValidator:
 class Recipe(Section):
     """One training run. How to distribute it is not in here: that is the Accelerate config's."""
 
-    task: Literal["causal-lm", "text-classification"] = Field("causal-lm", description="What the model learns to do")
+    task: Literal["causal-lm", "text-classification", "regression"] = Field(
+        "causal-lm", description="What the model learns to do"
+    )
     model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
     data: Annotated[Data, _from_string("train", Data | str)]

@@ -114,7 +114,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
     group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
     rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=group)
-    built = strategy.build(base, rows)
+    built = strategy.build(base, task.model.fit_output(base, rows, data))
     load.set_precision(built.model, dtype)
     batches = decide_batches(recipe, base, built, data, args, stored)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
+TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files"]
+__all__ = ["TASKS", "CausalLM", "Regression", "Task", "TextClassification", "task_of_files"]
 
 
 def task_of_files(folder: str | Path) -> Task:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.metrics import Score
+    from hfstrat.trainer.train_data import TrainData
 
 Values = dict[str, float]
 """Metrics by name."""
@@ -99,6 +100,7 @@ class Model(ABC):
     peft_type: str  # of PEFT's TaskType
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
+    config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
 
     @abstractmethod
@@ -134,6 +136,14 @@ class Model(ABC):
         """Bind a forward that computes the loss, if this task has one; called before anything wraps the model."""
         return
 
+    def fit_output(self, base: Base, rows: TrainData, data: Any) -> TrainData:
+        """Fit the output layer to the targets of training, in place, before the model to train is built.
+
+        Returns:
+            The data, with what has to be undone before the result is saved.
+        """
+        return rows
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""
         return
@@ -150,6 +160,7 @@ class Metrics(ABC):
     labels: tuple[str, ...] = ()  # names of the outputs of a head
 
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
+    of_distributions: ClassVar[bool] = True  # whether outputs are logits
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 
     @property

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hfstrat.data.formats import rename
 from hfstrat.data.messages import BadRow, text_of
@@ -38,6 +38,11 @@ class Labelled(NamedTuple):
     labels: list[str]
 
     @property
+    def stratum(self) -> str:
+        """What is held out in the proportions of the whole: the labels."""
+        return str(self.labels)
+
+    @property
     def words(self) -> str:
         """Both texts: what tells two rows apart, whatever their labels."""
         return self.text if self.pair is None else f"{self.text}\n{self.pair}"
@@ -52,6 +57,7 @@ class LabelReading:
     """
 
     source: str
+    values: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
     names: dict[str, str]
     columns: tuple[str, str, str]
     many: bool
@@ -113,7 +119,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
         if not value.is_integer():
             raise BadRow(
                 f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
-                "Scores (regression) are not learnt by this task"
+                "Numbers are for task: regression"
             )
         value = int(value)
     if names is not None and isinstance(value, int):

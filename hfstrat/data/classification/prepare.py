@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from hfstrat.data import cache, splits
 from hfstrat.data.classification import tokenize
-from hfstrat.data.classification.labels import LabelReading, as_number, in_order
+from hfstrat.data.classification.labels import Labelled, LabelReading, as_number, in_order
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.prepare import Prepared, Table, table_of
 from hfstrat.data.sources import Origin
@@ -82,7 +83,7 @@ def check_labels(rows: Dataset, names: list[str], many: bool, account: Account) 
     if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
         raise UserError(
             f"data.train: {account.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
-            "are expected. Scores (regression) are not learnt by this task"
+            "are expected. For numbers set task: regression"
         )
     if not many and len(names) == len(rows) > 2:
         raise UserError(
@@ -232,7 +233,7 @@ def prepare(
             label in the evaluation that training does not have.
     """
     texts = Texts(tokenizer, data.max_length)
-    tokenised = partial(_tokenised, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    tokenised = partial(tokenized, texts=texts, key=cache.tokenizer_digest(tokenizer))
     table = table_of(data.train, data, "data.train", tokenised)
     many, names = table.account.many_labels, discovered(table)
     train = encode_labels(table.rows.table, names, many, "data.train")
@@ -283,7 +284,7 @@ def prepare_held(
         UserError: as `prepare`; also a label that the classifier does not know.
     """
     texts = Texts(tokenizer, data.max_length)
-    table = table_of(data.train, data, "data.train", partial(_tokenised, texts=texts, key=cache.tokenizer_digest(tokenizer)))
+    table = table_of(data.train, data, "data.train", partial(tokenized, texts=texts, key=cache.tokenizer_digest(tokenizer)))
     unseen(table.rows.table, names, table.account)
     held = encode_labels(table.rows.table, names, many, "data.train")
     held = held.select(range(min(max_rows or len(held), len(held))))
@@ -320,11 +321,19 @@ def class_names(origin: Origin) -> list[str] | None:
     return None
 
 
-def _tokenised(origin: Origin, texts: Texts, key: str) -> tuple[Path, Account]:
+def tokenized(
+    origin: Origin, texts: Texts, key: str, task: str = "text-classification", reader: Callable[..., Any] | None = None
+) -> tuple[Path, Account]:
+    """The Arrow file of one source's prepared rows, new or cached, and what became of its rows.
+
+    Args:
+        key: a hash of the tokenizer.
+        reader: how rows are read from the first of them; by default as texts with labels.
+    """
     source, data = origin.source, origin.data
-    origin.told = partial(LabelReading.of, names=class_names(origin))
+    origin.told = reader or partial(LabelReading.of, names=class_names(origin))
     options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
-    inputs = {**origin.inputs(), "task": "text-classification", "tokenizer": key, "classes": class_names(origin), **options}
+    inputs = {**origin.inputs(), "task": task, "tokenizer": key, "classes": class_names(origin), **options}
     said = f"{source.path}, labelled, at most {texts.max_length} tokens a row"
     entry = cache.fetch(
         "rows",
@@ -338,6 +347,11 @@ def _tokenised(origin: Origin, texts: Texts, key: str) -> tuple[Path, Account]:
     return entry.path, account
 
 
+def prompt_of(example: Labelled) -> dict[str, str]:
+    """The text, or both texts of a pair, under the names that tokenizers of pairs have for them."""
+    return {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
+
+
 def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
     """The first evaluation rows as prompt and reference, of as many labels as there are."""
     rows = column(held, "row")
@@ -349,7 +363,7 @@ def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
     examples = table.examples([int(rows[place]) for _, place in sorted(ranked)[:count]])
     return [
         {
-            "prompt": {"text": e.text} | ({"text_pair": e.pair} if e.pair is not None else {}),
+            "prompt": prompt_of(e),
             "reference": ", ".join(e.labels),
         }
         for e in examples

@@ -6,7 +6,7 @@ import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
-from hfstrat.tasks.text_classification.losses import class_loss, class_sums
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.base import Metrics
+from hfstrat.tasks.text_classification.losses import class_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +37,7 @@ NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_
 
 @dataclass
 class ClassOutput(ModelOutput):  # type: ignore[misc]
-    """Logits `[B, labels]` of the student and, in training, of its teacher."""
+    """Outputs `[B, labels]` of the student and, in training, of its teacher."""
 
     logits: torch.Tensor | None = None
     teacher_logits: torch.Tensor | None = None
@@ -59,10 +61,12 @@ def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Te
 
 
 class ClassDistiller:
-    """What a classifying student minimises with a teacher. Bound to its model, it adds what the teacher says to the outputs.
+    """The loss of a classifier with a teacher. Bound to the student, it adds the teacher's outputs to the student's.
 
-    In evaluation the teacher is not asked: metrics are the student's own.
+    In evaluation the teacher is not queried: metrics are the student's own.
     """
+
+    task = "text-classification"
 
     def __init__(self, mix: Mix) -> None:
         self.mix = mix
@@ -144,13 +148,40 @@ class ClassDistiller:
 
     def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
         """The collator with token types for a teacher that distinguishes two texts by them."""
-        return ClassCollator(
-            collate.pad_token_id,
-            collate.multiple,
-            collate.has_types,
-            collate.labels,
-            teacher_has_types=has_token_types(teacher),
+        return collate.with_teacher(has_token_types(teacher))
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the teacher itself is measured by."""
+        return replace(TASKS[self.task].metrics, labels=self.names)
+
+
+class RegressionDistiller(ClassDistiller):
+    """The same for numbers: the squared error of the teacher's predictions in place of the divergence, standardized."""
+
+    task = "regression"
+    units: Any = None
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        predicted = outputs.get("teacher_logits")
+        if predicted is None:
+            return self.metrics.loss(outputs, labels, num_items_in_batch)
+        alpha, standardized = self.mix.alpha, self.units.standardize(predicted.float())
+        return alpha * self.metrics.loss(outputs, standardized, num_items_in_batch) + (1 - alpha) * self.metrics.loss(
+            outputs, labels, num_items_in_batch
         )
+
+    def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
+        self.units = collate.units
+        return super().collator(collate, teacher)
+
+    @property
+    def metrics(self) -> Metrics:
+        return TASKS[self.task].metrics.for_data(self.of_data)
+
+    @property
+    def of_data(self) -> Any:
+        return SimpleNamespace(label_names=self.names, units=self.units)
 
 
 def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
@@ -199,7 +230,6 @@ def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.nda
 def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The teacher's own metrics on the evaluation rows."""
     from hfstrat.models.load import count_parameters
-    from hfstrat.tasks.text_classification.scores import of_sums
 
     assert distiller.teacher is not None
     parts, size = list[Any](), feed.plan.eval_batch
@@ -209,12 +239,11 @@ def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
         with feed.computing():
             logits = distiller.ask((), feed.batch(places)).cpu()
-        return class_sums(logits, labels)
+        return distiller.metrics.sums(lambda: {"logits": logits}, {"labels": labels})
 
     parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
-    totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
-    metrics, _ = of_sums(totals, marks, distiller.names)
-    feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
+    metrics, _ = distiller.metrics.measure(tuple(torch.cat(one).numpy() for one in zip(*parts, strict=True)))
+    feed.say(f"{'teacher':<9} evaluation {TASKS[distiller.task].text.metrics(metrics)}")
     return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 

@@ -52,6 +52,7 @@ def objective_of(task: str) -> Objective:
     distillers = {
         "causal-lm": Objective(objective.Distiller, precompute.ask_once),
         "text-classification": Objective(classification.ClassDistiller, classification.ask_once),
+        "regression": Objective(classification.RegressionDistiller, classification.ask_once),
     }
     return distillers[task]
 
@@ -236,6 +237,9 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
     if task.text.generates:
         return
     form = strategy.cache.form
+    given = [key for key in ("loss", "temperature", "skew") if key in strategy.model_fields_set]
+    if given and not task.metrics.of_distributions:
+        raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
     for key, is_given, why in (
         ("on_policy", strategy.on_policy, "a classifier writes no answers; remove it"),
         ("level", strategy.level == "sequence", "a classifier writes no answers; remove it"),
