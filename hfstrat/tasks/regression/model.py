@@ -28,8 +28,6 @@ class Regressor(SequenceModel):
             "id2label": names,
             "label2id": {name: index for index, name in names.items()},
             "problem_type": "regression",
-            "target_mean": data.units.mean.tolist(),  # for the loss of a later evaluation; the head has them in its weights
-            "target_std": data.units.std.tolist(),
             "ignore_mismatched_sizes": True,
         }
 
@@ -39,6 +37,8 @@ class Regressor(SequenceModel):
         from hfstrat.models.classifier_heads import final_linear
 
         self._check_precision(base, data)
+        # for the loss of a later evaluation; predictions do not need them
+        base.model.config.target_mean, base.model.config.target_std = (each.tolist() for each in data.units)
         layer = final_linear(base.model)
         constant = None if layer.bias is not None else self._constant(base, rows, layer)
         output_scale.scale(layer, data.units, constant, keep=not base.new_head)
