@@ -177,23 +177,23 @@ def main(parts: list[str]) -> None:
     import torch
 
     rows, file = rows_of(), RESULTS / "boundary_cache.json"
-    whole = json.loads(file.read_text()) if file.exists() else {"results": {}}
-    whole |= {"machine": machine(), "goal": GOAL}
+    result = json.loads(file.read_text()) if file.exists() else {"results": {}}
+    result |= {"machine": machine(), "goal": GOAL}
     for name in parts or PARTS:
         if name == "checkpointing":
-            whole[name] = checkpointing(rows)
+            result[name] = checkpointing(rows)
         else:
-            whole["results"][name] = boundary(getattr(torch, name), rows)
-        print(json.dumps({name: whole.get(name, whole["results"].get(name))}), flush=True)
-        write("boundary_cache", whole, lines_of(whole))
+            result["results"][name] = boundary(getattr(torch, name), rows)
+        print(json.dumps({name: result.get(name, result["results"].get(name))}), flush=True)
+        write("boundary_cache", result, lines_of(result))
 
 
-def lines_of(whole: dict[str, Any]) -> list[str]:
+def lines_of(result: dict[str, Any]) -> list[str]:
     table = [
         "| precision | examples | computed in each epoch | computed once | of which before the first step | speed-up | range |"
     ]
     table.append("|" + "---|" * 7)
-    for name, one in whole["results"].items():
+    for name, one in result["results"].items():
         each, once, before = (
             statistics.median(r[field] for r in one["runs"][wish])
             for wish, field in (("off", "seconds"), ("on", "seconds"), ("on", "before"))
@@ -204,7 +204,7 @@ def lines_of(whole: dict[str, Any]) -> list[str]:
     words = (
         f"The last {LAST} of {LAYERS} layers are trained for {EPOCHS} epochs. The formula's ceiling is 1.71x, the goal {GOAL}x."
     )
-    second = table_of_checkpointing(whole["checkpointing"]) if "checkpointing" in whole else []
+    second = table_of_checkpointing(result["checkpointing"]) if "checkpointing" in result else []
     return [*table, "", words, "", *second]
 
 

@@ -49,8 +49,10 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 DATA = ROOT.parent / "shared" / "data"
 RESULT = RESULTS / "classification.json"
 SEEDS, MINUTE, DRAWN = (42, 43, 44), 60, 1000
-KEPT = ("metrics_after", "train_seconds", "total_seconds", "peak_memory_bytes", "trainable_parameters", "total_parameters")
-KEPT += ("artefact_bytes", "steps")
+FIELDS = (
+    *("metrics_after", "train_seconds", "total_seconds", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
+    *("artifact_bytes", "steps"),
+)
 
 SETS: dict[str, dict[str, Any]] = {
     "sst2": {"train": "sst2/train.csv", "eval": "sst2/test.csv", "max_length": 128},
@@ -149,7 +151,7 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(name, way, seed, folder)))
         seconds = command("train", str(folder / "recipe.yaml"), folder=folder)
         report = json.loads((folder / "run" / "report.json").read_text())
-        result = {key: report["result"].get(key) for key in KEPT} | {"cpu_seconds": seconds}
+        result = {key: report["result"].get(key) for key in FIELDS} | {"cpu_seconds": seconds}
         result["bit_equal"] = report["result"]["verified"]["bit_equal"]
         if chosen := report["result"].get("head"):
             result["head"] = {key: chosen.get(key) for key in ("layer", "pooling")}

@@ -49,7 +49,7 @@ def row(way: str, found: list[dict[str, Any]], has_revised: bool) -> str:
         f"{statistics.mean(map(cpu_seconds, found)):.0f}",
         f"{max(run['peak_memory_bytes'] for run in found) / 2**30:.2f} GiB",
         f"{found[0]['trainable_parameters']:,}",
-        f"{found[0]['artefact_bytes'] / 1e6:.1f} MB",
+        f"{found[0]['artifact_bytes'] / 1e6:.1f} MB",
         str(len(found)),
     ]
     return f"| {MODELS[model]} | {strategy} | " + " | ".join(cells) + " |"

@@ -91,7 +91,7 @@ def prepare_all(file: Path, tokenizer: Any, seen: dict[str, int]) -> int:
     from hfstrat.recipe.schema import Training
     from hfstrat.trainer.plan import make_plan
 
-    data = prepare(Data(train=str(file)), tokenizer, seed=0, samples=3)
+    data = prepare(Data.model_validate({"train": str(file)}), tokenizer, seed=0, samples=3)
     seen["prepared"] = status("VmHWM")
     data.fingerprint()
     lengths, eval_lengths = data.lengths, data.eval_lengths

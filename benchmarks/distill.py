@@ -52,7 +52,15 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 
 SHARED, WORK = ROOT.parent / "shared", ROOT / "runs" / "benchmarks" / "distill"
 RESULT, SEEDS = RESULTS / "distill.json", (42, 43, 44)
-KEPT = ("metrics_before", "metrics_after", "train_seconds", "tokens_per_second", "total_parameters", "artefact_bytes", "steps")
+FIELDS = (
+    "metrics_before",
+    "metrics_after",
+    "train_seconds",
+    "tokens_per_second",
+    "total_parameters",
+    "artifact_bytes",
+    "steps",
+)
 CASES: dict[str, dict[str, Any]] = {
     "stories": {"measure": "loss", "alphas": (0.0, 0.5, 0.9)},
     "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4), "student": (10, 3e-4)},
@@ -160,7 +168,7 @@ def merged(name: str) -> str:
 
 
 def run(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Train one recipe in a process of its own; return the fields of KEPT of its report."""
+    """Train one recipe in a process of its own; return the fields of FIELDS of its report."""
     folder = WORK / name
     file = WORK / f"{name}.yaml"
     file.write_text(yaml.safe_dump({**recipe, "output_dir": str(folder)}), encoding="utf-8")
@@ -170,7 +178,7 @@ def run(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
     result = json.loads((folder / "report.json").read_text())["result"]
-    return {key: result[key] for key in KEPT}
+    return {key: result[key] for key in FIELDS}
 
 
 def read() -> dict[str, Any]:

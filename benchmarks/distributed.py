@@ -48,8 +48,8 @@ def one(case: str, folder: Path, recipe: str, more: list[str], steps: int) -> di
     if ended.returncode:
         sys.exit(f"{case}: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
     result = json.loads((folder / "report.json").read_text())["result"]
-    kept = ("tokens_per_second", "train_seconds", "total_seconds", "peak_memory_bytes")
-    return {"case": case, **{key: result[key] for key in kept}, "loss": result["losses"][-1]["loss"]}
+    fields = ("tokens_per_second", "train_seconds", "total_seconds", "peak_memory_bytes")
+    return {"case": case, **{key: result[key] for key in fields}, "loss": result["losses"][-1]["loss"]}
 
 
 def tiny(folder: Path) -> tuple[str, list[str]]:
@@ -63,7 +63,7 @@ def tiny(folder: Path) -> tuple[str, list[str]]:
     file = folder / "recipe.yaml"
     file.write_text(
         f"model: {make_model(folder / 'model')}\nstrategy: {{name: lora, r: 4}}\n"
-        f"data: {{train: {rows}, eval_size: 12, max_length: 128}}\n"
+        f"data: {{train: {rows}, eval_size: 8, max_length: 128}}\n"
         "training: {max_steps: 4, global_batch_size: 8, learning_rate: 1e-3, logging_steps: 1}\noutput_dir: run\n"
     )
     return str(file), FREE

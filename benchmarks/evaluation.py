@@ -76,7 +76,7 @@ def subject_of(folder: Path, dtype: str) -> Any:
 
     importlib.import_module("hfstrat.evaluation.choices")  # imports are outside the measured time, as for the harness
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    return Subject.of(model, AutoTokenizer.from_pretrained(folder), CausalLM())
+    return Subject.from_model(model, AutoTokenizer.from_pretrained(folder), CausalLM())
 
 
 def answer(subject: Any, file: Path) -> dict[str, float]:
@@ -85,11 +85,11 @@ def answer(subject: Any, file: Path) -> dict[str, float]:
 
     from hfstrat.evaluation import choices
     from hfstrat.evaluation.forward import Runner
-    from hfstrat.evaluation.intervals import together
+    from hfstrat.evaluation.intervals import with_intervals
 
     with subject.measured():
         found = choices.measure(subject, str(file), Runner(subject.device, torch.float32, Console(quiet=True)))
-    return {name: entry["value"] for name, entry in together(None, found)["after"].items()}
+    return {name: entry["value"] for name, entry in with_intervals(None, found)["after"].items()}
 
 
 def ours(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from benchmarks.measure import ROOT, machine, write
 
 CONFIGS = ("single", "ddp", "fsdp2", "fsdp2_offload", "deepspeed_zero2", "deepspeed_zero3")
 STRATEGIES = ("lora", "full")
-KEPT = ("tokens_per_second", "train_seconds", "peak_memory_bytes")
+FIELDS = ("tokens_per_second", "train_seconds", "peak_memory_bytes")
 
 
 def configs(gpus: int, dry: bool) -> list[tuple[str, int]]:
@@ -44,7 +44,7 @@ def one(recipe: str, settings: list[str], strategy: str, config: str, processes:
     if ended.returncode:
         return row | {"error": (ended.stderr.strip().splitlines() or ["?"])[-1]}
     result = json.loads((folder / "report.json").read_text())["result"]
-    return row | {key: result[key] for key in KEPT} | {"loss": result["metrics_after"]["loss"]}
+    return row | {key: result[key] for key in FIELDS} | {"loss": result["metrics_after"]["loss"]}
 
 
 def tests(dry: bool) -> dict[str, Any]:

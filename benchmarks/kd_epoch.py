@@ -90,9 +90,9 @@ def run_hfstrat(folder: Path, strategy: str) -> dict[str, Any]:
     )
     report = run(load_recipe(str(recipe)))
     assert report is not None
-    result = report["result"]
-    asking = result.get("distillation", {}).get("cache", {}).get("seconds", 0.0)
-    return {"seconds": result["step_seconds"], "loss": result["metrics_after"]["loss"], "asking": asking}
+    result = report.finished
+    cache = result.distillation.cache if result.distillation else None
+    return {"seconds": result.step_seconds, "loss": result.metrics_after["loss"], "asking": cache.seconds if cache else 0.0}
 
 
 def run_gkd(folder: Path, **settings: Any) -> dict[str, Any]:

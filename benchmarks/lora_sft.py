@@ -51,7 +51,9 @@ def prepared(folder: Path) -> tuple[Any, Any]:
 
     tokenizer = load_tokenizer(Model(name_or_path=str(MODEL)))
     train, held = rows(folder)
-    return prepare(Data(train=str(train), eval=str(held), max_length=MAX_LENGTH), tokenizer, seed=0), tokenizer
+    return prepare(
+        Data.model_validate({"train": str(train), "eval": str(held), "max_length": MAX_LENGTH}), tokenizer, seed=0
+    ), tokenizer
 
 
 def lora() -> Any:
@@ -91,7 +93,7 @@ def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
     )
     report = run(load_recipe(str(recipe), words))
     assert report is not None
-    return report["result"]["step_seconds"], report["result"]["metrics_after"]["loss"]
+    return report.finished.step_seconds or 0.0, report.finished.metrics_after["loss"]
 
 
 def run_trl(folder: Path, **settings: Any) -> tuple[float, float]:

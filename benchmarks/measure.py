@@ -36,9 +36,9 @@ def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf
     deletes the stored results. After `minutes` no new case starts and the process exits: start it again to continue.
     """
     began = time.monotonic()
-    kept = ROOT / "runs" / "benchmarks" / f"{name}.jsonl"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    stored = ROOT / "runs" / "benchmarks" / f"{name}.jsonl"
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in stored.read_text().splitlines()] if stored.exists() else []
     for turn in range(repeats):
         for case in cases:
             if sum(entry["case"] == case for entry in done) > turn:
@@ -50,12 +50,12 @@ def rounds(name: str, cases: list[list[str]], repeats: int, minutes: float = inf
             if ended.returncode:
                 sys.exit(f"{' '.join(case)} failed: {ended.stderr[-2000:]}")
             done.append({"case": case, "result": json.loads(ended.stdout.strip().splitlines()[-1])})
-            with kept.open("a", encoding="utf-8") as file:
+            with stored.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(*case, done[-1]["result"], flush=True)
     found = {" ".join(case): [entry["result"] for entry in done if entry["case"] == case][:repeats] for case in cases}
     if all(len(results) == repeats for results in found.values()):
-        kept.unlink()
+        stored.unlink()
     return found
 
 

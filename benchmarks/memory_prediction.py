@@ -1,4 +1,4 @@
-"""The adviser's memory predictions compared with the measured peak of real runs.
+"""The advisor's memory predictions compared with the measured peak of real runs.
 
     python -m benchmarks.memory_prediction [--some N]
 
@@ -45,7 +45,7 @@ from typing import Any
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.memory_cases import CHECKED_WITH, FITTED_ON
 
-KEPT = ROOT / "runs" / "benchmarks" / "memory_prediction.jsonl"
+STORED = ROOT / "runs" / "benchmarks" / "memory_prediction.jsonl"
 STEPS = 8
 GOALS = {"median": 0.08, "worst": 0.20}
 
@@ -184,8 +184,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
     """Measure `count` more runs; return all stored results."""
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    STORED.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in STORED.read_text().splitlines()] if STORED.exists() else []
     done = {line["name"]: line["measured"] for line in lines}
     cases = [*FITTED_ON, *CHECKED_WITH]
     for case in reversed(cases) if backwards else cases:
@@ -198,14 +198,14 @@ def run_some(count: int, backwards: bool = False) -> dict[str, dict[str, Any]]:
             print(f"{case['name']} failed: {ended.stderr[-1500:]}", flush=True)
             continue
         done[case["name"]] = json.loads(ended.stdout.strip().splitlines()[-1])
-        with KEPT.open("a", encoding="utf-8") as file:
+        with STORED.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": case["name"], "measured": done[case["name"]]}) + "\n")
         print(case["name"], f"{done[case['name']]['peak'] / 2**20:.0f} MiB", flush=True)
     return done
 
 
 def predicted(case: dict[str, Any]) -> Any:
-    """Return the adviser's prediction for a run, made without torch."""
+    """Return the advisor's prediction for a run, made without torch."""
     from pydantic import TypeAdapter
 
     from hfstrat.advisor import architecture, hardware, memory
@@ -227,7 +227,7 @@ def predicted(case: dict[str, Any]) -> Any:
     labelled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
-    learning = build(strategy).describe(*made)
+    description = build(strategy).describe(*made)
     shape = Shape(
         length=case["length"],
         micro=case["micro"],
@@ -237,13 +237,13 @@ def predicted(case: dict[str, Any]) -> Any:
         compute=2 if hardware.has_bfloat16() else 4,
         rows=rows[0] + rows[1],
         classifies=labelled,
-        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], learning.body_once, STEPS),
+        widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], description.body_once, STEPS),
     )
-    return memory.predict(model, learning, shape)
+    return memory.predict(model, description, shape)
 
 
 def pieces_of(case: dict[str, Any]) -> Any:
-    """Return the lengths of a case's examples as the adviser sees them; a new tokenizer is assumed to match the base's."""
+    """Return the lengths of a case's examples as the advisor sees them; a new tokenizer is assumed to match the base's."""
     from hfstrat.advisor import architecture
     from hfstrat.advisor import data as advisor_data
 
@@ -282,7 +282,7 @@ def whole_runs() -> list[dict[str, Any]]:
     from hfstrat.recipe.load import load_recipe
 
     found = []
-    for file in sorted(KEPT.parent.glob("regret/*/measured/comparison.json")):
+    for file in sorted(STORED.parent.glob("regret/*/measured/comparison.json")):
         case, entries = file.parents[1], json.loads(file.read_text())["entries"]
         measured = {entry["label"]: entry.get("peak_memory_bytes") for entry in entries}
         recipes = {path.stem: load_recipe(str(path)) for path in sorted((case / "recipes").glob("*.yaml"))}

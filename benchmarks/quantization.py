@@ -54,7 +54,7 @@ def one(name: str) -> dict[str, float]:
         loaded = load_recipe(str(recipe))
         report = run(loaded)
         assert report is not None
-        result: dict[str, Any] = report["result"]
+        result: dict[str, Any] = report.finished.model_dump()
         base = load_base(loaded.recipe.model, load_tokenizer(loaded.recipe.model))
         set_precision(base.model.requires_grad_(False), base.compute_dtype)
         weights = quantization.bytes_in_memory(base.model)

@@ -18,14 +18,14 @@ from typing import Any
 from benchmarks.measure import ROOT, machine, write
 
 SEEDS = (42, 43, 44)
-KEPT = ("metrics_before", "metrics_after", "train_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes")
+FIELDS = ("metrics_before", "metrics_after", "train_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 def one(seed: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "hfstrat", "train", "recipes/quickstart.yaml", f"seed={seed}", f"output_dir={folder}"]
     subprocess.run(command, cwd=ROOT, check=True)
     result = json.loads((folder / "report.json").read_text())["result"]
-    return {"seed": seed, **{key: result[key] for key in KEPT}, "bit_equal": result["verified"]["bit_equal"]}
+    return {"seed": seed, **{key: result[key] for key in FIELDS}, "bit_equal": result["verified"]["bit_equal"]}
 
 
 def main() -> None:

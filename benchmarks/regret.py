@@ -1,8 +1,8 @@
-"""Quality of the adviser's first choice. Regret is the best measured result less that of its first choice.
+"""Quality of the advisor's first choice. Regret is the best measured result less that of its first choice.
 
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
-Writes benchmarks/results/regret.json and .md. For each case the adviser is queried twice with the case's data, memory and time
+Writes benchmarks/results/regret.json and .md. For each case the advisor is queried twice with the case's data, memory and time
 (the budget plus the overhead of a run beyond its training): by its rules alone, and with `--measure`. Then `hfstrat compare`
 measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on examples of a
 test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the
@@ -10,7 +10,7 @@ tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences th
 marked.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
-queries the adviser again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
+queries the advisor again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
 distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
@@ -47,7 +47,7 @@ from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
 from benchmarks.regret_table import SEEN, table_of_cases
 
-KEPT = ROOT / "runs" / "benchmarks" / "regret"
+STORED = ROOT / "runs" / "benchmarks" / "regret"
 SHARED = ROOT.parent / "shared" / "data"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
@@ -138,7 +138,7 @@ def write_rows(case: Case, folder: Path) -> None:
 
 
 def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
-    """Return the adviser's answer, and write its recipes; `known` is what it measured in an earlier query."""
+    """Return the advisor's answer, and write its recipes; `known` is what it measured in an earlier query."""
     from hfstrat.advisor import decide, measure, recipes, show, speed
     from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
@@ -164,8 +164,8 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
 
 
 def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """Return the `first` and the `latest` answer of the adviser, each by rules and measured."""
-    folder, case = KEPT / name, CASES[name]
+    """Return the `first` and the `latest` answer of the advisor, each by rules and measured."""
+    folder, case = STORED / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
@@ -180,8 +180,8 @@ def answers_of(name: str, again: bool) -> dict[str, Any]:
 
 
 def measure(name: str) -> None:
-    """Run `hfstrat compare` on the adviser's recipes, as a user would; it resumes where it stopped."""
-    folder = KEPT / name
+    """Run `hfstrat compare` on the advisor's recipes, as a user would; it resumes where it stopped."""
+    folder = STORED / name
     files = [str(file) for file in sorted((folder / "recipes").glob("*.yaml"))]
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
     words += [f"--evaluate={folder / 'eval.jsonl'}", f"--output={folder / 'measured'}"]
@@ -194,10 +194,10 @@ def choice(answer: dict[str, Any]) -> list[str]:
 
 def outcome(name: str) -> dict[str, Any] | None:
     """Return the regret by rules and after measuring; None where nothing is measured yet."""
-    file = KEPT / name / "measured" / "comparison.json"
+    file = STORED / name / "measured" / "comparison.json"
     if not file.is_file():
         return None
-    table, answers, case = json.loads(file.read_text()), json.loads((KEPT / name / "advice.json").read_text()), CASES[name]
+    table, answers, case = json.loads(file.read_text()), json.loads((STORED / name / "advice.json").read_text()), CASES[name]
     if any(row["status"] == "waiting" for row in table["entries"]):
         return None
     entries = {row["label"]: row for row in table["entries"] if row["quality"] is not None}
@@ -216,11 +216,11 @@ def outcome(name: str) -> dict[str, Any] | None:
         "best": table["best"],
         "measured": {
             label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
-            | {"told_apart": (row.get("against_best") or {}).get("told_apart"), "steps": row["runs"][0].get("steps")}
+            | {"significant": (row.get("against_best") or {}).get("significant"), "steps": row["runs"][0].get("steps")}
             for label, row in entries.items()
         },
-        "measured_before": json.loads((KEPT / name / "before.json").read_text())
-        if (KEPT / name / "before.json").is_file()
+        "measured_before": json.loads((STORED / name / "before.json").read_text())
+        if (STORED / name / "before.json").is_file()
         else {},
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
         "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
@@ -231,7 +231,7 @@ def outcome(name: str) -> dict[str, Any] | None:
             places = {each["name"]: each["points"] for each in answer["strategies"] if each.get("can")}
             one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
             found.setdefault(when, {})[way] = one | {
-                "told_apart": found["measured"][order[0]]["told_apart"],
+                "significant": found["measured"][order[0]]["significant"],
                 "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
@@ -244,7 +244,7 @@ def within(found: dict[str, dict[str, Any]]) -> str:
     for way, words in (("rules", "by rules"), ("measured", "after measuring")):
         answers = [(one["latest"][way], one["goal"]) for one in found.values()]
         met = sum(answer["regret"] <= goal for answer, goal in answers)
-        alike = sum(answer["regret"] > goal and not answer["told_apart"] for answer, goal in answers)
+        alike = sum(answer["regret"] > goal and not answer["significant"] for answer, goal in answers)
         counts.append(f"{words} {met} of {len(found)} cases ({alike} more are not significantly worse)")
     return ", ".join(counts)
 
@@ -252,7 +252,7 @@ def within(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
-    parser.add_argument("--ask-only", action="store_true", help="query the adviser again, and measure nothing")
+    parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:

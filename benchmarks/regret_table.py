@@ -21,7 +21,7 @@ SEEN = (
     "Rules were changed after the first eight cases had been measured: those for few examples and few steps of a classifier"
     " after five (the slope of the second is from banking77), those for partial and for unfamiliar text of a language model"
     " after the last three, each towards published work. Their present result on these eight cases is no test of them. Then"
-    " the learning rates of the adviser's recipes were raised (benchmarks/rates.py, on training examples), and the eight "
+    " the learning rates of the advisor's recipes were raised (benchmarks/rates.py, on training examples), and the eight "
     "were measured again."
 )
 
@@ -54,14 +54,14 @@ def regret_of(one: dict[str, Any], answer: dict[str, Any]) -> str:
     if not answer["regret"]:
         return "0"
     unit = "pt" if one["higher_is_better"] else "%"
-    return f"{answer['regret']:.1f} {unit}{'' if answer['told_apart'] else ' (not significant)'}"
+    return f"{answer['regret']:.1f} {unit}{'' if answer['significant'] else ' (not significant)'}"
 
 
 def below(name: str, one: dict[str, Any]) -> list[str]:
     made, earlier = [], one["measured_before"]
     if changed := [label for label in earlier if earlier[label]["quality"] != one["measured"].get(label, {}).get("quality")]:
         values = ", ".join(f"{label} {value(one, earlier[label]['quality'])}" for label in changed)
-        made.append(f"- {name}: results of the adviser's recipes before the change: {values}.")
+        made.append(f"- {name}: results of the advisor's recipes before the change: {values}.")
     for way, words in (("rules", "by rules"), ("measured", "after measuring")):
         first, latest = one["first"][way], one["latest"][way]
         if first["first"] != latest["first"]:

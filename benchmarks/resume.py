@@ -98,7 +98,7 @@ def overhead(strategy: str) -> dict[str, float]:
         file.write_text(f"model: {MODEL}\nstrategy: lora\ndata: {DATA / 'train.jsonl'}\noutput_dir: x\n")
         report = train.run(load_recipe(str(file), words))
     assert report is not None
-    return {**spent, "training": report["result"]["train_seconds"]}
+    return {**spent, "training": report.finished.train_seconds}
 
 
 def main() -> None:

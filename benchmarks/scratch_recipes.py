@@ -18,19 +18,21 @@ from typing import Any
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
 RECIPES = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": "../shared/data/tinyshakespeare/input.txt"}
-KEPT = ("metrics_before", "metrics_after", "bars", "overfitting", "total_parameters", "steps", "best_step", "train_seconds")
-KEPT += ("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artefact_bytes", "answers")
+FIELDS = (
+    *("metrics_before", "metrics_after", "baselines", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
+    *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers"),
+)
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "hfstrat", "train", f"recipes/scratch/{name}.yaml", f"output_dir={folder}"]
     subprocess.run(command, cwd=ROOT, check=True)
     result = json.loads((folder / "report.json").read_text())["result"]
-    return {key: result[key] for key in KEPT} | {"bit_equal": result["verified"]["bit_equal"], "machine": machine()}
+    return {key: result[key] for key in FIELDS} | {"bit_equal": result["verified"]["bit_equal"], "machine": machine()}
 
 
 def row(name: str, run: dict[str, Any]) -> str:
-    before, after, bars = run["metrics_before"], run["metrics_after"], run["bars"]
+    before, after, bars = run["metrics_before"], run["metrics_after"], run["baselines"]
     return (
         f"| {name} | {run['total_parameters'] / 1e6:.2f} M | {bars['uniform']:.2f} | {before['loss']:.2f} | "
         f"{bars['unigram']:.2f} ({bars['unigram_bits_per_byte']:.2f}) | {after['loss']:.2f} ({after['bits_per_byte']:.2f}) | "

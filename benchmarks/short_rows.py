@@ -56,7 +56,8 @@ def choose_rows(name: str) -> None:
         count = len(pairs)
         train, held = rows(Path(scratch))
         tokenizer = load_tokenizer(Model(name_or_path=str(lora_sft.MODEL)))
-        data = prepare(Data(train=str(train), eval=str(held), max_length=lora_sft.MAX_LENGTH), tokenizer, seed=0)
+        section = Data.model_validate({"train": str(train), "eval": str(held), "max_length": lora_sft.MAX_LENGTH})
+        data = prepare(section, tokenizer, seed=0)
         reached = column(data.train, "length").cumsum().searchsorted(TOKENS) + 1
         count = int(-(-reached // BATCH) * BATCH)
     lora_sft.rows, lora_sft.BATCH = rows, BATCH

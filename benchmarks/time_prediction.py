@@ -1,4 +1,4 @@
-"""The adviser's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
+"""The advisor's predicted times compared with those of real runs: with `--measure`, and from the rate of a matrix product.
 
     python -m benchmarks.time_prediction [--some N]
 
@@ -28,7 +28,7 @@ import yaml
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import error_of, model_folder
 
-KEPT = ROOT / "runs" / "benchmarks" / "time_prediction.jsonl"
+STORED = ROOT / "runs" / "benchmarks" / "time_prediction.jsonl"
 SHARED = ROOT.parent / "shared" / "data"
 STEPS, SECONDS = {"MiniLM": 40, "SmolLM2-135M": 8, "stories260K": 40}, 12.0
 GOALS = {"median": 0.10, "worst": 0.25}
@@ -74,7 +74,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     found = candidates.propose(strategy, situation.model, situation.data)
     load = speed.work(
         found.model,
-        found.learning._replace(keeps_prefix=False),
+        found.description._replace(keeps_prefix=False),
         situation.data.mean_length,
         situation.data.supervised_share,
     )
@@ -87,8 +87,8 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
 
 
 def run_some(count: int) -> dict[str, dict[str, Any]]:
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    STORED.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in STORED.read_text().splitlines()] if STORED.exists() else []
     done = {line["name"]: line["found"] for line in lines}
     for case in CASES:
         name = " ".join(case)
@@ -96,7 +96,7 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
             continue
         count -= 1
         done[name] = one(*case)
-        with KEPT.open("a", encoding="utf-8") as file:
+        with STORED.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "found": done[name]}) + "\n")
         print(name, done[name], flush=True)
     return done

@@ -37,15 +37,15 @@ def ours(cached: bool) -> dict[str, Any]:
     from hfstrat.recipe.data import Data
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    data = Data(train=str(FILE), max_length=LENGTH, eval_size=1)
+    data = Data.model_validate({"train": str(FILE), "max_length": LENGTH, "eval_size": 1})
     with tempfile.NamedTemporaryFile(
         "w", suffix=".jsonl"
     ) as few:  # the other side has also seen two examples before it is timed
         few.writelines(FILE.read_text(encoding="utf-8").splitlines(keepends=True)[:2])
         few.flush()
-        prepare(data if cached else Data(train=few.name, eval_size=1), tokenizer, seed=0)
+        prepare(data if cached else Data.model_validate({"train": few.name, "eval_size": 1}), tokenizer, seed=0)
     started = time.perf_counter()
-    account = prepare(data, tokenizer, seed=0).accounts["train"]
+    account = prepare(data, tokenizer, seed=0).statistics["train"]
     return {"seconds": time.perf_counter() - started, "rows": account.rows_read, "tokens": account.tokens}
 
 

@@ -217,13 +217,13 @@ class Block(NamedTuple):
         return "trained" if self.trained else "adapted" if self.adapted else "passes"
 
 
-def live_blocks(model: Model, learning: Description) -> list[Block]:
+def live_blocks(model: Model, description: Description) -> list[Block]:
     """The blocks that gradients pass through: all from the lowest one with trainable parameters in or below it."""
-    numbers = {name: int(match.group(1)) for name in learning.shapes if (match := BLOCK.search(name))}
+    numbers = {name: int(match.group(1)) for name in description.shapes if (match := BLOCK.search(name))}
     depth = max(numbers.values(), default=-1) + 1
-    trained = {number for name, number in numbers.items() if name in learning.names}
-    adapted = {number for name, number in numbers.items() if name in learning.adapted}
-    below = any(is_input(name) for name in learning.names)
+    trained = {number for name, number in numbers.items() if name in description.names}
+    adapted = {number for name, number in numbers.items() if name in description.adapted}
+    below = any(is_input(name) for name in description.names)
     lowest = 0 if below else min(trained | adapted, default=depth)
     return [Block(number in trained, number in adapted) for number in range(lowest, depth)]
 
@@ -233,7 +233,7 @@ def is_input(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or ".embeddings." in name or ".wpe." in name
 
 
-def block_bytes(model: Model, learning: Description, block: Block, compute: int, length: int, masked: bool) -> float:
+def block_bytes(model: Model, description: Description, block: Block, compute: int, length: int, masked: bool) -> float:
     """Bytes per token that autograd stores for a block.
 
     Args:
@@ -241,8 +241,8 @@ def block_bytes(model: Model, learning: Description, block: Block, compute: int,
         length: tokens per sequence, padding included; attention with dropout stores its square.
         masked: whether the sequences of a batch differ in length, so that a mask is passed.
     """
-    wide = 4 if compute == 4 or any(is_input(name) for name in learning.names) else 2
-    return LAYOUTS[model.layout](model, learning.rank, block.state, compute, wide, length, masked)
+    wide = 4 if compute == 4 or any(is_input(name) for name in description.names) else 2
+    return LAYOUTS[model.layout](model, description.rank, block.state, compute, wide, length, masked)
 
 
 def _llama(m: Model, rank: int, state: str, a: int, wide: int, length: int, masked: bool) -> float:

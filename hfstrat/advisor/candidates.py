@@ -38,11 +38,11 @@ class Candidate:
     section: dict[str, Any]
     strategy: StrategySection
     model: Model
-    learning: Description
+    description: Description
 
     @property
     def footprint(self) -> Footprint:
-        return self.learning.footprint
+        return self.description.footprint
 
     @property
     def epochs(self) -> float:
@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def parameters(self) -> int:
-        return sum(map(prod, self.learning.shapes.values()))
+        return sum(map(prod, self.description.shapes.values()))
 
     @property
     def artifact_bytes(self) -> float:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from hfstrat.data import readers, sources
-from hfstrat.data.formats import Example
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow, Example
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS
@@ -155,7 +154,7 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     task = task or _task_of(rows, path)
     data = Data.model_validate({"train": path})
     try:
-        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
@@ -212,7 +211,7 @@ def _task_of(rows: list[dict[str, Any]], path: str) -> str:
     for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
             data = Data.model_validate({"train": path})
-            task.rows.read_format(_with_all_columns(rows[: readers.GLANCE]), path, data, "auto", {})
+            task.rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
         except UserError as error:
             problems.append(str(error))
         else:

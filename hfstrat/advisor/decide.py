@@ -182,7 +182,7 @@ def fit(candidate: Candidate, situation: Situation) -> Fitted:
     device, sharing = situation.device, situation.sharing
     room = HEADROOM * situation.limit - import_bytes(device.is_cpu)
     tried = [
-        (memory.predict(candidate.model, candidate.learning, shape, sharing), shape, words)
+        (memory.predict(candidate.model, candidate.description, shape, sharing), shape, words)
         for shape, words in _shapes(candidate, situation)
     ]
     for prediction, shape, words in tried:
@@ -191,7 +191,7 @@ def fit(candidate: Candidate, situation: Situation) -> Fitted:
             return Fitted(candidate, kind, words, prediction, shape, _settings(shape, words))
     least, shape, words = min(tried, key=lambda each: each[0].total)
     for processes in () if device.is_cpu else PROCESSES:  # processes on a CPU share its memory, and FSDP does not run there
-        divided = memory.predict(candidate.model, candidate.learning, shape, Sharing("fsdp2", processes, True, True, True))
+        divided = memory.predict(candidate.model, candidate.description, shape, Sharing("fsdp2", processes, True, True, True))
         if processes > sharing.processes and divided.total <= room:
             needs = f"{processes} processes (fsdp2)" + (f" and {words}" if words else "")
             return Fitted(candidate, "fits with more", needs, divided, shape, _settings(shape, words))
@@ -200,7 +200,7 @@ def fit(candidate: Candidate, situation: Situation) -> Fitted:
 
 def _shapes(candidate: Candidate, situation: Situation) -> Iterator[tuple[Shape, str]]:
     """Batches to try, each with the settings in words; the first needs no setting."""
-    data, on_cpu, once = situation.data, situation.device.is_cpu, candidate.learning.body_once
+    data, on_cpu, once = situation.data, situation.device.is_cpu, candidate.description.body_once
     share = max(1, GLOBAL_BATCH // situation.sharing.processes)
     micro = modest_micro_batch(share, data.cut_lengths)
     yield shape_of(data, (micro, share, modest_eval_batch(micro, data.longest)), once, on_cpu, situation.compute), ""
@@ -210,7 +210,7 @@ def _shapes(candidate: Candidate, situation: Situation) -> Iterator[tuple[Shape,
     if once:
         return
     yield replace(small, recompute=True), "activation checkpointing"
-    if situation.quantizes and candidate.learning.rank:
+    if situation.quantizes and candidate.description.rank:
         yield replace(small, recompute=True, frozen=NF4_BYTES), "activation checkpointing and a 4-bit base (nf4)"
 
 
@@ -274,8 +274,8 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
 
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
     """Operations per token; a solved head takes no steps and is evaluated on cached features."""
-    work = speed.work(candidate.model, candidate.learning, data.mean_length, data.supervised_share, recompute, epochs)
-    return work._replace(training=0.0, evaluation=0.0) if candidate.learning.body_once and data.labels else work
+    work = speed.work(candidate.model, candidate.description, data.mean_length, data.supervised_share, recompute, epochs)
+    return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.labels else work
 
 
 def rate_for(candidate: Candidate, situation: Situation) -> Rate:

@@ -187,7 +187,10 @@ def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
     """How an Accelerate config shares a model. Raises UserError if no such config exists."""
     if name is None:
         return Sharing() if not processes or processes == 1 else Sharing("ddp", processes)
-    file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
+    try:
+        file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
+    except UserError as error:
+        raise UserError(f"--accelerate-config: {error}") from None
     settings = launch._read(file)
     count, kind = processes or int(settings.get("num_processes") or 1), str(settings.get("distributed_type"))
     if kind == "FSDP":

@@ -71,7 +71,7 @@ def _fitted(name: str, situation: Situation) -> Fitted | None:
         candidate = candidates.propose(name, situation.model, situation.data)
     except UserError:
         return None
-    if candidate.learning.body_once or candidate.learning.teacher:
+    if candidate.description.body_once or candidate.description.teacher:
         return None  # the frozen computations would have to run over all examples first
     fitted = decide.fit(candidate, replace(situation, quantizes=False))
     return fitted if fitted.fits_here else None
@@ -80,9 +80,9 @@ def _fitted(name: str, situation: Situation) -> Fitted | None:
 def _operations(fitted: Fitted, situation: Situation) -> float:
     """Operations per token of the measured steps."""
     candidate, data = fitted.candidate, situation.data
-    learning = candidate.learning._replace(body_once=False, keeps_prefix=False)
+    description = candidate.description._replace(body_once=False, keeps_prefix=False)
     recompute = fitted.shape.recompute
-    return speed.work(candidate.model, learning, data.mean_length, data.supervised_share, recompute).training
+    return speed.work(candidate.model, description, data.mean_length, data.supervised_share, recompute).training
 
 
 def _request(situation: Situation, fitted: dict[str, Fitted], seconds: float) -> dict[str, Any]:

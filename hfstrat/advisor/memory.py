@@ -63,14 +63,14 @@ def batch_widths(
     return training, 0 if eval_rows == micro else widths(drawn, eval_rows, eval_rows)
 
 
-def compiled(model: Model, learning: Description, training: int, evaluating: int, whole_head: bool) -> int:
+def compiled(model: Model, description: Description, training: int, evaluating: int, whole_head: bool) -> int:
     """Compiled kernels of a run whose batches have so many widths; `whole_head`: the head's product is as wide as the batch."""
-    products = {name: shape for name, shape in learning.shapes.items() if BLOCK.search(name) and len(shape) == 2}
-    adapted = {learning.shapes[name] for name in learning.adapted if len(learning.shapes[name]) == 2}
+    products = {name: shape for name, shape in description.shapes.items() if BLOCK.search(name) and len(shape) == 2}
+    adapted = {description.shapes[name] for name in description.adapted if len(description.shapes[name]) == 2}
     adapters = len({shape[0] for shape in adapted}) + len({shape[1] for shape in adapted})
     forward = len(set(products.values()))
-    backward = forward if live_blocks(model, learning) else 0
-    weights = len({shape for name, shape in products.items() if name in learning.names})
+    backward = forward if live_blocks(model, description) else 0
+    weights = len({shape for name, shape in products.items() if name in description.names})
     attention = ATTENTION if backward else ATTENTION_FORWARD
     head = OF_THE_HEAD if whole_head else 0
     per_width = forward + backward + weights + OF_A_PRODUCT * adapters + head + attention
@@ -112,20 +112,20 @@ class Shape:
 class Terms:
     """The terms of all phases."""
 
-    def __init__(self, model: Model, learning: Description, shape: Shape, sharing: Sharing) -> None:
-        self.m, self.l, self.s, self.sharing = model, learning, shape, sharing
+    def __init__(self, model: Model, description: Description, shape: Shape, sharing: Sharing) -> None:
+        self.m, self.d, self.s, self.sharing = model, description, shape, sharing
         self.k = constants()["cpu" if shape.on_cpu else "cuda"]
-        sizes = {name: prod(found) for name, found in learning.shapes.items()}
-        self.matrices = {n: sizes[n] for n, s in learning.shapes.items() if BLOCK.search(n) and len(s) == 2}
-        adapters = sum(learning.rank * sum(learning.shapes[name]) for name in learning.adapted)
-        self.trainable = adapters + sum(sizes[name] for name in learning.names)
-        self.frozen = sum(count for name, count in sizes.items() if name not in learning.names)
+        sizes = {name: prod(found) for name, found in description.shapes.items()}
+        self.matrices = {n: sizes[n] for n, s in description.shapes.items() if BLOCK.search(n) and len(s) == 2}
+        adapters = sum(description.rank * sum(description.shapes[name]) for name in description.adapted)
+        self.trainable = adapters + sum(sizes[name] for name in description.names)
+        self.frozen = sum(count for name, count in sizes.items() if name not in description.names)
         self.all = sum(sizes.values())
-        copied = sum(count for name, count in self.matrices.items() if name in learning.names) + adapters
+        copied = sum(count for name, count in self.matrices.items() if name in description.names) + adapters
         # sharded weights are copied when they are gathered
         self.copies = 2.0 * copied if shape.compute == 2 and not sharing.shards_weights else 0.0
         self.table = float(model.vocabulary * model.width)
-        self.largest = max((count for name, count in self.matrices.items() if name in learning.names), default=0)
+        self.largest = max((count for name, count in self.matrices.items() if name in description.names), default=0)
 
     # present all the time
 
@@ -133,7 +133,7 @@ class Terms:
         n = self.sharing.processes
         frozen = self.s.compute * float(self.frozen)
         if self.s.frozen is not None:
-            packed = sum(count for name, count in self.matrices.items() if name not in self.l.names)
+            packed = sum(count for name, count in self.matrices.items() if name not in self.d.names)
             frozen += (self.s.frozen - self.s.compute) * packed
         stored = 4.0 * self.trainable + frozen
         if self.sharing.offloads_weights:
@@ -165,7 +165,7 @@ class Terms:
 
     def teacher_head(self) -> float:
         """The LM head of the teacher; its hidden states are cached on disk."""
-        return self.s.compute * float(self.m.vocabulary * self.m.width) if self.l.teacher else 0.0
+        return self.s.compute * float(self.m.vocabulary * self.m.width) if self.d.teacher else 0.0
 
     def base(self) -> dict[str, float]:
         return {
@@ -182,16 +182,16 @@ class Terms:
         if self.s.compute != 2 or not self.s.on_cpu:
             return 0.0
         full_head, (training, evaluating) = not self.s.classifies and self.chunk(self.s.tokens) >= self.s.tokens, self.s.widths
-        if self.l.body_once and self.s.classifies:
+        if self.d.body_once and self.s.classifies:
             training = min(training, ceil(self.s.rows * self.s.length / FEATURE_TOKENS[True]))
-        return self.k["kernel"] * compiled(self.m, self.l, training, evaluating, full_head)
+        return self.k["kernel"] * compiled(self.m, self.d, training, evaluating, full_head)
 
     # present in some phases
 
     def activations(self) -> float:
         """What autograd stores during one pass."""
         tokens, wide = self.s.tokens, self._wide()
-        live = live_blocks(self.m, self.l)
+        live = live_blocks(self.m, self.d)
         ends = 2 * 4.0 * self.m.width * tokens  # embeddings and the last norm
         if self.s.recompute:
             return ends + tokens * wide * self.m.width * len(live)
@@ -199,32 +199,32 @@ class Terms:
 
     def volume(self) -> float:
         """What a pass allocates in small pieces."""
-        blocks = sum(self._block(block) for block in live_blocks(self.m, self.l))
+        blocks = sum(self._block(block) for block in live_blocks(self.m, self.d))
         passed = max(blocks, self.activations()) if self.s.on_cpu else self.activations()  # recomputed activations too
         return passed + self.head_forward()[0]
 
     def _wide(self) -> int:
-        return 4 if self.s.compute == 4 or any(is_input(name) for name in self.l.names) else 2
+        return 4 if self.s.compute == 4 or any(is_input(name) for name in self.d.names) else 2
 
     def _block(self, block: Block) -> float:
         """What autograd stores for a block; the sequences of a batch nearly always differ in length."""
-        return self.s.tokens * block_bytes(self.m, self.l, block, self.s.compute, self.s.length, True)
+        return self.s.tokens * block_bytes(self.m, self.d, block, self.s.compute, self.s.length, True)
 
     def one_block(self) -> float:
         """The largest amount stored for a recomputed block."""
-        return max((self._block(block) for block in live_blocks(self.m, self.l)), default=0.0)
+        return max((self._block(block) for block in live_blocks(self.m, self.d)), default=0.0)
 
     def workspace(self) -> float:
         """Temporary memory of the backward pass of a block; attention with dropout has a gradient for all pairs."""
-        if not live_blocks(self.m, self.l):
+        if not live_blocks(self.m, self.d):
             return 0.0
         pairs = 2.0 * self.m.heads * self.s.length if self.m.attention_dropout else 0.0
         return self.s.tokens * (3.0 * self.s.compute * self.m.inner + 8.0 * self.m.width + pairs) + 6.0 * self.largest
 
     @property
     def trains_head(self) -> bool:
-        tied = self.m.tied and not any(HEAD.search(name) for name in self.l.shapes)
-        return any((EMBEDDING if tied else HEAD).search(name) for name in self.l.names)
+        tied = self.m.tied and not any(HEAD.search(name) for name in self.d.shapes)
+        return any((EMBEDDING if tied else HEAD).search(name) for name in self.d.names)
 
     def head_forward(self) -> tuple[float, float]:
         """The chunked loss: small pieces (logits of a chunk, their gradients, gradients of the input) and large ones (the
@@ -234,7 +234,7 @@ class Terms:
         rows, words, width, a = self.s.tokens * self.s.supervised, self.m.vocabulary, self.m.width, self.s.compute
         chunk = self.chunk(rows) * words
         buffers = chunk * (4 + a + (4 + a if a == 2 else 0) + (4 if a == 2 and self.trains_head else 0))
-        buffers += chunk * 8 if self.l.teacher else 0
+        buffers += chunk * 8 if self.d.teacher else 0
         tables = (4 + (2 if a == 2 else 0)) * self.table if self.trains_head else 0.0
         return rows * width * (self._wide() + 4) + buffers, tables
 
@@ -268,15 +268,15 @@ class Prediction(NamedTuple):
         return sum(self.terms.values())
 
 
-def predict(model: Model, learning: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+def predict(model: Model, description: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
     """Predict the memory of a run on one device, phase by phase."""
-    parts = _Phases(model, learning, shape, sharing or Sharing())
+    parts = _Phases(model, description, shape, sharing or Sharing())
     phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
-    if learning.body_once and shape.classifies:
+    if description.body_once and shape.classifies:
         phases["features"] = parts.features()
     else:
         phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
-    if learning.teacher:
+    if description.teacher:
         phases["teacher"] = parts.teacher()
     return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})
 
@@ -307,11 +307,11 @@ class _Phases(Terms):
             "workspace": self.workspace(),
             "allocator": self.holes(),
         }
-        tied = self.trains_head and not any(HEAD.search(name) for name in self.l.shapes)
+        tied = self.trains_head and not any(HEAD.search(name) for name in self.d.shapes)
         ends = {
             **self.base(),
             "gradients": self.gradients(),
-            "activations": self.one_block() if live_blocks(self.m, self.l) else 0.0,
+            "activations": self.one_block() if live_blocks(self.m, self.d) else 0.0,
             "head and loss": 8.0 * self.table if tied and not self.s.classifies else 0.0,
             "workspace": self.workspace(),
             "allocator": self.holes(),
@@ -325,7 +325,7 @@ class _Phases(Terms):
     def retained(self) -> float:
         """Small pieces of earlier passes that the allocator of a CPU retains; large pieces are returned at once."""
         large = self.k["large"]
-        tables = sum(4.0 * prod(self.l.shapes[name]) for name in self.l.names if 4.0 * prod(self.l.shapes[name]) > large)
+        tables = sum(4.0 * prod(self.d.shapes[name]) for name in self.d.names if 4.0 * prod(self.d.shapes[name]) > large)
         before = max(0.0, self.gradients() - tables) if self.s.passes > 1 else 0.0
         small = self.copies + self.activations() + self.head_forward()[0] + self.holes()
         return self.k["retained"] * (before + small)
@@ -342,14 +342,14 @@ class _Phases(Terms):
             chunk = min(rows, max(CHUNK_ROWS, CHUNK_BYTES[self.s.on_cpu] // (4 * words))) * words
             head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.trains_head and a == 2 else 0.0)
         # a solved head is saved with a copy of the body below the chosen layer, assumed to be half of it
-        shorter = 0.5 * self.s.compute * (self.all + self.table) if self.l.body_once and self.s.classifies else 0.0
+        shorter = 0.5 * self.s.compute * (self.all + self.table) if self.d.body_once and self.s.classifies else 0.0
         return {**self.base(), "16-bit copies": self.copies, "evaluation": inside + head, "result": shorter}
 
     def best(self) -> dict[str, float]:
         """The best weights are loaded from their checkpoint next to the current ones."""
-        if self.l.body_once and self.s.classifies:
+        if self.d.body_once and self.s.classifies:
             return self.base()
-        saved = 4.0 * self.trainable + (0.0 if self.l.rank else self.s.compute * float(self.frozen))
+        saved = 4.0 * self.trainable + (0.0 if self.d.rank else self.s.compute * float(self.frozen))
         return {**self.base(), "best weights": self.k["restored"] * saved, "allocator": self.retained()}
 
     def loading(self) -> dict[str, float]:
@@ -368,7 +368,7 @@ class _Phases(Terms):
         inside = rows * (self.s.compute * 3.0 * self.m.inner + 16.0 * self.m.width)
         return {
             "weights": self.weights(),
-            "teacher": self.s.compute * float(self.l.teacher),
+            "teacher": self.s.compute * float(self.d.teacher),
             "activations": inside,
             "caches": self.caches(),
             "framework": self.k["framework"],

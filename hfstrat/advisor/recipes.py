@@ -125,8 +125,8 @@ def predict_one(recipe: Recipe) -> tuple[Prediction, float]:
     situation = Situation(
         candidate.model, survey, device, device.memory, rate=speed.rate_of(device).for_width(candidate.model.width)
     )
-    shape = shape_of_recipe(recipe, survey, candidate.learning.body_once, device.is_cpu, situation.compute)
-    fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.learning, shape), shape, {})
+    shape = shape_of_recipe(recipe, survey, candidate.description.body_once, device.is_cpu, situation.compute)
+    fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.description, shape), shape, {})
     timed = estimate(recipe, fitted, situation)
     score = rules.score(decide.facts(situation, timed, {}, {}), candidate.name)
     predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}

@@ -56,7 +56,7 @@ def show(situation: Situation, advice: Advice) -> None:
 def header(situation: Situation) -> list[str]:
     """What the advice is based on: model, data, machine, and how reliable the predictions are."""
     device, time, rate, sharing = situation.device, situation.time, situation.rate, situation.sharing
-    limits = f"{format.memory(situation.limit)} of memory" + (f", {format.duration(time)}" if time else "")
+    limits = f"memory limit {format.memory(situation.limit)}" + (f", time limit {format.duration(time)}" if time else "")
     shared = f", {sharing.processes} processes ({sharing.kind})" if sharing.processes > 1 else ""
     lines = [f"model     {situation.model.line()}"]
     lines += [f"{'data' if not number else '':<9} {line}" for number, line in enumerate(situation.data.lines())]
@@ -66,9 +66,10 @@ def header(situation: Situation) -> list[str]:
         band = f"times are rough: off by a factor of up to {1 + rate.band:.2g} in validation"
     lines.append(f"speed     {rate.value / 1e9:,.0f} GFLOP/s, from {rate.source}; {band}")
     checked, imports = memory_band(), format.memory(import_bytes(True))
-    validation = checked.words() if checked is not None and device.is_cpu else "not validated on this device"
-    above = f", without the {imports} of the imported libraries" if device.is_cpu and checked else ""
-    lines.append(f"memory    peak of one process; error of the predictions{above}: {validation}")
+    validation = "predictions are not validated on this device"
+    if checked is not None and device.is_cpu:
+        validation = f"predictions (without the {imports} of the imported libraries) were {checked.words()}"
+    lines.append(f"memory    peak of one process; {validation}")
     return lines + [f"measured  {line}" for line in (situation.measured.lines if situation.measured else [])]
 
 

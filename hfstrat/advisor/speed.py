@@ -22,9 +22,10 @@ from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
+from hfstrat.tasks import report as reports
+from hfstrat.tasks.report import Failure, Report
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
@@ -80,7 +81,7 @@ def share(width: int) -> float:
 
 
 def work(
-    model: Model, learning: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
+    model: Model, description: Description, length: float, supervised: float, recompute: bool = False, epochs: float = 1.0
 ) -> Work:
     """Count operations: two per weight of a product, plus attention. The backward pass goes once through everything above the
     lowest trainable weight, and once more for each trainable weight.
@@ -90,13 +91,13 @@ def work(
         supervised: share of the tokens that contribute to the loss.
         epochs: how often cached states are used.
     """
-    depth = 1 + max((int(m.group(1)) for name in learning.shapes if (m := BLOCK.search(name))), default=-1)
+    depth = 1 + max((int(m.group(1)) for name in description.shapes if (m := BLOCK.search(name))), default=-1)
     attention = 4.0 * length * model.heads * model.head_width * (1.0 if model.is_encoder else 0.5)
-    touched = set(learning.names | learning.adapted)
-    below = any(BLOCK.search(name) is None and not HEAD.search(name) and _is_table(name) for name in learning.names)
+    touched = set(description.names | description.adapted)
+    below = any(BLOCK.search(name) is None and not HEAD.search(name) and _is_table(name) for name in description.names)
     lowest = 0 if below else min((int(m.group(1)) for name in touched if (m := BLOCK.search(name))), default=depth)
     frozen = live = weights = adapters = 0.0
-    for name, shape in learning.shapes.items():
+    for name, shape in description.shapes.items():
         match = BLOCK.search(name)
         if match is None or len(shape) != 2:
             continue
@@ -104,21 +105,21 @@ def work(
             frozen += 2.0 * prod(shape)
             continue
         live += 2.0 * prod(shape)
-        weights += 2.0 * prod(shape) * (name in learning.names)
-        adapters += 2.0 * learning.rank * sum(shape) * (name in learning.adapted)
+        weights += 2.0 * prod(shape) * (name in description.names)
+        adapters += 2.0 * description.rank * sum(shape) * (name in description.adapted)
     frozen, live = frozen + attention * lowest, live + attention * (depth - lowest)
-    head = _head(model, learning) * supervised
-    trains_head = any(HEAD.search(name) for name in learning.names) or (
-        model.tied and any(EMBEDDING.search(name) for name in learning.names)
+    head = _head(model, description) * supervised
+    trains_head = any(HEAD.search(name) for name in description.names) or (
+        model.tied and any(EMBEDDING.search(name) for name in description.names)
     )
-    teacher = 2.0 * learning.teacher
+    teacher = 2.0 * description.teacher
     forward = frozen + live + adapters + head
     backward = live + weights + 2 * adapters + head * (1 + trains_head) + attention * (depth - lowest) * (weights > 0)
     again = live + adapters if recompute else 0.0
     full = Work(forward + backward + again, forward, once=teacher)
-    if learning.body_once or (learning.keeps_prefix and (learning.still or not model.dropout)):
+    if description.body_once or (description.keeps_prefix and (description.still or not model.dropout)):
         cached = Work(full.training - frozen, forward, once=frozen + teacher)
-        if learning.body_once or gain(frozen, cached.training, epochs) >= PAYS:
+        if description.body_once or gain(frozen, cached.training, epochs) >= PAYS:
             return cached
     return full
 
@@ -132,9 +133,9 @@ def _is_table(name: str) -> bool:
     return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
-def _head(model: Model, learning: Description) -> float:
+def _head(model: Model, description: Description) -> float:
     """Operations per token of the LM head; classification heads cost nothing."""
-    is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in learning.shapes)
+    is_lm = not any(re.search(r"(^|\.)(score|classifier)\.", name) for name in description.shapes)
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
 
 
@@ -201,26 +202,27 @@ def _numpy_rate() -> float:
 def rates_of_reports(folder: Path) -> list[Rate]:
     """The rates of past runs on this machine, from the `report.json` files below a folder."""
     found = []
-    for file in sorted(folder.rglob("report.json")):
-        report = _read(file)
-        where = report.get("environment", {})
-        if (where.get("processor"), where.get("threads")) == (processor(), threads()) and (rate := rate_of_report(report)):
-            found.append(Rate(rate, str(file)))
+    for run, report in reports.find(folder):
+        where = report.environment
+        if (where.processor, where.threads) == (processor(), threads()) and (rate := rate_of_report(report)):
+            found.append(Rate(rate, str(run / reports.FILE)))
     return found
 
 
-def rate_of_report(report: dict[str, Any]) -> float | None:
+def rate_of_report(report: Report) -> float | None:
     """Operations per second of a finished run; None if it cannot be derived."""
+    recipe, result, data = report.run.recipe, report.result, report.run.data
+    if isinstance(result, Failure) or data is None:
+        return None
     try:
-        recipe, result = Recipe.model_validate(report["run"]["recipe"]), report["result"]
-        model, plan = architecture.read(recipe.model.name_or_path), result["plan"]
-        account = report["run"]["data"]["train"]
+        model = architecture.read(recipe.model.name_or_path)
         made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
-        if made is None or result.get("status") != "done":
+        if made is None:
             return None
-        learning = strategies.build(recipe.strategy).describe(*made)
-        length = account["tokens"] / max(1, account["rows_kept"])
-        load = work(model, learning, length, account["supervised"] / max(1, account["tokens"]), plan["checkpointing"])
-        return None if learning.body_once else float(result["tokens_per_second"]) * load.training
+        description = strategies.build(recipe.strategy).describe(*made)
+        length = data.train.tokens / max(1, data.train.rows_kept)
+        supervised = data.train.supervised / max(1, data.train.tokens)
+        load = work(model, description, length, supervised, result.plan.checkpointing)
+        return None if description.body_once else result.tokens_per_second * load.training
     except (UserError, KeyError, TypeError, ValueError):
         return None

@@ -23,7 +23,7 @@ def chat(target: str, how: How, form: str = "recorded") -> None:
     check_task(target, (CausalLM.name,), "this is a classifier: `hfstrat predict` says its labels")
     model, tokenizer, report = load(target, form, spreads=True)
     renderer = generation.renderer_of(tokenizer, report, plain=False)
-    if renderer.continues:
+    if renderer.continues_text:
         raise UserError(f"{target}: this model continues texts and knows no turns; use `hfstrat generate {target} -p TEXT`")
     asks = sys.stdin.isatty()
     if asks:

@@ -1,16 +1,16 @@
-"""The words of the command line as what is asked for."""
+"""`hfstrat compare`: options in, one call out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hfstrat.comparison import entries as budgets
+from hfstrat.comparison.entries import Request, parse_budget
 from hfstrat.errors import UserError
 from hfstrat.recipe.section import seconds
 
 
 def compare(
-    words: list[str],
+    arguments: list[str],
     model: str | None,
     data: str | None,
     strategies: str | None,
@@ -22,25 +22,27 @@ def compare(
     timeout: str | None,
     retry: bool,
 ) -> int:
-    """Carry out what was asked for; returns the exit code.
+    """Compare recipes, or the strategies for a model and data; returns the exit code.
+
+    Args:
+        arguments: recipe files and overrides for all of them.
 
     Raises:
-        UserError: an option that says nothing readable.
+        UserError: a wrong option.
     """
     from hfstrat.advisor import recipes as advisor_recipes
     from hfstrat.comparison import compare as comparison_compare
-    from hfstrat.comparison.entries import Asked
 
     if not budget:
-        raise UserError("--budget: missing; expected what each run may spend, such as 10min, 2M-tokens or 500-steps")
+        raise UserError("--budget: missing; give what each run may spend, such as 10min, 2M-tokens or 500-steps")
     limit = None
     if timeout is not None:
         try:
             limit = seconds(timeout)
         except ValueError as error:
             raise UserError(f"--timeout: {timeout}: {error}") from None
-    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
-    recipes = [word for word in words if word not in overrides]
-    spent = budgets.parse(budget)
-    asked = Asked(recipes, overrides, model, data, strategies, task, spent, seeds, output, evaluate, limit, retry)
-    return comparison_compare.compare(asked, advisor_recipes.predict)
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_file()]
+    recipes = [argument for argument in arguments if argument not in overrides]
+    spent = parse_budget(budget)
+    request = Request(recipes, overrides, model, data, strategies, task, spent, seeds, output, evaluate, limit, retry)
+    return comparison_compare.compare(request, advisor_recipes.predict)

@@ -68,7 +68,7 @@ def _prompts(file: Path) -> list[Any]:
     path = sources.local_file(str(file), "--file")
     if path is None:
         raise UserError(f"--file: {file}: no such file")
-    if readers.kind_of(path) == "text":
+    if readers.file_kind(path) == "text":
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = list(readers.read(path))
     for number, row in enumerate(rows, 1):

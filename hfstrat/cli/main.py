@@ -72,10 +72,11 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="How many training rows to show")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="Number of training examples to show")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Show default settings and frozen modules too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show what a recipe means: every value and its origin, what learns, the first rows as the model sees them."""
+    """Check a recipe without training: trainable parameters, data statistics, masked examples, settings."""
     from hfstrat.cli import check as cli_check
     from hfstrat.recipe.load import load_recipe, located
     from hfstrat.run import launch, preflight
@@ -83,7 +84,7 @@ def check(
     loaded = load_recipe(recipe, overrides or [])
     preflight.check(loaded, overwrite)
     with located(loaded):
-        cli_check.show(loaded, rows)
+        cli_check.show(loaded, rows, every)
     print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
@@ -91,22 +92,30 @@ def check(
 def compare(
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, overrides for all"),
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, and overrides for all of them"),
     ] = None,
-    budget: Annotated[str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend")] = "",
-    model: Annotated[str | None, typer.Option(help="Instead of recipes: a model, ...")] = None,
-    data: Annotated[str | None, typer.Option(help="... the rows to train on, ...")] = None,
-    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="... strategies; default: all that can")] = None,
-    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
-    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Rows to evaluate on; default: held out")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, each with another seed")] = 3,
+    budget: Annotated[
+        str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend: time, tokens or steps")
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead of recipes: a model folder or Hub id, with --data")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Instead of recipes: the training data, with --model")
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="With --model: only these; default: all possible")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="With --model: the task; default: from the columns")] = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Evaluation data; default: held out")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each recipe, with different seeds")] = 3,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
         "runs/compare"
     ),
-    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="End a run that takes longer in all, such as 1h")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed; what is finished is never run again")] = False,
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="Stop a run that takes longer in total, e.g. 1h")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat failed runs; finished ones are never repeated")] = False,
 ) -> None:
-    """Measure strategies side by side: same rows, same evaluation, same budget, one process a run."""
+    """Train recipes or strategies side by side: same data, same evaluation, same budget, one process per run."""
     from hfstrat.cli import compare as cli_compare
 
     raise typer.Exit(
@@ -116,29 +125,31 @@ def compare(
 
 @app.command()
 def advise(
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="A model folder or a Hub id")] = None,
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="A file or folder of rows")] = None,
-    task: Annotated[str | None, typer.Option(help="causal-lm or text-classification; default: told from the rows")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of one device, such as 16GiB")] = None,
-    time: Annotated[str | None, typer.Option(metavar="TIME", help="How long it may take, such as 2h")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
-    accelerate_config: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="How it is distributed")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes")] = None,
-    goal: Annotated[str, typer.Option(help="quality, speed or size")] = "quality",
-    strategies: Annotated[str | None, typer.Option(metavar="LIST", help="Only these, such as head,lora")] = None,
-    measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure here for so long, such as 30s")] = None,
-    reports: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Past runs, whose report.json tell the rate; default runs")
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Model folder or Hub id")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="File or folder with training data")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="The task; default: detected from the columns")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of one device, such as 16GiB; default: available")
     ] = None,
-    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three there")] = None,
-    parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="No model yet: its size, such as 1.1B")] = None,
-    vocab: Annotated[int | None, typer.Option(min=2, help="Tokens of its vocabulary")] = None,
-    rows: Annotated[int | None, typer.Option(metavar="N", help="No data yet: how many rows")] = None,
-    tokens: Annotated[int | None, typer.Option(metavar="N", help="Their tokens together")] = None,
-    classes: Annotated[int, typer.Option(min=0, metavar="N", help="Their classes, if there are some")] = 0,
+    time: Annotated[str | None, typer.Option(metavar="TIME", help="Time limit of a complete run, such as 2h")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
+    accelerate_config: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="How the run is distributed")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of processes")] = None,
+    goal: Annotated[str, typer.Option(metavar="GOAL", help="quality, speed or size")] = "quality",
+    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="Only these, such as head,lora")] = None,
+    measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure real steps for this long, such as 30s")] = None,
+    reports: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Past runs that show the speed of this machine; default: runs")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three strategies")] = None,
+    parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="Without --model: its size, such as 1.1B")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, metavar="N", help="With --parameters: size of the vocabulary")] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="Without --data: number of examples")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Without --data: total number of tokens")] = None,
+    classes: Annotated[int, typer.Option(min=0, metavar="N", help="Without --data: number of classes, if any")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
 ) -> None:
-    """Say which strategy fits a model, data, a machine and a deadline, and why."""
+    """Recommend strategies for a model, data, a machine and a time limit, with reasons."""
     from hfstrat.cli import advise as cli_advise
 
     request = cli_advise.Request(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
@@ -210,13 +221,14 @@ def cache_rm(
 
 
 @app.command()
-def schema() -> None:
+def schema(report: Annotated[bool, typer.Option("--report", help="The schema of report.json instead")] = False) -> None:
     """Print the JSON schema of a recipe, for editors."""
     import json
 
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Report
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(json.dumps((Report if report else Recipe).model_json_schema(), indent=2))
 
 
 results.add_to(app)

@@ -1,4 +1,4 @@
-"""`hfstrat predict`: what a classifier says of texts."""
+"""`hfstrat predict`: labels or numbers for texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
 
     task = task_of(target).text
     assert isinstance(task, LabelText)
-    texts = Texts(tokenizer, report["run"]["recipe"]["data"]["max_length"] if report else LENGTH)
+    texts = Texts(tokenizer, report.run.recipe.data.max_length if report else LENGTH)
     with lines(output) as say:
         for row in asked:
             found = task.outputs(model, texts, row, torch.float32)  # as the weights are, without autocast
@@ -56,7 +56,7 @@ def rows_of(file: Path) -> list[Any]:
     path = sources.local_file(str(file), "--file")
     if path is None:
         raise UserError(f"--file: {file}: no such file")
-    if readers.kind_of(path) == "text":
+    if readers.file_kind(path) == "text":
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     found: list[Any] = []
     for number, row in enumerate(readers.read(path), 1):

@@ -97,7 +97,7 @@ def merge(
     """Merge an adapter into its base in 16 bits, and say how far the merged model is from base with adapter."""
     from hfstrat.publish import merge as publish_merge
 
-    publish_merge.merge_run(target, output)
+    publish_merge.merge(target, output)
 
 
 def export(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
+from hfstrat.recipe import format
+from hfstrat.tasks import report as reports
+from hfstrat.tasks.report import Report, Result
 
 SORTS = ("name", "loss", "time", "cost")
-APART = ("output_dir", "hub")  # of a recipe: where things go, not what is done
-UNLIKE = ("data_sha256",)  # of an environment: named by file, said with the data
+APART = {"output_dir", "hub"}  # of a recipe: where things go, not what is done
+UNLIKE = {"data_sha256"}  # of an environment: named by file, and compared with the data
+COMPARED = {"rows_kept", "tokens", "supervised", "sha256"}  # of the statistics of the data
+METRICS = {"accuracy": "accuracy", "bits_per_byte": "bits/byte", "perplexity": "perplexity"}
 
 
-def find(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def find(folder: Path) -> list[tuple[Path, Report]]:
     """Every run under a folder (or the folder itself) with its report.
 
     Raises:
@@ -21,62 +26,56 @@ def find(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that your output_dir lie in")
-    runs = []
-    for file in sorted(folder.rglob("report.json")):
-        report = _read(file)
-        if report:
-            runs.append((file.parent, report))
+    runs = list(reports.find(folder))
     if not runs:
         raise UserError(f"{folder}: no run below it (no report.json of hfstrat)")
     return runs
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A report; nothing where the file is another's, broken, or a published copy inside a result."""
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    known = isinstance(report, dict) and isinstance(report.get("run"), dict) and "result" in report
-    return report if known and "recipe" in report["run"] else {}
+class Line(NamedTuple):
+    """A run as a line of the table; numbers are None where the run did not finish."""
+
+    run: Path
+    status: str
+    strategy: str
+    model: str
+    data: str
+    before: float | None = None  # evaluation losses
+    after: float | None = None
+    metric: str = format.MISSING
+    trainable: float | None = None  # share of the parameters
+    seconds: float | None = None
+    memory: int | None = None
+
+    @property
+    def written(self) -> float:
+        """When the report was written, in seconds since 1970."""
+        return (self.run / reports.FILE).stat().st_mtime
 
 
-def row(run: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """What a table says of a run; numbers are None where a run did not come so far."""
-    recipe, result = report["run"]["recipe"], report["result"]
-    before, after = result.get("metrics_before") or {}, result.get("metrics_after") or {}
-    strategy = recipe["strategy"]
-    inner = strategy.get("student") or {}
-    data = recipe["data"]["train"]
-    sources = data if isinstance(data, list) else [data]
-    names = [Path(each["path"] if isinstance(each, dict) else str(each)).name for each in sources]
-    share = result.get("trainable_parameters"), result.get("total_parameters")
-    return {
-        "run": str(run),
-        "status": result.get("status", "?"),
-        "strategy": strategy["name"] + (f"/{inner['name']}" if isinstance(inner, dict) and inner.get("name") else ""),
-        "model": Path(recipe["model"].get("name_or_path") or "-").name,
-        "data": names[0] + (f" +{len(names) - 1}" if len(names) > 1 else ""),
-        "before": before.get("loss"),
-        "loss": after.get("loss"),
-        "metric": _metric(after),
-        "learnt": share[0] / share[1] if all(share) else None,
-        "seconds": result.get("total_seconds"),
-        "bytes": result.get("peak_memory_bytes"),
-        "finished": (run / "report.json").stat().st_mtime,
-    }
+def line_of(run: Path, report: Report) -> Line:
+    """The line of one run."""
+    recipe, result = report.run.recipe, report.result
+    names = [Path(source.path).name for source in recipe.data.train]
+    data = names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+    model = Path(recipe.model.name_or_path).name or format.MISSING
+    known = Line(run, result.status, report.run.strategy, model, data)
+    if not isinstance(result, Result):
+        return known
+    return known._replace(
+        before=(result.metrics_before or {}).get("loss"),
+        after=result.metrics_after["loss"],
+        metric=_metric(result.metrics_after),
+        trainable=result.trainable_parameters / result.total_parameters,
+        seconds=result.total_seconds,
+        memory=result.peak_memory_bytes,
+    )
 
 
 def _metric(after: dict[str, float]) -> str:
-    """What tells most of a task, beside the loss."""
-    for key, style in (
-        ("accuracy", "accuracy {:.1%}"),
-        ("bits_per_byte", "{:.3f} bits/byte"),
-        ("perplexity", "perplexity {:.2f}"),
-    ):
-        if key in after:
-            return style.format(after[key])
-    return "-"
+    """The most informative metric besides the loss."""
+    key = next((key for key in METRICS if key in after), None)
+    return f"{METRICS[key]} {format.metric(key, after[key])}" if key else format.MISSING
 
 
 def table(folder: Path, sort: str) -> list[str]:
@@ -87,36 +86,31 @@ def table(folder: Path, sort: str) -> list[str]:
     """
     if sort not in SORTS:
         raise UserError(f"--sort: {sort}; expected one of {', '.join(SORTS)}")
-    rows = [row(run, report) for run, report in find(folder)]
-    keys = {
-        "name": lambda each: each["run"],
-        "loss": lambda each: (each["loss"] is None, each["loss"] or 0.0),
-        "time": lambda each: -each["finished"],
-        "cost": lambda each: (each["seconds"] is None, each["seconds"] or 0.0),
+    lines = [line_of(run, report) for run, report in find(folder)]
+    keys: dict[str, Callable[[Line], Any]] = {
+        "name": lambda line: str(line.run),
+        "loss": lambda line: (line.after is None, line.after or 0.0),
+        "time": lambda line: -line.written,
+        "cost": lambda line: (line.seconds is None, line.seconds or 0.0),
     }
-    head = ["run", "strategy", "model", "data", "loss before", "after", "metric", "learnt", "time", "memory"]
-    cells = [head]
-    for each in sorted(rows, key=keys[sort]):
-        name = str(Path(each["run"]).relative_to(folder)) if each["run"] != str(folder) else folder.name
+    cells = [["run", "strategy", "model", "data", "loss before", "after", "metric", "trainable", "time", "memory"]]
+    for line in sorted(lines, key=keys[sort]):
+        name = str(line.run.relative_to(folder)) if line.run != folder else folder.name
         cells.append(
             [
-                name + ("" if each["status"] == "done" else f" ({each['status']})"),
-                each["strategy"],
-                each["model"],
-                each["data"],
-                _number(each["before"], "{:.4f}"),
-                _number(each["loss"], "{:.4f}"),
-                each["metric"],
-                _number(each["learnt"], "{:.2%}"),
-                _number(each["seconds"], "{:,.0f} s"),
-                _number(each["bytes"] and each["bytes"] / 2**30, "{:.2f} GiB"),
+                name + ("" if line.status == "done" else f" ({line.status})"),
+                line.strategy,
+                line.model,
+                line.data,
+                format.metric("loss", line.before),
+                format.metric("loss", line.after),
+                line.metric,
+                format.percent(line.trainable, digits=2),
+                format.duration(line.seconds),
+                format.memory(line.memory),
             ]
         )
     return _aligned(cells)
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else style.format(value)
 
 
 def _aligned(cells: list[list[str]]) -> list[str]:
@@ -130,18 +124,18 @@ def diff(one: Path, two: Path) -> list[str]:
     Raises:
         UserError: one of them is no run.
     """
-    reports = []
+    found = []
     for run in (one, two):
-        report = _read(run / "report.json")
-        if not report:
-            raise UserError(f"{run}: no run (no report.json of hfstrat in it)")
-        reports.append(report)
+        report = reports.read(run)
+        if report is None:
+            raise UserError(f"{run}: not a run (no report.json of hfstrat in this folder)")
+        found.append(report)
     lines: list[str] = []
     for title, parts in (
-        ("recipe", [_recipe(report) for report in reports]),
-        ("data", [_data(report) for report in reports]),
-        ("environment", [_environment(report) for report in reports]),
-        ("result", [_result(report) for report in reports]),
+        ("recipe", [_recipe(report) for report in found]),
+        ("data", [_data(report) for report in found]),
+        ("environment", [_environment(report) for report in found]),
+        ("result", [_result(report) for report in found]),
     ):
         left, right = parts
         keys = [key for key in [*left, *(key for key in right if key not in left)] if left.get(key) != right.get(key)]
@@ -155,32 +149,28 @@ def diff(one: Path, two: Path) -> list[str]:
     return [f"a: {one}", f"b: {two}", *(lines or same)]
 
 
-def _recipe(report: dict[str, Any]) -> dict[str, Any]:
-    return _flat({key: value for key, value in report["run"]["recipe"].items() if key not in APART})
+def _recipe(report: Report) -> dict[str, Any]:
+    return _flat(report.run.recipe.model_dump(exclude=APART))
 
 
-def _data(report: dict[str, Any]) -> dict[str, Any]:
-    """Fingerprints and counts: the same file name may hold other rows."""
-    data = report["run"].get("data") or {}
-    kept = ("rows_kept", "tokens", "supervised", "sha256")
-    return {f"{part}.{key}": (data.get(part) or {}).get(key) for part in ("train", "eval") for key in kept}
+def _data(report: Report) -> dict[str, Any]:
+    """Fingerprints and counts: a file of the same name may hold other examples."""
+    parts = report.run.data.model_dump(include={"train": COMPARED, "eval": COMPARED}) if report.run.data else {}
+    return _flat(parts)
 
 
-def _environment(report: dict[str, Any]) -> dict[str, Any]:
-    return _flat({key: value for key, value in (report.get("environment") or {}).items() if key not in UNLIKE})
+def _environment(report: Report) -> dict[str, Any]:
+    return _flat(report.environment.model_dump(exclude=UNLIKE))
 
 
-def _result(report: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a result that a person compares."""
-    result = report["result"]
-    names = [
+def _result(report: Report) -> dict[str, Any]:
+    """The numbers of a result that people compare."""
+    names = {
         *("status", "steps", "best_step", "train_seconds", "total_seconds", "tokens", "tokens_per_second"),
-        *("peak_memory_bytes", "trainable_parameters", "total_parameters", "artefact_bytes"),
-    ]
-    found: dict[str, Any] = {name: result.get(name) for name in names}
-    for part in ("metrics_before", "metrics_after"):
-        found |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
-    return found
+        *("peak_memory_bytes", "trainable_parameters", "total_parameters", "artifact_bytes"),
+        *("metrics_before", "metrics_after"),
+    }
+    return _flat(report.result.model_dump(include=names))
 
 
 def _flat(tree: dict[str, Any], under: str = "") -> dict[str, Any]:

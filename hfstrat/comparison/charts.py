@@ -1,4 +1,4 @@
-"""Small charts as SVG text: no library, no script, colours from the page's style so that light and dark are one file."""
+"""Small charts as SVG text: no library, no script; the colors are those of the page's style, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 380.0, 270.0  # in units of which a character is about 6.4 wide: readable at 320 pixels too
+WIDTH, HEIGHT = 380.0, 270.0  # units; a character is about 6.4 wide, readable even at 320 pixels
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
 CHARACTER, LINE = 6.4, 13.0
-TICKS = 5  # on an axis, about
-COLOURS = 8  # of the page's style
+TICKS = 5  # per axis, roughly
+COLORS = 8  # of the page's style
 Say = Callable[[float], str]
 TIME = "time"  # an axis of this name is in seconds
 MINUTE = 60.0
@@ -22,14 +22,14 @@ TIMES = [1, 2, 5, 10, 15, 30, *(n * MINUTE for n in (1, 2, 5, 10, 15, 30)), *(n 
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers to places. `low` and `high` are its ends; a logarithmic one needs them above 0."""
+    """Maps numbers to positions. `low` and `high` are its ends, both above 0 on a logarithmic axis."""
 
     low: float
     high: float
-    start: float  # the place of `low`
+    start: float  # the position of `low`
     stop: float
     is_log: bool = False
-    is_time: bool = False  # seconds: minutes are round numbers then
+    is_time: bool = False  # in seconds: ticks at full minutes and hours
 
     def at(self, value: float) -> float:
         low, high, value = (math.log10(each) if self.is_log else each for each in (self.low, self.high, value))
@@ -37,14 +37,14 @@ class Axis:
         return self.start + min(1.0, max(0.0, share)) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """A few round numbers on it."""
+        """A few round numbers on the axis."""
         return (_log_ticks if self.is_log else _linear_ticks)(self.low, self.high, self.is_time)
 
 
 def axis(
     values: Sequence[float], start: float, stop: float, wide: float, from_zero: bool = False, is_time: bool = False
 ) -> Axis:
-    """An axis that has room for all values; logarithmic where the largest is more than `wide` times the smallest."""
+    """An axis for all values; logarithmic if the largest is more than `wide` times the smallest."""
     low, high = min(values), max(values)
     if low > 0 and high / low > wide:
         return Axis(low / 1.15, high * 1.15, start, stop, True, is_time)
@@ -83,7 +83,7 @@ def _log_ticks(low: float, high: float, is_time: bool) -> list[float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines of one colour: one for each seed, `(x, y)` from left to right."""
+    """Lines of one color, one per seed: `(x, y)` from left to right."""
 
     label: str
     number: int
@@ -92,7 +92,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured value with the interval it lies in."""
+    """A measured value with its interval."""
 
     label: str
     number: int
@@ -104,7 +104,7 @@ class Point:
 
 
 def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Say, Say]) -> str:
-    """Lines against time or tokens; nothing where there are no points."""
+    """Lines over time or tokens; empty without points."""
     points = [point for curve in found for line in curve.lines for point in line]
     if not points:
         return ""
@@ -112,23 +112,23 @@ def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Sa
     up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5)
     body = []
     for curve in found:
-        colour = f"s{curve.number % COLOURS}"
+        color = f"s{curve.number % COLORS}"
         for line in curve.lines:
             places = [(across.at(x), up.at(y)) for x, y in line]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             hint = "; ".join(f"{say[0](x)}: {say[1](y)}" for x, y in line)
-            body.append(f'<g class="{colour}"><title>{escape(curve.label)}: {escape(hint)}</title>')
+            body.append(f'<g class="{color}"><title>{escape(curve.label)}: {escape(hint)}</title>')
             body.append(f'<polyline points="{path}"/>{"".join(marker(curve.number, *place, 2.6) for place in places)}</g>')
     return _chart(title, names, across, up, say, body)
 
 
 def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_better: bool, say: tuple[Say, Say]) -> str:
-    """Quality against a price, with intervals, and the front as a line; nothing where there are no points."""
+    """Quality over a cost, with intervals and the Pareto front as a line; empty without points."""
     if not found:
         return ""
     across = axis([point.x for point in found], LEFT, WIDTH - RIGHT, 8.0, from_zero=True, is_time=names[0] == TIME)
-    centre = [point.y for point in found]
-    reach = max(max(centre) - min(centre), 0.02 * abs(max(centre, key=abs)), 1e-6)  # an interval of two seeds may be endless
+    centers = [point.y for point in found]
+    reach = max(max(centers) - min(centers), 0.02 * abs(max(centers, key=abs)), 1e-6)  # the interval of two seeds may be huge
     lows = [max(point.y - reach, point.y if point.low is None else point.low) for point in found]
     highs = [min(point.y + reach, point.y if point.high is None else point.high) for point in found]
     up = axis([*lows, *highs], HEIGHT - BOTTOM, TOP, 1e9 if higher_is_better else 2.0)
@@ -139,7 +139,7 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
         taken += [(left, top - 1, right, top + 1), (right - 1, min(top, bottom), right + 1, max(top, bottom))]
     for point in found:
         x, y = across.at(point.x), up.at(point.y)
-        body.append(f'<g class="s{point.number % COLOURS}"><title>{escape(_hint(point, say))}</title>')
+        body.append(f'<g class="s{point.number % COLORS}"><title>{escape(_hint(point, say))}</title>')
         if point.low is not None and point.high is not None:
             body.append(
                 f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(point.low):.1f}" y2="{up.at(point.high):.1f}"/>'
@@ -152,11 +152,11 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
 
 def _hint(point: Point, say: tuple[Say, Say]) -> str:
     interval = "" if point.low is None or point.high is None else f" ({say[1](point.low)} to {say[1](point.high)})"
-    return f"{point.label}: {say[1](point.y)}{interval} at {say[0](point.x)}{', on the front' if point.on_front else ''}"
+    return f"{point.label}: {say[1](point.y)}{interval} at {say[0](point.x)}{', Pareto-optimal' if point.on_front else ''}"
 
 
 def _front(places: list[tuple[float, float]]) -> str:
-    """Steps from the cheapest to the best: what can be had for a price."""
+    """Steps from the cheapest to the best: the quality that a cost buys."""
     if len(places) < 2:
         return ""
     path = f"M{places[0][0]:.1f},{places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
@@ -164,7 +164,7 @@ def _front(places: list[tuple[float, float]]) -> str:
 
 
 def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
-    """Beside its point, where it covers no other; nowhere if there is no such place (the legend has it)."""
+    """A label next to its point where it covers nothing; empty if there is no such place (the legend has it)."""
     wide = CHARACTER * len(text)
     places = [(x + 9, y), (x - 9 - wide, y), (x + 5, y - 12), (x + 5, y + 13), (x - 5 - wide, y - 12), (x - 5 - wide, y + 13)]
     for left, middle in places:
@@ -180,7 +180,7 @@ CROSS = ((1.25, 0.45), (0.45, 0.45), (0.45, 1.25))  # the corners of a quarter o
 
 
 def marker(number: int, x: float, y: float, r: float) -> str:
-    """A shape of its own for each number, for those who tell colours badly."""
+    """A different shape for each number, for readers who cannot distinguish the colors."""
     kind = number % 6
     if kind == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
@@ -196,7 +196,7 @@ def marker(number: int, x: float, y: float, r: float) -> str:
 
 
 def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, say: tuple[Say, Say], body: list[str]) -> str:
-    """Frame, ticks and names around it."""
+    """The frame of a chart with ticks and names."""
     parts = [f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">']
     parts.append(f"<title>{escape(title)}</title>")
     floor = HEIGHT - BOTTOM

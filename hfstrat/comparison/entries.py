@@ -1,8 +1,8 @@
-"""What every run of a comparison may spend: a time, real tokens, or optimiser steps.
+"""What is compared: recipes that share data, evaluation and budget, each checked before anything runs.
 
-What makes two runs the same run: the resolved recipe, the bytes of data and model, the versions.
-
-What is compared: recipes that share rows, evaluation and budget, each looked at before anything runs."""
+Also the budget of a run, the recipes proposed for strategies that are only named, and the fingerprint of a run, which decides
+whether its result is still valid.
+"""
 
 from __future__ import annotations
 
@@ -16,67 +16,325 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import __version__
-from hfstrat.comparison import proposals
-from hfstrat.data import cache, sources
+from hfstrat.data import cache, readers, sources
+from hfstrat.data.classification.labels import LabelFormat
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.models.parameter_names import config_size, count_blocks
 from hfstrat.recipe.changes import flat
 from hfstrat.recipe.load import Loaded, load_recipe
+from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
+from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Footprint
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.text_classification import TextClassification
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
-
-
-FREE = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
+NO_LIMIT = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
+MODEL_KEYS = ("name_or_path", "tokenizer", "adapter", "model_class")  # keys whose value may be a local model
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.gguf", "*.py")
+RESERVED = ("seed", "output_dir", "data.eval_seed", "training.max_steps", "training.max_time", "training.num_train_epochs")
+OPTIONS = {"model.name_or_path: ": "--model: ", "data.train: ": "--data: ", "data: ": "--data: "}
+HELD_OUT = 0.2  # of the examples (at most 1,000): more than for a single run, because differences are to be measured
+LONGEST = 1024
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`amount` is seconds of training, real (unpadded) tokens that are trained on, or optimiser steps."""
+    """What each run may spend: seconds of training, unpadded training tokens, or optimizer steps."""
 
     kind: str  # time, tokens or steps
     amount: float
-    text: str  # as it was given
+    text: str  # as given
 
-    def words(self, steps: int | None = None) -> list[str]:
-        """The overrides of a recipe that spends it; of tokens the `steps` that they are enough for (1 to look at it)."""
+    def overrides(self, steps: int | None = None) -> list[str]:
+        """The overrides that make a recipe spend it; a budget of tokens needs its number of `steps` (None: 1, for checks)."""
         if self.kind == "time":
-            return [*FREE[:2], f"training.max_time={self.amount:g}s"]
+            return [*NO_LIMIT[:2], f"training.max_time={self.amount:g}s"]
         count = int(self.amount) if self.kind == "steps" else steps or 1
-        return [*FREE[::2], f"training.max_steps={count}"]
+        return [*NO_LIMIT[::2], f"training.max_steps={count}"]
 
 
-def parse(text: str) -> Budget:
-    """'10min', '2M-tokens' or '500-steps'.
-
-    Raises:
-        UserError: anything else, or nothing to spend.
-    """
-    wanted = "expected a time such as 10min, tokens such as 2M-tokens, or steps such as 500-steps"
+def parse_budget(text: str) -> Budget:
+    """'10min', '2M-tokens' or '500-steps'. Raises UserError for anything else, and for an empty budget."""
+    expected = "expected a time such as 10min, tokens such as 2M-tokens, or steps such as 500-steps"
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGB]?)[ -]?(token|step)s?", text.strip())
     if match is None:
         try:
             return Budget("time", seconds(text), text.strip())
         except ValueError:
-            raise UserError(f"--budget: {text}: {wanted}") from None
+            raise UserError(f"--budget: {text}: {expected}") from None
     amount = float(match[1]) * UNITS[match[2]]
     if amount < 1 or (match[3] == "step" and not amount.is_integer()):
-        raise UserError(f"--budget: {text}: not one whole {match[3]}; {wanted}")
+        raise UserError(f"--budget: {text}: not a positive whole number of {match[3]}s; {expected}")
     return Budget(f"{match[3]}s", amount, text.strip())
 
 
-NAMING = ("name_or_path", "tokenizer", "adapter", "model_class")
+@dataclass(frozen=True)
+class Request:
+    """The options of the command line.
+
+    recipes: files; alternatively recipes are proposed for `strategies`, `model` and `data`.
+    overrides: for all recipes.
+    timeout: seconds of one run.
+    """
+
+    recipes: list[str]
+    overrides: list[str]
+    model: str | None
+    data: str | None
+    strategies: str | None
+    task: str | None
+    budget: Budget
+    seeds: int
+    output: Path
+    evaluate: str | None = None
+    timeout: float | None = None
+    retry: bool = False
 
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.gguf", "*.py")
+@dataclass(frozen=True)
+class Entry:
+    """One recipe of a comparison.
+
+    source: its file; a proposed recipe is written there before the first run.
+    text: the content of a proposed recipe.
+    overrides: of all its runs, without seed, steps and folder.
+    loaded: with the budget, for the first seed.
+    """
+
+    label: str
+    source: str
+    text: str | None
+    overrides: tuple[str, ...]
+    loaded: Loaded
+    footprint: Footprint | None
+
+    @property
+    def strategy(self) -> str:
+        return self.loaded.recipe.strategy.name
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The recipes that are compared, the strategies that are excluded with the reason, and remarks."""
+
+    entries: list[Entry]
+    excluded: dict[str, str]
+    remarks: list[str]
+
+    def overrides(self, entry: Entry, index: int, budget: Budget, steps: int | None, folder: Path) -> list[str]:
+        """The overrides of one run. Seeds count up from the first recipe's, which also draws the held-out examples of all."""
+        recipe = self.entries[0].loaded.recipe
+        own = [f"seed={recipe.seed + index}", f"output_dir={json.dumps(str(folder))}"]
+        if recipe.data.eval is None and recipe.data.eval_split is None:
+            own.append(f"data.eval_seed={recipe.data.drawn_by(recipe.seed)}")
+        return [*entry.overrides, *budget.overrides(steps), *own]
+
+    def seed(self, index: int) -> int:
+        return self.entries[0].loaded.recipe.seed + index
+
+
+def line_up(request: Request) -> Lineup:
+    """Load and check every recipe; writes nothing.
+
+    Raises:
+        UserError: a mistake in a recipe, recipes that do not share their data or their budget, or nothing to compare.
+    """
+    for override in request.overrides:
+        if (key := override.partition("=")[0].strip()) in RESERVED:
+            raise UserError(f"{override}: {key} is set by the comparison (--budget, --seeds, --output); remove it")
+    lineup = _from_files(request) if request.recipes else _from_names(request)
+    check_comparable(lineup.entries, request.budget)
+    return lineup
+
+
+def _from_files(request: Request) -> Lineup:
+    for option in ("model", "data", "strategies", "task"):
+        if getattr(request, option) is not None:
+            raise UserError(f"--{option}: recipes already set it; give either recipes, or --model and --data")
+    return Lineup([_entry(label, file, None, request) for label, file in labels(request.recipes).items()], {}, [])
+
+
+def labels(files: Iterable[str]) -> dict[str, str]:
+    """A short label for each recipe file: its name, with as many parent folders as needed to be unique.
+
+    Raises:
+        UserError: a file is given twice.
+    """
+    files = list(files)
+    paths = [Path(file).expanduser().absolute().with_suffix("").parts[1:] for file in files]
+    if duplicate := next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None):
+        raise UserError(f"{duplicate}: given twice; each recipe already runs with several seeds (--seeds)")
+    depth = 1
+    while len({path[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {re.sub(r"[^\w.-]+", "-", "-".join(path[-depth:])): file for file, path in zip(files, paths, strict=True)}
+
+
+def _from_names(request: Request) -> Lineup:
+    """One proposed recipe per strategy. Without --strategies, impossible ones are excluded."""
+    if not request.model or not request.data:
+        raise UserError("compare: nothing to compare: give recipes, or --model and --data (and --strategies)")
+    names = defaults.parse_names(request.strategies) if request.strategies is not None else list(defaults.ORDER)
+    task, how = task_of(request.data, request.task)
+    found, excluded, first = list[Entry](), dict[str, str](), None
+    for name in names:
+        try:
+            text = propose(name, task, request.model, request.data)
+            found.append(_entry(name, str(request.output / "recipes" / f"{name}.yaml"), text, request))
+        except UserError as error:
+            if request.strategies is not None:
+                raise
+            excluded[name], first = str(error).removeprefix(f"{name}: "), first or error
+    if first and not found:
+        raise first
+    return Lineup(found, excluded, [f"task: {task} ({how})"])
+
+
+def task_of(data: str, wanted: str | None) -> tuple[str, str]:
+    """The task, and how it was chosen.
+
+    Raises:
+        UserError: no such task, or data that cannot be read.
+    """
+    if wanted is not None:
+        if wanted not in TASKS:
+            raise UserError(f"--task: {wanted}: no such task; expected one of {', '.join(TASKS)}")
+        return wanted, "set by --task"
+    files = sources.local_files(data, "--data")
+    if not files:
+        return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
+    try:
+        LabelFormat.detect(readers.read_head(files[0]), data, "auto", {})
+    except UserError:
+        return CausalLM.name, "detected: the data has no text column with a label; set --task to change it"
+    return TextClassification.name, "detected: the data has a text and a label; set --task to change it"
+
+
+def propose(name: str, task: str, model: str, data: str) -> str:
+    """A recipe for a strategy as YAML.
+
+    Raises:
+        UserError: the strategy is impossible with this model; the message begins with the strategy.
+    """
+    config = _config(model)
+    architecture, width = str((config.get("architectures") or [""])[0]), config_size(config, "width")
+    about = defaults.About(task, model, _depth(model, config), width, architecture)
+    rate = defaults.learning_rate(name, 0 if STRATEGIES[name].random_weights else width)
+    context = config_size(config, "context") or LONGEST
+    room = context - 2 if "roberta" in str(config.get("model_type")) else context  # RoBERTa reserves two positions
+    recipe = {
+        "task": task,
+        "model": model,
+        "strategy": {"name": name, **defaults.section(name, about)},
+        "data": {"train": data, "eval_size": HELD_OUT, "max_length": max(8, min(LONGEST, room))},
+        **({"training": {"learning_rate": rate}} if rate is not None else {}),
+        "output_dir": f"runs/{name}",
+    }
+    return defaults.recipe_text(f"{name}, as proposed by `hfstrat compare`; edit it as needed.", recipe)
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The config.json of a model, local or from the Hub; empty if it is unavailable (the checks then report why)."""
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return read_json(folder / "config.json")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return read_json(Path(hf_hub_download(model, "config.json")))
+    except Exception:  # the transport fails in many ways
+        return {}
+
+
+def _depth(model: str, config: dict[str, Any]) -> int:
+    """The number of blocks, by the config or the names of the parameters; 6 if unknown."""
+    if layers := config_size(config, "layers"):
+        return layers
+    folder = Path(model).expanduser()
+    return count_blocks(read_shapes(folder) if folder.is_dir() else {}) or 6
+
+
+def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
+    """The recipe with what all runs of a comparison share."""
+    common = ["hub.push=false", "training.resume=never"]
+    if request.evaluate is not None:
+        common += [_eval_override(request), "data.eval_split=null"]
+    overrides = [*request.overrides, *common, *request.budget.overrides()]
+    try:
+        loaded = load_recipe(file, overrides, text)
+        overrides += loaded.recipe.strategy.single_run
+        folder = request.output / label / "seed"
+        loaded = load_recipe(file, [*overrides, f"output_dir={json.dumps(str(folder))}"], text)
+        description = preflight.check(loaded, overwrite=True)
+    except UserError as error:
+        message = _as_option(str(error), file, label) if text is not None else str(error)
+        raise UserError(message.replace(f"command line: {_eval_override(request)}: data.eval: ", "--evaluate: ", 1)) from None
+    shared = [override for override in overrides if override not in request.budget.overrides()]
+    return Entry(label, file, text, tuple(shared), loaded, description and description.footprint)
+
+
+def _eval_override(request: Request) -> str:
+    return f"data.eval={json.dumps(request.evaluate)}"
+
+
+def _as_option(message: str, file: str, label: str) -> str:
+    """A mistake in a proposed recipe, reported at the option that it comes from."""
+    message = re.sub(rf"^{re.escape(file)}(:\d+)?: ", "", message)
+    for key, option in OPTIONS.items():
+        if message.startswith(key):
+            return option + message.removeprefix(key)
+    return message if message.startswith("command line") else f"{label}: {message}"
+
+
+def check_comparable(entries: list[Entry], budget: Budget) -> None:
+    """Check that all recipes use the same data and spend the same budget.
+
+    Raises:
+        UserError: the first key that differs.
+    """
+    if not entries:
+        raise UserError("compare: nothing to compare")
+    first, *others = entries
+    for other in others:
+        for key, one, two in _differences(first.loaded, other.loaded):
+            raise UserError(
+                f"{key}: {one!r} in {first.label}, {two!r} in {other.label}; a comparison needs the same data: make them "
+                f"equal, or add {key}=... for all of them"
+            )
+    sizes = {entry.label: entry.loaded.recipe.training.global_batch_size for entry in entries}
+    if budget.kind == "steps" and len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} in {label}" for label, size in sizes.items())
+        raise UserError(
+            f"training.global_batch_size: {listed}; the same number of steps is then not the same budget: add "
+            "training.global_batch_size=... for all of them, or give a budget of time or tokens"
+        )
+
+
+def _differences(one: Loaded, two: Loaded) -> Iterable[tuple[str, Any, Any]]:
+    first, second = _data_keys(one), _data_keys(two)
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
+            yield key, first.get(key), second.get(key)
+
+
+def _data_keys(loaded: Loaded) -> dict[str, Any]:
+    """The keys that decide which examples are trained on and evaluated, and how they are read."""
+    recipe = loaded.recipe
+    data = flat(recipe.data.model_dump(), "data")
+    data.pop("data.eval_seed", None)  # that of the first recipe is used for all
+    return {"task": recipe.task, "evaluation.max_rows": recipe.evaluation.max_rows, **data}
 
 
 def fingerprint(loaded: Loaded, budget: Budget) -> str:
-    """SHA-256 over all that a run's result depends on; `loaded` is with the run's seed.
+    """SHA-256 of everything that the result of a run depends on; `loaded` has the seed of the run.
 
-    A budget of tokens stands for itself, not for the steps that it is enough for: those follow from the rest.
+    A budget of tokens is hashed as such and not as steps, which follow from the rest.
     """
     recipe = loaded.recipe.model_dump()
     for key in ("output_dir", "hub"):
@@ -86,16 +344,16 @@ def fingerprint(loaded: Loaded, budget: Budget) -> str:
     inputs = {
         "recipe": recipe,
         "budget": [budget.kind, budget.amount],
-        "data": _data(loaded),
-        "models": {path: _stamps(path) for path in sorted(_paths(recipe))},
+        "data": _data_digests(loaded),
+        "models": {path: _file_stamps(path) for path in sorted(_model_paths(recipe))},
         "version": __version__,
         "libraries": {name: installed(name) for name in LIBRARIES},
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _data(loaded: Loaded) -> dict[str, Any]:
-    """The bytes of each local source; a data set of the Hub is what the recipe says of it."""
+def _data_digests(loaded: Loaded) -> dict[str, Any]:
+    """Hashes of the local sources; a dataset of the Hub is covered by the recipe."""
     data = loaded.recipe.data
     found = {}
     for key, listed in (("data.train", data.train), ("data.eval", data.eval or [])):
@@ -107,217 +365,22 @@ def _data(loaded: Loaded) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _digest(files: tuple[tuple[Path, int], ...]) -> str:
-    """Of files with their times: all recipes of a comparison have the same ones."""
+    """The hash of files with their modification times; cached, because all recipes of a comparison share them."""
     return cache.digest_of(*(file for file, _ in files))
 
 
-def _paths(tree: Any, key: str = "") -> set[str]:
-    """Every local model, tokenizer, teacher, adapter or class that a recipe names."""
+def _model_paths(tree: Any, key: str = "") -> set[str]:
+    """Every local model, tokenizer, teacher, adapter or class named in a recipe."""
     if isinstance(tree, dict):
-        return {path for name, value in tree.items() for path in _paths(value, name)}
-    if key not in NAMING or not isinstance(tree, str) or not tree:
+        return {path for name, value in tree.items() for path in _model_paths(value, name)}
+    if key not in MODEL_KEYS or not isinstance(tree, str) or not tree:
         return set()
     path = tree.rpartition(":")[0] if key == "model_class" else tree
     return {path} if Path(path).expanduser().exists() else set()
 
 
-def _stamps(path: str) -> list[Any]:
-    """Sizes and times of a model's files: hashing gigabytes of weights would take longer than it saves."""
+def _file_stamps(path: str) -> list[Any]:
+    """Sizes and times of the files of a model; hashing gigabytes of weights would take too long."""
     folder = Path(path).expanduser()
-    files = [folder] if folder.is_file() else sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    files = [folder] if folder.is_file() else sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-DECIDED = ("seed", "output_dir", "data.eval_seed", "training.max_steps", "training.max_time", "training.num_train_epochs")
-
-
-OPTIONS = {"model.name_or_path: ": "--model: ", "data.train: ": "--data: ", "data: ": "--data: "}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user asked for, as it was written.
-
-    `words` are overrides for all recipes; the recipes are files, or made for `strategies` from `model` and `data`.
-    """
-
-    recipes: list[str]
-    words: list[str]
-    model: str | None
-    data: str | None
-    strategies: str | None
-    task: str | None
-    budget: Budget
-    seeds: int
-    output: Path
-    evaluate: str | None = None
-    timeout: float | None = None  # seconds of one run
-    retry: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One recipe in a comparison; `words` are the overrides of all its runs but for seed, steps and folder."""
-
-    label: str
-    source: str  # the recipe's file; one that was made here is written there before the first run
-    text: str | None  # of a recipe that was made here
-    words: tuple[str, ...]
-    loaded: Loaded  # with the budget, for the first seed
-    footprint: Footprint | None
-
-    @property
-    def strategy(self) -> str:
-        return self.loaded.recipe.strategy.name
-
-
-@dataclass(frozen=True)
-class Line:
-    """What is compared, and what was left out with the reason."""
-
-    entries: list[Entry]
-    left_out: dict[str, str]
-    remarks: list[str]
-
-    def words(self, entry: Entry, index: int, budget: Budget, steps: int | None, folder: Path) -> list[str]:
-        """The overrides of one run: seeds count up from the first recipe's, whose rows are held out in all."""
-        recipe = self.entries[0].loaded.recipe
-        own = [f"seed={recipe.seed + index}", f"output_dir={json.dumps(str(folder))}"]
-        if recipe.data.eval is None and recipe.data.eval_split is None:
-            own.append(f"data.eval_seed={recipe.data.drawn_by(recipe.seed)}")
-        return [*entry.words, *budget.words(steps), *own]
-
-    def seed(self, index: int) -> int:
-        return self.entries[0].loaded.recipe.seed + index
-
-
-def line_up(asked: Asked) -> Line:
-    """Load and check every recipe. Nothing is written.
-
-    Raises:
-        UserError: a mistake in one of them, recipes that do not share their rows or their budget, nothing to compare.
-    """
-    for word in asked.words:
-        if (key := word.partition("=")[0].strip()) in DECIDED:
-            raise UserError(f"{word}: the comparison decides {key}: see --budget, --seeds and --output; remove it")
-    entries, left_out, remarks = (_of_files if asked.recipes else _of_names)(asked)
-    check_same(entries, asked.budget)
-    return Line(entries, left_out, remarks)
-
-
-def _of_files(asked: Asked) -> tuple[list[Entry], dict[str, str], list[str]]:
-    named = {key: getattr(asked, key) for key in ("model", "data", "strategies", "task") if getattr(asked, key) is not None}
-    if named:
-        raise UserError(f"--{next(iter(named))}: recipes say that themselves; give recipes, or --model and --data")
-    return [_entry(label, file, None, asked) for label, file in labels(asked.recipes).items()], {}, []
-
-
-def labels(files: Iterable[str]) -> dict[str, str]:
-    """A short name for each recipe file: its own, with as many folders before it as tell it from the others.
-
-    Raises:
-        UserError: a file that is named twice.
-    """
-    files = list(files)
-    paths = [Path(file).expanduser().absolute().with_suffix("").parts[1:] for file in files]
-    if twice := next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None):
-        raise UserError(f"{twice}: given twice; each recipe runs with several seeds already")
-    depth = 1
-    while len({path[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return {re.sub(r"[^\w.-]+", "-", "-".join(path[-depth:])): file for file, path in zip(files, paths, strict=True)}
-
-
-def _of_names(asked: Asked) -> tuple[list[Entry], dict[str, str], list[str]]:
-    """One recipe a strategy. One that was not asked for by name, and cannot be, is left out."""
-    if not asked.model or not asked.data:
-        raise UserError("compare: nothing to compare: give recipes, or --model and --data with --strategies")
-    names, by_name = proposals.strategies(asked.strategies)
-    task, told = proposals.task_of(asked.data, asked.task)
-    found, left_out, first = list[Entry](), dict[str, str](), None
-    for name in names:
-        try:
-            text = proposals.recipe(name, task, asked.model, asked.data)
-            found.append(_entry(name, str(asked.output / "recipes" / f"{name}.yaml"), text, asked))
-        except UserError as error:
-            if by_name:
-                raise
-            left_out[name], first = str(error).removeprefix(f"{name}: "), first or error
-    if first and not found:
-        raise first
-    return found, left_out, [f"task: {task} ({told})"]
-
-
-def _entry(label: str, file: str, text: str | None, asked: Asked) -> Entry:
-    """The recipe with what all runs of a comparison share."""
-    common = ["hub.push=false", "training.resume=never"]
-    if asked.evaluate is not None:
-        common += [_eval_word(asked), "data.eval_split=null"]
-    words = [*asked.words, *common, *asked.budget.words()]
-    try:
-        loaded = load_recipe(file, words, text)
-        words += loaded.recipe.strategy.single_run
-        loaded = load_recipe(file, [*words, f"output_dir={json.dumps(str(asked.output / label / 'seed'))}"], text)
-        description = preflight.check(loaded, overwrite=True)
-    except UserError as error:
-        message = _as_option(str(error), file, label) if text is not None else str(error)
-        raise UserError(message.replace(_evaluated(asked), "--evaluate: ", 1)) from None
-    kept = [word for word in words if word not in asked.budget.words()]
-    return Entry(label, file, text, tuple(kept), loaded, description and description.footprint)
-
-
-def _eval_word(asked: Asked) -> str:
-    return f"data.eval={json.dumps(asked.evaluate)}"
-
-
-def _evaluated(asked: Asked) -> str:
-    """What a mistake in --evaluate begins with, as that is an override."""
-    return f"command line: {_eval_word(asked)}: data.eval: "
-
-
-def _as_option(message: str, file: str, label: str) -> str:
-    """A mistake in a recipe that was made here, at the option that it came from."""
-    message = re.sub(rf"^{re.escape(file)}(:\d+)?: ", "", message)
-    for key, option in OPTIONS.items():
-        if message.startswith(key):
-            return option + message.removeprefix(key)
-    return message if message.startswith("command line") else f"{label}: {message}"
-
-
-def check_same(entries: list[Entry], budget: Budget) -> None:
-    """Refuse recipes that would not be compared on the same rows, or that spend unlike budgets.
-
-    Raises:
-        UserError: the first key that differs.
-    """
-    if len(entries) < 1:
-        raise UserError("compare: nothing to compare")
-    first = entries[0]
-    for other in entries[1:]:
-        for key, ours, theirs in _differences(first.loaded, other.loaded):
-            raise UserError(
-                f"{key}: {first.label} has {ours!r}, {other.label} has {theirs!r}; a comparison is on the same rows: make them "
-                f"equal, or give {key}=... for all of them"
-            )
-    sizes = {entry.label: entry.loaded.recipe.training.global_batch_size for entry in entries}
-    if budget.kind == "steps" and len(set(sizes.values())) > 1:
-        said = ", ".join(f"{label} {size}" for label, size in sizes.items())
-        raise UserError(
-            f"training.global_batch_size: {said}: as many steps are not the same budget; give training.global_batch_size=... "
-            "for all of them, or a budget of time or tokens"
-        )
-
-
-def _differences(ours: Loaded, theirs: Loaded) -> Iterable[tuple[str, Any, Any]]:
-    one, two = _of_rows(ours), _of_rows(theirs)
-    for key in sorted(one.keys() | two.keys()):
-        if one.get(key) != two.get(key):
-            yield key, one.get(key), two.get(key)
-
-
-def _of_rows(loaded: Loaded) -> dict[str, Any]:
-    """What decides which rows are trained on and evaluated, and as what."""
-    recipe = loaded.recipe
-    data = flat(recipe.data.model_dump(), "data")
-    data.pop("data.eval_seed", None)  # the first one's is everybody's
-    return {"task": recipe.task, "evaluation.max_rows": recipe.evaluation.max_rows, **data}

@@ -1,112 +1,104 @@
-"""report.html: one file, no script, nothing from elsewhere; light and dark, wide and narrow."""
+"""report.html: one file without scripts or external resources; for light and dark mode, wide and narrow windows.
+
+The layout is the template report.html.jinja with style.css; this module provides its values.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from hfstrat.comparison import charts, sheet
 from hfstrat.comparison.charts import Curve, Point
+from hfstrat.recipe import format
 
-HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,"><title>{title}</title><style>
-{style}</style></head><body>
-"""
-MOST_LABELS = 12  # of a confusion matrix that is shown whole
-LEADING = ("loss", "accuracy", "bits")
+HERE = Path(__file__).parent
+MOST_LABELS = 12  # of a confusion matrix that is shown in full
+CONFUSED = 8  # pairs of labels that are listed instead
+LEADING = ("loss", "accuracy", "bits")  # lines of the table that are emphasized
 Table = dict[str, Any]
 
 
 def render(table: Table) -> str:
-    """The whole page."""
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    title = f"{table['task']}: {sheet.plural(len(table['entries']), 'strategy').replace('strategys', 'strategies')} compared"
-    parts = [HEAD.format(title=escape(title), style=style), f"<h1>{escape(title)}</h1>", _summary(table), _sheet(table)]
-    parts += [_charts(table), _confusions(table), _samples(table), _runs(table), _environment(table), "</body></html>\n"]
-    return "\n".join(part for part in parts if part)
+    """The page of a comparison."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(values(table))
 
 
-def _summary(table: Table) -> str:
-    """What was done, what came out, and what to be careful about."""
-    rows, seeds = table["rows"], sheet.plural(len(table["seeds"]), "seed")
-    said = [
-        f"{escape(table['budget']['text'])} a run, {seeds} each; {rows['train_rows']:,} training rows, the same "
-        f"{rows['eval_rows']:,} evaluation rows for all."
-    ]
-    first, *others = sheet.summary(table) or [""]
-    said += [f"<b>{escape(first)}.</b>"] * bool(first) + [f"{escape(line[:1].upper() + line[1:])}." for line in others]
-    lines = [f"<p>{line}</p>" for line in said]
-    lines += [f'<p class="faint">{escape(line)}</p>' for line in sheet.remarks(table)]
-    return "\n".join(lines + [f'<p class="bad">{escape(line)}</p>' for line in sheet.failures(table)])
+def values(table: Table) -> dict[str, Any]:
+    """The values of the template."""
+    data, seeds, rows = table["rows"], format.plural(len(table["seeds"]), "seed"), table["entries"]
+    return {
+        "title": f"{table['task']}: {format.plural(len(rows), 'recipe')} compared",
+        "style": Markup((HERE / "style.css").read_text(encoding="utf-8").strip()),
+        "colors": charts.COLORS,
+        "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
+        "labels": [row["label"] for row in rows],
+        "setting": f"Budget per run: {table['budget']['text']}; {seeds} each; {data['train_rows']:,} training examples, the "
+        f"same {data['eval_rows']:,} evaluation examples for all.",
+        "summary": [_sentence(line) for line in sheet.summary(table)],
+        "remarks": [_sentence(line) for line in sheet.remarks(table)],
+        "failures": sheet.failures(table),
+        "sheet": _sheet(table),
+        "charts": [Markup(chart) for chart in _charts(table) if chart],
+        "confusions": [_confusion(label, found) for label, found in table["confusions"].items()],
+        "samples": [_sample(sample) for sample in table["samples"]],
+        "run_columns": ["recipe", "seed", "status", sheet.metric_name(table["quality"]["metric"])]
+        + ["steps", "time", "peak memory", "folder (with log.txt)"],
+        "runs": _runs(table),
+        "environment": _environment(table["environment"]),
+        "commands": _commands(table),
+    }
 
 
-def _sheet(table: Table) -> str:
-    labels = [row["label"] for row in table["entries"]]
-    head = "".join(f"<th>{_mark(number)} {escape(label)}</th>" for number, label in enumerate(labels))
-    lines, group = [], "measured"
-    for line in (line for line in sheet.sheet(table) if not line.is_empty):
-        sub, classes = line.name.startswith("  "), []
-        if line.name.startswith(LEADING):
-            classes.append("lead")
-        if line.group == "factors" and group != "factors":
-            classes.append("first")
+def _sentence(line: str) -> str:
+    return f"{line[:1].upper()}{line[1:]}."
+
+
+def _sheet(table: Table) -> list[dict[str, Any]]:
+    """The lines of the table with their classes in the style."""
+    labels, lines, group = [row["label"] for row in table["entries"]], [], "measured"
+    for line in sheet.sheet(table):
+        if line.is_empty:
+            continue
+        leads, starts_factors = line.name.startswith(LEADING), line.group == "factors" != group
         group = line.group
-        cells = "".join(
-            f"<td{' class=best' if 'lead' in classes and label == table['best'] else ''}>{_cell(cell, group)}</td>"
-            for label, cell in zip(labels, line.cells, strict=True)
+        lines.append(
+            {
+                "name": line.name.strip(),
+                "indented": line.name.startswith("  "),
+                "classes": " ".join(["lead"] * leads + ["first"] * starts_factors),
+                "best": labels.index(table["best"]) if leads and table["best"] else None,
+                "folded": line.group == "sources",
+                "cells": line.cells,
+            }
         )
-        kind = f' class="{" ".join(classes)}"' if classes else ""
-        lines.append(f"<tr{kind}><th{' class=sub' if sub else ''}>{escape(line.name.strip())}</th>{cells}</tr>")
-    note = (
-        "Time is from the start of the process to trained weights: loading, what is computed once, training with its "
-        "evaluations. The interval over examples is a paired bootstrap of 2,000 resamples of the evaluation rows. On the "
-        "front: no other is as good and cheaper, or better at no higher price."
-    )
-    return (
-        f'<h2>Side by side</h2><div class="wide"><table class="sheet"><thead><tr><th></th>{head}</tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div><p class="faint">{note}</p>'
-    )
+    return lines
 
 
-def _cell(text: str, group: str) -> str:
-    """Sources are long, and few look for them."""
-    return escape(text) if group != "sources" else f"<details><summary>sources</summary>{escape(text)}</details>"
-
-
-def _mark(number: int) -> str:
-    shape = charts.marker(number, 7, 7, 4.6)
-    return f'<svg class="mark s{number % charts.COLOURS}" viewBox="0 0 14 14" width="12" height="12">{shape}</svg>'
-
-
-def _charts(table: Table) -> str:
+def _charts(table: Table) -> list[str]:
+    """The charts as SVG; empty texts where nothing was measured."""
     rows, metric = table["entries"], table["quality"]["metric"]
     loss = sheet.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
-    as_quality: Callable[[float], str] = lambda value: sheet.rounded(value, metric)  # noqa: E731
-    made = [
-        charts.curves("Evaluation loss against time", (charts.TIME, loss), _curves(rows, "seconds"), (_tick, _plain)),
-        charts.curves(
-            "Evaluation loss against tokens", ("tokens trained on", loss), _curves(rows, "tokens"), (_tokens, _plain)
-        ),
+    axes = (("time", charts.TIME, "seconds", _time_tick), ("tokens", "training tokens", "tokens", format.count))
+    found = [
+        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (say, _plain_tick))
+        for name, axis, key, say in axes
     ]
-    for price, key, say in ((charts.TIME, "seconds", _tick), ("peak memory (GiB)", "peak_memory_bytes", _plain)):
-        found = _points(rows, key, "seconds" if key == "seconds" else "memory")
-        name = f"Quality against {price.removesuffix(' (GiB)')}"
-        better = table["quality"]["higher_is_better"]
-        made.append(charts.scatter(name, (price, sheet.metric_name(metric)), found, better, (say, as_quality)))
-    drawn = "".join(made)
-    if not drawn:
-        return ""
-    legend = "".join(f"<span>{_mark(number)}{escape(row['label'])}</span>" for number, row in enumerate(rows))
-    return (
-        f'<h2>Curves and prices</h2><div class="legend">{legend}</div><div class="charts">{drawn}</div>'
-        '<p class="faint">A line for each seed. Bars are the 95 % interval over seeds (of one seed: over examples); the dashed '
-        "line is the front.</p>"
-    )
+    as_quality: Callable[[float], str] = lambda value: _quality_tick(value, metric)  # noqa: E731
+    costs = ((charts.TIME, "seconds", "seconds", _time_tick), ("memory (GiB)", "memory", "peak_memory_bytes", _plain_tick))
+    for axis, cost, key, say in costs:
+        points, better = _points(rows, key, cost), table["quality"]["higher_is_better"]
+        title = f"Quality over {axis.removesuffix(' (GiB)')}"
+        found.append(charts.scatter(title, (axis, sheet.metric_name(metric)), points, better, (say, as_quality)))
+    return found
 
 
 def _curves(rows: list[Table], key: str) -> list[Curve]:
@@ -119,104 +111,76 @@ def _curves(rows: list[Table], key: str) -> list[Curve]:
     return found
 
 
-def _points(rows: list[Table], key: str, price: str) -> list[Point]:
+def _points(rows: list[Table], key: str, cost: str) -> list[Point]:
     found = []
     for number, row in enumerate(rows):
         if row["quality"] is not None and row[key] is not None:
             low, high = row["over_seeds"] or row.get("over_rows") or (None, None)
-            cost = row[key] / 2**30 if key == "peak_memory_bytes" else row[key]
-            on_front = row.get("front", {}).get(price, False)
-            found.append(Point(row["label"], number, cost, row["quality"], low, high, on_front))
+            amount = row[key] / 2**30 if cost == "memory" else row[key]
+            found.append(Point(row["label"], number, amount, row["quality"], low, high, row.get("front", {}).get(cost, False)))
     return found
 
 
-def _tick(value: float) -> str:
-    if value < 60:
-        return sheet.seconds(value).replace(".0", "") if value else "0"
-    return f"{value // 60:.0f}:{value % 60:02.0f}" if value < 3600 else sheet.seconds(value)
+def _time_tick(seconds: float) -> str:
+    return format.duration(seconds).replace(".0s", "s").replace(" 00s", "").replace(" 00m", "") if seconds else "0"
 
 
-def _tokens(value: float) -> str:
-    return sheet.count(value).replace(".00", "").replace(".0", "")
-
-
-def _plain(value: float) -> str:
+def _plain_tick(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _confusions(table: Table) -> str:
-    cards = []
-    for label, found in table["confusions"].items():
-        names, counts = found["labels"], found["counts"]
-        inner = _matrix(names, counts) if len(names) <= MOST_LABELS else _worst(names, counts)
-        cards.append(f'<div class="card"><h3>{escape(label)}</h3><div style="overflow-x:auto">{inner}</div></div>')
-    if not cards:
-        return ""
-    note = '<p class="faint">Rows are what is true, columns what was said; summed over seeds.</p>'
-    return f'<h2>What is taken for what</h2>{note}<div class="cards">{"".join(cards)}</div>'
+def _quality_tick(value: float, metric: str) -> str:
+    return f"{100 * value:.3g}%" if format.is_share(metric) else _plain_tick(value)
 
 
-def _matrix(names: list[str], counts: list[list[int]]) -> str:
-    head = "".join(f"<th>{escape(_cut(name, 10))}</th>" for name in names)
-    lines = []
-    for name, row in zip(names, counts, strict=True):
-        most = max(sum(row), 1)
-        cells = "".join(f'<td style="--a:{value / most:.2f}">{value}</td>' for value in row)
-        lines.append(f"<tr><th>{escape(_cut(name, 14))}</th>{cells}</tr>")
-    return f'<table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-
-
-def _worst(names: list[str], counts: list[list[int]]) -> str:
-    """The pairs that are mixed up most, where a matrix would be a carpet."""
+def _confusion(label: str, found: Table) -> dict[str, Any]:
+    """The matrix of one recipe, or its most frequent confusions if there are many labels."""
+    names, counts = found["labels"], found["counts"]
+    card: dict[str, Any] = {"label": label, "matrix": [], "columns": [], "confused": []}
+    if len(names) <= MOST_LABELS:
+        cells = [[(count, f"{count / max(sum(row), 1):.2f}") for count in row] for row in counts]
+        return card | {
+            "columns": [_shorten(name, 10) for name in names],
+            "matrix": [(_shorten(name, 14), row) for name, row in zip(names, cells, strict=True)],
+        }
     pairs = [(counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]]
-    said = [f"{escape(_cut(names[i]))} as {escape(_cut(names[j]))}: {n}" for n, i, j in sorted(pairs, reverse=True)[:8]]
-    return "<br>".join(said) or "nothing was mixed up"
+    worst = sorted(pairs, reverse=True)[:CONFUSED]
+    return card | {"confused": [(_shorten(names[i], 40), _shorten(names[j], 40), count) for count, i, j in worst]}
 
 
-def _cut(text: str, most: int = 40) -> str:
+def _shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _samples(table: Table) -> str:
-    cards = []
-    for sample in table["samples"]:
-        said = [("prompt", sample["prompt"]), ("reference", sample["reference"]), ("before training", sample["before"])]
-        said += list(sample["after"].items())
-        blocks = "".join(
-            f'<p class="said"><b>{escape(who)}</b>{escape(_cut(text.strip(), 500))}</p>' for who, text in said if text
-        )
-        cards.append(f'<div class="card">{blocks}</div>')
-    return f'<h2>Answers side by side</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
+def _sample(sample: Table) -> list[tuple[str, str]]:
+    """The prompt, the reference and the answers, each with its heading."""
+    texts = [("prompt", sample["prompt"]), ("reference", sample["reference"]), ("before training", sample["before"])]
+    return [(heading, _shorten(text.strip(), 500)) for heading, text in [*texts, *sample["after"].items()] if text]
 
 
-def _runs(table: Table) -> str:
-    metric, lines = table["quality"]["metric"], []
-    for row in table["entries"]:
-        for run in row["runs"]:
-            cells = [row["label"], str(run["seed"]), sheet.STATUS.get(run["status"], run["status"])]
-            cells += [
-                sheet.quality(run.get("quality"), metric),
-                sheet.count(run.get("steps")),
-                sheet.seconds(run.get("seconds")),
-            ]
-            cells += [sheet.memory(run.get("peak_memory_bytes")), run["folder"]]
-            lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    names = ("recipe", "seed", "ended", sheet.metric_name(metric), "steps", "time", "peak memory", "folder, with its log")
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<h2>Every run</h2><div class="wide">{body}</div>'
+def _runs(table: Table) -> list[list[str]]:
+    metric = table["quality"]["metric"]
+    return [
+        [row["label"], str(run["seed"]), sheet.status_name(run["status"]), format.metric(metric, run.get("quality"))]
+        + [format.count(run.get("steps")), format.duration(run.get("seconds")), format.memory(run.get("peak_memory_bytes"))]
+        + [run["folder"]]
+        for row in table["entries"]
+        for run in row["runs"]
+    ]
 
 
-def _environment(table: Table) -> str:
-    found, repeat = table["environment"], table["repeat"]
+def _environment(found: Table) -> str:
+    if not found:
+        return ""
     libraries = ", ".join(f"{name} {version}" for name, version in found.get("libraries", {}).items())
     device = ", ".join(found.get("gpus") or []) or f"{found.get('processor', '')}, {found.get('threads', '?')} threads"
+    return f"{device}; Python {found.get('python')}; {libraries}"
+
+
+def _commands(table: Table) -> str:
+    """The command that repeats the comparison, and those of single recipes."""
+    repeat = table["repeat"]
     lines = [f"cd {repeat['folder']}", repeat["command"], ""]
     for row in table["entries"]:
-        lines += [f"# {row['label']} alone", " ".join(_quoted(word) for word in row["runs"][0]["command"])]
-    about = f"<p>{escape(device)}; Python {escape(str(found.get('python')))}; {escape(libraries)}</p>" if found else ""
-    return f"<h2>Where, and how to repeat it</h2>{about}<pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def _quoted(word: str) -> str:
-    return shlex.quote(word)
+        lines += [f"# only {row['label']}", shlex.join(row["runs"][0]["command"])]
+    return "\n".join(lines)

@@ -1,8 +1,4 @@
-"""What can be said of qualities measured with several seeds on the same rows. Numpy only.
-
-What the advisor predicts for a recipe, shown next to what was measured.
-
-What the runs of a comparison came to: one dict that comparison.json, the table and the page are made of."""
+"""The results of a comparison: intervals over seeds and examples, and one dict for comparison.json, table and page."""
 
 from __future__ import annotations
 
@@ -14,27 +10,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfstrat import errors
-from hfstrat.comparison import runs
 from hfstrat.comparison.entries import Entry
 from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import Rows
+from hfstrat.comparison.survey import DataFacts
 from hfstrat.evaluation import row_scores
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
+from hfstrat.tasks.report import Result, read
 
 LEVEL = 0.95
-
-
 RESAMPLES = 2000
-
-
-AT_ONCE = 4_000_000  # numbers of resampling weights that are held at a time
-
-
+AT_ONCE = 4_000_000  # resampling weights in memory at a time
 SEED = 0  # of the resampling: the same measurements always give the same intervals
+IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # for several tokenizers, whose losses per token differ
+MEASURES = ("seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters", "artifact_bytes")
+FROM_REPORT = (*MEASURES[1:], "steps", "tokens", "setup_seconds", "train_seconds", "total_seconds")
+WAITING, RUNNING = "waiting", "running"
+Predict = Callable[[dict[str, Loaded]], Mapping[str, Prediction]]
+"""Predictions for loaded recipes (with their budget) by name; a recipe that cannot be predicted is left out."""
 
 
 class Interval(NamedTuple):
@@ -43,9 +39,9 @@ class Interval(NamedTuple):
 
 
 def student(freedom: int) -> float:
-    """The quantile of Student's t that leaves 2.5 % above it, for so many degrees of freedom.
+    """The 97.5 % quantile of Student's t for a number of degrees of freedom.
 
-    By bisection on its distribution function, which for whole degrees is a finite sum (Abramowitz and Stegun, 26.7.3 and 4).
+    By bisection on the distribution function, a finite sum for integer degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4).
     """
     low, high = 0.0, 1000.0
     while high - low > 1e-9 * max(1.0, low):
@@ -55,7 +51,7 @@ def student(freedom: int) -> float:
 
 
 def _between(t: float, freedom: int) -> float:
-    """The probability of lying between -t and t."""
+    """The probability of a value between -t and t."""
     angle = math.atan(t / math.sqrt(freedom))
     term, total = 1.0, 0.0
     if freedom % 2:
@@ -71,7 +67,7 @@ def _between(t: float, freedom: int) -> float:
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """The 95 % interval of the mean over all seeds there could be (Student's t); None of fewer than two."""
+    """The 95 % confidence interval of the mean over seeds (Student's t); None for fewer than two."""
     count = len(values)
     if count < 2:
         return None
@@ -81,17 +77,19 @@ def over_seeds(values: Sequence[float]) -> Interval | None:
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> float:
-    """The measure over all rows, mean over seeds: `[seeds, rows]` each."""
+    """The metric over all examples, averaged over seeds; both arguments are `[seeds, examples]`."""
     return float((above.sum(1) / below.sum(1)).mean())
 
 
 def resampled(
     parts: dict[str, tuple[np.ndarray, np.ndarray]], resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, np.ndarray]:
-    """The measure on rows drawn with replacement, the same rows for everybody: `[resamples]` for each name.
+    """The metric on examples drawn with replacement, the same draws for every name: `[resamples]` each.
 
     Args:
-        parts: by name, the measure's numerator and denominator of each row, `[seeds, rows]` each, rows in the same order.
+        parts: by name, numerator and denominator of the metric, `[seeds, examples]` each, examples in the same order.
+        resamples: number of draws.
+        seed: of the draws.
     """
     rows = next(iter(parts.values()))[0].shape[1]
     random = np.random.default_rng(seed)
@@ -100,23 +98,24 @@ def resampled(
     for start in range(0, resamples, block):
         weights = random.multinomial(rows, np.full(rows, 1 / rows), size=min(block, resamples - start)).astype(np.float64)
         for name, (above, below) in parts.items():
-            with np.errstate(invalid="ignore", divide="ignore"):  # rows without a single item may be all that were drawn
+            with np.errstate(invalid="ignore", divide="ignore"):  # all drawn examples may be without a single item
                 found[name].append(((weights @ above.T) / (weights @ below.T)).mean(1))
     return {name: np.concatenate(blocks) for name, blocks in found.items()}
 
 
 def interval(draws: np.ndarray) -> Interval:
-    """The middle 95 % of them."""
+    """The middle 95 % of the draws."""
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(draws, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
 def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set[str]:
-    """The names of those than which no other is as good and cheaper, or better at no higher price.
+    """The names on the Pareto front: no other is at least as good and cheaper, or better at no higher cost.
 
     Args:
-        points: quality and price of each.
+        points: quality and cost by name.
+        higher_is_better: of the quality.
     """
     sign = -1.0 if higher_is_better else 1.0
     costs = {name: (sign * quality, price) for name, (quality, price) in points.items()}
@@ -127,58 +126,48 @@ def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set
     }
 
 
-Predict = Callable[[dict[str, Loaded]], Mapping[str, Prediction]]
-"""The predictions for loaded recipes (with their budget), by name; a recipe that cannot be predicted is left out."""
-
-
-IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # where tokenizers differ, losses are of other tokens
-
-
-MEASURES = ("seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters", "artefact_bytes")
-
-
-FROM_REPORT = (*MEASURES[1:], "steps", "tokens", "setup_seconds", "train_seconds", "total_seconds")
-
-
-WAITING, RUNNING = "waiting", "running"
-
-
 def quality_of(task: str, tokenizers: int) -> Quality:
-    """What is compared: the task's own measure, or bits a byte for models of several tokenizers."""
+    """The metric that is compared: that of the task, or bits per byte for several tokenizers."""
     return IN_BYTES if tokenizers > 1 and TASKS[task].text.generates else TASKS[task].metrics.quality
 
 
-def of_run(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]:
-    """One run: how it ended and, of a finished one, what was measured."""
+def run_row(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]:
+    """One run: its ending and, if it finished, its measurements."""
     found: dict[str, Any] = {"seed": run.seed, "status": WAITING, "folder": str(run.folder), "command": run.command()}
     if ending is None:
         return found
     found |= {"status": ending.status, "sentence": ending.sentence, "wall_seconds": ending.wall_seconds}
     if not ending.is_done:
         return found
-    report = runs.report_of(run)
-    result = report["result"]
-    found |= {name: result[name] for name in FROM_REPORT if name in result}
-    found["seconds"] = result.get("setup_seconds", 0.0) + result["train_seconds"]
-    for when, metrics in (("before", result["metrics_before"]), ("quality", result["metrics_after"])):
+    result = result_of(run)
+    found |= {name: value for name in FROM_REPORT if (value := getattr(result, name)) is not None}
+    found["seconds"] = result.setup_seconds + result.train_seconds
+    for when, metrics in (("before", result.metrics_before), ("quality", result.metrics_after)):
         found[when] = (metrics or {}).get(quality.metric)
-    found["metrics"] = result["metrics_after"]
-    start, after = result.get("setup_seconds", 0.0), result["metrics_after"]
+    found["metrics"] = result.metrics_after
+    start, after = result.setup_seconds, result.metrics_after
     scale = after[quality.metric] / after["loss"] if quality is IN_BYTES and after["loss"] else 1.0
     found["curve"] = [
         {
-            "seconds": start + point["seconds"],
-            "tokens": point["tokens"],
-            "step": point["step"],
-            "loss": scale * point["eval_loss"],
+            "seconds": start + point.seconds,
+            "tokens": point.tokens,
+            "step": point.step,
+            "loss": scale * point.eval_loss,
         }
-        for point in result.get("curve", [])
+        for point in result.curve
     ]
     return found
 
 
-def of_entry(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None) -> dict[str, Any]:
-    """One row of the table: means over the seeds that came to their end."""
+def result_of(run: Run) -> Result:
+    """The result of a finished run."""
+    report = read(run.result)
+    assert report is not None, "checked when its ending was read"
+    return report.finished
+
+
+def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None) -> dict[str, Any]:
+    """One recipe: means over its finished runs."""
     done = [run for run in its_runs if run["status"] == errors.NAMES[errors.OK]]
     values = [run["quality"] for run in done if run["quality"] is not None]
     spread = over_seeds(values)
@@ -205,11 +194,13 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def put_side_by_side(rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality) -> dict[str, Any]:
-    """Intervals over examples, distances from the best, and the fronts, written into the rows.
+def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality) -> dict[str, Any]:
+    """Add intervals over examples, differences from the best, and Pareto fronts to the rows; returns the best label.
 
     Args:
-        parts: by label, numerators and denominators of `quality`, `[seeds, rows]` each (see `aligned`).
+        rows: as `entry_row` gives them.
+        parts: by label, numerators and denominators of `quality`, `[seeds, examples]` each (see `aligned`).
+        quality: the metric.
     """
     found = {row["label"]: row for row in rows if row["quality"] is not None}
     if not found:
@@ -220,25 +211,25 @@ def put_side_by_side(rows: list[dict[str, Any]], parts: Mapping[str, Any], quali
     for label, row in found.items():
         row["over_rows"] = list(interval(draws[label])) if label in draws else None
         row["against_best"] = against(label, best, draws, parts) if label != best and {label, best} <= draws.keys() else None
-    for price, name in (("seconds", "seconds"), ("memory", "peak_memory_bytes")):
+    for cost, name in (("seconds", "seconds"), ("memory", "peak_memory_bytes")):
         points = {label: (row["quality"], row[name]) for label, row in found.items() if row[name] is not None}
         on = front(points, quality.higher_is_better)
         for row in rows:
-            row.setdefault("front", {})[price] = row["label"] in on
+            row.setdefault("front", {})[cost] = row["label"] in on
     return {"best": best}
 
 
 def against(label: str, best: str, draws: Mapping[str, np.ndarray], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference from the best on the same rows, and whether its interval leaves out nought."""
+    """The difference from the best on the same examples; it is significant if its interval excludes zero."""
     low, high = interval(draws[label] - draws[best])
     difference = ratio(*parts[label]) - ratio(*parts[best])
-    return {"difference": difference, "low": low, "high": high, "told_apart": low > 0 or high < 0}
+    return {"difference": difference, "low": low, "high": high, "significant": low > 0 or high < 0}
 
 
 def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What each finished run said of each evaluation row: by label `[seeds, rows]`, of rows that all of them have.
+    """The scores of each finished run by label, `[seeds, examples]`, on the examples that all runs have.
 
-    An entry without such files is left out.
+    An entry without stored scores is left out.
     """
     read = {
         label: [columns for run in of if {quality.above, quality.below} <= (columns := row_scores.read(run.result)).keys()]
@@ -261,31 +252,30 @@ def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tup
     return made if len(shared) else {}
 
 
-def samples(reports: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The prompts that all were asked, with what each said after training."""
-    asked: dict[str, dict[str, Any]] = {}
-    for label, report in reports.items():
-        for answer in report.get("result", {}).get("answers", []):
-            row = asked.setdefault(
-                answer["prompt"], {"prompt": answer["prompt"], "reference": answer.get("reference", ""), "after": {}}
-            )
-            row.setdefault("before", answer.get("before", ""))
-            row["after"][label] = answer["after"]
-    return list(asked.values())
+def samples(finished: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """The sample prompts, with the answers of each recipe after training."""
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for label, result in finished.items():
+        for answer in result.answers:
+            row = by_prompt.setdefault(answer.prompt, {"prompt": answer.prompt, "reference": answer.reference, "after": {}})
+            row.setdefault("before", answer.before)
+            row["after"][label] = answer.after
+    return list(by_prompt.values())
 
 
-def confusions(reports: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """By label the confusion matrix summed over seeds, with the names; nothing where there is none."""
+def confusions(finished: Mapping[str, list[Result]]) -> dict[str, dict[str, Any]]:
+    """The confusion matrix of each recipe, summed over seeds; empty if the task has none."""
     found = {}
-    for label, several in reports.items():
-        details = [report["result"].get("evaluation") or {} for report in several]
-        counts = [each["confusion"]["counts"] for each in details if "confusion" in each]
+    for label, several in finished.items():
+        details = [result.evaluation for result in several if result.evaluation]
+        counts = [each.confusion.counts for each in details if each.confusion]
         if counts:
-            names = [row["label"] for row in details[0]["labels"]]
+            names = [row.label for row in details[0].labels]
             found[label] = {"labels": names, "counts": np.sum(counts, axis=0).tolist()}
     return found
 
 
-def rows_facts(rows: Mapping[str, Rows]) -> dict[str, Any]:
-    first = asdict(next(iter(rows.values())))
+def data_row(facts: Mapping[str, DataFacts]) -> dict[str, Any]:
+    """The data that all recipes share."""
+    first = asdict(next(iter(facts.values())))
     return {name: first[name] for name in ("train_rows", "train_tokens", "eval_rows", "evaluated")}

@@ -1,4 +1,4 @@
-"""One run of a comparison: a process of its own, and how it ended."""
+"""One run of a comparison: a process of its own, and its ending."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from typing import Any
 
 from hfstrat import errors
 from hfstrat.models.load import read_json
+from hfstrat.recipe import format
 from hfstrat.run import launch
+from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints, heartbeat
 
-STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in a run's folder
+STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in the folder of a run
 TIMED_OUT = "timed-out"
-TICK = 0.5  # seconds between two looks at a process
-GRACE = 15.0  # seconds that it gets to end when it is asked to
-CHECKPOINT = re.compile(r"; (?:the last good|there was no) checkpoint (?:is \S+?|yet)(?=\. |\.?$)")  # none of them is kept here
+TICK = 0.5  # seconds between two checks of a process
+GRACE = 15.0  # seconds to terminate after SIGTERM
+CHECKPOINT = re.compile(  # what an ending says about checkpoints, which are deleted here
+    r"; (?:the last (?:good|complete) checkpoint is \S+?|there was no checkpoint yet|no checkpoint exists yet)(?=\. |\.?$)"
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed. `identity` is a hash of all that its result depends on."""
+    """One recipe with one seed. `identity` is a hash of everything that its result depends on."""
 
     label: str
     seed: int
     source: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     folder: Path
     identity: str
 
@@ -49,26 +53,26 @@ class Run:
         return self.folder / LOG
 
     def command(self) -> list[str]:
-        """As a person would write it."""
-        return ["hfstrat", "train", self.source, *self.words, "--overwrite"]
+        """The equivalent command line."""
+        return ["hfstrat", "train", self.source, *self.overrides, "--overwrite"]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: `status` is one of `errors.NAMES` or timed-out, `sentence` its reason."""
+    """How a run ended: `status` is one of `errors.NAMES` or timed-out, `sentence` the reason."""
 
     identity: str
     status: str
     sentence: str
-    wall_seconds: float  # of the whole process
+    wall_seconds: float  # of the process
 
     @property
     def is_done(self) -> bool:
         return self.status == errors.NAMES[errors.OK]
 
 
-def ending_of(run: Run) -> Ending | None:
-    """How it ended, if it did, and is still the same run; a finished one has to have its report."""
+def read_ending(run: Run) -> Ending | None:
+    """The stored ending; None if the run has not ended, has changed since, or is finished but has no report."""
     stored = read_json(run.folder / STATE)
     if stored.get("identity") != run.identity:
         return None
@@ -76,32 +80,28 @@ def ending_of(run: Run) -> Ending | None:
         ending = Ending(**stored)
     except TypeError:
         return None
-    return ending if not ending.is_done or report_of(run).get("result", {}).get("status") == "done" else None
+    return ending if not ending.is_done or report.status(run.result) == "done" else None
 
 
-def report_of(run: Run) -> dict[str, Any]:
-    return read_json(run.result / "report.json")
+def execute(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
+    """Start a run, wait for its end and store the ending.
 
-
-def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
-    """Start it, wait for its end, write down how it ended.
-
-    It always begins anew, and with a cache of its own: its seconds are then those of one whole run that finds nothing done,
-    as are those of the runs that it is compared with.
+    A run always starts over with its own empty cache, so that its time is comparable with that of the other runs.
 
     Args:
-        limit: seconds after which it is ended.
-        look: called a few times a second.
+        run: what to start.
+        limit: seconds after which it is terminated.
+        look: called twice per second.
 
     Raises:
-        KeyboardInterrupt: it was passed on to the run, which has ended; nothing is written down.
+        KeyboardInterrupt: was passed on to the run, which has ended; no ending is stored.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / STATE).unlink(missing_ok=True)
-    told = run.folder / "outcome.json"
-    told.unlink(missing_ok=True)
-    started = launch.plan_launch([run.source, *run.words, "--overwrite"], None, None)
-    environment = started.environment | {heartbeat.FILE: str(told), "HFSTRAT_CACHE": str(run.folder / CACHE)}
+    outcome_file = run.folder / "outcome.json"
+    outcome_file.unlink(missing_ok=True)
+    started = launch.plan_launch([run.source, *run.overrides, "--overwrite"], None, None)
+    environment = started.environment | {heartbeat.FILE: str(outcome_file), "HFSTRAT_CACHE": str(run.folder / CACHE)}
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     killed, since = kernel_kills(), time.monotonic()
     with run.log.open("w", encoding="utf-8") as log:
@@ -111,21 +111,22 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C reaches it through us alone
-            # Linux: it is told when this process is killed (PR_SET_PDEATHSIG), so that no run goes on that nobody waits for
+            start_new_session=True,  # Ctrl-C reaches it only through this process
+            # Linux: it is terminated when this process is killed (PR_SET_PDEATHSIG)
             preexec_fn=(lambda: library.prctl(1, signal.SIGTERM)) if library else None,
         )
         try:
             in_time = _wait(child, since, limit, look)
         except BaseException:
-            _end(child)
+            _terminate(child)
             raise
-        finally:  # nobody goes on from its checkpoints, and those of many runs would fill the disk
+        finally:  # the checkpoints of many runs would fill the disk, and none is resumed
             for folder in (run.folder / CACHE, *checkpoints.all_checkpoints(run.result)):
                 shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - since
-    status, sentence = how(child.returncode, read_json(told), kernel_kills() - killed, None if in_time else limit)
-    for file in run.folder.glob(f"{told.name}*"):  # the run's process number lies beside it
+    killed = kernel_kills() - killed
+    status, sentence = outcome(child.returncode, read_json(outcome_file), killed, None if in_time else limit)
+    for file in run.folder.glob(f"{outcome_file.name}*"):  # also the file with its process id
         file.unlink(missing_ok=True)
     ending = Ending(run.identity, status, CHECKPOINT.sub("", sentence), seconds)
     partial = run.folder / f"{STATE}.partial"
@@ -135,19 +136,19 @@ def carry_out(run: Run, limit: float | None, look: Callable[[], None]) -> Ending
 
 
 def _wait(child: subprocess.Popen[bytes], since: float, limit: float | None, look: Callable[[], None]) -> bool:
-    """Whether it ended by itself."""
+    """Wait for the end; whether the process ended by itself."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(TICK)
             return True
         look()
         if limit is not None and time.monotonic() - since > limit:
-            _end(child)
+            _terminate(child)
             return False
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Politely, then not; with all that it started."""
+def _terminate(child: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM, then SIGKILL, to the process and everything it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
@@ -157,7 +158,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has killed for want of memory so far."""
+    """The number of processes that the kernel has killed for lack of memory so far."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -165,23 +166,23 @@ def kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def how(code: int, told: dict[str, Any], kills: int, limit: float | None) -> tuple[str, str]:
+def outcome(code: int, reported: dict[str, Any], kills: int, limit: float | None) -> tuple[str, str]:
     """Status and sentence of an ended process.
 
     Args:
         code: as `Popen.returncode`.
-        told: what it said of its end, if it could.
-        kills: processes that the kernel killed for want of memory meanwhile.
-        limit: the seconds that it was given, if it was ended for needing more.
+        reported: what it reported about its end; empty if it could not.
+        kills: processes that the kernel killed for lack of memory in the meantime.
+        limit: the seconds after which it was terminated; None if it was not.
     """
     if limit is not None:
-        return TIMED_OUT, f"it took longer than {limit:,.0f} s and was ended (--timeout)"
-    if told:
-        code = int(told.get("code", errors.CRASH))
-        return errors.NAMES.get(code, errors.NAMES[errors.CRASH]), str(told.get("sentence", ""))
+        return TIMED_OUT, f"it took longer than {format.duration(limit)} and was terminated (--timeout)"
+    if reported:
+        code = int(reported.get("code", errors.CRASH))
+        return errors.NAMES.get(code, errors.NAMES[errors.CRASH]), str(reported.get("sentence", ""))
     if code == -signal.SIGKILL:
-        sure = "by the kernel, as memory ran out" if kills > 0 else "most likely by the kernel, as memory ran out"
+        sure = "by the kernel, because memory ran out" if kills > 0 else "most likely by the kernel, because memory ran out"
         return errors.NAMES[errors.OUT_OF_MEMORY], f"killed (signal 9), {sure}"
     if code < 0:
         return errors.NAMES[errors.CRASH], f"killed by signal {-code} ({signal.Signals(-code).name})"
-    return errors.NAMES[errors.CRASH], f"it ended with code {code} and did not say why; see its log"
+    return errors.NAMES[errors.CRASH], f"it ended with exit code {code} without a message; see its log"

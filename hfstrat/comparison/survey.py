@@ -1,6 +1,6 @@
-"""The rows of a comparison, looked at once before the first run, in a process of its own: it needs torch and gives it back.
+"""The data of a comparison, read once before the first run by a child process, because it needs torch.
 
-Run as `python -m hfstrat.comparison.survey SPEC.json`: writes what it found beside it.
+`python -m hfstrat.comparison.survey SPEC.json` writes answer.json next to the specification.
 """
 
 from __future__ import annotations
@@ -15,34 +15,39 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import errors
-from hfstrat.comparison.entries import Budget, Line
+from hfstrat.comparison.entries import Budget, Lineup
 from hfstrat.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What an entry trains on and is evaluated on."""
+class DataFacts:
+    """What an entry is trained on and evaluated on."""
 
     train_rows: int
     train_tokens: int  # of one epoch
     eval_rows: int
-    evaluated: str  # a hash of which rows are evaluated
-    tokenizer: str  # a hash of it
-    has_bytes: bool  # whether bits per byte can be told exactly
-    steps: list[int]  # that a budget of tokens is enough for, by seed; empty for other budgets
+    evaluated: str  # hash of the evaluated examples
+    tokenizer: str  # hash of the tokenizer
+    has_bytes: bool  # whether bits per byte are exact
+    steps: list[int]  # that fit into a budget of tokens, by seed; empty for other budgets
 
 
-def take(line: Line, budget: Budget, seeds: int) -> dict[str, Rows]:
-    """Read the rows of every entry, by its label.
+def read_data(lineup: Lineup, budget: Budget, seeds: int) -> dict[str, DataFacts]:
+    """Read the data of every entry, by its label.
 
     Raises:
-        UserError: rows that cannot be read, evaluations of other rows, a budget of tokens that is too small for one step.
+        UserError: data that cannot be read, different evaluation examples, or a budget of tokens below one step.
     """
     spec = {
         "budget": budget.amount if budget.kind == "tokens" else None,
         "entries": [
-            [entry.label, entry.source, entry.text, [line.words(entry, n, budget, None, Path("run")) for n in range(seeds)]]
-            for entry in line.entries
+            [
+                entry.label,
+                entry.source,
+                entry.text,
+                [lineup.overrides(entry, n, budget, None, Path("run")) for n in range(seeds)],
+            ]
+            for entry in lineup.entries
         ],
     }
     with tempfile.TemporaryDirectory(prefix="hfstrat-survey-") as scratch:
@@ -54,36 +59,36 @@ def take(line: Line, budget: Budget, seeds: int) -> dict[str, Rows]:
     if "error" in found:
         raise RunError(found["error"], found["code"])
     if done.returncode or not found:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RunError(f"the rows could not be looked at: {said}", errors.CRASH)
-    rows = {label: Rows(**each) for label, each in found.items()}
-    check(rows)
-    return rows
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"the data could not be read: {last}", errors.CRASH)
+    facts = {label: DataFacts(**each) for label, each in found.items()}
+    check(facts)
+    return facts
 
 
-def check(rows: dict[str, Rows]) -> None:
-    """Refuse evaluations that cannot stand side by side.
+def check(facts: dict[str, DataFacts]) -> None:
+    """Check that the evaluations are comparable.
 
     Raises:
-        UserError: other rows are evaluated, or losses are of other tokens and cannot be told in bits a byte.
+        UserError: different examples are evaluated, or tokenizers differ and bits per byte are unknown.
     """
-    first, *others = rows.items()
+    first, *others = facts.items()
     for label, each in others:
         if each.evaluated != first[1].evaluated:
             raise UserError(
-                f"{first[0]} and {label} are evaluated on other rows (as one of them drops some of them: data.overflow, "
-                "data.max_length); give both the same tokenizer, or data.overflow=truncate for all"
+                f"{first[0]} and {label} are evaluated on different examples (one of them drops some: data.overflow, "
+                "data.max_length); use the same tokenizer for both, or add data.overflow=truncate for all"
             )
-    without = [label for label, each in rows.items() if not each.has_bytes]
-    if len({each.tokenizer for each in rows.values()}) > 1 and without:
+    without = [label for label, each in facts.items() if not each.has_bytes]
+    if len({each.tokenizer for each in facts.values()}) > 1 and without:
         raise UserError(
-            f"{without[0]}: recipes with other tokenizers have losses of other tokens, and this one's tokens have no bytes of "
-            "their own, so that bits a byte cannot be told; give all of them one tokenizer (model.tokenizer)"
+            f"{without[0]}: losses per token are not comparable across tokenizers, and this tokenizer's tokens have no defined "
+            "bytes, so bits per byte are not comparable either; use one tokenizer for all of them (model.tokenizer)"
         )
 
 
-def _look(budget: float | None, label: str, source: str, text: str | None, words: list[list[str]]) -> dict[str, Any]:
-    """The rows of one entry; `words` are the overrides of each seed."""
+def _facts(budget: float | None, label: str, source: str, text: str | None, overrides: list[list[str]]) -> dict[str, Any]:
+    """The data of one entry; `overrides` are those of each seed."""
     import numpy as np
 
     from hfstrat import strategies
@@ -92,11 +97,11 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
     from hfstrat.recipe.load import load_recipe, located
     from hfstrat.trainer.plan import make_plan
 
-    seeds = [load_recipe(source, each, text) for each in words]
+    seeds = [load_recipe(source, each, text) for each in overrides]
     recipe = seeds[0].recipe
     with located(seeds[0]):
         tokenizer, data = strategies.build(recipe.strategy).read(recipe)
-        make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # what it refuses, it refuses now
+        make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # raises now rather than in the first run
     return {
         "train_rows": len(data.train),
         "train_tokens": int(data.lengths.sum()),
@@ -104,15 +109,15 @@ def _look(budget: float | None, label: str, source: str, text: str | None, words
         "evaluated": hashlib.sha256(np.unique(data.eval["row"][:]).astype(np.int64).tobytes()).hexdigest(),
         "tokenizer": cache.tokenizer_digest(tokenizer),
         "has_bytes": bool(data.label_names) or token_bytes(tokenizer) is not None,
-        "steps": [enough_for(budget, data.lengths, each.recipe, label) for each in seeds] if budget else [],
+        "steps": [affordable_steps(budget, data.lengths, each.recipe, label) for each in seeds] if budget else [],
     }
 
 
-def enough_for(budget: float, lengths: Any, recipe: Any, label: str) -> int:
-    """The steps that have at most so many real tokens, in the order in which a run takes its rows.
+def affordable_steps(budget: float, lengths: Any, recipe: Any, label: str) -> int:
+    """The number of steps with at most so many unpadded tokens, in the order in which a run takes its examples.
 
     Raises:
-        UserError: not even the first one has so few.
+        UserError: the first step alone has more.
     """
     from hfstrat.data.collate import BatchOrder
     from hfstrat.trainer.plan import ENDLESS
@@ -123,8 +128,8 @@ def enough_for(budget: float, lengths: Any, recipe: Any, label: str) -> int:
     left, steps = budget - order.tokens(0), 0
     if left < 0:
         raise UserError(
-            f"--budget: {budget:,.0f} tokens are too few for one step of {label}: its first {training.global_batch_size} rows "
-            f"have {order.tokens(0):,} tokens; give more, or a smaller training.global_batch_size"
+            f"--budget: {budget:,.0f} tokens are too few for one step of {label}: its first {training.global_batch_size} "
+            f"examples have {order.tokens(0):,} tokens; raise the budget, or lower training.global_batch_size"
         )
     while left >= 0 and steps < ENDLESS:
         steps += 1
@@ -137,7 +142,7 @@ def _main(spec_file: str) -> None:
     spec = json.loads(file.read_text(encoding="utf-8"))
     errors.quiet_libraries()
     try:
-        found: dict[str, Any] = {entry[0]: _look(spec["budget"], *entry) for entry in spec["entries"]}
+        found: dict[str, Any] = {entry[0]: _facts(spec["budget"], *entry) for entry in spec["entries"]}
     except Exception as error:
         named = errors.named(error)
         if named.code == errors.CRASH:

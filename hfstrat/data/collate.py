@@ -1,10 +1,9 @@
-"""Which rows make up which batch, and how they become tensors.
-
-Rows of a classification as tensors."""
+"""Which rows form which batch, and how they become tensors."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
@@ -17,18 +16,19 @@ from torch.utils.data import Sampler
 from hfstrat.data.render import IGNORED
 
 WINDOW_ROWS = 256  # rows that are sorted by length together
+TEACHER_TYPES = "teacher_types"
 
 
 class BatchOrder(Sampler[int]):
-    """The whole run as one stream of row numbers, a function of seed and position only.
+    """The complete run as one stream of row indices, a function of seed and position only.
 
-    Step `s` takes rows `s*G ... (s+1)*G` of an endless sequence of seeded permutations, so every optimiser step has
-    exactly `G` rows for any number of processes and any micro-batch, and a resumed run finds its place without
-    reading a row. Within a step rows are sorted by length, longest first: micro-batches pad little, processes get
-    like work, and the gradient, a sum over the step's tokens, is the same.
+    Step `s` takes positions `s*G ... (s+1)*G` of an endless sequence of seeded permutations, so that every optimizer step has
+    exactly `G` rows for any number of processes and any micro-batch, and a resumed run finds its position without reading a
+    row. Within a step rows are sorted by length, longest first: micro-batches have little padding, processes get similar work,
+    and the gradient, a sum over the tokens of the step, is the same.
 
-    With `group_by_length` the rows of several steps (WINDOW_ROWS of them, never over the end of an epoch) are first
-    sorted by length together, and the steps so made are shuffled: every row is still seen once an epoch.
+    With `group_by_length` the rows of several steps (WINDOW_ROWS of them, never across the end of an epoch) are first sorted
+    by length together, and the resulting steps are shuffled: every row is still seen once per epoch.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class BatchOrder(Sampler[int]):
         self.global_batch_size = global_batch_size
         self.steps = steps
         self.seed = seed
-        self.first = 0  # step of this session
+        self.first = 0  # step at which this session starts
         self.window = max(1, WINDOW_ROWS // global_batch_size) if group_by_length else 1  # steps
         self._permutation = lru_cache(maxsize=2)(self._permute)
         self._grouped = lru_cache(maxsize=2)(self._group)
 
     def _permute(self, epoch: int) -> np.ndarray:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
-        return order.astype(np.int32) if len(order) < 2**31 else order  # two epochs' are kept
+        return order.astype(np.int32) if len(order) < 2**31 else order  # those of two epochs are cached
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
-        """Row numbers at positions `start ... stop` of the sequence of permutations."""
+        """Row indices at positions `start ... stop` of the sequence of permutations."""
         epochs, places = np.divmod(np.arange(start, stop), len(self.lengths))
         return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
@@ -56,13 +56,13 @@ class BatchOrder(Sampler[int]):
         return rows[np.lexsort((rows, -self.lengths[rows]))]
 
     def _group(self, first: int, stop: int) -> np.ndarray:
-        """Rows of the steps `first ... stop`, sorted together and dealt out again: `[stop - first, G]`."""
+        """Rows of the steps `first ... stop`, sorted together and distributed again: `[stop - first, G]`."""
         size = self.global_batch_size
         steps = self._longest_first(self._stream(first * size, stop * size)).reshape(-1, size)
         return np.random.default_rng((self.seed, first, 1)).permutation(steps)
 
     def batch(self, step: int) -> np.ndarray:
-        """Row numbers of one optimiser step, longest first: shape `[global_batch_size]`."""
+        """Row indices of one optimizer step, longest first: shape `[global_batch_size]`."""
         size, rows = self.global_batch_size, len(self.lengths)
         if self.window == 1:
             return self._longest_first(self._stream(step * size, (step + 1) * size))
@@ -73,11 +73,12 @@ class BatchOrder(Sampler[int]):
         return grouped[step - first]
 
     def tokens(self, step: int) -> int:
-        """Real (unpadded) tokens of one optimiser step, over all processes."""
+        """Tokens of one optimizer step without padding, over all processes."""
         return int(self.lengths[self.batch(step)].sum())
 
     def begin(self, step: int) -> None:
-        """Go on at this step: whoever takes the whole stream throws away what stands before it, so nothing is found for it."""
+        """Start at this step. The stream still has its full length, but the positions before the step are not computed, since
+        whoever resumes skips them."""
         self.first = step
 
     def __iter__(self) -> Iterator[int]:
@@ -89,16 +90,31 @@ class BatchOrder(Sampler[int]):
         return self.steps * self.global_batch_size
 
 
-class Collator:
-    """Pads rows on the right to one of few widths (`rounded`).
+class TokenCollator(ABC):
+    """Pads rows of token ids on the right to one of few widths (`rounded`).
 
-    Gives `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and the positions
-    whose next token carries loss, since only these go through the LM head: for a model with our loss bound to it as
-    `loss_rows` (int64 `[n]`, indices into B*T) and `targets` (int64 `[n]`, those next tokens), found here so that nobody
-    waits for a device to count them; else, for models that take it, as `logits_to_keep` (bool `[B, T]`).
+    Every collator states whether it pads (`pads`; one of features does not) and whether its batches name the positions with
+    loss (`selects_rows`: `loss_rows` and `targets`, which a model with our loss bound to it takes).
     """
 
     pads = True
+    selects_rows = False
+    units: Any = None  # of the model's outputs, where they are numbers and no logits
+    pad_token_id: int
+    multiple: int
+
+    @abstractmethod
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]: ...
+
+
+class Collator(TokenCollator):
+    """Collates rows of a causal language model.
+
+    Batches have `input_ids`, `attention_mask`, `labels` (int64 `[B, T]`, `labels` -100 where there is no loss) and the
+    positions whose next token has loss, since only these go through the LM head: for a model with our loss bound to it as
+    `loss_rows` (int64 `[n]`, indices into B*T) and `targets` (int64 `[n]`, the next tokens), computed here so that no device
+    has to synchronize to count them; else, for models that accept it, as `logits_to_keep` (bool `[B, T]`).
+    """
 
     def __init__(self, pad_token_id: int, multiple: int, masks_logits: bool, selects_rows: bool = False) -> None:
         self.pad_token_id, self.multiple = pad_token_id, multiple
@@ -126,41 +142,35 @@ class Collator:
 
 
 def rounded(length: int, multiple: int) -> int:
-    """A width of at least `length`: a multiple of `multiple`, and of an eighth of the power of two below it.
+    """A width of at least `length`: a multiple of `multiple` and of an eighth of the power of two below it.
 
-    Few widths, so that kernels (oneDNN compiles one for each shape, `torch.compile` too) and cached memory serve again;
-    never more than an eighth of padding beyond `multiple`.
+    There are few widths, so that kernels compiled for a shape (by oneDNN or `torch.compile`) and cached memory are reused;
+    beyond `multiple`, padding is never more than an eighth.
     """
     step = max(multiple, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
 
 
 def shift(labels: torch.Tensor) -> torch.Tensor:
-    """What each position has to predict: the label to its right (`[B, T]`, -100 at the end)."""
+    """What each position predicts: the label to its right (`[B, T]`, -100 at the end)."""
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-TEACHER_TYPES = "teacher_types"
-
-
 def has_token_types(model: Any) -> bool:
-    """Whether a model tells two texts apart by `token_type_ids`."""
+    """Whether a model distinguishes the two texts of a pair by `token_type_ids`."""
     return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
 
-class ClassCollator:
-    """Pads rows on the right to one of few widths (`batches.rounded`).
+class ClassCollator(TokenCollator):
+    """Collates rows of a classification.
 
-    Gives `input_ids`, `attention_mask` (int64 `[B, T]`), `token_type_ids` for models that tell two texts apart by them, and
-    `labels`: int64 `[B]`, or float `[B, labels]` of 0 and 1 where a row may have several.
+    Batches have `input_ids`, `attention_mask` (int64 `[B, T]`), `token_type_ids` for models that distinguish two texts by
+    them, and `labels`: int64 `[B]`, or float `[B, labels]` of 0 and 1 where a row may have several.
 
     Args:
-        has_types: whether the model tells two texts apart by `token_type_ids`.
-        labels: how many there are, where a row may have several; None for one a row.
+        has_types: whether the model uses `token_type_ids`.
+        labels: the number of labels, where a row may have several; None for one per row.
     """
-
-    pads, selects_rows = True, False  # every row has loss
-    units: Any = None  # of the model's outputs, where they are not logits
 
     def __init__(self, pad_token_id: int, multiple: int, has_types: bool, labels: int | None = None) -> None:
         self.pad_token_id, self.multiple, self.has_types, self.labels = pad_token_id, multiple, has_types, labels

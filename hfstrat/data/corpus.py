@@ -1,4 +1,4 @@
-"""The texts to train a tokenizer on: those of the training rows, and of no row that is held out."""
+"""The texts to train a tokenizer on: those of the training rows, without any held-out row."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.data import splits
-from hfstrat.data.classification import prepare
-from hfstrat.data.classification.labels import Labelled
-from hfstrat.data.formats import Reading
-from hfstrat.data.messages import BadRow
-from hfstrat.data.sources import Origin
-from hfstrat.data.tokenize import hash_of
+from hfstrat.data.classification.labels import LabeledText
+from hfstrat.data.formats import BadRow, RowFormat
+from hfstrat.data.sources import DataSource
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,77 +21,74 @@ if TYPE_CHECKING:
 
 @dataclass
 class Corpus:
-    """The training sources of a recipe before there is a tokenizer."""
+    """The training sources of a recipe before a tokenizer exists."""
 
-    origins: list[Origin]
-    held_out: np.ndarray | None  # hashes of texts; None where evaluation rows come from elsewhere
+    sources: list[DataSource]
+    held_out: np.ndarray | None  # text hashes; None if evaluation rows have their own source
 
-    def examples(self) -> Iterator[Example | Labelled]:
-        """Training rows only, each once."""
+    def examples(self) -> Iterator[Example | LabeledText]:
+        """The training rows, each once."""
         held = set() if self.held_out is None else set(self.held_out.tolist())
-        return (example for example in _examples(self.origins) if hash_of(example.words) not in held)
+        return (example for example in _examples(self.sources) if splits.hash_text(example.content) not in held)
 
     def texts(self) -> Iterator[str]:
-        """What is said in them, without the marks of a template."""
+        """Their text, without the markup of a template."""
         for example in self.examples():
-            if isinstance(example, Labelled):
+            if isinstance(example, LabeledText):
                 yield from filter(None, (example.text, example.pair))
             elif example.text is not None:
                 yield example.text
             else:
                 yield from (message["content"] for message in example.messages or [])
 
-    def has_turns(self) -> bool:
-        """Whether some source has prompts or conversations."""
-        return any(isinstance(reading, Reading) and reading.kind != "text" for _, reading in map(Origin.read, self.origins))
+    def has_conversations(self) -> bool:
+        """Whether any source has prompts or conversations."""
+        formats = [row_format for _, row_format in map(DataSource.read, self.sources)]
+        return any(isinstance(row_format, RowFormat) and row_format.kind != "text" for row_format in formats)
 
 
-def open_corpus(recipe: Recipe, reader: Callable[..., Any]) -> Corpus:
-    """The corpus of a recipe; where rows of train are to be held out, it is decided here which.
+def open_corpus(recipe: Recipe, detect: Callable[..., Any]) -> Corpus:
+    """The corpus of a recipe. If rows of `data.train` are to be held out, they are chosen here.
 
     Args:
-        reader: how the task reads rows, from the first of them (`Origin.told`).
+        detect: how the task reads rows; see `DataSource`.
     """
     data, size, limit = recipe.data, recipe.data.eval_size, recipe.evaluation.max_rows
-    origins = [Origin.of(source, data, "data.train") for source in data.train]
-    for origin in origins:
-        origin.told = reader
+    sources = [DataSource.open(source, data, "data.train") for source in data.train]
+    for source in sources:
+        source.detect = detect
     if data.eval or data.eval_split:
-        return Corpus(origins, None)
+        return Corpus(sources, None)
     if data.documents == "files":
-        for origin in origins:
-            origin.part = "head"
-        return Corpus(origins, None)
+        for source in sources:
+            source.part = "head"
+        return Corpus(sources, None)
     labels: list[str] = []
-    hashes, seed = np.fromiter(_hashes(_examples(origins), labels), dtype=np.int64), data.drawn_by(recipe.seed)
+    hashes, seed = np.fromiter(_hashes(_examples(sources), labels), dtype=np.int64), data.drawn_by(recipe.seed)
     if labels:
-        return Corpus(origins, prepare.choose_held_out(hashes, labels, size, limit, seed))
-    return Corpus(origins, splits.choose_held_out(hashes, size, limit, seed))
+        return Corpus(sources, splits.choose_stratified(hashes, labels, size, limit, seed))
+    return Corpus(sources, splits.choose_held_out(hashes, size, limit, seed))
 
 
-def held_out(recipe: Recipe, reader: Callable[..., Any]) -> np.ndarray | None:
-    """Hashes of the texts to hold out for evaluation, where a new tokenizer must not see them; else None."""
-    return None if recipe.strategy.new_tokenizer is None else open_corpus(recipe, reader).held_out
+def held_out(recipe: Recipe, detect: Callable[..., Any]) -> np.ndarray | None:
+    """Text hashes of the rows to hold out, if a new tokenizer must not see them; else None."""
+    return None if recipe.strategy.new_tokenizer is None else open_corpus(recipe, detect).held_out
 
 
-def _hashes(examples: Iterator[Example | Labelled], labels: list[str]) -> Iterator[int]:
-    """Of the rows that say something; where they have labels these are gathered."""
+def _hashes(examples: Iterator[Example | LabeledText], labels: list[str]) -> Iterator[int]:
+    """The text hashes of the rows that are not blank; their labels, if any, are appended to `labels`."""
     for example in examples:
-        if has_words(example):
-            if isinstance(example, Labelled):
+        if example.has_target:
+            if isinstance(example, LabeledText):
                 labels.append(example.stratum)
-            yield hash_of(example.words)
+            yield splits.hash_text(example.content)
 
 
-def has_words(example: Example | Labelled) -> bool:
-    return bool(example.words.strip()) if isinstance(example, Labelled) else example.says_something
-
-
-def _examples(origins: list[Origin]) -> Iterator[Example | Labelled]:
-    for origin in origins:
-        rows, reading = origin.read()
+def _examples(sources: list[DataSource]) -> Iterator[Example | LabeledText]:
+    for source in sources:
+        rows, row_format = source.read()
         for index, row in enumerate(rows):
             try:
-                yield reading.example(row)
+                yield row_format.example(row)
             except BadRow as error:
-                raise UserError(f"{reading.where(index)}: {error}") from None
+                raise UserError(f"{row_format.where(index)}: {error}") from None

@@ -1,26 +1,42 @@
-"""One function per row format: a row becomes a conversation, or a text that is trained on whole.
+"""Row formats: how a row of a file becomes an example, which is a conversation or a plain text.
 
-How the rows of a source are read: told once, from the first of them."""
+Conversations are accepted as OpenAI and ShareGPT write them and with content as a list of parts. All become plain messages:
+`role` and `content`, and where present `tool_calls` (`{"type": "function", "function": {"name", "arguments"}}` with
+`arguments` as an object) and `weight` 0 (a turn without loss).
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from hfstrat.data.messages import BadRow, Message, text_of, tools_of, turns
-from hfstrat.data.readers import GLANCE, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
+Row = dict[str, Any]
+Message = dict[str, Any]
+PROMPT_CHARACTERS = 60  # of a plain text, shown as its prompt
+ROLES = {  # ShareGPT's speakers and variants
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "function_call", "tool_call"), "assistant"),
+    "system": "system",
+    **dict.fromkeys(("observation", "tool", "function_response", "tool_response", "function"), "tool"),
+}
+CALLS = ("function_call", "tool_call")
+WEIGHTS = ("weight", "loss_weight")
+
+
+class BadRow(ValueError):
+    """A row that does not fit its format. The message states what the row holds."""
+
 
 class Example(NamedTuple):
-    """Either `messages` to be rendered by a template, or a `text` trained on as it is.
+    """Either `messages`, to be rendered by a template, or a `text`, which is trained on as it is.
 
-    `prompt_turns`: how many of the messages are the prompt; 0 for a conversation, which has none apart.
+    `prompt_turns` is the number of messages that form the prompt; 0 for a conversation without a separate prompt.
     """
 
     messages: list[Message] | None = None
@@ -29,41 +45,191 @@ class Example(NamedTuple):
     prompt_turns: int = 0
 
     @property
-    def says_something(self) -> bool:
-        """Whether there is anything to learn: a text, or an answer that is not blank."""
+    def has_target(self) -> bool:
+        """Whether there is anything to train on: a text, or an answer that is not blank."""
         answers = [m for m in self.messages or [] if m["role"] == "assistant"]
         return bool((self.text or "").strip()) or any(m["content"].strip() or m.get("tool_calls") for m in answers)
 
     @property
-    def words(self) -> str:
-        """Everything that is said, without the template's marks: what tells two rows apart."""
-        said = (
+    def content(self) -> str:
+        """All text of the example without the markup of a template; equal for duplicates."""
+        turns = (
             f"{m['role']} {m['content']} {json.dumps(m['tool_calls']) if 'tool_calls' in m else ''}"
             for m in self.messages or []
         )
-        return self.text if self.text is not None else "\n".join(said)
+        return self.text if self.text is not None else "\n".join(turns)
+
+    @property
+    def prompt(self) -> Any:
+        """What precedes the last assistant turn, as `Renderer.prompt_ids` takes it; of a plain text the first words."""
+        if self.text is not None:
+            return _first_words(self.text) or None
+        messages = self.messages or []
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        if not messages[:last]:
+            return None
+        return {"messages": messages[:last], "tools": self.tools} if self.tools else messages[:last]
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn; of a plain text what follows the first words."""
+        if self.text is not None:
+            return self.text[len(_first_words(self.text)) :][: 4 * PROMPT_CHARACTERS]
+        answers: list[Any] = [m["content"] for m in self.messages or [] if m["role"] == "assistant"]
+        return str(answers[-1]) if answers else ""
+
+
+def _first_words(text: str) -> str:
+    return text[:PROMPT_CHARACTERS].rpartition(" ")[0] if len(text) > PROMPT_CHARACTERS else text.rpartition(" ")[0]
+
+
+def require_text(value: Any, column: str) -> str:
+    """The value, which must be a string. Raises BadRow otherwise."""
+    if not isinstance(value, str):
+        raise BadRow(f"'{column}' is {type(value).__name__ if value is not None else 'null'}, expected text")
+    return value
+
+
+def parse_messages(value: Any, column: str, role: str) -> list[Message]:
+    """A text as one message of `role`, or a list of messages in any of the accepted spellings.
+
+    Raises:
+        BadRow: anything else, or messages with an unknown role or without text.
+    """
+    if isinstance(value, list):
+        return [_parse_message(entry, column) for entry in value]
+    return [{"role": role, "content": require_text(value, column)}]
+
+
+def _parse_message(entry: Any, column: str) -> Message:
+    if not isinstance(entry, Mapping):
+        raise BadRow(f"'{column}' contains an entry that is not a message with 'role' and 'content'")
+    if "from" in entry:
+        return _parse_sharegpt(entry, column)
+    if not isinstance(entry.get("role"), str):
+        raise BadRow(f"'{column}' contains an entry that is not a message with 'role' and 'content'")
+    message = _join_parts(entry, column)
+    calls = [_parse_call(call, column) for call in entry.get("tool_calls") or []] + message.pop("calls", [])
+    if calls:
+        message["tool_calls"] = calls
+    for name in ("name", "tool_call_id"):
+        if entry.get(name):
+            message[name] = entry[name]
+    return message | _parse_weight(entry, column)
+
+
+def _join_parts(entry: Mapping[str, Any], column: str) -> Message:
+    """Role and content; a list of parts is joined, with reasoning in <think> tags, which most templates parse."""
+    content, calls, reasoning = entry.get("content"), [], entry.get("reasoning_content") or ""
+    if isinstance(content, list):
+        texts = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            value = next((part[name] for name in ("text", "value") if isinstance(part.get(name), str)), None) if kind else None
+            if value is None or kind not in ("text", "reasoning", "tool_call"):
+                raise BadRow(
+                    f"'{column}' contains a message with a part of type {kind!r}, expected text, reasoning or tool_call"
+                )
+            if kind == "tool_call":
+                calls += parse_calls(value)
+            elif kind == "reasoning":
+                reasoning += value
+            else:
+                texts.append(value)
+        content = "".join(texts)
+    if content is None and (entry.get("tool_calls") or calls):
+        content = ""
+    if not isinstance(content, str):
+        raise BadRow(f"'{column}' contains a message whose content is not text")
+    if reasoning:
+        content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+    joined: Message = {"role": entry["role"], "content": content}
+    return joined | ({"calls": calls} if calls else {})
+
+
+def _parse_sharegpt(entry: Mapping[str, Any], column: str) -> Message:
+    speaker = str(entry["from"])
+    if speaker not in ROLES:
+        raise BadRow(f"'{column}' contains a message from {speaker!r}, expected one of {', '.join(ROLES)}")
+    text = require_text(entry.get("value"), f"{column}.value")
+    message: Message = {"role": ROLES[speaker], "content": text}
+    if speaker in CALLS and (calls := parse_calls(text)):
+        message |= {"content": "", "tool_calls": calls}
+    return message | _parse_weight(entry, column)
+
+
+def _parse_weight(entry: Mapping[str, Any], column: str) -> Message:
+    """`weight: 0`, as in OpenAI's format, excludes an assistant turn from the loss."""
+    weight = next((entry[name] for name in WEIGHTS if entry.get(name) is not None), 1)
+    if weight not in (0, 1):
+        raise BadRow(f"'{column}' contains a message of weight {weight}; expected 1 (trained) or 0 (not trained)")
+    return {"weight": 0} if weight == 0 and entry.get("role") == "assistant" else {}
+
+
+def parse_calls(text: str) -> list[Message]:
+    """Tool calls written as JSON, one object or a list; empty if the text is anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return []
+    found = found if isinstance(found, list) else [found]
+    are_calls = all(isinstance(call, dict) and ("name" in call or "function" in call) for call in found)
+    return [_parse_call(call, "tool_calls") for call in found] if are_calls else []
+
+
+def _parse_call(call: Any, column: str) -> Message:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow(f"'{column}' contains a tool call without a function name")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):  # OpenAI writes JSON as a string; templates expect the object
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:
+            arguments = {"arguments": arguments}
+    parsed: Message = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return parsed | ({"id": call["id"]} if call.get("id") else {})
+
+
+def parse_tools(value: Any) -> list[Message] | None:
+    """Tool definitions, given as a list or as JSON text; each as `{"type": "function", "function": ...}`.
+
+    Raises:
+        BadRow: invalid JSON, or not a list of objects.
+    """
+    if not value:
+        return None
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise BadRow(f"'tools' is not valid JSON: {error.msg}") from None
+    found = [json.loads(tool) if isinstance(tool, str) else tool for tool in found] if isinstance(found, list) else [found]
+    if not all(isinstance(tool, Mapping) for tool in found):
+        raise BadRow("'tools' is not a list of tool definitions")
+    return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in found] or None
 
 
 def text(row: Row) -> Example:
-    return Example(text=text_of(row["text"], "text"))
+    return Example(text=require_text(row["text"], "text"))
 
 
 def prompt_completion(row: Row) -> Example:
-    prompt = turns(row["prompt"], "prompt", "user")
-    messages = prompt + turns(row["completion"], "completion", "assistant")
-    return Example(messages, tools=tools_of(row.get("tools")), prompt_turns=len(prompt))
+    prompt = parse_messages(row["prompt"], "prompt", "user")
+    messages = prompt + parse_messages(row["completion"], "completion", "assistant")
+    return Example(messages, tools=parse_tools(row.get("tools")), prompt_turns=len(prompt))
 
 
 def alpaca(row: Row) -> Example:
     extra = row.get("input")
-    prompt = text_of(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
+    prompt = require_text(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
     messages: list[Message] = []
     if row.get("system"):
-        messages.append({"role": "system", "content": text_of(row["system"], "system")})
-    for asked, answered in row.get("history") or []:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "system", "content": require_text(row["system"], "system")})
+    for question, answer in row.get("history") or []:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": prompt})
-    return Example([*messages, *turns(text_of(row["output"], "output"), "output", "assistant")], prompt_turns=len(messages))
+    completion = parse_messages(require_text(row["output"], "output"), "output", "assistant")
+    return Example(messages + completion, prompt_turns=len(messages))
 
 
 def messages(row: Row) -> Example:
@@ -77,51 +243,43 @@ def conversations(row: Row) -> Example:
 def _conversation(row: Row, column: str) -> Example:
     if not isinstance(row[column], list) or not row[column]:
         raise BadRow(f"'{column}' is not a list with at least one message")
-    talk = turns(row[column], column, "user")
-    if not any(turn["role"] == "assistant" for turn in talk):
+    turns = parse_messages(row[column], column, "user")
+    if not any(turn["role"] == "assistant" for turn in turns):
         raise BadRow(f"'{column}' has no assistant turn, so there is nothing to train on")
-    if row.get("system") and talk[0]["role"] != "system":
-        talk.insert(0, {"role": "system", "content": text_of(row["system"], "system")})
-    return Example(talk, tools=tools_of(row.get("tools")))
+    if row.get("system") and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": require_text(row["system"], "system")})
+    return Example(turns, tools=parse_tools(row.get("tools")))
 
 
-FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {
+FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {  # name: the columns it needs, and its parser
     "messages": (frozenset({"messages"}), messages),
     "conversations": (frozenset({"conversations"}), conversations),
     "prompt-completion": (frozenset({"prompt", "completion"}), prompt_completion),
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
     "text": (frozenset({"text"}), text),
 }
-
-
-LABELLED = [  # what tells rows of another task
+LABELED = [  # columns that identify rows of a classification
     {one, two, label}
     for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
     for label in ("label", "labels")
 ] + [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]
-
-
-LATER = (  # what is recognised and not trained on yet: its name, and the columns that tell it
+UNSUPPORTED = (  # formats that are recognized but not supported yet: the name, and the columns that identify it
     ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
-    ("preference labels (as KTO takes them)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
-    ("multiple choice", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
+    ("preference labels (KTO)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
+    ("multiple choice questions", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
 )
-
-
-ALIASES = {  # other names of a prompt and its answer, for the map that is proposed
+ALIASES = {  # other names of a prompt and its completion, for the proposed mapping
     "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),
     "completion": ("answer", "response", "continuation", "output", "chosen", "target", "assistant", "solution"),
 }
-
-
 OUR_COLUMNS = sorted({"input", "system", "tools", "history"}.union(*(needed for needed, _ in FORMATS.values())))
 
 
 def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    """Our name for each column.
+    """Our name for each column of the data.
 
     Raises:
-        UserError: a mapped column that the data do not have, or two columns that would get the same name.
+        UserError: a mapped column that the data do not have, or two columns mapped to one name.
     """
     columns = list(columns)
     for theirs, ours in mapping.items():
@@ -129,63 +287,65 @@ def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> d
             near = get_close_matches(theirs, columns, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             if ours in columns and not near:
-                hint = f"; it is written {{their name: our name}}: did you mean {{{ours}: {theirs}}}?"
-            raise UserError(f"data.columns: {source} has no column '{theirs}'; it has {', '.join(columns) or 'none'}{hint}")
+                hint = f"; the order is {{name in the data: our name}}: did you mean {{{ours}: {theirs}}}?"
+            raise UserError(
+                f"data.columns: {source} has no column '{theirs}'; its columns are {', '.join(columns) or '(none)'}{hint}"
+            )
     names = {column: mapping.get(column, column) for column in columns}
     for ours in mapping.values():
         if len(same := [column for column in columns if names[column] == ours]) > 1:
             raise UserError(
-                f"data.columns: {source}: two columns would be called '{ours}': {' and '.join(same)}; "
+                f"data.columns: {source}: two columns would be named '{ours}': {' and '.join(same)}; "
                 "map one of them to another name"
             )
     return names
 
 
-def choose(name: str, columns: Iterable[str], source: str) -> str:
-    """The format to read rows by: the one asked for, or the first whose columns are all there.
+def choose_format(name: str, columns: Iterable[str], source: str) -> str:
+    """The format to read rows by: the requested one, or the first whose columns are all present.
 
     Raises:
-        UserError: the columns do not fit; it says which there are and how to map them.
+        UserError: the columns do not fit; the message lists them and shows how to map them.
     """
     given = list(columns)
     if name in ("text-classification", "regression"):
         raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
     if name == "auto":
-        _refuse_later(given, source)
+        _refuse_unsupported(given, source)
         for candidate, (needed, _) in FORMATS.items():
             if needed <= set(given):
                 return candidate
         known = "; ".join(f"{' + '.join(sorted(needed, reverse=True))} ({key})" for key, (needed, _) in FORMATS.items())
         raise UserError(
             f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. "
-            f"Map them, such as `columns: {{{_proposal(given)}}}` under data"
+            f"Map them under data, for example `columns: {{{_proposed_mapping(given)}}}`"
         )
     missing = sorted(FORMATS[name][0] - set(given))
     if missing:
         raise UserError(
             f"data.format: {source}: format {name} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"there are {', '.join(given) or 'none'}. Map them with `columns:` under data, or name another format"
+            f"the data have {', '.join(given) or 'none'}. Map them with data.columns, or choose another format"
         )
     return name
 
 
-def _refuse_later(given: list[str], source: str) -> None:
-    if any(shape <= set(given) for shape in LABELLED):
+def _refuse_unsupported(given: list[str], source: str) -> None:
+    columns = f"{source}: rows with the columns {', '.join(given)}"
+    if any(shape <= set(given) for shape in LABELED):
+        text_only = "; `format: text` would train on the text alone" if "text" in given else ""
         raise UserError(
-            f"{source}: rows with the columns {', '.join(given)} are texts with labels; `task: text-classification` at the "
-            "top of the recipe learns them" + ("; `format: text` would train on text alone" if "text" in given else "")
+            f"{columns} are texts with labels; set `task: text-classification` at the top of the recipe to train a classifier"
+            f"{text_only}"
         )
-    for name, shapes in LATER:
+    for name, shapes in UNSUPPORTED:
         if any(shape <= set(given) for shape in shapes):
             fits = [known for known, (needed, _) in FORMATS.items() if needed <= set(given)]
             instead = f"; `format: {fits[0]}` would train on {' and '.join(sorted(FORMATS[fits[0]][0]))} alone" if fits else ""
-            raise UserError(
-                f"{source}: rows with the columns {', '.join(given)} are for {name}, which is kept for a later version{instead}"
-            )
+            raise UserError(f"{columns} are {name}, which are not supported yet{instead}")
 
 
-def _proposal(given: list[str]) -> str:
-    """A map of these columns, as far as their names tell it."""
+def _proposed_mapping(given: list[str]) -> str:
+    """A mapping of these columns as far as their names suggest one, else an example."""
     pairs = {ours: next((alias for alias in aliases if alias in given), None) for ours, aliases in ALIASES.items()}
     if all(pairs.values()):
         return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
@@ -193,53 +353,42 @@ def _proposal(given: list[str]) -> str:
 
 
 @dataclass
-class Reading:
-    """How the rows of one source are read: its format, and their names for our columns."""
+class RowFormat:
+    """How the rows of one source are read: the format, and the column of the data for each of our columns."""
 
     source: str
     kind: str
     names: dict[str, str]
 
     @classmethod
-    def of(cls, head: list[Row], source: str, wanted: str, mapping: dict[str, str]) -> Reading:
-        """Told from the first rows.
+    def detect(cls, head: list[Row], source: str, wanted: str, mapping: dict[str, str]) -> RowFormat:
+        """The format of a source, detected from its first rows.
 
         Raises:
-            UserError: columns that are not there, or that fit no format.
+            UserError: a mapped column is missing, or the columns fit no format.
         """
         names = rename(dict.fromkeys(name for row in head for name in row), mapping, source)
-        return cls(source, choose(wanted, names.values(), source), names)
+        return cls(source, choose_format(wanted, names.values(), source), names)
 
     def example(self, row: Row) -> Example:
-        """Raises BadRow where the row does not fit."""
-        named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
-        return FORMATS[self.kind][1](named)
+        """The row as an example. Raises BadRow if it does not fit the format."""
+        return FORMATS[self.kind][1]({ours: row.get(theirs) for theirs, ours in self.names.items()})
 
     def resolve(self, train_on: str) -> str:
-        """What `train_on: auto` comes to for these rows."""
+        """The value of `data.train_on` for these rows, with `auto` resolved."""
         if train_on != "auto":
             return train_on
         return {"text": "all", "messages": "assistant", "conversations": "assistant"}.get(self.kind, "completions")
 
     def where(self, index: int) -> str:
+        """A row, named for messages."""
         return f"{self.source}: row {index + 1}"
 
 
-def read_as(
-    rows: Iterable[Row], source: str, wanted: str, mapping: dict[str, str], told: Callable[..., Any] = Reading.of
-) -> tuple[Iterator[Row], Any]:
-    """The rows, and how to read them, which `told` tells from the first of them."""
-    rows = iter(rows)
-    head = list(itertools.islice(rows, GLANCE))
-    if not head:
-        raise UserError(f"{source}: there is no row; expected at least one")
-    return itertools.chain(head, rows), told(head, source, wanted, mapping)
-
-
-def check_train_on(data: Data, reading: Reading) -> None:
-    """Raises UserError where `train_on` speaks of turns and the rows have none."""
-    if reading.kind == "text" and data.train_on in ("completions", "assistant"):
+def check_train_on(data: Data, row_format: RowFormat) -> None:
+    """Raises UserError if `train_on` names turns and the rows have none."""
+    if row_format.kind == "text" and data.train_on in ("completions", "assistant"):
         raise UserError(
-            f"data.train_on: {data.train_on}: {reading.source} is plain text, which has no turns; write all, or auto for data "
-            "of both kinds"
+            f"data.train_on: {data.train_on}: {row_format.source} is plain text, which has no turns; set all, or "
+            "auto for data of both kinds"
         )

@@ -1,6 +1,8 @@
-"""Several rows of a step side by side in one: no number of the run changes, only the padding goes.
+"""Packing: several rows of a step in one batch row. No number of the run changes, only padding disappears.
 
-What is packed are the rows of one optimiser step, so a global batch is the same examples with or without packing.
+The rows of one optimizer step are packed together, so that a global batch has the same examples with and without packing.
+Why not TRL's packing: it packs the data set before training, so that the examples of a step change, and it flattens a batch
+into one row, whose attention costs the square of its length without flash attention (12.9 s against 8.7 s for 4 x 512 tokens).
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +22,19 @@ from hfstrat.data.render import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOOKED_AT = 200  # steps from which padding and the number of bins are told
-TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a weight, of the largest hidden value: alone against packed
+SAMPLED_STEPS = 200  # steps from which the padding and the number of bins are computed
+TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a weight: difference of packed to alone, relative to the largest hidden value
 
 
-def evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
-    """Positions of the rows in each of `bins` bins: longest first, each into the emptiest (Graham 1969)."""
+class Bin(NamedTuple):
+    """The rows that form one packed batch row, and its width in tokens."""
+
+    rows: list[dict[str, Any]]
+    width: int
+
+
+def balance(lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Positions of the rows in each of `bins` bins: longest first, each into the emptiest bin (Graham 1969)."""
     filled = [(0, number) for number in range(bins)]
     content: list[list[int]] = [[] for _ in range(bins)]
     for position in sorted(range(len(lengths)), key=lambda p: -lengths[p]):
@@ -35,42 +44,43 @@ def evenly(lengths: Sequence[int], bins: int) -> list[list[int]]:
     return content
 
 
-class PackedRows(Dataset[dict[str, Any]]):
-    """The bins of every step, one after another: item `step * bins + k` is bin `k` of that step, with the step's width.
+class PackedRows(Dataset[Bin]):
+    """The bins of every step, one after another: item `step * bins + k` is bin `k` of that step.
 
-    Every step has the same number of bins, so that accumulation is constant; their width is the fullest's, rounded.
+    Every step has the same number of bins, so that accumulation is constant; their width is the fullest one's, rounded.
     """
 
     def __init__(self, rows: Any, order: BatchOrder, bins: int, multiple: int) -> None:
         self.rows, self.order, self.bins, self.multiple = rows, order, bins, multiple
         self.step = lru_cache(maxsize=4)(self._step)
 
-    def of(self, rows: Any) -> PackedRows:
-        """The same bins of other rows, such as these with a column more."""
+    def with_rows(self, rows: Any) -> PackedRows:
+        """The same bins of other rows, for example of these with another column."""
         return PackedRows(rows, self.order, self.bins, self.multiple)
 
     def _step(self, step: int) -> tuple[list[np.ndarray], int]:
+        """The row indices of each bin, and the width of all of them."""
         rows = self.order.batch(step)
         lengths = self.order.lengths[rows]
-        packed = evenly(lengths.tolist(), self.bins)
+        packed = balance(lengths.tolist(), self.bins)
         return [rows[each] for each in packed], rounded(max(int(lengths[each].sum()) for each in packed), self.multiple)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def __getitem__(self, item: int) -> Bin:
         packed, width = self.step(item // self.bins)
-        return {"rows": [self.rows[int(row)] for row in packed[item % self.bins]], "width": width}
+        return Bin([self.rows[int(row)] for row in packed[item % self.bins]], width)
 
     def __len__(self) -> int:
         return self.order.steps * self.bins
 
 
-class InTurn(Sampler[int]):
-    """The items one after another: their order is that of the steps already."""
+class InOrder(Sampler[int]):
+    """The items one after another: bins are stored in the order of their steps."""
 
     def __init__(self, items: int) -> None:
         self.items = items
 
     def begin(self, step: int) -> None:
-        """Nothing has to be known to find a step."""
+        """Does nothing: the position of a step is known."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.items))
@@ -80,30 +90,30 @@ class InTurn(Sampler[int]):
 
 
 class PackingCollator:
-    """Bins as batch rows: `input_ids`, `labels`, `position_ids` (int64 `[B, T]`), `loss_rows` and `targets` as `Collator`.
+    """Collates bins: `input_ids`, `labels`, `position_ids` (int64 `[B, T]`), `loss_rows` and `targets` as `Collator` does.
 
-    Position ids start again with each example, and there is no attention mask: from this transformers tells the examples
-    apart. One bin stays one batch row, since attention costs the square of a row's length; kernels for variable lengths
-    (flash attention), which know no such cost, get one row (`flatten`). The padding is an example of its own. Rows that
-    are not packed, those of the evaluation, go to `plain`.
+    Position ids restart with each example and there is no attention mask: transformers distinguishes the examples by this.
+    One bin stays one batch row, since attention costs the square of a row's length; kernels for variable lengths (flash
+    attention), which have no such cost, get a single row (`flatten`). Padding is an example of its own. Rows that are not
+    packed, those of the evaluation, are collated by `plain`.
     """
 
     def __init__(self, plain: Collator, flatten: bool) -> None:
         self.plain, self.flatten = plain, flatten
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.packed(items) if "width" in items[0] else self.plain(items)
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        return self.collate_bins(items) if isinstance(items[0], Bin) else self.plain(items)
 
-    def packed(self, bins: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        shape = (len(bins), bins[0]["width"])
+    def collate_bins(self, bins: list[Bin]) -> dict[str, torch.Tensor]:
+        shape = (len(bins), bins[0].width)
         ids, labels = torch.full(shape, self.plain.pad_token_id), torch.full(shape, IGNORED)
         positions = torch.zeros(shape, dtype=torch.long)
         for index, each in enumerate(bins):
             start = 0
-            for row in each["rows"]:
+            for row in each.rows:
                 end = start + len(row["input_ids"])
                 ids[index, start:end] = torch.as_tensor(row["input_ids"])
-                labels[index, start + 1 : end] = torch.as_tensor(row["labels"][1:])  # the first is nobody's to predict
+                labels[index, start + 1 : end] = torch.as_tensor(row["labels"][1:])  # nothing predicts the first token
                 positions[index, start:end] = torch.arange(end - start)
                 start = end
             positions[index, start:] = torch.arange(shape[1] - start)
@@ -115,60 +125,60 @@ class PackingCollator:
         return batch | {"loss_rows": loss_rows, "targets": targets.flatten()[loss_rows]}
 
 
-def bins_for(order: BatchOrder, capacity: int, unit: int) -> int:
-    """Bins per step, a multiple of `unit` (those of one pass of all processes), hardly ever fuller than `capacity` tokens."""
-    steps = [order.lengths[order.batch(step)].tolist() for step in range(min(LOOKED_AT, order.steps))]
+def count_bins(order: BatchOrder, capacity: int, unit: int) -> int:
+    """Bins per step, a multiple of `unit` (those of one pass of all processes), rarely fuller than `capacity` tokens."""
+    steps = [order.lengths[order.batch(step)].tolist() for step in range(min(SAMPLED_STEPS, order.steps))]
     bins = -(-max(map(sum, steps)) // capacity)
     bins = -(-bins // unit) * unit
-    while any(max(sum(step[place] for place in each) for each in evenly(step, bins)) > capacity for step in steps):
-        bins += unit  # with one row in each, the longest row is the fullest
+    while any(max(sum(step[place] for place in each) for each in balance(step, bins)) > capacity for step in steps):
+        bins += unit  # with one row in each, the longest row is the fullest bin
     return bins
 
 
-def padded_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
-    """The share of positions that would be padding in batches of `micro_batch` rows."""
-    real = held = 0
-    for step in range(min(LOOKED_AT, order.steps)):
+def padding_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
+    """The share of positions that are padding in batches of `micro_batch` rows."""
+    tokens = positions = 0
+    for step in range(min(SAMPLED_STEPS, order.steps)):
         lengths = order.lengths[order.batch(step)]
-        real += int(lengths.sum())
-        held += sum(
+        tokens += int(lengths.sum())
+        positions += sum(
             len(part) * rounded(int(part[0]), multiple)
             for part in np.split(lengths, range(micro_batch, len(lengths), micro_batch))
         )
-    return 1 - real / held
+    return 1 - tokens / positions
 
 
-def packed_share(rows: PackedRows) -> float:
-    """The share of positions that would be padding in packed batches."""
-    steps = range(min(LOOKED_AT, rows.order.steps))
+def packed_padding_share(rows: PackedRows) -> float:
+    """The share of positions that are padding in packed batches."""
+    steps = range(min(SAMPLED_STEPS, rows.order.steps))
     return 1 - sum(rows.order.tokens(step) for step in steps) / sum(rows.bins * rows.step(step)[1] for step in steps)
 
 
 @torch.no_grad()
-def leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype = torch.float32) -> str | None:
-    """Prove on this model and its attention that packed examples do not see each other.
+def find_leak(model: PreTrainedModel, flatten: bool, dtype: torch.dtype = torch.float32) -> str | None:
+    """Test on this model and its attention that packed examples do not see each other.
 
-    Two bins of three random examples: each has to give what it gives alone, and when one example changes, every other
-    has to give exactly what it gave.
+    Two bins of three random examples are run: each example must have the hidden states that it has alone, and when one
+    example changes, those of every other must stay exactly the same.
 
     Args:
-        dtype: of the forward pass that trains.
+        dtype: of the forward pass in training.
 
     Returns:
-        None, or what was seen.
+        None, or what failed.
     """
     was_training, device = model.training, model.get_input_embeddings().weight.device.type
     model.eval()
     try:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return _leaks(model, flatten, dtype)
-    except Exception as error:  # an architecture that was not foreseen can fail in any way
-        return f"its forward does not take packed rows ({type(error).__name__})"
+            return _find_leak(model, flatten, dtype)
+    except Exception as error:  # an unforeseen architecture can fail in any way
+        return f"its forward does not accept packed rows ({type(error).__name__})"
     finally:
         model.train(was_training)
 
 
-def _leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str | None:
+def _find_leak(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str | None:
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     collate = PackingCollator(Collator(0, 1, masks_logits=False), flatten)
@@ -177,8 +187,8 @@ def _leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str | N
         return torch.randint(0, weight.shape[0], (length,), generator=generator).tolist()
 
     def hidden(bins: list[list[list[int]]], width: int) -> list[list[torch.Tensor]]:
-        made = [{"rows": [{"input_ids": ids, "labels": ids} for ids in each], "width": width} for each in bins]
-        batch = {k: v.to(weight.device) for k, v in collate(made).items() if k in ("input_ids", "position_ids")}
+        items = [Bin([{"input_ids": ids, "labels": ids} for ids in each], width) for each in bins]
+        batch = {k: v.to(weight.device) for k, v in collate(items).items() if k in ("input_ids", "position_ids")}
         out = model.base_model(**batch, use_cache=False).last_hidden_state.reshape(len(bins), width, -1)
         return [list(row[: sum(map(len, each))].split([len(ids) for ids in each])) for row, each in zip(out, bins, strict=True)]
 
@@ -191,13 +201,13 @@ def _leaks(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str | N
         for place, ids in enumerate(examples):
             alone = hidden([[ids]], len(ids))[0][0]
             if not float((alone - before[row][place]).abs().max()) <= size:
-                return "a packed example does not give what it gives alone"
+                return "a packed example does not have the hidden states that it has alone"
             changed = [[list(each) for each in other] for other in bins]
             changed[row][place] = example(len(ids))
             after = hidden(changed, 20)
             for r, p in ((r, p) for r in range(2) for p in range(3) if (r, p) != (row, place)):
                 if not torch.equal(before[r][p], after[r][p]):
-                    return "a packed example changes with its neighbour"
+                    return "a packed example changes with its neighbor"
             if torch.equal(before[row][place], after[row][place]):
-                return "a changed example gives the same"
+                return "a changed example has unchanged hidden states"
     return None

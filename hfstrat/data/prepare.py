@@ -1,4 +1,4 @@
-"""The data of a run: tokenised once, every row accounted for, an evaluation part that shares no row with training."""
+"""The data of a causal language model: tokenized once, every row counted, evaluation rows that share no text with training."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hfstrat.data import cache, splits
-from hfstrat.data.render import FORM, NAMES, Renderer, answer_of, prompt_of
-from hfstrat.data.sources import Origin
-from hfstrat.data.stats import Account
-from hfstrat.data.tokenize import Selection, read_numbers, tokenise
+from hfstrat.data.render import RENDER_VERSION, TEMPLATES, Renderer
+from hfstrat.data.sources import DataSource
+from hfstrat.data.splits import Selection, read_columns
+from hfstrat.data.stats import Statistics
+from hfstrat.data.tokenize import write_tokens
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-UNCUT = 1 << 30  # tokens: more than any row has
+UNLIMITED = 1 << 30  # tokens: more than any row has
 
 
 @dataclass
-class Prepared:
-    """Tokenised data, memory-mapped: columns `input_ids`, `labels` (-100 where there is no loss), `length`, `row`.
+class PreparedData:
+    """Tokenized data, memory-mapped: columns `input_ids`, `labels` (-100 where there is no loss), `length`, `row`.
 
-    `row` numbers the rows of all sources one after another; the pieces of a split row have the same one, and the answers
-    of a conversation that became several rows.
+    `row` is the index of the source row over all sources; the parts of a split row share it, as do the rows that one
+    conversation became.
     """
 
     train: Dataset
     eval: Dataset
-    lengths: np.ndarray  # tokens of each training row, and of each evaluation row
-    eval_lengths: np.ndarray
-    order: str  # a hash of which rows train, in which order
-    renderer: Any  # Renderer; of a classification Texts
-    accounts: dict[str, Account]
+    lengths: np.ndarray  # tokens of each training row
+    eval_lengths: np.ndarray  # tokens of each evaluation row
+    order: str  # a hash of which rows train, and their order
+    renderer: Any  # Renderer; for a classification Texts
+    statistics: dict[str, Statistics]  # of "train", and of "eval" if evaluation rows have their own source
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
-    overlap: dict[str, Any] = field(default_factory=dict)  # of `parts.overlap`
-    label_names: tuple[str, ...] = ()  # of a classification, by the number that stands for each
+    duplicates: dict[str, Any] = field(default_factory=dict)  # see `splits.find_duplicates`
+    label_names: tuple[str, ...] = ()  # of a classification, by label id
 
     def probe(self, rows: int = 2, tokens: int = 128) -> Any:
-        """Token ids `[rows, tokens]` of some evaluation rows, cut to the shortest, for comparing models."""
+        """Token ids `[rows, tokens]` of some evaluation rows, truncated to the shortest, for comparing models."""
         import torch
 
         chosen = self.eval["input_ids"][:rows]
@@ -53,42 +54,46 @@ class Prepared:
         return torch.tensor([ids[:width] for ids in chosen])
 
     def fingerprint(self) -> str:
-        """A hash of the training rows' tokens and of their order."""
-        return hashlib.sha256(f"{self.accounts['train'].sha256} {self.order}".encode()).hexdigest()
+        """A hash of the tokens of the training rows and their order."""
+        return hashlib.sha256(f"{self.statistics['train'].sha256} {self.order}".encode()).hexdigest()
 
-    def account(self) -> dict[str, Any]:
-        return {name: asdict(account) for name, account in self.accounts.items()} | {"overlap": self.overlap}
+    def report(self) -> dict[str, Any]:
+        """The statistics as they are stored in the report."""
+        return {name: asdict(stats) for name, stats in self.statistics.items()} | {"overlap": self.duplicates}
 
     def lines(self) -> list[str]:
-        """The account in words."""
-        lines = [f"{name:<9} {line}" for name, account in self.accounts.items() for line in account.lines()]
-        if "eval" not in self.accounts:
-            lines.append(f"{'eval':<9} {len(self.eval):,} rows held out, {len(self.train):,} left to train on")
-        return lines + [f"{'twice':<9} {line}" for line in splits.overlap_lines(self.overlap)]
+        """The statistics as text, one line each."""
+        lines = [f"{name:<9} {line}" for name, stats in self.statistics.items() for line in stats.lines()]
+        if "eval" not in self.statistics:
+            lines.append(f"{'eval':<9} {len(self.eval):,} rows held out, {len(self.train):,} rows left to train on")
+        return lines + [f"{'overlap':<9} {line}" for line in splits.describe_duplicates(self.duplicates)]
 
 
 class Table(NamedTuple):
-    """The tokenised rows of all sources of one part, with the account, and how to find a row as it was written."""
+    """The tokenized rows of all sources of one split, their statistics, and where the original rows are.
+
+    `ends` are the positions at which the rows of each source end, `[sources]`.
+    """
 
     rows: Selection
-    account: Account
-    origins: list[Origin]
-    ends: np.ndarray  # where the rows of each source end, `[sources]`
+    statistics: Statistics
+    sources: list[DataSource]
+    ends: np.ndarray
 
     def examples(self, wanted: list[int]) -> list[Any]:
-        """The examples of rows by their numbers over all sources: each source is read once, up to its last one."""
+        """The examples of rows by their index over all sources. Each source is read once, up to the last row needed."""
         found, first = dict[int, Any](), 0
-        for origin in self.origins:
-            mine = {row - first for row in wanted if first <= row < first + origin.count}
+        for source in self.sources:
+            mine = {row - first for row in wanted if first <= row < first + source.count}
             if mine:
-                rows, reading = origin.read()
-                some = enumerate(itertools.islice(rows, max(mine) + 1))
-                found |= {first + place: reading.example(row) for place, row in some if place in mine}
-            first += origin.count
+                rows, row_format = source.read()
+                head = enumerate(itertools.islice(rows, max(mine) + 1))
+                found |= {first + index: row_format.example(row) for index, row in head if index in mine}
+            first += source.count
         return [found[row] for row in wanted]
 
 
-Tokenised = Callable[[Origin], tuple[Path, Account]]
+Tokenize = Callable[[DataSource], tuple[Path, Statistics]]
 
 
 def prepare(
@@ -98,127 +103,140 @@ def prepare(
     samples: int = 0,
     max_eval_rows: int | None = None,
     held_out: np.ndarray | None = None,
-) -> Prepared:
-    """Load, render and tokenise the training and evaluation rows of a recipe, or take them from the cache.
+) -> PreparedData:
+    """Read, render and tokenize the training and evaluation rows of a recipe, or take them from the cache.
 
     Args:
-        held_out: hashes of the texts to hold out, where that was decided before there was a tokenizer.
+        samples: evaluation rows to return as prompt and reference.
+        held_out: hashes of the texts to hold out, if they were chosen before the tokenizer existed.
 
     Raises:
-        UserError: data that cannot be read, rows that do not fit their format, no token that carries loss, or more
-            than one percent of the supervised tokens lost to `max_length`.
+        UserError: data that cannot be read, rows that do not fit their format, no token with loss, or more than one percent
+            of the supervised tokens lost to `max_length`.
     """
     renderer = Renderer(tokenizer, data.template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
-    tokenised: Tokenised = lambda origin: _tokenised(origin, renderer, key)  # noqa: E731
-    own_tail = data.documents == "files" and not (data.eval or data.eval_split)
-    table = table_of(data.train, data, "data.train", tokenised, "head" if own_tail else "all")
-    renderer.continues = table.account.format == "text"
-    accounts, train = {"train": table.account}, table.rows
-    if data.eval or data.eval_split:
-        evaluated = table_of(data.eval or data.train, data, "data.eval", tokenised)
-        accounts["eval"], held = evaluated.account, evaluated.rows
-        held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
-    elif own_tail:
-        evaluated = table_of(data.train, data, "data.train", tokenised, "tail")
-        accounts["eval"], held = evaluated.account, evaluated.rows
+    tokenize: Tokenize = lambda source: _tokenize(source, renderer, key)  # noqa: E731
+    holds_out_tails = data.documents == "files" and not (data.eval or data.eval_split)
+    table = load_table(data.train, data, "data.train", tokenize, "head" if holds_out_tails else "all")
+    renderer.continues_text = table.statistics.format == "text"
+    statistics, train = {"train": table.statistics}, table.rows
+    if data.eval or data.eval_split or holds_out_tails:
+        if holds_out_tails:
+            evaluated = load_table(data.train, data, "data.train", tokenize, "tail")
+        else:
+            evaluated = load_table(data.eval or data.train, data, "data.eval", tokenize)
+        statistics["eval"], held = evaluated.statistics, evaluated.rows
         held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
         if held_out is None:
-            held_out = splits.choose_held_out(train.of(train.text_hash), data.eval_size, max_eval_rows, data.drawn_by(seed))
+            held_out = splits.choose_held_out(train.take(train.text_hash), data.eval_size, max_eval_rows, data.drawn_by(seed))
         left, out = splits.divide(train, held_out)
         train, held = train.select(left), train.select(out)
     if not len(held):
-        raise UserError(
-            "data.eval: no row is left to evaluate on, as all were dropped; raise data.max_length, or say overflow: truncate"
-        )
-    overlap = splits.overlap(train, held, tokenizer)
+        raise UserError("data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate")
+    duplicates = splits.find_duplicates(train, held, tokenizer)
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):
-        origin = np.searchsorted(table.ends, train.of(np.arange(len(table.rows))), "right")
-        train = train.select(splits.weigh(origin, weights, seed))
+        origin = np.searchsorted(table.ends, train.take(np.arange(len(table.rows))), "right")
+        train = train.select(splits.apply_weights(origin, weights, seed))
     shown = _samples(evaluated, held, samples)
-    # rows of like length share a forward pass; no sum depends on the order
-    held = held.select(np.argsort(-held.of(held.length), kind="stable"))
-    return Prepared(
+    held = _by_length(held)
+    return PreparedData(
         train=train.dataset(),
         eval=held.dataset(),
         lengths=train.lengths(),
         eval_lengths=held.lengths(),
         order=train.digest(),
         renderer=renderer,
-        accounts=accounts,
+        statistics=statistics,
         samples=shown,
-        overlap=overlap,
+        duplicates=duplicates,
     )
 
 
-def prepare_held(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | None = None) -> Prepared:
-    """The rows of `data.train` to evaluate on, all of them, with the masks that training has; errors are those of `prepare`."""
-    template = data.template if data.template in NAMES else "chat"  # a file's template is the tokenizer's own by now
+def prepare_eval(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | None = None) -> PreparedData:
+    """All rows of `data.train` as evaluation rows, with the masks of training. Raises UserError as `prepare` does."""
+    template = data.template if data.template in TEMPLATES else "chat"  # the template of a file is by now the tokenizer's own
     renderer = Renderer(tokenizer, template, data.train_on)
     key = cache.tokenizer_digest(tokenizer)
-    table = table_of(data.train, data, "data.train", lambda origin: _tokenised(origin, renderer, key))
-    renderer.continues = table.account.format == "text"
+    table = load_table(data.train, data, "data.train", lambda source: _tokenize(source, renderer, key))
+    renderer.continues_text = table.statistics.format == "text"
     held = table.rows.select(np.arange(min(max_rows or len(table.rows), len(table.rows))))
     shown = _samples(table, held, samples)
-    held = held.select(np.argsort(-held.of(held.length), kind="stable"))
+    held = _by_length(held)
     rows, lengths = held.dataset(), held.lengths()
-    return Prepared(rows, rows, lengths, lengths, held.digest(), renderer, {"eval": table.account}, shown)
+    return PreparedData(rows, rows, lengths, lengths, held.digest(), renderer, {"eval": table.statistics}, shown)
 
 
-def rendered_for(data: Data, tokenizer: Any) -> Selection:
-    """All rows of `data.train`, uncut and in their order, as another tokenizer and its own template have them."""
-    whole = data.model_copy(update={"max_length": UNCUT, "overflow": "truncate"})
+def prepare_untruncated(data: Data, tokenizer: Any) -> Selection:
+    """All rows of `data.train` in order and not truncated, for another tokenizer with its own template."""
+    unlimited = data.model_copy(update={"max_length": UNLIMITED, "overflow": "truncate"})
     renderer, key = Renderer(tokenizer, "auto", data.train_on), cache.tokenizer_digest(tokenizer)
-    return table_of(data.train, whole, "data.train", lambda origin: _tokenised(origin, renderer, key)).rows
+    return load_table(data.train, unlimited, "data.train", lambda source: _tokenize(source, renderer, key)).rows
 
 
-def table_of(given: list[Source], data: Data, name: str, tokenised: Tokenised, part: str = "all") -> Table:
-    """All rows of one part: of `data.train`, or of `data.eval`."""
+def load_table(given: list[Source], data: Data, key: str, tokenize: Tokenize, part: str = "all") -> Table:
+    """The tokenized rows of several sources.
+
+    Args:
+        key: the setting that names them, `data.train` or `data.eval`.
+        part: of each document; see `DataSource`.
+    """
     from datasets import Dataset, concatenate_datasets
 
-    tables, numbers, accounts, origins = list[Dataset](), list[dict[str, np.ndarray]](), list[Account](), list[Origin]()
-    for source in given:
-        origin = Origin.of(source, data, name)
-        origin.part = part
-        file, account = tokenised(origin)
+    tables, columns, statistics, sources = (
+        list[Dataset](),
+        list[dict[str, np.ndarray]](),
+        list[Statistics](),
+        list[DataSource](),
+    )
+    for one in given:
+        source = DataSource.open(one, data, key)
+        source.part = part
+        file, stats = tokenize(source)
         rows = Dataset.from_file(str(file))
-        before = sum(each.count for each in origins)
-        wide = np.int32 if before + account.rows_read < 2**31 else np.int64
-        found = read_numbers(file, {"row": wide, "length": np.int32, "text_hash": np.int64}, len(rows))
+        before = sum(each.count for each in sources)
+        row_type = np.int32 if before + stats.rows_read < 2**31 else np.int64
+        found = read_columns(file, {"row": row_type, "length": np.int32, "text_hash": np.int64}, len(rows))
         if before:
             found["row"] += before
             rows = rows.remove_columns("row").add_column("row", found["row"].astype(np.int64))
-        origin.count = account.rows_read
+        source.count = stats.rows_read
         tables.append(rows)
-        numbers.append(found)
-        accounts.append(account)
-        origins.append(origin)
+        columns.append(found)
+        statistics.append(stats)
+        sources.append(source)
     ends = np.cumsum([len(rows) for rows in tables])
-    columns = numbers[0] if len(numbers) == 1 else {each: np.concatenate([n[each] for n in numbers]) for each in numbers[0]}
-    return Table(Selection(concatenate_datasets(tables), **columns), Account.together(accounts), origins, ends)
+    joined = columns[0] if len(columns) == 1 else {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+    return Table(Selection(concatenate_datasets(tables), **joined), Statistics.merge(statistics), sources, ends)
 
 
-def _tokenised(origin: Origin, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Account]:
-    source, data = origin.source, origin.data
+def _tokenize(source: DataSource, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Statistics]:
+    data, path = source.data, source.source.path
     options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on", "documents")}
-    inputs = {**origin.inputs(), "tokenizer": tokenizer_key, "template": renderer.template, "form": FORM, **options}
-    said = f"{source.path}, at most {data.max_length} tokens a row"
+    rendering = {"tokenizer": tokenizer_key, "template": renderer.template, "render_version": RENDER_VERSION}
+    inputs = {**source.fingerprint_inputs(), **rendering, **options}
 
     def build(target: Path) -> dict[str, Any]:
-        return asdict(tokenise(*origin.read(), data, renderer, target))
+        return asdict(write_tokens(*source.read(), data, renderer, target))
 
-    entry = cache.fetch("rows", cache.fingerprint(inputs), said, build, origin.predicted())
-    account = Account.of(entry.value)
-    tail = f" (its last {data.eval_size:.0%})" if origin.part == "tail" else ""
-    account.source, account.weight = f"{source.path}{tail}", source.weight
-    return entry.path, account
+    description = f"{path}, at most {data.max_length} tokens per row"
+    entry = cache.fetch("rows", cache.fingerprint(inputs), description, build, source.estimate_bytes())
+    stats = Statistics.from_dict(entry.value)
+    tail = f" (last {data.eval_size:.0%})" if source.part == "tail" else ""
+    stats.source, stats.weight = f"{path}{tail}", source.source.weight
+    return entry.path, stats
+
+
+def _by_length(held: Selection) -> Selection:
+    """Longest first: rows of similar length share a forward pass, and no sum depends on the order."""
+    return held.select(np.argsort(-held.lengths(), kind="stable"))
 
 
 def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
-    """The first evaluation rows as prompt and reference; of plain text its beginning and how it goes on."""
-    chosen = itertools.islice((row for row, _ in itertools.groupby(held.of(held.row))), count)
+    """The first evaluation rows as prompt and reference; of a plain text its beginning and its continuation."""
+    chosen = itertools.islice((row for row, _ in itertools.groupby(held.take(held.row))), count)
     examples = table.examples([int(row) for row in chosen])
-    return [{"prompt": prompt, "reference": answer_of(e)} for e in examples if (prompt := prompt_of(e))]
+    return [{"prompt": prompt, "reference": example.answer} for example in examples if (prompt := example.prompt)]

@@ -1,10 +1,16 @@
-"""The different rows of a data set: rows with a weight stand in it more than once.
+"""Which rows train and which evaluate: selections of a mapped table, held-out rows, source weights and duplicates.
 
-Which rows train and which evaluate: held-out rows, weights, and rows that stand somewhere twice."""
+A selection keeps a few numbers for each row in memory (16 bytes) and no tokens. Why not `Dataset.select`, `filter` and
+`train_test_split`: they go through Python lists of indices, 40 bytes and more for each row.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,166 +21,271 @@ from hfstrat.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hfstrat.data.tokenize import Selection
+MAX_HELD_OUT = 1000
+EXAMPLES = 3
+BLOCK = 1 << 16  # values searched for at a time
+HASH_BYTES = 8
+TOKENS_BEFORE, TOKENS_AFTER = 24, 12  # tokens shown of a duplicate, around the start of its answer
+
+
+def hash_text(text: str) -> int:
+    """A 64-bit hash of a text, ignoring case and white space: rows with equal hashes are duplicates."""
+    normalized = " ".join(text.casefold().split())
+    digest = hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def read_columns(file: Path, types: dict[str, Any], count: int) -> dict[str, np.ndarray]:
+    """Numeric columns of an Arrow stream as NumPy arrays of the given types, `[count]` each.
+
+    The file is mapped for this read alone and its pages are released on the way: otherwise the columns of short rows, which
+    lie between their tokens, would pull all tokens into memory.
+    """
+    import pyarrow as pa
+
+    columns = {name: np.empty(count, kind) for name, kind in types.items()}
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 0
+    for batch in pa.ipc.open_stream(pa.py_buffer(mapped)):
+        for name, values in columns.items():
+            values[start : start + len(batch)] = batch.column(name).to_numpy()
+        start += len(batch)
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return columns
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some rows of a table, in some order.
+
+    Args:
+        table: the mapped rows of all sources, `[n]`.
+        row: the index of each one's source row over all sources, `[n]`; it never decreases, since the parts of a row
+            (`overflow: split`) follow one another.
+        length: tokens, `[n]`.
+        text_hash: equal for rows of the same text, `[n]`.
+        positions: the selected rows in their order, `[rows]`; None for all.
+    """
+
+    table: Dataset
+    row: np.ndarray
+    length: np.ndarray
+    text_hash: np.ndarray
+    positions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.row if self.positions is None else self.positions)
+
+    def take(self, column: np.ndarray) -> np.ndarray:
+        """The values of a column of the table for these rows, `[rows]`."""
+        return column if self.positions is None else column[self.positions]
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """The rows at these positions of the selection."""
+        return replace(self, positions=positions if self.positions is None else self.positions[positions])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, `[rows]`."""
+        return self.take(self.length)
+
+    def digest(self) -> str:
+        """SHA-256 over which rows these are, their order and their lengths."""
+        digest = hashlib.sha256()
+        for column in (self.row, self.length):
+            digest.update(np.ascontiguousarray(self.take(column)).data)
+        return digest.hexdigest()
+
+    def dataset(self) -> Dataset:
+        """The rows as a data set without the column `text_hash`, as by `Dataset.select` without its Python list."""
+        import pyarrow as pa
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        rows = self.table.remove_columns("text_hash")
+        if self.positions is None:
+            return rows
+        name = hashlib.sha256(self.positions.data).hexdigest()[:32]
+        indices = InMemoryTable(pa.table({"indices": pa.array(self.positions.view(np.uint64))}))
+        return Dataset(rows.data, info=rows.info, split=rows.split, indices_table=indices, fingerprint=name)
 
 
 class Distinct(NamedTuple):
-    """The place of each different row's first appearance, and which of them each row is, `[len(rows)]`."""
+    """The position of each distinct row's first occurrence, and for each row the index of its distinct row, `[len(rows)]`."""
 
     first: np.ndarray
     which: np.ndarray
 
 
 def distinct(rows: Any) -> Distinct:
-    """Of a Dataset, whose repeated rows are repeated indices; in anything else every row is its own."""
+    """The distinct rows of a Dataset, in which repeated rows are repeated indices; of anything else, every row."""
     indices = getattr(rows, "_indices", None)
     numbers = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
     _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
     return Distinct(first, which)
 
 
-MAX_HELD_OUT = 1000
-
-
-EXAMPLES = 3
-
-
-BLOCK = 1 << 16  # numbers that are looked up at a time
-
-
-BEFORE, AFTER = 24, 12  # tokens of an example, around where its answer begins
-
-
 def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, `[rows]`.
-
-    Straight from the mapped file: `rows[name]` of selected rows would cost some 700 bytes of memory for each of them.
-    """
+    """A numeric column, `[rows]`, read from the mapped file: `rows[name]` of selected rows takes about 700 bytes per row."""
     chunks = [chunk.to_numpy() for chunk in rows.data.column(name).chunks]
     values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return values if rows._indices is None else values[rows._indices.column(0).to_numpy()]
 
 
-def hold_out(rows: Selection, size: float, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and to evaluate on, `[n]` each; equal rows, and pieces of one row, stay on one side.
-
-    Raises:
-        UserError: too few different rows.
-    """
-    return divide(rows, choose_held_out(rows.of(rows.text_hash), size, limit, seed))
-
-
 def divide(rows: Selection, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the rows that are not among these texts (their hashes, in order), and of those that are."""
-    held = is_in(rows.of(rows.text_hash), held_out)
+    """Positions of the rows whose text hash is not in `held_out` (sorted), and of those whose hash is."""
+    held = contains(held_out, rows.take(rows.text_hash))
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: int) -> np.ndarray:
-    """Hashes of the texts to hold out, in order, drawn by seed, for rows with these hashes, `[n]`. Raises as `hold_out`."""
+    """Sorted hashes of the texts to hold out, drawn by seed. Equal rows, and the parts of one row, stay on one side.
+
+    Args:
+        hashes: text hashes of all rows, `[n]`.
+        size: rows to hold out; below 1 a share.
+        limit: rows at most.
+
+    Raises:
+        UserError: too few distinct rows.
+    """
     wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
     ordered = np.sort(hashes)
-    begins = np.ones(len(ordered), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
-    different = int(np.count_nonzero(begins))
-    order = np.random.default_rng((seed, 0)).permutation(different)[: wanted + 1].copy()  # each has one row at least
-    drawn = ordered[np.flatnonzero(begins)[order]]
-    counts = np.searchsorted(ordered, drawn, "right") - np.searchsorted(ordered, drawn)
-    taken = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
-    if taken >= different:
+    starts = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
+    count = int(np.count_nonzero(starts))
+    order = np.random.default_rng((seed, 0)).permutation(count)[: wanted + 1].copy()  # each has at least one row
+    drawn = ordered[np.flatnonzero(starts)[order]]
+    sizes = np.searchsorted(ordered, drawn, "right") - np.searchsorted(ordered, drawn)
+    taken = int(np.searchsorted(np.cumsum(sizes), wanted)) + 1
+    if taken >= count:
         raise UserError(
-            f"data: {len(hashes)} rows ({different} different) are too few to hold out {wanted} for evaluation; "
-            "name data.eval, lower data.eval_size or bring more rows"
+            f"data: {len(hashes)} rows ({count} distinct) are too few to hold out {wanted} for evaluation; "
+            "set data.eval, lower data.eval_size, or add rows"
         )
     return np.sort(drawn[:taken])
 
 
-def is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Which of the values are among the ordered ones, `[n]`. `np.isin` would sort all of them together."""
+def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
+    """As `choose_held_out`, with each label in its proportion. A label (or set of labels) of a single text is trained on.
+
+    Args:
+        labels: the label of each row, `[n]`.
+    """
+    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    distinct_hashes, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    sizes = np.bincount(group)
+    _, stratum = np.unique([labels[index] for index in first], return_inverse=True)
+    order = np.random.default_rng((seed, 0)).permutation(len(first))
+    by_stratum = order[np.argsort(stratum[order], kind="stable")]
+    members = np.split(by_stratum, np.cumsum(np.bincount(stratum))[:-1])
+    share = np.array([sizes[each].sum() for each in members]) * wanted / len(hashes)
+    quota = np.floor(share).astype(int)
+    rest = np.argsort(-(share - quota), kind="stable")
+    quota[rest[: wanted - quota.sum()]] += 1
+    taken = [
+        _first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)
+    ]  # one is left to train on
+    held = np.concatenate(taken)
+    if not len(held):
+        raise UserError(
+            f"data: {len(hashes)} rows ({len(first)} distinct texts) are too few to hold out {wanted} for evaluation; "
+            "set data.eval, or add rows"
+        )
+    return distinct_hashes[np.sort(held)]
+
+
+def _first_groups(groups: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
+    """The first groups that together have `count` rows."""
+    return groups[: int(np.searchsorted(np.cumsum(sizes[groups]), count)) + 1] if count and len(groups) else groups[:0]
+
+
+def contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which of the values are among the ordered ones, `[len(values)]`. `np.isin` would sort all of them together."""
     found = np.empty(len(values), bool)
     for start in range(0, len(values), BLOCK):
         block = values[start : start + BLOCK]
-        places = np.searchsorted(ordered, block)
-        found[start : start + BLOCK] = ordered[np.minimum(places, len(ordered) - 1)] == block
+        positions = np.searchsorted(ordered, block)
+        found[start : start + BLOCK] = ordered[np.minimum(positions, len(ordered) - 1)] == block
     return found
 
 
-def weigh(origin: np.ndarray, weights: list[float], seed: int) -> np.ndarray:
+def apply_weights(origin: np.ndarray, weights: list[float], seed: int) -> np.ndarray:
     """Positions of the rows of one epoch: each row of source `i` `weights[i]` times, a fraction of them drawn by seed.
 
     Args:
-        origin: the number of each row's source, `[n]`.
+        origin: the index of each row's source, `[n]`.
     """
     chosen = []
     for number, weight in enumerate(weights):
         rows = np.flatnonzero(origin == number)
-        whole = int(weight)
-        part = np.random.default_rng((seed, 1, number)).permutation(rows)[: round((weight - whole) * len(rows))]
-        chosen.append(np.concatenate([np.tile(rows, whole), part]))
+        repeats = int(weight)
+        part = np.random.default_rng((seed, 1, number)).permutation(rows)[: round((weight - repeats) * len(rows))]
+        chosen.append(np.concatenate([np.tile(rows, repeats), part]))
     return np.sort(np.concatenate(chosen))
 
 
-def overlap(train: Selection, held: Selection, tokenizer: Any) -> dict[str, Any]:
-    """Rows that stand in train more than once, and rows of the evaluation that stand in train too.
+def find_duplicates(train: Selection, held: Selection, tokenizer: Any) -> dict[str, Any]:
+    """Counts and examples of the duplicates among training rows, and of the evaluation rows that are also training rows.
 
-    Rows are the same if their whole text is, without regard to case and white space.
+    Rows are duplicates if their complete texts are equal, ignoring case and white space.
     """
-    ordered = _hashes(train)
+    ordered = _row_hashes(train)
     ordered.sort()
-    again = ordered[1:] == ordered[:-1]
-    second = again.copy()  # and not the third or fourth
-    second[1:] &= ~again[:-1]
-    twice = ordered[1:][np.flatnonzero(second)[:EXAMPLES]]
-    shared = is_in(_hashes(held), ordered)
+    repeats = ordered[1:] == ordered[:-1]
+    second = repeats.copy()  # and not the third or fourth
+    second[1:] &= ~repeats[:-1]
+    repeated = ordered[1:][np.flatnonzero(second)[:EXAMPLES]]
+    shared = contains(ordered, _row_hashes(held))
     del ordered, second
     return {
-        "train_duplicates": int(np.count_nonzero(again)),
-        "train_duplicate_examples": _texts(train, [np.argmax(_hashes(train) == one) for one in twice], tokenizer),
+        "train_duplicates": int(np.count_nonzero(repeats)),
+        "train_duplicate_examples": _show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
         "eval_rows_in_train": int(np.count_nonzero(shared)),
-        "eval_rows_in_train_examples": _texts(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
+        "eval_rows_in_train_examples": _show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
     }
 
 
-def _begins(part: Selection) -> np.ndarray:
-    """Which pieces are the first of their row."""
-    numbers = part.of(part.row)
-    begins = np.ones(len(numbers), bool)
-    np.not_equal(numbers[1:], numbers[:-1], out=begins[1:])
-    return begins
+def _first_parts(rows: Selection) -> np.ndarray:
+    """Which parts are the first of their row."""
+    numbers = rows.take(rows.row)
+    starts = np.ones(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=starts[1:])
+    return starts
 
 
-def _hashes(part: Selection) -> np.ndarray:
-    """The hash of each row, `[rows]`, a copy."""
-    begins, hashes = _begins(part), part.of(part.text_hash)
-    if not begins.all():
-        return hashes[begins]
-    return hashes.copy() if part.places is None else hashes
+def _row_hashes(rows: Selection) -> np.ndarray:
+    """The text hash of each row, `[rows]`, as a copy."""
+    starts, hashes = _first_parts(rows), rows.take(rows.text_hash)
+    if not starts.all():
+        return hashes[starts]
+    return hashes.copy() if rows.positions is None else hashes
 
 
-def _texts(part: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
-    """The end of the prompt and the beginning of the answer: a row's very beginning may be the same system message in all.
+def _show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
+    """The end of the prompt and the start of the answer: the start of a row may be the same system message in all.
 
     Args:
-        which: numbers of rows, not of pieces.
+        which: indices of rows, not of parts.
     """
     shown = []
     for number in which:
-        place = np.flatnonzero(_begins(part))[number]
-        row = part.table[int(place if part.places is None else part.places[place])]
+        position = np.flatnonzero(_first_parts(rows))[number]
+        row = rows.table[int(position if rows.positions is None else rows.positions[position])]
         first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
-        ids = row["input_ids"][max(0, first - BEFORE) : first + AFTER]
+        ids = row["input_ids"][max(0, first - TOKENS_BEFORE) : first + TOKENS_AFTER]
         shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))
     return shown
 
 
-def overlap_lines(found: dict[str, Any]) -> list[str]:
-    """In words, nothing where there is nothing."""
+def describe_duplicates(found: dict[str, Any]) -> list[str]:
+    """One line for each kind of duplicates that was found."""
     lines = []
     for count, examples, words in (
-        ("train_duplicates", "train_duplicate_examples", "training rows stand there already"),
-        ("eval_rows_in_train", "eval_rows_in_train_examples", "evaluation rows stand in train too"),
-        ("conflicting_texts", "conflicting_text_examples", "texts stand in train with different labels"),
+        ("train_duplicates", "train_duplicate_examples", "duplicates among the training rows"),
+        ("eval_rows_in_train", "eval_rows_in_train_examples", "evaluation rows are also in the training data"),
+        ("conflicting_texts", "conflicting_text_examples", "training texts occur with different labels"),
     ):
         if found.get(count):
-            lines.append(f"{found[count]:,} {words}, such as " + "; ".join(f'"{text}"' for text in found[examples]))
+            lines.append(f"{found[count]:,} {words}, for example " + "; ".join(f'"{text}"' for text in found[examples]))
     return lines

@@ -1,4 +1,4 @@
-"""What became of every row and token, and when that is an error."""
+"""Statistics of the prepared data: what happened to every row and token, and which losses are refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
-LOSS_ALLOWED = 0.01  # share of the supervised tokens that may be lost without being asked for
-UNSUPERVISED_ALLOWED = 0.05  # share of the rows that may have nothing to train on
+MAX_LOST = 0.01  # share of the supervised tokens that may be lost without the user's consent
+MAX_UNSUPERVISED = 0.05  # share of the rows that may have nothing to train on
 COUNTS = (
     "rows_read",
     "rows_kept",
@@ -31,13 +31,13 @@ COUNTS = (
 
 
 @dataclass
-class Account:
-    """What became of the rows and tokens of one source, or of several together (then `sources` has one for each).
+class Statistics:
+    """What happened to the rows and tokens of one source, or of several (then `sources` holds those of each).
 
-    `rows_read = rows_kept + rows_dropped`. Dropped are rows that are too long (`overflow: drop`), `rows_blank` without an
-    answer to learn, and `rows_unreached` whose answer lies wholly beyond `max_length`. `rows_unrolled` are conversations
-    that became `unrolled_into` rows, one for each answer, because the template renders earlier turns otherwise; each counts
-    as one row elsewhere, as do those that are split. `supervised` tokens carry loss; the tokens of a row count once,
+    `rows_read = rows_kept + rows_dropped`. Dropped rows are those that are too long (`overflow: drop`), `rows_blank` without
+    an answer to train on, and `rows_unreached` whose answer lies entirely beyond `max_length`. `rows_unrolled` are
+    conversations that became `unrolled_into` rows, one per answer, because the template renders earlier turns differently;
+    each counts as one row elsewhere, as do split rows. `supervised` tokens have loss; the tokens of a row count once,
     whatever its weight.
     """
 
@@ -60,64 +60,69 @@ class Account:
     supervised: int = 0
     tokens_lost: int = 0
     supervised_lost: int = 0
-    tools_as_text: bool = False  # the template does not know tools
-    misread: str = ""  # where the ids of a row are read as something else than it says
-    sha256: str = ""  # of all token ids and labels, in their order
-    many_labels: bool = False  # a row of a classification has a list of labels
-    sources: list[Account] = field(default_factory=list)
+    tools_as_text: bool = False  # the template does not support tools
+    misread: str = ""  # where the ids of a row decode to another text
+    sha256: str = ""  # of all token ids and labels, in order
+    many_labels: bool = False  # rows of a classification have lists of labels
+    sources: list[Statistics] = field(default_factory=list)
 
     @classmethod
-    def of(cls, stored: dict[str, Any]) -> Account:
-        known = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in stored.items() if name in known - {"sources"}})
+    def from_dict(cls, stored: dict[str, Any]) -> Statistics:
+        """The statistics of one source, as `asdict` wrote them."""
+        known = {each.name for each in fields(cls)} - {"sources"}
+        return cls(**{name: value for name, value in stored.items() if name in known})
 
     @classmethod
-    def together(cls, accounts: list[Account]) -> Account:
-        """One account of several sources; a single one stays as it is."""
-        if len(accounts) == 1:
-            return accounts[0]
-        total = cls(f"{len(accounts)} sources", template=accounts[0].template, sources=accounts)
-        total.tools_as_text = any(account.tools_as_text for account in accounts)
-        total.misread = next((f"{each.source}: {each.misread}" for each in accounts if each.misread), "")
-        total.many_labels = accounts[0].many_labels
-        total.train_on = " and ".join(dict.fromkeys(account.train_on for account in accounts))
-        total.format = " and ".join(dict.fromkeys(account.format for account in accounts))
-        total.sha256 = hashlib.sha256(" ".join(account.sha256 for account in accounts).encode()).hexdigest()
+    def merge(cls, parts: list[Statistics]) -> Statistics:
+        """The statistics of several sources together; those of a single one as they are."""
+        if len(parts) == 1:
+            return parts[0]
+        total = cls(f"{len(parts)} sources", template=parts[0].template, sources=parts)
+        total.tools_as_text = any(part.tools_as_text for part in parts)
+        total.misread = next((f"{part.source}: {part.misread}" for part in parts if part.misread), "")
+        total.many_labels = parts[0].many_labels
+        total.train_on = " and ".join(dict.fromkeys(part.train_on for part in parts))
+        total.format = " and ".join(dict.fromkeys(part.format for part in parts))
+        total.sha256 = hashlib.sha256(" ".join(part.sha256 for part in parts).encode()).hexdigest()
         for name in COUNTS:
-            setattr(total, name, sum(getattr(account, name) for account in accounts))
+            setattr(total, name, sum(getattr(part, name) for part in parts))
         return total
 
     def line(self) -> str:
-        text = f"{self.source}: {self.rows_kept:,} of {self.rows_read:,} rows as {self.format}"
+        """The statistics in one line."""
+        kept = f"{self.rows_kept:,}" if self.rows_kept == self.rows_read else f"{self.rows_kept:,} of {self.rows_read:,}"
+        text = f"{self.source}: {kept} rows, format {self.format}"
         text += f" ({self.template} template, loss on {self.train_on})" if self.template and self.format != "text" else ""
         if self.rows_with_tools:
-            text += f", {self.rows_with_tools:,} with tools{' as text: the template knows none' if self.tools_as_text else ''}"
-        text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} carry loss" if self.train_on else "")
+            as_text = " as text (the chat template does not support tools)" if self.tools_as_text else ""
+            text += f", {self.rows_with_tools:,} with tools{as_text}"
+        text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} with loss" if self.train_on else "")
         if self.rows_blank and not self.train_on:
-            text += f"; {self.rows_blank:,} without a text"
+            text += f"; {self.rows_blank:,} without text"
         if self.rows_cut or self.rows_split or self.rows_dropped:
-            text += f"; {self.rows_cut:,} cut, {self.rows_split:,} split, {self.rows_dropped:,} dropped"
-            text += f", {self.tokens_lost:,} tokens lost"
-        return text + (f"; each row {self.weight:g} times an epoch" if self.weight != 1 else "")
+            changed = (("truncated", self.rows_cut), ("split", self.rows_split), ("dropped", self.rows_dropped))
+            text += "; " + ", ".join(f"{count:,} {word}" for word, count in changed if count)
+            text += f" ({self.tokens_lost:,} tokens lost)"
+        return text + (f"; weight {self.weight:g}: each row {self.weight:g} times per epoch" if self.weight != 1 else "")
 
     def lines(self) -> list[str]:
-        """The account, and below it one of each source where there are several; then what is out of the ordinary."""
-        return [self.line(), *(f"  {account.line()}" for account in self.sources), *self.remarks()]
+        """The line of all sources, below it one for each if there are several, then anything unusual."""
+        return [self.line(), *(f"  {part.line()}" for part in self.sources), *self.remarks()]
 
     def remarks(self) -> list[str]:
-        said = []
+        remarks = []
         if self.rows_unrolled:
-            said.append(
-                f"the chat template renders earlier turns otherwise: {self.rows_unrolled:,} conversations became "
+            remarks.append(
+                f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "
                 f"{self.unrolled_into:,} rows, one per answer"
             )
         if self.misread:
-            said.append(f"the tokenizer does not give back what it was given: {self.misread}")
-        return said
+            remarks.append(f"the tokenizer does not reproduce its input: {self.misread}")
+        return remarks
 
 
-class Overlong:
-    """Lengths of the rows beyond `max_length`, and what each lost: enough to say which `max_length` would do."""
+class LongRows:
+    """Lengths of the rows beyond `max_length` and the tokens that each lost, to find a sufficient `max_length`."""
 
     def __init__(self) -> None:
         self.lengths, self.lost = array("q"), array("q")
@@ -126,7 +131,7 @@ class Overlong:
         self.lengths.append(length)
         self.lost.append(lost)
 
-    def enough(self, allowed: float) -> int:
+    def sufficient_length(self, allowed: float) -> int:
         """The smallest of these lengths that loses no more than `allowed` supervised tokens."""
         lost = 0.0
         for length, supervised in sorted(zip(self.lengths, self.lost, strict=True), reverse=True):
@@ -136,42 +141,40 @@ class Overlong:
         return max(self.lengths)
 
 
-def check(account: Account, overlong: Overlong, data: Data) -> None:
-    """Refuse data of which too much would be lost without anyone having asked for it.
+def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
+    """Refuse data of which too much would be lost without the user's consent.
 
     Raises:
-        UserError: no token that carries loss, rows without any in more than a small share, too many tokens cut.
+        UserError: no token with loss, too many rows without any, or too many supervised tokens truncated.
     """
-    if not account.supervised:
+    if not stats.supervised:
         raise UserError(
-            f"{account.source}: no token would carry loss: every completion is empty or lies beyond "
-            f"data.max_length = {data.max_length}; raise it or check the columns"
+            f"{stats.source}: no token contributes to the loss: every completion is empty or lies beyond "
+            f"data.max_length = {data.max_length}; raise it, or check the columns"
         )
-    _check_rows(account, data)
-    every = account.supervised + account.supervised_lost
-    share = account.supervised_lost / every
-    if data.overflow == "truncate" and share > LOSS_ALLOWED:
-        needed = overlong.enough(LOSS_ALLOWED * every)
+    _check_rows(stats, data)
+    total = stats.supervised + stats.supervised_lost
+    share = stats.supervised_lost / total
+    if data.overflow == "truncate" and share > MAX_LOST:
+        needed = long_rows.sufficient_length(MAX_LOST * total)
         raise UserError(
-            f"{account.source}: data.max_length = {data.max_length} cuts {account.supervised_lost:,} of the tokens that "
-            f"carry loss ({share:.1%}); max_length: {needed} would keep 99 % of them, or say overflow: split or drop"
+            f"{stats.source}: data.max_length = {data.max_length} truncates {stats.supervised_lost:,} of the tokens with loss "
+            f"({share:.1%}); data.max_length: {needed} would keep 99 % of them, or set data.overflow: split (or drop)"
         )
 
 
-def _check_rows(account: Account, data: Data) -> None:
-    without = account.rows_blank + account.rows_unreached
-    if without <= UNSUPERVISED_ALLOWED * account.rows_read:
+def _check_rows(stats: Statistics, data: Data) -> None:
+    without = stats.rows_blank + stats.rows_unreached
+    if without <= MAX_UNSUPERVISED * stats.rows_read:
         return
-    if account.rows_blank >= account.rows_unreached:
-        cause = (
-            f"in {account.rows_blank:,} of them the answer is blank, or of weight 0: check the columns, or remove these rows"
-        )
+    if stats.rows_blank >= stats.rows_unreached:
+        cause = f"in {stats.rows_blank:,} of them the answer is blank or of weight 0: check the columns, or remove these rows"
     else:
         cause = (
-            f"in {account.rows_unreached:,} of them the prompt alone fills data.max_length = {data.max_length}: raise it, "
-            "or say overflow: split or drop"
+            f"in {stats.rows_unreached:,} of them the prompt alone fills data.max_length = {data.max_length}: raise it, "
+            "or set data.overflow: split (or drop)"
         )
     raise UserError(
-        f"{account.source}: {without:,} of {account.rows_read:,} rows ({without / account.rows_read:.1%}) have no token that "
-        f"would carry loss; {cause}"
+        f"{stats.source}: {without:,} of {stats.rows_read:,} rows ({without / stats.rows_read:.1%}) have no token that "
+        f"contributes to the loss; {cause}"
     )

@@ -1,4 +1,4 @@
-"""`hfstrat evaluate`: load, measure, compare, show. Under a launcher `python -m hfstrat.evaluation.evaluate REQUEST`."""
+"""`hfstrat evaluate`: load, measure, compare, print. Under a launcher: `python -m hfstrat.evaluation.evaluate REQUEST`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hfstrat.evaluation.forward import Runner, Subject
-    from hfstrat.evaluation.intervals import Found
+    from hfstrat.evaluation.intervals import Measurement
     from hfstrat.recipe.schema import Recipe
 
 PROGRAM = "hfstrat.evaluation.evaluate"
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
-    """Measure what was asked for; the first process prints it and gets the report, the others None.
+    """Measure and print what was requested.
+
+    Returns:
+        The report on the main process, None on the others.
 
     Raises:
-        UserError: a model or rows that cannot be read, or that do not go together.
+        UserError: models or examples that cannot be read, or that do not match.
     """
     recipe = request.check()
     from hfstrat.errors import quiet_libraries
@@ -40,36 +43,36 @@ def evaluate(request: Request) -> dict[str, Any] | None:
 
     world, started = join_world(), time.monotonic()
     screen, rows = make_console(world.is_main_process), Rows(request, recipe)
-    found: dict[str, dict[str, Found]] = {"before": {}, "after": {}}
-    said: dict[str, list[str]] = {}
+    found: dict[str, dict[str, Measurement]] = {"before": {}, "after": {}}
+    answers: dict[str, list[str]] = {}
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
-            subject = load(target, form_of(request, recipe, side), recipe.model.dtype)  # both in one precision
-            data = rows.of(subject)
+            subject = load(target, quantization_form(request, recipe, side), recipe.model.dtype)  # the same precision for both
+            data = rows.for_model(subject)
             suite = Suite(recipe.evaluation, data, recipe.seed)
-            found[side] = suite.measure(subject, runner_of(subject, recipe, screen, world))
-            said[side] = rows.answers(subject, data) if world.is_main_process else []
+            found[side] = suite.measure(subject, make_runner(subject, recipe, screen, world))
+            answers[side] = rows.answers(subject, data) if world.is_main_process else []
             del subject, data
-            gc.collect()  # a model sits in reference cycles
+            gc.collect()  # models contain reference cycles
     leave_world()
     if not world.is_main_process:
         return None
-    whole = whole_of(request, recipe, found, rows.side_by_side(said), world.num_processes)
-    whole["seconds"] = time.monotonic() - started
+    report = build_report(request, recipe, found, rows.side_by_side(answers), world.num_processes)
+    report["seconds"] = time.monotonic() - started
     if request.output:
-        Path(request.output).write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="utf-8")
-    show(whole, screen, recipe)
-    return whole
+        Path(request.output).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    show(report, screen, recipe)
+    return report
 
 
-def form_of(request: Request, recipe: Recipe, side: str) -> str:
-    """As asked for; else as recorded, and the other model in that of the run."""
-    bits = recipe.model.quantization
-    return bits.name if bits and side == "before" and request.quantization == "recorded" else request.quantization
+def quantization_form(request: Request, recipe: Recipe, side: str) -> str:
+    """The requested form; for `recorded`, the other model gets that of the run."""
+    section = recipe.model.quantization
+    return section.name if section and side == "before" and request.quantization == "recorded" else request.quantization
 
 
 def load(target: str, form: str, dtype: str) -> Subject:
-    """The model with its tokenizer, as it is used for inference."""
+    """A model with its tokenizer, ready for inference."""
     from hfstrat.evaluation.forward import Subject
     from hfstrat.tasks import artifact
 
@@ -77,11 +80,11 @@ def load(target: str, form: str, dtype: str) -> Subject:
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return Subject.of(model, tokenizer, artifact.task_of(target))
+    return Subject.from_model(model, tokenizer, artifact.task_of(target))
 
 
-def runner_of(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> Runner:
-    """Forward passes with the weights as they are, without autocast."""
+def make_runner(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> Runner:
+    """A runner of forward passes in the precision of the weights, without autocast."""
     import torch
 
     from hfstrat.evaluation.forward import Runner
@@ -92,18 +95,18 @@ def runner_of(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> 
 
 @dataclass
 class Rows:
-    """The rows to evaluate on, for each model as its tokenizer has them; models of one vocabulary share them."""
+    """The examples to evaluate on, tokenized for each model; models with the same vocabulary share them."""
 
     request: Request
     recipe: Recipe
-    first: Any = None  # the target, as far as the other model has to know it: task, tokenizer
+    first: Any = None  # task and tokenizer of the target, which the other model is compared with
     data: Any = None
 
-    def of(self, subject: Subject) -> Any:
-        """The rows, None where there are none.
+    def for_model(self, subject: Subject) -> Any:
+        """The prepared examples; None if there are none.
 
         Raises:
-            UserError: rows longer than the model's context, or models of different tasks or labels.
+            UserError: examples longer than the model's context, or models with different tasks or labels.
         """
         from hfstrat.models.load import check_context
 
@@ -122,9 +125,9 @@ class Rows:
     def _check_same(self, subject: Subject) -> None:
         known = getattr(self.data, "label_names", ())
         if subject.task.name != self.first.task.name:
-            raise UserError(f"--against: it is for {subject.task.name}, and {self.request.target} for {self.first.task.name}")
+            raise UserError(f"--against: the task is {subject.task.name}, but {self.first.task.name} for {self.request.target}")
         if known and tuple(subject.inner.config.id2label[index] for index in sorted(subject.inner.config.id2label)) != known:
-            raise UserError(f"--against: its labels are not those of {self.request.target}; name a classifier of the same ones")
+            raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
 
     def _read(self, subject: Subject) -> Any:
         from hfstrat.data.corpus import held_out
@@ -149,7 +152,7 @@ class Rows:
         return wanted.prompts or [sample["prompt"] for sample in samples]
 
     def answers(self, subject: Subject, data: Any) -> list[str]:
-        """What the model says to the prompts."""
+        """The model's answers to the prompts."""
         import torch
 
         from hfstrat.data.render import Renderer
@@ -158,29 +161,29 @@ class Rows:
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
 
-    def side_by_side(self, said: dict[str, list[str]]) -> list[dict[str, str]]:
+    def side_by_side(self, answers: dict[str, list[str]]) -> list[dict[str, str]]:
         references = (
             [] if self.recipe.evaluation.prompts else [sample["reference"] for sample in getattr(self.data, "samples", [])]
         )
         rows = []
         for index, prompt in enumerate(self.prompts):
-            row = {"prompt": self.first.task.text.prompt(prompt), **{side: texts[index] for side, texts in said.items()}}
+            row = {"prompt": self.first.task.text.prompt(prompt), **{side: texts[index] for side, texts in answers.items()}}
             rows.append(row | ({"reference": references[index]} if references else {}))
         return rows
 
 
-def whole_of(
-    request: Request, recipe: Recipe, found: dict[str, dict[str, Found]], answers: list[dict[str, str]], processes: int
+def build_report(
+    request: Request, recipe: Recipe, found: dict[str, dict[str, Measurement]], answers: list[dict[str, str]], processes: int
 ) -> dict[str, Any]:
-    """Everything, for the JSON."""
-    from hfstrat.evaluation.suite import report_of
+    """The complete report, for the JSON file."""
+    from hfstrat.evaluation.suite import build_report as measurements
     from hfstrat.models import fingerprint
 
     files = [path for source in recipe.data.train if (path := Path(source.path).expanduser()).is_file()]
     return {
         "target": request.target,
         "against": request.base(),
-        **report_of(found["before"], found["after"]),
+        **measurements(found["before"], found["after"]),
         "answers": answers,
         "settings": {name: getattr(recipe, name).model_dump() for name in ("data", "evaluation")}
         | {"seed": recipe.seed, "quantization": request.quantization},
@@ -189,24 +192,24 @@ def whole_of(
     }
 
 
-def show(whole: dict[str, Any], screen: Console, recipe: Recipe) -> None:
-    """Samples side by side, then the numbers."""
+def show(report: dict[str, Any], screen: Console, recipe: Recipe) -> None:
+    """Print the answers side by side, then the metrics."""
     from hfstrat.evaluation import table
     from hfstrat.evaluation.suite import ROWS
     from hfstrat.tasks import TASKS
     from hfstrat.trainer import progress
 
-    progress.show_answers(screen, whole["answers"])
-    measured = whole.get("measured", {})
-    for line in table.lines(measured, whole["against"] or "", whole["target"]):
+    progress.show_answers(screen, report["answers"])
+    measured = report.get("measured", {})
+    for line in table.lines(measured, report["against"] or "", report["target"]):
         screen.print(line, markup=False)
     details = measured.get(ROWS, {}).get("details", {})
-    for line in (*table.by_label(details), *TASKS[recipe.task].text.details(details)):
+    for line in (*table.label_table(details), *TASKS[recipe.task].text.details(details)):
         screen.print(line, markup=False)
 
 
 def main() -> None:
-    """Entry under a launcher; ends with the exit code."""
+    """The entry point under a launcher; ends the process with an exit code."""
     from hfstrat.trainer import signals
 
     with signals.report_exit():

@@ -1,12 +1,9 @@
-"""How far a measurement is and how long it takes still: a bar on a terminal, else a line now and then.
+"""Forward passes over examples, and the model that they measure.
 
-Forward passes over rows, longest first, in batches of like length and few widths; of each row a few numbers are kept.
-
-They stay on the device until all rows are through, and are put back into the rows' own order: a result depends neither on the
-size of the batches nor on the number of processes, of which each takes every so-manyth batch.
-
-
-A model that is measured, and the loss bound to it: the one that training minimises, through supervised rows only."""
+Examples are sorted by length, longest first, and batched with similar lengths in few widths. Each leaves a few numbers, which
+stay on the device until all passes are done and are then put back into the order of the examples. A result depends neither on
+the batch size nor on the number of processes, which take batches in turn.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +23,18 @@ from torch import nn
 from hfstrat.data.collate import rounded
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base, main_dtype
+from hfstrat.recipe.format import clock
 from hfstrat.tasks.base import Task
 from hfstrat.trainer.batching import multiple_for
-from hfstrat.trainer.progress import LINE_EVERY, clock_text
+from hfstrat.trainer.progress import LINE_EVERY
 
 
 class Progress:
-    """Counts work, in any unit that takes about the same time each.
+    """A progress bar on a terminal, else a line every few seconds.
 
     Args:
-        total: of it; longest rows come first, so the time left is rather too long than too short.
+        total: the amount of work, in any unit. The longest examples come first, so the time left is rather over- than
+            underestimated.
     """
 
     def __init__(self, screen: Console, words: str, total: int) -> None:
@@ -64,28 +63,27 @@ class Progress:
         elif now - self._last > LINE_EVERY and self.done < self.total:
             self._last = now
             left = (now - self._started) * (self.total - self.done) / self.done
-            self.screen.print(f"{self.words}: {self.done / self.total:.0%}, {clock_text(left)} left")
+            self.screen.print(f"{self.words}: {self.done / self.total:.0%}, {clock(left)} left")
 
     def __exit__(self, *error: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
 
 
-CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # of a forward pass, where nobody says it
-
+CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # of a forward pass, unless evaluation.batch_tokens is set
 
 Step = Callable[[list[int]], tuple[torch.Tensor, ...]]
-"""From places of rows to what is kept of each: tensors whose first dimension is those rows."""
+"""From indices of examples to the numbers of each: tensors whose first dimension is these examples."""
 
 
 @dataclass
 class Runner:
-    """Where and how forward passes run.
+    """Runs forward passes.
 
     Args:
-        dtype: of the forward pass: autocast where it is not float32.
-        tokens: of one pass, padding included; "auto" by the device.
-        processes, rank: of those that share the rows; all of them have to call the same things in the same order.
+        dtype: of the forward pass; autocast is used unless it is float32.
+        tokens: of one pass, padding included; "auto" depends on the device.
+        processes, rank: of the processes that share the examples. All of them must make the same calls in the same order.
     """
 
     device: torch.device
@@ -111,11 +109,11 @@ class Runner:
             yield
 
     def batches(self, lengths: np.ndarray, packed: int = 0) -> list[list[int]]:
-        """Places of rows, longest first, as many together as the budget holds.
+        """Indices of examples, longest first, with as many in a batch as the token budget allows.
 
         Args:
-            packed: width of what rows stand in one behind the other. Those that fit are dealt out, so that passes are alike:
-                long and short ones together pad little, and there is one shape to compile kernels for.
+            packed: width of the rows that hold several examples in sequence. Examples that fit are distributed evenly, so that
+                passes are similar: long and short ones together need little padding, and kernels are compiled for one shape.
         """
         order, found, start = np.argsort(-lengths, kind="stable"), list[list[int]](), 0
         plain = order[lengths[order] > packed]
@@ -129,7 +127,7 @@ class Runner:
         return found + [rest[number::passes].tolist() for number in range(min(passes, len(rest)))]
 
     def share(self, batches: Sequence[Any]) -> list[tuple[Any, bool]]:
-        """This process's batches, and whether each counts: all processes run as many (sharded models wait for each other)."""
+        """This process's batches, and whether each counts: all processes run equally many, since sharded models synchronize."""
         steps = -(-len(batches) // self.processes)
         places = [self.rank + self.processes * step for step in range(steps)]
         return [(batches[min(place, len(batches) - 1)], place < len(batches)) for place in places]
@@ -143,28 +141,28 @@ class Runner:
         work: float | None = None,
         packed: int = 0,
     ) -> tuple[np.ndarray, ...]:
-        """What `step` says of every row, in their order, on every process.
+        """The numbers that `step` returns for every example, in their order, on every process.
 
         Args:
-            progress: to be moved on by `work`, where these rows are a part of more; else there is one of its own.
+            progress: advanced by `work`, if these examples are a part of more; by default a new one is shown.
             packed: see `batches`.
         """
-        mine, kept, places = self.share(self.batches(lengths, packed)), list[tuple[torch.Tensor, ...]](), list[int]()
+        mine, results, places = self.share(self.batches(lengths, packed)), list[tuple[torch.Tensor, ...]](), list[int]()
         tokens = sum(int(lengths[batch].sum()) for batch, _ in mine)
         shown = nullcontext(progress) if progress is not None else Progress(self.screen, words, tokens)
         size = 1.0 if work is None else work / max(1, tokens)
         with shown as progress, self.computing():
             for batch, counts in mine:
-                for part, numbers in self._careful(batch, step):
+                for part, numbers in self._run(batch, step):
                     if counts:
-                        kept.append(numbers)
+                        results.append(numbers)
                         places += part
                 progress.advance(size * int(lengths[batch].sum()))
-        arrays = [torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True)] if kept else []
-        return self._gathered(len(lengths), np.array(places, dtype=np.int64), arrays)
+        arrays = [torch.cat(column).cpu().numpy() for column in zip(*results, strict=True)] if results else []
+        return self._gather_rows(len(lengths), np.array(places, dtype=np.int64), arrays)
 
-    def _careful(self, batch: list[int], step: Step) -> list[tuple[list[int], tuple[torch.Tensor, ...]]]:
-        """The batch in one pass, or in halves where the device's memory does not hold it."""
+    def _run(self, batch: list[int], step: Step) -> list[tuple[list[int], tuple[torch.Tensor, ...]]]:
+        """The results of a batch in one pass, or in halves if the device runs out of memory."""
         try:
             return [(batch, step(batch))]
         except torch.cuda.OutOfMemoryError:
@@ -172,18 +170,18 @@ class Runner:
                 raise
         torch.cuda.empty_cache()
         half = len(batch) // 2
-        return [*self._careful(batch[:half], step), *self._careful(batch[half:], step)]
+        return [*self._run(batch[:half], step), *self._run(batch[half:], step)]
 
-    def _gathered(self, rows: int, places: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _gather_rows(self, rows: int, places: np.ndarray, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         parts = [part for part in self.gather((places, arrays)) if part[1]]
-        whole = [np.empty((rows, *array.shape[1:]), dtype=array.dtype) for array in (parts[0][1] if parts else [])]
-        for there, columns in parts:
-            for target, column in zip(whole, columns, strict=True):
-                target[there] = column
-        return tuple(whole)
+        columns = [np.empty((rows, *array.shape[1:]), dtype=array.dtype) for array in (parts[0][1] if parts else [])]
+        for indices, values in parts:
+            for column, value in zip(columns, values, strict=True):
+                column[indices] = value
+        return tuple(columns)
 
     def gather(self, item: Any) -> list[Any]:
-        """What each process has, on all of them."""
+        """The item of each process, on all processes."""
         if self.processes == 1:
             return [item]
         from accelerate.utils import gather_object
@@ -193,10 +191,10 @@ class Runner:
 
 @dataclass
 class Subject:
-    """A model with its tokenizer, for inference.
+    """A model under evaluation, with its tokenizer.
 
     Args:
-        model: what is called; `inner` is the transformers model in it (itself, where there is no adapter).
+        model: the model that is called; `inner` is the transformers model in it (the same one, if there is no adapter).
     """
 
     model: Any
@@ -205,7 +203,7 @@ class Subject:
     task: Task
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, task: Task) -> Subject:
+    def from_model(cls, model: Any, tokenizer: Any, task: Task) -> Subject:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         return cls(model, inner, tokenizer, task)
 
@@ -214,13 +212,13 @@ class Subject:
         return next(self.model.parameters()).device
 
     def base(self) -> Base:
-        """As tasks want it."""
+        """The model in the form that tasks take."""
         dtype = main_dtype(self.inner)
         return Base(self.inner, "", None, [], dtype, dtype, task=self.task)
 
     @property
     def context(self) -> int | None:
-        """Positions that it has, where it says so."""
+        """The maximum number of positions, if the config has it."""
         config = self.inner.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         found = getattr(config, "max_position_embeddings", None)
@@ -228,10 +226,10 @@ class Subject:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """In evaluation mode, with the plain loss bound (not a student's), and afterwards as it was."""
-        drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        """Evaluation mode with the plain loss bound (not that of a student); afterwards everything is restored."""
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        was_training, kept = self.model.training, vars(self.inner).get("forward")
+        was_training, bound = self.model.training, vars(self.inner).get("forward")
         self.model.eval()
         fused_loss.unbind_head_loss(self.inner)
         try:
@@ -240,11 +238,11 @@ class Subject:
             yield
         finally:
             fused_loss.unbind_head_loss(self.inner)
-            if kept is not None:
-                self.inner.forward = kept
+            if bound is not None:
+                self.inner.forward = bound
             self.model.train(was_training)
-            random.setstate(drawn[0])  # the harness seeds them all, and training has to go on as if nothing had been measured
-            np.random.set_state(drawn[1])
-            torch.set_rng_state(drawn[2])
+            random.setstate(states[0])  # the harness seeds them all, and training must continue as if nothing had been measured
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
             for index, state in enumerate(on_gpus):
                 torch.cuda.set_rng_state(state, index)

@@ -1,10 +1,12 @@
-"""How sure a number is: confidence intervals by the bootstrap over rows, paired where two models answered the same rows.
+"""Confidence intervals of metrics by the bootstrap over examples, paired when two models are measured on the same examples.
 
-Rows, not tokens, are drawn: the tokens of a row belong together (Miller 2024, arXiv 2411.00640, on clustered errors). The
-interval is that of the percentiles (Efron and Tibshirani 1993, chapter 13). Of two models the difference is drawn with the
-same rows for both (Koehn 2004, W04-3250), which is much narrower than two intervals side by side. Where each row is right or
-wrong, and nothing else, the interval of a share is Wilson's (1927), which says something even where all rows are right. Numpy
-only.
+Examples, not tokens, are resampled: the tokens of an example are correlated (Miller 2024, arXiv 2411.00640, on clustered
+errors). The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13). The difference of two models is
+resampled with the same examples for both (Koehn 2004, W04-3250), which is much narrower than two separate intervals. If each
+example is either right or wrong, the interval of a share is Wilson's (1927), which is informative even if all examples are
+right. Numpy only.
+
+Not scipy.stats.bootstrap: it resamples values, and here one resample serves all metrics of both models.
 """
 
 from __future__ import annotations
@@ -20,35 +22,28 @@ import numpy as np
 from hfstrat.tasks.metrics import Score, ratios
 
 LEVEL = 0.95
-
-
 Z = 1.959963984540054  # standard normal, at (1 + LEVEL) / 2
-
-
-RESAMPLES, FEWEST, DRAWS = 1000, 200, 2 * 10**8  # DRAWS: rows drawn in all, beyond which there are fewer resamples
-
-
+RESAMPLES, MIN_RESAMPLES = 1000, 200
+MAX_DRAWS = 2 * 10**8  # examples drawn in total; more examples get fewer resamples
 SEED = 20240401
-
-
 METHOD = (
-    "95 %: percentile bootstrap over rows, 1000 resamples (Efron and Tibshirani 1993); differences paired by row (Koehn 2004); "
-    "single shares of right rows by Wilson's score (1927)"
+    "95%: percentile bootstrap over examples, 1000 resamples (Efron and Tibshirani 1993); differences paired by example "
+    "(Koehn 2004); shares of correct examples by Wilson's score interval (1927)"
 )
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one model made of one set of rows.
+class Measurement:
+    """The scores of one model on one set of examples.
 
     Args:
-        rows: how many.
-        score: metrics, from how often each row counts.
-        shares: names of metrics that are a share of right rows.
+        rows: the number of examples.
+        score: computes the metrics from the weight of each example.
+        shares: names of metrics that are a share of correct examples.
         counts: numbers without an interval, such as tokens.
         details: for the report.
-        given: metrics whose interval (value, low, high) was made elsewhere.
-        order: a digest of which rows these are, in which order: only the same can be paired.
+        given: metrics with an interval that was computed elsewhere: value, low, high.
+        order: a digest of the examples and their order; only measurements with equal digests are paired.
     """
 
     rows: int
@@ -60,12 +55,12 @@ class Found:
     order: str = ""
 
     def values(self) -> dict[str, float]:
-        """The metrics themselves."""
+        """The metrics by name."""
         return {**self.score(np.ones(self.rows)), **{name: value for name, (value, _, _) in self.given.items()}}
 
 
 def means(columns: dict[str, np.ndarray]) -> Score:
-    """A score of means over rows."""
+    """A score that is the mean of each column over the examples."""
     if not columns:
         return lambda weights: {}
     score = ratios(columns, {name: itemgetter(name) for name in columns})
@@ -73,16 +68,16 @@ def means(columns: dict[str, np.ndarray]) -> Score:
 
 
 def draws(rows: int) -> Iterator[np.ndarray]:
-    """How often each row counts in each resample, `[rows]`; the same ones whenever there are as many rows."""
+    """The weight of each example in each resample, `[rows]`; the same resamples for the same number of examples."""
     source = np.random.default_rng((SEED, rows))
-    for _ in range(max(FEWEST, min(RESAMPLES, DRAWS // max(rows, 1)))):
+    for _ in range(max(MIN_RESAMPLES, min(RESAMPLES, MAX_DRAWS // max(rows, 1)))):
         yield np.bincount(source.integers(0, rows, rows), minlength=rows).astype(np.float64)
 
 
-def together(before: Found | None, after: Found) -> dict[str, Any]:
-    """For the report: value and interval of each metric `before` and `after`, and of their difference.
+def with_intervals(before: Measurement | None, after: Measurement) -> dict[str, Any]:
+    """The entry of the report: value and interval of each metric `before` and `after`, and of their difference.
 
-    A difference of rows that are not the same has no interval.
+    The difference has no interval if the examples are not the same.
     """
     paired = before is not None and before.rows == after.rows and before.order == after.order
     found = {"before": before, "after": after} if before is not None else {"after": after}
@@ -93,15 +88,15 @@ def together(before: Found | None, after: Found) -> dict[str, Any]:
         if paired:
             both = zip(samples["before"], samples["after"], strict=True)
             samples["difference"] = [{name: b[name] - a[name] for name in b if name in a} for a, b in both]
-    whole: dict[str, Any] = {"rows": after.rows, **after.counts}
+    report: dict[str, Any] = {"rows": after.rows, **after.counts}
     for name, one in found.items():
-        whole[name] = _single(one, samples[name])
+        report[name] = _single(one, samples[name])
     if before is not None:
-        whole["difference"] = _difference(before, after, samples["difference"])
-    return whole | ({"details": after.details} if after.details else {})
+        report["difference"] = _difference(before, after, samples["difference"])
+    return report | ({"details": after.details} if after.details else {})
 
 
-def _single(found: Found, samples: list[dict[str, float]]) -> dict[str, Any]:
+def _single(found: Measurement, samples: list[dict[str, float]]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, value in found.score(np.ones(found.rows)).items():
         low, high = wilson(value, found.rows) if name in found.shares else between(samples, name)
@@ -109,7 +104,7 @@ def _single(found: Found, samples: list[dict[str, float]]) -> dict[str, Any]:
     return entries | {name: entry(*three) for name, three in found.given.items()}
 
 
-def _difference(before: Found, after: Found, samples: list[dict[str, float]]) -> dict[str, Any]:
+def _difference(before: Measurement, after: Measurement, samples: list[dict[str, float]]) -> dict[str, Any]:
     old, new = before.values(), after.values()
     return {name: entry(new[name] - old[name], *between(samples, name)) for name in new if name in old}
 
@@ -119,7 +114,7 @@ def entry(value: float, low: float | None, high: float | None) -> dict[str, floa
 
 
 def between(samples: list[dict[str, float]], name: str) -> tuple[float | None, float | None]:
-    """The middle 95 % of a metric's resamples; nothing where there are none."""
+    """The central 95% of the resampled values of a metric; None without values or with values that are not finite."""
     values = [each[name] for each in samples if name in each]
     if not values or not all(map(math.isfinite, values)):
         return None, None
@@ -128,7 +123,7 @@ def between(samples: list[dict[str, float]], name: str) -> tuple[float | None, f
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
-    """The score interval of a share of `rows`."""
+    """Wilson's score interval of a share of `rows` examples."""
     middle = share + Z * Z / (2 * rows)
     half = Z * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
     size = 1 + Z * Z / rows

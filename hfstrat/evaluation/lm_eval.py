@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness with a model that is loaded already: its prompts and metrics, our forward passes.
+"""Tasks of lm-evaluation-harness on a loaded model: its prompts and metrics, our forward passes.
 
-Likelihoods (multiple choice, LAMBADA and the like) are computed by `likelihood`, everything else by the harness itself.
+Likelihoods (multiple choice, LAMBADA and similar tasks) are computed by `likelihood`, everything else by the harness itself.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ import numpy as np
 
 from hfstrat.errors import UserError
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import Found, Z, means
+from hfstrat.evaluation.intervals import Measurement, Z, means
 from hfstrat.evaluation.likelihood import Likelihood
 from hfstrat.recipe.evaluation import Evaluation
 
-TOKENS_A_ROW = 256  # of the harness's own passes, roughly: they go by rows
+TOKENS_PER_ROW = 256  # assumed for the harness's own passes, whose batch size counts rows
 
 
-def measure(subject: Subject, wanted: Evaluation, runner: Runner, seed: int) -> dict[str, Found]:
-    """Each task, by name.
+def measure(subject: Subject, wanted: Evaluation, runner: Runner, seed: int) -> dict[str, Measurement]:
+    """The metrics of each task, by its name.
 
     Raises:
-        UserError: a task that does not exist, or whose data cannot be had.
+        UserError: a task that does not exist, or whose data is not available.
     """
     from lm_eval import simple_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = manager_of(wanted)
+    manager = task_manager(wanted)
     limit = wanted.max_rows
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
         with runner.computing():
-            lm = model_of(subject, runner)
-            whole = simple_evaluate(lm, tasks=wanted.lm_eval, task_manager=manager, limit=limit, bootstrap_iters=100, **seeds)
+            lm = wrap_model(subject, runner)
+            output = simple_evaluate(lm, tasks=wanted.lm_eval, task_manager=manager, limit=limit, bootstrap_iters=100, **seeds)
     except UserError:
         raise
-    except Exception as error:  # tasks are code and data of others
+    except Exception as error:  # tasks are third-party code and data
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"evaluation.lm_eval: {', '.join(wanted.lm_eval)}: {first}") from error
     return {
-        name: found_of(entries, whole["samples"][name])
-        for name, entries in whole["results"].items()
-        if name in whole["samples"]
+        name: measurement_of(entries, output["samples"][name])
+        for name, entries in output["results"].items()
+        if name in output["samples"]
     }
 
 
-def manager_of(wanted: Evaluation) -> Any:
-    """Where tasks are looked up: the folder alone where it has all of them, since reading the harness's own takes seconds."""
+def task_manager(wanted: Evaluation) -> Any:
+    """The index of tasks: `include_path` alone if it has all of them, since indexing the harness's own takes seconds."""
     from lm_eval.tasks import TaskManager
 
     files = {name for name in wanted.lm_eval if name.endswith((".yaml", ".yml"))}
@@ -62,15 +62,15 @@ def manager_of(wanted: Evaluation) -> Any:
             return manager
     near = get_close_matches(unknown[0], manager.all_tasks, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-    raise UserError(f"evaluation.lm_eval: {unknown[0]}: the harness knows no such task; {hint}")
+    raise UserError(f"evaluation.lm_eval: {unknown[0]}: lm-evaluation-harness has no such task; {hint}")
 
 
-def model_of(subject: Subject, runner: Runner) -> Any:
-    """The loaded model as the harness wants one."""
+def wrap_model(subject: Subject, runner: Runner) -> Any:
+    """The loaded model with the interface of the harness."""
     from lm_eval.models.huggingface import HFLM
 
     class Loaded(HFLM):  # type: ignore[misc]
-        """Its requests for likelihoods come here with tokens already cut."""
+        """Answers the harness's requests for likelihoods, which are tokenized already, by `Likelihood`."""
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
             limit = self.max_length
@@ -79,11 +79,11 @@ def model_of(subject: Subject, runner: Runner) -> Any:
             return [(-nll, right == tokens) for nll, tokens, right in sums.tolist()]
 
     likelihood = Likelihood(subject, runner)
-    return Loaded(pretrained=subject.inner, tokenizer=subject.tokenizer, batch_size=max(1, runner.budget // TOKENS_A_ROW))
+    return Loaded(pretrained=subject.inner, tokenizer=subject.tokenizer, batch_size=max(1, runner.budget // TOKENS_PER_ROW))
 
 
-def found_of(entries: dict[str, Any], samples: list[dict[str, Any]]) -> Found:
-    """A task's metrics; those that are means over rows with the rows, so that two models can be paired."""
+def measurement_of(entries: dict[str, Any], samples: list[dict[str, Any]]) -> Measurement:
+    """A task's metrics; means over examples keep the values of the examples, so that two models can be paired."""
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     columns, given = dict[str, np.ndarray](), dict[str, tuple[float, float, float]]()
     for key, value in entries.items():
@@ -102,4 +102,4 @@ def found_of(entries: dict[str, Any], samples: list[dict[str, Any]]) -> Found:
     columns = {name: column for name, column in columns.items() if len(column) == count}
     shares = tuple(name for name, column in columns.items() if set(np.unique(column)) <= {0.0, 1.0})
     order = hashlib.sha256(repr([sample["doc_hash"] for sample in samples]).encode()).hexdigest()
-    return Found(count, means(columns), shares, given=given, order=order)
+    return Measurement(count, means(columns), shares, given=given, order=order)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 FILE = "evaluation_rows.npz"  # in the run's folder
 
 Columns = dict[str, np.ndarray]
 
 
-def write(folder: Path, data: Prepared, columns: Columns) -> None:
+def write(folder: Path, data: PreparedData, columns: Columns) -> None:
     """Write the columns (`[examples]` each) with the index of each example in its source.
 
     The file also holds the number of `bytes` behind the supervised tokens, if the tokenizer determines it exactly. Nothing is
@@ -34,7 +34,7 @@ def write(folder: Path, data: Prepared, columns: Columns) -> None:
     np.savez_compressed(folder / FILE, **stored)  # type: ignore[arg-type]
 
 
-def supervised_bytes(data: Prepared) -> np.ndarray | None:
+def supervised_bytes(data: PreparedData) -> np.ndarray | None:
     """Bytes of text behind the supervised tokens of each evaluation example, `[examples]`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Everything that is measured of one model, by name: the same list for `hfstrat evaluate` and for a training run."""
+"""All measurements of one model, by name: the same list for `hfstrat evaluate` and for a training run."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import METHOD, Found, together
+from hfstrat.evaluation.intervals import METHOD, Measurement, with_intervals
 from hfstrat.evaluation.row_scores import supervised_bytes
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
 
 @dataclass
 class Suite:
-    """What to measure.
+    """The measurements to make.
 
     Args:
-        data: whose evaluation rows; `samples` of them are answered.
-        own_rows: whether their loss is measured here (during training the Trainer does it).
-        is_trained: whether the weights knew something before training, so that it can be forgotten.
+        wanted: the section `evaluation` of a recipe.
+        data: its evaluation examples are measured, and its `samples` answered.
+        own_rows: whether the loss of the examples is measured here; during training the Trainer does it.
+        is_trained: whether the weights were trained before, so that something can be forgotten.
     """
 
     wanted: Evaluation
-    data: Prepared | None
+    data: PreparedData | None
     seed: int
     own_rows: bool = True
     is_trained: bool = True
 
     def is_empty(self, task: Task) -> bool:
-        """Whether there is nothing to measure."""
+        """Whether nothing is to be measured."""
         wanted = self.wanted
         named = wanted.metrics or wanted.choices or wanted.lm_eval or wanted.control not in ("auto", "off")
         return not (named or (self.own_rows and self.data is not None) or self.checks_forgetting(task))
@@ -47,11 +48,11 @@ class Suite:
         """Whether the control text is measured."""
         return self.wanted.control != "off" and task.text.generates and (self.is_trained or self.wanted.control != "auto")
 
-    def measure(self, subject: Subject, runner: Runner) -> dict[str, Found]:
-        """All of it, by name; every process calls it, and each gets the whole."""
+    def measure(self, subject: Subject, runner: Runner) -> dict[str, Measurement]:
+        """All measurements, by name; a collective operation whose result is the same on every process."""
         from hfstrat.evaluation import choices, likelihood, lm_eval, text_metrics
 
-        wanted, found = self.wanted, dict[str, Found]()
+        wanted, found = self.wanted, dict[str, Measurement]()
         with subject.measured():
             if self.own_rows and self.data is not None:
                 found[ROWS] = measure_rows(subject, self.data, runner)
@@ -66,7 +67,7 @@ class Suite:
         return found
 
 
-def measure_rows(subject: Subject, data: Prepared, runner: Runner) -> Found:
+def measure_rows(subject: Subject, data: PreparedData, runner: Runner) -> Measurement:
     """The task's metrics on the evaluation examples, `data.eval`."""
     task, metrics, rows = subject.task, subject.task.metrics.for_data(data), data.eval
     collate = task.rows.collator(subject.base(), data, subject.tokenizer, runner.multiple)
@@ -79,18 +80,18 @@ def measure_rows(subject: Subject, data: Prepared, runner: Runner) -> Found:
     return measurement_of(task, runner.per_row(ROWS, np.asarray(data.eval_lengths), step), data)
 
 
-def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: Prepared) -> Found:
+def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Measurement:
     """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
     metrics = task.metrics.for_data(data)
     values, details = metrics.measure(sums)
     sizes = supervised_bytes(data)
-    beside = {} if sizes is None else {"bytes": sizes}
+    extra = {} if sizes is None else {"bytes": sizes}
     counts = {name: values[name] for name in ("tokens",) if name in values}
     order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()
-    return Found(len(sums[0]), metrics.score(sums, beside), metrics.shares, counts, details, order=order)
+    return Measurement(len(sums[0]), metrics.score(sums, extra), metrics.shares, counts, details, order=order)
 
 
-def report_of(before: dict[str, Found], after: dict[str, Found]) -> dict[str, Any]:
-    """For the report: each set of rows with its metrics before, after and by difference, with intervals."""
-    measured = {name: together(before.get(name), found) for name, found in after.items()}
+def build_report(before: dict[str, Measurement], after: dict[str, Measurement]) -> dict[str, Any]:
+    """The entries of the report: for each set of examples the metrics before, after and their difference, with intervals."""
+    measured = {name: with_intervals(before.get(name), found) for name, found in after.items()}
     return {"interval": METHOD, "measured": measured} if measured else {}

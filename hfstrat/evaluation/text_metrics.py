@@ -1,6 +1,7 @@
-"""Answers compared with their references, one number a row.
+"""Generated answers and their comparison with references, one number per example and metric.
 
-Answers to many prompts at once: batches of like length, greedy or drawn, the same for any batch."""
+Prompts of similar length are answered in a batch, greedily or by sampling; an answer does not depend on its batch.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +18,40 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hfstrat.evaluation.forward import Progress, Runner, Subject
-from hfstrat.evaluation.intervals import Found, means
+from hfstrat.evaluation.intervals import Measurement, means
 from hfstrat.tasks.generation import continued
 
 if TYPE_CHECKING:
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.recipe.evaluation import Evaluation
 
 
 Compare = Callable[[str, str], float]
 
+SHARES = ("exact_match", "regex", "json")  # each example is right or wrong
 
-SHARES = ("exact_match", "regex", "json")  # each row is right or wrong
 
-
-def normalised(text: str) -> str:
-    """Lower case, without punctuation and English articles, single spaces: as SQuAD's own script has it (1606.05250)."""
+def normalize(text: str) -> str:
+    """The text in lower case, without punctuation and English articles: as in SQuAD's own script (1606.05250)."""
     kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    return float(normalised(answer) == normalised(reference))
+    return float(normalize(answer) == normalize(reference))
 
 
 def f1(answer: str, reference: str) -> float:
-    """Of the words that both have, after normalising; two answers without words are the same."""
-    said, wanted = normalised(answer).split(), normalised(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted))
+    """F1 of the normalized words of answer and reference; 1 if neither has words."""
+    given, expected = normalize(answer).split(), normalize(reference).split()
+    if not given or not expected:
+        return float(given == expected)
+    common = sum((Counter(given) & Counter(expected)).values())
+    return 2 * common / (len(given) + len(expected))
 
 
 def is_json(answer: str, reference: str = "") -> float:
-    """Whether the whole answer is a JSON object or list."""
+    """Whether the complete answer is a JSON object or list."""
     try:
         return float(isinstance(json.loads(answer), dict | list))
     except (ValueError, RecursionError):
@@ -59,14 +59,14 @@ def is_json(answer: str, reference: str = "") -> float:
 
 
 def matches(pattern: str) -> Compare:
-    """Whether the pattern is found; one with a group has to find in the answer what it finds in the reference."""
-    wanted = re.compile(pattern)
+    """Whether the pattern matches; a pattern with a group must capture the same in the answer as in the reference."""
+    compiled = re.compile(pattern)
 
     def compare(answer: str, reference: str) -> float:
-        found = wanted.search(answer)
-        if found is None or not wanted.groups:
+        found = compiled.search(answer)
+        if found is None or not compiled.groups:
             return float(found is not None)
-        other = wanted.search(reference)
+        other = compiled.search(reference)
         return float(found.group(1) == (other.group(1) if other else reference.strip()))
 
     return compare
@@ -82,17 +82,17 @@ def rouge() -> dict[str, Compare]:
 
 
 def chrf() -> Compare:
-    """chrF2 of each answer (Popovic 2015, W15-3049) by `sacrebleu`, from 0 to 1; it is averaged over rows."""
+    """chrF2 of each answer (Popovic 2015, W15-3049) by `sacrebleu`, from 0 to 1; averaged over examples."""
     from sacrebleu.metrics import CHRF
 
     metric = CHRF()
     return lambda answer, reference: float(metric.sentence_score(answer, [reference]).score) / 100
 
 
-def compared(
+def compare_answers(
     names: Sequence[str], answers: Sequence[str], references: Sequence[str], pattern: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Each metric of each row, `[rows]`."""
+    """Each metric of each example, `[examples]`."""
     single: dict[str, Callable[[], dict[str, Compare]]] = {
         "exact_match": lambda: {"exact_match": exact_match},
         "f1": lambda: {"f1": f1},
@@ -101,17 +101,17 @@ def compared(
         "rouge": rouge,
         "chrf": lambda: {"chrf": chrf()},
     }
-    compare = {name: each for asked in dict.fromkeys(names) for name, each in single[asked]().items()}
+    compare = {name: each for metric in dict.fromkeys(names) for name, each in single[metric]().items()}
     pairs = list(zip(answers, references, strict=True))
     return {name: np.array([each(a, r) for a, r in pairs]) for name, each in compare.items()}
 
 
-SHOWN = 100  # answers that the report keeps
+MAX_REPORTED = 100  # answers that the report contains
 
 
-class Drawn(LogitsProcessor):  # type: ignore[misc]
-    """Makes the largest logit a draw from the softmax at a temperature: Gumbel noise is added (Maddison et al. 2014,
-    arXiv 1411.0030), of a generator that each row has for itself, so that a draw depends on no other row.
+class GumbelSampling(LogitsProcessor):  # type: ignore[misc]
+    """Sampling at a temperature by greedy search: with Gumbel noise (Maddison et al. 2014, arXiv 1411.0030) added, the largest
+    logit is a sample. Each row has its own generator, so that a sample depends on no other row.
     """
 
     def __init__(self, temperature: float, seeds: list[int]) -> None:
@@ -126,18 +126,18 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]
 def generate(
     subject: Subject, prompts: list[list[int]], runner: Runner, most: int, temperature: float = 0.0, seed: int = 0
 ) -> list[str]:
-    """The answers to prompts as token ids, in their order, on every process.
+    """The answers to prompts (token ids), in their order, on every process.
 
-    Prompts are padded on the left. In float32 the answers do not depend on how they are batched but for rounding, which decides
-    between tokens of equal chance; in 16 bits rounding is coarser, and a few answers may differ.
+    Prompts are padded on the left. In float32, answers depend on batching only if rounding decides between tokens of equal
+    probability; with 16 bits rounding is coarser, and a few answers may differ.
     """
     lengths = np.array([len(ids) for ids in prompts])
     batches = runner.share(runner.batches(lengths + most))
     mine: list[tuple[int, str]] = []
     with Progress(runner.screen, "answers", len(batches)) as progress, runner.computing():
         for batch, counts in batches:
-            drawn = [Drawn(temperature, [_seed(seed, prompts[place]) for place in batch])] if temperature else []
-            texts = _batch(subject, [prompts[place] for place in batch], most, drawn)
+            sampling = [GumbelSampling(temperature, [_seed(seed, prompts[place]) for place in batch])] if temperature else []
+            texts = _generate_batch(subject, [prompts[place] for place in batch], most, sampling)
             mine += list(zip(batch, texts, strict=True)) if counts else []
             progress.advance(1)
     found = {place: text for part in runner.gather(mine) for place, text in part}
@@ -145,33 +145,33 @@ def generate(
 
 
 def _seed(seed: int, ids: list[int]) -> int:
-    """A row's own, wherever it stands."""
+    """The seed of an example, which does not depend on its position."""
     return int.from_bytes(hashlib.sha256(f"{seed} {ids}".encode()).digest()[:7], "little")
 
 
-def _batch(subject: Subject, prompts: list[list[int]], most: int, processors: list[Any]) -> list[str]:
-    if subject.context is not None:  # there are no positions beyond
+def _generate_batch(subject: Subject, prompts: list[list[int]], most: int, processors: list[Any]) -> list[str]:
+    if subject.context is not None:  # the model has no positions beyond it
         most = max(1, min(most, subject.context - max(map(len, prompts))))
     out = continued(subject.model, prompts, subject.tokenizer, most, logits_processor=LogitsProcessorList(processors))
-    return [_decoded(subject.tokenizer, row.tolist()) for row in out]
+    return [_decode(subject.tokenizer, row.tolist()) for row in out]
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
+def _decode(tokenizer: Any, ids: list[int]) -> str:
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def measure(subject: Subject, data: Prepared, wanted: Evaluation, runner: Runner, seed: int) -> Found:
-    """The answers to the first evaluation rows beside their references."""
+def measure(subject: Subject, data: PreparedData, wanted: Evaluation, runner: Runner, seed: int) -> Measurement:
+    """The metrics of the answers to the first evaluation examples."""
     samples = [each for each in data.samples[: wanted.metric_rows] if each["reference"]]
     room = max(1, (subject.context or 1 << 30) - wanted.max_new_tokens)
     prompts = [data.renderer.prompt_ids(each["prompt"])[-room:] for each in samples]
-    said = generate(subject, prompts, runner, wanted.max_new_tokens, wanted.temperature, seed)
+    answers = generate(subject, prompts, runner, wanted.max_new_tokens, wanted.temperature, seed)
     references = [each["reference"] for each in samples]
-    columns = compared(wanted.metrics, said, references, wanted.regex)
+    columns = compare_answers(wanted.metrics, answers, references, wanted.regex)
     shares = tuple(name for name in columns if name in SHARES)
     order = hashlib.sha256(repr(references).encode()).hexdigest()
-    texts = [subject.task.text.prompt(each["prompt"]) for each in samples[:SHOWN]]
-    kept = [{"prompt": p, "answer": a, "reference": r} for p, a, r in zip(texts, said, references, strict=False)]
-    return Found(len(samples), means(columns), shares, details={"answers": kept}, order=order)
+    texts = [subject.task.text.prompt(each["prompt"]) for each in samples[:MAX_REPORTED]]
+    reported = [{"prompt": p, "answer": a, "reference": r} for p, a, r in zip(texts, answers, references, strict=False)]
+    return Measurement(len(samples), means(columns), shares, details={"answers": reported}, order=order)

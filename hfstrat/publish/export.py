@@ -1,9 +1,8 @@
-"""A Llama model as a GGUF file. What may come out wrong is refused: llama.cpp's own converter knows more.
+"""`hfstrat export`: writes a result in a format of other programs, loads it again and compares.
 
-`hfstrat export`: a result in the form that other programs read, loaded again from it and compared.
-
-safetensors: transformers' own form (an adapter is merged). gguf: for llama.cpp and Ollama, written with the `gguf` package, for
-Llama models with a byte-level BPE. onnx: by transformers' own exporter (optimum's does not work with transformers 5).
+safetensors: transformers' format (an adapter is merged). gguf: for llama.cpp and Ollama, written with the `gguf` package, for
+Llama models with a byte-level BPE; other models are refused, since llama.cpp's own converter supports more. onnx: by
+transformers' exporter (optimum's does not work with transformers 5).
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import RunError, UserError
-from hfstrat.publish.merge import merge_run as merge
+from hfstrat.publish.merge import merge
 from hfstrat.tasks.artifact import PROBE_TEXT, load, resolve
 
-INSTEAD = "llama.cpp's convert_hf_to_gguf.py knows more models (give it a merged folder)"
-
-
-LAYER = {  # of a block: transformers' name, GGUF's
+INSTEAD = "llama.cpp's convert_hf_to_gguf.py supports more models (run it on a merged folder)"
+LAYER = {  # modules of a block: transformers' name, GGUF's name
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -39,7 +36,7 @@ def write(model: Any, tokenizer: Any, output: Path) -> None:
     """Write weights (matrices in 16 bits), config, tokenizer and chat template.
 
     Raises:
-        UserError: a model or a tokenizer that this cannot write.
+        UserError: the model or the tokenizer is not supported.
     """
     import gguf
 
@@ -76,11 +73,11 @@ def _check(model: Any) -> None:
     kind = _rope(model.config).get("rope_type", "default")
     if name != "LlamaForCausalLM" or kind != "default" or model.config.attention_bias or model.config.mlp_bias:
         what = name if name != "LlamaForCausalLM" else f"Llama model with {kind} positions or biases"
-        raise UserError(f"--format gguf: a {what} is not what this writes; expected a plain Llama model. {INSTEAD}")
+        raise UserError(f"--format gguf: a {what} is not supported; expected a plain Llama model. {INSTEAD}")
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """The tokenizer's own JSON with llama.cpp's name for how it splits words, as `pre`."""
+    """The tokenizer's JSON with llama.cpp's name of its pre-tokenizer as `pre`."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     split = content.get("pre_tokenizer") or {}
     steps = split.get("pretokenizers", [split])
@@ -92,15 +89,15 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
             return content | {"pre": "smollm"}
     by = " and ".join(map(str, kinds))
     raise UserError(
-        f"--format gguf: this tokenizer ({content['model']['type']}, split by {by}) is not what this writes; "
-        f"expected a byte-level BPE as GPT-2's or SmolLM's. {INSTEAD}"
+        f"--format gguf: this tokenizer ({content['model']['type']}, split by {by}) is not supported; "
+        f"expected a byte-level BPE like that of GPT-2 or SmolLM. {INSTEAD}"
     )
 
 
 def _add_words(writer: Any, gguf: Any, tokenizer: Any, words: dict[str, Any], size: int) -> None:
     by_id = {index: word for word, index in tokenizer.get_vocab().items()}
     special = {token["id"]: token["special"] for token in words.get("added_tokens") or []}
-    names = [by_id.get(index, f"[PAD{index}]") for index in range(size)]  # a padded embedding has rows without a word
+    names = [by_id.get(index, f"[PAD{index}]") for index in range(size)]  # a padded embedding has rows without a token
     kinds = [gguf.TokenType.NORMAL if index in by_id else gguf.TokenType.UNUSED for index in range(size)]
     for index, control in special.items():
         kinds[index] = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
@@ -119,7 +116,7 @@ def _add_words(writer: Any, gguf: Any, tokenizer: Any, words: dict[str, Any], si
 
 
 def _tensors(model: Any, heads: int, kv_heads: int) -> Any:
-    """Names and weights in GGUF's order of rows: the two halves of each head's rotation lie beside each other."""
+    """Names and weights in GGUF's order of rows: the two halves of each head's rotation are interleaved."""
     state = model.state_dict()
     yield "token_embd.weight", state["model.embed_tokens.weight"]
     for layer in range(model.config.num_hidden_layers):
@@ -150,28 +147,30 @@ def _stored(gguf: Any, weight: Any, dtype: Any) -> tuple[Any, None, Any]:
 NEEDS = {"safetensors": [], "gguf": ["gguf"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 
 
-ALLOWED = {"gguf": 3e-2, "onnx": 1e-3}  # of the largest logit: a GGUF's matrices are in 16 bits
+ALLOWED = {"gguf": 3e-2, "onnx": 1e-3}  # difference relative to the largest logit: matrices of a GGUF file are in 16 bits
 
 
 def export(target: str, output: Path, form: str) -> None:
     """Write a run's result (or a model) into a new folder, or as a .gguf file.
 
     Raises:
-        UserError: a form that there is not, a package that is missing, a model that the form cannot hold.
-        RunError: what was written says something else than the model.
+        UserError: an unknown format, a missing package, a model that the format does not support.
+        RunError: the logits of the written model differ.
     """
     if form not in NEEDS:
         raise UserError(f"--format: {form}; expected one of {', '.join(NEEDS)}")
     if missing := [name for name in NEEDS[form] if importlib.util.find_spec(name) is None]:
         raise UserError(f"--format {form}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if form == "gguf" and output.suffix != ".gguf":
-        raise UserError(f"{output}: a file that ends in .gguf is expected")
+        raise UserError(f"{output}: expected a file name that ends in .gguf")
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UserError(f"{output} is in use; name a new one")
     folder, _ = resolve(target)
     if form == "safetensors" and (Path(folder) / "adapter_config.json").is_file():
         return merge(target, output)
-    model, tokenizer, _ = load(target, "none", "checkpoint", widened=True)  # in its own dtype: this machine's might round
+    model, tokenizer, _ = load(
+        target, "none", "checkpoint", widened=True
+    )  # in the stored dtype: that of this machine might round
     if hasattr(model, "merge_and_unload"):
         own = model.get_base_model().dtype
         model = model.float().merge_and_unload(safe_merge=True).to(own)
@@ -192,7 +191,7 @@ def _gguf(model: Any, tokenizer: Any, output: Path) -> None:
     where = {"pretrained_model_name_or_path": str(output.absolute().parent), "gguf_file": output.name}
     again = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True))
     if AutoTokenizer.from_pretrained(**where)(PROBE_TEXT)["input_ids"] != tokenizer(PROBE_TEXT)["input_ids"]:
-        raise RunError(f"{output}: read again, its tokenizer makes other tokens of a text; it is kept for inspection")
+        raise RunError(f"{output}: loaded again, its tokenizer gives different tokens; the file is kept for inspection")
     _compare(model.float(), again.float(), tokenizer, output, ALLOWED["gguf"])
 
 
@@ -206,7 +205,7 @@ def _onnx(model: Any, tokenizer: Any, output: Path) -> None:
         exported = OnnxExporter().export(model, dict(_inputs(tokenizer, 2)), OnnxConfig(dynamic=True))
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{output}: transformers' ONNX exporter does not take a {type(model).__name__}: {why}") from error
+        raise UserError(f"{output}: transformers' ONNX exporter does not support a {type(model).__name__}: {why}") from error
     exported.save_pretrained(output)
     tokenizer.save_pretrained(output)
     _compare(model, ExportedModel.from_pretrained(output), tokenizer, output, ALLOWED["onnx"])
@@ -221,10 +220,10 @@ def _inputs(tokenizer: Any, rows: int) -> Any:
 
 
 def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: float) -> None:
-    """Say how far what was read again is from the model.
+    """Print the difference of the logits of the exported model, loaded again, from those of the model.
 
     Raises:
-        RunError: too far.
+        RunError: the difference is too large.
     """
     import torch
 
@@ -233,6 +232,8 @@ def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: floa
         want, got = (torch.as_tensor(each(**inputs).logits).float().cpu() for each in (model.cpu(), again))
     off, largest = float((want - got).abs().max()), float(want.abs().max())
     if not off <= allowed * largest:
-        raise RunError(f"{output}: read again, its logits are off by {off:.3g} (the largest is {largest:.3g}); it is kept")
+        raise RunError(f"{output}: loaded again, its logits differ by {off:.3g} (largest {largest:.3g}); the file is kept")
     same = float((want.argmax(-1) == got.argmax(-1)).float().mean())
-    print(f"{output}: read again: logits differ by at most {off:.2g} of {largest:.3g}, the same first choice for {same:.0%}")
+    print(
+        f"{output}: loaded again: logits differ by at most {off:.2g} (largest {largest:.3g}), {same:.0%} same top predictions"
+    )

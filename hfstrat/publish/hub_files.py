@@ -1,6 +1,6 @@
-"""Whether a repository of the Hub may be written to, in sentences; what fails in passing is asked again.
+"""Access to a Hub repository, checked with clear errors and repeated requests, and the files that are uploaded.
 
-What goes up: a folder of links to the weights and of cleaned copies of the rest. Nothing is taken that is not named."""
+Uploaded is a folder with links to the weights and cleaned copies of the other files; only listed files are included."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hfstrat.errors import UserError
 from hfstrat.publish import card, provenance
 from hfstrat.publish.scrub import Scrubber, published_report
 from hfstrat.recipe.schema import Hub
+from hfstrat.tasks.report import Report
 
 Result = TypeVar("Result")
 
@@ -28,24 +29,24 @@ LATER = "set hub.push=false, and `hfstrat push RUN --repo NAME` later"
 BRIEF, PATIENT = (1.0, 4.0), (2.0, 10.0, 30.0)  # seconds between attempts: before training, and for an upload
 
 
-LONGEST_WAIT = 120.0  # of what a Hub that is too busy asks for
+LONGEST_WAIT = 120.0  # seconds of a Retry-After header, at most
 
 
 @dataclass(frozen=True)
 class Place:
-    """A repository that may be written to, as it was found."""
+    """A repository that this token may write to."""
 
     repo: str  # with its namespace
     user: str
     role: str  # of the token
-    private: bool | None  # None: it is not there yet
+    private: bool | None  # None: it does not exist yet
 
 
 def look(settings: Hub, key: str, waits: tuple[float, ...]) -> Place:
-    """The repository as it is, and whether this token may write to it.
+    """The state of the repository, if this token may write to it.
 
     Raises:
-        UserError: what is in the way, and how to go on.
+        UserError: why it cannot be written to, and what to change.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -57,37 +58,39 @@ def look(settings: Hub, key: str, waits: tuple[float, ...]) -> Place:
     except HFValidationError as error:
         raise UserError(f"hub.repo: {repo}: {first_line(error)}; expected owner/name, such as me/my-model") from None
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{key}: {repo} cannot be reached, for HF_HUB_OFFLINE is set; unset it, or {LATER}")
+        raise UserError(f"{key}: {repo} cannot be reached because HF_HUB_OFFLINE is set; unset it, or {LATER}")
     if not get_token():
-        raise UserError(f"{key}: no token of the Hub is here; run `hf auth login` or set HF_TOKEN, or {LATER}")
+        raise UserError(f"{key}: no Hub token was found; run `hf auth login` or set HF_TOKEN, or {LATER}")
     hub = api()
     who = with_reason(hub.whoami, repo, waits)
     role = ((who.get("auth") or {}).get("accessToken") or {}).get("role") or "unknown"
     if role == "read":
-        raise UserError(f"{key}: the token of {who['name']} may only read; make one that may write and run `hf auth login`")
+        raise UserError(
+            f"{key}: the token of {who['name']} is read-only; create one with write permission and run `hf auth login`"
+        )
     repo = repo if "/" in repo else f"{who['name']}/{repo}"
     mine = {who["name"], *(org["name"] for org in who.get("orgs") or [])}
     exists = with_reason(lambda: _private(hub, repo), repo, waits)
     if exists is None:
         if repo.split("/")[0] not in mine:
             raise UserError(
-                f"hub.repo: {repo} is not there, and {who['name']} cannot make it: expected one of "
+                f"hub.repo: {repo} does not exist, and {who['name']} cannot create it: expected one of "
                 f"{', '.join(f'{name}/...' for name in sorted(mine))}"
             )
         return Place(repo, who["name"], role, None)
     with_reason(lambda: hub.auth_check(repo, write=True), repo, waits)
     if settings.private and not exists:
         raise UserError(
-            f"hub.private: {repo} is there and public, and hub.private is true; set hub.private=false, or name another"
+            f"hub.private: {repo} is public, but hub.private is true; set hub.private=false, or name another repository"
         )
     return Place(repo, who["name"], role, exists)
 
 
 def with_reason(call: Callable[[], Result], repo: str, waits: tuple[float, ...]) -> Result:
-    """The same call, whose failures are sentences.
+    """The result of a call to the Hub; errors become sentences.
 
     Raises:
-        UserError: the Hub says no, or does not answer.
+        UserError: the Hub refuses, or does not answer.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -97,7 +100,7 @@ def with_reason(call: Callable[[], Result], repo: str, waits: tuple[float, ...])
         status = error.response.status_code
         reasons = {
             401: "the token is not valid; run `hf auth login`, or set HF_TOKEN",
-            403: "this token may not write there; check the name, or give the token this right",
+            403: "this token may not write there; check the name, or give the token write permission",
         }
         why = reasons.get(status, f"the Hub answers {status} ({first_line(error)}); wait, or {LATER}")
         raise UserError(f"hub.repo: {repo}: {why}") from error
@@ -119,7 +122,7 @@ def _private(api: Any, repo: str) -> bool | None:
 
 
 def repeated(call: Callable[[], Result], waits: tuple[float, ...]) -> Result:
-    """Repeat what fails in passing: connections, 429 and 5xx. The library repeats some requests itself, not all."""
+    """Repeat a call after temporary errors: connections, 429 and 5xx. huggingface_hub itself repeats only some requests."""
     for wait in waits:
         try:
             return call()
@@ -161,7 +164,7 @@ WEIGHTS = ("*.safetensors",)
 TOKENIZERS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "spiece.*", "chat_template.jinja", "*.jinja")
 
 
-CONFIGS = (  # cleaned: they remember where things came from
+CONFIGS = (  # cleaned: they contain local paths
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -183,17 +186,17 @@ STALE = [
     "*.safetensors.index.json",
     "adapter_config.json",
     "modules.json",
-]  # of an earlier push, if not sent again
+]  # of an earlier push, deleted if not part of this one
 
 
-def stage(run: Path, report: dict[str, Any], folder: Path, repo: str) -> list[str]:
-    """Fill the empty `folder` with what is published of a run; the names of the files, sorted.
+def stage(run: Path, report: Report, folder: Path, repo: str) -> list[str]:
+    """Fill the empty `folder` with the files to upload; returns their names, sorted.
 
     Raises:
-        UserError: something in it would tell what is nobody's business; nothing may go up then.
+        UserError: a file would reveal a path or a secret, so nothing may be uploaded.
     """
     final = run / "final"
-    scrubber = Scrubber(report["run"]["recipe"])
+    scrubber = Scrubber(report.run.recipe.model_dump())
     base = provenance.base_of(report)
     for file in sorted(path for path in final.rglob("*") if path.is_file()):
         name = file.relative_to(final)
@@ -213,23 +216,23 @@ def stage(run: Path, report: dict[str, Any], folder: Path, repo: str) -> list[st
     (folder / "README.md").write_text(card.make(report, final, repo), encoding="utf-8")
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     if not any(name.endswith(".safetensors") for name in names):
-        raise UserError(f"{final}: there are no weights (*.safetensors) to push")
+        raise UserError(f"{final}: no weights (*.safetensors) to push")
     check_clean(folder, names, scrubber)
     return names
 
 
 def check_clean(folder: Path, names: list[str], scrubber: Scrubber) -> None:
-    """The last look at what would go up: the texts, and the header of each file of weights.
+    """Check the texts to upload and the header of each file of weights.
 
     Raises:
-        UserError: a path, a token or a password of this machine is in it.
+        UserError: a path, a token or a password of this machine is in one of them.
     """
     for name in names:
-        if name.endswith((".jinja", "tokenizer.json", ".txt", ".model")):  # made of the model's words, not of ours
+        if name.endswith((".jinja", "tokenizer.json", ".txt", ".model")):  # content of the model, not of the run
             continue
         found = scrubber.leaks(_header(folder / name) if name.endswith(".safetensors") else (folder / name).read_text("utf-8"))
         if found:
-            raise UserError(f"{name} would tell {found[0]}, so nothing was pushed; take it out of the recipe and the result")
+            raise UserError(f"{name} would reveal {found[0]}, so nothing was pushed; remove it from the recipe and the result")
 
 
 def _header(file: Path) -> str:
@@ -238,16 +241,16 @@ def _header(file: Path) -> str:
 
 
 def _cleaned(value: Any, name: str, base: provenance.Base | None, scrubber: Scrubber) -> Any:
-    """A config without local keys and paths; an adapter's names its base. A chat template in it stays as it is."""
+    """A config without local keys and paths; that of an adapter names its base. A chat template in it is kept as is."""
     if not isinstance(value, dict):
         return value if name == "modules.json" else scrubber.value(value)
     kept = {key: each for key, each in value.items() if key not in LOCAL_KEYS}
     if name == "adapter_config.json" and base:
         kept |= {"base_model_name_or_path": base.reference, "revision": base.revision}
-    as_they_are = {key: kept[key] for key in ("chat_template", "base_model_name_or_path") if key in kept}
+    unchanged = {key: kept[key] for key in ("chat_template", "base_model_name_or_path") if key in kept}
     if name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        return {key: each if not _is_path(each) else scrubber.text(each) for key, each in kept.items()} | as_they_are
-    cleaned: dict[str, Any] = {**scrubber.value(kept), **as_they_are}
+        return {key: each if not _is_path(each) else scrubber.text(each) for key, each in kept.items()} | unchanged
+    cleaned: dict[str, Any] = {**scrubber.value(kept), **unchanged}
     return cleaned
 
 

@@ -1,21 +1,17 @@
-"""`hfstrat merge`: an adapter goes into its base in 16 bits, also where it was trained on a quantized one."""
+"""`hfstrat merge`: merges an adapter into its 16-bit base, also if it was trained on a quantized one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfstrat.errors import UserError
-from hfstrat.tasks import artifact
+from hfstrat.models.load import read_json
+from hfstrat.recipe import format
+from hfstrat.tasks import TASKS, artifact
+from hfstrat.tasks.report import Report, Result
 
-if TYPE_CHECKING:
-    pass
-
-
-ROWS, TOKENS = 16, 64  # held-out rows that are compared, and tokens of each: their logits are held
-
-
+ROWS, TOKENS = 16, 64  # held-out examples that are compared, and tokens of each: all their logits are in memory
 PROMPTS = (
     artifact.PROBE_TEXT,
     "Write a short poem about the sea.",
@@ -27,104 +23,94 @@ PROMPTS = (
 
 
 def merge(target: str, output: Path) -> None:
-    """Merge an adapter into the base that it was trained on, read anew in 16 bits, and write an ordinary model folder.
+    """Merge an adapter into the base that it was trained on, loaded in 16 bits, and write a complete model folder.
 
-    The sum is made in float32 and rounded once. Prints the mean KL divergence (nats a token) of the merged model from what
-    was trained, base (quantized, if it was) with adapter, on held-out rows of the run or on built-in prompts, and how often
-    both choose the same token.
+    The sum is computed in float32 and rounded once. Prints the mean KL divergence (nats per token) of the merged model from
+    the trained one (the base, quantized if it was, with the adapter) on held-out examples of the run or on built-in prompts,
+    and how often both predict the same token.
 
     Raises:
-        UserError: no adapter, an output folder in use, or another base than that of the training.
+        UserError: no adapter, an output folder in use, or a base that is not that of the training.
     """
     folder, report = artifact.resolve(target)
     if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
+        raise UserError(f"{target}: no adapter to merge: this is a complete model already")
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UserError(f"{output} is in use; name a new folder")
     check_base(folder, report)
-    form = report.get("result", {}).get("reload", {}).get("quantization")
+    quantization = report.run.recipe.model.quantization if report and "quantization" in report.reload else None
     model, tokenizer, _ = artifact.load(target, widened=True)
     import torch
 
     if not hasattr(model, "merge_and_unload"):
-        raise UserError(f"{target}: there is no adapter to merge: this is a whole model already")
+        raise UserError(f"{target}: no adapter to merge: this is a complete model already")
     inputs, which = inputs_of(report, tokenizer)
-    before = said(model, inputs)
-    if form:
-        del model  # the two need not be in memory together
+    before = log_probabilities(model, inputs)
+    if quantization:
+        del model  # so that only one model is in memory
         model, _, _ = artifact.load(target, "none", widened=True)
     dtype = model.get_base_model().dtype
     dtype = dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     merged = model.float().merge_and_unload(safe_merge=True).to(dtype)
-    after = said(merged, inputs)
+    after = log_probabilities(merged, inputs)
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{', into the base that is not quantized' if form else ''}")
+    unquantized = ", into the unquantized base" if quantization else ""
+    print(f"{output}: merged in {str(dtype).removeprefix('torch.')}{unquantized}")
     unit = artifact.task_of(target).text.unit
     divergence = sum((one.exp() * (one - two)).sum().item() for one, two in zip(before, after, strict=True))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in zip(before, after, strict=True))
     count = sum(one.shape[:-1].numel() for one in before)
-    name = f"{report['run']['recipe']['model']['quantization']['name']} with adapter" if form else "adapter"
+    name = f"{quantization.name} with adapter" if quantization else "adapter"
     print(
-        f"KL({name} || merged) = {divergence / count:.2e} nats a {unit}; "
-        f"the same first choice for {same / count:.2%} of {count} ({which})"
+        f"KL({name} || merged) = {divergence / count:.2e} nats per {unit}; "
+        f"the same top prediction for {format.percent(same / count, 2)} of {count} ({which})"
     )
 
 
-def check_base(folder: str, report: dict[str, Any]) -> None:
-    """Refuse a local base that is not the one of the training any more (one on the Hub is named with its commit)."""
+def check_base(folder: str, report: Report | None) -> None:
+    """Refuse a local base whose weights have changed since training (a base on the Hub is named with its commit)."""
     from hfstrat.models.fingerprint import model_fingerprint
 
-    before = report.get("environment", {}).get("model_sha256")
-    source = report["run"]["recipe"]["model"]["name_or_path"] if report else ""
-    path = Path(source).expanduser()
-    if not before or not path.is_dir():
+    before = report.environment.model_sha256 if report else None
+    if report is None or not before or not Path(report.run.recipe.model.name_or_path).expanduser().is_dir():
         return
-    named = json.loads((Path(folder) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    named = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
     if named and Path(named).is_dir() and model_fingerprint(named) != before:
-        raise UserError(f"{folder}: its base {named} is not what it was in training (its weights changed); bring that back")
+        raise UserError(f"{folder}: the weights of its base {named} have changed since training; restore them")
 
 
-def inputs_of(report: dict[str, Any], tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
-    """What base and merged model are compared on, and what that is in words."""
+def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+    """The inputs on which base and merged model are compared, and their description."""
     import torch
 
     rows = held_out(report, tokenizer)
     names = ("input_ids", "token_type_ids")
     found = [{name: torch.tensor([row[name][:TOKENS]]) for name in names if row.get(name)} for row in rows]
     if found:
-        return found, f"{len(found)} held-out rows"
-    texts = [*(f"{a['prompt']}\n\n{a['after']}" for a in report.get("result", {}).get("answers", [])), *PROMPTS]
+        return found, f"{len(found)} held-out examples"
+    answers = report.result.answers if report and isinstance(report.result, Result) else []
+    texts = [*(f"{answer.prompt}\n\n{answer.after}" for answer in answers), *PROMPTS]
     return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], f"{len(texts)} prompts"
 
 
-def held_out(report: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """Evaluation rows of the run, where its data are still at hand."""
-    if not report:
+def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """Evaluation examples of the run, if its data are available; else an empty list."""
+    if report is None:
         return []
-    from hfstrat.recipe.changes import without_unset
-    from hfstrat.recipe.schema import Recipe
-    from hfstrat.tasks import TASKS
-
+    recipe = report.run.recipe
     try:
-        recipe = Recipe.model_validate(without_unset(report["run"]["recipe"]))
         data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
-    except Exception:  # the data moved, or were another machine's
+    except Exception:  # the data were moved, or are on another machine
         return []
     return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]
 
 
-def said(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
+def log_probabilities(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
     """Log-probabilities of each input, `[1, T, V]` or `[1, K]`, float32 on the CPU."""
     import torch
 
     model.eval()
     with torch.no_grad():
-        asked = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
-        return [model(**one).logits.float().log_softmax(-1).cpu() for one in asked]
-
-
-def merge_run(target: str, output: Path) -> None:
-    """Merge an adapter into its 16-bit base and write an ordinary model folder."""
-
-    merge(target, output)
+        moved = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
+        return [model(**one).logits.float().log_softmax(-1).cpu() for one in moved]

@@ -1,4 +1,4 @@
-"""What may be said in public: no folders of this machine, no secrets, no rows of the data."""
+"""Removes local paths, secrets and examples of the data from everything that is published."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfstrat.tasks.report import Report
+
 REMOVED = "(removed)"
-LONGEST = 200  # characters of a string in a published report; what is longer is somebody's text
+LONGEST = 200  # characters of a string in a published report; longer ones are text of the data
 SECRETS = re.compile(
     r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
@@ -20,7 +22,7 @@ SECRET_KEYS = re.compile(  # not eos_token and its like
     re.IGNORECASE,
 )
 SECRET_VARIABLES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)(_|$)", re.IGNORECASE)
-# an absolute path, one of a home folder, one of Windows: at its begin stands nothing that would make it part of a word or a URL
+# an absolute path, one in a home folder, one of Windows; not in the middle of a word or a URL
 PATHS = re.compile(r"(?:(?<![\w:/.<>\])])(?:file://)?(?:/|~/)(?:[\w.@+~*-]+/)+[\w.@+~*-]*)|(?:\b[A-Za-z]:\\[^\s\"'<>|]+)")
 ROWS = re.compile(
     r"^(answers|samples?|examples?|.*_examples|prompts?|completions?|references?|messages?|texts?|rows_shown|shown)$"
@@ -56,10 +58,10 @@ SUFFIXES = {
 
 
 class Scrubber:
-    """Takes out of strings what is local to this machine: paths keep their last part, secrets nothing.
+    """Removes from strings what is local to this machine: paths keep their last part, secrets are removed.
 
     Args:
-        recipe: of the run, whose paths are known for paths even where they are relative or hold blanks.
+        recipe: of the run; its paths are recognized even where they are relative or contain spaces.
     """
 
     def __init__(self, recipe: dict[str, Any]) -> None:
@@ -74,13 +76,13 @@ class Scrubber:
         self.secrets = _secrets_at_hand()
 
     def text(self, text: str) -> str:
-        """One string without its paths and secrets."""
+        """The text without paths and secrets."""
         for secret in self.secrets:
             text = text.replace(secret, REMOVED)
         text = SECRETS.sub(REMOVED, text)
         for path in self.paths:
             text = re.sub(rf"(?<![\w/.]){re.escape(path)}(?![\w])", self._last(path), text)
-        for folder in self.above:  # another file beside one that is known; their names may hold blanks
+        for folder in self.above:  # another file next to a known one; names may contain spaces
             text = re.sub(rf"{re.escape(folder)}(/[\w.@+~*-]+)+", lambda match: self._last(match.group()), text)
         text = PATHS.sub(lambda match: self._last(match.group()), text)
         for folder in self.folders:
@@ -88,19 +90,19 @@ class Scrubber:
         return text
 
     def _last(self, path: str) -> str:
-        """The last part of a path, of a glob too; of a home folder nothing, it is somebody's name."""
+        """The last part of a path or glob; '~' for a home folder, whose name is that of a person."""
         if path.rstrip("/") in self.folders:
             return "~"
         return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or REMOVED
 
     def value(self, value: Any) -> Any:
-        """The same of everything in a JSON value, names of keys included; what a key calls a secret is removed."""
+        """A JSON value without paths and secrets, keys included; the values of secret keys are removed."""
         if isinstance(value, dict):
             cleaned: dict[str, Any] = {}
             for name, each in value.items():
-                key = said = self.text(str(name))
+                key = cleaned_name = self.text(str(name))
                 while key in cleaned:  # two files of one name in two folders
-                    key = f"{said} ({len(cleaned)})"
+                    key = f"{cleaned_name} ({len(cleaned)})"
                 cleaned[key] = REMOVED if isinstance(each, str) and SECRET_KEYS.match(str(name)) else self.value(each)
             return cleaned
         if isinstance(value, list | tuple):
@@ -110,7 +112,7 @@ class Scrubber:
         return value
 
     def leaks(self, text: str) -> list[str]:
-        """What of this machine or of its secrets is in a text all the same, without saying secrets."""
+        """What a text still reveals of this machine; secrets are not quoted."""
         found = [f"the folder {folder}" for folder in self.folders if f"{folder}/" in text]
         found += [f"the path {path}" for path in self.paths if path.startswith("/") and path in text]
         if SECRETS.search(text) or any(secret in text for secret in self.secrets):
@@ -119,7 +121,7 @@ class Scrubber:
 
 
 def without_rows(value: Any) -> Any:
-    """A result without what it quotes of the data: answers, samples, and any text that is longer than a name."""
+    """A result without quotes of the data: answers, samples, and all text that is longer than a name."""
     if isinstance(value, dict):
         quotes = {name for name, each in value.items() if isinstance(each, str | list) and ROWS.match(str(name))}
         return {name: without_rows(each) for name, each in value.items() if name not in quotes}
@@ -130,26 +132,24 @@ def without_rows(value: Any) -> Any:
     return value
 
 
-def published_report(report: dict[str, Any], scrubber: Scrubber) -> dict[str, Any]:
-    """A report as it goes up: no origins (they name files), no rows, no paths, no secrets.
+def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
+    """The report as it is published: without origins (they name files), examples, paths and secrets.
 
-    Answers stay where the recipe itself holds the prompts: nothing else of them is data.
+    Answers to prompts of the recipe are kept: they contain no data.
     """
-    run, result = report["run"], report["result"]
-    own = set(run["recipe"].get("evaluation", {}).get("prompts", []))
-    answers = [answer for answer in result.get("answers", []) if answer["prompt"] in own]
-    kept = without_rows({name: value for name, value in result.items() if name not in ("hub", "artefact", "resumed_from")})
-    whole = {
-        "run": {"recipe": run["recipe"], "data": without_rows(run.get("data", {}))},
-        "result": kept | ({"answers": answers} if answers else {}),
-        "environment": report.get("environment", {}),
-    }
-    scrubbed: dict[str, Any] = scrubber.value(whole)
+    own = report.run.recipe.evaluation.prompts
+    answers = [answer.model_dump() for answer in report.finished.answers if answer.prompt in own]
+    public = report.model_dump(
+        mode="json", exclude={"run": {"source", "origins"}, "result": {"hub", "artifact", "resumed_from"}}
+    )
+    public["run"]["data"] = without_rows(public["run"].get("data", {}))
+    public["result"] = without_rows(public["result"]) | ({"answers": answers} if answers else {})
+    scrubbed: dict[str, Any] = scrubber.value(public)
     return scrubbed
 
 
 def _paths(value: Any, name: str = "") -> Iterator[str]:
-    """The strings of a recipe that are paths: there on this disk, or by their key and look."""
+    """The strings of a recipe that are paths: they exist on this disk, or their key and form say so."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _paths(each, str(key))
@@ -157,20 +157,22 @@ def _paths(value: Any, name: str = "") -> Iterator[str]:
         for each in value:
             yield from _paths(each, name)
     elif isinstance(value, str) and ("/" in value or "\\" in value) and "\n" not in value and len(value) < 4096:
-        looks_so = value.startswith(("/", "~", ".")) or "*" in value or value.count("/") > 1 or Path(value).suffix in SUFFIXES
-        if "://" not in value and (_exists(value) or (looks_so and name in NAMES_OF_PATHS)):
+        is_path_like = (
+            value.startswith(("/", "~", ".")) or "*" in value or value.count("/") > 1 or Path(value).suffix in SUFFIXES
+        )
+        if "://" not in value and (_exists(value) or (is_path_like and name in NAMES_OF_PATHS)):
             yield value
 
 
 def _exists(text: str) -> bool:
     try:
         return Path(text).expanduser().exists()
-    except (OSError, ValueError):  # a text that no file can be called
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def _secrets_at_hand() -> set[str]:
-    """Tokens and passwords of this process's environment and of `hf auth login`: they are nowhere to be said."""
+    """Tokens and passwords in the environment of this process and of `hf auth login`."""
     from huggingface_hub import get_token
 
     found = {value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 12}

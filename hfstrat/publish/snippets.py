@@ -1,4 +1,4 @@
-"""How to load a result with plain libraries, as code that is right for this artefact, and how to serve it."""
+"""Code that loads a result with plain transformers, peft or sentence-transformers, and commands that serve it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from hfstrat.models.load import read_json
 from hfstrat.publish import provenance
 from hfstrat.tasks import TASKS, task_of_files
 from hfstrat.tasks.base import Task
+from hfstrat.tasks.report import Report
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """What a folder holds. `source` is how readers name it: a Hub id or a path."""
+class Artifact:
+    """The result in a folder. `source` is its name in the code: a Hub id or a path."""
 
     folder: Path
-    report: dict[str, Any]
+    report: Report | None
     source: str
-    local_base: str | None = None  # where the base lies, for lines that are shown on this machine only
+    local_base: str | None = None  # the path of the base, for code that is shown on this machine only
 
     @property
     def is_adapter(self) -> bool:
@@ -34,8 +35,7 @@ class Artefact:
 
     @property
     def task(self) -> Task:
-        recipe = self.report.get("run", {}).get("recipe", {})
-        return TASKS[recipe.get("task", "causal-lm")] if recipe else task_of_files(self.folder)
+        return TASKS[self.report.run.recipe.task] if self.report else task_of_files(self.folder)
 
     @property
     def library(self) -> str:
@@ -47,7 +47,7 @@ class Artefact:
 
     @property
     def base_name(self) -> str:
-        """The base as it stands in code."""
+        """The name of the base in the code."""
         if self.local_base:
             return self.local_base
         config = read_json(self.folder / "adapter_config.json")
@@ -55,7 +55,7 @@ class Artefact:
 
     @property
     def own_base(self) -> bool:
-        """Whether readers have to bring the base: it is on no Hub."""
+        """Whether users have to supply the base, since it is not on the Hub."""
         return bool(self.base and not self.base.hub)
 
     @property
@@ -65,23 +65,23 @@ class Artefact:
     @property
     def chats(self) -> bool:
         """Whether prompts go through the tokenizer's chat template."""
-        account = self.report.get("run", {}).get("data", {}).get("train", {})
-        if account.get("format") == "text" or account.get("template") == "plain":
+        data = self.report.run.data if self.report else None
+        if data and (data.train.format == "text" or data.train.template == "plain"):
             return False
         own = read_json(self.folder / "tokenizer_config.json").get("chat_template")
         return (self.folder / "chat_template.jinja").is_file() or bool(own)
 
     @property
     def trust(self) -> bool:
-        return bool(self.report.get("run", {}).get("recipe", {}).get("model", {}).get("trust_remote_code"))
+        return bool(self.report and self.report.run.recipe.model.trust_remote_code)
 
 
-def snippet(artefact: Artefact) -> str:
-    """Python that loads the artefact with plain transformers, peft or sentence-transformers and asks it something."""
-    return "\n".join([*_load(artefact), "", *artefact.task.text.example(artefact.chats, artefact.is_sentence)])
+def snippet(artifact: Artifact) -> str:
+    """Python that loads the artifact with plain transformers, peft or sentence-transformers and runs it on an example."""
+    return "\n".join([*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence)])
 
 
-def _load(a: Artefact) -> list[str]:
+def _load(a: Artifact) -> list[str]:
     trust = ", trust_remote_code=True" if a.trust else ""
     auto, source = a.task.model.auto_class, repr(a.source).replace("'", '"')
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
@@ -98,7 +98,7 @@ def _load(a: Artefact) -> list[str]:
             f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})',
             tokenizer,
         ]
-    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not know
+    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not have
     if not (a.own_base or special or a.local_base):
         by_itself = auto.replace("AutoModel", "AutoPeftModel")
         return [
@@ -118,8 +118,8 @@ def _load(a: Artefact) -> list[str]:
         more += f', revision="{a.base.revision}"'
     more += f", config=AutoConfig.from_pretrained({source})" if special else ""
     known = a.base.sha256 if a.base and a.own_base and not a.local_base else None
-    why = f"# your copy of the base: the sha256 of its weights is {known[:12]}..." if known else ""
-    added = bool(a.report.get("run", {}).get("recipe", {}).get("model", {}).get("add_tokens"))
+    why = f"# your copy of the base: the sha256 of its weights starts with {known[:12]}" if known else ""
+    added = bool(a.report and a.report.run.recipe.model.add_tokens)
     return [
         "from peft import PeftModel",
         f"from transformers import {', '.join(sorted(names))}",
@@ -132,16 +132,16 @@ def _load(a: Artefact) -> list[str]:
     ]
 
 
-def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
-    """Ways to serve this artefact: a title, and lines for a shell."""
-    if artefact.task.text.pipeline != "text-generation":
+def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
+    """Ways to serve this artifact: titles and shell commands."""
+    if artifact.task.text.pipeline != "text-generation":
         return []
-    source, trust = artefact.source, " --trust-remote-code" if artefact.trust else ""
-    if not artefact.is_adapter:
-        ask = _ask(source, artefact.chats)
+    source, trust = artifact.source, " --trust-remote-code" if artifact.trust else ""
+    if not artifact.is_adapter:
+        request = _request(source, artifact.chats)
         return [
-            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", ask]),
-            ("vLLM", [f"vllm serve {source}{trust}", ask]),
+            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", request]),
+            ("vLLM", [f"vllm serve {source}{trust}", request]),
             (
                 "Ollama",
                 [
@@ -152,18 +152,18 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
             ),
         ]
     merged = [f"hfstrat merge {source} merged"]
-    rank = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= artefact.rank), artefact.rank)
-    base = artefact.base_name
+    rank = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= artifact.rank), artifact.rank)
+    base = artifact.base_name
     return [
         (
             "transformers (after merging; pip install 'transformers[serving]')",
-            [*merged, f"transformers serve ./merged{trust}", _ask("./merged", artefact.chats)],
+            [*merged, f"transformers serve ./merged{trust}", _request("./merged", artifact.chats)],
         ),
         (
-            "vLLM (the base with the adapter beside it; or merge first)",
+            "vLLM (the base with the adapter; or merge first)",
             [
                 f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}{trust}",
-                _ask("mine", artefact.chats),
+                _request("mine", artifact.chats),
             ],
         ),
         (
@@ -178,8 +178,8 @@ def serving(artefact: Artefact) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _ask(name: str, chats: bool) -> str:
-    """A line that asks a server on this machine, in another terminal."""
+def _request(name: str, chats: bool) -> str:
+    """A command that sends a request to a local server."""
     body: dict[str, Any] = {"model": name, "max_tokens": 64}
     path = "chat/completions" if chats else "completions"
     body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once upon a time"}
@@ -188,26 +188,26 @@ def _ask(name: str, chats: bool) -> str:
 
 
 def _configs(source: str) -> Path:
-    """The small files of a repository on the Hub: they tell what it holds."""
+    """The folder of the config files of a Hub repository."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja"], ignore_patterns=["tokenizer.json"]))
     except Exception as error:  # the transport has many ways to fail
         raise UserError(
-            f"{source}: no such folder here, and not to be had from the Hub: {str(error).splitlines()[0]}"
+            f"{source}: no such folder, and it cannot be downloaded from the Hub: {str(error).splitlines()[0]}"
         ) from error
 
 
 def show(target: str) -> list[str]:
-    """`hfstrat use`: the lines for the run at hand."""
+    """The lines that `hfstrat use` prints for a run or a model."""
     from hfstrat.tasks.artifact import resolve
 
     source, report = resolve(target)
     folder = Path(source) if Path(source).is_dir() else _configs(source)
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") if folder.is_dir() else None
-    artefact = Artefact(folder, report, source, str(base) if base and Path(str(base)).exists() else None)
-    lines = ["# Python", "", snippet(artefact), ""]
-    for title, commands in serving(artefact):
+    artifact = Artifact(folder, report, source, str(base) if base and Path(str(base)).exists() else None)
+    lines = ["# Python", "", snippet(artifact), ""]
+    for title, commands in serving(artifact):
         lines += [f"# {title}", "", *commands, ""]
     return lines[:-1]

@@ -1,61 +1,61 @@
-"""A recipe that goes on from another's checkpoint, compared key by key: what may change, and what would make it another run."""
+"""Comparison of a recipe with that of a checkpoint: which keys may change when a run is resumed, and which may not."""
 
 from __future__ import annotations
 
 from typing import Any
 
 LENGTH = ("training.num_train_epochs", "training.max_steps", "training.max_time")
-EVALUATED_ON = ("evaluation.max_rows",)  # another loss to compare with: the best so far counts no more
+EVALUATED_ON = ("evaluation.max_rows",)  # evaluation losses before and after a change are not comparable
 _TRAINING = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "activation_checkpointing", "torch_compile"),
     *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "load_best_model_at_end", "early_stopping_patience"),
     *("resume", "report_to"),
 )
-_EXTRA = (  # of TrainingArguments: how rows are loaded and what is logged
+_EXTRA = (  # of TrainingArguments: data loading and logging
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
     *("logging_dir", "logging_first_step", "logging_strategy", "report_to", "run_name", "project", "trackio_space_id"),
     *("skip_memory_metrics", "include_num_input_tokens_seen", "torch_empty_cache_steps", "log_level", "log_level_replica"),
     *("save_safetensors", "save_on_each_node"),
 )
-MAY_CHANGE = {  # a key, or with a dot at its end a section
+MAY_CHANGE = {  # keys; those that end with a dot are sections
     *("evaluation.", "hub.", "output_dir", "strategy.baseline", "strategy.precompute"),
     *LENGTH,
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
-UNSAID = ("output_dir", "hub.", "training.resume")  # changes that nobody has to be told of
+SILENT = ("output_dir", "hub.", "training.resume")  # changes that are not reported
 
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Two recipes as `model_dump` gives them: what changed and may, and what changed and may not, each as `key was x, is y`."""
+    """The allowed and the refused changes between two recipes (as `model_dump` returns them), each as `key was x, is y`."""
     old, new = flat(before), flat(now)
     allowed, refused = [], []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key), new.get(key)
-        if was == is_now or (key not in old and not is_now):  # a key that this version has and that one had not
+        if was == is_now or (key not in old and not is_now):  # a key that the older version did not have
             continue
         if not _is_in(key, MAY_CHANGE):
             refused.append(f"{key} was {was!r}, is {is_now!r}")
-        elif not _is_in(key, UNSAID):
+        elif not _is_in(key, SILENT):
             allowed.append(f"{key} was {was!r}, is {is_now!r}")
     return allowed, refused
 
 
 def is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a recipe asks for more training than another that is otherwise the same run."""
+    """Whether a recipe trains for longer than another, which is otherwise the same run."""
     old, new = flat(before), flat(now)
     raised = [_amount(key, new.get(key)) - _amount(key, old.get(key)) for key in LENGTH]
     return max(raised) > 0 <= min(raised)
 
 
 def evaluates_on_others(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether evaluation losses of one cannot be compared with those of the other."""
+    """Whether the evaluation losses of two recipes are not comparable."""
     old, new = flat(before), flat(now)
     return any(old.get(key) != new.get(key) for key in EVALUATED_ON)
 
 
 def _amount(key: str, value: Any) -> float:
-    """A length as a number; none given is no limit."""
+    """A length as a number; an unset one is no limit."""
     if value is None:
         return 0.0 if key == "training.num_train_epochs" else float(10**9)
     if isinstance(value, str):
@@ -70,7 +70,7 @@ def _is_in(key: str, names: Any) -> bool:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Keys joined by dots; empty sections are not there."""
+    """The values of a tree by their dotted keys, without empty sections."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The recipes and Accelerate configs that come with hfstrat: one copy, in the wheel or in the checkout."""
+"""The bundled recipes and Accelerate configs: one copy, in the wheel or in the checkout."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from hfstrat.errors import UserError
 
 
 def folder(kind: str) -> Path:
-    """`recipes` or `accelerate_configs`, from the wheel or from an editable checkout."""
+    """The folder `recipes` or `accelerate_configs`, in the wheel or in an editable checkout."""
     package = Path(__file__).parents[1]
     in_wheel = package / "_shipped" / kind
     return in_wheel if in_wheel.is_dir() else package.parent / kind
 
 
 def names(kind: str) -> list[str]:
+    """The names of the bundled files of a kind, without suffix."""
     root = folder(kind)
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def find(kind: str, name: str) -> Path:
-    """The file of that name. Raises UserError with the nearest name if there is none."""
+    """The file of that name. Raises UserError with the nearest name if none exists."""
     file = folder(kind) / f"{name.removesuffix('.yaml')}.yaml"
     if file.is_file():
         return file
     known = names(kind)
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UserError(f"{name}: no such name among the {kind} that come with hfstrat; {hint}expected one of {', '.join(known)}")
+    raise UserError(f"{name}: no such name among the bundled {kind}; {hint}expected one of {', '.join(known)}")
 
 
 def title(file: Path) -> str:
-    """The first comment line: what it is for."""
+    """The first comment line of a file, which says what it is for."""
     first = file.read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

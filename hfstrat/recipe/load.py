@@ -22,6 +22,7 @@ from hfstrat.recipe.strategies import ContinuationName
 from hfstrat.recipe.yaml import KeyPath
 
 COMMAND_LINE = "command line"
+SECRET = ("hub_token", "token", "api_key")  # keys whose values are not shown
 
 
 SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
@@ -63,7 +64,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: st
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         apply_override(override, data, origins)
-    answers = Answers(origins, path, _strategy_name(data))
+    answers = Answers(origins, path, _strategy_name(data), data)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -137,24 +138,28 @@ class Answers:
     origins: dict[KeyPath, str]
     source: str
     strategy: str | None
+    given: dict[str, Any]
 
     def to(self, errors: list[ErrorDetails]) -> list[str]:
-        """One sentence for each place; a union complains once for each of its members."""
+        """One sentence for each place, then the keys of each section with an unknown one; a union reports each member."""
         groups: dict[tuple[KeyPath, bool], list[ErrorDetails]] = {}
         for error in errors:
             is_unknown = error["type"] in ("extra_forbidden", "invalid_key")
             groups.setdefault((_path(error["loc"]), is_unknown), []).append(error)
-        return [
+        sentences = [
             self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
         ]
+        sections = dict(suggestions.place_and_keys(path, self.strategy) for path, unknown in groups if unknown)
+        return sentences + [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
 
     def _where(self, path: KeyPath) -> str:
         return _place(self.origins, path, self.source)
 
     def _unknown(self, path: KeyPath, error: ErrorDetails) -> str:
-        return (
-            f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {suggestions.unknown_key(path, self.strategy)}"
-        )
+        value = error["input"]
+        answer = suggestions.unknown_key(path, value, self.strategy, self.given)
+        shown = "***" if path[-1] in SECRET else _show(value)
+        return f"{self._where(path)}: {'.'.join(path)} = {shown}: {answer}"
 
     def _known(self, path: KeyPath, errors: list[ErrorDetails]) -> str:
         kind, value = errors[0]["type"], errors[0]["input"]
@@ -174,7 +179,7 @@ class Answers:
         kinds = {error["type"] for error in errors}
         if "finite_number" in kinds:
             wanted = wanted.replace("a number", "a finite number", 1)
-        hint = suggestions.instead(value, kinds, field)
+        hint = suggestions.instead(_without_index(path), value, kinds, field)
         return f"{self._where(path)}: {dotted} = {_show(value)}: expected {wanted}{f'; {hint}' if hint else ''}"
 
     def no_model(self, given: bool) -> str:
@@ -192,7 +197,8 @@ class Answers:
         if name is None:
             return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
         near = suggestions.nearest(str(name), list(STRATEGIES))
-        hint = f"; did you mean '{near}'?" if near else ""
+        hint = suggestions.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
+        hint = f"; {hint}" if hint else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 
     def _no_nested_strategy(self, path: KeyPath, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The recipe: frozen, typed sections. How a recipe file becomes a `Recipe` is in `loading.py`."""
+"""The recipe: frozen, typed sections. `load.py` reads a recipe file into a `Recipe`."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ StrategyName: Any = Literal[tuple(STRATEGIES)]
 
 
 class Model(Section):
-    """Which weights to start from, and in which form. Under `scratch`: which config and which tokenizer, if any."""
+    """The weights to start from, and their form. Under `scratch`: the config and the tokenizer, if any."""
 
     name_or_path: str = Field("", description="Hub id, local folder, or a .gguf file; under scratch also a config.json")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub")
-    tokenizer: str | None = Field(None, description="Hub id or folder of another tokenizer than the model's own")
-    add_tokens: list[str] = Field([], description="New special tokens; their embeddings learn")
+    tokenizer: str | None = Field(None, description="Hub id or folder of a tokenizer other than the model's own")
+    add_tokens: list[str] = Field([], description="New special tokens; their embeddings are trained")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Of frozen weights and of the forward pass; auto: 16 bits where the hardware has them"
+        "auto", description="dtype of frozen weights and of the forward pass; auto: 16 bits where the hardware supports it"
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="Attention kernel; auto: the library's choice"
+        "auto", description="Attention implementation; auto: the default of transformers"
     )
     quantization: Annotated[Quantization | None, FromName] = Field(
-        None, description="Frozen linear layers in 8 or 4 bits, by bitsandbytes: int8, nf4 or fp4, or a mapping with name"
+        None, description="Quantize frozen linear layers with bitsandbytes: int8, nf4 or fp4, or a mapping with name"
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model")
+    trust_remote_code: bool = Field(False, description="Run Python code of the model repository")
 
     @property
     def gguf_file(self) -> bool:
@@ -63,55 +63,68 @@ class Model(Section):
 
 
 class Training(Section):
-    """How long, how fast, how often. Names and meanings are those of TrainingArguments where it has them."""
+    """Length, learning rate, batches, evaluations and checkpoints. Names are those of TrainingArguments where it has them."""
 
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; default by strategy")
-    num_train_epochs: float | None = Field(None, gt=0, description="Passes over the data; 3 if no length is given")
-    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, at most")
-    max_time: str | None = Field(None, description="Wall-clock time of training, such as 10min; the schedule follows it")
-    global_batch_size: int = Field(16, ge=1, description="Sequences per optimiser step, over all processes")
-    per_device_train_batch_size: int | Literal["auto"] = Field(
-        "auto", description="Sequences per forward pass; auto: what fits. Accumulation makes up the rest"
+    num_train_epochs: float | None = Field(None, gt=0, description="Epochs; 3 if no length is given")
+    max_steps: int | None = Field(None, ge=1, description="Maximum number of optimizer steps")
+    max_time: str | None = Field(
+        None, description="Maximum wall-clock time of training, such as 10min; the learning rate schedule follows it"
     )
-    per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same, for evaluation")
+    global_batch_size: int = Field(
+        16, ge=1, description="Sequences per optimizer step, over all processes; gradient accumulation is derived"
+    )
+    per_device_train_batch_size: int | Literal["auto"] = Field(
+        "auto", description="Sequences per forward pass on each device; auto: as many as fit"
+    )
+    per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same for evaluation")
     train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
         "auto",
-        description="Steps of rows of like length (less padding), or as they come (each step a fair sample); each row is seen "
-        "once an epoch either way. auto: of like length where a step has fewer than 16 rows",
+        description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
+        "sample. Each example is seen once per epoch. auto: group_by_length if a step has fewer than 16 examples",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Several rows of a step side by side in one, shown on the model at hand not to see each other; auto: where "
-        "it saves padding, on a GPU",
+        description="Pack several examples of a step into one sequence, if a test on the model shows that they do not attend "
+        "to each other; auto: on a GPU, where it saves padding",
     )
-    lr_scheduler_type: Schedule = Field("cosine", description="Shape of the learning rate after the warm-up")
-    warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1 a share of all steps")
-    optim: Optimizer = Field("adamw_torch_fused", description="Optimiser; the 8-bit and paged ones need bitsandbytes")
+    lr_scheduler_type: Schedule = Field("cosine", description="Learning rate schedule after the warmup")
+    warmup_steps: float = Field(0.03, ge=0, description="Warmup steps; below 1 a share of all steps")
+    optim: Optimizer = Field("adamw_torch_fused", description="Optimizer; the 8-bit and paged ones need bitsandbytes")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped")
     activation_checkpointing: bool | Literal["auto"] = Field(
-        "auto", description="Recompute activations: less memory, more time; auto: on a GPU where not one row fits without"
+        "auto",
+        description="Recompute activations in the backward pass: less memory, more time; auto: on a GPU where not even "
+        "one example fits without",
     )
     torch_compile: bool = Field(
-        False, description="Compile the model's blocks: up to minutes for each new width of a batch, faster steps after that"
+        False, description="Compile the model's blocks: minutes for each new sequence length, faster steps afterwards"
     )
-    logging_steps: int = Field(5, ge=1, description="Steps between logged losses")
-    eval_steps: int | float = Field(0.25, gt=0, description="Steps between evaluations; below 1 a share of the run")
-    save_steps: int | float | None = Field(None, gt=0, description="Steps between checkpoints; default as eval_steps")
-    save_total_limit: int = Field(2, ge=1, description="Complete checkpoints to keep (the best is always kept)")
+    logging_steps: int = Field(5, ge=1, description="Steps between two logged losses")
+    eval_steps: int | float = Field(0.25, gt=0, description="Steps between two evaluations; below 1 a share of the run")
+    save_steps: int | float | None = Field(
+        None, gt=0, description="Steps between two checkpoints, below 1 a share of the run; default: eval_steps"
+    )
+    save_total_limit: int = Field(2, ge=1, description="Number of checkpoints to keep (the best one is always kept)")
     load_best_model_at_end: bool = Field(
-        True, description="End with the weights of the lowest evaluation loss, of a classifier the highest accuracy"
+        True,
+        description="End with the weights of the best evaluation: the lowest loss, or the highest accuracy of a classifier",
     )
-    early_stopping_patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without gain")
-    report_to: list[Tracker] = Field([], description="Trackers that the losses go to as well; none by default")
-    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint")
-    extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed on as they are")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this number of evaluations without improvement"
+    )
+    report_to: list[Tracker] = Field([], description="Experiment trackers, such as [wandb]")
+    resume: str = Field(
+        "auto", min_length=1, description="auto (the last complete checkpoint), never, or the path of a checkpoint"
+    )
+    extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
 
     @field_validator("per_device_train_batch_size", "per_device_eval_batch_size")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("a whole number of at least 1, or auto, is expected")
+            raise ValueError("expected a whole number, at least 1, or auto")
         return value
 
     @field_validator("max_time", mode="before")
@@ -126,39 +139,39 @@ class Training(Section):
         for name in ("eval_steps", "save_steps"):
             value = getattr(self, name)
             if isinstance(value, float) and value > 1:
-                raise ValueError(f"{name}: a share below 1 or a whole number of steps is expected, given {value}")
+                raise ValueError(f"{name}: given {value}; expected a whole number of steps, or below 1 a share of the run")
         if self.early_stopping_patience and not self.load_best_model_at_end:
-            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+            raise ValueError("early_stopping_patience: needs training.load_best_model_at_end: true; set it, or remove this key")
         return self
 
 
 class Hub(Section):
-    """Where the result goes on the Hugging Face Hub."""
+    """Upload of the result to the Hugging Face Hub."""
 
-    push: bool = Field(False, description="Upload the result after it was verified")
+    push: bool = Field(False, description="Upload the result after it is verified")
     repo: str | None = Field(None, description="Repository, such as me/my-model")
     private: bool = Field(
-        True, description="Whether the repository is private; a public one is pushed to only where this is false"
+        True, description="Whether the repository is private; an existing public one is refused unless this is false"
     )
-    revision: str | None = Field(None, min_length=1, description="Branch to push to, made if missing; default: main")
+    revision: str | None = Field(None, min_length=1, description="Branch to push to, created if missing; default: main")
 
     @model_validator(mode="after")
     def _has_a_repo(self) -> Hub:
         if self.push and not self.repo:
-            raise ValueError("push: true needs repo, such as repo: me/my-model")
+            raise ValueError("push: true needs a repository; set hub.repo, such as me/my-model")
         return self
 
 
 def _from_string(key: str, either: Any) -> BeforeValidator:
-    """`strategy: lora` and `model: some/id` say all there is to say; `either` is what the JSON schema allows."""
+    """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
 
 
 class Recipe(Section):
-    """One training run. How to distribute it is not in here: that is the Accelerate config's."""
+    """One training run. Distribution is not part of it: that is the Accelerate config."""
 
     task: Literal["causal-lm", "text-classification", "regression"] = Field(
-        "causal-lm", description="What the model learns to do"
+        "causal-lm", description="What the model is trained for: generated text, labels, or numbers"
     )
     model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
@@ -166,5 +179,5 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
-    seed: int = Field(42, ge=0, description="Of initialisation, data order and dropout")
+    seed: int = Field(42, ge=0, description="Seed of initialization, data order and dropout")
     output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")

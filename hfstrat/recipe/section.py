@@ -1,4 +1,4 @@
-"""The base class of recipe sections, and the units that their values are written in."""
+"""The base class of recipe sections, and the units of their values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, typed, and closed to keys it does not know."""
+    """A part of the recipe: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class Default(NamedTuple):
-    """A default for a `training:` key that depends on the strategy, and where it comes from.
+    """A default of a `training:` key that depends on the strategy, and its source.
 
-    A mapping (of `extra`) is merged with what is given, which wins.
+    A mapping (of `extra`) is merged with the given one, which takes precedence.
     """
 
     value: Any
@@ -26,17 +26,17 @@ class Default(NamedTuple):
 
 
 Shapes = dict[str, tuple[int, ...]]
-"""Parameter name to shape, each tied weight once, as in the safetensors headers."""
+"""Shapes by parameter name, with each tied weight once, as in safetensors headers."""
 
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """'90s', '10min' or '1.5h' in seconds. Raises ValueError for anything else."""
+    """The seconds of '90s', '10min' or '1.5h'. Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)", text.strip())
     if not match or float(match.group(1)) <= 0:
-        raise ValueError("a time such as 90s, 10min or 1.5h is expected")
+        raise ValueError("expected a time such as 90s, 10min or 1.5h")
     return float(match.group(1)) * _UNITS[match.group(2)]
 
 
@@ -44,15 +44,15 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse(text: str | int) -> int:
-    """10M, 1.5B, 300k or a plain number. Raises ValueError for anything else."""
+    """The number that 10M, 1.5B, 300k or a plain number stands for. Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(text).strip().lower())
     if not match or float(match.group(1)) <= 0:
-        raise ValueError("a number of parameters such as 300k, 10M or 1.5B is expected")
+        raise ValueError("expected a number of parameters such as 300k, 10M or 1.5B")
     return round(float(match.group(1)) * UNITS[match.group(2)])
 
 
 def split_class(text: str) -> tuple[Path, str]:
-    """`file.py:Class`. Raises ValueError for anything else."""
+    """The file and the class of `file.py:Class`. Raises ValueError for anything else."""
     file, sign, name = text.rpartition(":")
     if not sign or not file.endswith(".py") or not name.isidentifier():
         raise ValueError("model_class: expected a local file and a class in it, such as my_model.py:TinyModel")

@@ -1,7 +1,11 @@
-"""YAML as people mean it, with the line of every key.
+"""Recipes as YAML 1.2, with the line of every key.
 
-PyYAML reads YAML 1.1, where `1e-4` is text and `no` is false. Recipes are read by the core schema of
-YAML 1.2 instead: `1e-4` is a number, only `true` and `false` are booleans, and a key given twice is an error.
+PyYAML reads YAML 1.1, where `1e-4` is text and `no` is false. Recipes are read with the core schema of YAML 1.2 instead:
+`1e-4` is a number, only `true` and `false` are booleans, and a duplicate key is an error.
+
+ruamel.yaml reads YAML 1.2 and knows lines too, but replaces none of this: it takes `0x10`, `1_000` and `2024-01-01` for
+numbers and dates, passes unknown tags and an alias to itself without an error, and names the second of two duplicate keys
+only. Its resolvers and the walk over the keys would be written here all the same, and it takes longer to import.
 """
 
 from __future__ import annotations
@@ -17,24 +21,24 @@ from hfstrat.errors import UserError
 from hfstrat.recipe import library
 
 KeyPath = tuple[str, ...]
-DEEPEST = 20  # levels; a recipe has three
+DEEPEST = 20  # levels; a recipe has four at most
 KINDS = {
-    "str": "a text",
+    "str": "text",
     "int": "a number",
     "float": "a number",
     "bool": "true or false",
     "list": "a list",
     "NoneType": "nothing",
 }
-HINTS = {  # a word of PyYAML's complaint, and what is wrong most of the time; "{line}" is where it began
-    "character '\\t'": "a tab stands there: indent with spaces",
+HINTS = {  # a phrase in PyYAML's message: the usual cause; "{line}" is where the construct began
+    "character '\\t'": "there is a tab: indent with spaces",
     "flow sequence": "the bracket [ opened on line {line} is not closed",
     "flow mapping": "the bracket {{ opened on line {line} is not closed",
     "quoted scalar": "the quote opened on line {line} is not closed",
-    "another document": "a recipe is one document: remove what follows the line ---",
-    "mapping values are not allowed": "a second colon in one line: put the text in quotes, or check the indentation",
+    "another document": "a recipe is one document: remove everything after the line ---",
+    "mapping values are not allowed": "there is a second colon on this line: put the text in quotes, or check the indentation",
     "undefined alias": "put a text that begins with * in quotes",
-    "constructor for the tag": "a text that begins with ! belongs in quotes",
+    "constructor for the tag": "put a text that begins with ! in quotes",
     "special characters": "remove the control character",
 }
 
@@ -56,18 +60,19 @@ _Core.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.val
 
 
 def _walk(node: yaml.Node | None, path: KeyPath, source: str, lines: dict[KeyPath, int]) -> None:
+    """Record the line of each key. Raises UserError for duplicates, for keys that are no text, and for endless nesting."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             place = f" in {'.'.join(path)}" if path else ""
-            raise UserError(f"{source}:{line}: a list or mapping stands where a key should be{place}; expected key: value")
+            raise UserError(f"{source}:{line}: there is a list or mapping in place of a key{place}; expected key: value")
         if value_node is node or len(path) > DEEPEST:
-            raise UserError(f"{source}:{line}: {key_node.value}: nested too deeply, or an alias to itself; remove it")
+            raise UserError(f"{source}:{line}: {key_node.value}: it is nested too deeply, or an alias to itself; remove it")
         key = (*path, str(key_node.value))
         if key in lines:
-            raise UserError(f"{source}:{line}: {'.'.join(key)}: given twice (first on line {lines[key]}); keep one of them")
+            raise UserError(f"{source}:{line}: {'.'.join(key)}: given twice (first on line {lines[key]}); remove one of them")
         lines[key] = line
         _walk(value_node, key, source, lines)
 
@@ -76,17 +81,17 @@ def parse(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Parse a recipe's text into plain values and the line of each key.
 
     Raises:
-        UserError: text that is no YAML, no mapping, or gives a key twice; it names `source` and the line.
+        UserError: the text is not valid YAML or not a mapping, or has a duplicate key; it names `source` and the line.
     """
     lines: dict[KeyPath, int] = {}
     try:
         data = _construct(text, source, lines)
     except yaml.YAMLError as error:
         line, problem = _problem(error, text)
-        raise UserError(f"{source}:{line}: this is no valid YAML: {problem}") from None
+        raise UserError(f"{source}:{line}: this is not valid YAML: {problem}") from None
     if not isinstance(data, dict):
         given = KINDS.get(type(data).__name__, "something else")
-        raise UserError(f"{source}: a recipe is a mapping with keys such as model, strategy, data; given {given}")
+        raise UserError(f"{source}: a recipe is a mapping with keys such as model, strategy, data; this file holds {given}")
     return data, lines
 
 
@@ -101,7 +106,7 @@ def _construct(text: str, source: str, lines: dict[KeyPath, int]) -> Any:
 
 
 def _problem(error: yaml.YAMLError, text: str) -> tuple[int, str]:
-    """The line of PyYAML's complaint, and it with what to do."""
+    """The line of PyYAML's error, and its message with the usual cause."""
     if isinstance(error, yaml.reader.ReaderError):
         line, begun, problem = text.count("\n", 0, error.position) + 1, 0, str(error.reason)
         context = ""
@@ -114,16 +119,16 @@ def _problem(error: yaml.YAMLError, text: str) -> tuple[int, str]:
 
 
 def parse_value(text: str) -> Any:
-    """One value from the command line, read as the recipe file would read it.
+    """A value from the command line, read as in a recipe file.
 
     Raises:
-        UserError: a list, mapping or quoted text that is not closed, or a key given twice.
+        UserError: a list, mapping or quoted text is not closed, or a key is given twice.
     """
     try:
         return _construct(text, "value", {})
     except yaml.YAMLError as error:
         if text.lstrip()[:1] in ("[", "{", '"', "'"):
-            raise UserError(f"this is no valid YAML: {_problem(error, text)[1]}") from None
+            raise UserError(f"this is not valid YAML: {_problem(error, text)[1]}") from None
         return text  # such as a pattern that begins with *
 
 
@@ -131,22 +136,22 @@ def read(path: str) -> str:
     """The text of a recipe file.
 
     Raises:
-        UserError: no such file, a folder, or no UTF-8 text.
+        UserError: there is no such file, it is a folder, or it is not UTF-8.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        raise UserError(f"{path}: this is a folder; name a recipe file{_near(file / file.name)}")
+        raise UserError(f"{path}: this is a folder; expected a recipe file{_near(file / file.name)}")
     if not file.is_file():
-        shipped_ones = "`hfstrat recipes ls` shows those that come with hfstrat"
+        bundled = "`hfstrat recipes ls` lists the bundled recipes"
         if file.with_suffix("").name in library.names("recipes"):
-            shipped_ones = f"`hfstrat recipes cp {file.with_suffix('').name}` copies the one of that name here"
-        raise UserError(f"{path}: no such recipe file; {_near(file).removeprefix(', ') or shipped_ones}")
+            bundled = f"`hfstrat recipes cp {file.with_suffix('').name}` copies the bundled recipe of that name here"
+        raise UserError(f"{path}: no such recipe file; {_near(file).removeprefix(', ') or bundled}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is no text in UTF-8; save the recipe as YAML in UTF-8") from None
+        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; save the recipe as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: this recipe cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot read this recipe: {error.strerror}") from None
 
 
 def _near(file: Path) -> str:

@@ -9,26 +9,25 @@ from hfstrat.evaluation import row_scores
 from hfstrat.models import fused_loss, load
 from hfstrat.run.setup import Job
 from hfstrat.tasks import verify
+from hfstrat.tasks.report import Result
 from hfstrat.trainer import autobatch, baselines, callbacks, sharded
 
-Report = dict[str, Any]
 
-
-def conclude(job: Job, seconds: float) -> tuple[Report, Any]:
-    """The facts of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
+def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
+    """The result of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
         row_scores.write(job.folder, job.data, job.task.metrics.columns(job.trainer.sums))
-    facts = _facts(job, last, seconds)
+    result = _result(job, last, seconds)
     trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
     fused_loss.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
     dtype = str(load.main_dtype(trained)).removeprefix("torch.")
     logits = verify.probe_logits(trained, job.probe)
     device = next(trained.parameters()).device.type
-    return facts, {"inputs": job.probe, "logits": logits, "dtype": dtype, "device": device, "untrained": job.untrained}
+    return result, {"inputs": job.probe, "logits": logits, "dtype": dtype, "device": device, "untrained": job.untrained}
 
 
-def _measure(job: Job) -> Report | None:
+def _measure(job: Job) -> dict[str, float] | None:
     """The metrics of what is published: those of the last evaluation, if nothing has changed since; else measured again."""
     trainer = job.trainer
     step, best = trainer.state.global_step, trainer.best_step()
@@ -49,13 +48,13 @@ def _measure(job: Job) -> Report | None:
     return last
 
 
-def _facts(job: Job, last: Report | None, seconds: float) -> Report:
+def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     trainer, history = job.trainer, job.trainer.state.log_history
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
     bar = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
-    facts = {
+    facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),
         "metrics_after": _metrics(last, job.task.metrics.names),
         **({"evaluation": trainer.details} if trainer.details else {}),
@@ -75,14 +74,14 @@ def _facts(job: Job, last: Report | None, seconds: float) -> Report:
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.feed.facts,
-        "bars": bar.facts() if bar else None,
+        "baselines": bar.facts() if bar else None,
         "overfitting": callbacks.overfitting(history),
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),
     }
     baselines.add_bits_per_byte(facts, job.data)
-    return facts
+    return Result.model_validate(facts)
 
 
-def _metrics(entry: Report | None, names: tuple[str, ...]) -> dict[str, float] | None:
+def _metrics(entry: dict[str, float] | None, names: tuple[str, ...]) -> dict[str, float] | None:
     return {name: float(entry[f"eval_{name}"]) for name in names if f"eval_{name}" in entry} if entry else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import Found
-from hfstrat.evaluation.suite import ROWS, Suite, measurement_of, report_of
+from hfstrat.evaluation.intervals import Measurement
+from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of
 from hfstrat.trainer import sharded
 from hfstrat.trainer.distributed import is_sharded
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfstrat.run.setup import Job
 
 
-def before(job: Job) -> dict[str, Found]:
+def before(job: Job) -> dict[str, Measurement]:
     """What the suite says of the model before training; a resumed run has it from its start, without the single rows.
 
     The evaluation rows join it when the Trainer has come by them.
@@ -26,7 +26,9 @@ def before(job: Job) -> dict[str, Found]:
     kept: dict[str, Any] = {}
     if job.checkpoint:
         kept = checkpoints.state_of(job.checkpoint).get("measured", {})
-        found = {name: Found(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()}
+        found = {
+            name: Measurement(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()
+        }
     elif job.recipe.evaluation.before:
         found = measure(job)
         kept = {name: whole(one) for name, one in found.items()}
@@ -45,24 +47,24 @@ def before(job: Job) -> dict[str, Found]:
     return found
 
 
-def whole(found: Found) -> dict[str, Any]:
+def whole(found: Measurement) -> dict[str, Any]:
     """How many rows, and value, low and high of each metric."""
-    from hfstrat.evaluation.intervals import together
+    from hfstrat.evaluation.intervals import with_intervals
 
-    metrics = together(None, found)["after"]
+    metrics = with_intervals(None, found)["after"]
     return {"rows": found.rows, "metrics": {name: tuple(each.values()) for name, each in metrics.items()}}
 
 
-def after(job: Job, earlier: dict[str, Found]) -> dict[str, Any]:
+def after(job: Job, earlier: dict[str, Measurement]) -> dict[str, Any]:
     """For the report: the evaluation rows and the suite, before and after."""
-    found, sums = dict[str, Found](), job.trainer.sums
+    found, sums = dict[str, Measurement](), job.trainer.sums
     if sums is not None and len(sums[0]) == len(job.data.eval):
         found[ROWS] = measurement_of(job.task, sums, job.data)
     found |= measure(job)
-    return report_of(earlier, found)
+    return build_report(earlier, found)
 
 
-def measure(job: Job) -> dict[str, Found]:
+def measure(job: Job) -> dict[str, Measurement]:
     """The suite on the model as it is now: whole on each process, also where it is trained in pieces."""
     trainer, strategy = job.trainer, job.recipe.strategy
     suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
@@ -76,7 +78,7 @@ def measure(job: Job) -> dict[str, Found]:
     rank = args.process_index if processes > 1 else 0
     runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
     with sharded.on_device(model, args.device):
-        subject = Subject.of(model, job.data.renderer.tokenizer, job.task)
+        subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
         if not all(runner.gather(subject.device.type == args.device.type)):  # all or none: they wait for each other
             job.screen.print(
                 "not measured beside the loss: a device has no room for the whole model; `hfstrat evaluate` measures the result"

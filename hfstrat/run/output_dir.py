@@ -10,10 +10,10 @@ from typing import IO
 
 import yaml
 
-from hfstrat.errors import UserError
-from hfstrat.models.load import read_json
+from hfstrat.errors import NAMES, OK, UserError
 from hfstrat.recipe.load import about
 from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
 
 RESULT = "final"
@@ -91,19 +91,18 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
     if overwrite:
         _check_nothing_needed(recipe, folder)
         return
-    if (folder / "report.json").is_file():
-        report = read_json(folder / "report.json")
-        if not report:
-            raise UserError(
-                f"output_dir: {folder / 'report.json'} is no valid JSON, so nobody knows whether this run came to its end; "
-                "name another folder, or run with --overwrite to replace it"
-            )
-        longer = checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump())
-        if report.get("result", {}).get("status") == "done" and not longer:
-            raise UserError(
-                f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
-                "to train it on, or run with --overwrite to replace it"
-            )
+    try:
+        is_finished = report.status(folder) == NAMES[OK]
+    except UserError as error:
+        raise UserError(
+            f"output_dir: {error}, so it is unknown whether this run has finished; name another folder, or replace the run "
+            "with --overwrite"
+        ) from None
+    if is_finished and not checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump()):
+        raise UserError(
+            f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
+            "to train it on, or run with --overwrite to replace it"
+        )
     if recipe.training.resume == "never" and checkpoints.all_checkpoints(folder):
         raise UserError(
             f"output_dir: {folder} holds checkpoints of an earlier run; `training.resume=auto` goes on from them, "

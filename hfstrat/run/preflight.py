@@ -10,7 +10,7 @@ from typing import Any
 
 from hfstrat import strategies
 from hfstrat.data import readers, render, sources
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation import request
 from hfstrat.models import check as models_check
@@ -120,10 +120,10 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
     elif of_hub := next((name for name in ("config", "revision") if getattr(source, name)), None):
         raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
     for file in files or []:
-        if data.documents == "files" and readers.kind_of(file) != "text":
-            raise UserError(f"data.documents: {file}: files are documents only where they are .txt; remove documents")
+        if data.documents == "files" and readers.file_kind(file) != "text":
+            raise UserError(f"data.documents: {file}: `documents: files` needs .txt files; remove data.documents")
         with about(key):
-            _check_rows(readers.first_rows(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
+            _check_rows(readers.read_head(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
 
 
 def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name: str) -> None:

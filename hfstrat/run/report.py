@@ -1,97 +1,97 @@
-"""report.json: what ran, on what, how long, how much memory, how good."""
+"""Builds the report of a run and summarizes it for the terminal. Its model is in `hfstrat.tasks.report`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import NAMES, RunError
 from hfstrat.evaluation import table
+from hfstrat.evaluation.suite import ROWS
 from hfstrat.models.fingerprint import environment
+from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.tasks import TASKS
+from hfstrat.tasks.report import Baselines, DataStatistics, Environment, Failure, Report, Result, Run, Verified, write
 
 
-def make(loaded: Loaded, result: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
-    """The whole report: `run`, `result`, `environment`."""
+def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
+    """The report of a finished run; `data` are the statistics of its data."""
     recipe = loaded.recipe
     named = [Path(source.path).expanduser() for source in (*recipe.data.train, *(recipe.data.eval or []))]
     files = [path for path in named if path.is_file()]
-    return {
-        "run": {**_run(loaded), "data": account},
-        "result": result,
-        "environment": environment(recipe.model.name_or_path, recipe.model.revision, files),
-    }
+    facts = environment(recipe.model.name_or_path, recipe.model.revision, files)
+    run = _run(loaded, DataStatistics.model_validate(data))
+    return Report(run=run, result=result, environment=Environment.model_validate(facts))
 
 
 def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:
-    """A report of how a run ended that did not come to its end."""
+    """Write a report of how a run ended that did not finish."""
     with contextlib.suppress(OSError):  # the disk may be what failed
-        write({"run": _run(loaded), "result": {"status": NAMES[error.code], "message": str(error)}}, folder)
+        write(Report(run=_run(loaded), result=Failure(status=NAMES[error.code], message=str(error))), folder)
 
 
-def _run(loaded: Loaded) -> dict[str, Any]:
-    return {
-        "recipe": loaded.recipe.model_dump(),
-        "source": loaded.source,
-        "origins": {".".join(path): origin for path, origin in sorted(loaded.origins.items())},
-    }
+def _run(loaded: Loaded, data: DataStatistics | None = None) -> Run:
+    origins = {".".join(path): origin for path, origin in sorted(loaded.origins.items())}
+    return Run(recipe=loaded.recipe, source=loaded.source, origins=origins, data=data)
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write report.json in one move, so that it is whole or not there."""
-    file = folder / "report.json"
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(file)
-    return file
-
-
-def summary(report: dict[str, Any]) -> list[str]:
-    """The report in a few lines for a person."""
-    run, result = report["run"], report["result"]
-    before, after = result["metrics_before"], result["metrics_after"]
-    task = TASKS[run["recipe"].get("task", "causal-lm")]
+def summary(report: Report) -> list[str]:
+    """The report of a finished run in a few lines."""
+    result, task = report.finished, TASKS[report.run.recipe.task]
+    before, after = result.metrics_before, result.metrics_after
     lines = []
-    if before:
-        gain = before["loss"] - after["loss"]
-        lines.append(
-            f"evaluation loss  {before['loss']:.4f} before, {after['loss']:.4f} after ({-gain:+.4f}); "
-            f"{task.text.change(before, after)}"
-        )
-    else:
-        lines.append(f"evaluation       {task.text.metrics(after)} after")
-    lines += task.text.details(result.get("evaluation", {}))
-    if "bits_per_byte" in after:
-        earlier = f"{before['bits_per_byte']:.3f} before, " if before else ""
-        lines.append(f"bits per byte    {earlier}{after['bits_per_byte']:.3f} after")
-    lines += table.lines(result.get("measured", {}))
-    if bars := result.get("bars"):
-        start = f"start loss {before['loss']:.3f} against ln V = {bars['uniform']:.3f}; " if before else ""
-        margin, each = bars["unigram"] - after["loss"], bars["epoch_tokens"] * bars["epochs"] / bars["parameters"]
-        lines.append(
-            f"bars             {start}{after['loss']:.3f} after is {abs(margin):.3f} nats/token "
-            f"{'under' if margin > 0 else 'ABOVE'} the unigram bar of {bars['unigram']:.3f}; "
-            f"{each:.2g} tokens a parameter in {bars['epochs']:.1f} epochs"
-        )
+    if ROWS not in result.measured:  # else its table has these metrics with their intervals
+        if before:
+            lines.append(_entry("before training", task.text.metrics(before)))
+        lines.append(_entry("after training", task.text.metrics(after)))
+    lines += task.text.details(result.evaluation.model_dump() if result.evaluation else {})
+    lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
+    if result.baselines:
+        lines.append(_entry("baselines", _baselines(result.baselines, before, after)))
+    lines.append(_entry("strategy", report.run.strategy))
+    lines.append(_entry("parameters", format.trainable(result.trainable_parameters, result.total_parameters)))
     lines.append(
-        f"learnt           {result['trainable_parameters']:,} of {result['total_parameters']:,} parameters "
-        f"({result['trainable_parameters'] / result['total_parameters']:.2%}), strategy {run['recipe']['strategy']['name']}"
-    )
-    lines.append(
-        f"cost             {result['train_seconds']:.0f} s training at {result['tokens_per_second']:,.0f} real tokens/s, "
-        f"{result['total_seconds']:.0f} s in all, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
-    )
-    if held := result.get("quantization"):
-        lines.append(
-            f"quantized        {held['share']:.1%} of the base in {held['name']}: its weights take "
-            f"{held['weight_bytes'] / 1e6:,.0f} MB ({held['parameters'] * 2 / 1e6:,.0f} in 16 bits)"
+        _entry(
+            "cost",
+            f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}, "
+            f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}",
         )
-    lines += result.get("comparison", {}).get("lines", [])
-    check = result["verified"]
-    same = "bit for bit" if check["bit_equal"] else f"within {check['max_difference']:.2g}"
-    other = f" on the {check['device']}" if check.get("device") != check.get("trained_on") else ""  # a GPU without room for it
-    lines.append(f"verified         loaded by {check['loaded_with']} in a fresh process{other}: the same logits {same}")
+    )
+    if held := result.quantization:
+        lines.append(
+            _entry(
+                "quantized",
+                f"{format.percent(held.share)} of the base weights to {held.name}: {format.memory(held.weight_bytes)} instead "
+                f"of {format.memory(2 * held.parameters)} in 16 bits",
+            )
+        )
+    lines += result.comparison.lines if result.comparison else []
+    if result.verified:
+        lines.append(_entry("verified", _verified(result.verified)))
     return lines
+
+
+def _entry(name: str, text: str) -> str:
+    return f"{name:<16} {text}"
+
+
+def _baselines(baselines: Baselines, before: dict[str, float] | None, after: dict[str, float]) -> str:
+    """How far the losses are from those of models that know nothing, or only the frequencies of tokens."""
+
+    def distance(loss: float, baseline: float, name: str) -> str:
+        side = "above" if loss > baseline else "below"
+        return f"{format.metric('loss', abs(loss - baseline))} {side} {name} {format.metric('loss', baseline)} nats/token"
+
+    epochs = baselines.epochs or 0.0
+    each = baselines.epoch_tokens * epochs / baselines.parameters
+    initial = [f"initial loss {distance(before['loss'], baselines.uniform, 'uniform (ln V)')}"] if before else []
+    final = f"final loss {distance(after['loss'], baselines.unigram, 'unigram')}"
+    return "; ".join([*initial, final, f"{each:.2g} tokens per parameter in {epochs:.1f} epochs"])
+
+
+def _verified(check: Verified) -> str:
+    same = "bit for bit" if check.bit_equal else f"within {check.max_difference:.2g}"
+    other = f" on the {check.device}" if check.device != check.trained_on else ""  # a GPU without room for a second model
+    return f"reloaded with {check.loaded_with} in a fresh process{other}: the logits are the same {same}"

@@ -14,7 +14,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hfstrat import strategies
-from hfstrat.data.prepare import Prepared as Data
+from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base

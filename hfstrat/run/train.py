@@ -14,12 +14,11 @@ from hfstrat import errors
 from hfstrat.models import fingerprint
 from hfstrat.recipe.load import Loaded, load_recipe, located
 from hfstrat.run import output_dir, preflight, report
+from hfstrat.tasks.report import Answer, Comparison, Report, Result, write
 from hfstrat.trainer import heartbeat, signals
 
 if TYPE_CHECKING:
     from hfstrat.run.setup import Job
-
-Report = dict[str, Any]
 
 
 def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
@@ -44,15 +43,15 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         before = answer_prompts(job)
         measured = measure.before(job)
         seconds = fit(job, before)
-        facts, probe = conclude(job, seconds)
-        facts |= measure.after(job, measured)
+        result, probe = conclude(job, seconds)
+        result = result.with_parts(**measure.after(job, measured))
         after = answer_prompts(job)
         partial = save(job)
         job.release()  # the fresh process that reloads the artefact gets the memory
         leave_world()
         if not world.is_main_process:
             return None
-        whole = publish(job, facts, probe, partial, before, after, started)
+        finished = publish(job, result, probe, partial, before, after, started)
     except BaseException as error:
         signals.leave_if_cleared(error)
         if isinstance(error, KeyboardInterrupt):
@@ -62,9 +61,9 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
                 output_dir.discard(job.folder)
             report.write_failure(job.loaded, job.folder, named)
         raise
-    compare(job, whole)
-    present(job, whole)
-    return whole
+    compare(job, finished)
+    present(job, finished)
+    return finished
 
 
 def interrupted(job: Job) -> str:
@@ -123,7 +122,7 @@ def save(job: Job) -> Path:
     return partial
 
 
-def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
+def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
     from hfstrat.models.load import source_of
     from hfstrat.tasks import verify
@@ -131,46 +130,51 @@ def publish(job: Job, facts: Report, probe: Any, partial: Path, before: list[str
     source, options = source_of(job.recipe.model)
     if job.recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = job.recipe.model.attn_implementation
-    facts["verified"] = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options, **facts["reload"]})
+    verified = verify.verify(partial, probe, {"source": source, "task": job.recipe.task, **options, **result.reload})
     final = output_dir.publish(partial)
     references = [sample["reference"] for sample in job.data.samples] if not job.recipe.evaluation.prompts else []
-    facts["answers"] = [
-        {"prompt": job.task.text.prompt(prompt), "before": old, "after": new, "reference": (references or [""] * len(after))[i]}
+    answers = [
+        Answer(prompt=job.task.text.prompt(prompt), before=old, after=new, reference=(references or [""] * len(after))[i])
         for i, (prompt, old, new) in enumerate(zip(job.prompts, before or [""] * len(after), after, strict=True))
     ]
-    facts |= {"artefact": str(final), "artefact_bytes": fingerprint.folder_bytes(final), "status": "done"}
-    facts["total_seconds"] = time.monotonic() - started
-    whole = report.make(job.loaded, facts, job.data.account())
-    report.write(whole, job.folder)
-    return whole
+    result = result.with_parts(
+        verified=verified,
+        answers=answers,
+        artifact=str(final),
+        artifact_bytes=fingerprint.folder_bytes(final),
+        total_seconds=time.monotonic() - started,
+    )
+    finished = report.build(job.loaded, result, job.data.report())
+    write(finished, job.folder)
+    return finished
 
 
-def compare(job: Job, whole: Report) -> None:
-    """Put what else could have been had beside the result, where the strategy knows of something. The result stands anyway."""
+def compare(job: Job, finished: Report) -> None:
+    """Add a comparison with alternatives to the report, where the strategy makes one. An error here ends no run."""
     try:
-        found = job.strategy.after(job.loaded, whole["result"], Path(whole["result"]["artefact"]))
+        found = job.strategy.after(job.loaded, finished.finished, job.folder / output_dir.RESULT)
     except Exception as error:
-        job.screen.print(f"not compared: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        job.screen.print(f"not compared: {type(error).__name__}: {errors.first_line(error)}")
         return
     if found:
-        whole["result"]["comparison"] = found
-        report.write(whole, job.folder)
+        finished.finished.comparison = Comparison.model_validate(found)
+        write(finished, job.folder)
 
 
-def present(job: Job, whole: Report) -> None:
-    """Show what came out, write its card, and publish it if asked. Whatever happens here, the result is on disk."""
+def present(job: Job, finished: Report) -> None:
+    """Print the summary, write the model card, and push the result if the recipe says so. An error here ends no run."""
     from hfstrat.publish import card, push
     from hfstrat.trainer import progress
 
-    final = Path(whole["result"]["artefact"])
-    progress.show_answers(job.screen, whole["result"]["answers"])
-    for line in (*report.summary(whole), f"result           {final}", f"report           {job.folder / 'report.json'}"):
+    final = job.folder / output_dir.RESULT
+    progress.show_answers(job.screen, [answer.model_dump() for answer in finished.finished.answers])
+    for line in (*report.summary(finished), f"result           {final}", f"report           {job.folder / 'report.json'}"):
         job.screen.print(line)
     try:
-        (final / "README.md").write_text(card.make(whole, final, job.recipe.hub.repo or ""), encoding="utf-8")
+        (final / "README.md").write_text(card.make(finished, final, job.recipe.hub.repo or ""), encoding="utf-8")
     except Exception as error:  # the result is as good without
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
-    for line in push.push(job.recipe, job.folder, whole):
+    for line in push.push(job.recipe, job.folder, finished):
         job.screen.print(line, markup=False)
 
 

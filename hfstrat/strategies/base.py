@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared as Data
+    from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -142,7 +143,7 @@ class Strategy(ABC, Generic[S]):
             # transformers adds the pickled arguments; they name local paths and load only with this code
             (folder / "training_args.bin").unlink(missing_ok=True)
 
-    def after(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def after(self, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
         """Comparisons to make once the result is saved and its memory is free; empty by default.
 
         Args:

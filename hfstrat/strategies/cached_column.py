@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hfstrat.data.packing import Bin
+
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
@@ -47,8 +49,8 @@ class Bringing(ABC):
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        bins = [item["rows"] if "width" in item else [item] for item in items]
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        bins = [item.rows if isinstance(item, Bin) else [item] for item in items]
         batch = self.collate(items)
         if not all(self.column in row for rows in bins for row in rows):
             return batch

@@ -7,7 +7,6 @@ A result is a complete model, a PEFT adapter or a pooled classifier of sentence-
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from hfstrat.recipe.quantization import Form, Quantization
 from hfstrat.recipe.section import Shapes
 from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task
+from hfstrat.tasks.report import Report, read
 
 PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
 FORMS = ("recorded", "none", *get_args(Form))
@@ -30,7 +30,7 @@ SHARE = 0.9  # of the free memory that weights may take: a forward pass needs th
 # what a command is given, before torch
 
 
-def resolve(target: str) -> tuple[str, dict[str, Any]]:
+def resolve(target: str) -> tuple[str, Report | None]:
     """The folder or Hub id to load, and the run's report where `target` is a run.
 
     Raises:
@@ -38,26 +38,20 @@ def resolve(target: str) -> tuple[str, dict[str, Any]]:
     """
     folder = Path(target).expanduser()
     if (folder / "final").is_dir():
-        return str(folder / "final"), _report(folder)
+        return str(folder / "final"), read(folder)
     if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{target}: this run has no result yet; `hfstrat train` with its recipe resumes it")
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{target}: this folder holds no model and no adapter (no config.json, no adapter_config.json)")
     if not folder.exists() and (target.startswith((".", "/", "~")) or target.count("/") != 1):
         raise UserError(f"{target}: no such folder; expected a run's folder, a model folder or a Hub id")
-    return target, _report(folder.parent) if folder.name == "final" else {}
-
-
-def _report(run: Path) -> dict[str, Any]:
-    file = run / "report.json"
-    report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return report
+    return target, read(folder.parent) if folder.name == "final" else None
 
 
 def task_of(target: str) -> Task:
     """The task of a finished model: that of its run, else the one that its own files name."""
     folder, report = resolve(target)
-    return TASKS[report["run"]["recipe"].get("task", "causal-lm")] if report else task_of_files(folder)
+    return TASKS[report.run.recipe.task] if report else task_of_files(folder)
 
 
 def check_task(target: str, names: tuple[str, ...], instead: str) -> None:
@@ -100,7 +94,7 @@ def check(form: str, folder: str, recorded: dict[str, Any] | None) -> None:
 
 def load(
     target: str, form: str = "recorded", dtype: str | None = None, spreads: bool = False, widened: bool = False
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> tuple[Any, Any, Report | None]:
     """Model, tokenizer and the report of the run, for inference on this machine's device.
 
     Args:
@@ -113,18 +107,18 @@ def load(
         RunError: a GPU has no room for it.
     """
     folder, report = resolve(target)
-    check(form, folder, report.get("result", {}).get("reload", {}).get("quantization"))
+    reload = report.reload if report else {}
+    check(form, folder, reload.get("quantization"))
     quiet_libraries()
     import torch
     from transformers import AutoTokenizer
 
     from hfstrat.models.load import compute_dtype, source_of
-    from hfstrat.recipe.schema import Model
 
-    recipe = report["run"]["recipe"] if report else {}
-    wanted = dtype or recipe.get("model", {}).get("dtype", "auto")
-    source, options = source_of(Model(**recipe["model"])) if recipe else (folder, {})
-    options |= {"source": source, "task": task_of(target).name, **report.get("result", {}).get("reload", {})}
+    section = report.run.recipe.model if report else None
+    wanted = dtype or (section.dtype if section else "auto")
+    source, options = source_of(section) if section else (folder, {})
+    options |= {"source": source, "task": task_of(target).name, **reload}
     try:
         weights: Any = "auto" if dtype == "checkpoint" else compute_dtype(wanted)
         model = placed(load_artifact(folder, weights, options, form), spreads, widened)

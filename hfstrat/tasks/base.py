@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
@@ -65,7 +65,7 @@ class Rows(ABC):
         samples: int = 0,
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
-    ) -> Prepared:
+    ) -> PreparedData:
         """The tokenized training and evaluation examples of a run.
 
         Args:
@@ -78,19 +78,19 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
         """All examples of `data.train`, for evaluating a trained model with this `config`; none is held out."""
 
     @abstractmethod
-    def collator(self, base: Base, data: Prepared, tokenizer: Any, multiple: int) -> Any:
+    def collator(self, base: Base, data: PreparedData, tokenizer: Any, multiple: int) -> Any:
         """The function from examples to a batch, whose `labels` are what `Metrics.loss` takes."""
 
     @abstractmethod
-    def worst_row(self, data: Prepared, length: int) -> dict[str, Any]:
+    def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
         """An example of this length that costs as much memory as any."""
 
     @abstractmethod
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """Inputs of a forward pass on which models are compared by their `logits`."""
 
 
@@ -120,7 +120,7 @@ class Model(ABC):
             labels: outputs of the head (0 where there is none).
         """
 
-    def config_options(self, data: Prepared | None, tokenizer: Any) -> dict[str, Any]:
+    def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values that the task sets in the model's config."""
         return {}
 
@@ -168,7 +168,7 @@ class Metrics(ABC):
     def quality(self) -> Quality:
         """The metric by which the best weights are chosen and runs are compared."""
 
-    def for_data(self, data: Prepared) -> Self:
+    def for_data(self, data: PreparedData) -> Self:
         """These metrics for the labels of this data."""
         return replace(self, labels=data.label_names)
 
@@ -205,7 +205,7 @@ class Text(ABC):
     generates: bool = False  # whether predictions are generated text
 
     @abstractmethod
-    def predict(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         """The prediction for one prompt, as text."""
 
     @abstractmethod

@@ -13,6 +13,7 @@ import torch
 
 if TYPE_CHECKING:
     from hfstrat.data.render import Renderer
+    from hfstrat.tasks.report import Report
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -78,16 +79,16 @@ class How:
         return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
 
 
-def renderer_of(tokenizer: Any, report: dict[str, Any], plain: bool) -> Renderer:
+def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
     """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
-    from hfstrat.data.render import NAMES, Renderer
+    from hfstrat.data.render import TEMPLATES, Renderer
 
-    run = report.get("run", {})
-    template = run.get("recipe", {}).get("data", {}).get("template", "auto")
-    if template not in NAMES:  # a file's template is the tokenizer's own now
+    template = report.run.recipe.data.template if report else "auto"
+    if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     renderer = Renderer(tokenizer, "plain" if plain else template)
-    renderer.continues = plain or run.get("data", {}).get("train", {}).get("format") == "text"
+    data = report.run.data if report else None
+    renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer
 
 

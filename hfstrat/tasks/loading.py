@@ -12,7 +12,7 @@ from hfstrat.tasks.causal_lm import CausalLM
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.quantization import Learns
     from hfstrat.recipe.schema import Model, Recipe
 
@@ -21,7 +21,7 @@ def load_base(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     task: Task | None = None,
-    data: Prepared | None = None,
+    data: PreparedData | None = None,
     learns: Learns | None = None,
 ) -> Base:
     """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
@@ -73,7 +73,12 @@ def load_base(
 
 
 def random_base(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, family: str, settings: dict[str, Any], task: Task, data: Prepared | None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    family: str,
+    settings: dict[str, Any],
+    task: Task,
+    data: PreparedData | None,
 ) -> Base:
     """A model of this family for the task, with random weights and what the task adds to its config.
 

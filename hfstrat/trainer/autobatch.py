@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather
 from torch import nn
 
-from hfstrat.data.prepare import Prepared
+from hfstrat.data.prepare import PreparedData
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import checkpoint_activations
 from hfstrat.models.load import Base
@@ -69,10 +69,10 @@ def fit_to_memory(
     trained: nn.Module,
     base: Base,
     collate: Any,
-    data: Prepared,
+    data: PreparedData,
     dtype: torch.dtype,
     loss: Callable[..., torch.Tensor],
-    worst_row: Callable[[Prepared, int], dict[str, Any]],
+    worst_row: Callable[[PreparedData, int], dict[str, Any]],
     device: torch.device | None = None,
     fits: Fits = fits_on_gpu,
 ) -> Plan:

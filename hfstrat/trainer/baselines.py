@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 
 OPTIMAL = 20  # training tokens per parameter that spend a given compute best: Hoffmann et al. 2022, arXiv 2203.15556
@@ -73,7 +73,7 @@ class Baselines:
         return lines
 
 
-def measure(data: Prepared, plan: Plan, model: nn.Module) -> Baselines:
+def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
     """The bars of prepared data for a model that is about to be trained on them."""
     from hfstrat.models.load import count_parameters
 
@@ -140,7 +140,7 @@ def bits_per_byte(nats: float, tokens: int, size: float) -> float | None:
     return nats * tokens / math.log(2) / size if size else None
 
 
-def add_bits_per_byte(facts: dict[str, Any], data: Prepared) -> None:
+def add_bits_per_byte(facts: dict[str, Any], data: PreparedData) -> None:
     """Put `bits_per_byte` beside the losses of a report, where the tokenizer allows it to be exact."""
     found = None if data.label_names else token_bytes(data.renderer.tokenizer)
     if found is None:

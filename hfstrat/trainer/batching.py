@@ -11,7 +11,15 @@ import torch
 from torch.utils.data import Sampler
 
 from hfstrat.data.collate import BatchOrder
-from hfstrat.data.packing import InTurn, PackedRows, PackingCollator, bins_for, leaks, packed_share, padded_share
+from hfstrat.data.packing import (
+    InOrder,
+    PackedRows,
+    PackingCollator,
+    count_bins,
+    find_leak,
+    packed_padding_share,
+    padding_share,
+)
 from hfstrat.errors import UserError
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Recipe
@@ -74,7 +82,7 @@ def make_batches(
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
     if not collate.pads:  # features: nothing pads
         return Batches(order, rows, order, collate, plan, "rows of one size")
-    padding = padded_share(order, plan.micro_batch, collate.multiple)
+    padding = padding_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
     if wish == "off":
@@ -89,7 +97,7 @@ def make_batches(
         plain.line += "; not packed: on a CPU that is slower"
         return plain
     packed = _pack(plain, recipe.seed, recipe.data.max_length, base, collate)
-    saved = padding - packed_share(packed.rows)
+    saved = padding - packed_padding_share(packed.rows)
     if wish == "auto" and saved < WORTH:
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
@@ -99,8 +107,8 @@ def make_batches(
         plain.line += f"; not packed: {reason}"
         return plain
     packed.line = (
-        f"packed into {packed.plan.bins} rows a step, {packed_share(packed.rows):.0%} padding (else {padding:.0%}); shown on "
-        "this model that examples do not see each other"
+        f"packed into {packed.plan.bins} rows per step, {packed_padding_share(packed.rows):.0%} padding (else {padding:.0%}); "
+        "tested on this model: packed examples do not see each other"
     )
     return packed
 
@@ -111,9 +119,9 @@ def _reason_against(recipe: Recipe, base: Base, others: Sequence[Any], packed: B
     if not packed.collate.plain.selects_rows:
         return "it needs the loss bound to the model"
     flatten = packed.collate.flatten
-    if reason := leaks(base.model, flatten, dtype):
+    if reason := find_leak(base.model, flatten, dtype):
         return reason
-    return next((f"the teacher: {reason}" for one in others if (reason := leaks(one, flatten, dtype))), None)
+    return next((f"the teacher: {reason}" for one in others if (reason := find_leak(one, flatten, dtype))), None)
 
 
 def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Batches:
@@ -125,8 +133,8 @@ def _pack(plain: Batches, seed: int, most: int, base: Base, collate: Any) -> Bat
     order = BatchOrder(plain.order.lengths, plan.global_batch_size, plan.steps, seed)
     capacity = max(longest, min(most, plan.micro_batch * longest))
     at_once = max(1, plan.micro_batch * longest // capacity)
-    bins = bins_for(order, capacity, plan.processes * at_once)
+    bins = count_bins(order, capacity, plan.processes * at_once)
     rows = PackedRows(plain.rows, order, bins, collate.multiple)
     flatten = "flash" in str(base.model.config._attn_implementation)
     collator = PackingCollator(collate, flatten)
-    return Batches(order, rows, InTurn(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")
+    return Batches(order, rows, InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hfstrat.errors import UserError
+from hfstrat.recipe import format
 from hfstrat.recipe.schema import Training
 from hfstrat.recipe.section import seconds
 
@@ -50,6 +51,13 @@ class Plan:
     @property
     def epochs(self) -> float:
         return self.steps * self.global_batch_size / self.rows
+
+    @property
+    def length(self) -> str:
+        """The length of the run in words: '120 steps (3.00 epochs)', 'at most 10m 00s', or both."""
+        parts = [f"{self.steps:,} steps ({self.epochs:.2f} epochs)"] if self.steps < ENDLESS else []
+        parts += [f"at most {format.duration(self.time_limit)}"] if self.time_limit else []
+        return ", ".join(parts)
 
 
 def make_plan(

@@ -57,7 +57,7 @@ class TrainData:
 
     def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
         """The feed with these rows, which have a column more (packed, if its rows are), and a collator for them."""
-        train = self.train.of(train) if self.plan.bins else train
+        train = self.train.with_rows(train) if self.plan.bins else train
         return replace(self, train=train, eval=self.eval if evaluated is None else evaluated, collate=collate)
 
     @property

@@ -100,15 +100,15 @@ def test_processes_that_share_need_less_each() -> None:
     candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
     shape = Shape(512, 1)
     ways = [Sharing(), Sharing("zero2", 4, False, True, True), Sharing("fsdp2", 4, True, True, True)]
-    totals = [memory.predict(model, candidate.learning, shape, way).total for way in ways]
+    totals = [memory.predict(model, candidate.description, shape, way).total for way in ways]
     assert totals == sorted(totals, reverse=True)
-    assert memory.predict(model, candidate.learning, shape, Sharing("ddp", 4)).total >= totals[0]
+    assert memory.predict(model, candidate.description, shape, Sharing("ddp", 4)).total >= totals[0]
 
 
 def test_weights_gradients_and_moments_take_four_four_and_eight_bytes_per_trainable_parameter() -> None:
     model = architecture.by_hand("30M", 4096, 512)
     candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
-    terms = memory.predict(model, candidate.learning, Shape(64, 1, 2)).phases["optimizer step"]
+    terms = memory.predict(model, candidate.description, Shape(64, 1, 2)).phases["optimizer step"]
     trainable = candidate.footprint.trainable
     assert (terms["weights"], terms["gradients"], terms["optimizer"]) == (4 * trainable, 4 * trainable, 8 * trainable)
 
@@ -116,7 +116,7 @@ def test_weights_gradients_and_moments_take_four_four_and_eight_bytes_per_traina
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_footprint_is_the_exact_one(models: Callable[..., Path], family: str, tied: bool) -> None:
-    """`learning` and `footprint` have the same trainable parameters, and the loaded model has the same total."""
+    """`description` and `footprint` have the same trainable parameters, and the loaded model has the same total."""
     from transformers import AutoModelForCausalLM
 
     folder = models(family=family, tied=tied)
@@ -126,7 +126,7 @@ def test_the_footprint_is_the_exact_one(models: Callable[..., Path], family: str
     data = random_data(random.Random(0), "causal-lm")
     for name in ("head", "partial", "lora", "full", "distill"):
         candidate = candidates.propose(name, model, data)
-        found = candidate.learning
+        found = candidate.description
         adapters = sum(found.rank * sum(found.shapes[key]) for key in found.adapted)
         trainable = adapters + sum(int(np.prod(found.shapes[key])) for key in found.names)
         assert trainable == candidate.footprint.trainable
@@ -136,8 +136,8 @@ def test_recomputed_activations_and_fewer_rows_need_less() -> None:
     for situation in situations(6, "causal-lm"):
         candidate = candidates.propose("full", situation.model, situation.data)
 
-        def total(learning: Any = candidate.learning, model: Any = situation.model, **given: Any) -> float:
-            return memory.predict(model, learning, Shape(512, **given)).total
+        def total(description: Any = candidate.description, model: Any = situation.model, **given: Any) -> float:
+            return memory.predict(model, description, Shape(512, **given)).total
 
         assert total(micro=4, recompute=True) <= total(micro=4)
         assert total(micro=1) <= total(micro=2) <= total(micro=8)
@@ -153,7 +153,7 @@ def test_units_are_parsed() -> None:
 def test_operations_are_six_per_weight_and_token_if_all_weights_are_trained() -> None:
     model = architecture.by_hand("300M", 4096, 2048)
     candidate = candidates.propose("full", model, random_data(random.Random(0), "causal-lm"))
-    found = speed.work(model, candidate.learning, 1.0, 1.0).training
+    found = speed.work(model, candidate.description, 1.0, 1.0).training
     assert found == pytest.approx(6 * model.parameters, rel=0.01)
 
 
@@ -190,7 +190,7 @@ def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path,
     advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
     files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
-    assert len(entries.line_up(comparisons.asked(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+    assert len(entries.line_up(comparisons.request(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
 
 
 def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
@@ -203,31 +203,31 @@ def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
     monkeypatch.chdir(tmp_path)  # without reports of past runs that give another rate
     given = Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
     advise(given, None, as_json=True)
-    whole = json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"]
-    time = round(0.8 * whole)
+    seconds = json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"]
+    time = round(0.8 * seconds)
     advise(replace(given, time=f"{time}s"), tmp_path / "out", as_json=True)
     assert json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"] == time
     recipe = yaml.safe_load((tmp_path / "out" / "1-lora.yaml").read_text())
     assert recipe["training"]["max_time"] == f"{time - speed.START_SECONDS:.0f}s"
-    for less, says in (
+    for less, expected in (
         ({"memory": "100MiB"}, "no strategy fits into 100 MiB: lora needs least"),
         ({"time": "5s"}, "no strategy finishes within 5.0s"),
     ):
         advise(replace(given, **less), tmp_path / "none", as_json=False)
-        said = capsys.readouterr().out
-        assert says in said
-        assert "no recipe written: no strategy fits the given memory and time" in said
+        output = capsys.readouterr().out
+        assert expected in output
+        assert "no recipe written: no strategy fits the given memory and time" in output
         assert not (tmp_path / "none").exists()
 
 
 def test_labels_are_detected_as_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} says", "label": "ab"[n % 2]} for n in range(50)])
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} has text", "label": "ab"[n % 2]} for n in range(50)])
     advise(Request(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)
-    said = capsys.readouterr().out
-    assert "2 classes" in said
-    assert "scratch" in said
-    assert "not available" in said
-    assert "model used" in said
+    output = capsys.readouterr().out
+    assert "2 classes" in output
+    assert "scratch" in output
+    assert "not available" in output
+    assert "model used" in output
 
 
 def test_sizes_by_hand_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,15 +248,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "memory": "lots"}, "--memory: lots: expected an amount"),
     ({**MODEL, "memory": "99999TiB"}, "expected between 64MiB"),
     ({**MODEL, "time": "0.1s"}, "expected between 5s"),
-    ({**MODEL, "time": "soon"}, "--time: soon: a time such as"),
+    ({**MODEL, "time": "soon"}, "--time: soon: expected a time such as"),
     ({**MODEL, "time": "100000h"}, "and a year"),
     ({**MODEL, "goal": "fame"}, "--goal: fame: expected one of quality"),
     ({**MODEL, "strategies": "lora,magic"}, "--strategies: magic: no such strategy"),
     ({**MODEL, "task": "vision"}, "--task: vision: expected one of"),
-    ({**MODEL, "parameters": "many"}, "--parameters: many: a number of parameters"),
+    ({**MODEL, "parameters": "many"}, "--parameters: many: expected a number of parameters"),
     ({**MODEL, "tokens": 5}, "--tokens: 5 tokens for 100 rows"),
     ({**MODEL, "rows": 0}, "--rows: 0: expected at least 1"),
-    ({**MODEL, "accelerate_config": "fsdp9"}, "no such name among the accelerate_configs"),
+    ({**MODEL, "accelerate_config": "fsdp9"}, "--accelerate-config: fsdp9: no such name among the bundled accelerate_configs"),
     ({**MODEL, "measure": "30s"}, "--measure: needs a model folder and data"),
     ({**MODEL, "strategies": "lora,lora"}, "--strategies: lora,lora: expected some of"),
     ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
@@ -268,8 +268,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), BAD, ids=[said for _, said in BAD])
-def test_bad_input_is_a_sentence(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_a_sentence(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
     labelled = write_jsonl(tmp_path / "labelled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
     places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELLED": str(labelled)}
@@ -279,7 +279,7 @@ def test_bad_input_is_a_sentence(given: dict[str, Any], said: str, tmp_path: Pat
     }
     with pytest.raises(UserError) as error:
         advise(Request(**given), None, as_json=True)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert error.value.code == 2
 
 
@@ -326,29 +326,29 @@ def test_every_word_is_shown_in_any_terminal(
     """Unabridged, in lines that fit; what is unknown about sizes given by hand is not invented."""
     monkeypatch.setattr(show, "WIDTH", width)
     advise(Request(**MODEL, classes=4, device="cpu"), None, as_json=False)
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= width
-    assert "…" not in said
-    words = re.sub(r"[\W_]+", "", said)
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= width
+    assert "…" not in output
+    words = re.sub(r"[\W_]+", "", output)
     for name in ("lora", "partial", "head", "full"):
         for text in defaults.factors(name):
             assert all(re.sub(r"[\W_]+", "", part) in words for part in (text.split() if width == 160 else [text]))
     assert "4classesof25examples" in words
     assert "pointsonlyrank" in words
-    assert "median" not in said.partition("memory")[0]
+    assert "median" not in output.partition("memory")[0]
 
 
 def test_the_advisor_imports_no_torch() -> None:
     import subprocess
     import sys
 
-    said = (
+    code = (
         "import sys, json\nfrom hfstrat.cli import advise\n"
         "found = advise.situation_of(advise.Request(parameters='30M', rows=9, tokens=900, device='a100'))\n"
         "advise.decide.decide(found, ['lora', 'full'])\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
-    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "[]", ended.stderr
 
 
@@ -364,10 +364,10 @@ def test_the_command_line(tiny: Path, rows: Path, capsys: pytest.CaptureFixture[
     monkeypatch.setattr("sys.argv", ["hfstrat", *words, "--time", "never"])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said.startswith("--time: never")
-    assert said.count("\n") == 1
+    assert output.startswith("--time: never")
+    assert output.count("\n") == 1
 
 
 def test_existing_recipes_are_predicted(recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

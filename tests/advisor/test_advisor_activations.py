@@ -48,13 +48,13 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
     found = {key: tuple(p.shape) for key, p in model.named_parameters()}
     seen = architecture.from_config("a test", config.to_dict(), found, 0)
     section = SECTIONS[name] | ({"last_n_layers": layers} if name == "partial" else {})
-    learning = build(STRATEGIES[name].model_validate(section)).describe(found, family != "bert")
+    description = build(STRATEGIES[name].model_validate(section)).describe(found, family != "bert")
     trained = model
     if family != "bert":
         assert fused_loss.bind_head_loss(model) is None
     model.requires_grad_(False)
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in learning.names)
+        parameter.requires_grad_(key in description.names)
     if name == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -63,7 +63,7 @@ def model_of(family: str, name: str, layers: int, dtype: torch.dtype) -> tuple[A
         settings: dict[str, Any] = {"r": 16, "target_modules": "all-linear", "modules_to_save": whole, "task_type": kind}
         trained = get_peft_model(model, LoraConfig(**settings))
     set_precision(trained, dtype)
-    return trained.train(), seen, learning
+    return trained.train(), seen, description
 
 
 def stored(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
@@ -96,16 +96,16 @@ def stored(model: Any, family: str, dtype: torch.dtype, masked: bool) -> int:
 def test_a_block_stores_what_was_added_up(family: str, name: str, dtype: torch.dtype, masked: bool) -> None:
     sizes = []
     for layers in (2, 3):
-        model, seen, learning = model_of(family, name, layers, dtype)
-        copies = 2 * copied(learning) if dtype == torch.bfloat16 else 0
+        model, seen, description = model_of(family, name, layers, dtype)
+        copies = 2 * copied(description) if dtype == torch.bfloat16 else 0
         sizes.append(stored(model, family, dtype, masked) - copies)
-    block = architecture.live_blocks(seen, learning)[-1]
-    predicted = architecture.block_bytes(seen, learning, block, dtype.itemsize, LENGTH, masked)
+    block = architecture.live_blocks(seen, description)[-1]
+    predicted = architecture.block_bytes(seen, description, block, dtype.itemsize, LENGTH, masked)
     assert (sizes[1] - sizes[0]) / (ROWS * LENGTH) == pytest.approx(predicted, rel=1e-6)
 
 
-def copied(learning: Description) -> int:
+def copied(description: Description) -> int:
     """Weights of the blocks' linear layers and adapters, of which autocast stores a 16-bit copy."""
-    matrices = {key: shape for key, shape in learning.shapes.items() if BLOCK.search(key) and len(shape) == 2}
-    whole = sum(prod(shape) for key, shape in matrices.items() if key in learning.names)
-    return whole + sum(learning.rank * sum(learning.shapes[key]) for key in learning.adapted if key in matrices)
+    matrices = {key: shape for key, shape in description.shapes.items() if BLOCK.search(key) and len(shape) == 2}
+    whole = sum(prod(shape) for key, shape in matrices.items() if key in description.names)
+    return whole + sum(description.rank * sum(description.shapes[key]) for key in description.adapted if key in matrices)

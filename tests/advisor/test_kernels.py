@@ -47,8 +47,8 @@ def test_each_width_adds_as_many_kernels_as_predicted(models: Callable[..., Path
     folder = models(family="llama", tied=False)
     model, data = architecture.read(str(folder)), Survey("rows", "causal-lm", 100, np.asarray([64]), max_length=64)
     candidate = candidates.propose(name, model, data)
-    count = [compiled(model, candidate.learning, number, 0, True) for number in (1, 2)]
-    for each in found(folder, name, candidate.learning.rank):
+    count = [compiled(model, candidate.description, number, 0, True) for number in (1, 2)]
+    for each in found(folder, name, candidate.description.rank):
         assert count[1] - count[0] == pytest.approx(each, abs=4)  # the products of attention come in blocks
 
 
@@ -65,6 +65,6 @@ def test_widths_are_those_that_batches_can_have() -> None:
 def test_the_kernel_cache_is_limited() -> None:
     model = architecture.by_hand("30M", 4096, 2048)
     candidate = candidates.propose("full", model, Survey("rows", "causal-lm", 10, np.asarray([64]), max_length=64))
-    counts = [compiled(model, candidate.learning, number, number, True) for number in (0, 1, 10, 100, 1000)]
+    counts = [compiled(model, candidate.description, number, number, True) for number in (0, 1, 10, 100, 1000)]
     assert counts == sorted(counts)
     assert counts[-1] == CACHED_KERNELS

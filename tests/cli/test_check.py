@@ -1,15 +1,18 @@
-"""What `hfstrat check` shows of a row: where loss begins and ends, in a few lines."""
+"""What `hfstrat check` shows: what matters first, and where the loss of an example begins and ends, in a few lines."""
 
 from __future__ import annotations
 
 import io
 import itertools
+from typing import Any
 
+import pytest
 from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from hfstrat.cli import check
 from hfstrat.cli.check import LEAST, SHOWN_TOKENS, elided, show_row
 from hfstrat.data.render import IGNORED
 
@@ -79,3 +82,25 @@ def test_many_turns_lose_those_in_the_middle() -> None:
 def test_the_share_is_never_nothing() -> None:
     assert len(elided(*row_of([900] * 25))) == 75
     assert elided([], []) == []
+
+
+def test_what_matters_comes_first(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model, then the data, then examples with a legend, then the settings that were made."""
+    check.show(recipe("training={max_time: 10min}"), rows=1)
+    said = capsys.readouterr().out
+    parts = ("trainable params: ", "self_attn.q_proj: LoRA", "train ", "contribute to the loss", "example 0", "strategy.r ")
+    places = [said.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "at most 10m 00s" in said
+    assert "10,000,000" not in said
+    assert "evaluation.max_rows" not in said  # a default
+    assert "embed_tokens" not in said  # frozen
+
+
+def test_defaults_and_frozen_modules_are_shown_on_request(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    check.show(recipe(), rows=0, every=True)
+    said = capsys.readouterr().out
+    assert "evaluation.max_rows" in said
+    assert "embed_tokens" in said
+    assert "4 steps (" in said
+    assert "example" not in said

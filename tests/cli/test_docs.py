@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -17,11 +17,13 @@ import yaml
 from hfstrat.cli.main import app
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.strategies import StrategySection
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "recipes" / "README.md",
@@ -40,23 +42,28 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [text for language, text in fenced if not languages or language in languages]
 
 
-def code(page: Path) -> Iterator[str]:
-    """Inline code of a page."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    yield from (match.replace("\n", " ") for match in re.findall(r"`([^`]+)`", text))
+def code(text: str) -> list[str]:
+    """Inline code of a Markdown text."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [match.replace("\n", " ") for match in re.findall(r"`([^`]+)`", prose)]
 
 
 @pages()
-def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+def test_links_and_paths_lead_to_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / target).exists(), target
+    for path in re.findall(r"(?<![\w./])(?:hfstrat|tests|scripts)/[\w/.]+\b/?", " ".join(code(text))):
+        assert (ROOT / path).exists(), path
 
 
 @pages()
 def test_commands_exist_with_these_options(page: Path) -> None:
     lines = "\n".join(blocks(page, "", "bash", "sh")).replace("\\\n", " ").splitlines()
     commands = [line.split("#")[0] for line in lines if line.startswith("hfstrat ")]
-    commands += [line.partition(" | ")[0] for line in code(page) if re.match(r"hfstrat [a-z-]", line)]
+    commands += [
+        line.partition(" | ")[0] for line in code(page.read_text(encoding="utf-8")) if re.match(r"hfstrat [a-z-]", line)
+    ]
     for line in commands:
         words = [word.strip("[],") for word in shlex.split(line)[1:]]
         command: Any = typer.main.get_command(app)
@@ -100,10 +107,23 @@ def exists(path: list[str]) -> bool:
 @pages()
 def test_keys_exist(page: Path) -> None:
     sections = "|".join(name for name in Recipe.model_fields if name not in ("seed", "task", "output_dir"))
-    lines = "\n".join([*code(page), *blocks(page)]).splitlines()
+    lines = "\n".join([*code(page.read_text(encoding="utf-8")), *blocks(page)]).splitlines()
     text = "\n".join(line for line in lines if "did you mean" not in line)  # messages about keys that do not exist
     for key in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)(?![\w(/])", text):
         assert exists(key.split(".")) or key.rpartition(".")[2] in ("yaml", "jsonl", "csv", "md", "py", "gguf"), key
+
+
+@pytest.mark.parametrize("section", StrategySection.__subclasses__(), ids=lambda section: section.__name__)
+def test_every_key_of_a_strategy_is_documented(section: type[StrategySection]) -> None:
+    """In docs/strategies.md; and the first cells of its tables are keys."""
+    keys = section.model_fields.keys() - {"name"}
+    (name,) = get_args(section.model_fields["name"].annotation)
+    text = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert keys <= set(
+        re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))))
+    )
+    for row in re.findall(r"^\| (`.*?) \|", text, re.M):
+        assert set(re.findall(r"`(\w+)`", row)) <= keys, row
 
 
 def numbers(text: str) -> set[float]:

@@ -46,7 +46,7 @@ def test_runs_are_listed_with_what_they_cost_and_brought(folder: Path) -> None:
     assert [line.split()[0] for line in lines] == ["a", "c", "deep/b"]
     assert lines[0].split()[1:6] == ["lora", "Tiny-Base", "train.jsonl", "3.5000", "2.5000"]
     assert "2.00%" in lines[0]
-    assert "14 s" in lines[0]
+    assert "14s" in lines[0]
     assert "1.00 GiB" in lines[0]
     assert "(non-finite)" in lines[1]
 
@@ -89,7 +89,7 @@ def test_other_rows_under_the_same_name_differ(folder: Path) -> None:
         (lambda folder: runs.table(folder / "nowhere", "name"), "no such folder"),
         (lambda folder: runs.table(folder / "broken", "name"), "no run below it"),
         (lambda folder: runs.table(folder, "size"), "expected one of name, loss, time, cost"),
-        (lambda folder: runs.diff(folder / "a", folder / "broken"), "no run"),
+        (lambda folder: runs.diff(folder / "a", folder / "broken"), "not a report"),
     ],
 )
 def test_what_is_no_run_is_said(folder: Path, call: Any, words: str) -> None:

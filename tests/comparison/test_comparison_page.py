@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, readable wherever it is opened."""
+"""report.html: one self-contained file that any browser shows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.comparisons import Played, asked
+from helpers.comparisons import Played
+from helpers.comparisons import request as compare_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.comparison import charts, page, sheet
+from hfstrat.comparison import charts, page
 from hfstrat.comparison.charts import Point
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
@@ -23,14 +24,14 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 
 
 class Reader(HTMLParser):
-    """What opens and closes, what is loaded from elsewhere, and what is said."""
+    """Checks that tags are closed; collects external resources, tag names and text."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.loads: list[str] = []
         self.names: set[str] = set()
-        self.said = ""
+        self.text = ""
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.names.add(tag)
@@ -47,7 +48,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.said += data
+        self.text += data
 
 
 def read(text: str) -> Reader:
@@ -59,7 +60,7 @@ def read(text: str) -> Reader:
 
 @pytest.fixture(params=["words", "classes"])
 def table(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path, rows: Path) -> dict[str, Any]:
-    """Of five recipes, one of which runs out of memory."""
+    """A comparison in which one run is out of memory."""
     from helpers.classifiers import labelled, make_encoder
 
     monkeypatch.chdir(tmp_path)
@@ -67,10 +68,10 @@ def table(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: P
     played = Played(monkeypatch, classes)
     played.endings = {("partial", 43): ("out-of-memory", "killed (signal 9) & gone")}
     model, data = (make_encoder(tmp_path / "model", "bert"), labelled(tmp_path)) if classes else (tiny, rows)
-    return played.compare(asked(tmp_path / "out", model=str(model), data=str(data), seeds=3))
+    return played.compare(compare_request(tmp_path / "out", model=str(model), data=str(data), seeds=3))
 
 
-def test_it_is_whole_and_needs_nothing_else(table: dict[str, Any]) -> None:
+def test_it_is_complete_and_loads_nothing(table: dict[str, Any]) -> None:
     text = page.render(table)
     found = read(text)
     assert not found.loads
@@ -80,24 +81,24 @@ def test_it_is_whole_and_needs_nothing_else(table: dict[str, Any]) -> None:
     assert not re.findall(r"https?:", text)
 
 
-def test_it_says_everything(table: dict[str, Any]) -> None:
-    """Each recipe in each table and chart, failures with their reason, answers as they are and not as markup."""
+def test_it_shows_everything(table: dict[str, Any]) -> None:
+    """Each recipe in each table and chart, failures with the reason, answers as text and not as markup."""
     text = page.render(table)
-    said = " ".join(read(text).said.split())
-    assert "partial, seed 43: out of memory: killed (signal 9) & gone" in said
-    assert "2 of 3: out of memory" in said
-    assert "Once <b>upon</b> a time" in said
+    output = " ".join(read(text).text.split())
+    assert "partial, seed 43: out of memory: killed (signal 9) & gone" in output
+    assert "2 of 3: out of memory" in output
+    assert "Once <b>upon</b> a time" in output
     for row in table["entries"]:
-        assert f"{row['label']} says & more" in said
+        assert f"{row['label']} answers & more" in output
     assert text.count("<figure>") == 4
-    assert ("What is taken for what" in said) == (table["task"] == "text-classification")
-    assert table["repeat"]["command"] in said
+    assert ("Confusion matrices" in output) == (table["task"] == "text-classification")
+    assert table["repeat"]["command"] in output
     assert "prefers-color-scheme: dark" in text
-    if table["left_out"]:
-        assert "distill was left out" in said
+    if table["excluded"]:
+        assert "distill is excluded" in output
 
 
-def test_nothing_measured_is_a_page_too(table: dict[str, Any]) -> None:
+def test_a_page_without_measurements(table: dict[str, Any]) -> None:
     for row in table["entries"]:
         for name in ("quality", "over_seeds", "over_rows", "before", "seconds", "peak_memory_bytes", "tokens_per_second"):
             row[name] = None
@@ -105,37 +106,6 @@ def test_nothing_measured_is_a_page_too(table: dict[str, Any]) -> None:
     empty = {**table, "best": None, "samples": [], "confusions": {}, "environment": {}}
     assert "<figure>" not in page.render(empty)
     read(page.render(empty))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(1e-3, 1e12))
-def test_numbers_have_few_digits(value: float) -> None:
-    said = [
-        sheet.seconds(min(value, 3e5)),
-        sheet.memory(value),
-        sheet.size(value),
-        sheet.count(value),
-        sheet.quality(value / 1e9, "loss"),
-    ]
-    for text in said:
-        assert len(re.sub(r"\D", "", text)) <= 5, text
-        assert "e" not in text.removesuffix("e")
-
-
-def test_numbers_are_said_as_people_say_them() -> None:
-    assert [sheet.seconds(each) for each in (None, 0.42, 34.4, 99.9, 725, 12_000)] == [
-        "–",
-        "0.4 s",
-        "34 s",
-        "1:40 min",
-        "12:05 min",
-        "3:20 h",
-    ]
-    assert [sheet.count(each) for each in (8204, 260_032, 1_380_000, 999_999)] == ["8,204", "260 k", "1.38 M", "1.00 M"]
-    assert [sheet.size(each) for each in (999, 405_000, 269_060_552)] == ["999 B", "405 kB", "269 MB"]
-    assert [sheet.memory(each) for each in (432 * 2**20, 3.02 * 2**30)] == ["432 MiB", "3.02 GiB"]
-    assert (sheet.quality(0.8123, "accuracy"), sheet.quality(2.34567, "loss")) == ("81.2 %", "2.346")
-    assert sheet.between([0.801, 0.823], "accuracy") == "80.1 to 82.3 %"
 
 
 @settings(max_examples=300, deadline=None)
@@ -165,7 +135,7 @@ def test_no_label_covers_another(spots: list[tuple[float, float, bool]]) -> None
         assert one[0] >= charts.LEFT
         assert one[2] <= charts.WIDTH
         for other in boxes[:number]:
-            near = 0.2  # places are rounded
+            near = 0.2  # positions are rounded
             assert one[2] <= other[0] + near or other[2] <= one[0] + near or one[3] <= other[1] or other[3] <= one[1]
 
 
@@ -180,7 +150,7 @@ FRAME = """<body><script>addEventListener('message', e => document.title = e.dat
 
 @pytest.fixture(scope="module")
 def browser() -> Any:
-    """`browser(file, *options)` opens a page; gives its document and what it complained of."""
+    """`browser(file, *options)` opens a page; returns its document and the messages on the console."""
     tool = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if tool is None:
         pytest.skip(f"needs one of {', '.join(BROWSERS)}")
@@ -203,8 +173,8 @@ def browser() -> Any:
 
 
 @pytest.mark.slow
-def test_a_browser_has_nothing_to_complain_of(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
-    """Not in light, dark or narrow windows; and this test would see it, as it sees a picture that the page may not load."""
+def test_a_browser_reports_no_errors(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
+    """In light, dark and narrow windows; a page with a forbidden image shows that the test would notice."""
     file = tmp_path / "out" / "report.html"
     for options in ((), ("--blink-settings=preferredColorScheme=0",), ("--window-size=360,800",)):
         document, complaints = browser(file, *options)
@@ -216,7 +186,7 @@ def test_a_browser_has_nothing_to_complain_of(browser: Any, table: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_phone_scrolls_only_down(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
+def test_a_narrow_window_scrolls_only_vertically(browser: Any, table: dict[str, Any], tmp_path: Path) -> None:
     text = page.render(table).replace("default-src 'none'; style-src 'unsafe-inline'", "default-src * 'unsafe-inline'")
     (tmp_path / "inner.html").write_text(text.replace("</body>", f"{WIDTH}</body>"))
     (tmp_path / "outer.html").write_text(FRAME.format(name="inner.html"))

@@ -1,4 +1,4 @@
-"""One process of a comparison: how it is started, ended and understood."""
+"""The process of one run: start, end and interpretation of the ending."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hfstrat.comparison import runs
-from hfstrat.comparison.runs import Run, carry_out, ending_of, how
+from hfstrat.comparison.runs import Run, execute, outcome, read_ending
 from hfstrat.run import launch
 from hfstrat.run.launch import Launch
 
@@ -22,7 +22,7 @@ OUTCOME = "import json, os; json.dump({'code': CODE, 'sentence': 'because'}, ope
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """`process("print(1)")` is a run whose process does that."""
+    """`process("print(1)")` is a run whose process executes this code."""
 
     def get(code: str) -> Run:
         made = Launch([sys.executable, "-c", code], dict(os.environ), 1)
@@ -32,52 +32,50 @@ def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return get
 
 
-def test_what_a_process_says_of_its_end_is_kept(process: Any) -> None:
+def test_the_reported_outcome_is_stored(process: Any) -> None:
     number = "open(os.environ['HFSTRAT_OUTCOME'] + '.pid0', 'w').close()"
     run = process(f"print('hello'); {OUTCOME.replace('CODE', '4')}; {number}; raise SystemExit(4)")
-    ending = carry_out(run, None, lambda: None)
+    ending = execute(run, None, lambda: None)
     assert (ending.status, ending.sentence) == ("out-of-memory", "because")
     assert run.log.read_text() == "hello\n"
-    assert ending_of(run) == ending
+    assert read_ending(run) == ending
     assert sorted(path.name for path in run.folder.iterdir()) == ["log.txt", "state.json"]
 
 
-def test_no_ending_speaks_of_checkpoints_that_are_gone(process: Any) -> None:
-    for kept in ("; the last good checkpoint is a/b/checkpoint-10", "; there was no checkpoint yet", ""):
-        said = f"the gradient is not finite at step 3{kept}. Halve training.learning_rate"
-        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', said)}; raise SystemExit(5)")
-        assert (
-            carry_out(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
-        )
+def test_no_ending_mentions_deleted_checkpoints(process: Any) -> None:
+    for hint in ("; the last good checkpoint is a/b/checkpoint-10", "; there was no checkpoint yet", ""):
+        sentence = f"the gradient is not finite at step 3{hint}. Halve training.learning_rate"
+        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', sentence)}; raise SystemExit(5)")
+        assert execute(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
 
 
 def test_a_finished_run_is_one_with_a_report(process: Any) -> None:
     run = process(OUTCOME.replace("CODE", "0"))
-    assert carry_out(run, None, lambda: None).is_done
-    assert ending_of(run) is None
+    assert execute(run, None, lambda: None).is_done
+    assert read_ending(run) is None
     run.result.mkdir()
     (run.result / "report.json").write_text(json.dumps({"result": {"status": "done"}}))
-    assert ending_of(run) is not None
-    assert ending_of(Run(**{**vars(run), "identity": "another"})) is None
+    assert read_ending(run) is not None
+    assert read_ending(Run(**{**vars(run), "identity": "another"})) is None
 
 
-def test_a_broken_state_is_none(process: Any) -> None:
+def test_a_broken_state_file_is_ignored(process: Any) -> None:
     run = process("pass")
-    assert ending_of(run) is None
+    assert read_ending(run) is None
     run.folder.mkdir(parents=True)
     for text in ("", "{", "[]", '{"identity": "identity"}'):
         (run.folder / runs.STATE).write_text(text)
-        assert ending_of(run) is None
+        assert read_ending(run) is None
 
 
 def test_a_run_that_takes_too_long_is_ended(process: Any) -> None:
     run = process("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])")
-    ending = carry_out(run, 0.3, lambda: None)
+    ending = execute(run, 0.3, lambda: None)
     assert ending.status == "timed-out"
     assert "longer than 0 s" in ending.sentence or "longer than" in ending.sentence
 
 
-def test_an_interruption_ends_the_process_and_is_no_end(process: Any, tmp_path: Path) -> None:
+def test_an_interruption_ends_the_process_and_stores_no_ending(process: Any, tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     run = process(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
 
@@ -86,39 +84,39 @@ def test_an_interruption_ends_the_process_and_is_no_end(process: Any, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        carry_out(run, None, look)
-    assert ending_of(run) is None
+        execute(run, None, look)
+    assert read_ending(run) is None
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
 
 
-def test_each_run_finds_nothing_done(process: Any) -> None:
-    """Its cache is its own and is gone afterwards, so that seconds do not depend on who ran before."""
+def test_each_run_starts_with_an_empty_cache(process: Any) -> None:
+    """The cache is its own and is deleted afterwards, so that the time does not depend on earlier runs."""
     run = process("import os; c = os.environ['HFSTRAT_CACHE']; os.mkdir(c); open(c + '/x', 'w'); print(c)")
-    carry_out(run, None, lambda: None)
+    execute(run, None, lambda: None)
     assert run.log.read_text().strip() == str(run.folder / runs.CACHE)
     assert not (run.folder / runs.CACHE).exists()
 
 
 def test_no_checkpoint_is_left(process: Any) -> None:
-    """What is published stays; nobody goes on from the others."""
+    """The result stays; checkpoints are deleted."""
     run = process("pass")
     for name in ("checkpoint-5", "checkpoint-10", "final"):
         (run.result / name).mkdir(parents=True)
-    carry_out(run, None, lambda: None)
+    execute(run, None, lambda: None)
     assert [path.name for path in run.result.iterdir()] == ["final"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that tells a child")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG of Linux")
 def test_no_run_outlives_a_comparison_that_was_killed(tmp_path: Path) -> None:
     mark, child = tmp_path / "pid", "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     parent = f"""
 import os, sys
 from pathlib import Path
 from hfstrat.run import launch
-from hfstrat.comparison.runs import Run, carry_out
+from hfstrat.comparison.runs import Run, execute
 launch.plan_launch = lambda *_: launch.Launch([sys.executable, "-c", {child!r}, {str(mark)!r}], dict(os.environ), 1)
-carry_out(Run("a", 1, "a.yaml", (), Path({str(tmp_path / "a")!r}), "x"), None, lambda: None)
+execute(Run("a", 1, "a.yaml", (), Path({str(tmp_path / "a")!r}), "x"), None, lambda: None)
 """
     import subprocess
 
@@ -142,19 +140,19 @@ def state_of(number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "kills", "status", "says"),
+    ("code", "reported", "kills", "status", "expected"),
     [
         (0, {"code": 0, "sentence": ""}, 0, "done", ""),
         (2, {"code": 2, "sentence": "data: no"}, 0, "refused", "data: no"),
         (3, {"code": 3, "sentence": "the loss"}, 0, "non-finite", "the loss"),
-        (-9, {}, 1, "out-of-memory", "by the kernel, as memory ran out"),
+        (-9, {}, 1, "out-of-memory", "by the kernel, because memory ran out"),
         (-9, {}, 0, "out-of-memory", "most likely by the kernel"),
         (-11, {}, 0, "crashed", "signal 11 (SIGSEGV)"),
-        (1, {}, 0, "crashed", "did not say why"),
-        (0, {}, 0, "crashed", "did not say why"),
+        (1, {}, 0, "crashed", "without a message"),
+        (0, {}, 0, "crashed", "without a message"),
     ],
 )
-def test_how_a_process_ended(code: int, told: dict[str, Any], kills: int, status: str, says: str) -> None:
-    found = how(code, told, kills, None)
+def test_outcomes_of_a_process(code: int, reported: dict[str, Any], kills: int, status: str, expected: str) -> None:
+    found = outcome(code, reported, kills, None)
     assert found[0] == status
-    assert says in found[1]
+    assert expected in found[1]

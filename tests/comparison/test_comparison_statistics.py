@@ -1,4 +1,4 @@
-"""Intervals and fronts, against slow references."""
+"""Intervals and Pareto fronts compared with slow references."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_the_interval_over_seeds_is_that_of_scipy() -> None:
     assert results.over_seeds([0.8, 0.8]) == Interval(0.8, 0.8)
 
 
-def test_resampling_is_drawing_the_same_rows_for_everybody() -> None:
-    """As one would write it down: repeat each row as often as it was drawn, and measure anew."""
+def test_resampling_draws_the_same_examples_for_all() -> None:
+    """The reference repeats each example as often as it was drawn and measures again."""
     parts = {"a": measured(1), "b": measured(2)}
     found = results.resampled(parts, resamples=25, seed=7)
     drawn = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=25)
@@ -53,19 +53,19 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(results.resampled({"a": measured(1)}, resamples=50)["a"], whole)
 
 
-def test_a_model_is_not_told_apart_from_itself() -> None:
+def test_a_model_does_not_differ_from_itself() -> None:
     draws = results.resampled({"a": measured(1), "b": measured(1)}, resamples=100)
     assert results.interval(draws["a"] - draws["b"]) == (0.0, 0.0)
 
 
-def test_the_difference_turns_round() -> None:
+def test_the_difference_is_antisymmetric() -> None:
     draws = results.resampled({"a": measured(1), "b": measured(2)}, resamples=200)
-    there, back = (results.interval(draws[x] - draws[y]) for x, y in (("a", "b"), ("b", "a")))
-    assert there == pytest.approx((-back.high, -back.low))
+    forward, backward = (results.interval(draws[x] - draws[y]) for x, y in (("a", "b"), ("b", "a")))
+    assert forward == pytest.approx((-backward.high, -backward.low))
 
 
-def test_the_paired_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Two models of which one is right on 5 % more of all rows there are, measured on 200 of them, 120 times."""
+def test_the_paired_interval_has_the_stated_coverage() -> None:
+    """Two models, one right on 5 % more of all examples, measured on 200 examples 120 times."""
     random, hits = np.random.default_rng(3), 0
     for trial in range(120):
         hard = random.random(200)
@@ -73,7 +73,7 @@ def test_the_paired_interval_covers_the_truth_about_as_often_as_it_says() -> Non
         draws = results.resampled({name: (each, np.ones((1, 200))) for name, each in scores.items()}, 300, seed=trial)
         low, high = results.interval(draws["a"] - draws["b"])
         hits += low <= 0.05 <= high
-    assert hits >= 106  # 114 are expected; a binomial of 120 has fewer than 106 once in a thousand times
+    assert hits >= 106  # 114 are expected; a binomial of 120 is below 106 with probability 0.001
 
 
 Points = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)
@@ -81,21 +81,21 @@ Points = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.tuples(st
 
 @settings(max_examples=200, deadline=None)
 @given(Points, st.booleans())
-def test_the_front_is_what_nothing_beats(points: dict[str, tuple[int, int]], higher: bool) -> None:
+def test_the_front_is_what_nothing_dominates(points: dict[str, tuple[int, int]], higher: bool) -> None:
     found = results.front({name: (float(q), float(p)) for name, (q, p) in points.items()}, higher)
     assert found
 
-    def beats(one: str, other: str) -> bool:
+    def dominates(one: str, other: str) -> bool:
         (q, p), (r, s) = points[one], points[other]
         as_good, better = (q >= r, q > r) if higher else (q <= r, q < r)
         return as_good and p <= s and (better or p < s)
 
     for name in points:
-        assert (name in found) == (not any(beats(other, name) for other in points))
+        assert (name in found) == (not any(dominates(other, name) for other in points))
 
 
 @settings(max_examples=50, deadline=None)
 @given(Points)
-def test_a_dearer_and_worse_one_changes_no_front(points: dict[str, tuple[int, int]]) -> None:
+def test_a_dominated_point_does_not_change_the_front(points: dict[str, tuple[int, int]]) -> None:
     some = {name: (float(q), float(p)) for name, (q, p) in points.items()}
     assert results.front({**some, "worst": (-1.0, 9.0)}, True) == results.front(some, True)

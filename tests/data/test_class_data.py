@@ -1,4 +1,4 @@
-"""Labelled rows: what is read, how labels are found, what is held out, and what is answered to data that cannot be learnt."""
+"""Labeled rows: which are read, how labels are found, what is held out, and the errors for unusable data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from conftest import make_tokenizer, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.classifiers import encoder_tokenizer
 
-from hfstrat.data.classification.labels import Labelled, in_order, label_of
+from hfstrat.data.classification.labels import LabeledText, in_order, label_of
 from hfstrat.data.classification.prepare import Classes, prepare
 from hfstrat.data.classification.tokenize import Texts
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -64,7 +64,7 @@ def test_several_labels_a_row(made: Any) -> None:
     assert data.label_names == ("a", "b", "c")
     found = sorted(map(sorted, [*data.train["label"], *data.eval["label"]]))
     assert found == sorted([[0, 1], [], [0], [2]] * 5)
-    assert data.account()["labels"]["problem_type"] == "multi_label_classification"
+    assert data.report()["labels"]["problem_type"] == "multi_label_classification"
 
 
 def test_class_labels_of_a_hub_set_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_pairs_are_encoded_as_the_tokenizer_does(made: Any) -> None:
 
 def test_a_tokenizer_that_marks_no_boundary_gets_a_blank_line() -> None:
     texts = Texts(TOKENIZER, 64)
-    ids = texts.encode([Labelled("a cat", "a dog", [])])[0].input_ids
+    ids = texts.encode([LabeledText("a cat", "a dog", [])])[0].input_ids
     assert TOKENIZER.decode(ids) == "a cat\n\na dog"
 
 
@@ -99,11 +99,11 @@ def test_long_texts_keep_their_special_tokens(made: Any) -> None:
     assert longest["length"] == len(longest["input_ids"]) == 64
     assert longest["input_ids"][0] == ENCODER.cls_token_id
     assert longest["input_ids"][-1] == ENCODER.sep_token_id
-    account = data.accounts["train"]
+    account = data.statistics["train"]
     assert account.rows_cut > 0
     assert account.tokens_lost == sum(max(0, len(ENCODER(row["text"])["input_ids"]) - 64) for row in rows)
     assert any("64 tokens, special tokens kept" in line for line in data.lines())
-    assert made(rows, eval_size=2, tokenizer=ENCODER, overflow="drop").accounts["train"].rows_dropped == account.rows_cut
+    assert made(rows, eval_size=2, tokenizer=ENCODER, overflow="drop").statistics["train"].rows_dropped == account.rows_cut
     with pytest.raises(UserError, match="overflow: error"):
         made(rows, eval_size=2, tokenizer=ENCODER, overflow="error")
 
@@ -115,7 +115,7 @@ def test_the_held_out_part_has_like_proportions_and_shares_no_text(made: Any) ->
     held = Counter(data.label_names[label] for label in data.eval["label"])
     assert {name: abs(held[name] - share) <= 2 for name, share in (("a", 27), ("b", 8), ("c", 4))} == dict.fromkeys("abc", True)
     assert held["rare"] == 0
-    assert data.overlap["eval_rows_in_train"] == 0
+    assert data.duplicates["eval_rows_in_train"] == 0
     assert not {tuple(row) for row in data.train["input_ids"]} & {tuple(row) for row in data.eval["input_ids"]}
     again = made(rows, eval_size=40)
     assert again.eval["row"] == data.eval["row"]
@@ -124,17 +124,17 @@ def test_the_held_out_part_has_like_proportions_and_shares_no_text(made: Any) ->
 def test_copies_and_texts_with_several_labels_are_reported(made: Any) -> None:
     rows = [*texts_with(["a", "b"] * 6), {"text": "The  CAT sat 0", "label": "b"}, {"text": "the cat sat 3", "label": "b"}]
     data = made(rows, [{"text": "the cat sat 4", "label": "a"}])
-    assert data.overlap["train_duplicates"] == 2
-    assert data.overlap["conflicting_texts"] == 1
-    assert "cat sat 0" in data.overlap["conflicting_text_examples"][0].lower()
-    assert data.overlap["eval_rows_in_train"] == 1
+    assert data.duplicates["train_duplicates"] == 2
+    assert data.duplicates["conflicting_texts"] == 1
+    assert "cat sat 0" in data.duplicates["conflicting_text_examples"][0].lower()
+    assert data.duplicates["eval_rows_in_train"] == 1
     assert any("different labels" in line for line in data.lines())
 
 
 def test_how_unlike_the_classes_are_in_size_is_said(made: Any) -> None:
     data = made(texts_with(["a"] * 30 + ["b"] * 10), texts_with(["a", "b"]))
     assert "smallest b 10, largest a 30 = 75.0%" in data.lines()[-1]
-    assert data.account()["labels"]["training_rows"] == {"a": 30, "b": 10}
+    assert data.report()["labels"]["training_rows"] == {"a": 30, "b": 10}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_how_unlike_the_classes_are_in_size_is_said(made: Any) -> None:
         (["a"] * 8, "every row has the label 'a'; a classifier needs at least two"),
         (["a", None, "b", "a"], r"row 2: 'label' is null; expected a label"),
         (["a", " ", "b", "a"], r"row 2: 'label' is empty"),
-        ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* Scores \(regression\) are not learnt"),
+        ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* For numbers set task: regression"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
         ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' holds a label twice; .*a vector of 0 and 1 is not read"),
@@ -165,7 +165,7 @@ def test_a_label_that_training_does_not_have_is_refused(made: Any) -> None:
 def test_empty_texts_are_counted_and_too_many_are_refused(made: Any) -> None:
     rows = texts_with(["a", "b"] * 20)
     rows[3]["text"] = "  "
-    account = made(rows, eval_size=4).accounts["train"]
+    account = made(rows, eval_size=4).statistics["train"]
     assert (account.rows_blank, account.rows_kept, account.rows_dropped) == (1, 39, 1)
     for row in rows[:10]:
         row["text"] = ""

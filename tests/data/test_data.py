@@ -12,8 +12,7 @@ from conftest import make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.data.formats import Example
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import BadRow, Example
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED, Renderer
 from hfstrat.errors import UserError
@@ -104,7 +103,7 @@ def test_train_on_all() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_named() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    with pytest.raises(BadRow, match="what stands before message 3 otherwise"):
+    with pytest.raises(BadRow, match="renders the turns before message 3 differently"):
         encode(Example(messages=TALK), tokenizer)
 
 
@@ -122,7 +121,7 @@ def test_formats_are_told_from_their_columns(name: str, tmp_path: Path) -> None:
     row, answer = FORMATS[name]
     file = write_jsonl(tmp_path / "rows.jsonl", [row, {**row}] * 2 + [_other(row)])
     made = prepare(Data(train=str(file), eval_size=1), CHAT, seed=0)
-    assert made.accounts["train"].format == name.replace("conversational", "prompt-completion")
+    assert made.statistics["train"].format == name.replace("conversational", "prompt-completion")
     first = next(r for r in [*made.train, *made.eval] if r["row"] == 0)
     told = trained_text(first["input_ids"], first["labels"])
     assert answer in told
@@ -154,7 +153,7 @@ def test_kinds_of_files(suffix: str, tmp_path: Path) -> None:
     else:
         table.to_json(file)
     made = prepare(Data(train=str(file), eval_size=2), CHAT, seed=0)
-    assert made.accounts["train"].rows_kept == 6
+    assert made.statistics["train"].rows_kept == 6
     assert (len(made.train), len(made.eval)) == (4, 2)
 
 
@@ -166,12 +165,12 @@ def long_rows(tmp_path: Path, count: int = 40) -> Path:
 def test_the_account_adds_up(tmp_path: Path) -> None:
     file = long_rows(tmp_path, 600)
     made = prepare(Data(train=str(file), max_length=64, eval_size=1), CHAT, seed=0)
-    account = made.accounts["train"]
-    everything = prepare(Data(train=str(file), eval_size=1), CHAT, seed=0).accounts["train"]
+    account = made.statistics["train"]
+    everything = prepare(Data(train=str(file), eval_size=1), CHAT, seed=0).statistics["train"]
     assert account.rows_cut == 1
     assert account.tokens + account.tokens_lost == everything.tokens
     assert account.supervised + account.supervised_lost == everything.supervised
-    assert "1 cut" in account.line()
+    assert "1 truncated" in account.line()
 
 
 def test_losing_supervised_tokens_is_refused_with_the_length_that_would_do(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_losing_supervised_tokens_is_refused_with_the_length_that_would_do(tmp_p
         prepare(Data(train=str(file), max_length=40), CHAT, seed=0)
     enough = int(str(info.value).split("max_length: ")[1].split()[0])
     prepare(Data(train=str(file), max_length=enough), CHAT, seed=0)
-    dropped = prepare(Data(train=str(file), max_length=40, overflow="drop"), CHAT, seed=0).accounts["train"]
+    dropped = prepare(Data(train=str(file), max_length=40, overflow="drop"), CHAT, seed=0).statistics["train"]
     assert dropped.rows_dropped == 1
     with pytest.raises(UserError, match=r"row 1: .* more than data.max_length = 40"):
         prepare(Data(train=str(file), max_length=40, overflow="error"), CHAT, seed=0)
@@ -188,7 +187,7 @@ def test_losing_supervised_tokens_is_refused_with_the_length_that_would_do(tmp_p
 
 def test_no_supervised_token_is_an_error(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "the cat " * 20, "completion": "mat"}] * 4)
-    with pytest.raises(UserError, match="no token would carry loss"):
+    with pytest.raises(UserError, match="no token contributes to the loss"):
         prepare(Data(train=str(file), max_length=12), CHAT, seed=0)
 
 
@@ -216,7 +215,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
 def test_broken_json_far_down_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 1500 + '{"prompt": "a", "comp\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:1501: this row is no valid JSON"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1501: this row is not valid JSON"):
         prepare(Data(train=str(file)), CHAT, seed=0)
 
 
@@ -260,7 +259,7 @@ SHARED_FILES = {
 def test_real_files(shared: Path, name: str) -> None:
     file = shared / "data" / name
     data = Data(train=str(file), columns=SHARED_FILES[name], max_length=32_768, eval_size=2)
-    account = prepare(data, CHAT, seed=0).accounts["train"]
+    account = prepare(data, CHAT, seed=0).statistics["train"]
     assert account.rows_kept == account.rows_read
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import make_tokenizer, write_jsonl
 
+import hfstrat.data.prepare as preparing
 from hfstrat.data import cache
-from hfstrat.data import prepare as preparing
 from hfstrat.data.prepare import prepare
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -26,13 +26,13 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """An empty cache, and which sources were tokenised since."""
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     seen: list[str] = []
-    real = preparing.tokenise
+    real = preparing.write_tokens
 
-    def tokenise(rows: Any, reading: Any, *others: Any) -> Any:
+    def write_tokens(rows: Any, reading: Any, *others: Any) -> Any:
         seen.append(Path(reading.source).name)
         return real(rows, reading, *others)
 
-    monkeypatch.setattr(preparing, "tokenise", tokenise)
+    monkeypatch.setattr(preparing, "write_tokens", write_tokens)
     return seen
 
 
@@ -44,12 +44,12 @@ def test_the_same_data_are_tokenised_once(built: list[str], tmp_path: Path) -> N
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     first, second = run(file), run(file)
     assert built == ["rows.jsonl"]
-    assert first.account() == second.account()
+    assert first.report() == second.report()
     assert first.train.to_list() == second.train.to_list()
     assert first.samples == second.samples
     run(write_jsonl(tmp_path / "copy.jsonl", ROWS))  # the same bytes under another name
     assert built == ["rows.jsonl"]
-    assert run(tmp_path / "copy.jsonl").accounts["train"].source.endswith("copy.jsonl")
+    assert run(tmp_path / "copy.jsonl").statistics["train"].source.endswith("copy.jsonl")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

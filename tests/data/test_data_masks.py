@@ -10,10 +10,9 @@ from conftest import make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.data.formats import FORMATS, Example
-from hfstrat.data.messages import BadRow
+from hfstrat.data.formats import FORMATS, BadRow, Example
 from hfstrat.data.prepare import prepare
-from hfstrat.data.render import IGNORED, Renderer, answer_of, prompt_of
+from hfstrat.data.render import IGNORED, Renderer
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -78,7 +77,7 @@ def test_the_prompt_is_read_with_the_ids_of_training(texts: list[str], chat: boo
     talk = [{"role": ["user", "assistant"][index % 2], "content": text} for index, text in enumerate(texts)]
     example, renderer = Example(messages=talk), Renderer(CHAT if chat else PLAIN, "auto")
     ids, _ = renderer.encode(renderer.render(example))[0]
-    prompt = renderer.prompt_ids(prompt_of(example))
+    prompt = renderer.prompt_ids(example.prompt)
     assert ids[: len(prompt)] == prompt
 
 
@@ -138,9 +137,9 @@ def test_tools_are_never_lost(tokenizer: Any) -> None:
     said = learnt(example, tokenizer=tokenizer)
     assert '<tool_call>\n{"name": "find", "arguments": {"what": "it"}}\n</tool_call>' in said
     assert "finds" not in said
-    prompt = renderer.prompt_ids(prompt_of(example))
+    prompt = renderer.prompt_ids(example.prompt)
     assert ids[: len(prompt)] == prompt
-    assert answer_of(example) == "one"
+    assert example.answer == "one"
 
 
 def test_reasoning_is_kept() -> None:
@@ -152,9 +151,9 @@ def test_reasoning_is_kept() -> None:
 def test_what_turns_cannot_be() -> None:
     for row, words in (
         ({"messages": [{"role": "assistant", "content": None}]}, "content is not text"),
-        ({"messages": ["a"]}, "no message"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "without a function's name"),
-        ({"messages": TALK, "tools": "[3]"}, "no list of tool definitions"),
+        ({"messages": ["a"]}, "not a message"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "without a function name"),
+        ({"messages": TALK, "tools": "[3]"}, "not a list of tool definitions"),
     ):
         with pytest.raises(BadRow, match=words):
             read("messages", row)
@@ -182,7 +181,7 @@ def test_a_template_file(tmp_path: Path) -> None:
 def test_blank_answers_are_counted_and_refused(tmp_path: Path) -> None:
     good = [{"prompt": f"one {n}", "completion": "two"} for n in range(97)]
     file = write_jsonl(tmp_path / "rows.jsonl", [*good, *[{"prompt": "a", "completion": " "}] * 3])
-    account = prepare(Data(train=str(file)), CHAT, seed=0).accounts["train"]
+    account = prepare(Data(train=str(file)), CHAT, seed=0).statistics["train"]
     assert (account.rows_blank, account.rows_dropped, account.rows_kept) == (3, 3, 97)
     write_jsonl(file, [*good, *[{"prompt": "a", "completion": ""}] * 10])
     with pytest.raises(UserError, match=r"10 of 107 rows \(9\.3%\) have no token .* in 10 of them the answer is blank"):
@@ -194,5 +193,5 @@ def test_prompts_that_fill_max_length_are_refused(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"one {n}", "completion": "two " * 9} for n in range(90)] + long)
     with pytest.raises(UserError, match=r"10 of 100 rows \(10\.0%\).* the prompt alone fills data.max_length = 48"):
         prepare(Data(train=str(file), max_length=48), CHAT, seed=0)
-    split = prepare(Data(train=str(file), max_length=48, overflow="split"), CHAT, seed=0).accounts["train"]
+    split = prepare(Data(train=str(file), max_length=48, overflow="split"), CHAT, seed=0).statistics["train"]
     assert (split.rows_kept, split.supervised_lost) == (100, 0)

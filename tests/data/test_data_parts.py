@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hfstrat.data import sources
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
-from hfstrat.data.splits import overlap_lines, weigh
-from hfstrat.data.tokenize import hash_of, split
+from hfstrat.data.splits import apply_weights, describe_duplicates, hash_text
+from hfstrat.data.tokenize import split
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -43,7 +43,7 @@ def test_several_sources_of_several_kinds(tmp_path: Path) -> None:
     third = write_jsonl(tmp_path / "c.jsonl", [{"question": f"red {n}", "answer": "blue"} for n in range(5)])
     given = [str(first), {"path": str(second)}, {"path": str(third), "columns": {"question": "prompt", "answer": "completion"}}]
     made = prepare(Data.model_validate({"train": given, "eval_size": 3}), TOKENIZER, seed=0, samples=3)
-    account = made.accounts["train"]
+    account = made.statistics["train"]
     assert [(a.format, a.rows_read) for a in account.sources] == [
         ("prompt-completion", 10),
         ("conversations", 5),
@@ -72,14 +72,14 @@ def test_a_row_is_seen_as_often_as_its_weight_says(tmp_path: Path) -> None:
     assert Counter(times[row] for row in range(40, 80)) == {0: 20, 1: 20}
     assert made.train["row"][:] == prepare(data, TOKENIZER, seed=0).train["row"][:]
     assert made.train["row"][:] != prepare(data, TOKENIZER, seed=1).train["row"][:]
-    assert "2.25 times an epoch" in made.accounts["train"].lines()[1]
+    assert "2.25 times per epoch" in made.statistics["train"].lines()[1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0.01, 5)), min_size=1, max_size=4), st.integers(0, 9))
 @settings(max_examples=50, deadline=None)
 def test_weights_hold_within_half_a_row(given: list[tuple[int, float]], seed: int) -> None:
     origin = np.repeat(np.arange(len(given)), [count for count, _ in given])
-    chosen = weigh(origin, [weight for _, weight in given], seed)
+    chosen = apply_weights(origin, [weight for _, weight in given], seed)
     for number, (count, weight) in enumerate(given):
         mine = chosen[origin[chosen] == number]
         assert abs(len(mine) - weight * count) <= 0.5 + 1e-6
@@ -106,11 +106,11 @@ def test_folders_and_globs(tmp_path: Path) -> None:
 
     assert names(str(folder)) == ["my-train-1.jsonl", "my-train-2.jsonl"]
     assert names(str(folder), "test") == ["my-test.jsonl"]
-    assert names(str(folder), *sources.EVALUATION) == ["my_valid.jsonl"]
+    assert names(str(folder), *sources.EVALUATION_SPLITS) == ["my_valid.jsonl"]
     assert names(f"{folder}/*t*.jsonl") == ["my-test.jsonl", "my-train-1.jsonl", "my-train-2.jsonl"]
     made = prepare(Data(train=str(folder), eval_split="test"), TOKENIZER, seed=0)
-    assert (made.accounts["train"].rows_read, made.accounts["eval"].rows_read) == (2, 1)
-    assert prepare(Data(train=str(folder), eval=str(folder)), TOKENIZER, seed=0).overlap["eval_rows_in_train"] == 0
+    assert (made.statistics["train"].rows_read, made.statistics["eval"].rows_read) == (2, 1)
+    assert prepare(Data(train=str(folder), eval=str(folder)), TOKENIZER, seed=0).duplicates["eval_rows_in_train"] == 0
     with pytest.raises(UserError, match="no file matches"):
         names(f"{folder}/*.csv")
 
@@ -119,7 +119,7 @@ def test_a_saved_dataset_is_a_folder_of_arrow_files(tmp_path: Path) -> None:
     from datasets import Dataset
 
     Dataset.from_list(pairs(20)).save_to_disk(tmp_path / "saved")
-    assert prepare(Data(train=str(tmp_path / "saved")), TOKENIZER, seed=0).accounts["train"].rows_kept == 20
+    assert prepare(Data(train=str(tmp_path / "saved")), TOKENIZER, seed=0).statistics["train"].rows_kept == 20
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -161,14 +161,14 @@ def test_split_rows_lose_nothing(length: int, limit: int) -> None:
 def test_long_rows_become_several(tmp_path: Path) -> None:
     rows = [*pairs(30), {"prompt": "one", "completion": "cat " * 200}]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    whole = prepare(Data(train=str(file), eval_size=1), TOKENIZER, seed=0).accounts["train"]
+    whole = prepare(Data(train=str(file), eval_size=1), TOKENIZER, seed=0).statistics["train"]
     made = prepare(Data(train=str(file), eval_size=1, max_length=40, overflow="split"), TOKENIZER, seed=0)
-    account = made.accounts["train"]
+    account = made.statistics["train"]
     assert (account.rows_split, account.rows_kept, account.supervised_lost) == (1, 31, 0)
     assert account.supervised == whole.supervised
     assert max(made.train["length"]) <= 40
     assert len(made.train) + len(made.eval) > 35
-    assert made.overlap["train_duplicates"] == 0  # pieces of one row are no duplicates of each other
+    assert made.duplicates["train_duplicates"] == 0  # pieces of one row are no duplicates of each other
 
 
 def test_pieces_of_a_row_stay_on_one_side(tmp_path: Path) -> None:
@@ -182,19 +182,19 @@ def test_rows_that_stand_twice_are_counted_and_shown(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [*pairs(10), {"prompt": "ONE  3", "completion": "two three\n"}, pairs(5)[4]])
     other = write_jsonl(tmp_path / "b.jsonl", [*pairs(2, "blue"), {"prompt": "One 5", "completion": "two three"}])
     made = prepare(Data(train=str(file), eval=str(other)), TOKENIZER, seed=0)
-    assert made.overlap["train_duplicates"] == 2
-    assert len(made.overlap["train_duplicate_examples"]) == 2
-    assert made.overlap["eval_rows_in_train"] == 1
-    lines = overlap_lines(made.overlap)
-    assert lines[0].startswith("2 training rows")
+    assert made.duplicates["train_duplicates"] == 2
+    assert len(made.duplicates["train_duplicate_examples"]) == 2
+    assert made.duplicates["eval_rows_in_train"] == 1
+    lines = describe_duplicates(made.duplicates)
+    assert lines[0].startswith("2 duplicates among the training rows")
     assert "One 5" in lines[1]
-    assert made.account()["overlap"] == made.overlap
+    assert made.report()["overlap"] == made.duplicates
     held = prepare(Data(train=str(file), eval_size=4), TOKENIZER, seed=0)
-    assert held.overlap["eval_rows_in_train"] == 0
+    assert held.duplicates["eval_rows_in_train"] == 0
 
 
 def test_texts_are_compared_without_case_and_white_space() -> None:
-    assert hash_of("The  CAT\n sat ") == hash_of("the cat sat") != hash_of("the cats at")
+    assert hash_text("The  CAT\n sat ") == hash_text("the cat sat") != hash_text("the cats at")
 
 
 MEASURE = """

@@ -28,8 +28,8 @@ LISTS = st.lists(VALUES, max_size=6)
 def in_pieces(text: str, chunk: int) -> Any:
     """The list, or what is wrong with it."""
     try:
-        return list(readers.items(io.StringIO(text), chunk))
-    except readers.Broken as error:
+        return list(readers.array_items(io.StringIO(text), chunk))
+    except readers.InvalidJson as error:
         return error.msg, error.lineno, error.colno
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_is_one_list(tmp_path: Path, name: str) -> None:
     content = json.dumps(ROWS, ensure_ascii=False, indent=1).encode("utf-8-sig")
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
     assert list(readers.read(tmp_path / name)) == ROWS
-    assert len(readers.first_rows(tmp_path / name)) == readers.GLANCE
+    assert len(readers.read_head(tmp_path / name)) == readers.HEAD_ROWS
 
 
 def test_where_a_file_is_broken(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_where_a_file_is_broken(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("\n".join(lines))
     with pytest.raises(json.JSONDecodeError) as expected:
         json.loads("\n".join(lines))
-    wanted = rf"a\.json:{expected.value.lineno}: this is no valid JSON: .*\(column {expected.value.colno}\)"
+    wanted = rf"a\.json:{expected.value.lineno}: not valid JSON: .*\(column {expected.value.colno}\)"
     rows = readers.read(tmp_path / "a.json")
     assert next(rows) == ROWS[0]
     with pytest.raises(UserError, match=wanted):

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from hfstrat.data.formats import Example
 from hfstrat.data.prepare import prepare
-from hfstrat.data.render import IGNORED, Renderer, prompt_of
-from hfstrat.data.segments import Pieces
+from hfstrat.data.render import IGNORED, Renderer, SegmentTokenizer
 from hfstrat.recipe.data import Data
 
 SPOKEN = (  # roles are words, as in Llama 2: what follows a prompt follows a letter or white space
@@ -54,8 +53,8 @@ def check(rows: Renderer, talk: list[dict[str, Any]]) -> tuple[list[int], list[i
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert own == whole
     assert tokenizer.decode(own) == tokenizer.decode(whole)
-    assert rows.misread(rendered, ids) is None
-    prompt = rows.prompt_ids(prompt_of(example))
+    assert rows.decoding_difference(rendered, ids) is None
+    prompt = rows.prompt_ids(example.prompt)
     assert ids[: len(prompt)] == prompt
     assert all(label != IGNORED for label in labels[len(prompt) :])
     return ids, labels
@@ -65,7 +64,7 @@ def check(rows: Renderer, talk: list[dict[str, Any]]) -> tuple[list[int], list[i
 @pytest.mark.parametrize("template", [MARKED, LINES, SPOKEN, None], ids=["marked", "lines", "spoken", "plain"])
 def test_segments_have_the_ids_of_the_whole(kind: str, template: str | None) -> None:
     rows = renderer(kind, template)
-    assert rows.pieces.prepends
+    assert rows.segments.prepends
     ids, _ = check(rows, TALK)
     if template is None and kind != "prefixed":
         assert "\n\nthe cat</s>" in rows.tokenizer.decode(ids)  # and no space before the answer
@@ -87,14 +86,14 @@ def test_the_prompt_keeps_its_ids_where_texts_could_grow_together(kind: str, tex
     rows, example = renderer(kind, template), Example(messages=talk[: len(talk) // 2 * 2])
     (rendered,) = rows.render(example)
     ids, _ = rows.encode([rendered])[0]
-    prompt = rows.prompt_ids(prompt_of(example))
+    prompt = rows.prompt_ids(example.prompt)
     assert ids[: len(prompt)] == prompt
-    assert rows.misread(rendered, ids) is None
+    assert rows.decoding_difference(rendered, ids) is None
 
 
 def test_what_was_unknown_before_is_not_lost_behind_the_unknown() -> None:
     """The unknown token stands for any number of characters that follow one another: here for one in each text."""
-    pieces, unknown = Pieces(TOKENIZERS["prepend"]), TOKENIZERS["prepend"].unk_token_id
+    pieces, unknown = SegmentTokenizer(TOKENIZERS["prepend"]), TOKENIZERS["prepend"].unk_token_id
     assert pieces.ids(["é", "世"], ["", "é"])[1] == [unknown]
 
 
@@ -102,7 +101,7 @@ def test_what_was_unknown_before_is_not_lost_behind_the_unknown() -> None:
 def test_texts_that_would_grow_together_stay_apart(kind: str) -> None:
     """`cat` is one token: a prompt that ends within it keeps its ids, and nothing of the answer is lost."""
     tokenizer = TOKENIZERS[kind]
-    head, rest = Pieces(tokenizer).ids(["the c", "at on"], ["", "the c"])
+    head, rest = SegmentTokenizer(tokenizer).ids(["the c", "at on"], ["", "the c"])
     assert head == tokenizer("the c", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(head + rest) == tokenizer.decode(tokenizer("the cat on", add_special_tokens=False)["input_ids"])
     assert head + rest != tokenizer("the cat on", add_special_tokens=False)["input_ids"]
@@ -110,7 +109,7 @@ def test_texts_that_would_grow_together_stay_apart(kind: str) -> None:
 
 def test_others_are_asked_once_and_as_before() -> None:
     tokenizer = make_tokenizer()
-    pieces, texts = Pieces(tokenizer), ["the cat", "\n\n sat", "on"]
+    pieces, texts = SegmentTokenizer(tokenizer), ["the cat", "\n\n sat", "on"]
     assert not pieces.prepends
     calls = []
 
@@ -142,13 +141,15 @@ def test_ids_that_read_otherwise_are_said(tmp_path: Path, monkeypatch: pytest.Mo
     file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"who sat {n}", "completion": "the cat"} for n in range(20)])
     tokenizer = make("always", None)
     data = Data(train=str(file), eval_size=2)
-    assert not any("give back" in line for line in prepare(data, tokenizer, seed=0).lines())
-    monkeypatch.setattr(Pieces, "ids", lambda self, texts, before: self._alone(texts))  # as if nobody had looked
+    assert not any("reproduce" in line for line in prepare(data, tokenizer, seed=0).lines())
+    monkeypatch.setattr(
+        SegmentTokenizer, "ids", lambda self, texts, before: self._ids_of_each(texts)
+    )  # as if nobody had looked
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
-    said = [line for line in prepare(data, tokenizer, seed=0).lines() if "give back" in line]
+    said = [line for line in prepare(data, tokenizer, seed=0).lines() if "reproduce" in line]
     assert len(said) == 1
-    assert said[0].startswith("train     the tokenizer does not give back what it was given: ")
-    assert said[0].endswith(r'"who sat 0\n\nthe cat</s>" is read as "who sat 0\n\n the cat</s>"')
+    assert said[0].startswith("train     the tokenizer does not reproduce its input: ")
+    assert said[0].endswith(r'"who sat 0\n\nthe cat</s>" decodes to "who sat 0\n\n the cat</s>"')
 
 
 def test_a_tokenizer_that_keeps_no_case_is_no_false_alarm() -> None:
@@ -163,10 +164,10 @@ def test_a_tokenizer_that_keeps_no_case_is_no_false_alarm() -> None:
     )
     ids, _ = rows.encode([rendered])[0]
     assert "who sat\n\nthe" in tokenizer.decode(ids)
-    assert rows.misread(rendered, ids) is None
+    assert rows.decoding_difference(rendered, ids) is None
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"  # other ids than those of the whole
     rows = Renderer(tokenizer, "auto")
     (rendered,) = rows.render(Example(messages=[{"role": "user", "content": "WHO c"}, {"role": "assistant", "content": "at"}]))
     ids, _ = rows.encode([rendered])[0]
     assert ids != tokenizer("WHO cat", add_special_tokens=False)["input_ids"]
-    assert rows.misread(rendered, ids) is None
+    assert rows.decoding_difference(rendered, ids) is None

@@ -11,10 +11,9 @@ from helpers.tokenizers import HEAD, TAIL, THINKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.data.formats import Example
-from hfstrat.data.messages import BadRow, Message
+from hfstrat.data.formats import BadRow, Example, Message
 from hfstrat.data.prepare import prepare
-from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.render import IGNORED, RENDER_VERSION, Renderer
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -153,7 +152,7 @@ def test_tools(known: bool) -> None:
     """The template's own, and those that go into a system message, which moves the numbers of all turns."""
     template = THINKING if known else THINKING.replace("tools", "nothing").replace("tool_calls", "nothing")
     renderer = renderer_of(template)
-    assert renderer.knows_tools is known
+    assert renderer.supports_tools is known
     call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     talk = [TALK[0], call, {"role": "tool", "content": "[1]"}, TALK[1], *TALK[2:4]]
     rows = rows_of(renderer, Example(messages=talk, tools=[TOOL]))
@@ -170,7 +169,7 @@ def test_a_prompt_that_its_answer_rewrites_is_refused(tmp_path: Path) -> None:
     file, template = tmp_path / "rows.jsonl", tmp_path / "t.jinja"
     write_jsonl(file, [{"messages": THOUGHT[:2]}] * 20)
     template.write_text(THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\nso\n{% endif %}"))
-    with pytest.raises(UserError, match=r"rows.jsonl: row 1: .* before message 2 otherwise .* or say train_on: all"):
+    with pytest.raises(UserError, match=r"rows.jsonl: row 1: .* before message 2 differently .* or data.train_on: all"):
         prepare(Data(train=str(file), template=str(template)), make_tokenizer(), seed=0)
     with pytest.raises(BadRow):
         renderer_of(template.read_text()).render(Example(messages=THOUGHT))
@@ -204,17 +203,17 @@ def prepared(folder: Path, rows: list[dict[str, Any]], template: str, **options:
 def test_the_account_says_it(tmp_path: Path) -> None:
     rows = [*conversations(16), *({"messages": row["messages"][:2]} for row in conversations(20)[16:])]
     made = prepared(tmp_path, rows, THINKING)
-    account = made.accounts["train"]
+    account = made.statistics["train"]
     assert (account.rows_read, account.rows_kept, account.rows_dropped) == (20, 20, 0)
     assert (account.rows_unrolled, account.unrolled_into) == (16, 48)
     assert len(made.train) + len(made.eval) == 48 + 4
-    line = "train     the chat template renders earlier turns otherwise: 16 conversations became 48 rows, one per answer"
-    assert [said for said in made.lines() if "otherwise" in said] == [line]
+    line = "train     the chat template renders earlier turns differently: 16 conversations became 48 rows, one per answer"
+    assert [said for said in made.lines() if "differently" in said] == [line]
     assert account.tokens == sum(made.lengths) + sum(made.eval_lengths)
     carry = sum(label != IGNORED for part in (made.train, made.eval) for row in part for label in row["labels"])
     assert account.supervised == carry
     assert not set(made.train["row"]) & set(made.eval["row"])  # a conversation stays on one side
-    stable = prepared(tmp_path, rows, STRIPPING).accounts["train"]  # another template, and nothing stored is taken for it
+    stable = prepared(tmp_path, rows, STRIPPING).statistics["train"]  # another template, and nothing stored is taken for it
     assert (stable.rows_unrolled, stable.unrolled_into) == (0, 0)
 
 
@@ -224,7 +223,7 @@ def test_long_conversations_count_once(tmp_path: Path, overflow: str) -> None:
     rows = conversations(100)
     long = conversations(101)[100]["messages"]
     long[2] = {"role": "user", "content": "where " * 100}
-    account = prepared(tmp_path, [*rows, {"messages": long}], THINKING, max_length=200, overflow=overflow).accounts["train"]
+    account = prepared(tmp_path, [*rows, {"messages": long}], THINKING, max_length=200, overflow=overflow).statistics["train"]
     assert (account.rows_kept, account.rows_dropped, account.rows_unrolled, account.unrolled_into) == (101, 0, 101, 303)
     assert (account.rows_cut, account.rows_split) == ((0, 1) if overflow == "split" else (1, 0))
     renderer = renderer_of(THINKING)
@@ -244,11 +243,11 @@ def test_a_model_of_several_turns_is_asked_what_it_was_trained_on() -> None:
 
 
 def test_rows_of_an_older_form_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hfstrat.data.prepare as preparing
     from hfstrat.data import cache
-    from hfstrat.data import prepare as preparing
 
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
-    for form, count in ((preparing.FORM, 1), (preparing.FORM, 1), (preparing.FORM + 1, 2)):
-        monkeypatch.setattr(preparing, "FORM", form)
+    for form, count in ((RENDER_VERSION, 1), (RENDER_VERSION, 1), (RENDER_VERSION + 1, 2)):
+        monkeypatch.setattr(preparing, "RENDER_VERSION", form)
         prepared(tmp_path, conversations(20), STRIPPING)
         assert len(list(cache.folder().glob("rows-*.arrow"))) == count

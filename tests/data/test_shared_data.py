@@ -19,7 +19,7 @@ MAPS = {  # two lines of `columns:` at most
     "eval_dev/lambada_openai.jsonl.gz": {"context": "prompt", "continuation": "completion"},
     "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
 }
-LATER = {
+UNSUPPORTED = {
     "eval_dev": "multiple choice",
     "llamafactory_demos/dpo_en_demo.jsonl.gz": "preference pairs",
     "llamafactory_demos/v1_dpo_demo.jsonl": "preference pairs",
@@ -57,16 +57,16 @@ def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
             prepare(data, TOKENIZER, seed=0)
         classes = prepare_classes(data.model_copy(update={"overflow": "truncate", "eval_size": 100}), TOKENIZER, seed=0)
         assert len(classes.label_names) == labels
-        assert classes.accounts["train"].rows_kept == classes.accounts["train"].rows_read
-        assert classes.overlap["eval_rows_in_train"] == 0
+        assert classes.statistics["train"].rows_kept == classes.statistics["train"].rows_read
+        assert classes.duplicates["eval_rows_in_train"] == 0
         return
-    later = None if mapped else of(LATER, name)
+    later = None if mapped else of(UNSUPPORTED, name)
     if later:
-        with pytest.raises(UserError, match=f"are for {later}.* kept for a later version"):
+        with pytest.raises(UserError, match=f"are {later}.* not supported yet"):
             prepare(data, TOKENIZER, seed=0)
         return
     made = prepare(data, TOKENIZER, seed=0)
-    account = made.accounts["train"]
+    account = made.statistics["train"]
     assert account.rows_kept == account.rows_read > 0
     assert account.supervised_lost == account.tokens_lost == 0 or account.rows_split
     assert len(made.train) + len(made.eval) >= account.rows_read
@@ -76,14 +76,14 @@ def test_every_file_loads_or_is_named(shared: Path, name: str) -> None:
 def test_what_is_kept_for_later_can_be_read_as_something_else(shared: Path, name: str) -> None:
     kind = "text" if name.endswith(".csv") else "alpaca"
     made = prepare(Data(train=str(shared / "data" / name), format=kind, overflow="split"), TOKENIZER, seed=0)
-    assert made.accounts["train"].format == kind
+    assert made.statistics["train"].format == kind
 
 
 def test_tools_are_rendered_and_learnt(shared: Path) -> None:
     """This template knows no tools, so they stand in the text; the call is learnt, the tool's answer is not."""
     file = shared / "data/llamafactory_demos/glaive_toolcall_en_demo.jsonl"
     made = prepare(Data(train=str(file), max_length=32_768), TOKENIZER, seed=0)
-    assert made.accounts["train"].rows_with_tools == 191
+    assert made.statistics["train"].rows_with_tools == 191
     row = next(r for r in made.train if r["row"] == 0)
     learnt = TOKENIZER.decode([label for label in row["labels"] if label >= 0])
     whole = TOKENIZER.decode(row["input_ids"])

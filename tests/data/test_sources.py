@@ -26,7 +26,7 @@ def test_every_field_of_a_csv_is_the_text_that_stands_there(tmp_path: Path, name
     rows = list(readers.read(tmp_path / name))
     assert [row["completion"] for row in rows] == ANSWERS
     assert [row["prompt"] for row in rows[:2]] == ["0", "1"]
-    glanced = readers.first_rows(tmp_path / name)
+    glanced = readers.read_head(tmp_path / name)
     assert [row["completion"] for row in glanced] == ANSWERS
 
 
@@ -41,25 +41,25 @@ def test_every_field_of_a_csv_is_the_text_that_stands_there(tmp_path: Path, name
 def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str, content: str) -> None:
     """Excel and some editors begin UTF-8 files by one."""
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
-    assert readers.first_rows(tmp_path / name) == [{"prompt": "a", "completion": "b"}]
+    assert readers.read_head(tmp_path / name) == [{"prompt": "a", "completion": "b"}]
     assert list(readers.read(tmp_path / name)) == [{"prompt": "a", "completion": "b"}]
 
 
 def test_long_fields_are_read(tmp_path: Path) -> None:
     """Python's csv would stop at 128 KiB."""
     (tmp_path / "a.csv").write_text(csv_of(["x" * 200_000]))
-    glanced = readers.first_rows(tmp_path / "a.csv")
+    glanced = readers.read_head(tmp_path / "a.csv")
     assert len(glanced[0]["completion"]) == 200_000
 
 
 def test_a_row_that_breaks_the_table_is_named_wherever_it_is(tmp_path: Path) -> None:
     """Beyond the first rows too, which are all that is read before training starts."""
-    many = readers.GLANCE + 50
+    many = readers.HEAD_ROWS + 50
     (tmp_path / "a.csv").write_text(csv_of(["x"] * many) + "1,2,3\n")
     with pytest.raises(UserError, match=rf"a\.csv:{many + 2}: this row has 3 fields"):
         list(readers.read(tmp_path / "a.csv"))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * many + "{\n")
-    with pytest.raises(UserError, match=rf"a\.jsonl:{many + 1}: this row is no valid JSON"):
+    with pytest.raises(UserError, match=rf"a\.jsonl:{many + 1}: this row is not valid JSON"):
         list(readers.read(tmp_path / "a.jsonl"))
 
 

@@ -35,7 +35,7 @@ metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
 
 def subject_of(folder: Path, **options: Any) -> Subject:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return Subject.of(model, AutoTokenizer.from_pretrained(folder), CausalLM())
+    return Subject.from_model(model, AutoTokenizer.from_pretrained(folder), CausalLM())
 
 
 def runner(tokens: int = 400) -> Runner:
@@ -125,7 +125,7 @@ def test_the_harness_says_the_same(tiny: Path, tmp_path: Path) -> None:
     assert by_file.keys() == {"local_choice"}
     assert set(under.shares) == set(choices.NAMES)
     with pytest.raises(UserError, match="did you mean local_choice"):
-        lm_eval.manager_of(Evaluation(lm_eval=["local_choise"], include_path=str(tmp_path)))
+        lm_eval.task_manager(Evaluation(lm_eval=["local_choise"], include_path=str(tmp_path)))
 
 
 def test_other_shapes(tiny: Path, tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_long_contexts_lose_their_beginning(tiny: Path) -> None:
     ],
 )
 def test_the_right_choice_is_found_however_it_is_written(row: Any, gold: int) -> None:
-    assert choices.question(row).gold == gold
+    assert choices.parse_question(row).gold == gold
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"query": "q", "choices": ["x", "y"], "gold": 2}, "none of the 2 choices"),
-        ({"query": "q", "choices": ["x", "y"]}, "no right answer"),
+        ({"query": "q", "choices": ["x", "y"]}, "no correct answer"),
         ({"choices": ["x", "y"], "gold": 0}, "no question"),
         ({"text": "x"}, "it has text"),
     ],

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.runs import run
 
 from hfstrat.errors import UserError
 from hfstrat.evaluation import table
 from hfstrat.evaluation.evaluate import evaluate
-from hfstrat.evaluation.intervals import Found, draws, means, together, wilson
+from hfstrat.evaluation.intervals import Measurement, draws, means, wilson, with_intervals
 from hfstrat.evaluation.request import Request
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.tasks.metrics import ratios
 from hfstrat.tasks.text_classification.scores import of_sums, score_of
 
@@ -59,7 +59,7 @@ def test_a_bootstrap_is_that_of_drawn_rows() -> None:
     source = np.random.default_rng(0)
     nll, tokens = source.exponential(3, 40), source.integers(1, 9, 40)
     score = ratios({"nll": nll, "tokens": tokens}, {"loss": lambda s: s["nll"] / s["tokens"]})
-    found = together(None, Found(40, score))["after"]["loss"]
+    found = with_intervals(None, Measurement(40, score))["after"]["loss"]
     again = np.random.default_rng((20240401, 40))
     slow = [(lambda rows: nll[rows].sum() / tokens[rows].sum())(again.integers(0, 40, 40)) for _ in range(1000)]
     assert found["value"] == pytest.approx(nll.sum() / tokens.sum())
@@ -69,12 +69,12 @@ def test_a_bootstrap_is_that_of_drawn_rows() -> None:
 def test_a_difference_is_paired() -> None:
     """Two models that differ by the same everywhere differ by that for sure, however much rows differ."""
     values = np.random.default_rng(1).normal(5, 3, 60)
-    before, after = (Found(60, means({"loss": values + shift}), order="x") for shift in (0.0, -0.25))
-    found = together(before, after)
+    before, after = (Measurement(60, means({"loss": values + shift}), order="x") for shift in (0.0, -0.25))
+    found = with_intervals(before, after)
     difference = found["difference"]["loss"]
     assert [difference[name] for name in ("value", "low", "high")] == pytest.approx([-0.25] * 3)
     assert found["after"]["loss"]["high"] - found["after"]["loss"]["low"] > 1
-    other = together(Found(60, means({"loss": values}), order="y"), after)["difference"]["loss"]
+    other = with_intervals(Measurement(60, means({"loss": values}), order="y"), after)["difference"]["loss"]
     assert other["low"] is None  # other rows, or in another order
 
 
@@ -170,7 +170,7 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     printed = capsys.readouterr().out
     assert "lowest F1" in printed
     assert "precision" in printed
-    assert "true, and as what" in printed
+    assert "true / predicted" in printed
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"text": "a b", "label": "bird"}, {"text": "c", "label": "cat"}])
     with pytest.raises(UserError, match="which no"):
         evaluate(Request(str(tmp_path / "run"), data=str(odd)))

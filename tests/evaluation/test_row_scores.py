@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.classifiers import labelled, make_encoder, write_recipe
+from helpers.runs import run
 
 from hfstrat.evaluation import row_scores
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run import train
 from hfstrat.tasks import TASKS
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
@@ -41,9 +41,9 @@ def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarr
 
 
 def test_of_a_language_model(recipe: Any) -> None:
-    """Pieces of a row that was split stand together; bits a byte are those of the report."""
+    """SegmentTokenizer of a row that was split stand together; bits a byte are those of the report."""
     loaded = recipe("data.overflow=split", "data.max_length=16")
-    report = train.run(loaded)
+    report = run(loaded)
     assert report is not None
     folder = Path(loaded.recipe.output_dir)
     found = check(report, folder, "causal-lm")
@@ -72,7 +72,7 @@ def test_the_same_rows_are_held_out_under_any_seed(recipe: Any) -> None:
 @pytest.mark.parametrize("many", [False, True])
 def test_of_a_classifier(tmp_path: Path, many: bool) -> None:
     file = write_recipe(tmp_path, make_encoder(tmp_path / "model", "bert"), labelled(tmp_path, many=many))
-    report = train.run(load_recipe(str(file)))
+    report = run(load_recipe(str(file)))
     assert report is not None
     found = check(report, tmp_path / "run", "text-classification")
     assert ("true" in found) == (not many)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from helpers.runs import run
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 
 PYTHON = [sys.executable, "-m"]
 

@@ -1,4 +1,4 @@
-"""Comparisons with simulated runs: the files of a run, without training."""
+"""Comparisons with simulated runs: the files of a run without any training."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ import pytest
 from hfstrat.advisor import recipes as advisor_recipes
 from hfstrat.comparison import compare as comparison_compare
 from hfstrat.comparison import runs, survey
-from hfstrat.comparison.entries import Asked, parse
+from hfstrat.comparison.entries import Request, parse_budget
 from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import Rows
+from hfstrat.comparison.survey import DataFacts
 from hfstrat.evaluation import row_scores
+from hfstrat.recipe.load import load_recipe
 
 ROWS = 40
 LABELS = ("cat", "dog", "fish")
 DONE = ("done", "")
 
 
-def rows_of(tokenizer: str = "one", has_bytes: bool = True, steps: list[int] | None = None) -> Rows:
-    return Rows(160, 4000, ROWS, "the same", tokenizer, has_bytes, steps or [])
+def facts(tokenizer: str = "one", has_bytes: bool = True, steps: list[int] | None = None) -> DataFacts:
+    return DataFacts(160, 4000, ROWS, "the same", tokenizer, has_bytes, steps or [])
 
 
-def asked(output: Path, **given: Any) -> Asked:
-    """The arguments of `hfstrat compare`; by default 20 steps and two seeds."""
+def request(output: Path, **given: Any) -> Request:
+    """Options of `hfstrat compare`, by default 20 steps and two seeds."""
     nothing: dict[str, Any] = dict.fromkeys(("model", "data", "strategies", "task"))
-    settled = {"recipes": [], "words": [], **nothing, "budget": "20-steps", "seeds": 2, "output": output, **given}
-    return Asked(**{**settled, "budget": parse(settled["budget"])})
+    options = {"recipes": [], "overrides": [], **nothing, "budget": "20-steps", "seeds": 2, "output": output, **given}
+    return Request(**{**options, "budget": parse_budget(options["budget"])})
 
 
 def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) -> None:
-    """Report and per-example scores of a finished run of a model of this skill (0 to 1)."""
+    """Write the report and the scores of a finished run; the model has this skill (0 to 1)."""
     random = np.random.default_rng(run.seed)
     items = np.ones(ROWS) if classes else np.full(ROWS, 10.0)
     nll = items * (3 - 2 * skill + 0.1 * random.standard_normal(ROWS))
@@ -64,37 +65,45 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
         "peak_memory_bytes": int(3e8 + 1e9 * skill),
         "trainable_parameters": int(1e5 + 1e8 * skill),
         "total_parameters": 135_000_000,
-        "artefact_bytes": 12_345_678,
+        "artifact_bytes": 12_345_678,
         "curve": [
             {"step": 10 * n, "seconds": n * seconds / 2, "tokens": 4000 * n, "eval_loss": 4 - n * (4 - loss) / 2}
             for n in range(3)
         ],
         "answers": [
-            {"prompt": "Once <b>upon</b> a time", "before": "a a a", "after": f"{run.label} says & more", "reference": "there"}
+            {
+                "prompt": "Once <b>upon</b> a time",
+                "before": "a a a",
+                "after": f"{run.label} answers & more",
+                "reference": "there",
+            }
         ],
     }
+    recipe = load_recipe(run.source, [*run.overrides]).recipe
     environment = {"python": "3.11", "libraries": {"torch": "2"}, "processor": "a processor", "threads": 2, "gpus": []}
-    (run.result / "report.json").write_text(json.dumps({"run": {}, "result": result, "environment": environment}))
+    (run.result / "report.json").write_text(
+        json.dumps({"run": {"recipe": recipe.model_dump()}, "result": result, "environment": environment})
+    )
 
 
 class Played:
-    """Replaces the processes: `endings` sets how each run ends by label (or label and seed), `ran` lists the runs."""
+    """Simulates the processes: `endings` by label (or label and seed); `ran` records which runs were started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, classes: bool = False) -> None:
         self.ran: list[tuple[str, int]] = []
         self.endings: dict[Any, tuple[str, str] | Callable[[], None]] = {}
-        self.classes, self.looked = classes, 0
+        self.classes, self.surveys = classes, 0
         self.skills = {"head": 0.3, "partial": 0.6, "lora": 0.8, "full": 0.9, "distill": 0.5, "scratch": 0.05}
-        self.rows = rows_of()
+        self.facts = facts()
         self.predict: Predict = advisor_recipes.predict
-        monkeypatch.setattr(runs, "carry_out", self.carry_out)
-        monkeypatch.setattr(survey, "take", self.take)
+        monkeypatch.setattr(runs, "execute", self.execute)
+        monkeypatch.setattr(survey, "read_data", self.read_data)
 
-    def take(self, line: Any, budget: Any, seeds: int) -> dict[str, Rows]:
-        self.looked += 1
-        return {entry.label: self.rows for entry in line.entries}
+    def read_data(self, lineup: Any, budget: Any, seeds: int) -> dict[str, DataFacts]:
+        self.surveys += 1
+        return {entry.label: self.facts for entry in lineup.entries}
 
-    def carry_out(self, run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
+    def execute(self, run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
         self.ran.append((run.label, run.seed))
         run.folder.mkdir(parents=True, exist_ok=True)
         run.log.write_text("step 1\n")
@@ -102,7 +111,7 @@ class Played:
         how = self.endings.get((run.label, run.seed), self.endings.get(run.label, DONE))
         if callable(how):
             how()
-            raise AssertionError("it goes on")
+            raise AssertionError("should have raised")
         if how == DONE:
             skill = self.skills.get(run.label, 0.5)
             leave_result(run, skill, 10 + 90 * skill, self.classes)
@@ -110,7 +119,7 @@ class Played:
         (run.folder / runs.STATE).write_text(json.dumps(vars(ending)))
         return ending
 
-    def compare(self, given: Asked) -> dict[str, Any]:
+    def compare(self, given: Request) -> dict[str, Any]:
         """Run the comparison; returns comparison.json."""
         comparison_compare.compare(given, self.predict)
         return self.read(given.output)

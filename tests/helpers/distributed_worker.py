@@ -50,7 +50,7 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
     StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
     try:
         report = train.run(load_recipe(asked["recipe"], asked["overrides"]))
-        return {"status": "done", "result": report["result"]} if report else {}
+        return {"status": "done", "result": report.finished.model_dump(mode="json")} if report else {}
     except BaseException as error:
         named = errors.named(error)
         if named.code == errors.CRASH:

@@ -10,9 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hfstrat.recipe.load import Loaded
+from hfstrat.run import train
 from hfstrat.trainer import checkpoints
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
+
+
+def run(loaded: Loaded, overwrite: bool = False) -> Any:
+    """Train; returns the report as report.json has it, None on other processes than the first."""
+    report = train.run(loaded, overwrite)
+    if report is None:
+        return None
+    undeclared = [part.model_extra for part in (report, report.run, report.finished, report.environment) if part.model_extra]
+    assert not undeclared, "the report's model has to declare every part that a strategy adds"
+    return report.model_dump(mode="json")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -327,6 +327,8 @@ def test_16_bit_weights_pass_the_proof(models: Callable[..., Path]) -> None:
 def test_a_run_trains_by_it_saves_without_it_and_equals_the_fallback(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
+    from helpers.runs import run
+
     from hfstrat.models import fused_loss
     from hfstrat.run import train
 
@@ -340,7 +342,7 @@ def test_a_run_trains_by_it_saves_without_it_and_equals_the_fallback(
     monkeypatch.setattr(train, "save", watched)
     for name in ("bound", "stock"):
         settings = [f"strategy={strategy}", "model.dtype=float32", f"output_dir={tmp_path / name}"]
-        report = train.run(recipe(*settings))
+        report = run(recipe(*settings))
         assert report is not None
         reports.append(report["result"])
         monkeypatch.setattr(fused_loss, "bind_head_loss", lambda model: "a reason")

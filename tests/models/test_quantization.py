@@ -16,6 +16,8 @@ from helpers.classifiers import labelled
 
 pytest.importorskip("bitsandbytes")
 
+from helpers.runs import run
+
 from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models import quantization
@@ -25,7 +27,6 @@ from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.run.train import run
 from hfstrat.strategies.frozen.prefix import can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks import artifact
@@ -308,7 +309,7 @@ def test_an_adapter_is_merged_into_the_16_bit_base(trained: Any, wide: Path, tmp
     from transformers import AutoModelForCausalLM
 
     folder = trained(ADAPTED, "nf4")
-    merge.merge_run(str(folder), tmp_path / "merged")
+    merge.merge(str(folder), tmp_path / "merged")
     told = capsys.readouterr().out
     assert "KL(nf4 with adapter || merged)" in told
     assert "held-out rows" in told
@@ -325,7 +326,7 @@ def test_a_changed_base_is_not_merged_into(trained: Any, tmp_path: Path, monkeyp
     folder = trained(ADAPTED, "nf4")
     monkeypatch.setattr("hfstrat.models.fingerprint.model_fingerprint", lambda *_: "another")
     with pytest.raises(UserError, match="is not what it was in training"):
-        merge.merge_run(str(folder), tmp_path / "merged")
+        merge.merge(str(folder), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("form", SLOW_INT8)
@@ -414,7 +415,7 @@ def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: 
         assert len(list(quantization.layers(model))) == 21
         config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
         assert "quantization_config" not in config  # plain peft takes it for that of the weights it reads
-        merge.merge_run(str(tmp_path / "run"), tmp_path / "merged")
+        merge.merge(str(tmp_path / "run"), tmp_path / "merged")
     else:
         assert not list(quantization.layers(model))
         assert report["result"]["head"]["published"]["top1_agreement"] > 0.8
@@ -515,13 +516,13 @@ def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, nam
 
 def loss_by_hand(model: Any, target: Path, rows: Path) -> float:
     """Each row alone through a plain forward pass; the mean over what is supervised."""
-    from hfstrat.data.prepare import prepare_held
+    from hfstrat.data.prepare import prepare_eval
     from hfstrat.evaluation.request import Request
 
     tokenizer = artifact.load(str(target), "none")[1]
     asked = Request(str(target), data=str(rows)).recipe()
     total, count = 0.0, 0
-    for row in prepare_held(asked.data, tokenizer, 0, None).eval:
+    for row in prepare_eval(asked.data, tokenizer, 0, None).eval:
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
         wanted = torch.tensor(row["labels"])[1:].long()

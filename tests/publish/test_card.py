@@ -1,4 +1,4 @@
-"""The card says what the report says, in valid metadata, with lines that are right for the artefact."""
+"""The card has the numbers of the report, valid metadata, and code that fits the artifact."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from helpers.hub_runs import METRICS, finished_run
 from helpers.hub_server import LoopbackHub, in_process
 
 from hfstrat.publish import card, snippets
+from hfstrat.tasks.report import parse, read
 
 
 def made(run: Path, repo: str = "me/x") -> str:
-    return card.make(json.loads((run / "report.json").read_text()), run / "final", repo)
+    return card.make(read(run), run / "final", repo)
 
 
 def head_of(text: str) -> dict[str, Any]:
@@ -32,21 +33,21 @@ def code_of(text: str) -> str:
     return found.group(1)
 
 
-def test_its_numbers_are_the_reports(tmp_path: Path) -> None:
+def test_its_numbers_are_those_of_the_report(tmp_path: Path) -> None:
     text = made(finished_run(tmp_path / "run"))
     for words in (
-        "| loss (nats a token) ↓ | 3.5000 | **2.5000** |",
+        "| loss (nats per token) ↓ | 3.5000 | **2.5000** |",
         "| perplexity ↓ | 33.10 | **12.20** |",
         "| token accuracy | 41.0% | **52.0%** |",
-        "1,000 of 50,000 parameters learnt (2.00%)",
-        "12 s of training, 14 s in all",
+        "1,000 of 50,000 parameters were trained (2.00%)",
+        "12s of training, 14s in total",
         "1.00 GiB",
-        "the same logits bit for bit",
-        "`train.jsonl` | training | 60 | 900 | not known | `13bb97131dd3ba0b`",
-        "1,453 tokens that count",
+        "the logits are the same bit for bit",
+        "`train.jsonl` | training | 60 | 900 | unknown | `13bb97131dd3ba0b`",
+        "1,453 supervised tokens",
     ):
         assert words in text, words
-    assert "energy" not in text, "nobody measured it"
+    assert "energy" not in text, "it is not measured"
 
 
 def test_metadata_are_valid(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_metadata_are_valid(tmp_path: Path) -> None:
     assert head["pipeline_tag"] == "text-generation"
     results = {each.metric_name: each.metric_value for each in ModelCard(text).data.eval_results}
     assert results["perplexity"] == 12.2
-    assert len(results) == len(METRICS) - 1, "the number of tokens is no metric"
+    assert len(results) == len(METRICS) - 1, "the number of tokens is not a metric"
     with LoopbackHub() as server, in_process(server, tmp_path / "home"):
         HfApi()._validate_yaml(text, repo_type="model")
         with pytest.raises(ValueError, match="base_model"):
@@ -76,21 +77,21 @@ def test_a_local_base_is_in_no_metadata(tmp_path: Path) -> None:
     assert "/opt/models" not in text
 
 
-def test_licences_that_are_known(tmp_path: Path) -> None:
+def test_known_licenses_are_named(tmp_path: Path) -> None:
     base, data = tmp_path / "base", tmp_path / "data"
-    for folder, licence in ((base, "apache-2.0"), (data, "cc-by-4.0")):
+    for folder, license in ((base, "apache-2.0"), (data, "cc-by-4.0")):
         folder.mkdir()
-        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\nwords\n")
+        (folder / "README.md").write_text(f"---\nlicense: {license}\n---\nwords\n")
     (data / "rows.jsonl").write_text("{}")
     run = finished_run(tmp_path / "run", model={"name_or_path": str(base)}, data={"train": str(data / "rows.jsonl")})
     report = json.loads((run / "report.json").read_text())
     report["run"]["data"]["train"]["source"] = str(data / "rows.jsonl")
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert head_of(text)["license"] == "apache-2.0"
     assert "| `rows.jsonl` | training | 60 | 900 | cc-by-4.0 |" in text
 
 
-def test_code_is_right_for_the_artefact(tmp_path: Path) -> None:
+def test_code_fits_the_artifact(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", model={"name_or_path": "owner/base"})
     assert 'AutoPeftModelForCausalLM.from_pretrained("me/x"' in code_of(made(run))
     own = code_of(made(finished_run(tmp_path / "own")))
@@ -116,11 +117,11 @@ def test_code_is_python(tmp_path: Path, kind: str) -> None:
     compile(code_of(made(run)), "card", "exec")
 
 
-def test_answers_of_a_model_break_out_of_nothing(tmp_path: Path) -> None:
+def test_answers_cannot_leave_their_block(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", evaluation={"prompts": ["a row of the evaluation data"]})
     report = json.loads((run / "report.json").read_text())
     report["result"]["answers"][0] |= {"after": "```\n# not a heading\n```"}
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert "````text\n```\n# not a heading\n```\n````" in text
 
 
@@ -130,12 +131,12 @@ def test_a_table_by_label(tmp_path: Path) -> None:
     report["result"]["metrics_after"] = {"loss": 0.5, "accuracy": 0.9, "macro_f1": 0.8, "rows": 10.0}
     labels = [{"label": "a|b", "precision": 0.5, "recall": 1.0, "f1": 0.667, "support": 7}]
     report["result"]["evaluation"] = {"labels": labels}
-    text = card.make(report, run / "final", "me/x")
+    text = card.make(parse(report), run / "final", "me/x")
     assert r"| `a\|b` | 50.0% | 100.0% | 66.7% | 7 |" in text
     assert {each["type"] for each in head_of(text)["model-index"][0]["results"][0]["metrics"]} == {"loss", "accuracy", "f1"}
 
 
-def test_what_was_measured_beside_the_loss(tmp_path: Path) -> None:
+def test_further_measurements_have_tables(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     report = json.loads((run / "report.json").read_text())
     entry = {"value": 0.5, "low": 0.4, "high": 0.6}
@@ -145,14 +146,14 @@ def test_what_was_measured_beside_the_loss(tmp_path: Path) -> None:
         "after": {"accuracy": entry, "loss": {"value": 2.0, "low": None, "high": None}},
     }
     report["result"]["measured"] = {"control text": one | {"difference": {"accuracy": entry}}}
-    text = card.make(report, run / "final", "me/x")
-    assert "**Control text** (40 rows)" in text
+    text = card.make(parse(report), run / "final", "me/x")
+    assert "**Control text** (40 examples)" in text
     assert "| accuracy | 50.0% ± 10.0% | **50.0% ± 10.0%** | +50.0% ± 10.0% |" in text
-    assert "| loss | - | **2.0000** | - |" in text
-    assert "what it may have forgotten" not in text
+    assert "| loss | – | **2.0000** | – |" in text
+    assert "may have forgotten" not in text
 
 
-def test_lines_for_the_run_at_hand(tmp_path: Path) -> None:
+def test_snippets_of_a_local_run(tmp_path: Path) -> None:
     text = "\n".join(snippets.show(str(finished_run(tmp_path / "run"))))
     assert "--max-lora-rank 8 --lora-modules mine=" in text
     assert "hfstrat merge" in text

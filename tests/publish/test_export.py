@@ -35,7 +35,7 @@ def test_batches_say_what_single_prompts_say(loaded: tuple[Any, Any]) -> None:
     from hfstrat.tasks.generation import answer
 
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=False)
+    renderer = generation.renderer_of(tokenizer, None, plain=False)
     alone = [answer(model, renderer, prompt, 8, torch.float32) for prompt in PROMPTS]
     for size in (1, 3, 8):
         assert list(generation.in_batches(model, renderer, PROMPTS, How(8, batch_size=size))) == alone
@@ -43,7 +43,7 @@ def test_batches_say_what_single_prompts_say(loaded: tuple[Any, Any]) -> None:
 
 def test_sampling_is_a_function_of_its_seed(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=True)
+    renderer = generation.renderer_of(tokenizer, None, plain=True)
 
     def sample(seed: int) -> list[str]:
         return list(generation.in_batches(model, renderer, PROMPTS, How(8, temperature=1.0, top_p=0.95, seed=seed)))
@@ -53,7 +53,7 @@ def test_sampling_is_a_function_of_its_seed(loaded: tuple[Any, Any]) -> None:
 
 def test_streamed_is_what_is_said_at_once(loaded: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = loaded
-    renderer = generation.renderer_of(tokenizer, {}, plain=False)
+    renderer = generation.renderer_of(tokenizer, None, plain=False)
     text = generation.stream(model, renderer, PROMPTS[1], How(12))
     assert capsys.readouterr().out.strip() == text
     assert [text] == list(generation.in_batches(model, renderer, PROMPTS[1:2], How(12)))
@@ -101,7 +101,7 @@ def test_a_gguf_says_what_the_model_says(
     """Read again by transformers, which knows nothing of our writer: the same ids, logits within 16 bits."""
     gguf = pytest.importorskip("gguf")
     export.export(str(models(**kind)), tmp_path / "x.gguf", "gguf")
-    assert "read again: logits differ" in capsys.readouterr().out
+    assert "loaded again: logits differ" in capsys.readouterr().out
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds["blk.0.attn_q.weight"] == form
@@ -113,7 +113,7 @@ def test_a_gguf_says_what_the_model_says(
 @pytest.mark.parametrize(
     ("family", "name", "form", "words"),
     [
-        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not what this writes"),
+        ("gpt2", "x.gguf", "gguf", "a GPT2LMHeadModel is not supported"),
         ("llama", "x", "gguf", "ends in .gguf"),
         ("llama", "x", "mlx", "expected one of safetensors, gguf, onnx"),
         ("llama", ".", "safetensors", "is in use"),
@@ -142,7 +142,7 @@ def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path, capsys: pytes
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     export.export(str(tiny), tmp_path / "x", "onnx")
-    assert "read again" in capsys.readouterr().out
+    assert "loaded again" in capsys.readouterr().out
 
 
 def test_no_telemetry() -> None:

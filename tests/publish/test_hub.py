@@ -19,6 +19,7 @@ from hfstrat import errors
 from hfstrat.errors import RunError, UserError
 from hfstrat.publish import push
 from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks.report import read
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def asking(**settings: Any) -> Recipe:
 
 
 def pushed(run: Path, **settings: Any) -> list[str]:
-    return push.push(asking(**settings), run, json.loads((run / "report.json").read_text()))
+    return push.push(asking(**settings), run, read(run))
 
 
 # before training
@@ -59,13 +60,13 @@ def test_a_missing_repository_is_made(server: LoopbackHub, private: bool) -> Non
     said = push.prepare(asking(private=private))[0]
     assert server.repos["me/x"].private is private
     assert ("private" if private else "public") in said
-    assert "made, with the write token of me" in said
-    assert "does not say beforehand" in said
+    assert "created with the write token of me" in said
+    assert "does not report in advance" in said
 
 
 def test_one_that_is_there_is_tested(server: LoopbackHub) -> None:
     server.add("me/x")
-    assert "there, write access tested" in push.prepare(asking())[0]
+    assert "exists, write access checked" in push.prepare(asking())[0]
     assert server.count("auth-check/write") == 1
     assert server.count("POST") == 0
 
@@ -79,9 +80,9 @@ def test_a_name_alone_is_the_users_own(server: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"repo": "others/x"}, "me cannot make it: expected one of me/..., ours/..."),
+        ({"repo": "others/x"}, "me cannot create it: expected one of me/..., ours/..."),
         ({"repo": "others/there"}, "this token may not write there"),
-        ({"repo": "me/public"}, "there and public, and hub.private is true"),
+        ({"repo": "me/public"}, "me/public is public, but hub.private is true"),
         ({"repo": "no good/name"}, "expected owner/name"),
     ],
 )
@@ -95,11 +96,11 @@ def test_what_cannot_be_pushed_to_is_refused(server: LoopbackHub, settings: dict
 
 def test_a_token_that_only_reads(server: LoopbackHub) -> None:
     server.role = "read"
-    with pytest.raises(UserError, match="may only read"):
+    with pytest.raises(UserError, match="is read-only"):
         push.prepare(asking())
 
 
-@pytest.mark.parametrize(("token", "words"), [("hf_" + "wrong" * 5, "is not valid"), ("", "no token of the Hub is here")])
+@pytest.mark.parametrize(("token", "words"), [("hf_" + "wrong" * 5, "is not valid"), ("", "no Hub token was found")])
 def test_a_token_that_is_none(server: LoopbackHub, monkeypatch: pytest.MonkeyPatch, token: str, words: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=words):
@@ -159,7 +160,7 @@ def test_what_went_up_is_what_should(server: LoopbackHub, tmp_path: Path) -> Non
     assert server.repos["me/x"].private
     assert files["adapter_model.safetensors"].content == (run / "final/adapter_model.safetensors").read_bytes()
     assert "pushed" in said[0]
-    assert "10 files pulled again into an empty cache" in said[1]
+    assert "10 files were downloaded again into an empty cache" in said[1]
     noted = json.loads((run / "report.json").read_text())["result"]["hub"]
     assert noted["compared"] is True
     assert noted["commit"] == server.repos["me/x"].branches["main"]
@@ -231,7 +232,7 @@ def test_a_failed_upload_does_not_fail_the_run(
     with pytest.raises(RunError) as ended:
         push.push_run(str(run), "me/x", None, None)
     assert ended.value.code == errors.NOT_PUSHED
-    assert "goes on where it stopped" in str(ended.value)
+    assert "resumes the upload" in str(ended.value)
 
 
 def test_a_push_goes_on_where_it_stopped(server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +261,7 @@ def test_a_hub_that_keeps_something_else_is_found_out(server: LoopbackHub, tmp_p
         return real(request)
 
     server.fault = spoil  # type: ignore[method-assign]
-    with pytest.raises(RunError, match=r"adapter_config\.json is not what was pushed"):
+    with pytest.raises(RunError, match=r"adapter_config\.json differs from the pushed file"):
         push.push_run(str(run), "me/x", None, None)
 
 
@@ -272,10 +273,10 @@ def test_slow_answers_are_waited_for(server: LoopbackHub, tmp_path: Path, monkey
 
 
 def test_what_push_has_to_be_told(server: LoopbackHub, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="not a finished run"):
         push.push_run(str(tmp_path), None, None, None)
     run = finished_run(tmp_path / "run")
-    with pytest.raises(UserError, match="give --repo"):
+    with pytest.raises(UserError, match="give one with --repo"):
         push.push_run(str(run), None, None, None)
     push.push_run(str(run), "me/z", False, None)
     assert server.repos["me/z"].private is False

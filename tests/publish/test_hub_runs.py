@@ -12,8 +12,7 @@ import torch
 from helpers.classifiers import labelled
 from helpers.commands import DATA, MODEL, quickstart
 from helpers.hub_server import LoopbackHub, in_process
-
-from hfstrat.run.train import run
+from helpers.runs import run
 
 PUSH = "hub={push: true, repo: me/x}"
 

@@ -13,6 +13,7 @@ from helpers.hub_runs import finished_run, recipe_of, report_of
 from hfstrat.errors import UserError
 from hfstrat.publish import hub_files
 from hfstrat.publish.scrub import REMOVED, Scrubber, published_report, without_rows
+from hfstrat.tasks.report import parse, read
 
 PLANTED = "hf_" + "Pl4nted" * 4  # no token of anybody's
 
@@ -79,9 +80,9 @@ def test_rows_are_left_out() -> None:
 
 def test_answers_stay_where_the_recipe_asked() -> None:
     own = recipe_of(evaluation={"prompts": ["a row of the evaluation data"]})
-    assert len(published_report(report_of(own), Scrubber(own))["result"]["answers"]) == 1
+    assert len(published_report(parse(report_of(own)), Scrubber(own))["result"]["answers"]) == 1
     other = recipe_of()
-    assert "answers" not in published_report(report_of(other), Scrubber(other))["result"]
+    assert "answers" not in published_report(parse(report_of(other)), Scrubber(other))["result"]
 
 
 def everything(folder: Path) -> str:
@@ -105,7 +106,7 @@ def test_planted_secrets_and_paths_do_not_go_up(tmp_path: Path, monkeypatch: pyt
     (final / "config.json").write_text(json.dumps(config))
     up = tmp_path / "up"
     up.mkdir()
-    hub_files.stage(run, json.loads((run / "report.json").read_text()), up, "me/x")
+    hub_files.stage(run, read(run), up, "me/x")
     text = everything(up)
     for secret in (PLANTED, "somewhere secret", "somebody", str(tmp_path), "not to go up", "a row of the"):
         assert secret not in text, secret
@@ -120,5 +121,5 @@ def test_what_slipped_through_is_refused(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, run / "final" / "adapter_model.safetensors", metadata={"by": PLANTED})
     up = tmp_path / "up"
     up.mkdir()
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors would tell something that looks like a token"):
-        hub_files.stage(run, json.loads((run / "report.json").read_text()), up, "me/x")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors would reveal something that looks like a token"):
+        hub_files.stage(run, read(run), up, "me/x")

@@ -178,8 +178,14 @@ UNKNOWN_KEYS = [
     key("an empty branch", OUTPUT, "output_dir: run\nhub: {revision: ''}", ["hub.revision"], 1),
     key("a typo in a source", TRAIN, "  train: [{path: rows.jsonl, wieght: 2}]", ["train.0.wieght", "did you mean 'weight'?"]),
     key("a section misspelt", TRAINING, "trainning:", ["trainning", "did you mean 'training'?"]),
-    key("nonsense at the top", OUTPUT, "output_dir: run\nxyzzy: 1", ["xyzzy = 1", "hfstrat schema", "allowed:"], 1),
-    key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "allowed:"]),
+    key(
+        "nonsense at the top",
+        OUTPUT,
+        "output_dir: run\nxyzzy: 1",
+        ["xyzzy = 1", "hfstrat schema", "keys of a recipe: data, evaluation"],
+        1,
+    ),
+    key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "keys of 'training': activation"]),
     key("a key of partial under lora", R, "  last_n_layers: 2", ["strategy.last_n_layers", "belongs to strategy partial"]),
     Bad(
         "a key of lora under full",
@@ -240,6 +246,44 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
 ]
+EXPLAINED = [  # the key of another tool, a value that has to be written otherwise here, and what is answered
+    ("gradient_accumulation_steps", "4", "`training.global_batch_size: 32`", "8 (the default of TrainingArguments)"),
+    ("gradient_accumulation_steps", "auto", "per_device_train_batch_size x gradient_accumulation_steps x number of processes"),
+    ("adapter", "qlora", "`strategy: lora` with `model.quantization: nf4`"),
+    ("adapter", "lora", "write `strategy: lora`"),
+    ("adapter", "runs/a", "'strategy.adapter'"),
+    ("peft_type", "LORA", "write `strategy: lora`"),
+    ("stage", "sft", "supervised fine-tuning is the default, with `task: causal-lm`: remove the key"),
+    ("stage", "dpo", "not supported in this version"),
+    ("stage", "first", "set `task` and `strategy`"),
+    ("task_type", "CAUSAL_LM", "`task: causal-lm` (the default)"),
+    ("task_type", "SEQ_CLS", "`task: text-classification`"),
+    ("model_type", "LlamaForCausalLM", "the class comes from the model's config"),
+    ("lmbda", "0.5", "strategy.on_policy"),
+    ("beta", "0.5", "forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)"),
+    ("seq_kd", "true", "strategy.level: sequence"),
+    ("bf16", "true", "`model.dtype: bfloat16`"),
+    ("fp16", "true", "`model.dtype: float16`"),
+    ("bf16", "auto", "`model.dtype: auto`"),
+    ("tf32", "true", "`training.extra.tf32: true`"),
+    ("quantization_bit", "4", "`model.quantization: nf4`"),
+    ("bits", "8", "`model.quantization: int8`"),
+    ("load_in_4bit", "false", "remove the key"),
+    ("dataset_text_field", "body", "`data.columns: {body: text}`"),
+    ("dataset_text_field", "text", "remove the key"),
+    ("label_column", "stars", "`data.columns: {stars: label}`"),
+    ("train_on_inputs", "true", "`data.train_on: all`"),
+    ("train_on_inputs", "false", "`data.train_on: completions`"),
+    ("assistant_only_loss", "true", "`data.train_on: assistant`"),
+    ("batch_size", "8", "training.global_batch_size", "over all processes", "training.per_device_train_batch_size"),
+    ("sample_packing", "true", "`training.packing: on`"),
+    ("group_by_length", "true", "`training.train_sampling_strategy: group_by_length`"),
+    ("warmup_ratio", "0.1", "`training.warmup_steps: 0.1`: below 1 it is a share of all steps"),
+    ("eval_strategy", "epoch", "`training.eval_steps: 0.333` (3 epochs)"),
+    ("save_strategy", "epoch", "`training.save_steps: 0.333` (3 epochs)"),
+    ("evals_per_epoch", "4", "`training.eval_steps: 0.0833` (3 epochs)"),
+    ("hub_token", "hf_x", "hub_token = ***", "HF_TOKEN"),
+]
 FOREIGN_KEYS = [
     *(
         key(f"{name} at the top", OUTPUT, f"output_dir: run\n{name}: {value}", [name, says, "no such key in a recipe"], 1)
@@ -249,11 +293,80 @@ FOREIGN_KEYS = [
         key(f"{name} in training", RATE, f"  {name}: {value}", [f"training.{name}", says, "no such key in 'training'"])
         for name, value, says in THEIRS
     ),
+    *(
+        key(f"{name}: {value}", OUTPUT, f"output_dir: run\n{name}: {value}", [f"{name} = ", *says], 1)
+        for name, value, *says in EXPLAINED
+    ),
+    key(
+        "accumulation with its micro-batch",
+        RATE,
+        "  per_device_train_batch_size: 2\n  gradient_accumulation_steps: 4",
+        [
+            "sequences per optimizer step over all processes",
+            "`training.global_batch_size: 8` for one process",
+            "2 x",
+            "multiply",
+        ],
+        1,
+    ),
+    key(
+        "evaluations per epoch of a given length",
+        STEPS,
+        "  num_train_epochs: 2\n  evals_per_epoch: 4",
+        ["`training.eval_steps: 0.125` (2 epochs)"],
+        1,
+    ),
     key("lora_rank in strategy", R, "  lora_rank: 4", ["strategy.lora_rank", "'strategy.r'"]),
     key("cutoff_len in data", EVAL_SIZE, "  cutoff_len: 64", ["data.cutoff_len", "'data.max_length'"]),
     key("packing in data", EVAL_SIZE, "  packing: true", ["data.packing", "'training.packing'"]),
     key(
         "batch size of the Trainer at the top", OUTPUT, "output_dir: run\nper_device_train_batch_size: 2", ["'training.per_"], 1
+    ),
+]
+
+FOREIGN_VALUES = [
+    key(
+        "qlora as a strategy",
+        NAME,
+        "  name: qlora",
+        ['strategy.name = "qlora"', "`strategy: lora` with `model.quantization: nf4`"],
+    ),
+    key("sft as a task", OUTPUT, "output_dir: run\ntask: sft", ["supervised fine-tuning is the default"], 1),
+    key("a task of PEFT", OUTPUT, "output_dir: run\ntask: SEQ_CLS", ["write `task: text-classification`"], 1),
+    key(
+        "bits as a number",
+        MODEL,
+        "model: {name_or_path: model, quantization: 4}",
+        ["model.quantization = 4", "quantization: nf4"],
+    ),
+    key("bits by another name", MODEL, "model: {name_or_path: model, quantization: int4}", ["quantization.name", "nf4`"]),
+    key("the format of ShareGPT", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "write `conversations`"]),
+    key("no tracker", RATE, "  report_to: none", ["training.report_to", "remove the key"]),
+    key("true for resuming", RATE, "  resume: true", ["training.resume = true", "write auto"]),
+    key("true for packing", RATE, "  packing: true", ["training.packing = true", "write on"]),
+    Bad(
+        "a number for shrink",
+        at(R + 1),
+        ["strategy.shrink = 2", "a mapping of keys (layers, intermediate_size)", "write `strategy.shrink: {layers: 2}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  shrink: 2"},
+    ),
+    Bad(
+        "a loss for layers",
+        at(R + 1),
+        ['strategy.hidden = "cosine"', "write `strategy.hidden: {loss: cosine}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden: cosine"},
+    ),
+    Bad(
+        "true for layers",
+        at(R + 1),
+        ["strategy.hidden = true", "write `strategy.hidden: {}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden: true"},
+    ),
+    Bad(
+        "a share for a thaw",
+        at(R + 1),
+        ["strategy.thaw = 0.25", "write `strategy.thaw: {every: 0.25}`"],
+        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
     ),
 ]
 
@@ -283,7 +396,7 @@ WRONG_TYPES = [
     key("a list for a number", RATE, "  learning_rate: [1e-3, 1e-4]", ["learning_rate = [0.001, 0.0001]", "a number"]),
     key("a mapping for a number", RATE, "  learning_rate: {peak: 1e-3}", ["learning_rate", "a number", "peak"]),
     key("a mapping for a text", OUTPUT, "output_dir: {path: run}", ["output_dir", "text", "path"]),
-    key("a number for data", TRAIN, "  train: 3", ["data.train = 3", "text is expected", "Hub id"]),
+    key("a number for data", TRAIN, "  train: 3", ["data.train = 3", "expected text", "Hub id"]),
     key("a number in a list of data", TRAIN, "  train: [rows.jsonl, 3]", ["data.train.1 = 3", "a mapping of keys"]),
     key("a weight in words", TRAIN, "  train: [{path: rows.jsonl, weight: twice}]", ["data.train.0.weight", "a number"]),
     key("a number for a text", OUTPUT, "output_dir: 2024", ["output_dir = 2024", "text", "quotes"]),
@@ -336,18 +449,18 @@ BOUNDS = [
     key("an empty model", MODEL, 'model: ""', ["model.name_or_path", "text that is not empty"]),
     key("no micro-batch", RATE, "  per_device_train_batch_size: 0", ["per_device_train_batch_size = 0", "at least 1, or auto"]),
     key("a negative seed", OUTPUT, "output_dir: run\nseed: -1", ["seed = -1", "at least 0"], 1),
-    key("a share above one", RATE, "  eval_steps: 2.5", ["eval_steps", "a share below 1 or a whole number", "2.5"]),
+    key(
+        "a share above one",
+        RATE,
+        "  eval_steps: 2.5",
+        ["eval_steps: given 2.5; expected a whole number of steps, or below 1 a share"],
+    ),
     given("a negative seed of the held-out rows", "data.eval_seed=-1", ["eval_seed = -1", "at least 0"]),
     given("a bound on the command line", "training.warmup_steps=-1", ["warmup_steps = -1", "at least 0"]),
 ]
 
 CHOICES = [
-    key(
-        "an unknown strategy",
-        NAME,
-        "  name: qlora",
-        ['strategy.name = "qlora"', "full, head, lora, partial", "did you mean 'lora'?"],
-    ),
+    key("an unknown strategy", NAME, "  name: lorra", ['strategy.name = "lorra"', "full, head, lora, partial", "mean 'lora'?"]),
     key(
         "an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, head, lora, partial"]
     ),
@@ -380,30 +493,30 @@ MISSING = [
 ]
 
 FILES = [
-    Bad("an empty recipe", "recipe.yaml: ", ["mapping", "model, strategy, data", "given nothing"], text=""),
-    Bad("only comments", "recipe.yaml: ", ["mapping", "given nothing"], text="# nothing\n\n"),
-    Bad("a list", "recipe.yaml: ", ["mapping", "given a list"], text="- model: x\n- strategy: y\n"),
-    Bad("a sentence", "recipe.yaml: ", ["mapping", "given a text"], text="train a model please\n"),
+    Bad("an empty recipe", "recipe.yaml: ", ["mapping", "model, strategy, data", "this file holds nothing"], text=""),
+    Bad("only comments", "recipe.yaml: ", ["mapping", "this file holds nothing"], text="# nothing\n\n"),
+    Bad("a list", "recipe.yaml: ", ["mapping", "this file holds a list"], text="- model: x\n- strategy: y\n"),
+    Bad("a sentence", "recipe.yaml: ", ["mapping", "this file holds text"], text="train a model please\n"),
     Bad("two documents", "recipe.yaml:", ["one document", "---"], text=f"{SOUND}---\n{SOUND}"),
-    key("a tab", R, "\tr: 4", ["no valid YAML", "tab", "spaces"]),
-    Bad("an unclosed quote", "recipe.yaml:", ["no valid YAML", "quote"], lines={OUTPUT: 'output_dir: "run'}),
-    Bad("an unclosed bracket", "recipe.yaml:", ["no valid YAML", "bracket"], lines={R: "  target_modules: [q_proj, v_proj"}),
-    key("a wrong indentation", R, "   r: 4", ["no valid YAML", "indentation"]),
-    key("a second colon", TRAIN, "  train: data: rows.jsonl", ["no valid YAML", "colon"]),
-    key("an unknown tag", R, "  r: !!python/object:os.system 4", ["no valid YAML", "tag"]),
+    key("a tab", R, "\tr: 4", ["not valid YAML", "tab", "spaces"]),
+    Bad("an unclosed quote", "recipe.yaml:", ["not valid YAML", "quote"], lines={OUTPUT: 'output_dir: "run'}),
+    Bad("an unclosed bracket", "recipe.yaml:", ["not valid YAML", "bracket"], lines={R: "  target_modules: [q_proj, v_proj"}),
+    key("a wrong indentation", R, "   r: 4", ["not valid YAML", "indentation"]),
+    key("a second colon", TRAIN, "  train: data: rows.jsonl", ["not valid YAML", "colon"]),
+    key("an unknown tag", R, "  r: !!python/object:os.system 4", ["not valid YAML", "tag"]),
     key("an alias to itself", R, "  target_modules: &a\n    b: *a", ["alias to itself"], 1),
-    key("an unknown alias", R, "  r: *rank", ["no valid YAML", "alias"]),
+    key("an unknown alias", R, "  r: *rank", ["not valid YAML", "alias"]),
     key("a key given twice", RATE, "  learning_rate: 1e-3\n  max_steps: 5", ["training.max_steps", "twice", "line 9"], 1),
     key("a section given twice", OUTPUT, "output_dir: run\ntraining: {seed: 1}", ["training", "twice", "line 8"], 1),
     key("a mapping as a key", R, "  {a: b}: 4", ["strategy", "key"]),
     key("a number as a key", R, "  4: 4", ["strategy.4", "no such key"]),
     Bad("a recipe in Latin-1", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode() + b"# caf\xe9\n"),
     Bad("a recipe in UTF-16", "recipe.yaml: ", ["UTF-8"], text=SOUND.encode("utf-16")),
-    Bad("a control character", "recipe.yaml:", ["no valid YAML", "character"], text=SOUND + "# \x00\n"),
+    Bad("a control character", "recipe.yaml:", ["not valid YAML", "character"], text=SOUND + "# \x00\n"),
     Bad("no such recipe", "recipes.yaml: ", ["no such recipe file", "did you mean recipe.yaml?"], recipe="recipes.yaml"),
     Bad("no such recipe, nothing near", "zzz: ", ["no such recipe file", "hfstrat recipes ls"], recipe="zzz"),
     Bad("a shipped name", "quickstart: ", ["no such recipe file", "hfstrat recipes cp quickstart"], recipe="quickstart"),
-    Bad("a folder as recipe", "model: ", ["is a folder", "name a recipe file"], recipe="model"),
+    Bad("a folder as recipe", "model: ", ["is a folder", "expected a recipe file"], recipe="model"),
 ]
 
 OVERRIDES = [
@@ -414,7 +527,7 @@ OVERRIDES = [
     Bad("through a value", COMMAND, ["'output_dir'", "is no section"], overrides=["output_dir.name=x"]),
     Bad("through a number", COMMAND, ["'training.max_steps'", "is no section"], overrides=["training.max_steps.x=1"]),
     Bad("a short form on the command line", f"{COMMAND}: strategy=loar: ", ["'lora'"], overrides=["strategy=loar"]),
-    Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "no valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
+    Bad("broken YAML", f"{COMMAND}: ", ["[1, 2", "not valid YAML"], overrides=["strategy.modules_to_save=[1, 2"]),
     Bad("a section as text", f"{COMMAND}: training=3: ", ["a mapping of keys"], overrides=["training=3"]),
     Bad(
         "two mistakes",
@@ -434,7 +547,11 @@ COMBINATIONS = [
         lines={RATE: "  load_best_model_at_end: false\n  early_stopping_patience: 2"},
     ),
     key(
-        "push without a repository", OUTPUT, "output_dir: run\nhub:\n  push: true", ["push: true needs repo", "me/my-model"], 2
+        "push without a repository",
+        OUTPUT,
+        "output_dir: run\nhub:\n  push: true",
+        ["hub.push: true needs a repository", "me/my-model"],
+        2,
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
@@ -448,10 +565,10 @@ COMBINATIONS = [
         ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
-    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["give eval or eval_split, not both"], 1),
+    key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["both eval and eval_split are given"], 1),
     key("a weight of evaluation rows", EVAL_SIZE, "  eval: [{path: rows.jsonl, weight: 2}]", ["data.eval", "remove weight"]),
     key("a broken split", EVAL_SIZE, "  split: train[:10%", ["data.split", "train[:10%]"]),
-    key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "Hub data sets only"]),
+    key("a slice of a file", EVAL_SIZE, "  split: 'train[:10%]'", ["data.split", "rows.jsonl is local", "only Hub data sets"]),
     key("a split of a file", EVAL_SIZE, "  split: test", ["data.split", "rows.jsonl has no splits"]),
     key("a split of one file", TRAIN, "  train: [{path: rows.jsonl, split: test}]", ["data.train", "rows.jsonl has no splits"]),
     key(
@@ -464,7 +581,7 @@ COMBINATIONS = [
     Bad(
         "turns of plain text",
         at(EVAL_SIZE),
-        ["data.train_on: assistant", "plain text", "write all, or auto"],
+        ["data.train_on: assistant", "plain text", "set all, or auto"],
         {EVAL_SIZE: "  train_on: assistant"},
         files={"rows.jsonl": '{"text": "a"}\n'},
     ),
@@ -472,7 +589,7 @@ COMBINATIONS = [
     Bad(
         "a broken template",
         at(EVAL_SIZE),
-        ["data.template", "t.jinja:2", "no valid jinja"],
+        ["data.template", "t.jinja:2", "not valid jinja"],
         {EVAL_SIZE: "  template: t.jinja"},
         files={"t.jinja": "x\n{% for %}"},
     ),
@@ -507,7 +624,7 @@ COMBINATIONS = [
 ]
 
 PREFERENCE = {"instruction": "a", "input": "", "output": "b", "chosen": "b", "rejected": "c"}
-LATER = {  # rows that are recognised and not trained on in this version
+UNSUPPORTED = {  # rows that are recognized but not supported yet
     "preference pairs": PREFERENCE,
     "preference pairs of ShareGPT": {"conversations": [], "chosen": {}, "rejected": {}},
     "preference labels": {"messages": [], "label": True},
@@ -516,8 +633,8 @@ LATER = {  # rows that are recognised and not trained on in this version
 LABELLED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
-        Bad(name, at(TRAIN), [name.split(" of S")[0], "kept for a later version"], files=rows(json.dumps(row)))
-        for name, row in LATER.items()
+        Bad(name, at(TRAIN), [name.split(" of S")[0], "not supported yet"], files=rows(json.dumps(row)))
+        for name, row in UNSUPPORTED.items()
     ),
     *(
         Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
@@ -532,13 +649,13 @@ DATA_FILES = [
     Bad(
         "tools that are no JSON",
         at(TRAIN),
-        ["row 1", "'tools' is no valid JSON"],
+        ["row 1", "'tools' is not valid JSON"],
         files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a"}], "tools": "[{"})),
     ),
     Bad(
         "half a weight of a message",
         at(TRAIN),
-        ["row 1", "weight 0.5", "(1) or not (0)"],
+        ["row 1", "weight 0.5", "1 (trained) or 0 (not trained)"],
         files=rows(json.dumps({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]})),
     ),
     Bad(
@@ -548,11 +665,11 @@ DATA_FILES = [
         files=rows(json.dumps({"messages": [{"role": "user", "content": [{"type": "image", "value": "a.png"}]}]})),
     ),
     key("a glob without files", TRAIN, "  train: data/*.jsonl", ["data.train: data/*.jsonl", "no file matches"]),
-    Bad("a folder without rows", at(TRAIN), ["folder without rows"], {TRAIN: "  train: d"}, files={"d/a.bin": "x"}),
+    Bad("a folder without rows", at(TRAIN), ["contains no data files"], {TRAIN: "  train: d"}, files={"d/a.bin": "x"}),
     Bad(
         "a folder without the split",
         at(TRAIN),
-        ["data.train: d", "those of test", "none is of train"],
+        ["data.train: d", "named test", "none is named train"],
         {TRAIN: "  train: d"},
         files={"d/test.jsonl": GOOD_ROW},
     ),
@@ -573,7 +690,7 @@ DATA_FILES = [
     Bad(
         "a false arrow file",
         at(TRAIN),
-        ["x.arrow", "no Arrow file"],
+        ["x.arrow", "not a readable Arrow file"],
         {TRAIN: "  train: x.arrow"},
         files={"x.arrow": "nothing of the kind"},
     ),
@@ -583,19 +700,22 @@ DATA_FILES = [
         "  train: row.jsonl",
         ["data.train: row.jsonl", "no such file", "did you mean rows.jsonl?"],
     ),
-    key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "looked in"]),
+    key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "searched in"]),
     key("a missing evaluation file", EVAL_SIZE, "  eval: evals.jsonl", ["data.eval: evals.jsonl", "no such file"]),
     key("a folder as data", TRAIN, "  train: model", ["data.train: model", "a folder", "name a file"]),
     Bad("an empty data file", at(TRAIN), ["data.train: rows.jsonl", "empty"], files={"rows.jsonl": ""}),
-    Bad("a blank data file", at(TRAIN), ["rows.jsonl", "holds no row"], files={"rows.jsonl": " \n\n  \n"}),
-    Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "no valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
+    Bad("a blank data file", at(TRAIN), ["rows.jsonl", "has no rows"], files={"rows.jsonl": " \n\n  \n"}),
+    Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "not valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
     Bad("a row that is a list", at(TRAIN), ["rows.jsonl:2", "an object", "[1, 2]"], files=rows(GOOD_ROW, "[1, 2]")),
     Bad("a row that is a text", at(TRAIN), ["rows.jsonl:1", "an object", '"hello"'], files=rows('"hello"', GOOD_ROW)),
     Bad("a JSON array of texts", at(TRAIN), ["rows.jsonl", "row 1", "an object", '"a"'], files=rows('["a", "b"]')),
-    Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "no valid JSON"], files=rows("[", "{]")),
-    Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "holds no row"], files=rows("[]")),
+    Bad("a broken JSON array", at(TRAIN), ["rows.jsonl:2", "not valid JSON"], files=rows("[", "{]")),
+    Bad("an empty JSON array", at(TRAIN), ["rows.jsonl", "has no rows"], files=rows("[]")),
     Bad(
-        "one JSON object over lines", at(TRAIN), ["rows.jsonl:1", "no valid JSON", "one row a line"], files=rows("{", '"a": 1}')
+        "one JSON object over lines",
+        at(TRAIN),
+        ["rows.jsonl:1", "not valid JSON", "one row per line"],
+        files=rows("{", '"a": 1}'),
     ),
     Bad(
         "unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')
@@ -615,11 +735,11 @@ DATA_FILES = [
     Bad(
         "a false parquet file",
         at(TRAIN),
-        ["x.parquet", "no Parquet file"],
+        ["x.parquet", "not a readable Parquet file"],
         {TRAIN: "  train: x.parquet"},
         files={"x.parquet": "x"},
     ),
-    Bad("a blank text", at(TRAIN), ["x.txt", "holds no row"], {TRAIN: "  train: x.txt"}, files={"x.txt": " \n\n\t\n"}),
+    Bad("a blank text", at(TRAIN), ["x.txt", "has no rows"], {TRAIN: "  train: x.txt"}, files={"x.txt": " \n\n\t\n"}),
     Bad("a conversation without answers", at(TRAIN), ["row 1", "no assistant turn"], files=rows(QUESTION)),
     Bad(
         "a message without content",
@@ -630,11 +750,17 @@ DATA_FILES = [
     Bad(
         "an unread suffix",
         at(TRAIN),
-        ["rows.xlsx", "not read", ".jsonl"],
+        ["rows.xlsx", "unsupported file type", ".jsonl"],
         {TRAIN: "  train: rows.xlsx"},
         files={"rows.xlsx": "x"},
     ),
-    Bad("no suffix", at(TRAIN), ["data.train: rows", "not read", ".jsonl"], {TRAIN: "  train: rows"}, files={"rows": GOOD_ROW}),
+    Bad(
+        "no suffix",
+        at(TRAIN),
+        ["data.train: rows", "unsupported file type", ".jsonl"],
+        {TRAIN: "  train: rows"},
+        files={"rows": GOOD_ROW},
+    ),
     Bad(
         "data in Latin-1",
         at(TRAIN),
@@ -644,7 +770,7 @@ DATA_FILES = [
     Bad(
         "a csv with a header only",
         at(TRAIN),
-        ["rows.csv", "holds no row"],
+        ["rows.csv", "has no rows"],
         {TRAIN: "  train: rows.csv"},
         files={"rows.csv": "prompt,completion\n"},
     ),
@@ -665,7 +791,7 @@ DATA_FILES = [
     Bad(
         "a gz that is none",
         at(TRAIN),
-        ["rows.jsonl.gz", "cannot be read"],
+        ["rows.jsonl.gz", "cannot read"],
         {TRAIN: "  train: rows.jsonl.gz"},
         files={"rows.jsonl.gz": "plain"},
     ),
@@ -1235,7 +1361,7 @@ CLASSIFICATION = [
         {R: "  adapter: other"},
         files=rows(*LABELS) | {"other/adapter_config.json": json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"})},
     ),
-    classify("a number of labels", EVAL_SIZE, ["labels are found in the training rows"], {EVAL_SIZE: "  num_labels: 2"}),
+    classify("a number of labels", EVAL_SIZE, ["labels are found in the training data"], {EVAL_SIZE: "  num_labels: 2"}),
     key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
 ]
 
@@ -1256,8 +1382,12 @@ QUANTIZED = [
     quantized("a typo in quantization", "{name: nf4, double_qant: true}", ["double_qant", "did you mean 'double_quant'?"]),
     quantized("no form", "{double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
     quantized("modules as a text", "{name: nf4, skip_modules: mlp}", ["skip_modules", "a list", "[mlp]"]),
-    quantized("double scales in 8 bits", "{name: int8, double_quant: false}", ["double_quant is for nf4 and fp4"]),
-    quantized("a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["compute_dtype is for nf4 and fp4"]),
+    quantized(
+        "double scales in 8 bits", "{name: int8, double_quant: false}", ["quantization.double_quant: for nf4 and fp4 only"]
+    ),
+    quantized(
+        "a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["quantization.compute_dtype: for nf4 and fp4 only"]
+    ),
     quantized("quantized and full", "nf4", ALL_LEARN, "full"),
     quantized("quantized and from scratch", "nf4", ["all weights are random"], "{name: scratch}"),
     quantized(
@@ -1315,6 +1445,7 @@ CASES = [
     *CLASSIFICATION,
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
+    *FOREIGN_VALUES,
     *WRONG_TYPES,
     *BOUNDS,
     *CHOICES,

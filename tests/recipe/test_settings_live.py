@@ -34,6 +34,7 @@ from hfstrat.run import measure, setup
 from hfstrat.run.setup import Job
 from hfstrat.run.train import answer_prompts
 from hfstrat.tasks import generation
+from hfstrat.tasks.report import read
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.callbacks import Tracker
 
@@ -88,7 +89,7 @@ class Probe:
 
 
 def account(seen: Seen, name: str = "train") -> Any:
-    return seen.job.data.accounts[name]
+    return seen.job.data.statistics[name]
 
 
 def first_row(seen: Seen) -> str:
@@ -796,9 +797,10 @@ def test_what_the_hub_is_asked_for(
     tmp_path: Path, settings: dict[str, Any], repo: str | None, private: bool | None, branches: list[str]
 ) -> None:
     run = finished_run(tmp_path / "run", hub=settings)
-    report = json.loads((run / "report.json").read_text())
+    report = read(run)
+    assert report
     with LoopbackHub() as server, in_process(server, tmp_path / "home"):
-        push.push(Recipe.model_validate(report["run"]["recipe"]), run, report)
+        push.push(report.run.recipe, run, report)
         assert list(server.repos) == ([repo] if repo else [])
         if repo:
             assert server.repos[repo].private is private

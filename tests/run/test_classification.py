@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from helpers.classifiers import LABELS, labelled, make_any, write_recipe
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import strategies
@@ -24,7 +25,6 @@ from hfstrat.errors import UserError
 from hfstrat.publish import merge
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.tasks import TASKS
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
@@ -173,7 +173,7 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
         generate.generate(target, ["a"], None, None, 4)
     with pytest.raises(UserError, match="hfstrat generate"):
         predict(str(tiny), ["a"], None, None)
-    merge.merge_run(target, tmp_path / "merged")
+    merge.merge(target, tmp_path / "merged")
     assert "nats a text" in capsys.readouterr().out
     predict(str(tmp_path / "merged"), ["the cat"], None, None)
 
@@ -237,7 +237,7 @@ def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: 
     assert report is not None
     before, after = (report["result"][f"metrics_{when}"] for when in ("before", "after"))
     assert after["loss"] < 0.8 * before["loss"]
-    finished = Path(report["result"]["artefact"])
+    finished = Path(report["result"]["artifact"])
     tokenizer = tf.AutoTokenizer.from_pretrained(finished)
     made = tf.AutoModelForSequenceClassification.from_pretrained(finished)
     assert set(made.config.label2id) == {*LABELS}

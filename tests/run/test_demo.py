@@ -45,5 +45,5 @@ def test_a_trained_adapter_generates_and_merges(tmp_path: Path, capsys: pytest.C
     prompt = "Describe this Python function in one sentence.\n\n```python\ndef add(a, b):\n    return a + b\n```"
     generate.generate(str(tmp_path / "run"), [prompt], None, None, 16)
     assert capsys.readouterr().out.strip()
-    merge.merge_run(str(tmp_path / "run"), tmp_path / "merged")
+    merge.merge(str(tmp_path / "run"), tmp_path / "merged")
     assert float(capsys.readouterr().out.split("= ")[1].split()[0]) < 1e-2

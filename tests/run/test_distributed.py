@@ -12,9 +12,9 @@ import pytest
 from helpers.classifiers import labelled, make_any, write_recipe
 from helpers.distributed import in_world, same
 from helpers.fsdp_on_cpu import FSDP2, ZERO
+from helpers.runs import run
 
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 
 pytestmark = pytest.mark.slow
 EXACT = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import errors
-from hfstrat.run.train import run
 from hfstrat.trainer.heartbeat import Heartbeat
 
 NAMES = (f"hfa{os.getpid() % 10000}", f"hfb{os.getpid() % 10000}")

@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 from helpers.commands import PYTHON, hfstrat, losses
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import errors
 from hfstrat.errors import UserError
 from hfstrat.recipe import library
 from hfstrat.run import launch
-from hfstrat.run.train import run
 from hfstrat.trainer import distributed
 from hfstrat.trainer.distributed import join_world
 

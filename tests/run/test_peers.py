@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import run
 
 from hfstrat import strategies
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.prepare import prepare
 from hfstrat.models import load
-from hfstrat.run.train import run
 from hfstrat.tasks import loading
 
 STEPS = 6

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.kill_runs import Run
-from helpers.runs import UNVERIFIED, folder_of, log_history, stop_at, weights
+from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weights
 
 from hfstrat import errors
 from hfstrat.data.collate import BatchOrder
 from hfstrat.errors import UserError
 from hfstrat.run import resume
-from hfstrat.run.train import run
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import UNVERIFIED, folder_of, log_history, stop_at, weights
+from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weights
 from safetensors.torch import load_file
 
 from hfstrat import errors
 from hfstrat.errors import RunError, UserError
 from hfstrat.run import train
-from hfstrat.run.train import run
 from hfstrat.trainer import checkpoints
 
 
@@ -311,7 +310,7 @@ def test_changed_data_do_not_resume(
 def test_overwrite_does_not_delete_inputs_of_the_run(recipe: Any, quick: None) -> None:
     first = run(recipe())
     assert first is not None
-    adapter = first["result"]["artefact"]
+    adapter = first["result"]["artifact"]
     with pytest.raises(UserError, match="lies in output_dir"):
         run(recipe(f"strategy={{name: lora, adapter: {adapter}}}"), overwrite=True)
     (folder_of(recipe()) / "notes.txt").write_text("mine")
@@ -344,7 +343,7 @@ def test_early_stopping_stops(recipe: Any, quick: None) -> None:
 def test_training_continues_from_an_adapter(recipe: Any, tmp_path: Path, quick: None) -> None:
     first = run(recipe())
     assert first is not None
-    adapter = first["result"]["artefact"]
+    adapter = first["result"]["artifact"]
     second = run(recipe(f"strategy={{name: lora, adapter: {adapter}}}", f"output_dir={tmp_path / 'second'}"))
     assert second is not None
     before, after = first["result"]["metrics_after"]["loss"], second["result"]["metrics_before"]["loss"]

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import UNVERIFIED, folder_of, stop_at, weights
+from helpers.runs import UNVERIFIED, folder_of, run, stop_at, weights
 from safetensors.torch import load_file
 
 from hfstrat.errors import UserError
-from hfstrat.run.train import run
 
 PARTIAL = "last_n_layers: 1"
 RUN = ("training.max_steps=24", "training.eval_steps=6", "training.logging_steps=6", "evaluation.samples=0")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, sentences, write_jsonl
 from helpers.recipes import OWN
+from helpers.runs import run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import strategies
@@ -19,7 +20,7 @@ from hfstrat.data.corpus import held_out
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
 from hfstrat.data.token_bytes import token_bytes
-from hfstrat.data.tokenize import hash_of
+from hfstrat.data.tokenize import hash_text
 from hfstrat.errors import UserError
 from hfstrat.models import transformers_source
 from hfstrat.models.load import count_parameters, load_tokenizer
@@ -29,7 +30,6 @@ from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Model, Recipe
 from hfstrat.recipe.strategies import Scratch
-from hfstrat.run.train import run
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import baselines, callbacks
 
@@ -144,8 +144,8 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     assert result["verified"]["bit_equal"]
     assert result["verified"]["loaded_with"] == "LlamaForCausalLM"
     assert abs(result["metrics_before"]["loss"] - math.log(300)) < 0.2
-    assert result["bars"]["uniform"] == math.log(300)
-    assert 0 < result["bars"]["unigram"] < math.log(300)
+    assert result["baselines"]["uniform"] == math.log(300)
+    assert 0 < result["baselines"]["unigram"] < math.log(300)
     assert 0 < result["metrics_after"]["bits_per_byte"] < result["metrics_before"]["bits_per_byte"]
     assert report["environment"]["model_sha256"] is None
     final = tmp_path / "run" / "final"
@@ -179,7 +179,7 @@ def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None
     held = sorted(data.eval["input_ids"], key=len)
     assert abs(len(train) / len(TEXT) - 0.9) < 0.01
     assert held[-1]
-    assert data.accounts["train"].supervised + data.accounts["eval"].supervised == len(tokenizer(train)["input_ids"]) + len(
+    assert data.statistics["train"].supervised + data.statistics["eval"].supervised == len(tokenizer(train)["input_ids"]) + len(
         tokenizer(TEXT[len(train) :])["input_ids"]
     )  # all but the first token of each part, and an end token each
     assert data.samples[0]["prompt"] + data.samples[0]["reference"] in TEXT[len(train) :]
@@ -208,7 +208,7 @@ def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     assert corpus.held_out is not None
     texts = list(corpus.texts())
-    assert not {hash_of(text) for text in texts} & set(corpus.held_out.tolist())
+    assert not {hash_text(text) for text in texts} & set(corpus.held_out.tolist())
     data = prepare(
         recipe.data,
         strategies.build(recipe.strategy).load_tokenizer(recipe),
@@ -271,7 +271,7 @@ def test_turns_get_a_chat_template(rows: Path, tmp_path: Path) -> None:
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     assert tokenizer.eos_token == "<|im_end|>"
     data = prepare(recipe.data, tokenizer, recipe.seed, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
-    assert data.accounts["train"].template == "chat"
+    assert data.statistics["train"].template == "chat"
     row = data.train[0]
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert "<|im_end|>" in tokenizer.decode(learnt)
@@ -407,7 +407,7 @@ def test_a_class_of_ones_own(scratch: Callable[..., Any], tmp_path: Path) -> Non
 
 
 def test_files_as_documents_need_text(tiny: Path, rows: Path) -> None:
-    with pytest.raises(UserError, match=r"data.documents: .*only where they are .txt"):
+    with pytest.raises(UserError, match=r"data.documents: .*needs .txt files"):
         prepare(
             Data.model_validate({"train": str(rows), "documents": "files"}), load_tokenizer(Model(name_or_path=str(tiny))), 1
         )

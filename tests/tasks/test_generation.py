@@ -25,7 +25,7 @@ def subject_of(folder: Path) -> Subject:
     with torch.no_grad():  # logits of random weights are nearly equal, which says nothing about padding
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.dim() > 1 else 1)
-    return Subject.of(model, AutoTokenizer.from_pretrained(folder), CausalLM())
+    return Subject.from_model(model, AutoTokenizer.from_pretrained(folder), CausalLM())
 
 
 def runner(tokens: int) -> Runner:
@@ -47,10 +47,10 @@ def test_answers_do_not_depend_on_their_batch(models: Callable[..., Path], famil
 
 
 def test_drawn_tokens_come_as_often_as_the_softmax_says(tiny: Path) -> None:
-    from hfstrat.evaluation.text_metrics import Drawn
+    from hfstrat.evaluation.text_metrics import GumbelSampling
 
     logits = torch.tensor([[1.0, 0.0, 2.0, -1.0]]).repeat(4000, 1)
-    drawn = Drawn(0.7, list(range(4000)))(torch.zeros(4000, 1), logits).argmax(-1)
+    drawn = GumbelSampling(0.7, list(range(4000)))(torch.zeros(4000, 1), logits).argmax(-1)
     shares = np.bincount(drawn.numpy(), minlength=4) / 4000
     np.testing.assert_allclose(shares, (logits[0] / 0.7).softmax(-1).numpy(), atol=0.025)
 
@@ -81,7 +81,7 @@ def test_json_and_patterns() -> None:
 def test_library_metrics() -> None:
     pytest.importorskip("rouge_score", reason="needs rouge-score (pip install 'hfstrat[eval]')")
     pytest.importorskip("sacrebleu", reason="needs sacrebleu (pip install 'hfstrat[eval]')")
-    found = text_metrics.compared(["rouge", "chrf"], ["the cat sat", "red"], ["the cat sat", "blue dog"])
+    found = text_metrics.compare_answers(["rouge", "chrf"], ["the cat sat", "red"], ["the cat sat", "blue dog"])
     assert set(found) == {"rouge1", "rouge2", "rougeL", "chrf"}
     assert [found[name][0] for name in found] == pytest.approx([1, 1, 1, 1])
     assert found["rouge1"][1] == 0

@@ -187,7 +187,7 @@ def test_a_model_without_room_stays_on_the_cpu_or_is_shared_out(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer, _ = artifact.load(str(tiny), dtype="float32")
-    said = stream(model, renderer_of(tokenizer, {}, plain=False), "the cat", How(6))
+    said = stream(model, renderer_of(tokenizer, None, plain=False), "the cat", How(6))
     size = 4 * sum(p.numel() for p in model.parameters())
     capsys.readouterr()
     pretend(monkeypatch, size)
@@ -197,7 +197,7 @@ def test_a_model_without_room_stays_on_the_cpu_or_is_shared_out(
     shared = artifact.placed(model, spreads=True)  # among no GPUs and the CPU
     assert "its layers are shared out" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert stream(shared, renderer_of(tokenizer, {}, plain=False), "the cat", How(6)) == said
+    assert stream(shared, renderer_of(tokenizer, None, plain=False), "the cat", How(6)) == said
     pretend(monkeypatch, size)
     monkeypatch.setenv("WORLD_SIZE", "2")
     artifact.placed(model, spreads=True)
@@ -216,7 +216,7 @@ def test_a_model_in_pieces_answers_as_the_whole(models: Callable[..., Path], tmp
     model, tokenizer, _ = artifact.load(str(models(tied=True)), dtype="float32")
     torch.manual_seed(0)
     adapted = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM")).eval()
-    renderer = renderer_of(tokenizer, {}, plain=False)
+    renderer = renderer_of(tokenizer, None, plain=False)
     said = stream(adapted, renderer, "the cat", How(8))
     inner = artifact.inner_of(adapted)
     names = [f"model.layers.{index}" for index in range(len(inner.model.layers))]

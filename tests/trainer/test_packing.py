@@ -10,25 +10,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import sentences, write_jsonl
+from helpers.runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
 from hfstrat.data.collate import BatchOrder, Collator
-from hfstrat.data.packing import PackedRows, PackingCollator, bins_for, evenly, leaks, packed_share, padded_share
+from hfstrat.data.packing import (
+    PackedRows,
+    PackingCollator,
+    balance,
+    count_bins,
+    find_leak,
+    packed_padding_share,
+    padding_share,
+)
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run.train import run
 from hfstrat.trainer.batching import make_batches
 from hfstrat.trainer.plan import make_plan
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 8))
 def test_every_row_is_in_one_bin_and_no_bin_is_much_fuller_than_it_must_be(lengths: list[int], bins: int) -> None:
-    packed = evenly(lengths, bins)
+    packed = balance(lengths, bins)
     assert sorted(position for each in packed for position in each) == list(range(len(lengths)))
     fullest = max(sum(lengths[p] for p in each) for each in packed)
     least = max(max(lengths), -(-sum(lengths) // bins))
@@ -52,7 +60,7 @@ def test_packed_batches_give_the_same_loss_and_gradient(
     models: Callable[..., Path], family: str, attention: str, flatten: bool
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(models(family=family), attn_implementation=attention).double().eval()
-    assert leaks(model, flatten) is None
+    assert find_leak(model, flatten) is None
     assert fused_loss.bind_head_loss(model) is None
     rows = some_rows()
     order = BatchOrder([len(row["input_ids"]) for row in rows], 8, 5, seed=0)
@@ -80,7 +88,7 @@ def test_packed_batches_give_the_same_loss_and_gradient(
 
 def test_models_whose_examples_see_each_other_are_found_out(models: Callable[..., Path]) -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=320, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
-    assert leaks(model, False) is not None
+    assert find_leak(model, False) is not None
     window = MistralConfig(
         vocab_size=320,
         hidden_size=32,
@@ -90,8 +98,8 @@ def test_models_whose_examples_see_each_other_are_found_out(models: Callable[...
         num_key_value_heads=2,
         sliding_window=6,
     )
-    assert leaks(MistralForCausalLM(window).eval(), False) is None
-    assert "a packed example" in str(leaks(careless(models()), False))
+    assert find_leak(MistralForCausalLM(window).eval(), False) is None
+    assert "a packed example" in str(find_leak(careless(models()), False))
 
 
 def careless(folder: Path) -> Any:
@@ -110,10 +118,10 @@ def test_shares_of_padding_are_what_the_batches_hold() -> None:
     plain = Collator(0, 8, masks_logits=False)
     numbers = list(order)
     held = sum(plain([rows[i] for i in numbers[k : k + 4]])["input_ids"].numel() for k in range(0, 40, 4))
-    assert padded_share(order, 4, 8) == pytest.approx(1 - real / held)
+    assert padding_share(order, 4, 8) == pytest.approx(1 - real / held)
     packed = PackedRows(rows, order, 3, 8)
     held = sum(PackingCollator(plain, False)([packed[k]])["input_ids"].numel() for k in range(len(packed)))
-    assert packed_share(packed) == pytest.approx(1 - real / held)
+    assert packed_padding_share(packed) == pytest.approx(1 - real / held)
 
 
 def recipe(folder: Path, model: Path, **training: Any) -> list[str]:
@@ -138,7 +146,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
         assert report["result"]["metrics_after"]["tokens"] > 0
     assert curves["on"] == pytest.approx(curves["off"], rel=1e-5)
     said = capsys.readouterr().out
-    assert "packed into 4 rows a step" in said
+    assert "packed into 4 rows per step" in said
     assert "do not see each other" in said
 
 
@@ -187,7 +195,7 @@ def test_a_resumed_run_goes_on_packed_or_not_as_it_began(tiny: Path) -> None:
 def test_no_bin_is_wider_than_what_was_measured() -> None:
     lengths = [60, 60, 60, 60, 5, 5, 5, 5] * 10  # two of 60 would stand in one bin of 100
     order = BatchOrder(lengths, 8, 10, seed=0)
-    bins = bins_for(order, 100, 1)
+    bins = count_bins(order, 100, 1)
     for step in range(10):
         rows = order.lengths[order.batch(step)].tolist()
-        assert max(sum(rows[place] for place in each) for each in evenly(rows, bins)) <= 100
+        assert max(sum(rows[place] for place in each) for each in balance(rows, bins)) <= 100

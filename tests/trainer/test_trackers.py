@@ -87,7 +87,7 @@ def test_a_tracker_that_fails_is_done_without(tracker: type[Recording], event: s
 
 
 def test_a_run_with_a_tracker_that_fails(tracker: type[Recording], recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     tracker.breaks = "on_log"
     whole = run(recipe("training.report_to=[trackio]", *FEW))
@@ -98,7 +98,7 @@ def test_a_run_with_a_tracker_that_fails(tracker: type[Recording], recipe: Any, 
 
 
 def test_what_comes_after_training_begins_no_second_run(tracker: type[Recording], recipe: Any) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     run(recipe("training.report_to=[trackio]", *FEW))
     assert tracker.seen.count("on_log") > 2
@@ -152,7 +152,7 @@ def test_losses_are_kept_on_this_machine(
 ) -> None:
     if importlib.util.find_spec(preflight.TRACKER_PACKAGES[name]) is None:
         pytest.skip(f"needs {name}")
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from hfstrat.data.formats import rename
-from hfstrat.data.messages import BadRow, text_of
+from hfstrat.data.formats import BadRow, rename, require_text
 from hfstrat.errors import UserError
 
 FORMAT = "text-classification"
@@ -30,7 +29,7 @@ ALIASES = {  # other names of a text and its label, for the map that is proposed
 }
 
 
-class Labelled(NamedTuple):
+class LabeledText(NamedTuple):
     """A row: its text, the second one of a pair, and the names of its labels (one, or any number if they are many)."""
 
     text: str
@@ -39,17 +38,22 @@ class Labelled(NamedTuple):
 
     @property
     def stratum(self) -> str:
-        """What is held out in the proportions of the whole: the labels."""
+        """The labels, in whose proportions examples are held out."""
         return str(self.labels)
 
     @property
-    def words(self) -> str:
-        """Both texts: what tells two rows apart, whatever their labels."""
+    def has_target(self) -> bool:
+        """Whether there is a text to train on."""
+        return bool(self.content.strip())
+
+    @property
+    def content(self) -> str:
+        """Both texts, without the labels; equal for duplicates."""
         return self.text if self.pair is None else f"{self.text}\n{self.pair}"
 
 
 @dataclass
-class LabelReading:
+class LabelFormat:
     """How the rows of one source are read.
 
     `columns` are our names of the text, the second text ("" for none) and the label; `class_names` is what the numbers of a
@@ -57,16 +61,16 @@ class LabelReading:
     """
 
     source: str
-    values: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
     names: dict[str, str]
     columns: tuple[str, str, str]
     many: bool
     class_names: list[str] | None = None
+    values: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
 
     @classmethod
-    def of(
+    def detect(
         cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str], names: list[str] | None = None
-    ) -> LabelReading:
+    ) -> LabelFormat:
         """Told from the first rows.
 
         Raises:
@@ -84,12 +88,12 @@ class LabelReading:
         """The columns in words."""
         return " + ".join(filter(None, self.columns)) + (" (any number of labels a row)" if self.many else "")
 
-    def example(self, row: Mapping[str, Any]) -> Labelled:
+    def example(self, row: Mapping[str, Any]) -> LabeledText:
         """Raises BadRow where the row does not fit."""
         named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
         first, second, label = self.columns
         labels = self._labels(named[label], label)
-        return Labelled(text_of(named[first], first), text_of(named[second], second) if second else None, labels)
+        return LabeledText(require_text(named[first], first), require_text(named[second], second) if second else None, labels)
 
     def _labels(self, value: Any, column: str) -> list[str]:
         if not self.many:
@@ -119,7 +123,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
         if not value.is_integer():
             raise BadRow(
                 f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
-                "Numbers are for task: regression"
+                "For numbers set task: regression"
             )
         value = int(value)
     if names is not None and isinstance(value, int):

@@ -16,12 +16,12 @@ import numpy as np
 
 from hfstrat.data import cache, splits
 from hfstrat.data.classification import tokenize
-from hfstrat.data.classification.labels import Labelled, LabelReading, as_number, in_order
+from hfstrat.data.classification.labels import LabeledText, LabelFormat, as_number, in_order
 from hfstrat.data.classification.tokenize import Texts
-from hfstrat.data.prepare import Prepared, Table, table_of
-from hfstrat.data.sources import Origin
-from hfstrat.data.splits import EXAMPLES, MAX_HELD_OUT, column
-from hfstrat.data.stats import Account
+from hfstrat.data.prepare import PreparedData, Table, load_table
+from hfstrat.data.sources import DataSource
+from hfstrat.data.splits import EXAMPLES, choose_stratified, column
+from hfstrat.data.stats import Statistics
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -51,7 +51,7 @@ def encode_labels(rows: Dataset, names: list[str], many: bool, key: str) -> Data
     return rows.remove_columns("names").add_column("label", labels)
 
 
-def unseen(rows: Dataset, names: list[str], account: Account) -> None:
+def unseen(rows: Dataset, names: list[str], stats: Statistics) -> None:
     """Refuse an evaluation that asks for what cannot have been learnt.
 
     Raises:
@@ -65,12 +65,12 @@ def unseen(rows: Dataset, names: list[str], account: Account) -> None:
         more = f" (and {len(strange) - 1} more labels)" if len(strange) > 1 else ""
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UserError(
-            f"data.eval: {account.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "
+            f"data.eval: {stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "
             f"training row has; training has {known}. Remove these rows, or bring training rows of it"
         )
 
 
-def check_labels(rows: Dataset, names: list[str], many: bool, account: Account) -> None:
+def check_labels(rows: Dataset, names: list[str], many: bool, stats: Statistics) -> None:
     """Refuse labels from which nothing can be learnt.
 
     Raises:
@@ -78,16 +78,16 @@ def check_labels(rows: Dataset, names: list[str], many: bool, account: Account) 
     """
     if not names or (len(names) == 1 and not many):
         said = f"every row has the label '{names[0]}'" if names else "no row has a label"
-        raise UserError(f"data.train: {account.source}: {said}; a classifier needs at least two labels")
+        raise UserError(f"data.train: {stats.source}: {said}; a classifier needs at least two labels")
     numbers = [as_number(name) for name in names]
     if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
         raise UserError(
-            f"data.train: {account.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
+            f"data.train: {stats.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
             "are expected. For numbers set task: regression"
         )
     if not many and len(names) == len(rows) > 2:
         raise UserError(
-            f"data.train: {account.source}: each of {len(rows):,} rows has a label of its own, such as '{names[0]}'; expected "
+            f"data.train: {stats.source}: each of {len(rows):,} rows has a label of its own, such as '{names[0]}'; expected "
             "classes with several rows each. Is this column an id? Map another one by data.columns"
         )
 
@@ -95,55 +95,16 @@ def check_labels(rows: Dataset, names: list[str], many: bool, account: Account) 
 def hold_out(
     rows: Dataset, size: float, limit: int | None, seed: int, held_out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and to evaluate on, `[n]` each; see `choose_held_out`, which may have been asked before."""
+    """Positions to train on and to evaluate on, `[n]` each; `held_out` (see `splits.choose_stratified`) may be given."""
     hashes = column(rows, "text_hash")
     if held_out is None:
-        held_out = choose_held_out(hashes, [str(label) for label in rows["label"][:]], size, limit, seed)
+        held_out = choose_stratified(hashes, [str(label) for label in rows["label"][:]], size, limit, seed)
     held = np.isin(hashes, held_out)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def choose_held_out(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
-    """Hashes of the texts to evaluate on, of rows with these hashes and labels, `[n]` each; each label in like proportions.
-
-    Equal texts stay on one side. A label, or a set of labels, that stands in one text only is trained on.
-
-    Raises:
-        UserError: too few different texts.
-    """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
-    different, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    sizes = np.bincount(group)
-    _, stratum = np.unique([labels[place] for place in first], return_inverse=True)
-    order = np.random.default_rng((seed, 0)).permutation(len(first))
-    members = _split(order, stratum)
-    share = np.array([sizes[each].sum() for each in members]) * wanted / len(hashes)
-    quota = np.floor(share).astype(int)
-    rest = np.argsort(-(share - quota), kind="stable")
-    quota[rest[: wanted - quota.sum()]] += 1
-    taken = [_take(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)]  # one is left to train on
-    held = np.concatenate(taken)
-    if not len(held):
-        raise UserError(
-            f"data: {len(hashes)} rows ({len(first)} different texts) are too few to hold out {wanted} for evaluation; "
-            "name data.eval, or bring more rows"
-        )
-    return different[np.sort(held)]
-
-
-def _split(order: np.ndarray, stratum: np.ndarray) -> list[np.ndarray]:
-    """The members of each stratum, in this order."""
-    by_stratum = order[np.argsort(stratum[order], kind="stable")]
-    return np.split(by_stratum, np.cumsum(np.bincount(stratum))[:-1])
-
-
-def _take(groups: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
-    """The first groups that together have `count` rows."""
-    return groups[: int(np.searchsorted(np.cumsum(sizes[groups]), count)) + 1] if count and len(groups) else groups[:0]
-
-
-def overlap(train: Dataset, held: Dataset, tokenizer: Any) -> dict[str, Any]:
-    """As `parts.overlap`: rows whose texts are the same, without regard to case, white space and label."""
+def find_duplicates(train: Dataset, held: Dataset, tokenizer: Any) -> dict[str, Any]:
+    """As `splits.find_duplicates`: rows whose texts are the same, without regard to case, white space and label."""
     hashes, others = column(train, "text_hash"), column(held, "text_hash")
     found, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     shared = np.flatnonzero(np.isin(others, found))
@@ -179,7 +140,7 @@ NAMES_SHOWN = 3
 
 
 @dataclass
-class Classes(Prepared):
+class Classes(PreparedData):
     """Rows with `input_ids`, `token_type_ids` (empty where all zero), `label`, `length`, `row`, memory-mapped.
 
     `label` is a number, or a list of numbers where a row may have several labels (`many`); `label_names` is what they stand
@@ -194,10 +155,10 @@ class Classes(Prepared):
         digest.update(repr((self.label_names, self.train["label"][:])).encode())
         return digest.hexdigest()
 
-    def account(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         classes = dict(zip(self.label_names, map(int, self.counts), strict=True))
         kind = "multi_label_classification" if self.many else "single_label_classification"
-        return super().account() | {"labels": {"problem_type": kind, "training_rows": classes}}
+        return super().report() | {"labels": {"problem_type": kind, "training_rows": classes}}
 
     def lines(self) -> list[str]:
         """The account in words, with how unlike the classes are in size."""
@@ -209,7 +170,7 @@ class Classes(Prepared):
         line += f"{self.counts[small]:,}, largest {self.label_names[large]} {self.counts[large]:,}"
         if not self.many:
             line += f" = {self.counts[large] / self.counts.sum():.1%}, the accuracy of always saying it"
-        cut = sum(account.rows_cut for account in self.accounts.values())
+        cut = sum(stats.rows_cut for stats in self.statistics.values())
         if cut and self.renderer.max_length:
             lines.append(f"{'cut':<9} {cut:,} texts to {self.renderer.max_length:,} tokens, special tokens kept")
         return [*lines, f"{'labels':<9} {line}"]
@@ -233,27 +194,27 @@ def prepare(
             label in the evaluation that training does not have.
     """
     texts = Texts(tokenizer, data.max_length)
-    tokenised = partial(tokenized, texts=texts, key=cache.tokenizer_digest(tokenizer))
-    table = table_of(data.train, data, "data.train", tokenised)
-    many, names = table.account.many_labels, discovered(table)
+    tokenized = partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    table = load_table(data.train, data, "data.train", tokenized)
+    many, names = table.statistics.many_labels, discovered(table)
     train = encode_labels(table.rows.table, names, many, "data.train")
     origin = np.searchsorted(table.ends, np.arange(len(train)), "right")
-    accounts = {"train": table.account}
-    check_labels(train, names, many, table.account)
+    statistics = {"train": table.statistics}
+    check_labels(train, names, many, table.statistics)
     if data.eval or data.eval_split:
-        evaluated = table_of(data.eval or data.train, data, "data.eval", tokenised)
-        unseen(evaluated.rows.table, names, evaluated.account)
-        accounts["eval"], held = evaluated.account, encode_labels(evaluated.rows.table, names, many, "data.eval")
+        evaluated = load_table(data.eval or data.train, data, "data.eval", tokenized)
+        unseen(evaluated.rows.table, names, evaluated.statistics)
+        statistics["eval"], held = evaluated.statistics, encode_labels(evaluated.rows.table, names, many, "data.eval")
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
         evaluated = table
         left, out = hold_out(train, data.eval_size, max_eval_rows, data.drawn_by(seed), held_out)
         train, held, origin = train.select(left), train.select(out), origin[left]
-    found = overlap(train, held, tokenizer) | conflicts(train, tokenizer)
+    found = find_duplicates(train, held, tokenizer) | conflicts(train, tokenizer)
     counts = np.bincount(flat(train), minlength=len(names))
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):
-        train = train.select(splits.weigh(origin, weights, seed))
+        train = train.select(splits.apply_weights(origin, weights, seed))
     shown = _samples(evaluated, held, samples)
     # rows of like length share a forward pass; no sum depends on the order
     held = held.select(np.argsort(-column(held, "length"), kind="stable"))
@@ -266,16 +227,16 @@ def prepare(
         eval_lengths=column(held, "length"),
         order=hashlib.sha256(column(train, "row").tobytes() + lengths.tobytes()).hexdigest(),
         renderer=texts,
-        accounts=accounts,
+        statistics=statistics,
         samples=shown,
-        overlap=found,
+        duplicates=found,
         label_names=tuple(names),
         many=many,
         counts=counts,
     )
 
 
-def prepare_held(
+def prepare_eval(
     data: Data, tokenizer: Any, names: list[str], many: bool, samples: int = 0, max_rows: int | None = None
 ) -> Classes:
     """The rows of `data.train` to evaluate on, all of them, by the labels that a classifier knows.
@@ -284,14 +245,16 @@ def prepare_held(
         UserError: as `prepare`; also a label that the classifier does not know.
     """
     texts = Texts(tokenizer, data.max_length)
-    table = table_of(data.train, data, "data.train", partial(tokenized, texts=texts, key=cache.tokenizer_digest(tokenizer)))
-    unseen(table.rows.table, names, table.account)
+    table = load_table(
+        data.train, data, "data.train", partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    )
+    unseen(table.rows.table, names, table.statistics)
     held = encode_labels(table.rows.table, names, many, "data.train")
     held = held.select(range(min(max_rows or len(held), len(held))))
     counts, shown = np.bincount(flat(held), minlength=len(names)), _samples(table, held, samples)
     held = held.select(np.argsort(-column(held, "length"), kind="stable")).remove_columns("text_hash")
-    lengths, accounts = column(held, "length"), {"eval": table.account}
-    return Classes(held, held, lengths, lengths, "", texts, accounts, shown, {}, tuple(names), many, counts)
+    lengths, statistics = column(held, "length"), {"eval": table.statistics}
+    return Classes(held, held, lengths, lengths, "", texts, statistics, shown, {}, tuple(names), many, counts)
 
 
 def flat(rows: Dataset) -> np.ndarray:
@@ -307,47 +270,46 @@ def discovered(table: Table) -> list[str]:
     import pyarrow.compute as pc
 
     found = pc.unique(pc.list_flatten(table.rows.table.data.column("names"))).to_pylist()
-    orders = [class_names(origin) for origin in table.origins]
+    orders = [class_names(source) for source in table.sources]
     known = orders[0] if orders[0] is not None and all(order == orders[0] for order in orders) else None
     return in_order(found, known)
 
 
-def class_names(origin: Origin) -> list[str] | None:
+def class_names(source: DataSource) -> list[str] | None:
     """What the numbers of a Hub data set's label column mean, where it says so."""
-    for name, feature in (origin.hub.features if origin.hub is not None else {}).items():
+    for name, feature in (source.hub.features if source.hub is not None else {}).items():
         feature = getattr(feature, "feature", feature)  # of a list of labels
-        if origin.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
+        if source.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
             return list(feature.names)
     return None
 
 
-def tokenized(
-    origin: Origin, texts: Texts, key: str, task: str = "text-classification", reader: Callable[..., Any] | None = None
-) -> tuple[Path, Account]:
-    """The Arrow file of one source's prepared rows, new or cached, and what became of its rows.
+def tokenize_texts(
+    source: DataSource, texts: Texts, key: str, task: str = "text-classification", detect: Callable[..., Any] | None = None
+) -> tuple[Path, Statistics]:
+    """The Arrow file of the prepared rows of one source, new or cached, and their statistics.
 
     Args:
         key: a hash of the tokenizer.
-        reader: how rows are read from the first of them; by default as texts with labels.
+        detect: how rows are read, from the first of them; by default as texts with labels.
     """
-    source, data = origin.source, origin.data
-    origin.told = reader or partial(LabelReading.of, names=class_names(origin))
+    data, path, names = source.data, source.source.path, class_names(source)
+    source.detect = detect or partial(LabelFormat.detect, names=names)
     options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
-    inputs = {**origin.inputs(), "task": task, "tokenizer": key, "classes": class_names(origin), **options}
-    said = f"{source.path}, labelled, at most {texts.max_length} tokens a row"
+    inputs = {**source.fingerprint_inputs(), "task": task, "tokenizer": key, "classes": names, **options}
     entry = cache.fetch(
         "rows",
         cache.fingerprint(inputs),
-        said,
-        lambda target: asdict(tokenize.write(*origin.read(), data, texts, target)),
-        origin.predicted(),
+        f"{path}, labeled, at most {texts.max_length} tokens per row",
+        lambda target: asdict(tokenize.write(*source.read(), data, texts, target)),
+        source.estimate_bytes(),
     )
-    account = Account.of(entry.value)
-    account.source, account.weight = source.path, source.weight
-    return entry.path, account
+    stats = Statistics.from_dict(entry.value)
+    stats.source, stats.weight = path, source.source.weight
+    return entry.path, stats
 
 
-def prompt_of(example: Labelled) -> dict[str, str]:
+def prompt_of(example: LabeledText) -> dict[str, str]:
     """The text, or both texts of a pair, under the names that tokenizers of pairs have for them."""
     return {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
 

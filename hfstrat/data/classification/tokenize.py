@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfstrat.data.classification.labels import Labelled, LabelReading
-from hfstrat.data.messages import BadRow
+from hfstrat.data.classification.labels import LabeledText, LabelFormat
+from hfstrat.data.formats import BadRow
 from hfstrat.data.readers import Row
-from hfstrat.data.stats import UNSUPERVISED_ALLOWED, Account
-from hfstrat.data.tokenize import BATCH, hash_of
+from hfstrat.data.splits import hash_text
+from hfstrat.data.stats import MAX_UNSUPERVISED, Statistics
+from hfstrat.data.tokenize import BATCH
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -57,7 +58,7 @@ class Texts:
         bare = len(tokenizer("a", add_special_tokens=False)["input_ids"])
         self.between = "" if both > alone + bare else BREAK
 
-    def encode(self, rows: Sequence[Labelled], cut: bool = True) -> list[Encoded]:
+    def encode(self, rows: Sequence[LabeledText], cut: bool = True) -> list[Encoded]:
         """Each row, cut to `max_length` by the tokenizer's rules (the longer text of a pair first)."""
         if not rows:
             return []
@@ -69,7 +70,7 @@ class Texts:
                 whole[index] = row._replace(length=whole[index].length)
         return whole
 
-    def _call(self, rows: Sequence[Labelled], **options: object) -> list[Encoded]:
+    def _call(self, rows: Sequence[LabeledText], **options: object) -> list[Encoded]:
         options = {"verbose": False, "return_token_type_ids": True, **options}  # a teacher may tell texts apart by them
         if any(row.pair is not None for row in rows):
             words = ([row.text for row in rows], [f"{self.between}{row.pair or ''}" for row in rows])
@@ -89,15 +90,12 @@ def schema(values: tuple[str, str]) -> pyarrow.Schema:
     """
     import pyarrow as pa
 
-    fields = {
-        "input_ids": pa.list_(pa.int32()),
-        "token_type_ids": pa.list_(pa.int8()),
-        values[0]: pa.list_(pa.type_for_alias(values[1])),
-    }
+    fields = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
+    fields[values[0]] = pa.list_(pa.type_for_alias(values[1]))
     return pa.schema([*fields.items(), ("length", pa.int32()), ("row", pa.int64()), ("text_hash", pa.int64())])
 
 
-def write(rows: Iterable[Row], reading: LabelReading, data: Data, texts: Texts, target: Path) -> Account:
+def write(rows: Iterable[Row], reading: LabelFormat, data: Data, texts: Texts, target: Path) -> Statistics:
     """Write the prepared rows into an Arrow stream; see `schema`.
 
     Raises:
@@ -105,53 +103,53 @@ def write(rows: Iterable[Row], reading: LabelReading, data: Data, texts: Texts, 
     """
     import pyarrow as pa
 
-    account = Account(reading.source, reading.kind, many_labels=reading.many)
+    stats = Statistics(reading.source, reading.kind, many_labels=reading.many)
     numbered, digest = enumerate(rows), hashlib.sha256()
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns_of := schema(reading.values)) as stream:
         while batch := list(itertools.islice(numbered, BATCH)):
-            made = _batch(batch, reading, data, texts, account)
+            made = _batch(batch, reading, data, texts, stats)
             digest.update(repr([row[:3] for row in made]).encode("utf-8", "surrogatepass"))
             columns = zip(*made, strict=True) if made else [[]] * len(columns_of)
             stream.write_batch(pa.record_batch([list(column) for column in columns], schema=columns_of))
-    account.sha256, blank = digest.hexdigest(), account.rows_blank
-    if not account.rows_kept or blank > UNSUPERVISED_ALLOWED * account.rows_read:
+    stats.sha256, blank = digest.hexdigest(), stats.rows_blank
+    if not stats.rows_kept or blank > MAX_UNSUPERVISED * stats.rows_read:
         cause = f"{blank:,} have an empty text" if blank else f"none is within data.max_length = {texts.max_length}"
-        raise UserError(f"{account.source}: of {account.rows_read:,} rows {cause}; check the columns, or remove these rows")
-    return account
+        raise UserError(f"{stats.source}: of {stats.rows_read:,} rows {cause}; check the columns, or remove these rows")
+    return stats
 
 
 def _batch(
-    batch: list[tuple[int, Row]], reading: LabelReading, data: Data, texts: Texts, account: Account
+    batch: list[tuple[int, Row]], reading: LabelFormat, data: Data, texts: Texts, stats: Statistics
 ) -> list[tuple[Any, ...]]:
-    account.rows_read += len(batch)
+    stats.rows_read += len(batch)
     examples = [_example(row, reading, reading.where(index)) for index, row in batch]
     made = []
     for (index, _), example, encoded in zip(batch, examples, texts.encode(examples), strict=True):
-        if not example.words.strip() or not encoded.input_ids:
-            account.rows_blank += 1
-        elif _fits(encoded, data, texts, account, reading.where(index)):
+        if not example.has_target or not encoded.input_ids:
+            stats.rows_blank += 1
+        elif _fits(encoded, data, texts, stats, reading.where(index)):
             ids, types, _ = encoded
-            made.append((ids, types, example.labels, len(ids), index, hash_of(example.words)))
-    account.rows_kept += len(made)
-    account.rows_dropped += len(batch) - len(made)
-    account.tokens += sum(row[3] for row in made)
+            made.append((ids, types, example.labels, len(ids), index, hash_text(example.content)))
+    stats.rows_kept += len(made)
+    stats.rows_dropped += len(batch) - len(made)
+    stats.tokens += sum(row[3] for row in made)
     return made
 
 
-def _example(row: Row, reading: LabelReading, where: str) -> Labelled:
+def _example(row: Row, reading: LabelFormat, where: str) -> LabeledText:
     try:
         return reading.example(row)
     except BadRow as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _fits(encoded: Encoded, data: Data, texts: Texts, account: Account, where: str) -> bool:
+def _fits(encoded: Encoded, data: Data, texts: Texts, stats: Statistics, where: str) -> bool:
     """Whether the row is kept, with what it loses written into the account."""
     if encoded.length <= texts.max_length:
         return True
     if data.overflow == "error":
         raise UserError(f"{where}: {encoded.length} tokens, more than {texts.max_length} (overflow: error)")
     kept = data.overflow == "truncate"
-    account.rows_cut += kept
-    account.tokens_lost += encoded.length - (len(encoded.input_ids) if kept else 0)
+    stats.rows_cut += kept
+    stats.tokens_lost += encoded.length - (len(encoded.input_ids) if kept else 0)
     return kept

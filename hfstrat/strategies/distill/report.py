@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.recipe.changes import without_unset
+from hfstrat.tasks import report as reports
 from hfstrat.tasks.verify import LAUNCHER
 
 if TYPE_CHECKING:
     from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.load import Loaded
+    from hfstrat.tasks.report import Result
 
 KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
@@ -25,18 +27,19 @@ WITHOUT = {"alpha": 0.0, "baseline": False}  # on the answers of the data, by cr
 SPOKEN = 32  # tokens that are generated to tell the speed
 
 
-def compare(strategy: Distill, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+def compare(strategy: Distill, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
     """Size and speed of teacher and student, the run without the teacher if asked, and lines for the summary."""
-    teacher = {**facts["distillation"]["teacher"], **measure_teacher(strategy, loaded)}
+    measured = result.distillation.teacher.model_dump() if result.distillation and result.distillation.teacher else {}
+    teacher = {**measured, **measure_teacher(strategy, loaded)}
     student = {
-        **_quality(facts["metrics_after"]),
-        "parameters": facts["total_parameters"],
-        "bytes": facts["artefact_bytes"],
+        **_quality(result.metrics_after),
+        "parameters": result.total_parameters,
+        "bytes": result.artifact_bytes,
         "tokens_per_second": speed_of(str(folder), loaded),
-        "steps": facts["steps"],
+        "steps": result.steps,
     }
-    before = _quality(facts["metrics_before"]) if facts["metrics_before"] else None
-    without, reason = _baseline(strategy, loaded, facts["train_seconds"])
+    before = _quality(result.metrics_before) if result.metrics_before else None
+    without, reason = _baseline(strategy, loaded, result.train_seconds)
     found = {"teacher": teacher, "student": student, "before": before, "without_teacher": without, "no_baseline": reason}
     return {**found, "lines": lines(found)}
 
@@ -91,12 +94,12 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     command = [sys.executable, "-m", "hfstrat.train", str(recipe), "--overwrite"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER) or key in KEPT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    report = folder / "report.json"
-    if done.returncode or not report.is_file():
+    report = reports.read(folder) if not done.returncode else None
+    if report is None:
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return None, f"the run without the teacher failed: {said}"
-    result = json.loads(report.read_text())["result"]
-    return {**_quality(result["metrics_after"]), "steps": result["steps"], "seconds": result["train_seconds"]}, None
+    result = report.finished
+    return {**_quality(result.metrics_after), "steps": result.steps, "seconds": result.train_seconds}, None
 
 
 def without_teacher(strategy: Distill, loaded: Loaded) -> Path:

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.schema import Recipe
 
 BLOCK = 32  # rows that are written together, and kept together
 
 
-def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: Any, screen: Console) -> Prepared:
+def ask_to_write(strategy: Distill, data: PreparedData, recipe: Recipe, tokenizer: Any, screen: Console) -> PreparedData:
     """The data with the answers of the recipe's teacher. Raises UserError where it writes no text."""
     from hfstrat.models.load import compute_dtype, context_of
     from hfstrat.recipe.distill import TeacherModel
@@ -58,14 +58,14 @@ def ask_to_write(strategy: Distill, data: Prepared, recipe: Recipe, tokenizer: A
 
 
 def rewritten(
-    data: Prepared,
+    data: PreparedData,
     teacher: PreTrainedModel,
     tokenizer: Any,
     max_new_tokens: int,
     max_length: int,
     screen: Console,
     foreign: Foreign | None = None,
-) -> Prepared:
+) -> PreparedData:
     """The data whose training rows end with what the teacher says, greedily, to what stands before their last answer.
 
     Args:
@@ -114,7 +114,7 @@ def rewritten(
     return _answered(data, rows, prompts, answers)
 
 
-def _answered(data: Prepared, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> Prepared:
+def _answered(data: PreparedData, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> PreparedData:
     """The data with these answers, by the number of the different row."""
     from datasets import Dataset
 

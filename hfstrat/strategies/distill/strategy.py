@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared as Data
+    from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
     from hfstrat.strategies.distill.loss import Mix
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -221,10 +222,10 @@ class Distill(Strategy[section.Distill]):
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.student.save(trainer, folder, base)
 
-    def after(self, loaded: Loaded, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def after(self, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
         from hfstrat.strategies.distill.report import compare
 
-        return compare(self.section, loaded, facts, folder) if "distillation" in facts else {}
+        return compare(self.section, loaded, result, folder) if result.distillation else {}
 
 
 def _check_task(strategy: section.Distill, task: Task) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.section import Shapes
@@ -129,7 +129,7 @@ def placed(
     return found
 
 
-def check_length(teacher: PreTrainedModel | None, data: Prepared | None) -> None:
+def check_length(teacher: PreTrainedModel | None, data: PreparedData | None) -> None:
     """Refuse rows that are longer than what the teacher was made for. Raises UserError."""
     from hfstrat.models.load import check_context
 

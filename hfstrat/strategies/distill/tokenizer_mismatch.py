@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.data.render import IGNORED, Renderer
-from hfstrat.data.segments import TAIL, Pieces
+from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,13 +93,13 @@ class Foreign:
 
     def _turns(self) -> Callable[[int], list[list[int]]]:
         """The ids before each answer of a row of the source, by its number."""
-        from hfstrat.data.prepare import rendered_for
+        from hfstrat.data.prepare import prepare_untruncated
 
         try:
-            made = rendered_for(self.section, self.theirs)
+            made = prepare_untruncated(self.section, self.theirs)
         except UserError as error:
             raise UserError(f"strategy.teacher: the rows in the teacher's own form: {error}") from error
-        table, all_numbers = made.dataset(), made.of(made.row)  # never smaller than the one before
+        table, all_numbers = made.dataset(), made.take(made.row)  # never smaller than the one before
 
         def turns(number: int) -> list[list[int]]:
             begin, end = np.searchsorted(all_numbers, [number, number + 1])
@@ -110,7 +109,7 @@ class Foreign:
         return turns
 
     def repeated(self, answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
-        return repeated(answers, asked, prompts, Pieces(self.ours), self.theirs)
+        return repeated(answers, asked, prompts, SegmentTokenizer(self.ours), self.theirs)
 
 
 def begins_of(labels: Any) -> list[int]:
@@ -135,7 +134,7 @@ def heard(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
 
 
 def repeated(
-    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: Pieces, theirs: Any
+    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: SegmentTokenizer, theirs: Any
 ) -> list[list[int]]:
     """What the teacher wrote to what it was asked, in our tokens as they go on from our prompts (`prompts`), with our end
     where it came to its end."""

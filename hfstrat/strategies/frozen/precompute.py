@@ -141,7 +141,7 @@ def _refuse(feed: TrainData, wish: Wish, reason: str) -> TrainData:
     if wish == "on":
         raise UserError(f"{KEY}: on, but {reason}; set auto or off, or change that")
     feed.say(f"{'once':<9} nothing frozen is computed once: {reason}")
-    return replace(feed, facts={"precomputed": None, "reason": reason})
+    return replace(feed, facts={"not_precomputed": reason})
 
 
 def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainData:

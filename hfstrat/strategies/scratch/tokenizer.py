@@ -38,13 +38,13 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     template = options.chat_template
     if template == "auto":
-        template = "chatml" if corpus.has_turns() else "none"
+        template = "chatml" if corpus.has_conversations() else "none"
     text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
     framed = TASKS[recipe.task].rows.framed
     special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *([FIRST] if framed else [])]
     special += options.special_tokens
     inputs = {
-        "sources": [origin.inputs() for origin in corpus.origins],
+        "sources": [source.fingerprint_inputs() for source in corpus.sources],
         "data": recipe.data.model_dump(include={"documents", "eval_size"}),
         "held_out": None if corpus.held_out is None else corpus.held_out.tolist(),
         "vocab_size": options.vocab_size,

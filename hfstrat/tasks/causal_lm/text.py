@@ -9,7 +9,7 @@ from hfstrat.tasks.base import Text, Values
 if TYPE_CHECKING:
     import torch
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 
 class LanguageText(Text):
@@ -19,7 +19,7 @@ class LanguageText(Text):
     unit = "token"
     generates = True
 
-    def predict(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         from hfstrat.tasks.generation import answer
 
         return answer(model, data.renderer, prompt, max_new_tokens, dtype)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache, splits
-from hfstrat.data.classification.prepare import choose_held_out, overlap, prompt_of, tokenized
+from hfstrat.data.classification.prepare import find_duplicates, prompt_of, tokenize_texts
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.collate import ClassCollator
-from hfstrat.data.prepare import Prepared, Table, table_of
-from hfstrat.data.splits import column
+from hfstrat.data.prepare import PreparedData, Table, load_table
+from hfstrat.data.splits import choose_stratified, column
 from hfstrat.errors import UserError
 from hfstrat.models.output_scale import Units
-from hfstrat.tasks.regression.rows import FORMAT, TargetReading
+from hfstrat.tasks.regression.rows import FORMAT, TargetFormat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Targets(Prepared):
+class Targets(PreparedData):
     """Rows with `input_ids`, `token_type_ids` (empty where all zero), `label` (a list of numbers), `length`, `row`.
 
     `label_names` are the names of the targets, `units` their mean and standard deviation on the training examples.
@@ -40,9 +40,9 @@ class Targets(Prepared):
         digest.update(repr((self.label_names, self.train["label"][:])).encode())
         return digest.hexdigest()
 
-    def account(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         facts = {name: {"mean": m, "std": s} for name, m, s in self._facts()}
-        return super().account() | {"labels": {"problem_type": "regression", "targets": facts}}
+        return super().report() | {"labels": {"problem_type": "regression", "targets": facts}}
 
     def lines(self) -> list[str]:
         """The data statistics, with the range of each target."""
@@ -85,29 +85,29 @@ def prepare(
     table, names = _table(data.train, data, "data.train", texts)
     train = table.rows.table.rename_column("targets", "label")
     origin = np.searchsorted(table.ends, np.arange(len(train)), "right")
-    accounts, evaluated = {"train": table.account}, table
+    statistics, evaluated = {"train": table.statistics}, table
     if data.eval or data.eval_split:
         evaluated, others = _table(data.eval or data.train, data, "data.eval", texts)
         if len(others) != len(names):
             raise UserError(f"data.eval: it has {len(others)} targets, and data.train {len(names)}; expected the same ones")
-        accounts["eval"], held = evaluated.account, evaluated.rows.table.rename_column("targets", "label")
+        statistics["eval"], held = evaluated.statistics, evaluated.rows.table.rename_column("targets", "label")
         held = held.select(range(min(max_eval_rows or len(held), len(held))))
     else:
         hashes = column(train, "text_hash")
         if held_out is None:
-            held_out = choose_held_out(hashes, [""] * len(hashes), data.eval_size, max_eval_rows, data.drawn_by(seed))
+            held_out = choose_stratified(hashes, [""] * len(hashes), data.eval_size, max_eval_rows, data.drawn_by(seed))
         out = np.isin(hashes, held_out)
         train, held, origin = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out)), origin[~out]
-    found, units = overlap(train, held, tokenizer), units_of(train, names, table.account.source)
+    found, units = find_duplicates(train, held, tokenizer), units_of(train, names, table.statistics.source)
     weights = [source.weight for source in data.train]
     if any(weight != 1 for weight in weights):
-        train = train.select(splits.weigh(origin, weights, seed))
+        train = train.select(splits.apply_weights(origin, weights, seed))
     train = train.remove_columns("text_hash")
     lengths, shown = column(train, "length"), _samples(evaluated, held, samples, names)
     held = _longest_first(held)
     order = hashlib.sha256(column(train, "row").tobytes() + lengths.tobytes()).hexdigest()
     eval_lengths = column(held, "length")
-    return Targets(train, held, lengths, eval_lengths, order, texts, accounts, shown, found, tuple(names), units)
+    return Targets(train, held, lengths, eval_lengths, order, texts, statistics, shown, found, tuple(names), units)
 
 
 def prepare_eval(data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Targets:
@@ -124,11 +124,11 @@ def prepare_eval(data: Data, tokenizer: Any, config: Any, samples: int, max_rows
     held = table.rows.table.rename_column("targets", "label")
     held = held.select(range(min(max_rows or len(held), len(held))))
     shown, held = _samples(table, held, samples, names), _longest_first(held)
-    lengths, accounts = column(held, "length"), {"eval": table.account}
+    lengths, statistics = column(held, "length"), {"eval": table.statistics}
     mean = getattr(config, "target_mean", None) or [0.0] * len(names)  # a model of another library has none
     std = getattr(config, "target_std", None) or [1.0] * len(names)
     units = Units(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
-    return Targets(held, held, lengths, lengths, "", texts, accounts, shown, {}, tuple(names), units)
+    return Targets(held, held, lengths, lengths, "", texts, statistics, shown, {}, tuple(names), units)
 
 
 def units_of(train: Dataset, names: list[str], source: str) -> Units:
@@ -150,8 +150,10 @@ def units_of(train: Dataset, names: list[str], source: str) -> Units:
 def _table(sources: Any, data: Data, key: str, texts: Texts) -> tuple[Table, list[str]]:
     """The tokenized rows of all sources, and the names of their targets."""
     digest = cache.tokenizer_digest(texts.tokenizer)
-    table = table_of(sources, data, key, partial(tokenized, texts=texts, key=digest, task=FORMAT, reader=TargetReading.of))
-    names = [origin.read()[1].target_names for origin in table.origins]
+    table = load_table(
+        sources, data, key, partial(tokenize_texts, texts=texts, key=digest, task=FORMAT, detect=TargetFormat.detect)
+    )
+    names = [source.read()[1].target_names for source in table.sources]
     if odd := next((found for found in names if len(found) != len(names[0])), None):
         raise UserError(f"{key}: a source has {len(odd)} targets, and the first one {len(names[0])}; expected the same in all")
     return table, names[0]

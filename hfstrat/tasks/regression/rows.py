@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfstrat.data.classification.labels import PAIRS, TEXTS, Labelled
-from hfstrat.data.formats import rename
-from hfstrat.data.messages import BadRow, text_of
+from hfstrat.data.classification.labels import PAIRS, TEXTS, LabeledText
+from hfstrat.data.formats import BadRow, rename, require_text
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Rows
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
 
@@ -26,7 +25,7 @@ TARGETS = (TARGET, "targets", "label", "labels", "score", "scores", "rating", "v
 COLUMNS = sorted({*TARGETS, *TEXTS, *(name for pair in PAIRS for name in pair)})
 
 
-class Measured(Labelled):
+class MeasuredText(LabeledText):
     """An example: its text, the second one of a pair, and its targets as numbers."""
 
     @property
@@ -36,7 +35,7 @@ class Measured(Labelled):
 
 
 @dataclass
-class TargetReading:
+class TargetFormat:
     """How the rows of one source are read.
 
     `names` are our names by theirs, `columns` our names of the text and the second text ("" for none), `targets` their names
@@ -52,7 +51,7 @@ class TargetReading:
     many: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str]) -> TargetReading:
+    def detect(cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str]) -> TargetFormat:
         """Detected from the first rows; columns that `mapping` calls `target` are the targets, one or several.
 
         Raises:
@@ -86,12 +85,12 @@ class TargetReading:
         """A name for each number."""
         return [f"{self.targets[0]}_{index}" for index in range(self.size)] if self.size else self.targets
 
-    def example(self, row: Mapping[str, Any]) -> Measured:
+    def example(self, row: Mapping[str, Any]) -> MeasuredText:
         """Raises BadRow where the row does not fit."""
         named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
         first, second = self.columns
         targets: Any = self._numbers(row)
-        return Measured(text_of(named[first], first), text_of(named[second], second) if second else None, targets)
+        return MeasuredText(require_text(named[first], first), require_text(named[second], second) if second else None, targets)
 
     def _numbers(self, row: Mapping[str, Any]) -> list[float]:
         if not self.size:
@@ -133,7 +132,7 @@ class TargetRows(Rows):
 
     @property
     def reader(self) -> Callable[..., Any]:
-        return TargetReading.of
+        return TargetFormat.detect
 
     def prepare(
         self,
@@ -143,12 +142,12 @@ class TargetRows(Rows):
         samples: int = 0,
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
-    ) -> Prepared:
+    ) -> PreparedData:
         from hfstrat.tasks.regression.prepare import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
-    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Prepared:
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
         from hfstrat.tasks.regression.prepare import prepare_eval
 
         return prepare_eval(data, tokenizer, config, samples, max_rows)
@@ -163,7 +162,7 @@ class TargetRows(Rows):
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": data.units.mean.tolist()}
 
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
         return {name: tensor for name, tensor in batch.items() if name != "labels"}

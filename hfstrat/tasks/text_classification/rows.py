@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.classification.labels import OUR_COLUMNS, LabelReading
+from hfstrat.data.classification.labels import OUR_COLUMNS, LabelFormat
 from hfstrat.tasks.base import Rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hfstrat.data.classification.prepare import Classes
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
 
@@ -25,7 +25,7 @@ class LabelledRows(Rows):
 
     @property
     def reader(self) -> Callable[..., Any]:
-        return LabelReading.of
+        return LabelFormat.detect
 
     def prepare(
         self,
@@ -41,11 +41,11 @@ class LabelledRows(Rows):
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
-        from hfstrat.data.classification.prepare import prepare_held
+        from hfstrat.data.classification.prepare import prepare_eval
 
         names = [config.id2label[index] for index in sorted(config.id2label)]
         many = config.problem_type == "multi_label_classification"
-        return prepare_held(data, tokenizer, names, many, samples, max_rows)
+        return prepare_eval(data, tokenizer, names, many, samples, max_rows)
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import ClassCollator, has_token_types
@@ -57,7 +57,7 @@ class LabelledRows(Rows):
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
 
-    def probe(self, data: Prepared, collate: Any) -> dict[str, Any]:
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
         batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
         return {name: tensor for name, tensor in batch.items() if name != "labels"}

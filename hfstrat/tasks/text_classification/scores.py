@@ -83,7 +83,7 @@ def _single(marks: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     table = _table(names, hits, support, calls)
     details: dict[str, Any] = {"labels": table, "confusions": _confusions(true, said, names)}
     largest = int(support.argmax())
-    details["largest_label"] = {"label": names[largest], "accuracy_of_always_saying_it": float(support[largest] / len(true))}
+    details["largest_label"] = {"label": names[largest], "accuracy": float(support[largest] / len(true))}
     if count <= MATRIX:
         pairs = np.bincount(true * count + said, minlength=count * count)
         details["confusion"] = {"rows_are": "true", "columns_are": "predicted", "counts": pairs.reshape(count, count).tolist()}
@@ -114,7 +114,7 @@ def lines_of(details: dict[str, Any]) -> list[str]:
     """What to beat, the labels that are hardest, and what is taken for what."""
     lines = []
     if largest := details.get("largest_label"):
-        share = largest["accuracy_of_always_saying_it"]
+        share = largest["accuracy"]
         lines.append(f"to beat          accuracy {share:.1%} by always saying {_short(largest['label'])}")
     worst = sorted((row for row in details.get("labels", []) if row["support"]), key=lambda row: row["f1"])[:PRINTED]
     if worst:

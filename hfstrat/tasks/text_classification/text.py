@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfstrat.data.classification.tokenize import Texts
-    from hfstrat.data.prepare import Prepared
+    from hfstrat.data.prepare import PreparedData
 
 
 class LabelText(Text):
@@ -19,11 +19,11 @@ class LabelText(Text):
     pipeline = "text-classification"
     unit = "text"
 
-    def predict(self, model: Any, data: Prepared, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
+    def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         return self.line(self.outputs(model, data.renderer, prompt, dtype))
 
     def outputs(self, model: Any, texts: Texts, prompt: Any, dtype: torch.dtype) -> list[tuple[str, float]]:
-        """What the model predicts for one text or pair: names with numbers."""
+        """The predictions for one text or pair: names with numbers."""
         return labels_of(model, texts, prompt, dtype)
 
     def line(self, outputs: list[tuple[str, float]]) -> str:
@@ -82,11 +82,11 @@ def logits_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype)
     """
     import torch
 
-    from hfstrat.data.classification.labels import Labelled
+    from hfstrat.data.classification.labels import LabeledText
     from hfstrat.data.collate import has_token_types
 
     row = prompt if isinstance(prompt, dict) else {"text": prompt}
-    encoded = texts.encode([Labelled(row["text"], row.get("text_pair"), [])])[0]
+    encoded = texts.encode([LabeledText(row["text"], row.get("text_pair"), [])])[0]
     device, was_training = next(model.parameters()).device, model.training
     inputs = {"input_ids": torch.tensor([encoded.input_ids], device=device)}
     if encoded.token_type_ids and has_token_types(model):

@@ -11,12 +11,12 @@ import pytest
 import torch
 from helpers.classifiers import labelled, make_any, write_recipe
 from helpers.distillation import DIVERGENCES, divergence_of
+from helpers.runs import run
 from torch.nn import functional
 from transformers import PretrainedConfig
 
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.classification import ClassDistiller, class_distill_sum
 from hfstrat.strategies.distill.loss import Mix
 
@@ -168,7 +168,7 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
     from helpers.classifiers import encoder_tokenizer
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from hfstrat.data.classification.labels import Labelled
+    from hfstrat.data.classification.labels import LabeledText
     from hfstrat.data.classification.tokenize import Texts
     from hfstrat.data.collate import ClassCollator, has_token_types
 
@@ -177,7 +177,7 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
         for name in ("bert", family)
     )
     texts = Texts(encoder_tokenizer(types=family == "bert"), 64)
-    pairs = [Labelled("the cat", "a dog", []), Labelled("a mat", "red", [])]
+    pairs = [LabeledText("the cat", "a dog", []), LabeledText("a mat", "red", [])]
     rows = [row._asdict() | {"label": 0} for row in texts.encode(pairs)]
     distiller = ClassDistiller(Mix())
     assert distiller.bind(student) is None

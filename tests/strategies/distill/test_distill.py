@@ -12,12 +12,12 @@ import torch
 from conftest import make_tokenizer
 from helpers.distillation import divergence_of, gradients, taught
 from helpers.losses import assert_same, count, load, some_rows
+from helpers.runs import run
 from torch.nn import functional
 
 from hfstrat.data.collate import Collator, shift
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher import check_room, different_words

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.distillation import divergence_of
+from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat.errors import UserError
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.on_policy import Again
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tokenizer
+from helpers.runs import run
 from safetensors.torch import load_file
 
-from hfstrat.data.segments import Pieces
+from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
-from hfstrat.run.train import run
 from hfstrat.strategies.distill.tokenizer_mismatch import heard, repeated
 
 CONFIG = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
@@ -57,7 +57,7 @@ def test_a_random_student_reads_its_teacher_s_tokens_and_reloads(
     assert not any("teacher" in name for name in weights(tmp_path / "run"))
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
     assert result["metrics_before"]["teacher_kl"] > 0
-    assert result["bars"]["parameters"] == result["total_parameters"]
+    assert result["baselines"]["parameters"] == result["total_parameters"]
     assert "bars      random weights" in capsys.readouterr().out
     assert any(line.startswith("distilled") for line in result["comparison"]["lines"])
 
@@ -115,6 +115,6 @@ def test_texts_are_handed_over_where_tokenizers_differ() -> None:
     assert theirs.decode(asked) == text
     end = theirs.eos_token_id
     ended, cut, empty = (theirs(said)["input_ids"] + end for said, end in ((" ran", [end]), (" ran", []), ("", [end])))
-    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, Pieces(ours), theirs)
+    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, SegmentTokenizer(ours), theirs)
     ran, ours_end = ours(" ran")["input_ids"], ours.eos_token_id
     assert found == [[*ran, ours_end], ran, [ours_end]]

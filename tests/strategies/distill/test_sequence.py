@@ -14,7 +14,7 @@ from conftest import make_tokenizer, write_jsonl
 from helpers.tokenizers import KINDS, THINKING, TOKENIZERS
 from rich.console import Console
 
-from hfstrat.data.segments import Pieces
+from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
 from hfstrat.strategies.distill.sequence import rewritten
@@ -101,9 +101,9 @@ def test_what_another_tokenizer_wrote_has_the_ids_of_the_whole(ours: str, theirs
     prompt = own(asks, add_special_tokens=False)["input_ids"]
     asked = heard(prompt, own, other)
     begin = str(other.decode(asked, skip_special_tokens=True))
-    wrote = Pieces(other).ids(SAID, [begin] * len(SAID))
+    wrote = SegmentTokenizer(other).ids(SAID, [begin] * len(SAID))
     ended = [[*ids, other.eos_token_id] for ids in wrote]
-    found = repeated([*wrote, *ended], [asked] * 2 * len(SAID), [prompt] * 2 * len(SAID), Pieces(own), other)
+    found = repeated([*wrote, *ended], [asked] * 2 * len(SAID), [prompt] * 2 * len(SAID), SegmentTokenizer(own), other)
     for number, text in enumerate(SAID):
         assert other.decode(asked + wrote[number], skip_special_tokens=True) == begin + text  # so it was said
         whole = own(asks + text, add_special_tokens=False)["input_ids"]
@@ -161,7 +161,7 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     recipe: Any, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
     strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, level: sequence, max_new_tokens: 6}}"

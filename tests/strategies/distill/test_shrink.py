@@ -172,7 +172,7 @@ def test_what_cannot_be_made_narrower_is_refused(models: Callable[..., Path]) ->
 
 
 def test_a_narrower_student_is_counted_and_taught(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfstrat.run.train import run
+    from helpers.runs import run
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
     strategy = "{name: distill, shrink: {layers: 3, intermediate_size: 16}, student: full, baseline: false}"
@@ -180,7 +180,6 @@ def test_a_narrower_student_is_counted_and_taught(recipe: Any, monkeypatch: pyte
     report = run(loaded)
     assert report is not None
     shapes = read_shapes(Path(loaded.recipe.model.name_or_path))
-    assert (
-        strategies.build(loaded.recipe.strategy).describe(shapes, False).footprint.total == report["result"]["total_parameters"]
-    )
-    assert read_shapes(Path(report["result"]["artefact"]))["model.layers.2.mlp.down_proj.weight"] == (32, 16)
+    described = strategies.build(loaded.recipe.strategy).describe(shapes, False)
+    assert described.footprint.total == report["result"]["total_parameters"]
+    assert read_shapes(Path(report["result"]["artifact"]))["model.layers.2.mlp.down_proj.weight"] == (32, 16)

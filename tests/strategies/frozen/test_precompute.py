@@ -331,10 +331,10 @@ def test_it_must_pay() -> None:
     assert gain(10, 6, 3) == pytest.approx(48 / 28)  # the last 2 of 12 layers, 3 epochs
     assert gain(10, 6, 1) == pytest.approx(1)
     feed = precompute(make_feed(steps=3), make("llama"), "auto")
-    assert "would not pay" in feed.facts["reason"]
+    assert "would not pay" in feed.facts["not_precomputed"]
     assert isinstance(precompute(make_feed(steps=3), make("llama"), "on").train, WithStates)
     assert isinstance(precompute(make_feed(steps=60), make("llama"), "auto").train, WithStates)
-    assert "max_time" in precompute(make_feed(steps=10**7), make("llama"), "auto").facts["reason"]
+    assert "max_time" in precompute(make_feed(steps=10**7), make("llama"), "auto").facts["not_precomputed"]
 
 
 def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 1000))
     with pytest.raises(UserError, match=r"precompute: on, but .*hidden states of 28 rows will take about .* are free"):
         precompute(make_feed(), make("llama"), "on")
-    assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["reason"]
+    assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
 
 
 def packed_feed(seed: int, flatten: bool) -> tuple[TrainData, BatchOrder]:
@@ -417,4 +417,4 @@ def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str)
 def test_compiled_blocks_are_not_computed_once_yet() -> None:
     model = make("llama")
     model.model.layers[0].compile()
-    assert "its blocks are compiled" in precompute(make_feed(), model, "auto").facts["reason"]
+    assert "its blocks are compiled" in precompute(make_feed(), model, "auto").facts["not_precomputed"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.classifiers import FAMILIES, labelled, make_any, write_recipe
+from helpers.runs import run
 
 from hfstrat import errors, strategies
 from hfstrat.cli import check
@@ -20,7 +21,6 @@ from hfstrat.models.load import Base, count_parameters, read_shapes
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
-from hfstrat.run.train import run
 from hfstrat.strategies.head import select_layer
 from hfstrat.strategies.head.bodies import cut, take_apart
 from hfstrat.strategies.head.features import POOLINGS, extract
@@ -129,7 +129,7 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
         result["head"]["published"]["max_difference"] <= 1e-3 * result["verified"]["max_logit"]
     )  # what ran once is what is saved
     assert result["metrics_after"]["loss"] != result["metrics_before"]["loss"]
-    folder = Path(result["artefact"])
+    folder = Path(result["artifact"])
     config = json.loads((folder / "config.json").read_text())
     depth = config.get("num_hidden_layers") or config.get("n_layer") or config.get("n_layers")
     assert depth == result["head"]["layer"]
@@ -157,7 +157,7 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
 
     other = [f"model.name_or_path={tiny}"] if family == "llama" else []
     loaded = recipe_of(family, "strategy={name: head, layer: 2, pooling: mean, l2: 0.1}", *other)
-    folder = Path(run(loaded)["result"]["artefact"])
+    folder = Path(run(loaded)["result"]["artifact"])
     job = job_of(recipe_of(family, "strategy={name: head, layer: 2, pooling: mean, l2: 0.1}", *other, f"output_dir={folder}-2"))
     job.trainer.train()
     rows = [json.loads(line) for line in Path(loaded.recipe.data.train[0].path).read_text().splitlines()]

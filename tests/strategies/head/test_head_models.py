@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.runs import run
 
 from hfstrat.recipe.load import load_recipe
-from hfstrat.run.train import run
 
 SMOLLM = Path(__file__).parents[3] / "models" / "SmolLM2-135M-Instruct"
 EXACT = {"sst2": 0.811, "trec6": 0.886, "banking77": 0.929}  # logistic regression on MiniLM's mean-pooled features

@@ -1,0 +1,450 @@
+"""`report.json` as a typed model: what ran, on which machine and data, and what came out of it. No torch.
+
+The model lives here, below all of its readers (loading of results, strategies, publish, run, comparison, advisor, cli);
+`hfstrat.run.report` builds and summarizes it. `read` also reads the reports of earlier versions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from hfstrat.errors import UserError
+from hfstrat.recipe.schema import Recipe
+
+FILE = "report.json"
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    """A part of the report. Keys that this version does not declare are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+
+def optional(description: str) -> Any:
+    """A field that is left out of the file where it is None: a part of some strategies, or of some ends."""
+    return Field(default=None, exclude_if=lambda value: value is None, description=description)
+
+
+class Statistics(Part):
+    """Statistics of the training or the evaluation examples of a run."""
+
+    source: str = ""
+    format: str = ""
+    template: str = ""
+    train_on: str = Field("", description="Which tokens are supervised")
+    rows_read: int = 0
+    rows_kept: int = 0
+    tokens: int = 0
+    supervised: int = Field(0, description="Tokens that contribute to the loss")
+    tokens_lost: int = Field(0, description="Tokens cut off because an example was longer than data.max_length")
+    sha256: str = Field("", description="Over all token ids and labels, in order")
+    sources: list[Statistics] = Field([], description="The same for each source, where there are several")
+
+
+class Overlap(Part):
+    """Examples that occur more than once."""
+
+    train_duplicates: int = 0
+    train_duplicate_examples: list[str] = []
+    eval_rows_in_train: int = 0
+    eval_rows_in_train_examples: list[str] = []
+
+
+class Labels(Part):
+    """The labels of a classification."""
+
+    problem_type: str = ""
+    training_rows: dict[str, int] = Field({}, description="Training examples of each label")
+
+
+class DataStatistics(Part):
+    """Statistics of the data of a run."""
+
+    train: Statistics
+    eval: Statistics | None = optional("None where examples are held out from the training data")
+    overlap: Overlap = Overlap()
+    labels: Labels | None = optional("Of a classification")
+
+
+class Run(Part):
+    """What was asked for."""
+
+    recipe: Recipe = Field(description="The resolved recipe")
+    source: str | None = Field(None, description="The file that the recipe was read from")
+    origins: dict[str, str] = Field({}, description="Where each value that is not a plain default was set")
+    data: DataStatistics | None = optional("None where the run ended before the data were read")
+
+    @property
+    def strategy(self) -> str:
+        """The strategy in words: 'lora', 'distill/full'."""
+        student = getattr(self.recipe.strategy, "student", None)
+        return self.recipe.strategy.name + (f"/{student.name}" if student else "")
+
+
+class Estimate(Part):
+    """A metric with the bounds of its 95 % confidence interval; None where no interval can be computed."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Label(Part):
+    """Scores of one label of a classification."""
+
+    label: str
+    precision: float = 0.0
+    recall: float = 0.0
+    f1: float = 0.0
+    support: int = 0
+
+
+class Confusion(Part):
+    """The confusion matrix: a row for each true label, a column for each predicted one."""
+
+    counts: list[list[int]]
+
+
+class Details(Part):
+    """The evaluation metrics in detail."""
+
+    labels: list[Label] = []
+    confusion: Confusion | None = optional("Where each example has one label")
+
+
+class Measured(Part):
+    """Metrics of one set of examples, with confidence intervals."""
+
+    rows: int
+    tokens: float | None = optional("Supervised tokens")
+    before: dict[str, Estimate] | None = optional("Before training")
+    after: dict[str, Estimate]
+    difference: dict[str, Estimate] | None = optional("After minus before, on the same resampled examples")
+    details: dict[str, Any] | None = optional("What a task reports in addition")
+
+
+class Point(Part):
+    """An evaluation during training. Further keys are the metrics, as `eval_*`."""
+
+    step: int
+    seconds: float
+    tokens: int
+    eval_loss: float
+
+
+class LoggedLoss(Part):
+    """A training loss that was logged."""
+
+    step: int
+    loss: float
+
+
+class Overfitting(Part):
+    """A step at which the evaluation loss rose while the training loss fell."""
+
+    step: int
+    eval_loss: float
+    train_loss: float
+
+
+class Plan(Part):
+    """Steps and batches of the run."""
+
+    steps: int = 0
+    epochs: float | None = None
+    rows: int = 0
+    processes: int = 1
+    global_batch_size: int = 0
+    micro_batch: int = 0
+    accumulation: int = 1
+    checkpointing: bool = False
+    bins: int | None = Field(None, description="Packed sequences per step; None: not packed")
+
+
+class Baselines(Part):
+    """Losses that a language model from random weights has to beat, in nats per token of the evaluation examples."""
+
+    uniform: float
+    unigram: float
+    unigram_bits_per_byte: float | None = None
+    parameters: int
+    unique_tokens: int
+    epoch_tokens: int
+    epochs: float | None = None
+
+
+class Verified(Part):
+    """Comparison of the saved result, reloaded in a fresh process, with the trained model."""
+
+    bit_equal: bool
+    max_difference: float = Field(0.0, description="Of the logits")
+    loaded_with: str
+    max_logit: float | None = None
+    top1_agreement: float | None = None
+    device: str | None = None
+    trained_on: str | None = None
+
+
+class Answer(Part):
+    """The answers to a prompt before and after training."""
+
+    prompt: str
+    before: str = ""
+    after: str = ""
+    reference: str = ""
+
+
+class Quantized(Part):
+    """The quantized base model."""
+
+    name: str
+    parameters: int
+    quantized_parameters: int
+    share: float
+    weight_bytes: int
+    left_out: list[str] = []
+
+
+class Precomputed(Part):
+    """Hidden states of frozen layers that were computed once (strategy `partial`)."""
+
+    blocks: list[int]
+    bytes: int
+    seconds: float
+    built: list[str]
+
+
+class ClassifierHead(Part):
+    """The classification head on frozen features (strategy `head`)."""
+
+    layer: int
+    pooling: str
+    solved_exactly: bool
+
+
+class Teacher(Part):
+    """The teacher's metrics on the evaluation examples. Further keys are the metrics."""
+
+    loss: float
+    parameters: int
+
+
+class TeacherCache(Part):
+    """Outputs of the teacher that were computed once."""
+
+    form: str
+    bytes: int
+    seconds: float
+    mass: float = Field(description="Share of the teacher's probability mass that is stored")
+    width: int | None = None
+    built: list[str] = []
+
+
+class Distillation(Part):
+    """The teacher of a distillation."""
+
+    teacher: Teacher | None = None
+    cache: TeacherCache | None = optional("Where the teacher's outputs are cached")
+
+
+class Comparison(Part):
+    """Teacher, student, and the same student trained without the teacher (strategy `distill`)."""
+
+    teacher: dict[str, float | None]
+    student: dict[str, float | None]
+    before: dict[str, float] | None = None
+    without_teacher: dict[str, float] | None = None
+    no_baseline: str | None = Field(None, description="Why no student was trained without the teacher")
+    lines: list[str] = []
+
+
+class HubCommit(Part):
+    """The commit on the Hub that holds the result."""
+
+    repo: str
+    commit: str
+    revision: str | None = None
+    compared: bool = Field(False, description="Whether the files were downloaded again and compared")
+
+
+class Result(Part):
+    """What came out of a finished run."""
+
+    status: Literal["done"] = "done"
+    metrics_before: dict[str, float] | None = Field(None, description="Evaluation metrics before training")
+    metrics_after: dict[str, float] = Field(description="Evaluation metrics of the result")
+    evaluation: Details | None = optional("The metrics of the result in detail")
+    steps: int
+    session_steps: int | None = Field(None, description="Steps since the last resume")
+    best_step: int | None = Field(None, description="The step of the best evaluation, whose weights are the result")
+    resumed_from: str | None = Field(None, description="The checkpoint that training was resumed from")
+    setup_seconds: float = 0.0
+    train_seconds: float = Field(description="Evaluations and checkpoints included")
+    step_seconds: float | None = Field(None, description="Of training steps alone")
+    total_seconds: float = 0.0
+    tokens: int = Field(description="Tokens trained on, without padding")
+    tokens_per_second: float
+    peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    curve: list[Point] = Field([], description="The evaluations during training")
+    losses: list[LoggedLoss] = []
+    plan: Plan = Plan()
+    baselines: Baselines | None = Field(None, description="Of a language model from random weights")
+    overfitting: list[Overfitting] = []
+    reload: dict[str, Any] = Field({}, description="Options that the result has to be loaded with")
+    measured: dict[str, Measured] = Field({}, description="Metrics with intervals, by the name of the examples")
+    interval: str | None = Field(None, description="How the intervals are computed")
+    verified: Verified | None = None
+    answers: list[Answer] = []
+    artifact: str | None = Field(None, description="The folder of the result")
+    artifact_bytes: int | None = None
+    quantization: Quantized | None = optional("Of a quantized base model")
+    precomputed: Precomputed | None = optional("Where hidden states of frozen layers were computed once")
+    not_precomputed: str | None = optional("Why hidden states of frozen layers were not computed once")
+    head: ClassifierHead | None = optional("Of the strategy head")
+    distillation: Distillation | None = optional("Of the strategy distill")
+    comparison: Comparison | None = optional("Of the strategy distill")
+    hub: HubCommit | None = optional("Where the result was pushed to the Hub")
+
+    def with_parts(self, **parts: Any) -> Result:
+        """A copy with some parts set to new values, which are validated."""
+        return Result.model_validate({**self.model_dump(), **parts})
+
+
+class Failure(Part):
+    """How a run ended that did not finish."""
+
+    status: str = Field(description="The name of the exit code")
+    message: str = ""
+
+
+class Environment(Part):
+    """The machine and the versions of the libraries."""
+
+    python: str = ""
+    platform: str = ""
+    libraries: dict[str, str] = {}
+    processor: str = ""
+    threads: int | None = None
+    gpus: list[str] = []
+    model_sha256: str | None = Field(None, description="Over a local model's weight files, or the commit of a Hub model")
+    data_sha256: dict[str, str] = {}
+
+
+def _end(value: Any) -> str:
+    status = value.get("status") if isinstance(value, dict) else getattr(value, "status", None)
+    return "done" if status == "done" else "failed"
+
+
+class Report(Part):
+    """The content of `report.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: Run
+    result: Annotated[Annotated[Result, Tag("done")] | Annotated[Failure, Tag("failed")], Discriminator(_end)]
+    environment: Environment = Environment()
+
+    @property
+    def finished(self) -> Result:
+        """The result of a finished run. Raises UserError where the run did not finish."""
+        if isinstance(self.result, Failure):
+            raise UserError(f"{self.run.recipe.output_dir}: this run did not finish ({self.result.status})")
+        return self.result
+
+    @property
+    def reload(self) -> dict[str, Any]:
+        """The options that the result has to be loaded with."""
+        return self.result.reload if isinstance(self.result, Result) else {}
+
+
+def read(folder: Path) -> Report | None:
+    """The report of the run in `folder`; None if it has none.
+
+    Raises:
+        UserError: the file is not a report that this version can read.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        return parse(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: not a report that this version can read: {key}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a report of hfstrat: {error}") from None
+
+
+def find(folder: Path) -> Iterator[tuple[Path, Report]]:
+    """The folder and the report of each run below `folder`, sorted by path; files that are not readable reports are skipped."""
+    for file in sorted(folder.rglob(FILE)):
+        try:
+            report = read(file.parent)
+        except UserError:
+            continue
+        if report is not None:
+            yield file.parent, report
+
+
+def status(folder: Path) -> str | None:
+    """How the run in `folder` ended: the name of its exit code; None if it has no report.
+
+    Raises:
+        UserError: the report is not valid JSON.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found["result"]["status"])
+    except (OSError, ValueError):
+        raise UserError(f"{file}: not valid JSON") from None
+    except (KeyError, TypeError):
+        return None
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write report.json in one move, so that the file is always complete; returns its path."""
+    file = folder / FILE
+    partial = file.with_suffix(".partial")
+    partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def parse(stored: Any) -> Report:
+    """The report of the content of a report.json of this or an earlier version.
+
+    Raises:
+        ValueError: it is not a report (ValidationError names the key), or one of a later version.
+    """
+    if not isinstance(stored, dict) or not isinstance(stored.get("run"), dict) or not isinstance(stored.get("result"), dict):
+        raise ValueError("`run` and `result` are expected")
+    version = stored.get("schema_version", 0)
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"schema_version {version} is of a later version of hfstrat; this one reads up to {SCHEMA_VERSION}")
+    return Report.model_validate(stored if version else _from_version_0(stored))
+
+
+RENAMED = {"artefact": "artifact", "artefact_bytes": "artifact_bytes", "bars": "baselines", "reason": "not_precomputed"}
+
+
+def _from_version_0(stored: dict[str, Any]) -> dict[str, Any]:
+    """A report of hfstrat 0.1 before `schema_version`: some keys of the result had other names."""
+    result = {RENAMED.get(key, key): value for key, value in stored["result"].items()}
+    if result.get("status") == "artefact-differs":
+        result["status"] = "artifact-differs"
+    details = [result.get("evaluation"), *((one.get("details") or {}) for one in result.get("measured", {}).values())]
+    for one in filter(None, details):
+        if largest := one.get("largest_label"):
+            one["largest_label"] = {"label": largest["label"], "accuracy": largest["accuracy_of_always_saying_it"]}
+    return {**stored, "schema_version": SCHEMA_VERSION, "result": result}
