@@ -116,7 +116,7 @@ def recipe(name: str, way: str, seed: int, folder: Path) -> dict[str, Any]:
             "max_length": data["max_length"],
         },
         "training": training,
-        "evaluation": {"before": False, "samples": 0},
+        "evaluation": {"eval_on_start": False, "samples": 0},
         "seed": seed,
         "output_dir": str(folder / "run"),
     }

@@ -131,7 +131,7 @@ def teacher_of(case: str) -> dict[str, Any]:
 def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
     """Return the recipe of a student; `alpha` is the teacher's weight."""
     wish, teacher = CASES[case], str(WORK / f"teacher-{case}" / "final")
-    strategy: dict[str, Any] = {"name": "distill", "student": "full", "alpha": alpha, "baseline": False}
+    strategy: dict[str, Any] = {"name": "distill", "student": "full", "teacher_weight": alpha, "baseline": False}
     made: dict[str, Any] = {"strategy": strategy, "seed": seed, "evaluation": {"samples": 0}}
     if case == "stories":
         strategy["shrink"] = {"layers": 3}
@@ -140,7 +140,7 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
         known = shipped("distill/half_depth.yaml")
         length = {"max_steps": 16, "global_batch_size": known["training"]["global_batch_size"]}
         strategy["shrink"] = known["strategy"]["shrink"]
-        strategy |= {"hidden": known["strategy"]["hidden"]} if alpha else {}  # needs the teacher too
+        strategy |= {"hidden_states": known["strategy"]["hidden_states"]} if alpha else {}  # needs the teacher too
         made |= {"model": merged("teacher-smollm2"), "data": known["data"]}
         made |= {"training": training(float(known["training"]["learning_rate"]), **length)}
         made["evaluation"] |= {"max_rows": known["evaluation"]["max_rows"]}

@@ -37,7 +37,7 @@ def one(case: str, folder: Path, recipe: str, more: list[str], steps: int) -> di
         f"training.eval_steps={steps}",
         "training.load_best_model_at_end=false",
         "evaluation.max_rows=8",
-        "evaluation.before=false",
+        "evaluation.eval_on_start=false",
         "evaluation.samples=0",
         f"output_dir={folder}",
         *more,

@@ -89,7 +89,7 @@ def by_hfstrat(folder: Path, solver: str, epochs: int) -> dict[str, Any]:
         f"task: text-classification\nmodel: {MODEL}\ndata: {{train: {folder / 'train.csv'}, eval_size: 2, max_length: 128}}\n"
         f"strategy: {{name: head, layer: 30, pooling: last, solver: {solver}}}\noutput_dir: {folder / 'run'}\n"
         f"training: {{num_train_epochs: {epochs}, global_batch_size: {BATCH}, per_device_train_batch_size: {BATCH}, "
-        "eval_steps: 1.0, load_best_model_at_end: false, logging_steps: 1000}\nevaluation: {before: false, samples: 0}\n"
+        "eval_steps: 1.0, load_best_model_at_end: false, logging_steps: 1000}\nevaluation: {eval_on_start: false, samples: 0}\n"
     )
     spent: list[float] = []
     original = heads.pool_rows

@@ -47,7 +47,7 @@ ROWS = ROOT.parent / "shared" / "data" / "llms_from_scratch" / "instruction.json
 CONTENDERS = ("plain", "cached", "online", "trl-gkd", "trl-gkd-grouped")
 GOAL = {"time": 1.15, "memory": 1.1}  # of plain
 TRAIN, HELD_OUT, BATCH, MAX_LENGTH, RATE = 256, 32, 8, 256, 1e-4
-DISTILL = "{name: distill, teacher: %s, student: full, alpha: 1.0, baseline: false, cache: {form: %s}}"
+DISTILL = "{name: distill, teacher: %s, student: full, teacher_weight: 1.0, baseline: false, teacher_cache: {form: %s}}"
 
 
 def make_student() -> None:
@@ -86,7 +86,7 @@ def run_hfstrat(folder: Path, strategy: str) -> dict[str, Any]:
         f"data: {{train: {folder}/train.jsonl, eval: {folder}/eval.jsonl, max_length: {MAX_LENGTH}}}\n"
         f"training: {{num_train_epochs: 1, global_batch_size: {BATCH}, per_device_train_batch_size: {BATCH},\n"
         f"  learning_rate: {RATE}, eval_steps: 1.0, save_steps: 1.0, load_best_model_at_end: false}}\n"
-        f"evaluation: {{before: false, samples: 0}}\noutput_dir: {folder / 'run'}\n"
+        f"evaluation: {{eval_on_start: false, samples: 0}}\noutput_dir: {folder / 'run'}\n"
     )
     report = run(load_recipe(str(recipe)))
     assert report is not None

@@ -89,7 +89,7 @@ def run_hfstrat(folder: Path, *words: str) -> tuple[float, float]:
         f"model: {MODEL}\nstrategy: {{name: lora, r: 8}}\ndata: {{train: {train}, eval: {held}, max_length: {MAX_LENGTH}}}\n"
         f"training: {{num_train_epochs: 1, global_batch_size: {BATCH}, learning_rate: {RATE}, load_best_model_at_end: false,\n"
         "  eval_steps: 1.0, lr_scheduler_type: linear, warmup_steps: 0}\n"
-        f"evaluation: {{before: false, samples: 0}}\noutput_dir: {folder / 'run'}\n"
+        f"evaluation: {{eval_on_start: false, samples: 0}}\noutput_dir: {folder / 'run'}\n"
     )
     report = run(load_recipe(str(recipe), words))
     assert report is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-UNNAMED = ("name", "teacher", "config", "tokenizer", "cache", "baseline", "architecture")
+UNNAMED = ("name", "teacher", "config", "tokenizer", "teacher_cache", "baseline", "model_type")
 SMOL, STORIES, MINILM = "SmolLM2-135M", "stories260K", "MiniLM"
 
 
@@ -28,8 +28,8 @@ def _case(
 
 
 LM, CLASSES = "causal-lm", "text-classification"
-HALF = {"name": "distill", "student": "full", "baseline": False, "cache": {"form": "hidden"}}
-RANDOM = {"name": "scratch", "architecture": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 1024}}
+HALF = {"name": "distill", "student": "full", "baseline": False, "teacher_cache": {"form": "hidden"}}
+RANDOM = {"name": "scratch", "model_type": "llama", "parameters": "8M", "tokenizer": {"vocab_size": 1024}}
 SMALL = {**RANDOM, "parameters": "3M"}
 
 FITTED_ON = [

@@ -73,7 +73,7 @@ def recipe(case: str, way: str, rate: float, folder: Path) -> dict[str, Any]:
             "load_best_model_at_end": False,
             **length,
         },
-        "evaluation": {"before": False, "samples": 0},
+        "evaluation": {"eval_on_start": False, "samples": 0},
         "seed": SEED,
         "output_dir": str(folder / "run"),
     }

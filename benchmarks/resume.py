@@ -91,7 +91,7 @@ def overhead(strategy: str) -> dict[str, float]:
     verify.verify = lambda *args: {"bit_equal": True, "max_difference": 0.0, "loaded_with": "nobody"}  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as scratch:
         words = [f"strategy={strategy}", f"output_dir={scratch}/run", f"training.max_steps={SAVING_STEPS}"]
-        words += [f"training.eval_steps={SAVING_STEPS}", f"training.save_steps={SAVED_EVERY}", "evaluation.before=false"]
+        words += [f"training.eval_steps={SAVING_STEPS}", f"training.save_steps={SAVED_EVERY}", "evaluation.eval_on_start=false"]
         words += ["evaluation.samples=0", "training.load_best_model_at_end=false", "training.global_batch_size=8"]
         words += ["data.max_length=512", f"data.eval={DATA / 'eval.jsonl'}", "evaluation.max_rows=8"]
         file = Path(scratch) / "recipe.yaml"

@@ -65,7 +65,7 @@ def choose_rows(name: str) -> None:
 
 def one(name: str, contender: str) -> dict[str, float]:
     choose_rows(name)
-    words = {"hfstrat": ["training.packing=off"], "hfstrat-packed": ["training.packing=on"]}
+    words = {"hfstrat": ["training.packing=false"], "hfstrat-packed": ["training.packing=true"]}
     runs: dict[str, Any] = {"trl": lora_sft.run_trl}
     runs |= {kind: lambda folder, kind=kind: lora_sft.run_hfstrat(folder, *words[kind]) for kind in words}
     return lora_sft.measured(runs[contender])

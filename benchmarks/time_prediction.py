@@ -64,8 +64,8 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
         recipe = recipes.recipe_of(fitted, situation, {})
         recipe["training"] |= {"max_steps": STEPS[model], "eval_steps": STEPS[model], "load_best_model_at_end": False}
         if "precompute" in type(fitted.candidate.strategy).model_fields:
-            recipe["strategy"] = {**recipe["strategy"], "precompute": "off"}
-        recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
+            recipe["strategy"] = {**recipe["strategy"], "precompute": False}
+        recipe["evaluation"] = {"eval_on_start": False, "samples": 0, "max_rows": 16}
         file = Path(folder) / "recipe.yaml"
         file.write_text(yaml.safe_dump({**recipe, "output_dir": str(Path(folder) / "run")}))
         words = [sys.executable, "-m", "hfstrat.train", str(file)]

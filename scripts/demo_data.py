@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdlib_source import folder_asked, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
-MAX_CODE_CHARS = 640  # short rows: the demo has to learn something in three minutes on two cores
+MAX_CODE_CHARS = 640  # short rows, so that the demo improves within three minutes on two cores
 SENTENCE_CHARS = (20, 160)
 EVAL_ROWS = 200
 PROMPT = "Describe this Python function in one sentence.\n\n```python\n{code}\n```"
@@ -70,14 +70,14 @@ def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         key = bodies.setdefault(body, key)
         rows.setdefault(code, (key, {"prompt": PROMPT.format(code=code), "completion": sentence}))
     ordered = sorted(rows.values(), key=lambda item: (hashlib.sha256(item[0]).digest(), item[1]["prompt"]))
-    cut = ordered[EVAL_ROWS][0]  # whole groups only, so that no function stands on both sides
+    cut = ordered[EVAL_ROWS][0]  # whole groups only, so that no function is on both sides
     evaluation = [row for key, row in ordered[:EVAL_ROWS] if key != cut]
     training = [row for key, row in ordered[len(evaluation) :]]
     return training, evaluation
 
 
 def main() -> None:
-    folder = folder_asked("demo_data.py")
+    folder = output_folder("demo_data.py")
     training, evaluation = build(library())
     write(folder, "train", training)
     write(folder, "eval", evaluation)

@@ -1,7 +1,7 @@
-"""Build a labelled data set from the Python standard library: the first sentence of a docstring in, its package out.
+"""Build a labeled data set from the Python standard library: the first sentence of a docstring in, its package out.
 
 Rows are ``{"text": <sentence>, "label": <top-level module or package>}`` for the packages with the most documented
-functions. Nothing is downloaded. Equal sentences stand there once, and the split is a function of the sentence.
+functions. Nothing is downloaded. Each sentence occurs once, and the split is a function of the sentence.
 
     python scripts/demo_labels.py OUTPUT_DIR
 """
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo_data import first_sentence
-from stdlib_source import folder_asked, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
 CLASSES = 12
-EVAL_SHARE = 8  # one in so many rows
+EVAL_FRACTION = 8  # one of this many rows
 
 
 def sentences(root: Path) -> Iterator[tuple[str, str]]:
@@ -37,13 +37,13 @@ def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     evaluation: list[dict[str, str]] = []
     for text, label in rows.items():
         if label in kept:
-            held_out = hashlib.sha256(text.encode()).digest()[0] % EVAL_SHARE == 0
+            held_out = hashlib.sha256(text.encode()).digest()[0] % EVAL_FRACTION == 0
             (evaluation if held_out else training).append({"text": text, "label": label})
     return training, evaluation
 
 
 def main() -> None:
-    folder = folder_asked("demo_labels.py")
+    folder = output_folder("demo_labels.py")
     training, evaluation = build(library())
     write(folder, "train", training)
     write(folder, "eval", evaluation)

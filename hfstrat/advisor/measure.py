@@ -112,7 +112,7 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
         "resume": "never",
     }
     if "precompute" in type(fitted.candidate.strategy).model_fields:
-        recipe["strategy"] = {**recipe["strategy"], "precompute": "off"}
+        recipe["strategy"] = {**recipe["strategy"], "precompute": False}
     recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
     return defaults.recipe_text("real steps for `hfstrat advise --measure`", {**recipe, "output_dir": "OUTPUT"})
 

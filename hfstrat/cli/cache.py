@@ -6,8 +6,9 @@ import re
 import time
 
 from hfstrat.data import cache
-from hfstrat.data.cache import Entry, readable
+from hfstrat.data.cache import Entry
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import file_size
 
 AGES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -15,15 +16,14 @@ AGES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def lines() -> list[str]:
     """Every entry, the one used longest ago first, and what they take together."""
     there = cache.entries()
-    allowed = cache.limit()
-    bound = "without a limit" if allowed == float("inf") else f"of at most {readable(allowed)}"
-    total = (
-        f"{len(there)} entries, {readable(sum(entry.size for entry in there))} {bound} (HFSTRAT_CACHE_MAX), in {cache.folder()}"
-    )
+    allowed = cache.size_limit()
+    bound = "without a limit" if allowed == float("inf") else f"of at most {file_size(allowed)}"
+    size = file_size(sum(entry.size for entry in there))
+    total = f"{len(there)} entries, {size} {bound} (HFSTRAT_CACHE_MAX), in {cache.folder()}"
     if not there:
         return [total]
     table = [("name", "kind", "size", "used", "made of")]
-    table += [(_short(e), e.kind, readable(e.size), f"{age(e.used)} ago", e.description) for e in there]
+    table += [(_short(e), e.kind, file_size(e.size), f"{age(e.used)} ago", e.description) for e in there]
     widths = [max(len(row[column]) for row in table) for column in range(4)]
     return ["  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in table] + [total]
 
@@ -54,11 +54,11 @@ def remove(names: list[str], every: bool, older_than: str | None) -> list[str]:
         before = time.time() - _seconds(older_than)
         chosen = [entry for entry in chosen if entry.used < before]
     if every:
-        cache.sweep()
+        cache.remove_unfinished()
     said = []
     for entry in dict.fromkeys(chosen):
         gone = cache.remove(entry)
-        said.append(f"{'removed' if gone else 'in use, kept'}  {_short(entry)}  {readable(entry.size)}  {entry.description}")
+        said.append(f"{'removed' if gone else 'in use, kept'}  {_short(entry)}  {file_size(entry.size)}  {entry.description}")
     return said or ["nothing to remove"]
 
 

@@ -262,7 +262,7 @@ def _depth(model: str, config: dict[str, Any]) -> int:
 
 def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     """The recipe with what all runs of a comparison share."""
-    common = ["hub.push=false", "training.resume=never"]
+    common = ["hub.push_to_hub=false", "training.resume_from_checkpoint=never"]
     if request.evaluate is not None:
         common += [_eval_override(request), "data.eval_split=null"]
     overrides = [*request.overrides, *common, *request.budget.overrides()]

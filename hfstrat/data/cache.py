@@ -1,16 +1,14 @@
-"""What stands in the cache folder: its entries, how large they may become together, and how they are removed.
-
-An entry is a payload (an Arrow file) and a note (JSON) beside it: `{kind}-{fingerprint}.arrow` and `.json`. The note's time
-of change is when the entry was last used. A process that uses an entry holds a shared lock on its payload until it ends;
-one that removes it takes the lock for itself first, so nothing is removed that anyone still reads.
-
-
-Large things made once and kept, by a fingerprint of everything that they depend on: a changed input never gets old ones.
+"""The cache: large results computed once and stored under a fingerprint of everything that they depend on.
 
     entry = cache.fetch("rows", cache.fingerprint(inputs), "rows.jsonl, max_length 1024", build)
     rows = Dataset.from_file(str(entry.path))
 
-`shelf` has what stands there; this is how it gets there.
+An entry is a payload (an Arrow file) and a note (JSON) next to it: `{kind}-{fingerprint}.arrow` and `.json`. The modification
+time of the note is when the entry was last used. A process that uses an entry holds a shared lock on its payload until it
+ends; a process that removes one takes an exclusive lock first, so that nothing is removed while it is read.
+
+Why not the fingerprint cache of `datasets`: it hashes the function and its arguments instead of the bytes that were read, has
+no limit on its size and no locks, and stores only data sets; here are also features, hidden states and teacher outputs.
 """
 
 from __future__ import annotations
@@ -32,29 +30,26 @@ from typing import IO, Any
 
 from hfstrat import __version__, errors
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import file_size
 
 LIMIT = "50GB"
-
-
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-UNFINISHED = 3600.0  # seconds after which a folder that nobody builds in any more is swept away
-
-
+UNFINISHED = 3600.0  # seconds after which the folder of an unfinished build is removed
+CHUNK = 1 << 20
+SAMPLES = 256  # chunks of a payload that are hashed to verify that it is complete
 _held: dict[Path, IO[bytes]] = {}  # payloads that this process uses
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One thing in the cache. `value` is whatever its builder had to say beside the payload (any JSON)."""
+    """One entry of the cache. `value` is what its builder returned, any JSON."""
 
     path: Path  # of the payload
     kind: str
     description: str
     value: Any
-    size: int  # bytes, with the note
-    made: float  # seconds since 1970
+    size: int  # bytes, including the note
+    created: float  # seconds since 1970
     used: float
 
     @property
@@ -63,20 +58,18 @@ class Entry:
 
 
 def folder() -> Path:
-    """`$HFSTRAT_CACHE`, else `$HF_HOME/hfstrat`, else `~/.cache/hfstrat`. Raises UserError if it cannot be made."""
+    """`$HFSTRAT_CACHE`, else `$HF_HOME/hfstrat`, else `~/.cache/hfstrat`. Raises UserError if it cannot be created."""
     named, home = os.environ.get("HFSTRAT_CACHE"), os.environ.get("HF_HOME")
     path = Path(named or (f"{home}/hfstrat" if home else "~/.cache/hfstrat")).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path}: prepared data cannot be kept here ({error.strerror}); set HFSTRAT_CACHE to a folder"
-        ) from None
+        raise UserError(f"{path}: cannot create the cache folder ({error.strerror}); set HFSTRAT_CACHE to a folder") from None
     return path
 
 
-def limit() -> float:
-    """Bytes that all entries together may take: `$HFSTRAT_CACHE_MAX`, such as 50GB, or `none`."""
+def size_limit() -> float:
+    """The size in bytes that all entries together may have: `$HFSTRAT_CACHE_MAX`, such as 50GB, or `none`."""
     text = os.environ.get("HFSTRAT_CACHE_MAX") or LIMIT
     if text.lower() == "none":
         return float("inf")
@@ -86,77 +79,71 @@ def limit() -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
-def readable(size: float) -> str:
-    """A number of bytes in words."""
-    unit = next((unit for unit in "TGMK" if size >= UNITS[unit]), "")
-    return f"{size / UNITS[unit]:.1f} {unit}B" if unit else f"{size:.0f} B"
-
-
-def note_of(payload: Path) -> Path:
+def note_path(payload: Path) -> Path:
     return payload.with_suffix(".json")
 
 
 def entries() -> list[Entry]:
-    """All of them, the one used longest ago first."""
+    """All entries, least recently used first."""
     names = {path.stem for path in folder().iterdir() if path.suffix in (".arrow", ".json") and path.name[0] != "."}
     found = (entry_at(folder() / f"{name}.arrow") for name in names)
     return sorted((entry for entry in found if entry), key=lambda entry: (entry.used, entry.name))
 
 
 def entry_at(payload: Path) -> Entry | None:
-    """An entry as it says of itself, also where half of it is missing; None if another process has just removed it."""
+    """The entry as its note describes it, also if half of it is missing; None if another process has just removed it."""
     stats = []
-    for file in (note_of(payload), payload):
+    for file in (note_path(payload), payload):
         with suppress(OSError):
             stats.append(file.stat())
     if not stats:
         return None
     note = read_note(payload)
-    kind, description = str(note.get("kind", "broken")), str(note.get("description", "not whole, never used"))
+    kind, description = str(note.get("kind", "broken")), str(note.get("description", "incomplete, never used"))
     size, used = sum(stat.st_size for stat in stats), stats[0].st_mtime
-    return Entry(payload, kind, description, note.get("value"), size, float(note.get("made", used)), used)
+    return Entry(payload, kind, description, note.get("value"), size, float(note.get("created", used)), used)
 
 
 def read_note(payload: Path) -> dict[str, Any]:
-    """What stands in the note, nothing if it cannot be read."""
+    """The content of the note; empty if it cannot be read."""
     try:
-        note = json.loads(note_of(payload).read_text(encoding="utf-8"))
+        note = json.loads(note_path(payload).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
 
 
-def hold(payload: Path) -> bool:
-    """Keep an entry from being removed while this process lives; False if it is not there."""
+def acquire(payload: Path) -> bool:
+    """Protect an entry from removal while this process runs; False if it does not exist."""
     try:
         file = payload.open("rb")
     except OSError:
         return False
     with suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_SH)
-    if not _same(file, payload):  # it was removed, or made anew, while we waited
+    if not _is_same(file, payload):  # it was removed, or built again, while this process waited
         file.close()
         return False
     if earlier := _held.pop(payload, None):
         earlier.close()
     _held[payload] = file
-    with suppress(OSError):  # a cache that we may only read
-        os.utime(note_of(payload))
+    with suppress(OSError):  # a read-only cache
+        os.utime(note_path(payload))
     return True
 
 
-def in_use() -> list[str]:
-    """The names of the entries that this process holds."""
+def names_in_use() -> list[str]:
+    """The names of the entries that this process uses."""
     return sorted(payload.stem for payload in _held)
 
 
-def let_go(payload: Path) -> None:
-    """This process uses it no more."""
+def release(payload: Path) -> None:
+    """Allow the removal of an entry that this process no longer uses."""
     if file := _held.pop(payload, None):
         file.close()
 
 
-def _same(file: IO[Any], path: Path) -> bool:
+def _is_same(file: IO[Any], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -164,58 +151,59 @@ def _same(file: IO[Any], path: Path) -> bool:
 
 
 def remove(entry: Entry) -> bool:
-    """Remove an entry; False if a process still uses it (or the file system knows no locks, and nobody can tell)."""
+    """Remove an entry; False if a process still uses it, or if that is unknown (a file system without locks)."""
     with suppress(FileNotFoundError), entry.path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        note_of(entry.path).unlink(missing_ok=True)
+        note_path(entry.path).unlink(missing_ok=True)
         entry.path.unlink(missing_ok=True)
         return True
-    note_of(entry.path).unlink(missing_ok=True)  # a note without its payload
+    note_path(entry.path).unlink(missing_ok=True)  # a note without its payload
     return True
 
 
-def shrink(beside: int = 0) -> None:
-    """Remove what was used longest ago until all entries, and `beside` more bytes, are within the limit; say what goes."""
-    allowed, there = limit(), entries()
-    total = sum(entry.size for entry in there) + beside
-    for entry in there:
+def evict(needed: int = 0) -> None:
+    """Remove the least recently used entries until all of them and `needed` more bytes are within the limit; print each."""
+    allowed, present = size_limit(), entries()
+    total = sum(entry.size for entry in present) + needed
+    for entry in present:
         if total <= allowed:
             return
         if remove(entry):
             total -= entry.size
-            _say(f"removed {entry.name} ({readable(entry.size)}, {entry.description}): more than {readable(allowed)} together")
+            _print(f"removed {entry.name} ({file_size(entry.size)}, {entry.description}): limit {file_size(allowed)} exceeded")
     if total > allowed:
-        _say(f"{readable(total)} are in use at once, more than {readable(allowed)}; nothing else is left to remove")
+        _print(f"{file_size(total)} are in use, more than the limit of {file_size(allowed)}; nothing else can be removed")
 
 
-def _say(what: str) -> None:
-    print(f"cache: {what} (HFSTRAT_CACHE_MAX)", file=sys.stderr, flush=True)
+def _print(message: str) -> None:
+    print(f"cache: {message} (HFSTRAT_CACHE_MAX)", file=sys.stderr, flush=True)
 
 
-def check_room(needed: int, description: str) -> None:
-    """Raises UserError where the disk has less room than `needed` bytes."""
+def check_free_space(needed: int, description: str) -> None:
+    """Raises UserError if the disk has less free space than `needed` bytes."""
     free = shutil.disk_usage(folder()).free
     if needed > free:
         raise UserError(
-            f"{folder()}: {description} will take about {readable(needed)}, and {readable(free)} are free here; remove what "
-            "you need no more (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another disk"
+            f"{folder()}: {description}: about {file_size(needed)} are needed, but only {file_size(free)} are free; remove "
+            "entries that are no longer needed (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on "
+            "another disk"
         )
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """One process at a time inside, for each name; the others wait."""
+def exclusive(name: str) -> Iterator[None]:
+    """Run the body in one process at a time for each name; the others wait."""
     path = folder() / f".{name}.lock"
     if not os.access(folder(), os.W_OK):
-        raise UserError(f"{folder()}: nothing can be kept here, since we may not write to it; set HFSTRAT_CACHE to a folder")
+        raise UserError(f"{folder()}: the cache folder is not writable; set HFSTRAT_CACHE to another folder")
     while True:
         with path.open("w") as lock:
-            with suppress(OSError):  # a file system without locks: each builds for itself, and the last one's stays
+            with suppress(OSError):  # a file system without locks: every process builds, and the last entry remains
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _same(lock, path):  # it was the lock of one who has finished
+            if not _is_same(lock, path):  # the lock of a process that has finished
                 continue
             try:
                 yield
@@ -224,24 +212,15 @@ def alone(name: str) -> Iterator[None]:
             return
 
 
-def sweep(name: str = "") -> None:
-    """Remove what killed processes left half built: of `name` (whose lock we have), or all that is old."""
+def remove_unfinished(name: str = "") -> None:
+    """Remove unfinished builds of killed processes: those of `name` (whose lock is held), or all old ones."""
     for path in folder().glob(f".{name or '*'}-building-*"):
         if name or time.time() - path.stat().st_mtime > UNFINISHED:
             shutil.rmtree(path, ignore_errors=True)
 
 
-__all__ = ["Entry", "digest_of", "fetch", "find", "fingerprint", "folder", "tokenizer_digest"]
-
-
-CHUNK = 1 << 20
-
-
-SAMPLES = 256  # chunks of a payload that are read to see whether it is whole
-
-
 def digest_of(*files: Path) -> str:
-    """SHA-256 over the bytes of files, in this order."""
+    """SHA-256 over the bytes of the files, in this order."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.stat().st_size.to_bytes(8, "little"))
@@ -252,13 +231,13 @@ def digest_of(*files: Path) -> str:
 
 
 def digest_sampled(file: Path) -> str:
-    """SHA-256 over the size and all bytes of a file of up to 256 MiB; of a larger one over 256 chunks of 1 MiB, evenly
-    spread, with the first and the last.
+    """SHA-256 over the size and all bytes of a file of up to 256 MiB; of a larger one over 256 evenly spread chunks of 1 MiB,
+    the first and the last included.
 
-    It is read at every start, and hashing 50 GB would take minutes. What it has to find is a file that was cut off, put
-    together from two, or overwritten: a payload is on the disk (fsync) before it gets its name, gets it in one step, and is
-    never written to again, so nothing of ours leaves a hole between two chunks. The failing of a disk, bit by bit, is found
-    in small files only.
+    It is computed at every start, and hashing 50 GB would take minutes. It has to find a file that was truncated, joined from
+    two, or overwritten: a payload is on the disk (fsync) before it gets its name, gets it in one step, and is never written
+    to again, so hfstrat itself leaves no hole between two chunks. Single bits that fail on the disk are found in small files
+    only.
     """
     size = file.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
@@ -272,9 +251,9 @@ def digest_sampled(file: Path) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Over the tokenizer's files as it would be saved, without the padding and cutting that its last call left behind."""
+    """SHA-256 over the files of the saved tokenizer, without the padding and truncation settings that its last call left."""
     if backend := getattr(tokenizer, "backend_tokenizer", None):
-        backend.no_padding()  # each call sets both anew
+        backend.no_padding()  # each call sets both again
         backend.no_truncation()
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
@@ -284,74 +263,74 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
-    """A name for what is made of these inputs by this version."""
+    """A name for what this version builds from these inputs."""
     text = json.dumps({"version": __version__, **inputs}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def fetch(kind: str, name: str, description: str, build: Callable[[Path], Any], needed: int = 0) -> Entry:
-    """The entry of this kind and name, built if it is not there or not whole. It is kept while this process lives.
+    """The entry of this kind and name, built if it is missing or incomplete. It is protected while this process runs.
 
     Args:
         kind: what it is, one word: `rows`, `features`, ...
         name: the `fingerprint` of everything it depends on.
-        description: for people, what it was made of; it is shown by `hfstrat cache ls` and is no part of the name.
-        build: writes the payload (an Arrow file) to the path it is given and returns what shall be kept beside it, any
-            JSON, which comes back as `Entry.value`. One process builds at a time and the others wait for it, so `build`
-            must not talk to them (no collective operations).
-        needed: bytes that the payload will take, roughly; 0 where nobody knows.
+        description: what it was built from, as `hfstrat cache ls` shows it; not part of the name.
+        build: writes the payload (an Arrow file) to the given path and returns any JSON, which is stored with it as
+            `Entry.value`. One process builds while the others wait, so `build` must not communicate with them (no collective
+            operations).
+        needed: size of the payload in bytes, roughly; 0 if unknown.
 
     Raises:
-        UserError: there is less room on the disk than `needed`.
-        RunError: the disk is full (exit code 6). Nothing half written is left.
+        UserError: there is less free space on the disk than `needed`.
+        RunError: the disk is full (exit code 6). No partial entry is left.
     """
     payload = folder() / f"{kind}-{name}.arrow"
-    if (entry := _whole(payload)) is None:
-        with alone(payload.stem):
-            if (entry := _whole(payload)) is None:  # nobody made it while we waited
-                sweep(payload.stem)
-                shrink(needed)
-                check_room(needed, description)
+    if (entry := _find_complete(payload)) is None:
+        with exclusive(payload.stem):
+            if (entry := _find_complete(payload)) is None:  # no other process built it in the meantime
+                remove_unfinished(payload.stem)
+                evict(needed)
+                check_free_space(needed, description)
                 _build(payload, {"kind": kind, "description": description}, build)
-                entry = _whole(payload)
-        shrink()
+                entry = _find_complete(payload)
+        evict()
     if entry is None:
-        raise errors.RunError(f"{payload}: what was just written here is gone, or is not what was written; is the disk sound?")
+        raise errors.RunError(f"{payload}: the file just written is missing or changed; check the disk")
     return entry
 
 
 def find(kind: str, name: str) -> Entry | None:
-    """The entry if it is there and whole; it is kept while this process lives."""
-    return _whole(folder() / f"{kind}-{name}.arrow")
+    """The entry if it exists and is complete; it is protected while this process runs."""
+    return _find_complete(folder() / f"{kind}-{name}.arrow")
 
 
 def _build(payload: Path, note: dict[str, Any], build: Callable[[Path], Any]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{payload.stem}-building-", dir=folder()) as scratch:
-            made, beside = Path(scratch) / "payload", Path(scratch) / "note"
-            value = build(made)
-            with made.open("rb") as file:
+            payload_file, note_file = Path(scratch) / "payload", Path(scratch) / "note"
+            value = build(payload_file)
+            with payload_file.open("rb") as file:
                 os.fsync(file.fileno())
-            note |= {"made": time.time(), "sha256": digest_sampled(made), "value": value}
-            beside.write_text(json.dumps(note), encoding="utf-8")
-            note_of(payload).unlink(missing_ok=True)  # of a broken entry
-            made.replace(payload)
-            beside.replace(note_of(payload))
+            note |= {"created": time.time(), "sha256": digest_sampled(payload_file), "value": value}
+            note_file.write_text(json.dumps(note), encoding="utf-8")
+            note_path(payload).unlink(missing_ok=True)  # of a broken entry
+            payload_file.replace(payload)
+            note_file.replace(note_path(payload))
     except Exception as error:
         if errors.named(error).code != errors.DISK_FULL:
             raise
         raise errors.RunError(
-            f"the disk is full: {folder()} has no room for {note['description']}; nothing half written is left. Remove what "
-            "you need no more (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another disk",
+            f"the disk is full: {folder()} has no room for {note['description']}; no partial entry is left. Remove entries "
+            "that are no longer needed (hfstrat cache ls, hfstrat cache rm), or set HFSTRAT_CACHE to a folder on another disk",
             errors.DISK_FULL,
         ) from error
 
 
-def _whole(payload: Path) -> Entry | None:
-    """The entry, held from now on, if it is there and whole."""
-    if hold(payload):
+def _find_complete(payload: Path) -> Entry | None:
+    """The entry, protected from now on, if it exists and is complete."""
+    if acquire(payload):
         note = read_note(payload)
-        if {"kind", "value", "made"} <= set(note) and note.get("sha256") == digest_sampled(payload):
+        if {"kind", "value", "created"} <= set(note) and note.get("sha256") == digest_sampled(payload):
             return entry_at(payload)
-        let_go(payload)
+        release(payload)
     return None

@@ -1,4 +1,4 @@
-"""How many bytes of text a token stands for, so that losses of different tokenizers can be told in bits a byte. No torch."""
+"""Text bytes per token, so that losses of different tokenizers compare as bits per byte. No torch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ _PREPEND = {"type": "Prepend", "prepend": MARK}
 
 
 class TokenBytes(NamedTuple):
-    """Of each token of a vocabulary.
+    """The bytes of each token of a vocabulary.
 
-    sizes: bytes of UTF-8 that it stands for, `[V]`; 0 for special ones.
-    spaced: whether it may begin with the space that the tokenizer puts before a text, `[V]`; none where it puts none.
-    is_first: only the first text of a row gets one; else every text behind a special token.
+    Args:
+        sizes: UTF-8 bytes that the token stands for, `[V]`; 0 for special tokens.
+        spaced: whether the token may begin with the space that the tokenizer puts before a text, `[V]`; all false if it puts
+            none.
+        is_first: only the first text of a row gets that space; else every text after a special token does.
     """
 
     sizes: np.ndarray
     spaced: np.ndarray
     is_first: bool = False
 
-    def of(self, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Bytes of text of each token, `[tokens]`, without the spaces that nobody wrote.
+    def count_bytes(self, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Text bytes of each token, `[tokens]`, without the spaces that the tokenizer added.
 
         Args:
-            ids: rows one behind the other.
-            starts: where each row begins; its first token is nobody's prediction, and stands for 0.
+            ids: the rows, concatenated.
+            starts: where each row begins; its first token is not predicted and counts 0.
         """
         known = ids < len(self.sizes)
         ids = np.where(known, ids, 0)
@@ -46,18 +48,18 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes | None:
-    """Exact for byte-level BPE, and for SentencePiece's kind with bytes for unknown characters, where a text itself has no `▁`.
+    """The bytes of a tokenizer's tokens: exact for byte-level BPE, and for SentencePiece with byte fallback unless the text
+    itself contains `▁`.
 
-    None for a tokenizer whose tokens have no bytes of their own: one that changes a text, or has a token for what it does not
-    know.
+    None for a tokenizer whose tokens have no definite bytes: one that changes the text, or has an unknown token.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spec = json.loads(backend.to_str()) if backend is not None else {}
     vocabulary = tokenizer.get_vocab()
     if (spec.get("decoder") or {}).get("type") == "ByteLevel" and not spec.get("normalizer"):
         space = "Ġ" if any(part.get("add_prefix_space") for part in _parts(spec.get("pre_tokenizer"))) else None
-        found = {token: len(token) for token in vocabulary}  # each of its characters is one byte
-    elif _is_pieces(spec, vocabulary):
+        found = {token: len(token) for token in vocabulary}  # each character stands for one byte
+    elif _is_sentencepiece(spec, vocabulary):
         space = MARK if _prepends(spec) else None
         found = {token: len(token.replace(MARK, " ").encode()) for token in vocabulary} | dict.fromkeys(BYTES, 1)
     else:
@@ -74,27 +76,27 @@ def token_bytes(tokenizer: Any) -> TokenBytes | None:
 
 
 def _parts(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A step of a tokenizer, or each of several in a row."""
+    """A step of a tokenizer, or each step of a sequence."""
     yield from (step or {}).get("normalizers") or (step or {}).get("pretokenizers") or ([step] if step else [])
 
 
-def _is_pieces(spec: dict[str, Any], vocabulary: dict[str, int]) -> bool:
-    """Whether pieces are the text itself with `▁` for spaces, and bytes for what has no piece."""
+def _is_sentencepiece(spec: dict[str, Any], vocabulary: dict[str, int]) -> bool:
+    """Whether tokens are the text itself with `▁` for spaces, and bytes for characters without a token."""
     if not (spec.get("model") or {}).get("byte_fallback") or not all(byte in vocabulary for byte in BYTES):
         return False
     marks = (part["type"] == "Metaspace" and part.get("replacement") == MARK for part in _parts(spec.get("pre_tokenizer")))
-    if not (any(marks) or any(_marks(part) for part in _parts(spec.get("normalizer")))):
+    if not (any(marks) or any(_replaces_spaces(part) for part in _parts(spec.get("normalizer")))):
         return False
-    keeps = all(_keeps(part) for part in _parts(spec.get("pre_tokenizer")))
-    return keeps and all(_marks(part) or part == _PREPEND for part in _parts(spec.get("normalizer")))
+    keeps = all(_keeps_text(part) for part in _parts(spec.get("pre_tokenizer")))
+    return keeps and all(_replaces_spaces(part) or part == _PREPEND for part in _parts(spec.get("normalizer")))
 
 
-def _marks(part: dict[str, Any]) -> bool:
+def _replaces_spaces(part: dict[str, Any]) -> bool:
     return part == {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
 
 
-def _keeps(part: dict[str, Any]) -> bool:
-    """Whether a pre-tokenizer takes nothing of the text away."""
+def _keeps_text(part: dict[str, Any]) -> bool:
+    """Whether a pre-tokenizer removes nothing from the text."""
     if part["type"] == "Metaspace":
         return bool(part.get("replacement") == MARK)
     return part["type"] == "Digits" or (part["type"] == "Split" and part.get("behavior") != "Removed")

@@ -230,9 +230,10 @@ def measure(subject: Subject, source: str, runner: Runner) -> Measurement:
 
     sums = runner.per_row("control text", np.array([len(row) for row in ids]), step)
     found = token_bytes(tokenizer)
-    beside = (
-        {} if found is None else {"bytes": np.array([found.of(np.array(row), np.array([0])).sum() for row in ids], dtype=float)}
-    )
+    beside: dict[str, np.ndarray] = {}
+    if found is not None:
+        sizes = [found.count_bytes(np.array(row), np.array([0])).sum() for row in ids]
+        beside["bytes"] = np.array(sizes, dtype=float)
     order = hashlib.sha256(repr(ids).encode()).hexdigest()
     tokens = float(sums[0][:, 1].sum())
     name = "the bundled passages" if source == "auto" else Path(source).name

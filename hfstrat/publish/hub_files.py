@@ -23,7 +23,7 @@ from hfstrat.tasks.report import Report
 Result = TypeVar("Result")
 
 
-LATER = "set hub.push=false, and `hfstrat push RUN --repo NAME` later"
+LATER = "set hub.push_to_hub=false, and `hfstrat push RUN --repo NAME` later"
 
 
 BRIEF, PATIENT = (1.0, 4.0), (2.0, 10.0, 30.0)  # seconds between attempts: before training, and for an upload
@@ -52,11 +52,11 @@ def look(settings: Hub, key: str, waits: tuple[float, ...]) -> Place:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    repo = settings.repo or ""
+    repo = settings.repo_id or ""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"hub.repo: {repo}: {first_line(error)}; expected owner/name, such as me/my-model") from None
+        raise UserError(f"hub.repo_id: {repo}: {first_line(error)}; expected owner/name, such as me/my-model") from None
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{key}: {repo} cannot be reached because HF_HUB_OFFLINE is set; unset it, or {LATER}")
     if not get_token():
@@ -74,7 +74,7 @@ def look(settings: Hub, key: str, waits: tuple[float, ...]) -> Place:
     if exists is None:
         if repo.split("/")[0] not in mine:
             raise UserError(
-                f"hub.repo: {repo} does not exist, and {who['name']} cannot create it: expected one of "
+                f"hub.repo_id: {repo} does not exist, and {who['name']} cannot create it: expected one of "
                 f"{', '.join(f'{name}/...' for name in sorted(mine))}"
             )
         return Place(repo, who["name"], role, None)
@@ -103,11 +103,11 @@ def with_reason(call: Callable[[], Result], repo: str, waits: tuple[float, ...])
             403: "this token may not write there; check the name, or give the token write permission",
         }
         why = reasons.get(status, f"the Hub answers {status} ({first_line(error)}); wait, or {LATER}")
-        raise UserError(f"hub.repo: {repo}: {why}") from error
+        raise UserError(f"hub.repo_id: {repo}: {why}") from error
     except Exception as error:  # the transport has many ways to fail
         if not _passes(error):
             raise
-        raise UserError(f"hub.repo: {repo}: the Hub cannot be reached ({first_line(error)}); wait, or {LATER}") from error
+        raise UserError(f"hub.repo_id: {repo}: the Hub cannot be reached ({first_line(error)}); wait, or {LATER}") from error
 
 
 def _private(api: Any, repo: str) -> bool | None:

@@ -26,9 +26,11 @@ def check_access(recipe: Recipe) -> Place | None:
     Raises:
         UserError: no login, no permission, a different visibility, offline, or no connection.
     """
-    if not recipe.hub.push or recipe.hub.repo is None or os.environ.get("RANK", "0") != "0":  # the first process checks for all
+    if (
+        not recipe.hub.push_to_hub or recipe.hub.repo_id is None or os.environ.get("RANK", "0") != "0"
+    ):  # the first process checks for all
         return None
-    return look(recipe.hub, "hub.push", BRIEF)
+    return look(recipe.hub, "hub.push_to_hub", BRIEF)
 
 
 def prepare(recipe: Recipe) -> list[str]:
@@ -52,7 +54,7 @@ def prepare(recipe: Recipe) -> list[str]:
 
 def push(recipe: Recipe, run: Path, report: Report) -> list[str]:
     """Upload the verified result of a run if its recipe says so; returns lines to print. No error here fails the run."""
-    if not recipe.hub.push or recipe.hub.repo is None:
+    if not recipe.hub.push_to_hub or recipe.hub.repo_id is None:
         return []
     try:
         return publish(run, report, recipe.hub, print)
@@ -74,19 +76,19 @@ def push_run(target: str, repo: str | None, private: bool | None, revision: str 
         raise UserError(f"{target}: not a finished run (a folder with final/ and report.json), as `hfstrat train` writes it")
     hub = report.run.recipe.hub
     settings = Hub(
-        push=False,
-        repo=repo or hub.repo,
+        push_to_hub=False,
+        repo_id=repo or hub.repo_id,
         private=hub.private if private is None else private,
         revision=revision or hub.revision,
     )
-    if not settings.repo:
-        raise UserError(f"{target}: its recipe has no hub.repo; give one with --repo, such as --repo me/my-model")
+    if not settings.repo_id:
+        raise UserError(f"{target}: its recipe has no hub.repo_id; give one with --repo, such as --repo me/my-model")
     try:
         return publish(run, report, settings, print)
     except RunError:
         raise
     except Exception as error:
-        why = f"{settings.repo}: not pushed: {first_line(error)}; the same command resumes the upload"
+        why = f"{settings.repo_id}: not pushed: {first_line(error)}; the same command resumes the upload"
         raise RunError(why, errors.NOT_PUSHED) from error
 
 

@@ -9,7 +9,7 @@ EVALUATED_ON = ("evaluation.max_rows",)  # evaluation losses before and after a 
 _TRAINING = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "activation_checkpointing", "torch_compile"),
     *("logging_steps", "eval_steps", "save_steps", "save_total_limit", "load_best_model_at_end", "early_stopping_patience"),
-    *("resume", "report_to"),
+    *("resume_from_checkpoint", "report_to"),
 )
 _EXTRA = (  # of TrainingArguments: data loading and logging
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
@@ -23,7 +23,7 @@ MAY_CHANGE = {  # keys; those that end with a dot are sections
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
-SILENT = ("output_dir", "hub.", "training.resume")  # changes that are not reported
+SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes that are not reported
 
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -107,7 +107,7 @@ def check_pairs(pairs: list[tuple[int, int]], student: int, teacher: int) -> Non
         for layer, count, who in zip(given, (student, teacher), ("student", "teacher"), strict=True):
             if not 0 <= layer < count:
                 raise UserError(
-                    f"strategy.hidden.layers: {list(given)}: the {who} has no layer {layer}; its {count} layers are "
+                    f"strategy.hidden_states.layers: {list(given)}: the {who} has no layer {layer}; its {count} layers are "
                     f"counted from 0 to {count - 1}"
                 )
 
@@ -121,7 +121,7 @@ StudentName = Literal["full", "lora", "partial", "scratch"]
 
 
 class Distill(StrategySection):
-    """The loss is `alpha * T^2 * divergence from the teacher + (1 - alpha) * cross-entropy`, over supervised positions."""
+    """The loss is `w * T^2 * divergence + (1 - w) * cross-entropy` over supervised tokens, with w = teacher_weight."""
 
     name: Literal["distill"]
     teacher: Annotated[TeacherModel | None, BeforeValidator(_from_path, json_schema_input_type=TeacherModel | str | None)] = (
@@ -131,25 +131,27 @@ class Distill(StrategySection):
         description="How the student is trained: another strategy with its keys"
     )
     shrink: Shrink | None = Field(None, description="The student is `model:` with layers left out, or narrower ones")
-    loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = Field(
         "forward_kl",
         description="Divergence: forward_kl (arXiv 1503.02531), reverse_kl (2306.08543), jsd, skew_kl (2402.03898)",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
+    teacher_weight: float = Field(0.5, ge=0, le=1, description="Share of the teacher in the loss; the rest is cross-entropy")
     temperature: float = Field(
         1.0, gt=0, description="Of both distributions in the divergence; with on_policy also of the sampling"
     )
     skew: float = Field(0.1, gt=0, lt=1, description="Share of the teacher in the mixture of skew_kl")
-    level: Literal["token", "sequence"] = Field(
-        "token", description="sequence: fine-tune on answers that the teacher generates (arXiv 1606.07947), without its logits"
+    seq_kd: bool = Field(
+        False,
+        description="Sequence-level distillation: fine-tune on answers that the teacher generates (arXiv 1606.07947), "
+        "without its logits",
     )
     on_policy: bool = Field(
         False,
         description="Train on answers that the student itself generates, with TRL's DistillationTrainer (arXiv 2306.13649)",
     )
     max_new_tokens: int = Field(256, ge=1, description="Maximum length of an answer that teacher or student generates")
-    hidden: LayerPairs | None = Field(None, description="Match hidden states of layers too")
-    cache: Cache = Field(Cache(), description="How the teacher's outputs are cached")
+    hidden_states: LayerPairs | None = Field(None, description="Match hidden states of layers too")
+    teacher_cache: Cache = Field(Cache(), description="How the teacher's outputs are cached")
     baseline: bool | Literal["auto"] = Field(
         "auto",
         description="Also train the same student without the teacher, to compare; auto: if training took under 5 minutes",
@@ -184,7 +186,7 @@ class Distill(StrategySection):
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss of training contains outputs of the teacher."""
-        return self.level == "token" and (self.alpha > 0 or self.hidden is not None)  # on_policy: alpha is not 0
+        return not self.seq_kd and (self.teacher_weight > 0 or self.hidden_states is not None)  # on_policy: it is not 0
 
     def training_defaults(self) -> dict[str, Default]:
         return self.student.training_defaults()
@@ -192,8 +194,8 @@ class Distill(StrategySection):
     @model_validator(mode="after")
     def _fits_together(self) -> Distill:
         _check_read(self)
-        if self.level == "sequence" and self.hidden:
-            raise ValueError("hidden: with level: sequence the teacher only writes; remove one of them")
+        if self.seq_kd and self.hidden_states:
+            raise ValueError("hidden_states: with seq_kd the teacher only writes; remove one of them")
         if isinstance(self.student, Scratch):
             _check_random(self, self.student)
         if isinstance(self.student, Lora):
@@ -210,45 +212,49 @@ def changed(section: BaseModel) -> set[str]:
     return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
 
 
-OF_THE_DIVERGENCE = ("alpha", "temperature", "loss", "skew", "cache")
+OF_THE_DIVERGENCE = ("teacher_weight", "temperature", "divergence", "skew", "teacher_cache")
 
 
 def _check_read(strategy: Distill) -> None:
-    """Refuse keys that nothing reads. (`alpha: 0` is allowed: it switches the teacher off.)"""
-    given, kept = changed(strategy), changed(strategy.cache)
-    if strategy.level == "sequence" and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
-        raise ValueError(f"{odd[0]}: with level: sequence the teacher only writes, and nothing reads it; remove it")
-    if strategy.on_policy and (odd := [key for key in ("alpha", "cache", "baseline") if key in given]):
+    """Refuse keys that nothing reads. (`teacher_weight: 0` is allowed: it switches the teacher off.)"""
+    given, kept = changed(strategy), changed(strategy.teacher_cache)
+    if strategy.seq_kd and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
+        raise ValueError(f"{odd[0]}: with seq_kd the teacher only writes, and nothing reads it; remove it")
+    if strategy.on_policy and (odd := [key for key in ("teacher_weight", "teacher_cache", "baseline") if key in given]):
         reasons = {
-            "alpha": "on its own answers a student learns from the teacher alone",
-            "cache": "the student writes other answers each time, so that none are kept",
+            "teacher_weight": "on its own answers a student learns from the teacher alone",
+            "teacher_cache": "the student writes other answers each time, so that none are kept",
             "baseline": "on its own answers there is nothing to learn without the teacher",
         }
         raise ValueError(f"{odd[0]}: {reasons[odd[0]]}; remove it")
-    if "max_new_tokens" in given and not (strategy.on_policy or strategy.level == "sequence"):
-        raise ValueError("max_new_tokens: nobody writes; it is for level: sequence and on_policy: true, remove it")
-    if "skew" in given and strategy.loss != "skew_kl":
-        raise ValueError(f"skew: it is of skew_kl, and loss is {strategy.loss}; remove it, or say loss: skew_kl")
-    if "tokens" in kept and strategy.cache.form in ("hidden", "off"):
-        raise ValueError(f"cache.tokens: form: {strategy.cache.form} keeps no tokens; remove it, or take sampled or top_k")
-    form = strategy.cache.form
-    if strategy.hidden and form not in ("auto", "off"):
-        raise ValueError(f"cache.form: {form}, but hidden compares states of layers, which are not kept; remove one of them")
-    if strategy.loss != "forward_kl" and form in ("sampled", "top_k"):
+    if "max_new_tokens" in given and not (strategy.on_policy or strategy.seq_kd):
+        raise ValueError("max_new_tokens: nobody writes; it is for seq_kd: true and on_policy: true, remove it")
+    if "skew" in given and strategy.divergence != "skew_kl":
+        raise ValueError(f"skew: for divergence: skew_kl, given {strategy.divergence}; remove it, or set skew_kl")
+    if "tokens" in kept and strategy.teacher_cache.form in ("hidden", "off"):
         raise ValueError(
-            f"cache.form: {form} tells some tokens' probabilities, and {strategy.loss} needs all of them; take hidden, or "
-            "loss: forward_kl"
+            f"teacher_cache.tokens: form: {strategy.teacher_cache.form} keeps no tokens; remove it, or take sampled or top_k"
         )
-    if "budget" in kept and strategy.cache.form == "off":
-        raise ValueError("cache.budget: form: off keeps nothing; remove it")
+    form = strategy.teacher_cache.form
+    if strategy.hidden_states and form not in ("auto", "off"):
+        raise ValueError(
+            f"teacher_cache.form: {form}, but hidden compares states of layers, which are not kept; remove one of them"
+        )
+    if strategy.divergence != "forward_kl" and form in ("sampled", "top_k"):
+        raise ValueError(
+            f"teacher_cache.form: {form} stores the probabilities of some tokens, and {strategy.divergence} needs all of "
+            "them; set form: hidden, or divergence: forward_kl"
+        )
+    if "budget" in kept and strategy.teacher_cache.form == "off":
+        raise ValueError("teacher_cache.budget: form: off stores nothing; remove it")
 
 
 def _check_lora(strategy: Distill, student: Lora) -> None:
-    if strategy.shrink or strategy.hidden:
+    if strategy.shrink or strategy.hidden_states:
         what, reason = (
             ("shrink", "an adapter's base is a published model, and one with layers left out is none")
             if strategy.shrink
-            else ("hidden", "its projections would not be in the checkpoints of an adapter")
+            else ("hidden_states", "its projections would not be in the checkpoints of an adapter")
         )
         raise ValueError(f"{what}: {reason}; take student full or partial")
     if strategy.teacher is None and student.changes_base:
@@ -259,8 +265,8 @@ def _check_lora(strategy: Distill, student: Lora) -> None:
 
 
 def _check_partial(student: Partial) -> None:
-    if student.precompute == "on":
-        raise ValueError("student.precompute: on: hidden states are not kept beside a teacher's answers; remove it")
+    if student.precompute is True:
+        raise ValueError("student.precompute: true: hidden states are not kept beside a teacher's answers; remove it")
     if not student.frozen_dropout:
         raise ValueError("student.frozen_dropout: a student's forward is bound to its teacher; remove it")
 
@@ -270,19 +276,19 @@ def _check_random(strategy: Distill, student: Scratch) -> None:
         raise ValueError("teacher: missing; a student with random weights has none of its own to learn from: name one")
     if strategy.shrink:
         raise ValueError("shrink: leaves layers out of a pretrained model, and this student is random; remove one of them")
-    if student.tokenizer and strategy.level != "sequence":
+    if student.tokenizer and not strategy.seq_kd:
         raise ValueError(
             "student: its tokenizer would be a new one, and the teacher's probabilities are of its own tokens; remove "
-            "student.tokenizer (the teacher's is taken), or let the teacher write: level: sequence"
+            "student.tokenizer (the teacher's is taken), or let the teacher write: seq_kd: true"
         )
 
 
 def _check_on_policy(strategy: Distill) -> None:
-    if strategy.level == "sequence":
-        raise ValueError("level: with sequence the teacher writes the answers, with on_policy the student; remove one of them")
-    if strategy.hidden:
-        raise ValueError("hidden: TRL's DistillationTrainer compares no layers; remove it, or on_policy")
-    if strategy.loss == "skew_kl":
-        raise ValueError("loss: skew_kl is not in TRL's DistillationTrainer; take forward_kl, reverse_kl or jsd")
+    if strategy.seq_kd:
+        raise ValueError("seq_kd: the teacher generates the answers, with on_policy the student; remove one of them")
+    if strategy.hidden_states:
+        raise ValueError("hidden_states: TRL's DistillationTrainer compares no layers; remove it, or on_policy")
+    if strategy.divergence == "skew_kl":
+        raise ValueError("divergence: skew_kl is not in TRL's DistillationTrainer; take forward_kl, reverse_kl or jsd")
     if strategy.teacher is None and strategy.student.name == "lora":
         raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model beside the student: name one")

@@ -15,7 +15,7 @@ Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json"]
 class Evaluation(Section):
     """What is measured in addition to the training loss, before and after training; `hfstrat evaluate` measures the same."""
 
-    before: bool = Field(True, description="Also measure everything before training")
+    eval_on_start: bool = Field(True, description="Also measure everything before training")
     max_rows: int | None = Field(None, ge=1, description="Maximum number of evaluation examples")
     prompts: list[str] = Field(
         [], description="Prompts to answer before and after training; default: those of evaluation examples"

@@ -83,7 +83,7 @@ class Training(Section):
         description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
         "sample. Each example is seen once per epoch. auto: group_by_length if a step has fewer than 16 examples",
     )
-    packing: Literal["auto", "on", "off"] = Field(
+    packing: bool | Literal["auto"] = Field(
         "auto",
         description="Pack several examples of a step into one sequence, if a test on the model shows that they do not attend "
         "to each other; auto: on a GPU, where it saves padding",
@@ -115,7 +115,7 @@ class Training(Section):
         None, ge=1, description="Stop after this number of evaluations without improvement"
     )
     report_to: list[Tracker] = Field([], description="Experiment trackers, such as [wandb]")
-    resume: str = Field(
+    resume_from_checkpoint: str = Field(
         "auto", min_length=1, description="auto (the last complete checkpoint), never, or the path of a checkpoint"
     )
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
@@ -148,8 +148,8 @@ class Training(Section):
 class Hub(Section):
     """Upload of the result to the Hugging Face Hub."""
 
-    push: bool = Field(False, description="Upload the result after it is verified")
-    repo: str | None = Field(None, description="Repository, such as me/my-model")
+    push_to_hub: bool = Field(False, description="Upload the result after it is verified")
+    repo_id: str | None = Field(None, description="Repository, such as me/my-model")
     private: bool = Field(
         True, description="Whether the repository is private; an existing public one is refused unless this is false"
     )
@@ -157,8 +157,8 @@ class Hub(Section):
 
     @model_validator(mode="after")
     def _has_a_repo(self) -> Hub:
-        if self.push and not self.repo:
-            raise ValueError("push: true needs a repository; set hub.repo, such as me/my-model")
+        if self.push_to_hub and not self.repo_id:
+            raise ValueError("push_to_hub: true needs a repository; set hub.repo_id, such as me/my-model")
         return self
 
 

@@ -80,9 +80,11 @@ class Full(StrategySection):
         )
 
 
-LoraInit = Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
+LoraInit = Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
 CHANGES_BASE = ("pissa", "olora")  # initializations that subtract the new adapter from the base weights
-OF_THE_ADAPTER = ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save")
+OF_THE_ADAPTER = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save"),
+)
 
 
 class Lora(StrategySection):
@@ -90,16 +92,16 @@ class Lora(StrategySection):
 
     name: Literal["lora"]
     r: int = Field(16, ge=1, description="Rank of the adapters")
-    alpha: int | None = Field(
-        None, ge=1, description="Scale: the update is multiplied by alpha/r; default 2r (arXiv 2405.09673, section 4)"
+    lora_alpha: int | None = Field(
+        None, ge=1, description="Scale: the update is multiplied by lora_alpha/r; default 2r (arXiv 2405.09673, section 4)"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head"
     )
     use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv 2402.09353)")
-    use_rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (arXiv 2312.03732)")
-    init_lora_weights: LoraInit = Field("default", description="PEFT's initialization by name")
+    use_rslora: bool = Field(False, description="Scale by lora_alpha/sqrt(r) (arXiv 2312.03732)")
+    init_lora_weights: LoraInit = Field(True, description="PEFT's initialization; true: Kaiming-uniform A, zero B")
     modules_to_save: list[str] = Field([], description="Modules that are trained in full and saved with the adapter")
     adapter: str | None = Field(None, description="Folder or Hub id of an adapter to continue from, instead of a new one")
     defaults: ClassVar[dict[str, Default]] = {
@@ -109,7 +111,7 @@ class Lora(StrategySection):
     @property
     def changes_base(self) -> bool:
         """Whether the initialization changes the weights of the base model."""
-        return self.init_lora_weights.startswith(CHANGES_BASE)
+        return str(self.init_lora_weights).startswith(CHANGES_BASE)
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -132,10 +134,10 @@ class Lora(StrategySection):
         return self
 
 
-class Thaw(Section):
+class GradualUnfreezing(Section):
     """Gradual unfreezing (ULMFiT, arXiv 1801.06146): the head first, then the trainable blocks one by one from the top."""
 
-    every: int | float = Field(gt=0, description="Steps from one thawed block to the next; below 1 a share of the run")
+    every: int | float = Field(gt=0, description="Steps from one unfrozen block to the next; below 1 a share of the run")
 
     @field_validator("every")
     @classmethod
@@ -155,14 +157,16 @@ class Partial(StrategySection):
         "auto", description="Train the LM head; auto: yes, unless it is tied. The head of a classifier is always trained"
     )
     embeddings: bool = Field(False, description="Train the input embeddings")
-    thaw: Thaw | None = Field(None, description="Unfreeze the trainable parameters step by step, from the top down")
+    gradual_unfreezing: GradualUnfreezing | None = Field(
+        None, description="Unfreeze the trainable parameters step by step, from the top down"
+    )
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
         description="Learning rate of a block as a share of that of the block above it (the head has the full rate)",
     )
-    precompute: Literal["auto", "on", "off"] = Field(
+    precompute: bool | Literal["auto"] = Field(
         "auto",
         description="Cache the hidden states of the frozen blocks on disk instead of computing them in every epoch; "
         "auto: if this is possible and saves time",
@@ -277,12 +281,12 @@ GPT3 = "GPT-3 (arXiv 2005.14165, appendix B)"
 class Scratch(StrategySection):
     """A model with random weights; every parameter is trained, in float32.
 
-    Its shape comes from `architecture` (with `parameters` or `config`), from the config of `model:` (its weights are not
+    Its shape comes from `model_type` (with `parameters` or `config`), from the config of `model:` (its weights are not
     read), or from a class of your own.
     """
 
     name: Literal["scratch"]
-    architecture: str | None = Field(
+    model_type: str | None = Field(
         None,
         min_length=1,
         description="Family of the model, as transformers' model_type (also bert for a classifier); llama unless model or "
@@ -327,7 +331,7 @@ class Scratch(StrategySection):
     @model_validator(mode="after")
     def _one_shape(self) -> Scratch:
         if self.model_class is not None:
-            if self.architecture or self.parameters:
-                raise ValueError("model_class: your class has a shape of its own; remove architecture and parameters")
+            if self.model_type or self.parameters:
+                raise ValueError("model_class: your class has a shape of its own; remove model_type and parameters")
             section.split_class(self.model_class)
         return self

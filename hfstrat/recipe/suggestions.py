@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from hfstrat.recipe import renamed
 from hfstrat.recipe.schema import STRATEGIES, Recipe
 
 FOREIGN = {
     # the name here: names in other tools
     "strategy.r": "lora_rank lora_r rank adapter_rank",
-    "strategy.dropout": "lora_dropout",
+    "strategy.lora_dropout": "adapter_dropout",
     "strategy.target_modules": "lora_target lora_target_modules lora_target_linear lora_modules target_linear",
     "strategy.modules_to_save": "lora_modules_to_save additional_target",
     "strategy.use_dora": "dora peft_use_dora",
@@ -30,10 +31,10 @@ FOREIGN = {
     "strategy.patterns": "unfrozen_parameters freeze_trainable_modules trainable_params",
     "strategy.teacher": "teacher_model teacher_model_name_or_path teacher_name_or_path teacher_model_path",
     "strategy.temperature": "kd_temperature distill_temperature",
-    "strategy.alpha": "lora_alpha kd_alpha kd_ratio",
-    "strategy.loss": "kd_loss divergence distill_loss",
+    "strategy.teacher_weight": "kd_alpha kd_ratio kd_weight",
+    "strategy.divergence": "kd_loss distill_loss",
     "strategy.parameters": "num_parameters n_params model_size",
-    "strategy.architecture": "arch",
+    "strategy.model_type": "arch",
     "strategy.config": "config_overrides model_config overrides_of_model_config",
     "strategy.name": "finetuning_type method",
     "model.name_or_path": "base_model model_name_or_path model_name pretrained_model_name_or_path model_id checkpoint_path",
@@ -41,7 +42,7 @@ FOREIGN = {
     "model.attn_implementation": "sdpa_attention",
     "model.quantization": "quantization_config quant_type bnb_config",
     "model.quantization.name": "bnb_4bit_quant_type quantization_type",
-    "model.quantization.double_quant": "bnb_4bit_use_double_quant double_quantization use_nested_quant use_bnb_nested_quant",
+    "model.quantization.use_double_quant": "bnb_4bit_use_double_quant use_nested_quant use_bnb_nested_quant",
     "model.quantization.compute_dtype": "bnb_4bit_compute_dtype",
     "model.quantization.skip_modules": "llm_int8_skip_modules modules_to_not_convert",
     "model.revision": "model_revision revision_of_model",
@@ -74,9 +75,9 @@ FOREIGN = {
     "training.eval_steps": "eval_interval val_interval",
     "training.save_steps": "save_interval checkpoint_interval",
     "training.logging_steps": "log_interval log_every_n_steps",
-    "training.resume": "resume_from_checkpoint auto_resume_from_checkpoints resume_from",
-    "hub.repo": "hub_model_id hub_repo repo_id",
-    "hub.push": "push_to_hub push_to_hub_model",
+    "training.resume_from_checkpoint": "auto_resume_from_checkpoints resume_from",
+    "hub.repo_id": "hub_model_id hub_repo",
+    "hub.push_to_hub": "push_to_hub_model",
     "hub.private": "hub_private_repo",
     "hub.revision": "hub_revision",
     "output_dir": "out_dir save_dir output_path checkpoint_dir",
@@ -128,16 +129,13 @@ _EXPLAINED: dict[str, dict[str, str]] = {
     "peft peft_type use_peft": {"qlora": QLORA, "lora": LORA, "true": LORA, "false": "remove the key"},
     "stage": {**STAGES, "": "hfstrat has no stages: set `task` and `strategy`"},
     "task_type problem_type": {**TASK_TYPES, "": "hfstrat calls it 'task'"},
-    "model_type": {
-        "": "the class comes from the model's config: remove the key (under strategy scratch: strategy.architecture)"
-    },
+    "model_type": {"": "the class comes from the model's config: remove the key (under strategy scratch: strategy.model_type)"},
     "lmbda": {"": "GKD's share of answers that the student writes; write `strategy.on_policy: true` for all of them"},
     "beta": {
-        "0.0": "GKD's beta; write `strategy.loss: forward_kl`",
-        "1.0": "GKD's beta; write `strategy.loss: reverse_kl`",
-        "": "divergences have names here: write `strategy.loss: forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)",
+        "0.0": "GKD's beta; write `strategy.divergence: forward_kl`",
+        "1.0": "GKD's beta; write `strategy.divergence: reverse_kl`",
+        "": "divergences have names here: write `strategy.divergence: forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)",
     },
-    "seq_kd": {"": "write `strategy.level: sequence`"},
     "bf16": {"true": "write `model.dtype: bfloat16`", "": "write `model.dtype: auto` (the default) or float32"},
     "fp16": {"true": "write `model.dtype: float16`", "": "write `model.dtype: auto` (the default) or float32"},
     "tf32": {"": "write `training.extra.tf32: {value}`"},
@@ -167,8 +165,8 @@ _EXPLAINED: dict[str, dict[str, str]] = {
         "": f"{MASK}write `data.train_on: auto` (the default)",
     },
     "batch_size train_batch_size": {"": BATCH},
-    "sample_packing neat_packing": {"false": "write `training.packing: off`", "": "write `training.packing: on`"},
-    "packing_strategy": {"": "examples are packed whole: `training.packing` is auto, on or off; remove the key"},
+    "sample_packing neat_packing": {"false": "write `training.packing: false`", "": "write `training.packing: true`"},
+    "packing_strategy": {"": "examples are packed whole: `training.packing` is auto, true or false; remove the key"},
     "group_by_length": {
         "true": "write `training.train_sampling_strategy: group_by_length`",
         "": "write `training.train_sampling_strategy: random`",
@@ -213,8 +211,8 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
         **dict.fromkeys(("completion", "pretrain"), "write `text`"),
     },
     "training.report_to": {"none": "remove the key: no tracker is the default", "all": "name them, such as [wandb]"},
-    "training.resume": {"true": "write auto", "false": "write never"},
-    "training.packing": {"true": "write on", "false": "write off"},
+    "training.resume_from_checkpoint": {"true": "write auto", "false": "write never"},
+    "strategy.init_lora_weights": {"default": "write true"},
     "training.optim": {"adamw_bnb_8bit": "write adamw_8bit", "adamw_hf": "write adamw_torch_fused"},
 }
 
@@ -284,8 +282,23 @@ def unknown_key(path: tuple[str, ...], value: Any, strategy: str | None, recipe:
     """
     place, allowed = place_and_keys(path, strategy)
     key, parent = path[-1], tuple(part for part in path[:-1] if not part.isdigit())
-    hint = _explained(key, value, recipe) or _nearest(key, parent, strategy, allowed)
+    hint = _renamed(path, value, recipe) or _explained(key, value, recipe) or _nearest(key, parent, strategy, allowed)
     return f"no such key in {place}; {hint}"
+
+
+def _renamed(path: tuple[str, ...], value: Any, recipe: dict[str, Any]) -> str:
+    """What to write for a key that had this name in an earlier version; empty for others."""
+    section: Any = recipe
+    for part in path[:-1]:
+        section = section.get(part, {}) if isinstance(section, dict) else {}
+    if len(path) < 2 or not isinstance(section, dict):
+        return ""
+    new = renamed.new_name(renamed.section_of(path[-2], section), path[-1], value)
+    return (
+        ""
+        if new is None or new[0] == path[-1]
+        else f"it is now `{'.'.join((*path[:-1], new[0]))}: {_plain(new[1], lower=False)}`"
+    )
 
 
 def _explained(key: str, value: Any, recipe: dict[str, Any]) -> str:

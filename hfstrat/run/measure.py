@@ -29,7 +29,7 @@ def before(job: Job) -> dict[str, Measurement]:
         found = {
             name: Measurement(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()
         }
-    elif job.recipe.evaluation.before:
+    elif job.recipe.evaluation.eval_on_start:
         found = measure(job)
         kept = {name: whole(one) for name, one in found.items()}
     else:

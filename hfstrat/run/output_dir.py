@@ -98,24 +98,25 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
             f"output_dir: {error}, so it is unknown whether this run has finished; name another folder, or replace the run "
             "with --overwrite"
         ) from None
-    if is_finished and not checkpoints.goes_further(folder, recipe.training.resume, recipe.model_dump()):
+    if is_finished and not checkpoints.goes_further(folder, recipe.training.resume_from_checkpoint, recipe.model_dump()):
         raise UserError(
             f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
             "to train it on, or run with --overwrite to replace it"
         )
-    if recipe.training.resume == "never" and checkpoints.all_checkpoints(folder):
+    if recipe.training.resume_from_checkpoint == "never" and checkpoints.all_checkpoints(folder):
         raise UserError(
-            f"output_dir: {folder} holds checkpoints of an earlier run; `training.resume=auto` goes on from them, "
-            "--overwrite replaces them"
+            f"output_dir: {folder} holds checkpoints of an earlier run; `training.resume_from_checkpoint=auto` resumes from "
+            "them, --overwrite replaces them"
         )
     with about("output_dir"):
-        checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+        checkpoints.find_resume(folder, recipe.training.resume_from_checkpoint, recipe.model_dump())
 
 
 def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
     """Refuse to replace a run by one that is made of its parts."""
-    if recipe.training.resume not in ("auto", "never"):
-        raise UserError(f"training.resume: {recipe.training.resume} would be deleted by --overwrite; give one of them")
+    if recipe.training.resume_from_checkpoint not in ("auto", "never"):
+        given = recipe.training.resume_from_checkpoint
+        raise UserError(f"training.resume_from_checkpoint: {given} would be deleted by --overwrite; give one of them")
     needed = {
         "model.name_or_path": recipe.model.name_or_path,
         "model.tokenizer": recipe.model.tokenizer,

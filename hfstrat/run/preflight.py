@@ -50,9 +50,9 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
     **dict.fromkeys(("restore_callback_states_from_checkpoint", "save_only_model", "local_rank"), _REMOVE),
     **dict.fromkeys(("ignore_data_skip", "ddp_find_unused_parameters"), _REMOVE),
     **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group stands before the arguments; remove it"),
-    "eval_on_start": "set evaluation.before",
+    "eval_on_start": "set evaluation.eval_on_start",
     "save_strategy": "set training.save_steps",
-    "resume_from_checkpoint": "set training.resume",
+    "resume_from_checkpoint": "set training.resume_from_checkpoint",
     "enable_jit_checkpoint": "a SIGTERM saves the running step anyway; remove it",
     "use_cpu": "set CUDA_VISIBLE_DEVICES to nothing to train on the CPU",
     "gradient_checkpointing": "set training.activation_checkpointing",
@@ -153,9 +153,9 @@ def _check_training(recipe: Recipe) -> None:
     if training.max_time and training.warmup_steps >= 1:
         raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
     _check_extra(training)
-    if training.resume not in ("auto", "never"):
-        with about("training.resume"):
-            checkpoints.find_resume(Path(recipe.output_dir), training.resume, recipe.model_dump())
+    if training.resume_from_checkpoint not in ("auto", "never"):
+        with about("training.resume_from_checkpoint"):
+            checkpoints.find_resume(Path(recipe.output_dir), training.resume_from_checkpoint, recipe.model_dump())
 
 
 def _check_trackers(names: Sequence[str]) -> None:

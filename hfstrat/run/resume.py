@@ -32,7 +32,7 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
     if overwrite:
         return None, {}, []
     folder = Path(recipe.output_dir).expanduser()
-    checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume, recipe.model_dump())
+    checkpoint, remarks = checkpoints.find_resume(folder, recipe.training.resume_from_checkpoint, recipe.model_dump())
     if processes > 1:
         _check_agreed(checkpoint)
     stored = checkpoints.state_of(checkpoint) if checkpoint else {}
@@ -110,7 +110,7 @@ def length_remarks(
     if at > plan.steps:
         raise UserError(
             f"training.num_train_epochs or max_steps: {plan.steps:,} steps in all, and {checkpoint} has made {at:,} already; "
-            "give more, or name an earlier checkpoint in training.resume"
+            "give more, or name an earlier checkpoint in training.resume_from_checkpoint"
         )
     if ENDLESS in (before, plan.steps) or plan.time_limit:
         return ["the schedule follows the new length from here on"]
@@ -135,7 +135,7 @@ def _rate(recipe: Recipe, args: TrainingArguments, steps: int, at: int) -> float
 
 def caches_in_use() -> list[str]:
     """What was computed once and is used by this run, by the names of the cache entries."""
-    return sorted(name for name in cache.in_use() if name.rsplit("-", 1)[0] not in PREPARED)
+    return sorted(name for name in cache.names_in_use() if name.rsplit("-", 1)[0] not in PREPARED)
 
 
 def cache_remarks(checkpoint: Path | None, stored: dict[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
-    before, quality = recipe.evaluation.before and checkpoint is None, task.metrics.quality
+    before, quality = recipe.evaluation.eval_on_start and checkpoint is None, task.metrics.quality
     args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
@@ -191,7 +191,7 @@ def decide_batches(
                 recipe.training, plan, built.model, base, rows.collate, data, rows.dtype, loss, task.rows.worst_row
             )
     blocks.checkpoint_activations(base.model, plan.checkpointing)
-    if device.type == "cuda" and recipe.training.packing != "off" and not is_sharded():
+    if device.type == "cuda" and recipe.training.packing is not False and not is_sharded():
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
             model.to(device)  # packing is shown where it will run
     batches = batching.make_batches(

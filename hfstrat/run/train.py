@@ -171,7 +171,7 @@ def present(job: Job, finished: Report) -> None:
     for line in (*report.summary(finished), f"result           {final}", f"report           {job.folder / 'report.json'}"):
         job.screen.print(line)
     try:
-        (final / "README.md").write_text(card.make(finished, final, job.recipe.hub.repo or ""), encoding="utf-8")
+        (final / "README.md").write_text(card.make(finished, final, job.recipe.hub.repo_id or ""), encoding="utf-8")
     except Exception as error:  # the result is as good without
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in push.push(job.recipe, job.folder, finished):

@@ -95,7 +95,7 @@ def _distill(about: About) -> dict[str, Any]:
         )
     if about.layers < 2:
         raise UserError(f"distill: {about.model} has one layer, which cannot be halved; write a recipe with strategy.teacher")
-    return {"shrink": {"layers": about.layers // 2}, "student": "full", "alpha": 0.9, "baseline": False}
+    return {"shrink": {"layers": about.layers // 2}, "student": "full", "teacher_weight": 0.9, "baseline": False}
 
 
 SECTIONS: dict[str, Callable[[About], dict[str, Any]]] = {"partial": _partial, "head": _head, "distill": _distill}

@@ -59,12 +59,12 @@ class Lora(Strategy[section.Lora]):
         return LoraConfig(
             task_type=TaskType[base.task.model.peft_type],
             r=self.section.r,
-            lora_alpha=self.section.alpha or 2 * self.section.r,
-            lora_dropout=self.section.dropout,
+            lora_alpha=self.section.lora_alpha or 2 * self.section.r,
+            lora_dropout=self.section.lora_dropout,
             target_modules=self.section.target_modules,
             use_dora=self.section.use_dora,
             use_rslora=self.section.use_rslora,
-            init_lora_weights=True if self.section.init_lora_weights == "default" else self.section.init_lora_weights,  # type: ignore[arg-type]
+            init_lora_weights=self.section.init_lora_weights,
             modules_to_save=[*self.section.modules_to_save, *base.head_modules] or None,
             trainable_token_indices=self._new_tokens(base),
             revision=base.commit,

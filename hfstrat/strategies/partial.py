@@ -34,16 +34,16 @@ class Partial(Strategy[section.Partial]):
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
-        if self.section.thaw is not None and wrapping != ALONE:
-            raise UserError("strategy.thaw: what learns changes on the way, which several processes cannot follow; remove it")
+        if self.section.gradual_unfreezing is not None and wrapping != ALONE:
+            raise UserError("strategy.gradual_unfreezing: it works with one process only; remove it, or train with one process")
         if not self.section.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
             )
-        if self.section.precompute == "on" and wrapping in (FSDP, DEEPSPEED):
+        if self.section.precompute is True and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
-                "strategy.precompute: on, but no process has the whole model here, and the frozen blocks would be sent around "
-                "for nothing; set auto or off, or take --accelerate-config ddp"
+                "strategy.precompute: true, but no process has the complete model here; set auto or false, or use "
+                "--accelerate-config ddp"
             )
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
@@ -53,7 +53,7 @@ class Partial(Strategy[section.Partial]):
             chosen,
             shapes,
             unquantized=chosen,
-            keeps_prefix=self.section.precompute != "off",
+            keeps_prefix=self.section.precompute is not False,
             still=not self.section.frozen_dropout,
         )
 
@@ -118,7 +118,9 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.strategies.frozen.precompute import precompute
 
         wanted = self.section
-        thawing = [] if wanted.thaw is None else [self._thawing(wanted.thaw, model, data.plan.steps)]
+        thawing = (
+            [] if wanted.gradual_unfreezing is None else [self._thawing(wanted.gradual_unfreezing, model, data.plan.steps)]
+        )
         data = precompute(data, model, wanted.precompute, still=not wanted.frozen_dropout)
         if wanted.layer_decay == 1:
             return Prepared(data, callbacks=thawing)
@@ -126,7 +128,7 @@ class Partial(Strategy[section.Partial]):
         rates = {"rate_of": lambda name: wanted.layer_decay ** (blocks + 1 - height(name, blocks))}
         return Prepared(data, trainer_kwargs=rates, callbacks=thawing)
 
-    def _thawing(self, thaw: section.Thaw, model: nn.Module, steps: int) -> Any:
+    def _thawing(self, thaw: section.GradualUnfreezing, model: nn.Module, steps: int) -> Any:
         """Raises UserError where something would still be frozen when the run ends."""
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS
@@ -134,12 +136,12 @@ class Partial(Strategy[section.Partial]):
         learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         wish, parts = thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
         if isinstance(wish, float) and steps >= ENDLESS:
-            raise UserError("strategy.thaw.every: with max_time nobody knows how many steps there will be; give whole steps")
+            raise UserError("strategy.gradual_unfreezing.every: with max_time the number of steps is unknown; give whole steps")
         every = max(1, round(wish * steps)) if isinstance(wish, float) else wish
         if every * (len(parts) - 1) >= steps:
             raise UserError(
-                f"strategy.thaw.every: {wish:g} ({every} steps) is too long for {len(parts)} parts in a run of {steps} steps; "
-                f"at most {max(1, (steps - 1) // max(1, len(parts) - 1))} steps would do, or a smaller last_n_layers"
+                f"strategy.gradual_unfreezing.every: {wish:g} ({every} steps) is too long for {len(parts)} parts in a run "
+                f"of {steps} steps; at most {max(1, (steps - 1) // max(1, len(parts) - 1))} steps, or a smaller last_n_layers"
             )
         return Thawing(parts, every)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from hfstrat.errors import UserError
+from hfstrat.recipe.renamed import upgraded
 from hfstrat.recipe.schema import Recipe
 
 FILE = "report.json"
@@ -447,4 +448,5 @@ def _from_version_0(stored: dict[str, Any]) -> dict[str, Any]:
     for one in filter(None, details):
         if largest := one.get("largest_label"):
             one["largest_label"] = {"label": largest["label"], "accuracy": largest["accuracy_of_always_saying_it"]}
-    return {**stored, "schema_version": SCHEMA_VERSION, "result": result}
+    run = {**stored["run"], "recipe": upgraded(stored["run"]["recipe"])}
+    return {**stored, "schema_version": SCHEMA_VERSION, "run": run, "result": result}

@@ -122,7 +122,7 @@ def row_bytes(rows: Dataset, found: TokenBytes) -> np.ndarray:
         column = table.column("input_ids").combine_chunks()
         offsets = column.offsets.to_numpy()
         offsets = offsets - offsets[0]
-        sizes = found.of(column.flatten().to_numpy(), offsets[:-1])
+        sizes = found.count_bytes(column.flatten().to_numpy(), offsets[:-1])
         ends = np.concatenate([[0], np.cumsum(np.where(_labels_of(table) != IGNORED, sizes, 0))])
         totals[start : start + len(table)] = np.diff(ends[offsets])
         start += len(table)

@@ -74,10 +74,10 @@ def make_batches(
         dtype: of the forward pass.
 
     Raises:
-        UserError: `packing: on`, and this model's examples see each other when packed, or cannot be shown not to.
+        UserError: `packing: true`, and this model's examples see each other when packed, or cannot be shown not to.
     """
     training = recipe.training
-    wish = {None: training.packing, True: "on", False: "off"}[plan.packed]
+    wish = training.packing if plan.packed is None else plan.packed
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
     if not collate.pads:  # features: nothing pads
@@ -85,12 +85,12 @@ def make_batches(
     padding = padding_share(order, plan.micro_batch, collate.multiple)
     words = "batches of like length" if grouped else "batches as they come"
     plain = Batches(order, rows, order, collate, plan, f"{words}, {padding:.0%} padding")
-    if wish == "off":
+    if wish is False:
         return plain
     if is_sharded() and device.type != "cpu":  # what packing does can only be shown where the whole model is
-        if wish == "on":
+        if wish is True:
             raise UserError(
-                "training.packing: on: it has to be shown on the whole model, which no process has; set auto or off"
+                "training.packing: true: it has to be shown on the whole model, which no process has; set auto or false"
             )
         return plain
     if wish == "auto" and device.type == "cpu":
@@ -102,8 +102,8 @@ def make_batches(
         plain.line += f"; not packed: it would save {max(saved, 0):.0%}"
         return plain
     if reason := _reason_against(recipe, base, others, packed, dtype):
-        if wish == "on":
-            raise UserError(f"training.packing: on: rows of this model cannot be packed: {reason}; set auto or off")
+        if wish is True:
+            raise UserError(f"training.packing: true: rows of this model cannot be packed: {reason}; set auto or false")
         plain.line += f"; not packed: {reason}"
         return plain
     packed.line = (

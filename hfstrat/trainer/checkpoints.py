@@ -11,8 +11,10 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.recipe import changes
+from hfstrat.recipe.renamed import upgraded
 
 MARKER = "hfstrat_complete.json"
+RESUME = "training.resume_from_checkpoint"
 SMALL = 16 * 2**20  # bytes up to which a file is hashed: reading it again before use costs nothing
 CHUNK = 2**20
 
@@ -140,19 +142,20 @@ def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path,
     """A checkpoint by its path, or a later one of this run, where the run began with that path and was cut off."""
     named = Path(resume).expanduser()
     if not named.is_dir():
-        raise UserError(f"training.resume: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
+        raise UserError(f"{RESUME}: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
     if wrong := fault(named):
         raise UserError(
-            f"training.resume: {resume} holds no complete checkpoint: {wrong}; expected auto, never or a checkpoint-N folder"
+            f"{RESUME}: {resume} holds no complete checkpoint: {wrong}; expected auto, never or a checkpoint-N folder"
         )
     later = [p for p in complete(output_dir) if step_of(p) > step_of(named) and p.resolve() != named.resolve()]
-    ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get("resume") == resume and fault(p) is None]
+    key = RESUME.rpartition(".")[2]
+    ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get(key) == resume and fault(p) is None]
     if ours:
         return ours[-1], [f"{ours[-1]} came from {resume} already", *_changes(ours[-1], recipe)]
     if later:
         raise UserError(
-            f"training.resume: {resume}: {output_dir} holds later checkpoints, up to {later[-1].name}, of which nobody would "
-            "know whose they are; name another output_dir, remove them, or set training.resume: auto to go on from the last"
+            f"{RESUME}: {resume}: {output_dir} holds later checkpoints of another run, up to {later[-1].name}; set another "
+            f"output_dir, remove them, or set {RESUME}: auto to resume from the last one"
         )
     return named, _changes(named, recipe)
 
@@ -181,6 +184,6 @@ def goes_further(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """What a marker holds: the recipe, and what the run had decided."""
+    """The contents of a marker: the recipe, in today's names, and what the run had decided."""
     state: dict[str, Any] = json.loads((folder / MARKER).read_text())
-    return state
+    return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state

@@ -383,7 +383,7 @@ def test_existing_recipes_are_predicted(recipe: Callable[..., Any], monkeypatch:
 
 def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any]) -> None:
     """A run that is shorter than advised: training from scratch loses most."""
-    new = "strategy={name: scratch, architecture: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
+    new = "strategy={name: scratch, model_type: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
     ways = {"lora": [], "scratch": [new]}
 
     def points_of(steps: int) -> dict[str, float]:

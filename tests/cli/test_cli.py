@@ -311,11 +311,11 @@ def test_times(text: str, wanted: float) -> None:
 
 
 def test_every_value_knows_where_it_came_from(load: Callable[..., Loaded], tmp_path: Path) -> None:
-    loaded = load("training.max_steps=7", "hub.repo=me/x")
+    loaded = load("training.max_steps=7", "hub.repo_id=me/x")
     file = tmp_path / "recipe.yaml"
     assert loaded.recipe.training.max_steps == 7
     assert loaded.origin(("training", "max_steps")) == "command line: training.max_steps=7"
-    assert loaded.origin(("hub", "repo")) == "command line: hub.repo=me/x"
+    assert loaded.origin(("hub", "repo")) == "command line: hub.repo_id=me/x"
     assert loaded.origin(("training", "learning_rate")) == f"{file}:10"
     assert loaded.origin(("strategy", "r")) == f"{file}:4"
     assert loaded.origin(("seed",)) == "default"
@@ -369,7 +369,7 @@ def test_overrides_are_read_in_order(load: Callable[..., Loaded]) -> None:
 def test_an_override_goes_into_a_section_that_is_empty_or_not_there(load: Callable[..., Loaded]) -> None:
     """`hub:` with nothing below it is what an outcommented section leaves."""
     text = SOUND + "hub:\n"
-    assert load("hub.repo=me/x", "evaluation.samples=1", text=text).recipe.evaluation.samples == 1
+    assert load("hub.repo_id=me/x", "evaluation.samples=1", text=text).recipe.evaluation.samples == 1
 
 
 def test_a_value_may_hold_equals_signs(load: Callable[..., Loaded]) -> None:

@@ -49,9 +49,9 @@ def make() -> Callable[..., data_cache.Entry]:
 
         entry = data_cache.fetch(kind, name, f"made of {name}", build)
         clock[0] += 1  # a file system may count in seconds
-        os.utime(data_cache.note_of(entry.path), (clock[0], clock[0]))
+        os.utime(data_cache.note_path(entry.path), (clock[0], clock[0]))
         if not keep:
-            data_cache.let_go(entry.path)
+            data_cache.release(entry.path)
         return entry
 
     get.built = built  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def test_nothing_is_removed_that_is_in_use(
     assert names() == ["rows-a", "rows-b"]
     assert "in use" in capsys.readouterr().err
     assert cache.remove(["rows-a"], False, None)[0].startswith("in use, kept")
-    data_cache.let_go(first.path)
+    data_cache.release(first.path)
     make("c", keep=True)
     assert names() == ["rows-b", "rows-c"]
 
@@ -170,7 +170,7 @@ def test_data_that_will_not_fit_are_refused_before_they_are_made(
 ) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"the cat {n}"} for n in range(200)])
     monkeypatch.setattr(data_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000))
-    with pytest.raises(UserError, match=r"rows\.jsonl.* will take about .* KB, and 5\.0 KB are free") as caught:
+    with pytest.raises(UserError, match=r"rows\.jsonl.* about .* kB are needed, but only 5\.00 kB are free") as caught:
         prepare(Data(train=str(file)), make_tokenizer(), seed=0)
     assert caught.value.code == errors.USER
     assert list(place.iterdir()) == []
@@ -199,14 +199,14 @@ def test_a_large_payload_that_was_harmed(make: Any, monkeypatch: pytest.MonkeyPa
 )
 def test_a_limit_in_words(monkeypatch: pytest.MonkeyPatch, text: str, size: float) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", text)
-    assert data_cache.limit() == size
+    assert data_cache.size_limit() == size
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "5 GiB"])
 def test_a_limit_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE_MAX", text)
     with pytest.raises(UserError, match="HFSTRAT_CACHE_MAX"):
-        data_cache.limit()
+        data_cache.size_limit()
 
 
 def test_what_is_listed_and_removed(make: Any, place: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_is_listed_and_removed(make: Any, place: Path) -> None:
     lines = cache.lines()
     assert "4 entries" in lines[-1]
     assert "at most 50.0 GB" in lines[-1]
-    assert any("hidden-states-abcdabcdabcd" in line and "3.2 MB" in line and "11 d ago" in line for line in lines)
+    assert any("hidden-states-abcdabcdabcd" in line and "3.20 MB" in line and "11 d ago" in line for line in lines)
     with pytest.raises(UserError, match="2 entries begin"):
         cache.remove(["hidden-states-abc"], False, None)
     with pytest.raises(UserError, match="no such entry"):
@@ -247,5 +247,5 @@ def test_the_commands(make: Any) -> None:
 
 
 def test_a_note_is_json(make: Any) -> None:
-    note = json.loads(data_cache.note_of(make("a").path).read_text())
-    assert set(note) == {"kind", "description", "made", "sha256", "value"}
+    note = json.loads(data_cache.note_path(make("a").path).read_text())
+    assert set(note) == {"kind", "description", "created", "sha256", "value"}

@@ -39,7 +39,7 @@ def test_the_bytes_of_any_text_are_those_of_its_tokens(kind: str, text: str) -> 
     assert found.spaced[ids[0]]
     if is_added:  # behind a special token nothing of it is left over; the end has no bytes
         row = np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id])
-        assert found.of(row, np.array([0])).sum() == len(text.encode())
+        assert found.count_bytes(row, np.array([0])).sum() == len(text.encode())
 
 
 @given(text=TEXTS)

@@ -50,10 +50,10 @@ def test_one_gpu_trains_and_its_artifact_reloads(recipe: Any, tmp_path: Path) ->
     [
         "full",
         "{name: lora, r: 4}",
-        "{name: partial, last_n_layers: 2, precompute: 'on'}",
+        "{name: partial, last_n_layers: 2, precompute: true}",
         "{name: head, untie: true}",
-        "{name: distill, student: full, shrink: {layers: 2}, baseline: false, cache: {form: 'off'}}",
-        "{name: distill, student: lora, baseline: false, cache: {form: hidden}}",
+        "{name: distill, student: full, shrink: {layers: 2}, baseline: false, teacher_cache: {form: 'off'}}",
+        "{name: distill, student: lora, baseline: false, teacher_cache: {form: hidden}}",
     ],
 )
 def test_gpu_and_cpu_losses_are_equal(recipe: Any, tmp_path: Path, strategy: str) -> None:
@@ -160,8 +160,8 @@ def test_packed_steps_equal_plain_steps(recipe: Any, tmp_path: Path, attention: 
         pytest.skip("needs flash_attn")
     words = [recipe().source, f"model.attn_implementation={attention}", "model.dtype=bfloat16", "training.max_steps=8"]
     words.append("training.train_sampling_strategy=random")
-    plain = hfstrat(*words, "training.packing=off", f"output_dir={tmp_path / 'plain'}")
-    packed = hfstrat(*words, "training.packing=on", f"output_dir={tmp_path / 'packed'}")
+    plain = hfstrat(*words, "training.packing=false", f"output_dir={tmp_path / 'plain'}")
+    packed = hfstrat(*words, "training.packing=true", f"output_dir={tmp_path / 'packed'}")
     assert packed["plan"]["bins"]
     assert packed["metrics_after"]["loss"] == pytest.approx(plain["metrics_after"]["loss"], rel=0.02)
 

@@ -34,7 +34,7 @@ from hfstrat.tasks.loading import load_base
 
 FORMS = ("nf4", "fp4", "int8")
 LORA = {"name": "lora", "r": 4}
-ADAPTED = "{name: lora, r: 4, dropout: 0.1}"
+ADAPTED = "{name: lora, r: 4, lora_dropout: 0.1}"
 SLOW_INT8 = ["nf4", pytest.param("int8", marks=pytest.mark.slow)]
 PARTIAL = {"name": "partial", "last_n_layers": 1, "head": True}
 
@@ -156,7 +156,7 @@ def test_only_what_is_declared_moves_and_none_of_that_is_quantized(wide: Path, f
 
 
 @pytest.mark.parametrize("strategy", [LORA, PARTIAL], ids=["lora", "partial"])
-@pytest.mark.parametrize("form", [*FORMS, {"name": "nf4", "double_quant": False}])
+@pytest.mark.parametrize("form", [*FORMS, {"name": "nf4", "use_double_quant": False}])
 def test_footprint_and_bytes_are_the_real_ones(wide: Path, form: Any, strategy: Any) -> None:
     recipe = recipe_of(wide, strategy, form)
     shapes = read_shapes(wide)
@@ -351,7 +351,7 @@ def test_blocks_learn_above_a_quantized_prefix(trained: Any, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "form"),
-    [(ADAPTED, "nf4"), pytest.param("{name: partial, last_n_layers: 1, precompute: 'off'}", "int8", marks=pytest.mark.slow)],
+    [(ADAPTED, "nf4"), pytest.param("{name: partial, last_n_layers: 1, precompute: false}", "int8", marks=pytest.mark.slow)],
     ids=["lora", "partial"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(trained: Any, tmp_path: Path, strategy: str, form: str) -> None:
@@ -433,7 +433,7 @@ def test_a_quantized_teacher_and_its_answers(wide: Path, rows: Path, tmp_path: P
             f"  teacher: {{name_or_path: {wide}{'' if form == 'null' else f', quantization: {form}'}}}\n  baseline: false\n"
             f"data: {{train: {rows}, max_length: 128}}\n"
             "training: {num_train_epochs: 2, max_steps: 1, global_batch_size: 16}\n"
-            f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / f'run{number}'}\n"
+            f"evaluation: {{samples: 0, eval_on_start: false}}\noutput_dir: {tmp_path / f'run{number}'}\n"
         )
         job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
         built.append(job.feed.facts["distillation"]["cache"]["built"])
@@ -446,7 +446,7 @@ def test_a_quantized_base_is_its_own_teacher(wide: Path, rows: Path, tmp_path: P
     (tmp_path / "recipe.yaml").write_text(
         f"model: {{name_or_path: {wide}, quantization: nf4}}\nstrategy: {{name: distill, student: lora}}\n"
         f"data: {{train: {rows}, max_length: 128}}\ntraining: {{max_steps: 1, global_batch_size: 16}}\n"
-        f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / 'run'}\n"
+        f"evaluation: {{samples: 0, eval_on_start: false}}\noutput_dir: {tmp_path / 'run'}\n"
     )
     job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
     assert len(list(quantization.layers(job.trainer.model))) == 21
@@ -497,7 +497,7 @@ def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, nam
     (tmp_path / "recipe.yaml").write_text(
         f"model: {{name_or_path: {wide}, quantization: nf4}}\nstrategy: {{name: lora, r: 64}}\n"
         f"data: {{train: {rows}, max_length: 128}}\ntraining: {{max_steps: 1, global_batch_size: 16, optim: {name}}}\n"
-        f"evaluation: {{samples: 0, before: false}}\noutput_dir: {tmp_path / 'run'}\n"
+        f"evaluation: {{samples: 0, eval_on_start: false}}\noutput_dir: {tmp_path / 'run'}\n"
     )
     job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
     optimiser = job.trainer.create_optimizer()

@@ -37,7 +37,7 @@ def waits(server: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def asking(**settings: Any) -> Recipe:
-    return Recipe.model_validate(recipe_of(hub={"push": True, "repo": "me/x", **settings}))
+    return Recipe.model_validate(recipe_of(hub={"push_to_hub": True, "repo_id": "me/x", **settings}))
 
 
 def pushed(run: Path, **settings: Any) -> list[str]:
@@ -48,7 +48,7 @@ def pushed(run: Path, **settings: Any) -> list[str]:
 
 
 def test_nothing_is_asked_unless_pushing(server: LoopbackHub, tmp_path: Path) -> None:
-    recipe = Recipe.model_validate(recipe_of(hub={"repo": "me/x"}))
+    recipe = Recipe.model_validate(recipe_of(hub={"repo_id": "me/x"}))
     assert push.prepare(recipe) == [] == push.push(recipe, tmp_path, {})
     assert server.requests == []
 
@@ -72,18 +72,18 @@ def test_one_that_is_there_is_tested(server: LoopbackHub) -> None:
 
 
 def test_a_name_alone_is_the_users_own(server: LoopbackHub) -> None:
-    push.prepare(asking(repo="y"))
-    push.prepare(asking(repo="ours/y"))
+    push.prepare(asking(repo_id="y"))
+    push.prepare(asking(repo_id="ours/y"))
     assert set(server.repos) == {"me/y", "ours/y"}
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"repo": "others/x"}, "me cannot create it: expected one of me/..., ours/..."),
-        ({"repo": "others/there"}, "this token may not write there"),
-        ({"repo": "me/public"}, "me/public is public, but hub.private is true"),
-        ({"repo": "no good/name"}, "expected owner/name"),
+        ({"repo_id": "others/x"}, "me cannot create it: expected one of me/..., ours/..."),
+        ({"repo_id": "others/there"}, "this token may not write there"),
+        ({"repo_id": "me/public"}, "me/public is public, but hub.private is true"),
+        ({"repo_id": "no good/name"}, "expected owner/name"),
     ],
 )
 def test_what_cannot_be_pushed_to_is_refused(server: LoopbackHub, settings: dict[str, Any], words: str) -> None:
@@ -134,7 +134,9 @@ def test_offline_is_a_choice(server: LoopbackHub, monkeypatch: pytest.MonkeyPatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set; unset it, or set hub.push=false, and `hfstrat push RUN"):
+    with pytest.raises(
+        UserError, match=r"HF_HUB_OFFLINE is set; unset it, or set hub.push_to_hub=false, and `hfstrat push RUN"
+    ):
         push.prepare(asking())
 
 
@@ -284,7 +286,7 @@ def test_what_push_has_to_be_told(server: LoopbackHub, tmp_path: Path) -> None:
 
 def test_the_command_line(server: LoopbackHub, tmp_path: Path) -> None:
     """As a user has it: a process of its own, the token in its environment, one sentence where it fails."""
-    run = finished_run(tmp_path / "run", hub={"repo": "me/x"})
+    run = finished_run(tmp_path / "run", hub={"repo_id": "me/x"})
     command = [sys.executable, "-m", "hfstrat", "push", str(run)]
     known = {**os.environ, **server.environment(tmp_path / "other")}
     done = subprocess.run(command, env=known, capture_output=True, text=True, timeout=60, check=False)

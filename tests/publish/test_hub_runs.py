@@ -14,7 +14,7 @@ from helpers.commands import DATA, MODEL, quickstart
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.runs import run
 
-PUSH = "hub={push: true, repo: me/x}"
+PUSH = "hub={push_to_hub: true, repo_id: me/x}"
 
 
 @pytest.fixture

@@ -112,7 +112,12 @@ UNKNOWN_KEYS = [
     key(
         "a typo in model", MODEL, "model:\n  name_or_path: model\n  dtpye: float32", ["model.dtpye", "did you mean 'dtype'?"], 2
     ),
-    key("a typo in strategy", R, "  alhpa: 4", ["strategy.alhpa = 4", "strategy lora", "did you mean 'alpha'?", "dropout"]),
+    key(
+        "a typo in strategy",
+        R,
+        "  lora_alhpa: 4",
+        ["strategy.lora_alhpa = 4", "strategy lora", "did you mean 'lora_alpha'?", "lora_dropout"],
+    ),
     key("a typo in data", EVAL_SIZE, "  max_lenght: 64", ["data.max_lenght = 64", "did you mean 'max_length'?"]),
     key("a typo in training", RATE, "  learning_rat: 1e-3", ["training.learning_rat = 0.001", "did you mean 'learning_rate'?"]),
     key(
@@ -212,7 +217,6 @@ UNKNOWN_KEYS = [
 
 THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("lora_rank", "8", "strategy.r"),
-    ("lora_alpha", "8", "strategy.alpha"),
     ("lora_target", "q_proj", "strategy.target_modules"),
     ("finetuning_type", "lora", "strategy.name"),
     ("base_model", "x/y", "model.name_or_path"),
@@ -234,15 +238,15 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("optimizer", "adamw", "training.optim"),
     ("gradient_checkpointing", "true", "training.activation_checkpointing"),
     ("eval_strategy", "steps", "training.eval_steps"),
-    ("resume_from_checkpoint", "x", "training.resume"),
-    ("push_to_hub", "true", "hub.push"),
-    ("hub_model_id", "me/x", "hub.repo"),
+    ("auto_resume_from_checkpoints", "true", "training.resume_from_checkpoint"),
+    ("push_to_hub", "true", "hub.push_to_hub"),
+    ("hub_model_id", "me/x", "hub.repo_id"),
     ("overwrite_output_dir", "true", "hfstrat train RECIPE --overwrite"),
     ("deepspeed", "ds.json", "--accelerate-config"),
     ("fsdp", "full_shard", "--accelerate-config"),
     ("load_in_4bit", "true", "quantization: nf4"),
     ("load_in_8bit", "true", "quantization: int8"),
-    ("bnb_4bit_use_double_quant", "true", "model.quantization.double_quant"),
+    ("bnb_4bit_use_double_quant", "true", "model.quantization.use_double_quant"),
     ("sample_packing", "true", "training.packing"),
     ("group_by_length", "true", "training.train_sampling_strategy"),
 ]
@@ -261,7 +265,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("model_type", "LlamaForCausalLM", "the class comes from the model's config"),
     ("lmbda", "0.5", "strategy.on_policy"),
     ("beta", "0.5", "forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)"),
-    ("seq_kd", "true", "strategy.level: sequence"),
+    ("kd_alpha", "0.5", "strategy.teacher_weight"),
     ("bf16", "true", "`model.dtype: bfloat16`"),
     ("fp16", "true", "`model.dtype: float16`"),
     ("bf16", "auto", "`model.dtype: auto`"),
@@ -276,7 +280,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("train_on_inputs", "false", "`data.train_on: completions`"),
     ("assistant_only_loss", "true", "`data.train_on: assistant`"),
     ("batch_size", "8", "training.global_batch_size", "over all processes", "training.per_device_train_batch_size"),
-    ("sample_packing", "true", "`training.packing: on`"),
+    ("sample_packing", "true", "`training.packing: true`"),
     ("group_by_length", "true", "`training.train_sampling_strategy: group_by_length`"),
     ("warmup_ratio", "0.1", "`training.warmup_steps: 0.1`: below 1 it is a share of all steps"),
     ("eval_strategy", "epoch", "`training.eval_steps: 0.333` (3 epochs)"),
@@ -342,8 +346,8 @@ FOREIGN_VALUES = [
     key("bits by another name", MODEL, "model: {name_or_path: model, quantization: int4}", ["quantization.name", "nf4`"]),
     key("the format of ShareGPT", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "write `conversations`"]),
     key("no tracker", RATE, "  report_to: none", ["training.report_to", "remove the key"]),
-    key("true for resuming", RATE, "  resume: true", ["training.resume = true", "write auto"]),
-    key("true for packing", RATE, "  packing: true", ["training.packing = true", "write on"]),
+    key("true for resuming", RATE, "  resume_from_checkpoint: true", ["training.resume_from_checkpoint = true", "write auto"]),
+    key("on for packing", RATE, "  packing: on", ['training.packing = "on"', "write true"]),
     Bad(
         "a number for shrink",
         at(R + 1),
@@ -353,20 +357,20 @@ FOREIGN_VALUES = [
     Bad(
         "a loss for layers",
         at(R + 1),
-        ['strategy.hidden = "cosine"', "write `strategy.hidden: {loss: cosine}`"],
-        lines={NAME: "  name: distill", R: "  student: full\n  hidden: cosine"},
+        ['strategy.hidden_states = "cosine"', "write `strategy.hidden_states: {loss: cosine}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden_states: cosine"},
     ),
     Bad(
         "true for layers",
         at(R + 1),
-        ["strategy.hidden = true", "write `strategy.hidden: {}`"],
-        lines={NAME: "  name: distill", R: "  student: full\n  hidden: true"},
+        ["strategy.hidden_states = true", "write `strategy.hidden_states: {}`"],
+        lines={NAME: "  name: distill", R: "  student: full\n  hidden_states: true"},
     ),
     Bad(
         "a share for a thaw",
         at(R + 1),
-        ["strategy.thaw = 0.25", "write `strategy.thaw: {every: 0.25}`"],
-        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
+        ["strategy.gradual_unfreezing = 0.25", "write `strategy.gradual_unfreezing: {every: 0.25}`"],
+        lines={NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: 0.25"},
     ),
 ]
 
@@ -439,7 +443,7 @@ BOUNDS = [
     key("steps as the Trainer's default", STEPS, "  max_steps: -1", ["max_steps = -1", "at least 1", "remove"]),
     key("no epochs", STEPS, "  num_train_epochs: 0", ["num_train_epochs = 0", "more than 0"]),
     key("no rank", R, "  r: 0", ["strategy.r = 0", "at least 1"]),
-    key("all dropout", R, "  dropout: 1.0", ["strategy.dropout = 1.0", "at least 0", "less than 1"]),
+    key("all dropout", R, "  lora_dropout: 1.0", ["strategy.lora_dropout = 1.0", "at least 0", "less than 1"]),
     key("short rows", EVAL_SIZE, "  max_length: 4", ["max_length = 4", "at least 8"]),
     key("no source", TRAIN, "  train: []", ["data.train = []", "at least one"]),
     key("a weight of nothing", TRAIN, "  train: [{path: rows.jsonl, weight: 0}]", ["weight = 0", "more than 0"]),
@@ -464,7 +468,7 @@ CHOICES = [
     key(
         "an unknown short strategy", STRATEGY, "strategy: dpo\nhub:", ['"dpo"', "no such strategy", "full, head, lora, partial"]
     ),
-    key("no strategy name", NAME, "  alpha: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
+    key("no strategy name", NAME, "  teacher_weight: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
     key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
     key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
@@ -549,8 +553,8 @@ COMBINATIONS = [
     key(
         "push without a repository",
         OUTPUT,
-        "output_dir: run\nhub:\n  push: true",
-        ["hub.push: true needs a repository", "me/my-model"],
+        "output_dir: run\nhub:\n  push_to_hub: true",
+        ["hub.push_to_hub: true needs a repository", "me/my-model"],
         2,
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
@@ -878,20 +882,20 @@ MODELS = [
     Bad(
         "a thaw that never comes",
         at(R + 1),
-        ["strategy.thaw.every", "more than 0"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 0}"},
+        ["strategy.gradual_unfreezing.every", "more than 0"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: {every: 0}"},
     ),
     Bad(
         "a thaw by epochs",
         at(R + 1),
-        ["strategy.thaw.every", "a share below 1 or a whole number of steps", "1.5"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: {every: 1.5}"},
+        ["strategy.gradual_unfreezing.every", "a share below 1 or a whole number of steps", "1.5"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: {every: 1.5}"},
     ),
     Bad(
         "a thaw without its steps",
         at(R + 1),
-        ["strategy.thaw"],
-        {NAME: "  name: partial", R: "  last_n_layers: 1\n  thaw: 0.25"},
+        ["strategy.gradual_unfreezing"],
+        {NAME: "  name: partial", R: "  last_n_layers: 1\n  gradual_unfreezing: 0.25"},
     ),
     Bad(
         "a decay that grows",
@@ -902,7 +906,7 @@ MODELS = [
     Bad(
         "precomputing that is a switch",
         at(R + 1),
-        ["strategy.precompute", "auto", "on", "off"],
+        ["strategy.precompute", "auto", "true or false"],
         {NAME: "  name: partial", R: "  last_n_layers: 1\n  precompute: always"},
     ),
     Bad(
@@ -968,13 +972,13 @@ def scratch_model(name: str, model: str, line: str, says: list[str], **files: st
 
 
 FROM_SCRATCH = [
-    scratch("an unknown family", f"  architecture: lama\n{NEW}", ["architecture: lama", "no causal LM", "'llama'"]),
-    scratch("a family that is no causal LM", f"  architecture: t5\n{NEW}", ["architecture: t5", "no causal LM"]),
-    scratch("a causal LM that sees ahead", f"  architecture: bert\n{NEW}", ["architecture: bert", "both directions", "llama"]),
+    scratch("an unknown family", f"  model_type: lama\n{NEW}", ["model_type: lama", "no causal LM", "'llama'"]),
+    scratch("a family that is no causal LM", f"  model_type: t5\n{NEW}", ["model_type: t5", "no causal LM"]),
+    scratch("a causal LM that sees ahead", f"  model_type: bert\n{NEW}", ["model_type: bert", "both directions", "llama"]),
     scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
     scratch(
         "a key of another family's config",
-        f"  config: {{rms_norm_eps: 1e-5}}\n  architecture: gpt2\n{NEW}",
+        f"  config: {{rms_norm_eps: 1e-5}}\n  model_type: gpt2\n{NEW}",
         ["config.rms_norm_eps", "gpt2 has no such key", "layer_norm_epsilon"],
     ),
     scratch(
@@ -993,7 +997,7 @@ FROM_SCRATCH = [
     scratch("parameters in words", "  parameters: huge", ['parameters = "huge"', "300k, 10M or 1.5B"]),
     scratch("zero parameters", "  parameters: 0", ["parameters = 0", "300k, 10M or 1.5B"]),
     scratch(
-        "sizes of an unknown shape", f"  parameters: 10M\n  architecture: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
+        "sizes of an unknown shape", f"  parameters: 10M\n  model_type: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
     ),
     scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
     scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
@@ -1044,8 +1048,8 @@ FROM_SCRATCH = [
     Bad(
         "a config and a family",
         at(R),
-        ["strategy.architecture", "model brings a config", "remove one"],
-        {NAME: "  name: scratch", R: f"  architecture: gpt2\n{NEW}"},
+        ["strategy.model_type", "model brings a config", "remove one"],
+        {NAME: "  name: scratch", R: f"  model_type: gpt2\n{NEW}"},
         files=LONG,
     ),
     key("rows as files", EVAL_SIZE, "  documents: files\n  eval_size: 0.1", ["data.documents", "rows.jsonl", ".txt"]),
@@ -1111,26 +1115,26 @@ DISTILL: list[Bad] = [
     ),
     distilled(
         "a layer below the first",
-        "  student: full\n  hidden: {layers: [[-1, 1]]}",
-        ["strategy.hidden.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
+        "  student: full\n  hidden_states: {layers: [[-1, 1]]}",
+        ["strategy.hidden_states.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
         2,
     ),
     distilled(
         "a pair with a layer that was left out",
-        "  student: full\n  shrink: {layers: 1}\n  hidden: {layers: [[1, 1]]}",
-        ["strategy.hidden.layers: [1, 1]", "the student has no layer 1"],
+        "  student: full\n  shrink: {layers: 1}\n  hidden_states: {layers: [[1, 1]]}",
+        ["strategy.hidden_states.layers: [1, 1]", "the student has no layer 1"],
         3,
     ),
     distilled(
         "kept answers where layers are compared",
-        "  student: full\n  cache: {form: hidden}\n  hidden: {}",
-        ["strategy.cache.form: hidden, but hidden compares states of layers", "remove one of them"],
+        "  student: full\n  teacher_cache: {form: hidden}\n  hidden_states: {}",
+        ["strategy.teacher_cache.form: hidden, but hidden", "remove one of them"],
         2,
     ),
     distilled(
         "draws for a divergence that needs everything",
-        "  student: full\n  cache: {form: sampled}\n  loss: jsd",
-        ["strategy.cache.form: sampled tells some tokens' probabilities", "loss: forward_kl"],
+        "  student: full\n  teacher_cache: {form: sampled}\n  divergence: jsd",
+        ["strategy.teacher_cache.form: sampled stores the probabilities of some tokens", "divergence: forward_kl"],
         2,
     ),
     distilled(
@@ -1155,31 +1159,37 @@ DISTILL: list[Bad] = [
     ),
     distilled(
         "a pair with a layer that is not there",
-        "  student: full\n  hidden: {layers: [[0, 1], [1, 2]]}",
-        ["strategy.hidden.layers: [1, 2]", "the teacher has no layer 2"],
+        "  student: full\n  hidden_states: {layers: [[0, 1], [1, 2]]}",
+        ["strategy.hidden_states.layers: [1, 2]", "the teacher has no layer 2"],
         2,
     ),
-    distilled("a pair of three", "  student: full\n  hidden: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
+    distilled("a pair of three", "  student: full\n  hidden_states: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
     distilled(
         "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
     ),
-    distilled("a student that is missing", "  alpha: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1),
+    distilled(
+        "a student that is missing", "  teacher_weight: 0.5", ["strategy.student.name: missing", "full, lora, partial"], -1
+    ),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled(
-        "two who write", "  student: full\n  level: sequence\n  on_policy: true", ["level: with sequence the teacher writes"], 2
+        "two who write", "  student: full\n  seq_kd: true\n  on_policy: true", ["seq_kd: the teacher generates the answers"], 2
     ),
     distilled(
         "a divergence that TRL does not have",
-        "  student: full\n  loss: skew_kl\n  on_policy: true",
-        ["strategy.loss: skew_kl is not in TRL's DistillationTrainer", "jsd"],
+        "  student: full\n  divergence: skew_kl\n  on_policy: true",
+        ["strategy.divergence: skew_kl is not in TRL's DistillationTrainer", "jsd"],
         2,
     ),
-    distilled("labels on its own answers", "  student: full\n  alpha: 0.3\n  on_policy: true", ["from the teacher alone"], 2),
-    distilled("layers on its own answers", "  student: full\n  hidden: {}\n  on_policy: true", ["compares no layers"], 2),
+    distilled(
+        "labels on its own answers", "  student: full\n  teacher_weight: 0.3\n  on_policy: true", ["from the teacher alone"], 2
+    ),
+    distilled(
+        "layers on its own answers", "  student: full\n  hidden_states: {}\n  on_policy: true", ["compares no layers"], 2
+    ),
     distilled(
         "kept answers to what nobody has said yet",
-        "  student: full\n  cache: {form: hidden}\n  on_policy: true",
-        ["strategy.cache: the student writes other answers each time"],
+        "  student: full\n  teacher_cache: {form: hidden}\n  on_policy: true",
+        ["strategy.teacher_cache: the student writes other answers each time"],
         2,
     ),
     distilled(
@@ -1197,7 +1207,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a random student with tokens of its own",
         "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
-        ["student: its tokenizer would be a new one", "level: sequence"],
+        ["student: its tokenizer would be a new one", "seq_kd: true"],
         files=another_model(),
     ),
     distilled(
@@ -1215,25 +1225,27 @@ DISTILL: list[Bad] = [
     distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
     distilled(
         "layers of a teacher that only writes",
-        "  student: full\n  level: sequence\n  hidden: {loss: mse}",
-        ["hidden", "the teacher only writes"],
+        "  student: full\n  seq_kd: true\n  hidden_states: {loss: mse}",
+        ["hidden_states", "the teacher only writes"],
         3,
     ),
     distilled(
         "a temperature where the teacher only writes",
-        "  student: full\n  level: sequence\n  temperature: 2.0",
-        ["strategy.temperature: with level: sequence the teacher only writes", "remove it"],
+        "  student: full\n  seq_kd: true\n  temperature: 2.0",
+        ["strategy.temperature: with seq_kd the teacher only writes", "remove it"],
         3,
     ),
     distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
-    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is of skew_kl"], 2),
+    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: for divergence: skew_kl"], 2),
     distilled(
         "tokens of no draws",
-        "  student: full\n  cache: {form: hidden, tokens: 9}",
-        ["strategy.cache.tokens: form: hidden keeps"],
+        "  student: full\n  teacher_cache: {form: hidden, tokens: 9}",
+        ["strategy.teacher_cache.tokens: form: hidden keeps no tokens"],
         2,
     ),
-    distilled("room for nothing", '  student: full\n  cache: {form: "off", budget: 1GB}', ["form: off keeps nothing"], 2),
+    distilled(
+        "room for nothing", '  student: full\n  teacher_cache: {form: "off", budget: 1GB}', ["form: off stores nothing"], 2
+    ),
     distilled(
         "a student's adapter that is not there",
         "  student: {name: lora, adapter: ./none}",
@@ -1243,12 +1255,22 @@ DISTILL: list[Bad] = [
         "pieces of rows that the teacher shall answer",
         at(EVAL_SIZE + 1),
         ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
-        lines={NAME: "  name: distill", R: "  student: full\n  level: sequence", EVAL_SIZE: "  overflow: split"},
+        lines={NAME: "  name: distill", R: "  student: full\n  seq_kd: true", EVAL_SIZE: "  overflow: split"},
     ),
-    distilled("no such divergence", "  student: full\n  loss: forward", ["strategy.loss", "forward_kl"], 2),
-    distilled("more than all of the teacher", "  student: full\n  alpha: 1.5", ["strategy.alpha = 1.5", "at most 1"], 2),
+    distilled("no such divergence", "  student: full\n  divergence: forward", ["strategy.divergence", "forward_kl"], 2),
+    distilled(
+        "more than all of the teacher",
+        "  student: full\n  teacher_weight: 1.5",
+        ["strategy.teacher_weight = 1.5", "at most 1"],
+        2,
+    ),
     distilled("no temperature", "  student: full\n  temperature: 0", ["strategy.temperature", "more than 0"], 2),
-    distilled("a budget that is no size", "  student: full\n  cache: {budget: 10}", ["strategy.cache.budget", "10GB"], 2),
+    distilled(
+        "a budget that is no size",
+        "  student: full\n  teacher_cache: {budget: 10}",
+        ["strategy.teacher_cache.budget", "10GB"],
+        2,
+    ),
     distilled("another tool's name for the teacher", "  student: full\n  teacher_model: x", ["'strategy.teacher'"], 2),
 ]
 
@@ -1267,23 +1289,32 @@ OUTPUTS: list[Bad] = [
     Bad(
         "never to resume",
         at(OUTPUT),
-        ["checkpoints", "training.resume=auto", "--overwrite"],
-        {RATE: "  resume: never"},
+        ["checkpoints", "training.resume_from_checkpoint=auto", "--overwrite"],
+        {RATE: "  resume_from_checkpoint: never"},
         files=CHECKPOINT,
     ),
-    key("resume from nothing", RATE, "  resume: run/checkpoint-9", ["training.resume: run/checkpoint-9", "no such folder"]),
+    key(
+        "resume from nothing",
+        RATE,
+        "  resume_from_checkpoint: run/checkpoint-9",
+        ["training.resume_from_checkpoint: run/checkpoint-9", "no such folder"],
+    ),
     Bad(
         "resume from half a checkpoint",
         at(RATE),
-        ["training.resume: run/checkpoint-2", "no complete checkpoint"],
-        {RATE: "  resume: run/checkpoint-2"},
+        ["training.resume_from_checkpoint: run/checkpoint-2", "no complete checkpoint"],
+        {RATE: "  resume_from_checkpoint: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", "run/recipe.yaml": "a: 1", "run/checkpoint-2/": None},
     ),
     Bad(
         "resume from an earlier checkpoint",
         at(RATE),
-        ["training.resume: run/checkpoint-2", "later checkpoints, up to checkpoint-4", "training.resume: auto"],
-        {RATE: "  resume: run/checkpoint-2"},
+        [
+            "training.resume_from_checkpoint: run/checkpoint-2",
+            "up to checkpoint-4",
+            "training.resume_from_checkpoint: auto",
+        ],
+        {RATE: "  resume_from_checkpoint: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", **{f"run/checkpoint-{n}/hfstrat_complete.json": MARKER for n in (2, 4)}},
     ),
     Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
@@ -1311,9 +1342,17 @@ def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) ->
 
 CLASSIFICATION = [
     taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier writes no answers"]),
-    taught("a classifier's sentences", "  level: sequence", ["strategy.level: a classifier writes no answers", "remove it"]),
-    taught("a classifier's layers", "  hidden: {}", ["strategy.hidden: layers are brought together for causal-lm only"]),
-    taught("a classifier's likeliest tokens", "  cache: {form: top_k}", ["strategy.cache.form: top_k is for tokens", "auto"]),
+    taught("a classifier's sentences", "  seq_kd: true", ["strategy.seq_kd: a classifier writes no answers", "remove it"]),
+    taught(
+        "a classifier's layers",
+        "  hidden_states: {}",
+        ["strategy.hidden_states: layers are brought together for causal-lm only"],
+    ),
+    taught(
+        "a classifier's likeliest tokens",
+        "  teacher_cache: {form: top_k}",
+        ["strategy.teacher_cache.form: top_k is for tokens"],
+    ),
     taught(
         "a teacher that knows no classes",
         "  teacher: other",
@@ -1379,11 +1418,15 @@ ALL_LEARN = ["model.quantization: nf4", "trains every weight", "lora"]
 QUANTIZED = [
     quantized("an unknown form", "int4", ["model.quantization.name", "int8, nf4, fp4"]),
     quantized("a number of bits", "4", ["model.quantization = 4", "a mapping of keys"]),
-    quantized("a typo in quantization", "{name: nf4, double_qant: true}", ["double_qant", "did you mean 'double_quant'?"]),
-    quantized("no form", "{double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
+    quantized(
+        "a typo in quantization", "{name: nf4, use_double_qant: true}", ["use_double_qant", "did you mean 'use_double_quant'?"]
+    ),
+    quantized("no form", "{use_double_quant: true}", ["model.quantization.name: missing", "int8, nf4, fp4"]),
     quantized("modules as a text", "{name: nf4, skip_modules: mlp}", ["skip_modules", "a list", "[mlp]"]),
     quantized(
-        "double scales in 8 bits", "{name: int8, double_quant: false}", ["quantization.double_quant: for nf4 and fp4 only"]
+        "double scales in 8 bits",
+        "{name: int8, use_double_quant: false}",
+        ["quantization.use_double_quant: for nf4 and fp4 only"],
     ),
     quantized(
         "a dtype for 8 bits", "{name: int8, compute_dtype: bfloat16}", ["quantization.compute_dtype: for nf4 and fp4 only"]

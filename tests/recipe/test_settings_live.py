@@ -172,7 +172,7 @@ def budget(seen: Seen) -> int:
 
 
 def stages(seen: Seen) -> list[int]:
-    """The steps between two thaws and how many stages there are, if anything is thawed."""
+    """The steps between two unfrozen stages and the number of stages, with gradual unfreezing."""
     thawing = [cb for cb in seen.job.trainer.callback_handler.callbacks if hasattr(cb, "stages")]
     return [number for cb in thawing for number in (cb.every, len(cb.stages))]
 
@@ -239,8 +239,8 @@ PROBES: dict[str, Probe] = {
     ),
     "model.trust_remote_code": Probe(["model.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True),
     "model.quantization.name": Probe([f"{BITS}=fp4"], lambda s: bits(s).weight.quant_type, "fp4", [f"{BITS}=nf4"]),
-    "model.quantization.double_quant": Probe(
-        [f"{BITS}={{name: nf4, double_quant: false}}"], lambda s: bits(s).weight.quant_state.nested, False, [f"{BITS}=nf4"]
+    "model.quantization.use_double_quant": Probe(
+        [f"{BITS}={{name: nf4, use_double_quant: false}}"], lambda s: bits(s).weight.quant_state.nested, False, [f"{BITS}=nf4"]
     ),
     "model.quantization.compute_dtype": Probe(
         [f"{BITS}={{name: nf4, compute_dtype: bfloat16}}"], lambda s: bits(s).compute_dtype, torch.bfloat16, [f"{BITS}=nf4"]
@@ -305,7 +305,7 @@ PROBES: dict[str, Probe] = {
         lambda s: s.job.base.model.model.layers[0]._compiled_call_impl is not None,
         True,
     ),
-    "training.packing": Probe(["training.packing=on"], lambda s: type(s.job.trainer.train_dataset).__name__, "PackedRows"),
+    "training.packing": Probe(["training.packing=true"], lambda s: type(s.job.trainer.train_dataset).__name__, "PackedRows"),
     "training.lr_scheduler_type": Probe(
         ["training.lr_scheduler_type=linear"], lambda s: s.args.lr_scheduler_type.value, "linear"
     ),
@@ -322,11 +322,11 @@ PROBES: dict[str, Probe] = {
         ["training.load_best_model_at_end=false"], lambda s: s.args.load_best_model_at_end, False
     ),
     "training.early_stopping_patience": Probe(["training.early_stopping_patience=2"], patience, [2]),
-    "training.resume": Probe(
-        ["training.resume=CHECKPOINT"], lambda s: s.job.checkpoint and s.job.checkpoint.name, "checkpoint-2"
+    "training.resume_from_checkpoint": Probe(
+        ["training.resume_from_checkpoint=CHECKPOINT"], lambda s: s.job.checkpoint and s.job.checkpoint.name, "checkpoint-2"
     ),
     "training.extra": Probe(["training.extra.adam_beta2=0.9"], lambda s: s.args.adam_beta2, 0.9),
-    "evaluation.before": Probe(["evaluation.before=false"], lambda s: s.args.eval_on_start, False),
+    "evaluation.eval_on_start": Probe(["evaluation.eval_on_start=false"], lambda s: s.args.eval_on_start, False),
     "evaluation.max_rows": Probe(["evaluation.max_rows=5"], lambda s: len(s.job.data.eval), 5),
     "evaluation.prompts": Probe(["evaluation.prompts=[who]"], lambda s: s.job.prompts, ["who"]),
     "evaluation.samples": Probe(["evaluation.samples=2"], lambda s: len(s.job.prompts), 2),
@@ -359,8 +359,8 @@ PROBES: dict[str, Probe] = {
     "strategy.lora.name": Probe([LORA], lambda s: hasattr(s.model, "peft_config"), True, ["strategy=full"]),
     "strategy.partial.name": Probe([PARTIAL], blocks, {"3"}, ["strategy=full"]),
     "strategy.lora.r": Probe(["strategy.r=2"], lambda s: s.layer().lora_A["default"].weight.shape[0], 2),
-    "strategy.lora.alpha": Probe(["strategy.alpha=4"], lambda s: s.layer().scaling["default"], 1.0),
-    "strategy.lora.dropout": Probe(["strategy.dropout=0.25"], dropouts, [0.25]),
+    "strategy.lora.lora_alpha": Probe(["strategy.lora_alpha=4"], lambda s: s.layer().scaling["default"], 1.0),
+    "strategy.lora.lora_dropout": Probe(["strategy.lora_dropout=0.25"], dropouts, [0.25]),
     "strategy.lora.target_modules": Probe(
         ["strategy.target_modules=[q_proj]"], lambda s: {n.split(".")[-4] for n in s.learning()}, {"q_proj"}
     ),
@@ -397,13 +397,16 @@ PROBES: dict[str, Probe] = {
     "strategy.partial.embeddings": Probe(
         ["strategy.embeddings=true"], lambda s: "model.embed_tokens.weight" in s.learning(), True, [PARTIAL]
     ),
-    "strategy.thaw.every": Probe(
-        ["strategy.thaw={every: 0.25}"], stages, [1, 2], ["strategy={name: partial, head: true, last_n_layers: 1}"]
+    "strategy.gradual_unfreezing.every": Probe(
+        ["strategy.gradual_unfreezing={every: 0.25}"],
+        stages,
+        [1, 2],
+        ["strategy={name: partial, head: true, last_n_layers: 1}"],
     ),
     "strategy.partial.layer_decay": Probe(
         ["strategy.layer_decay=0.5"], rates, [0.005, 0.01], ["strategy={name: partial, head: true, last_n_layers: 1}"]
     ),
-    "strategy.partial.precompute": Probe(["strategy.precompute=on"], stored, True, [PARTIAL]),
+    "strategy.partial.precompute": Probe(["strategy.precompute=true"], stored, True, [PARTIAL]),
     "strategy.partial.frozen_dropout": Probe(
         ["strategy.frozen_dropout=false"], drops, [False, False, True], [PARTIAL, "model.name_or_path=GPT2"]
     ),
@@ -411,8 +414,8 @@ PROBES: dict[str, Probe] = {
     "strategy.scratch.name": Probe(
         [SCRATCH], lambda s: s.job.baselines is not None, True, [WORDS, "strategy=full", "model=BASE"]
     ),
-    "strategy.scratch.architecture": Probe(
-        ["strategy.architecture=gpt2"], lambda s: s.model.config.model_type, "gpt2", [WORDS, SCRATCH]
+    "strategy.scratch.model_type": Probe(
+        ["strategy.model_type=gpt2"], lambda s: s.model.config.model_type, "gpt2", [WORDS, SCRATCH]
     ),
     "strategy.scratch.parameters": Probe(
         ["strategy.parameters=300k"], lambda s: s.model.num_parameters() // 10_000 in (29, 30, 31), True, [WORDS, SCRATCH]
@@ -434,22 +437,22 @@ PROBES: dict[str, Probe] = {
     ),
 }
 DISTILL = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full}"
-ASKED = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full, cache: {form: 'off'}}"
+ASKED = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full, teacher_cache: {form: 'off'}}"
 THEIRS = "strategy.teacher.quantization"
 PROBES |= {
     "strategy.distill.name": Probe(["strategy={name: distill, student: full}"], lambda s: distiller(s) is not None, True),
-    "strategy.distill.loss": Probe(["strategy.loss=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
-    "strategy.distill.alpha": Probe(["strategy.alpha=0.0"], lambda s: distiller(s).is_on, False, [DISTILL]),
+    "strategy.distill.divergence": Probe(["strategy.divergence=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
+    "strategy.distill.teacher_weight": Probe(["strategy.teacher_weight=0.0"], lambda s: distiller(s).is_on, False, [DISTILL]),
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
     "strategy.distill.skew": Probe(
-        ["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL, "strategy.loss=skew_kl"]
+        ["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL, "strategy.divergence=skew_kl"]
     ),
-    "strategy.distill.level": Probe(["strategy.level=sequence"], first_row, None, [DISTILL]),
+    "strategy.distill.seq_kd": Probe(["strategy.seq_kd=true"], first_row, None, [DISTILL]),
     "strategy.distill.on_policy": Probe(
         ["strategy.on_policy=true"], lambda s: type(s.job.trainer).__name__, "OnPolicyTrainer", [DISTILL]
     ),
     "strategy.distill.max_new_tokens": Probe(
-        ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.level=sequence"]
+        ["strategy.max_new_tokens=3"], lambda s: max(s.job.data.train["length"]), None, [DISTILL, "strategy.seq_kd=true"]
     ),
     "strategy.teacher.name_or_path": Probe(
         ["strategy.teacher.name_or_path=UNTIED"],
@@ -466,8 +469,8 @@ PROBES |= {
     "strategy.teacher.quantization.name": Probe(
         [f"{THEIRS}=nf4"], lambda s: bits_of_teacher(s) and bits_of_teacher(s).weight.quant_type, "nf4", [ASKED]
     ),
-    "strategy.teacher.quantization.double_quant": Probe(
-        [f"{THEIRS}={{name: nf4, double_quant: false}}"],
+    "strategy.teacher.quantization.use_double_quant": Probe(
+        [f"{THEIRS}={{name: nf4, use_double_quant: false}}"],
         lambda s: bits_of_teacher(s).weight.quant_state.nested,
         False,
         [ASKED, f"{THEIRS}=nf4"],
@@ -490,14 +493,27 @@ PROBES |= {
     "strategy.shrink.intermediate_size": Probe(
         ["strategy.shrink={intermediate_size: 24}"], lambda s: s.job.base.model.config.intermediate_size, 24, [DISTILL]
     ),
-    "strategy.hidden.loss": Probe(["strategy.hidden={loss: cosine}"], lambda s: matched(s, "kind"), "cosine", [DISTILL]),
-    "strategy.hidden.weight": Probe(["strategy.hidden={weight: 2.0}"], lambda s: matched(s, "weight"), 2.0, [DISTILL]),
-    "strategy.hidden.layers": Probe(["strategy.hidden={layers: [[0, 1]]}"], lambda s: matched(s, "pairs"), [(0, 1)], [DISTILL]),
-    "strategy.cache.form": Probe(["strategy.cache.form=sampled"], lambda s: answers_kept(s)["form"], "sampled", [DISTILL]),
-    "strategy.cache.tokens": Probe(
-        ["strategy.cache.tokens=7"], lambda s: answers_kept(s)["width"], 7, [DISTILL, "strategy.cache.form=top_k"]
+    "strategy.hidden_states.loss": Probe(
+        ["strategy.hidden_states={loss: cosine}"], lambda s: matched(s, "kind"), "cosine", [DISTILL]
     ),
-    "strategy.cache.budget": Probe(["strategy.cache.budget=1KB"], lambda s: bool(answers_kept(s)), False, [DISTILL]),
+    "strategy.hidden_states.weight": Probe(
+        ["strategy.hidden_states={weight: 2.0}"], lambda s: matched(s, "weight"), 2.0, [DISTILL]
+    ),
+    "strategy.hidden_states.layers": Probe(
+        ["strategy.hidden_states={layers: [[0, 1]]}"], lambda s: matched(s, "pairs"), [(0, 1)], [DISTILL]
+    ),
+    "strategy.teacher_cache.form": Probe(
+        ["strategy.teacher_cache.form=sampled"], lambda s: answers_kept(s)["form"], "sampled", [DISTILL]
+    ),
+    "strategy.teacher_cache.tokens": Probe(
+        ["strategy.teacher_cache.tokens=7"],
+        lambda s: answers_kept(s)["width"],
+        7,
+        [DISTILL, "strategy.teacher_cache.form=top_k"],
+    ),
+    "strategy.teacher_cache.budget": Probe(
+        ["strategy.teacher_cache.budget=1KB"], lambda s: bool(answers_kept(s)), False, [DISTILL]
+    ),
 }
 APART = {  # keys that are probed by a test of their own, below
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
@@ -513,8 +529,8 @@ APART = {  # keys that are probed by a test of their own, below
         for name in ("config", "split", "revision")
     },
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
-    "hub.push": "test_what_the_hub_is_asked_for",
-    "hub.repo": "test_what_the_hub_is_asked_for",
+    "hub.push_to_hub": "test_what_the_hub_is_asked_for",
+    "hub.repo_id": "test_what_the_hub_is_asked_for",
     "hub.private": "test_what_the_hub_is_asked_for",
     "hub.revision": "test_what_the_hub_is_asked_for",
 }
@@ -689,9 +705,9 @@ def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:
     """Every key of a student is read by the strategy that has it, which has probes of its own."""
     sections: list[dict[str, Any]] = [
         {"name": "full"},
-        {"name": "lora", "r": 2, "alpha": 3, "dropout": 0.5, "target_modules": ["q_proj"], "use_rslora": True},
+        {"name": "lora", "r": 2, "lora_alpha": 3, "lora_dropout": 0.5, "target_modules": ["q_proj"], "use_rslora": True},
         {"name": "partial", "last_n_layers": 2, "patterns": ["*.0.*"], "head": True},
-        {"name": "scratch", "architecture": "gpt2", "parameters": "1M", "config": {"n_head": 2}},
+        {"name": "scratch", "model_type": "gpt2", "parameters": "1M", "config": {"n_head": 2}},
     ]
     recipe = sound.job.recipe.model_dump(exclude_none=True)
     for section in sections:
@@ -721,9 +737,9 @@ def test_when_the_run_without_a_teacher_is_made(
         assert len(started) == runs, reason
         assert reason
         if runs:
-            assert started[0].strategy.alpha == 0.0
+            assert started[0].strategy.teacher_weight == 0.0
             assert started[0].training == job.recipe.training.model_copy(update={"resume": "never"})
-            assert not started[0].hub.push
+            assert not started[0].hub.push_to_hub
 
 
 @pytest.mark.parametrize(
@@ -785,11 +801,11 @@ def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("settings", "repo", "private", "branches"),
     [
-        ({"repo": "me/x"}, None, None, []),
-        ({"push": True, "repo": "me/x"}, "me/x", True, ["main"]),
-        ({"push": True, "repo": "me/y"}, "me/y", True, ["main"]),
-        ({"push": True, "repo": "me/x", "private": False}, "me/x", False, ["main"]),
-        ({"push": True, "repo": "me/x", "revision": "v2"}, "me/x", True, ["main", "v2"]),
+        ({"repo_id": "me/x"}, None, None, []),
+        ({"push_to_hub": True, "repo_id": "me/x"}, "me/x", True, ["main"]),
+        ({"push_to_hub": True, "repo_id": "me/y"}, "me/y", True, ["main"]),
+        ({"push_to_hub": True, "repo_id": "me/x", "private": False}, "me/x", False, ["main"]),
+        ({"push_to_hub": True, "repo_id": "me/x", "revision": "v2"}, "me/x", True, ["main", "v2"]),
     ],
     ids=["no push", "push", "repo", "private", "revision"],
 )

@@ -113,7 +113,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: P
     assert found[0]["evaluation"]["confusion"] == found[1]["evaluation"]["confusion"]
 
 
-@pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4, dropout: 0.1}"], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4, lora_dropout: 0.1}"], ids=["full", "lora"])
 def test_interrupted_and_resumed_equals_uninterrupted(
     classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
 ) -> None:
@@ -225,7 +225,7 @@ def test_two_processes_equal_one_process(classify: Any, tmp_path: Path, bodies: 
 @pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
 def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
     """The tokenizer is trained on the training data, and the model learns which word marks a label."""
-    new = f"{{name: scratch, architecture: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
+    new = f"{{name: scratch, model_type: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
     words = (
         f"strategy={new}",
         "training.max_steps=120",
@@ -248,7 +248,7 @@ def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: 
 
 def test_held_out_texts_do_not_train_the_tokenizer(classify: Any) -> None:
     """The texts that the new tokenizer never saw are the evaluation examples."""
-    new = "{name: scratch, architecture: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
+    new = "{name: scratch, model_type: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
     corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)

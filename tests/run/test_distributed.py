@@ -22,13 +22,14 @@ TEACHER = "teacher: {teacher}"
 LM = {
     "lora": "{name: lora, r: 4}",
     "full": "full",
-    "partial": "{name: partial, last_n_layers: 2, precompute: off, layer_decay: 0.5}",
+    "partial": "{name: partial, last_n_layers: 2, precompute: false, layer_decay: 0.5}",
     "scratch": "{name: scratch, config: {hidden_size: 32}}",
     "head": "{name: head}",
-    "distill": "{name: distill, student: full, teacher: TEACHER, baseline: false, cache: {form: off}}",
-    "distill_once": "{name: distill, student: full, teacher: TEACHER, baseline: false, cache: {form: hidden}}",
-    "distill_own": "{name: distill, student: {name: lora, r: 4}, baseline: false, alpha: 0.9, cache: {form: off}}",
-    "precompute": "{name: partial, last_n_layers: 1, precompute: on}",
+    "distill": "{name: distill, student: full, teacher: TEACHER, baseline: false, teacher_cache: {form: off}}",
+    "distill_once": "{name: distill, student: full, teacher: TEACHER, baseline: false, teacher_cache: {form: hidden}}",
+    "distill_own": "{name: distill, student: {name: lora, r: 4}, baseline: false, teacher_weight: 0.9, "
+    "teacher_cache: {form: off}}",
+    "precompute": "{name: partial, last_n_layers: 1, precompute: true}",
 }
 CLASSES = {
     "c_full": "full",
@@ -166,8 +167,8 @@ def test_what_cannot_be_sharded_is_refused(make: Any, tmp_path: Path) -> None:
     """Refused before training with the alternative; so is a wrapping that is not the requested one."""
     refused = {
         "head": ("{name: head}", "ddp, or strategy partial"),
-        "hidden": (LM["distill"].replace("cache:", "hidden: {}, cache:"), "or remove hidden"),
-        "on": ("{name: partial, last_n_layers: 1, precompute: on}", "set auto or off"),
+        "hidden": (LM["distill"].replace("teacher_cache:", "hidden_states: {}, teacher_cache:"), "or remove hidden_states"),
+        "on": ("{name: partial, last_n_layers: 1, precompute: true}", "set auto or false"),
     }
     file, overrides = make("lora", f"output_dir={tmp_path / 'run'}")
     teacher = make("distill")[1][0].split("teacher: ")[1].split(",")[0]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
-SETTINGS = ("training.max_steps=120", "training.eval_steps=8", "strategy.dropout=0.1", "training.logging_steps=7")
+SETTINGS = ("training.max_steps=120", "training.eval_steps=8", "strategy.lora_dropout=0.1", "training.logging_steps=7")
 
 
 def start(recipe: Any, folder: Path) -> subprocess.Popen[str]:

@@ -277,9 +277,9 @@ def test_the_wrapping_is_read_from_accelerates_environment(monkeypatch: pytest.M
 
 def test_strategies_that_cannot_be_sharded_are_refused_before_torch(recipe: Any, tiny: Path) -> None:
     for section, wrapping, words in (
-        ("{name: partial, last_n_layers: 1, precompute: on}", "fsdp", "set auto or off"),
+        ("{name: partial, last_n_layers: 1, precompute: true}", "fsdp", "set auto or false"),
         ("{name: partial, last_n_layers: 1, frozen_dropout: false}", "fsdp", "remove it"),
-        ("{name: partial, last_n_layers: 2, thaw: {every: 1}}", "ddp", "several processes cannot follow"),
+        ("{name: partial, last_n_layers: 2, gradual_unfreezing: {every: 1}}", "ddp", "several processes cannot follow"),
         ("{name: head, untie: true}", "deepspeed", "ddp, or strategy partial"),
         ("{name: lora, use_dora: true}", "deepspeed", "fsdp2 or ddp"),
         (f"{{name: distill, student: lora, on_policy: true, teacher: {tiny}}}", "fsdp", "remove on_policy"),

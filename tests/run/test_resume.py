@@ -26,7 +26,7 @@ from hfstrat.run import resume
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
 
-DROPOUT = "strategy={name: lora, r: 4, dropout: 0.1}"
+DROPOUT = "strategy={name: lora, r: 4, lora_dropout: 0.1}"
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_signal_while_preparing_ends_at_once(recipe: Any, monkeypatch: pytest.
     def computed(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
 
-    loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: 'on'}")
+    loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: true}")
     with monkeypatch.context() as patch:
         patch.setattr("hfstrat.strategies.frozen.precompute._computed", computed)
         with pytest.raises(KeyboardInterrupt) as info:
@@ -355,7 +355,7 @@ def test_a_moved_run_finds_its_best_weights(recipe: Any, tmp_path: Path, monkeyp
     folder_of(recipe()).rename(tmp_path / "moved")
     moved = recipe("training.max_steps=8", f"output_dir={tmp_path / 'moved'}")
     assert again(moved)["best_step"] == 2
-    elsewhere = recipe("training.max_steps=8", f"training.resume={tmp_path / 'moved' / 'checkpoint-8'}")
+    elsewhere = recipe("training.max_steps=8", f"training.resume_from_checkpoint={tmp_path / 'moved' / 'checkpoint-8'}")
     assert again(elsewhere)["best_step"] == 2
 
 
@@ -428,7 +428,7 @@ def test_resuming_with_another_number_of_processes_keeps_the_batches(
     recipe: Any, tmp_path: Path, before: int, after: int
 ) -> None:
     settings = ("model.dtype=float32", "training.max_steps=40", "training.eval_steps=10", "training.save_total_limit=9")
-    settings += ("training.per_device_train_batch_size=2", "training.load_best_model_at_end=false", "training.packing=off")
+    settings += ("training.per_device_train_batch_size=2", "training.load_best_model_at_end=false", "training.packing=false")
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
     expected = again(whole)
     given = (recipe().source, [*settings], tmp_path / "run", tmp_path / "cache")

@@ -26,12 +26,12 @@ RUN = [
 ]
 SHAPE = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 CASES = {  # strategy, processes, share of the kills
-    "lora": ("{name: lora, r: 4, dropout: 0.1}", 1, 4),
+    "lora": ("{name: lora, r: 4, lora_dropout: 0.1}", 1, 4),
     "full": ("full", 1, 3),
     "scratch": (f"{{name: scratch, config: {SHAPE}}}", 1, 3),
-    "distill": ("{name: distill, teacher: TEACHER, student: full, baseline: false, cache: {form: hidden}}", 1, 4),
-    "partial": ("{name: partial, last_n_layers: 1, precompute: 'on'}", 1, 3),
-    "two": ("{name: lora, r: 4, dropout: 0.1}", 2, 3),
+    "distill": ("{name: distill, teacher: TEACHER, student: full, baseline: false, teacher_cache: {form: hidden}}", 1, 4),
+    "partial": ("{name: partial, last_n_layers: 1, precompute: true}", 1, 3),
+    "two": ("{name: lora, r: 4, lora_dropout: 0.1}", 2, 3),
 }
 
 

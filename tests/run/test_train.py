@@ -86,7 +86,7 @@ def test_an_interruption_names_what_it_leaves(recipe: Any, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(KeyboardInterrupt, match=words):
-                run(recipe(f"evaluation.before={before}"))
+                run(recipe(f"evaluation.eval_on_start={before}"))
 
 
 def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, quick: None) -> None:
@@ -103,10 +103,10 @@ def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, qui
 @pytest.mark.parametrize(
     ("strategy", "packing"),
     [
-        ("{name: lora, r: 4, dropout: 0.1}", "off"),
-        ("full", "on"),
-        ("{name: partial, last_n_layers: 1}", "off"),
-        ("{name: lora, init_lora_weights: pissa}", "off"),
+        ("{name: lora, r: 4, lora_dropout: 0.1}", "false"),
+        ("full", "true"),
+        ("{name: partial, last_n_layers: 1}", "false"),
+        ("{name: lora, init_lora_weights: pissa}", "false"),
     ],
     ids=["lora", "full", "partial", "pissa"],
 )

@@ -43,7 +43,7 @@ def test_computed_once_equals_computed_each_time_bit_for_bit(
     recipe: Any, tmp_path: Path, short: str, quick: None, dtype: str, seed: int
 ) -> None:
     found = []
-    for wish in ("on", "off"):
+    for wish in ("true", "false"):
         loaded = runs(recipe, tmp_path / wish, f"{PARTIAL}, precompute: {wish}", short, f"model.dtype={dtype}", f"seed={seed}")
         found.append((run(loaded), weights(folder_of(loaded))))
     (once, ours), (each, theirs) = found
@@ -54,15 +54,17 @@ def test_computed_once_equals_computed_each_time_bit_for_bit(
         assert torch.equal(ours[name], tensor), name
     assert once["result"]["losses"] == each["result"]["losses"]
     assert once["result"]["metrics_after"] == each["result"]["metrics_after"]
-    assert sorted(p.name for p in (tmp_path / "on" / "final").iterdir()) == sorted(
-        p.name for p in (tmp_path / "off" / "final").iterdir()
+    assert sorted(p.name for p in (tmp_path / "true" / "final").iterdir()) == sorted(
+        p.name for p in (tmp_path / "false" / "final").iterdir()
     )
-    assert (tmp_path / "on" / "final" / "config.json").read_text() == (tmp_path / "off" / "final" / "config.json").read_text()
+    assert (tmp_path / "true" / "final" / "config.json").read_text() == (
+        tmp_path / "false" / "final" / "config.json"
+    ).read_text()
 
 
 def test_with_rows_of_all_widths_it_is_the_same_but_for_rounding(recipe: Any, tmp_path: Path, quick: None) -> None:
     found = []
-    for wish in ("on", "off"):
+    for wish in ("true", "false"):
         loaded = runs(recipe, tmp_path / wish, f"{PARTIAL}, precompute: {wish}", "model.dtype=float32")
         found.append((run(loaded), weights(folder_of(loaded))))
     for name, tensor in found[1][1].items():
@@ -74,31 +76,31 @@ def test_with_rows_of_all_widths_it_is_the_same_but_for_rounding(recipe: Any, tm
 def test_packed_or_not_computed_once_or_not_it_is_one_run(recipe: Any, tmp_path: Path, quick: None) -> None:
     """And packed and unpacked runs share what was computed."""
     curves, weighed, built = {}, {}, {}
-    for packing, wish in (("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")):
+    for packing, wish in (("true", "true"), ("false", "true"), ("true", "false"), ("false", "false")):
         loaded = runs(
             recipe, tmp_path / f"{packing}-{wish}", f"{PARTIAL}, precompute: {wish}", f"training.packing={packing}",
             "training.train_sampling_strategy=random", "model.dtype=float32", "data.max_length=64",
         )  # fmt: skip
         report = run(loaded)["result"]
-        assert (report["plan"]["bins"] is not None) == (packing == "on")
-        assert ("precomputed" in report) == (wish == "on")
+        assert (report["plan"]["bins"] is not None) == (packing == "true")
+        assert ("precomputed" in report) == (wish == "true")
         curves[packing, wish] = [entry["loss"] for entry in report["losses"]] + [report["metrics_after"]["loss"]]
         weighed[packing, wish] = weights(folder_of(loaded))
-        built[packing, wish] = report["precomputed"]["built"] if wish == "on" else None
+        built[packing, wish] = report["precomputed"]["built"] if wish == "true" else None
     for way in curves:
-        assert curves[way] == pytest.approx(curves["off", "off"], rel=1e-5)
-        for name, tensor in weighed["off", "off"].items():
+        assert curves[way] == pytest.approx(curves["false", "false"], rel=1e-5)
+        for name, tensor in weighed["false", "false"].items():
             torch.testing.assert_close(weighed[way][name], tensor, rtol=1e-4, atol=1e-4)
-    assert built["on", "on"] == ["train", "eval"]
-    assert built["off", "on"] == []
+    assert built["true", "true"] == ["train", "eval"]
+    assert built["false", "true"] == []
 
 
 @pytest.mark.parametrize(
     ("section", "packing"),
     [
-        (f"{PARTIAL}, precompute: on", "off"),
-        (f"{PARTIAL}, precompute: on", "on"),
-        ("last_n_layers: 2, head: true, thaw: {every: 5}, layer_decay: 0.5, precompute: on", "off"),
+        (f"{PARTIAL}, precompute: true", "false"),
+        (f"{PARTIAL}, precompute: true", "true"),
+        ("last_n_layers: 2, head: true, gradual_unfreezing: {every: 5}, layer_decay: 0.5, precompute: true", "false"),
     ],
     ids=["precomputed", "precomputed and packed", "thawed"],
 )
@@ -123,7 +125,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 def test_the_artefact_is_loaded_by_plain_transformers(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
-    report = run(runs(recipe, tmp_path / "run", f"{PARTIAL}, precompute: on"))
+    report = run(runs(recipe, tmp_path / "run", f"{PARTIAL}, precompute: true"))
     assert report["result"]["verified"]["bit_equal"]
     facts = json.loads((tmp_path / "run" / "report.json").read_text())["result"]["precomputed"]
     assert facts["bytes"] > 0
@@ -152,7 +154,7 @@ def test_what_is_frozen_does_not_move_until_it_is_thawed(
         return original(self, model, *args, **kwargs)
 
     monkeypatch.setattr(StrategyTrainer, "training_step", training_step)
-    section = "last_n_layers: 2, head: true, embeddings: true, thaw: {every: 5}, layer_decay: 0.5"
+    section = "last_n_layers: 2, head: true, embeddings: true, gradual_unfreezing: {every: 5}, layer_decay: 0.5"
     settings = ("training.weight_decay=0.5", "training.lr_scheduler_type=constant", "training.warmup_steps=0")
     report = run(runs(recipe, tmp_path / "run", section, *settings, "model.dtype=float32"))
     turns = {"lm_head": 1, "model.norm": 1, "model.layers.3": 6, "model.layers.2": 11, "model.embed": 16}
@@ -185,10 +187,14 @@ def test_a_norm_alone_is_no_stage() -> None:
 @pytest.mark.parametrize(
     ("section", "more", "words"),
     [
-        ("last_n_layers: 3, thaw: {every: 0.6}", (), r"0.6 \(14 steps\) is too long for 4 parts in a run of 24 .*at most 7"),
-        ("last_n_layers: 3, thaw: {every: 8}", (), r"8 \(8 steps\) is too long"),
-        ("last_n_layers: 2, thaw: {every: 0.2}", ("training={max_time: 60s}",), "give whole steps"),
-        ("head: true, embeddings: true, precompute: on", (), "precompute: on, but the input embeddings learn"),
+        (
+            "last_n_layers: 3, gradual_unfreezing: {every: 0.6}",
+            (),
+            r"0.6 \(14 steps\) is too long for 4 parts in a run of 24 .*at most 7",
+        ),
+        ("last_n_layers: 3, gradual_unfreezing: {every: 8}", (), r"8 \(8 steps\) is too long"),
+        ("last_n_layers: 2, gradual_unfreezing: {every: 0.2}", ("training={max_time: 60s}",), "give whole steps"),
+        ("head: true, embeddings: true, precompute: true", (), "precompute: true, but the input embeddings learn"),
         ("head: true, embeddings: true, frozen_dropout: false", (), "frozen_dropout: false: the input embeddings learn"),
     ],
     ids=["a share too long", "steps too long", "a share of a time", "nothing frozen", "nothing frozen to keep still"],

@@ -157,7 +157,13 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
     footprint = footprint_of(scratch().recipe)
     assert footprint == (result["trainable_parameters"], result["total_parameters"])
 
-    run(scratch("training.max_steps=4", f"output_dir={tmp_path / 'again'}", f"training.resume={tmp_path / 'run/checkpoint-2'}"))
+    run(
+        scratch(
+            "training.max_steps=4",
+            f"output_dir={tmp_path / 'again'}",
+            f"training.resume_from_checkpoint={tmp_path / 'run/checkpoint-2'}",
+        )
+    )
     first, again = weights(final), weights(tmp_path / "again" / "final")
     assert all(torch.equal(first[name], again[name]) for name in first)
 

@@ -11,6 +11,7 @@ from helpers.hub_runs import finished_run
 from pydantic import BaseModel
 
 from hfstrat.errors import UserError
+from hfstrat.recipe.renamed import upgraded
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Part, Report, parse
 
@@ -37,7 +38,7 @@ def test_a_report_of_the_version_before_is_read() -> None:
     before, report = old(), parse(old())
     result = report.finished
     assert report.schema_version == reports.SCHEMA_VERSION
-    assert report.run.recipe.model_dump() == before["run"]["recipe"]
+    assert report.run.recipe.model_dump() == upgraded(before["run"]["recipe"])
     assert report.run.strategy == "distill/scratch"
     assert report.run.data
     assert report.run.data.train.tokens == before["run"]["data"]["train"]["tokens"]

@@ -77,7 +77,7 @@ def test_rotation_keeps_the_last_complete_one(tmp_path: Path) -> None:
 
 def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     named = make(tmp_path / "a", 4)
-    recipe = {"training": {"resume": str(named)}, "output_dir": "b"}
+    recipe = {"training": {"resume_from_checkpoint": str(named)}, "output_dir": "b"}
     assert checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})[0] == named
     later = make(tmp_path / "b", 6, recipe | {"seed": 1})
     found, remarks = checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})
@@ -100,7 +100,7 @@ BEFORE = {
         "extra": {},
     },
     "evaluation": {"max_rows": 5},
-    "hub": {"push": False},
+    "hub": {"push_to_hub": False},
 }
 
 
@@ -112,7 +112,7 @@ def test_what_may_change_goes_on_and_is_said() -> None:
     allowed, refused = changes.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
     assert allowed == ["training.num_train_epochs was 1.0, is 2.0", "training.save_steps was None, is 10"]
     assert not refused
-    assert changes.compare(BEFORE, changed("hub", push=True)) == ([], [])
+    assert changes.compare(BEFORE, changed("hub", push_to_hub=True)) == ([], [])
     assert changes.compare(BEFORE, changed("training", extra={"dataloader_num_workers": 2}))[1] == []
     assert changes.compare(BEFORE, changed("evaluation", max_rows=7))[0]
 

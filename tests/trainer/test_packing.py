@@ -137,20 +137,22 @@ def recipe(folder: Path, model: Path, **training: Any) -> list[str]:
 
 def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curves = {}
-    for packing in ("on", "off"):
+    for packing in (True, False):
         words = recipe(tmp_path, tiny, packing=packing, train_sampling_strategy="random")
         report = run(load_recipe(str(tmp_path / "recipe.yaml"), [*words, f"output_dir={tmp_path / packing}"]))
         assert report is not None
         curves[packing] = [entry["loss"] for entry in report["result"]["losses"]]
-        assert report["result"]["plan"]["bins"] == (None if packing == "off" else 4)
+        assert report["result"]["plan"]["bins"] == (4 if packing else None)
         assert report["result"]["metrics_after"]["tokens"] > 0
-    assert curves["on"] == pytest.approx(curves["off"], rel=1e-5)
+    assert curves[True] == pytest.approx(curves[False], rel=1e-5)
     said = capsys.readouterr().out
     assert "packed into 4 rows per step" in said
     assert "do not see each other" in said
 
 
-def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None = None, others: tuple[Any, ...] = ()) -> Any:
+def batches(
+    model: Any, packing: bool | str, device: str, stored: dict[str, Any] | None = None, others: tuple[Any, ...] = ()
+) -> Any:
     rows = some_rows()
     lengths = np.array([len(row["input_ids"]) for row in rows])
     words = {"max_steps": 5, "global_batch_size": 8, "packing": packing}
@@ -165,13 +167,13 @@ def batches(model: Any, packing: str, device: str, stored: dict[str, Any] | None
 
 def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None:
     sound = AutoModelForCausalLM.from_pretrained(tiny)
-    assert batches(sound, "on", "cpu").plan.bins
+    assert batches(sound, True, "cpu").plan.bins
     assert "on a CPU that is slower" in batches(sound, "auto", "cpu").line
     made = batches(careless(tiny), "auto", "cuda")
     assert made.plan.bins is None
     assert "not packed: a packed example" in made.line
-    with pytest.raises(UserError, match=r"training\.packing: on: .*cannot be packed.*set auto or off"):
-        batches(careless(tiny), "on", "cpu")
+    with pytest.raises(UserError, match=r"training\.packing: true: .*cannot be packed.*set auto or false"):
+        batches(careless(tiny), True, "cpu")
 
 
 def test_a_teacher_has_to_keep_examples_apart_too(tiny: Path) -> None:

@@ -27,7 +27,7 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
     Raises:
         UserError: one sentence that begins with the key.
     """
-    if recipe.data.overflow == "split" and (strategy.level == "sequence" or strategy.on_policy):
+    if recipe.data.overflow == "split" and (strategy.seq_kd or strategy.on_policy):
         raise UserError(
             "data.overflow: split: only the first piece of a row has a prompt that could be answered; take truncate or drop"
         )
@@ -42,9 +42,9 @@ def check(strategy: Distill, recipe: Recipe, network: bool) -> None:
     theirs = _check_teacher(strategy, recipe, config, network) if strategy.teacher else config
     if strategy.on_policy and not recipe.model.add_tokens:
         _check_sizes(strategy.student, config, theirs)
-    if strategy.hidden and strategy.hidden.layers and count and (above := _layers(theirs)):
+    if strategy.hidden_states and strategy.hidden_states.layers and count and (above := _layers(theirs)):
         below = len(shrink.kept_layers(strategy.shrink.layers, count)) if strategy.shrink else count
-        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden.layers], below, above)
+        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden_states.layers], below, above)
 
 
 def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
@@ -97,7 +97,7 @@ def _check_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], netwo
         )
     if not strategy.teacher.trust_remote_code:  # classes of one's own have any names
         _check_kind(name, config, TASKS[recipe.task])
-    if strategy.level == "sequence":
+    if strategy.seq_kd:
         return config  # texts are handed over
     ours = teacher.words_in(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
     theirs = teacher.words_in(path)

@@ -17,6 +17,7 @@ from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
@@ -190,7 +191,7 @@ def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainDa
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
         feed, facts["cache"] = _keep(feed, distiller)
     else:
-        feed.say(f"{'teacher':<9} is asked about every batch anew: {'cache: off' if wish.form == 'off' else 'one epoch'}")
+        feed.say(f"{'teacher':<9} is asked about every batch anew: {'form: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
@@ -214,7 +215,7 @@ def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[s
     entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
     seconds = time.monotonic() - started
     when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
-    feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {cache.readable(entry.size)}")
+    feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {file_size(entry.size)}")
     train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
     distiller.teacher = None
     facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}

@@ -269,8 +269,8 @@ def student_of(
 
         check_sizes(*(model.config.get_text_config().vocab_size for model in (base.model, teacher)))
         base.say(f"{'teacher':<9} {REMARK}")
-    if strategy.hidden:
-        hidden_loss.bring_together(strategy.hidden, base, distiller, teacher)
+    if strategy.hidden_states:
+        hidden_loss.bring_together(strategy.hidden_states, base, distiller, teacher)
     return trained
 
 

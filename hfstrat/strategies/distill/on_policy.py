@@ -84,7 +84,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
     ) -> None:
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
         theirs_too = {
-            "beta": BETA[distill.loss],
+            "beta": BETA[distill.divergence],
             "temperature": distill.temperature,
             "max_completion_length": distill.max_new_tokens,
             "gradient_checkpointing": False,

@@ -17,6 +17,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
 
@@ -37,7 +38,7 @@ def ask_once(feed: TrainData, distiller: Distiller, wish: Cache) -> TrainData:
     teacher = distiller.teacher
     assert teacher is not None
     if wish.form == "off":
-        return ask_anew(feed, distiller, "cache: off")
+        return ask_anew(feed, distiller, "teacher_cache: {form: off}")
     if distiller.match is not None:
         return ask_anew(feed, distiller, "the states of its layers are compared, which are not kept")
     again = feed.is_endless or feed.epochs > 1 or wish.form != "auto"
@@ -71,14 +72,14 @@ def choose(feed: TrainData, distiller: Distiller, wish: Cache, positions: int) -
     if wish.form != "auto":
         if needed[wish.form] > wish.bytes:
             raise UserError(
-                f"strategy.cache.budget: {wish.form} takes {cache.readable(needed[wish.form])} for {positions:,} positions, "
+                f"strategy.teacher_cache.budget: {wish.form} takes {file_size(needed[wish.form])} for {positions:,} positions, "
                 f"more than {wish.budget}; raise it, or take auto"
             )
         return forms[wish.form], ""
     fits = [name for name in ("hidden", "sampled") if needed[name] <= wish.bytes]
     fits = [name for name in fits if name == "hidden" or mix.divergence == "forward_kl"]
     if not fits:
-        return None, f"its hidden states take {cache.readable(needed['hidden'])}, more than cache.budget {wish.budget}"
+        return None, f"its hidden states take {file_size(needed['hidden'])}, more than teacher_cache.budget {wish.budget}"
     return forms[fits[0]], ""
 
 
@@ -138,7 +139,7 @@ def _fetch(feed: TrainData, distiller: Distiller, form: Form, parts: dict[str, R
     }
     which = "all rows" if "train" in parts else "evaluation rows (training asks once anyway)"
     feed.say(
-        f"{'teacher':<9} {when} about {positions:,} positions of {which}: {what[form.kind]}, {cache.readable(size)}, "
+        f"{'teacher':<9} {when} about {positions:,} positions of {which}: {what[form.kind]}, {file_size(size)}, "
         f"{share:.1%} of its probability mass"
     )
     facts = {"form": form.kind, "width": form.width, "bytes": size, "mass": share, "seconds": seconds, "built": built}
@@ -202,8 +203,8 @@ def _check(feed: TrainData, teacher: FrozenTeacher, found: list[str]) -> None:
         return
     if found:
         raise UserError(
-            f"strategy.cache: the answers found in the cache ({', '.join(found)}) are not what this teacher says; they are of "
-            f"another one. Remove them (hfstrat cache rm {' '.join(found)}), or set cache: {{form: 'off'}}"
+            f"strategy.teacher_cache: the outputs in the cache ({', '.join(found)}) are not those of this teacher, but of "
+            f"another one. Remove them (hfstrat cache rm {' '.join(found)}), or set teacher_cache: {{form: 'off'}}"
         )
     raise RuntimeError("what the rows bring along is not what the teacher says")
 

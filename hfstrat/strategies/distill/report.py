@@ -23,7 +23,7 @@ KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the other
 SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
 SAME = ("name", "teacher", "student", "shrink")  # what the student is
-WITHOUT = {"alpha": 0.0, "baseline": False}  # on the answers of the data, by cross-entropy alone
+WITHOUT = {"teacher_weight": 0.0, "baseline": False}  # on the answers of the data, by cross-entropy alone
 SPOKEN = 32  # tokens that are generated to tell the speed
 
 

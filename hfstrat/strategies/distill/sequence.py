@@ -47,7 +47,7 @@ def ask_to_write(strategy: Distill, data: PreparedData, recipe: Recipe, tokenize
     )
     writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
     if not writer.can_generate():
-        raise UserError(f"strategy.level: sequence, but {section.name_or_path} writes no text; remove it")
+        raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} writes no text; remove it")
     context = context_of(writer)
     foreign = Foreign.of(tokenizer, tokenizer_of(section), words_of(writer), data.renderer, recipe.data, context)
     if foreign:
@@ -102,7 +102,7 @@ def rewritten(
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        cache.let_go(entry.path)  # there may be thousands
+        cache.release(entry.path)  # there may be thousands
         said = foreign.repeated(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]

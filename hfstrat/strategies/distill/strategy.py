@@ -71,7 +71,7 @@ class Distill(Strategy[section.Distill]):
         super().__init__(section)
         student = section.student
         if student.name == "partial":  # its frozen part is not cached next to a teacher's outputs
-            student = student.model_copy(update={"precompute": "off"})
+            student = student.model_copy(update={"precompute": False})
         self.student = STUDENTS[student.name](student)
         self.teacher: PreTrainedModel | None = None  # until the distiller has it
 
@@ -97,8 +97,8 @@ class Distill(Strategy[section.Distill]):
                 "load time; to quantize the teacher, name it under strategy.teacher with quantization, and remove "
                 "model.quantization"
             )
-        if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden):
-            key, why = ("on_policy", "the student writes answers") if wanted.on_policy else ("hidden", "layers are compared")
+        if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden_states):
+            key, why = ("on_policy", "the student generates") if wanted.on_policy else ("hidden_states", "layers are compared")
             raise UserError(
                 f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
                 f"--accelerate-config ddp, or remove {key}"
@@ -144,7 +144,7 @@ class Distill(Strategy[section.Distill]):
 
     def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
         tokenizer, data = super().read(recipe, screen)
-        if self.section.level == "sequence" and screen is not None:
+        if self.section.seq_kd and screen is not None:
             from hfstrat.strategies.distill.sequence import ask_to_write
 
             data = ask_to_write(self.section, data, recipe, tokenizer, screen)
@@ -160,8 +160,10 @@ class Distill(Strategy[section.Distill]):
         with self._student_keys():
             base = self.student.load(self._of_student(recipe), tokenizer, data)
         self.objective = objective_of(recipe.task)
-        self.distiller = self.objective.distiller(Mix(wanted.loss, wanted.alpha, wanted.temperature, wanted.skew))
-        if wanted.uses_teacher or wanted.level == "sequence":
+        self.distiller = self.objective.distiller(
+            Mix(wanted.divergence, wanted.teacher_weight, wanted.temperature, wanted.skew)
+        )
+        if wanted.uses_teacher or wanted.seq_kd:
             rows = len(data.train) if data else 0
             again = rows > 0 and steps_of(recipe.training, rows) * recipe.training.global_batch_size > rows
             self.teacher = distill_teacher.placed(wanted, base, tokenizer, self.describe, again)
@@ -208,7 +210,7 @@ class Distill(Strategy[section.Distill]):
         if self.section.on_policy:
             return precompute.ask_anew(data, self.distiller, "the student writes other answers each time")
         if self.section.uses_teacher:
-            return self.objective.ask_once(data, self.distiller, self.section.cache)
+            return self.objective.ask_once(data, self.distiller, self.section.teacher_cache)
         judged, self.distiller.teacher = precompute.judge(data, self.distiller), None  # it has written, and is compared with
         return judged
 
@@ -237,15 +239,19 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
         )
     if task.text.generates:
         return
-    form = strategy.cache.form
-    given = [key for key in ("loss", "temperature", "skew") if key in strategy.model_fields_set]
+    form = strategy.teacher_cache.form
+    given = [key for key in ("divergence", "temperature", "skew") if key in strategy.model_fields_set]
     if given and not task.metrics.of_distributions:
         raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
     for key, is_given, why in (
         ("on_policy", strategy.on_policy, "a classifier writes no answers; remove it"),
-        ("level", strategy.level == "sequence", "a classifier writes no answers; remove it"),
-        ("hidden", strategy.hidden is not None, "layers are brought together for causal-lm only; remove it"),
-        ("cache.form", form not in ("auto", "off"), f"{form} is for tokens; class logits are kept exactly, take auto or off"),
+        ("seq_kd", strategy.seq_kd, "a classifier writes no answers; remove it"),
+        ("hidden_states", strategy.hidden_states is not None, "layers are brought together for causal-lm only; remove it"),
+        (
+            "teacher_cache.form",
+            form not in ("auto", "off"),
+            f"{form} is for tokens; class logits are kept exactly",
+        ),
     ):
         if is_given:
             raise UserError(f"strategy.{key}: {why}")

@@ -110,10 +110,10 @@ def placed(
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())
-    if strategy.level == "sequence" and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+    if strategy.seq_kd and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
-    kept = strategy.cache.form != "off" and (again or strategy.cache.form != "auto")
-    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden is not None or not kept)
+    kept = strategy.teacher_cache.form != "off" and (again or strategy.teacher_cache.form != "auto")
+    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden_states is not None or not kept)
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0

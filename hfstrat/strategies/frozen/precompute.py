@@ -25,6 +25,7 @@ from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.errors import UserError
 from hfstrat.models.quantization import elements
+from hfstrat.recipe.format import file_size
 from hfstrat.strategies.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating, named_blocks
 from hfstrat.strategies.frozen.prefix import Prefix, Refused, can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import (
@@ -100,20 +101,20 @@ TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: how far the whole mo
 __all__ = ["Refused", "can_precompute", "find_prefix", "precompute"]
 
 
-Wish = Literal["auto", "on", "off"]
+Wish = bool | Literal["auto"]
 
 
 def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = False) -> TrainData:
     """Compute what is frozen once, if that can be done and pays, and give the rows with it.
 
     Args:
-        wish: `auto` decides, and says so; `on` makes a reason against it an error.
+        wish: `auto` decides, and says so; `True` makes a reason against it an error.
         still: keep the frozen part in evaluation mode, without dropout, whether it is computed once or not.
 
     Raises:
         UserError: `on`, and it cannot be; or `still`, and nobody knows what is frozen.
     """
-    if wish == "off" and not still:
+    if wish is False and not still:
         return feed
     if distributed.is_sharded():
         return _refuse(feed, wish, "no process has the whole model on its device")
@@ -129,16 +130,16 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
         if still:
             feed = feed.with_undo(Still(list(prefix.modules.values())).release)
         try:
-            if wish == "off":
+            if wish is False:
                 raise Refused("precompute: off")
             return _once(feed, prefix, batch, wish)
         except Refused as refusal:
             prefix.boundary.unbind()
-            return feed if wish == "off" else _refuse(feed, wish, str(refusal))
+            return feed if wish is False else _refuse(feed, wish, str(refusal))
 
 
 def _refuse(feed: TrainData, wish: Wish, reason: str) -> TrainData:
-    if wish == "on":
+    if wish is True:
         raise UserError(f"{KEY}: on, but {reason}; set auto or off, or change that")
     feed.say(f"{'once':<9} nothing frozen is computed once: {reason}")
     return replace(feed, facts={"not_precomputed": reason})
@@ -162,16 +163,14 @@ def _once(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> TrainDat
     if reason := _no_room(feed, needed, text):
         raise Refused(reason)
     more = "" if feed.is_endless else f", predicted {gain:.1f}x over {feed.epochs:.3g} epochs"
-    feed.say(
-        f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {cache.readable(needed)}{more}"
-    )
+    feed.say(f"{'once':<9} {text} computed once, after {prefix.frozen} of {prefix.blocks} blocks: {file_size(needed)}{more}")
     return _with_states(feed, prefix, parts, states.dtype, width)
 
 
 def _no_room(feed: TrainData, needed: int, text: str) -> str | None:
     """Why this does not fit on the disk of one of the machines."""
     try:
-        cache.check_room(needed, text)
+        cache.check_free_space(needed, text)
         mine = None
     except UserError as error:
         mine = str(error)

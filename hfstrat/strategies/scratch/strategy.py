@@ -196,8 +196,8 @@ class Scratch(Strategy[section.Scratch]):
         from hfstrat.models import check as models_check
 
         source = recipe.model.name_or_path
-        if self.section.architecture or self.section.parameters:
-            key = "architecture" if self.section.architecture else "parameters"
+        if self.section.model_type or self.section.parameters:
+            key = "model_type" if self.section.model_type else "parameters"
             raise UserError(
                 f"strategy.{key}: model: {source} brings a config with a shape of its own; remove one of them (keys of that "
                 "config are changed by strategy.config; a tokenizer alone is model.tokenizer)"
@@ -220,8 +220,8 @@ class Scratch(Strategy[section.Scratch]):
             stored = families.read_stored(recipe.model.name_or_path)
             if stored is None:
                 return None
-        family = str((stored or {}).get("model_type", "")) or self.section.architecture or "llama"
-        key = "strategy.architecture" if stored is None else "model.name_or_path"
+        family = str((stored or {}).get("model_type", "")) or self.section.model_type or "llama"
+        key = "strategy.model_type" if stored is None else "model.name_or_path"
         check_family(family, key, TASKS[recipe.task].model.auto_class, {**(stored or {}), **self.section.config})
         own = families.canonical(family, self.section.config)
         check_keys(family, self.section.config)

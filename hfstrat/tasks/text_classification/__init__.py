@@ -46,5 +46,5 @@ def check_texts(recipe: Recipe) -> None:
             raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {task}")
     if recipe.evaluation.control not in ("auto", "off"):
         raise UserError(f"evaluation.control: it is a language model's loss; remove it for {task}")
-    if recipe.training.packing == "on":
-        raise UserError(f"training.packing: on: examples of {task} are not packed; set auto or off")
+    if recipe.training.packing is True:
+        raise UserError(f"training.packing: true: examples of {task} are not packed; set auto or false")

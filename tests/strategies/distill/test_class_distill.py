@@ -120,7 +120,9 @@ def distil(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 def test_a_shrunk_classifier_learns_from_the_whole_one(distil: Any, trained: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    strategy = "{name: distill, shrink: {layers: 2}, student: full, temperature: 2.0, baseline: false, cache: {form: FORM}}"
+    strategy = (
+        "{name: distill, shrink: {layers: 2}, student: full, temperature: 2.0, baseline: false, teacher_cache: {form: FORM}}"
+    )
     once, anew = (distil(strategy.replace("FORM", form), name) for form, name in (("auto", "once"), ("'off'", "anew")))
     assert [e["loss"] for e in once["losses"]] == pytest.approx([e["loss"] for e in anew["losses"]], rel=1e-4)
     assert once["metrics_after"] == pytest.approx(anew["metrics_after"], rel=1e-4)
@@ -155,8 +157,8 @@ def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
     for strategy, said in (
         ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "a classifier writes no answers"),
         ("{name: distill, student: lora, baseline: false}", "own head is what learns"),
-        ("{name: distill, shrink: {layers: 2}, student: full, cache: {form: top_k}}", "class logits are kept exactly"),
-        ("{name: distill, shrink: {layers: 2}, student: full, hidden: {loss: mse}}", "causal-lm only"),
+        ("{name: distill, shrink: {layers: 2}, student: full, teacher_cache: {form: top_k}}", "class logits are kept exactly"),
+        ("{name: distill, shrink: {layers: 2}, student: full, hidden_states: {loss: mse}}", "causal-lm only"),
     ):
         with pytest.raises(UserError, match=said):
             distil(strategy, "bad")

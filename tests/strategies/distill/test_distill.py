@@ -238,7 +238,7 @@ TWO_EPOCHS = "training={num_train_epochs: 2, global_batch_size: 16, learning_rat
 
 
 def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    strategy = "{name: distill, teacher: TEACHER, student: full, temperature: 2.0, cache: {form: FORM}}"
+    strategy = "{name: distill, teacher: TEACHER, student: full, temperature: 2.0, teacher_cache: {form: FORM}}"
     once = distil(strategy.replace("FORM", "auto"), TWO_EPOCHS, name="once")
     anew = distil(strategy.replace("FORM", '"off"'), TWO_EPOCHS, name="anew")
     said = capsys.readouterr().out
@@ -279,9 +279,9 @@ def test_answers_of_another_teacher_are_not_taken(
     assert built == [["eval", "train"]] * 2
     by_size = [sorted(paths, key=lambda path: path.stat().st_size) for paths in made]
     for ours, theirs in zip(*by_size, strict=True):
-        for old, new in ((ours, theirs), (cache.note_of(ours), cache.note_of(theirs))):
+        for old, new in ((ours, theirs), (cache.note_path(ours), cache.note_path(theirs))):
             shutil.copyfile(old, new)
-    with pytest.raises(UserError, match=r"strategy\.cache: .* another one\. Remove them \(hfstrat cache rm teacher-"):
+    with pytest.raises(UserError, match=r"strategy\.teacher_cache: .* another one\. Remove them \(hfstrat cache rm teacher-"):
         distil(strategy, TWO_EPOCHS, name="third")
     assert not (tmp_path / "third").exists()
 
@@ -289,15 +289,15 @@ def test_answers_of_another_teacher_are_not_taken(
 def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}
-    for form, packing in (("hidden", "off"), ("hidden", "on"), ("off", "on")):
+    for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
         strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
         words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
         found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
-        assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "on")
-    for way in (("hidden", "on"), ("off", "on")):
-        assert losses(found[way]) == pytest.approx(losses(found["hidden", "off"]), rel=1e-5)
-        assert found[way]["metrics_after"] == pytest.approx(found["hidden", "off"]["metrics_after"], rel=1e-5)
-    assert found["hidden", "on"]["distillation"]["cache"]["built"] == []
+        assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "true")
+    for way in (("hidden", "true"), ("off", "true")):
+        assert losses(found[way]) == pytest.approx(losses(found["hidden", "false"]), rel=1e-5)
+        assert found[way]["metrics_after"] == pytest.approx(found["hidden", "false"]["metrics_after"], rel=1e-5)
+    assert found["hidden", "true"]["distillation"]["cache"]["built"] == []
 
 
 def test_a_teacher_that_was_asked_once_is_gone_before_training(distil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_a_teacher_that_was_asked_once_is_gone_before_training(distil: Any, monk
 def test_the_teacher_is_nowhere_but_beside(distil: Any, models: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    result = distil("{name: distill, teacher: TEACHER, student: full, cache: {form: 'off'}}")
+    result = distil("{name: distill, teacher: TEACHER, student: full, teacher_cache: {form: 'off'}}")
     stock = set(load_file(models() / "model.safetensors"))
     for folder in [tmp_path / "run" / "final", *(tmp_path / "run").glob("checkpoint-*")]:
         assert set(load_file(folder / "model.safetensors")) == stock
@@ -334,7 +334,7 @@ def test_the_teacher_is_nowhere_but_beside(distil: Any, models: Callable[..., Pa
 
 def test_an_adapter_learns_from_its_own_base(distil: Any) -> None:
     """At the start both say the same; afterwards the adapter has moved away from what the base still says."""
-    result = distil("{name: distill, student: {name: lora, r: 4}, alpha: 0.3, cache: {form: 'off'}}")
+    result = distil("{name: distill, student: {name: lora, r: 4}, teacher_weight: 0.3, teacher_cache: {form: 'off'}}")
     assert result["metrics_before"]["teacher_kl"] == pytest.approx(0.0, abs=1e-6)
     assert result["metrics_after"]["teacher_kl"] > 1e-4
     assert result["distillation"]["teacher"]["loss"] == pytest.approx(result["metrics_before"]["loss"], rel=1e-5)
@@ -350,7 +350,7 @@ def test_layers_are_brought_together_through_projections_that_are_not_saved(dist
     )
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     make_tokenizer().save_pretrained(tmp_path / "wide")
-    pairs = "hidden: {loss: mse, layers: [[1, 2], [3, 5]]}"
+    pairs = "hidden_states: {loss: mse, layers: [[1, 2], [3, 5]]}"
     done = distil(f"{{name: distill, teacher: {tmp_path / 'wide'}, student: full, {pairs}}}")
     assert done["optimised"] == done["learning"] + 2 * 32 * 48
     checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
@@ -360,7 +360,9 @@ def test_layers_are_brought_together_through_projections_that_are_not_saved(dist
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
 
-@pytest.mark.parametrize("more", ["hidden: {loss: cosine}", "cache: {form: sampled, tokens: 8}"], ids=["layers", "draws"])
+@pytest.mark.parametrize(
+    "more", ["hidden_states: {loss: cosine}", "teacher_cache: {form: sampled, tokens: 8}"], ids=["layers", "draws"]
+)
 def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path, more: str) -> None:
     import shutil
 
@@ -402,7 +404,12 @@ def test_two_processes_equal_one(recipe: Any, models: Callable[..., Path], tmp_p
 
     strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, temperature: 2.0, baseline: false}}"
     for form in ("hidden", "'off'"):
-        settings = [strategy, f"strategy.cache.form={form}", "model.dtype=float32", "training.per_device_train_batch_size=2"]
+        settings = [
+            strategy,
+            f"strategy.teacher_cache.form={form}",
+            "model.dtype=float32",
+            "training.per_device_train_batch_size=2",
+        ]
         settings += ["training.learning_rate=1e-3", "data.eval_size=13"]
         one = recipe(*settings, f"output_dir={tmp_path / 'one'}")
         run(one, overwrite=True)
@@ -417,7 +424,7 @@ def test_two_processes_equal_one(recipe: Any, models: Callable[..., Path], tmp_p
 @pytest.mark.slow
 def test_the_same_student_without_the_teacher_is_run_and_compared(recipe: Any, tmp_path: Path) -> None:
     """From the same start, over the same rows: with `alpha: 0` the run is the baseline, so both come to the same."""
-    strategy = "strategy={name: distill, shrink: {layers: 2}, student: full, alpha: 1e-12}"
+    strategy = "strategy={name: distill, shrink: {layers: 2}, student: full, teacher_weight: 1e-12}"
     report = run(recipe(strategy, "model.dtype=float32"))
     assert report is not None
     found = report["result"]["comparison"]

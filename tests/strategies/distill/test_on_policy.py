@@ -20,7 +20,7 @@ from hfstrat.strategies.distill.on_policy import Again
 
 @pytest.fixture
 def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`distil("loss: jsd", "a=b", name=...)` runs a small recipe in float32; gives the report's result and the trainer."""
+    """`distil("divergence: jsd", "a=b", name=...)` runs a small recipe; returns the report's result and the trainer."""
     import hfstrat.run.train as page
 
     seen: dict[str, Any] = {}
@@ -34,7 +34,7 @@ def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch
     monkeypatch.setattr("hfstrat.strategies.distill.report.speed_of", lambda *args: 1.0)
 
     def start(
-        more: str = "loss: reverse_kl", *settings: str, name: str = "run", student: str = "full", quick: bool = True
+        more: str = "divergence: reverse_kl", *settings: str, name: str = "run", student: str = "full", quick: bool = True
     ) -> Any:
         if quick:
             monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
@@ -54,7 +54,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     distil: Any, models: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = distil("loss: reverse_kl", "training.max_steps=8", "training.eval_steps=4", quick=False)
+    result = distil("divergence: reverse_kl", "training.max_steps=8", "training.eval_steps=4", quick=False)
     assert result["verified"]["bit_equal"]
     assert result["metrics_after"]["teacher_kl"] < result["metrics_before"]["teacher_kl"]
     assert result["losses"][-1]["loss"] < result["losses"][0]["loss"]
@@ -76,7 +76,9 @@ def test_equal_splits_take_the_same_step(distil: Any, tmp_path: Path) -> None:
     """The answers to a whole step's prompts are drawn at once, however it is split afterwards."""
     runs = []
     for size in (8, 2):
-        result = distil("loss: jsd", "training.max_steps=1", f"training.per_device_train_batch_size={size}", name=f"by-{size}")
+        result = distil(
+            "divergence: jsd", "training.max_steps=1", f"training.per_device_train_batch_size={size}", name=f"by-{size}"
+        )
         runs.append((result["losses"][0]["loss"], weights(tmp_path / f"by-{size}")))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
     for name, tensor in runs[0][1].items():
@@ -85,17 +87,17 @@ def test_equal_splits_take_the_same_step(distil: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("student", ["{name: partial, last_n_layers: 1}", "{name: lora, r: 2}"], ids=["partial", "lora"])
 def test_frozen_weights_may_be_of_16_bits(distil: Any, student: str) -> None:
-    result = distil("loss: reverse_kl", "model.dtype=bfloat16", "training.max_steps=2", student=student)
+    result = distil("divergence: reverse_kl", "model.dtype=bfloat16", "training.max_steps=2", student=student)
     assert all(0 < entry["loss"] < 10 for entry in result["losses"])
 
 
 def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
-    distil("loss: forward_kl", "training.save_total_limit=5", name="whole")
+    distil("divergence: forward_kl", "training.save_total_limit=5", name="whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     for name in ("checkpoint-4", "final"):
         shutil.rmtree(tmp_path / "half" / name)
     (tmp_path / "half" / "report.json").unlink()
-    again = distil("loss: forward_kl", "training.save_total_limit=5", name="half")
+    again = distil("divergence: forward_kl", "training.save_total_limit=5", name="half")
     assert again["resumed_from"].endswith("checkpoint-2")
     before = json.loads((tmp_path / "whole" / "checkpoint-2" / "trainer_state.json").read_text())["num_input_tokens_seen"]
     assert 0 < again["tokens"] == again["trainer"].state.num_input_tokens_seen - before
@@ -105,7 +107,7 @@ def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
 
 def test_its_loss_is_the_named_divergence(distil: Any) -> None:
     """On given answers, at temperature 2, against autograd through the logits of both."""
-    trainer = distil("loss: jsd, temperature: 2.0", "training.max_steps=1", student="{name: lora, r: 2}")["trainer"]
+    trainer = distil("divergence: jsd, temperature: 2.0", "training.max_steps=1", student="{name: lora, r: 2}")["trainer"]
     model, teacher = trainer.model.train(), trainer.teacher_model
     source = torch.Generator().manual_seed(0)
     prompt, answer = (torch.randint(5, 300, shape, generator=source) for shape in ((3, 4), (3, 5)))
@@ -134,7 +136,7 @@ def test_vocabularies_of_two_sizes_are_refused_before_anything_is_loaded(
     monkeypatch.setattr("hfstrat.trainer.distributed.join_world", None)
     tiny = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 330}"
     with pytest.raises(UserError, match=r"strategy\.on_policy: the student has 330 tokens and the teacher \d+"):
-        distil("loss: jsd", "model={dtype: float32}", student=f"{{name: scratch, config: {tiny}}}")
+        distil("divergence: jsd", "model={dtype: float32}", student=f"{{name: scratch, config: {tiny}}}")
     assert not (tmp_path / "run").exists()
 
 

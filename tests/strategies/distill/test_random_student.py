@@ -25,7 +25,9 @@ def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch
     """`distil("temperature: 2.0", "a=b", name=...)` runs a small recipe without `model:`; gives the report's result."""
     monkeypatch.setattr("hfstrat.strategies.distill.report.speed_of", lambda *args: 1.0)
 
-    def start(more: str = "alpha: 0.5", *settings: str, name: str = "run", student: str = "", quick: bool = True) -> Any:
+    def start(
+        more: str = "teacher_weight: 0.5", *settings: str, name: str = "run", student: str = "", quick: bool = True
+    ) -> Any:
         if quick:
             monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
         section = f"{{name: scratch, config: {CONFIG}{student}}}"
@@ -64,7 +66,7 @@ def test_a_random_student_reads_its_teacher_s_tokens_and_reloads(
 
 def test_it_begins_as_strategy_scratch_begins(distil: Any, recipe: Any, models: Callable[..., Path], tmp_path: Path) -> None:
     """Also where the teacher is not asked (the baseline), so that both are compared from the same start."""
-    one, without = distil(name="one"), distil("alpha: 0.0", name="without")
+    one, without = distil(name="one"), distil("teacher_weight: 0.0", name="without")
     words = [f"strategy={{name: scratch, config: {CONFIG}}}", f"model={{tokenizer: {models(tied=True)}, dtype: float32}}"]
     alone = run(recipe(*words, f"output_dir={tmp_path / 'alone'}"))["result"]
     assert one["metrics_before"]["loss"] == without["metrics_before"]["loss"] == alone["metrics_before"]["loss"]
@@ -83,12 +85,12 @@ def test_equal_splits_give_the_same_run(distil: Any) -> None:
 
 def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
     keep = "training.save_total_limit=5"
-    distil("hidden: {loss: mse}", keep, name="whole")
+    distil("hidden_states: {loss: mse}", keep, name="whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     for name in ("checkpoint-4", "final"):
         shutil.rmtree(tmp_path / "half" / name)
     (tmp_path / "half" / "report.json").unlink()
-    again = distil("hidden: {loss: mse}", keep, name="half")
+    again = distil("hidden_states: {loss: mse}", keep, name="half")
     assert again["resumed_from"].endswith("checkpoint-2")
     ours, theirs = weights(tmp_path / "half"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -96,7 +98,7 @@ def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
 
 def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, capsys: pytest.CaptureFixture[str]) -> None:
     new = ", tokenizer: {vocab_size: 290, chat_template: none}"
-    distil("level: sequence, max_new_tokens: 5", student=new)
+    distil("seq_kd: true, max_new_tokens: 5", student=new)
     said = capsys.readouterr().out
     assert "with a tokenizer of its own" in said
     assert "wrote 48 answers" in said

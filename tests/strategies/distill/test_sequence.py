@@ -164,7 +164,7 @@ def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     from helpers.runs import run
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
-    strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, level: sequence, max_new_tokens: 6}}"
+    strategy = f"strategy={{name: distill, teacher: {models(tied=True)}, student: full, seq_kd: true, max_new_tokens: 6}}"
     monkeypatch.setattr("hfstrat.strategies.distill.report.speed_of", lambda *args: 1.0)
     monkeypatch.setattr("hfstrat.strategies.distill.report._baseline", lambda *args: (None, "a test"))
     report = run(recipe(strategy))

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from hfstrat.data.collate import BatchOrder, Collator
-from hfstrat.data.packing import PackedRows, PackingCollator
+from hfstrat.data.packing import Bin, PackedRows, PackingCollator
 from hfstrat.errors import UserError
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.strategies.frozen.boundary import COLUMN
@@ -157,7 +157,7 @@ def test_the_model_with_stored_states_is_the_whole_model(family: str, last: int)
     """Outputs and gradients, for rows in another company than they were computed in; and no block is left out by mistake."""
     model = make(family, last)
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    feed = precompute(make_feed(), model, "on")
+    feed = precompute(make_feed(), model, True)
     assert isinstance(feed.train, WithStates)
     assert feed.facts["precomputed"]["blocks"] == [BLOCKS - last, BLOCKS]
     for rows in (feed.train, feed.eval):
@@ -189,7 +189,7 @@ def test_at_equal_shapes_it_is_the_same_bit_for_bit(dtype: torch.dtype) -> None:
 
     model = make("llama")
     set_precision(model, dtype)
-    feed = precompute(make_feed(make_rows(22, longest=15), dtype), model, "on")
+    feed = precompute(make_feed(make_rows(22, longest=15), dtype), model, True)
     order = np.random.default_rng(5).permutation(22)[:20]
     for places in order.reshape(-1, 4):
         batch = feed.collate([feed.train[int(place)] for place in places])
@@ -212,9 +212,9 @@ def test_states_come_back_from_the_disk_bit_for_bit(tmp_path: Path) -> None:
 
 def test_rows_with_a_weight_are_computed_once() -> None:
     rows = make_rows().select([4, 4, 4, 2, 7, 7, 0])
-    feed = precompute(make_feed(rows), make("llama"), "on")
+    feed = precompute(make_feed(rows), make("llama"), True)
     assert feed.facts["precomputed"]["rows"]["train"] == 4
-    plain = precompute(make_feed(make_rows()), make("llama"), "on")
+    plain = precompute(make_feed(make_rows()), make("llama"), True)
     for place, number in enumerate([4, 4, 4, 2, 7, 7, 0]):
         np.testing.assert_allclose(feed.train[place][COLUMN], plain.train[number][COLUMN], atol=1e-5)
 
@@ -224,7 +224,7 @@ def test_an_equal_run_finds_it_and_a_changed_one_does_not() -> None:
 
     def built(model: Any = None, feed: TrainData | None = None) -> list[str]:
         model = model or make("llama")
-        return list(precompute(feed or make_feed(), model, "on").facts["precomputed"]["built"])
+        return list(precompute(feed or make_feed(), model, True).facts["precomputed"]["built"])
 
     assert built() == ["train", "eval"]
     assert built() == []
@@ -242,11 +242,11 @@ def test_an_equal_run_finds_it_and_a_changed_one_does_not() -> None:
     with torch.no_grad():
         learning.lm_head.weight.requires_grad_(True)
         learning.model.layers[3].mlp.up_proj.weight += 1
-    precompute(make_feed(), learning, "on")
+    precompute(make_feed(), learning, True)
     with torch.no_grad():
         learning.lm_head.weight += 1  # nothing that learns is in the prefix
     for _ in range(2):
-        again = precompute(make_feed(), learning, "on")
+        again = precompute(make_feed(), learning, True)
     assert again.facts["precomputed"]["built"] == []
 
 
@@ -302,8 +302,8 @@ def jittery() -> Any:
     ids=["tied", "adapters", "no blocks", "first block", "bert dropout", "gpt2 dropout", "random", "more than states"],
 )
 def test_what_cannot_be_computed_once_is_refused_with_its_reason(model: Any, reason: str) -> None:
-    with pytest.raises(UserError, match=f"strategy.precompute: on, but .*{reason}"):
-        precompute(make_feed(), model(), "on")
+    with pytest.raises(UserError, match=f"strategy.precompute: true, but .*{reason}"):
+        precompute(make_feed(), model(), True)
     built = model()
     feed = precompute(make_feed(), built, "auto")
     assert not isinstance(feed.train, WithStates)
@@ -314,7 +314,7 @@ def test_what_cannot_be_computed_once_is_refused_with_its_reason(model: Any, rea
 def test_without_dropout_in_the_frozen_part_it_can_be_done() -> None:
     """And dropout goes on in what learns."""
     model = make("bert", dropout=0.3)
-    feed = precompute(make_feed(), model, "on", still=True)
+    feed = precompute(make_feed(), model, True, still=True)
     model.train()
     frozen, learning = model.bert.encoder.layer[1], model.bert.encoder.layer[2]
     assert not frozen.output.dropout.training
@@ -332,7 +332,7 @@ def test_it_must_pay() -> None:
     assert gain(10, 6, 1) == pytest.approx(1)
     feed = precompute(make_feed(steps=3), make("llama"), "auto")
     assert "would not pay" in feed.facts["not_precomputed"]
-    assert isinstance(precompute(make_feed(steps=3), make("llama"), "on").train, WithStates)
+    assert isinstance(precompute(make_feed(steps=3), make("llama"), True).train, WithStates)
     assert isinstance(precompute(make_feed(steps=60), make("llama"), "auto").train, WithStates)
     assert "max_time" in precompute(make_feed(steps=10**7), make("llama"), "auto").facts["not_precomputed"]
 
@@ -342,9 +342,9 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 1000))
-    with pytest.raises(UserError, match=r"precompute: on, but .*hidden states of 28 rows will take about .* are free"):
-        precompute(make_feed(), make("llama"), "on")
-    assert "will take about" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
+    with pytest.raises(UserError, match=r"precompute: true, but .*hidden states of 28 rows: about .* are free"):
+        precompute(make_feed(), make("llama"), True)
+    assert "are needed" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
 
 
 def packed_feed(seed: int, flatten: bool) -> tuple[TrainData, BatchOrder]:
@@ -375,7 +375,7 @@ def test_packed_rows_are_given_the_states_of_rows_that_stand_alone(family: str, 
         model.lm_head.requires_grad_(True)
     assert bind_head_loss(model) is None
     given, order = packed_feed(seed, flatten)
-    feed = precompute(given, model, "on")
+    feed = precompute(given, model, True)
     assert feed.facts["precomputed"]["blocks"] == [BLOCKS - last, BLOCKS]
     assert isinstance(feed.train, PackedRows)
     for step in range(3):
@@ -391,7 +391,7 @@ def test_packed_rows_are_given_the_states_of_rows_that_stand_alone(family: str, 
         for other in found[1:]:
             for ours, theirs in zip(other, found[0], strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
-    assert precompute(make_feed(), model, "on").facts["precomputed"]["rows"] == feed.facts["precomputed"]["rows"]
+    assert precompute(make_feed(), model, True).facts["precomputed"]["rows"] == feed.facts["precomputed"]["rows"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -399,7 +399,7 @@ def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str)
     """And what stands where padding is changes nothing, packed or not."""
     model = make(family)
     assert bind_head_loss(model) is None
-    prepared = precompute(packed_feed(0, flatten=False)[0], model, "on")
+    prepared = precompute(packed_feed(0, flatten=False)[0], model, True)
     generator = torch.Generator().manual_seed(0)
     for items in ([prepared.train[0], prepared.train[1]], [prepared.train.rows[place] for place in range(4)]):
         batch = prepared.collate(items)
@@ -409,7 +409,7 @@ def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str)
         expected = losses_of(model, [whole])
         assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
         for place, item in enumerate(items):
-            end = sum(row["length"] for row in item.get("rows", [item]))
+            end = sum(row["length"] for row in (item.rows if isinstance(item, Bin) else [item]))
             states[place, end:] = torch.randn(states[place, end:].shape, generator=generator) * 100
         assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
 
