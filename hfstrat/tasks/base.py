@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.metrics import Score
-    from hfstrat.trainer.train_data import TrainData
 
 Values = dict[str, float]
 """Metrics by name."""
@@ -136,13 +135,13 @@ class Model(ABC):
         """Bind a forward that computes the loss, if this task has one; called before anything wraps the model."""
         return
 
-    def fit_output(self, base: Base, rows: TrainData, data: Any) -> TrainData:
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None] | None:
         """Fit the output layer to the targets of training, in place, before the model to train is built.
 
         Returns:
-            The data, with what has to be undone before the result is saved.
+            What undoes it before the result is saved; None where nothing was changed.
         """
-        return rows
+        return None
 
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""

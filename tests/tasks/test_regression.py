@@ -227,7 +227,6 @@ def test_targets_are_detected_from_the_columns() -> None:
         (float("inf"), "finite"),
         ("good", "task: text-classification"),
         (True, "a bool"),
-        ([1.0], "a list"),
     ],
 )
 def test_a_target_that_is_no_number_is_refused_with_its_row(value: Any, words: str, regress: Any) -> None:

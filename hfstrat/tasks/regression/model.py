@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     import torch
 
     from hfstrat.models.load import Base
-    from hfstrat.trainer.train_data import TrainData
 
 SAMPLE = 64  # training examples that determine the direction that stands for a missing bias
 LARGEST_16_BIT = 20  # how many standard deviations a target may be from 0, where outputs have 8 bits of precision
@@ -31,7 +31,7 @@ class Regressor(SequenceModel):
             "ignore_mismatched_sizes": True,
         }
 
-    def fit_output(self, base: Base, rows: TrainData, data: Any) -> TrainData:
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None]:
         """Let the last linear layer of the head be trained on standardized targets; folded away before the result is saved."""
         from hfstrat.models import output_scale
         from hfstrat.models.classifier_heads import final_linear
@@ -40,11 +40,11 @@ class Regressor(SequenceModel):
         # for the loss of a later evaluation; predictions do not need them
         base.model.config.target_mean, base.model.config.target_std = (each.tolist() for each in data.units)
         layer = final_linear(base.model)
-        constant = None if layer.bias is not None else self._constant(base, rows, layer)
+        constant = None if layer.bias is not None else self._constant(base, data.train, collate, layer)
         output_scale.scale(layer, data.units, constant, keep=not base.new_head)
-        return rows.with_undo(lambda: output_scale.fold(base.model))
+        return lambda: output_scale.fold(base.model)
 
-    def _constant(self, base: Base, rows: TrainData, layer: Any) -> torch.Tensor:
+    def _constant(self, base: Base, rows: Any, collate: Any, layer: Any) -> torch.Tensor:
         """The direction of hidden states that stands for the bias that a decoder's head lacks."""
         import torch
 
@@ -56,8 +56,8 @@ class Regressor(SequenceModel):
         base.model.eval()
         found = []
         try:
-            for start in range(0, min(SAMPLE, len(rows.train)), 8):
-                batch = rows.collate([rows.train[place] for place in range(start, min(start + 8, len(rows.train)))])
+            for start in range(0, min(SAMPLE, len(rows)), 8):
+                batch = collate([rows[place] for place in range(start, min(start + 8, len(rows)))])
                 mask = batch["attention_mask"]
                 with torch.no_grad():
                     base.model(input_ids=batch["input_ids"], attention_mask=mask)
