@@ -86,7 +86,7 @@ def collate(rows: list[dict[str, Any]]) -> Any:
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
-def run(dtype: Any, wish: Any, rows: Any) -> dict[str, float]:
+def run(dtype: Any, wish: bool, rows: Any) -> dict[str, float]:
     """Train three epochs; return the seconds in total, those before the first step, and the last loss."""
     import numpy as np
     import torch
@@ -167,7 +167,7 @@ def boundary(dtype: Any, rows: Any) -> dict[str, Any]:
         for wish, taken in found.items():
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["HFSTRAT_CACHE"] = folder
-                one = run(dtype, wish, rows if turn else rows.select(range(WARM)))
+                one = run(dtype, wish == "on", rows if turn else rows.select(range(WARM)))
             taken += [one] if turn else []
     ratios = [each["seconds"] / once["seconds"] for each, once in zip(found["off"], found["on"], strict=True)]
     return {"rows": len(rows), "runs": found, "ratio": statistics.median(ratios), "ratios": ratios}

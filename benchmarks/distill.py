@@ -62,10 +62,10 @@ FIELDS = (
     "steps",
 )
 CASES: dict[str, dict[str, Any]] = {
-    "stories": {"measure": "loss", "alphas": (0.0, 0.5, 0.9)},
-    "sst2": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4), "student": (10, 3e-4)},
-    "banking77": {"measure": "accuracy", "alphas": (0.0, 0.9), "rows": 770, "teacher": (2, 5e-4), "student": (25, 5e-4)},
-    "smollm2": {"measure": "loss", "alphas": (0.0, 0.9)},
+    "stories": {"measure": "loss", "weights": (0.0, 0.5, 0.9)},
+    "sst2": {"measure": "accuracy", "weights": (0.0, 0.9), "rows": 500, "teacher": (2, 1e-4), "student": (10, 3e-4)},
+    "banking77": {"measure": "accuracy", "weights": (0.0, 0.9), "rows": 770, "teacher": (2, 5e-4), "student": (25, 5e-4)},
+    "smollm2": {"measure": "loss", "weights": (0.0, 0.9)},
 }
 
 
@@ -128,10 +128,10 @@ def teacher_of(case: str) -> dict[str, Any]:
     return {**made, "strategy": "full", "evaluation": {"samples": 0}}
 
 
-def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
-    """Return the recipe of a student; `alpha` is the teacher's weight."""
+def student_of(case: str, weight: float, seed: int) -> dict[str, Any]:
+    """Return the recipe of a student; `weight` is that of the teacher."""
     wish, teacher = CASES[case], str(WORK / f"teacher-{case}" / "final")
-    strategy: dict[str, Any] = {"name": "distill", "student": "full", "teacher_weight": alpha, "baseline": False}
+    strategy: dict[str, Any] = {"name": "distill", "student": "full", "teacher_weight": weight, "baseline": False}
     made: dict[str, Any] = {"strategy": strategy, "seed": seed, "evaluation": {"samples": 0}}
     if case == "stories":
         strategy["shrink"] = {"layers": 3}
@@ -140,7 +140,7 @@ def student_of(case: str, alpha: float, seed: int) -> dict[str, Any]:
         known = shipped("distill/half_depth.yaml")
         length = {"max_steps": 16, "global_batch_size": known["training"]["global_batch_size"]}
         strategy["shrink"] = known["strategy"]["shrink"]
-        strategy |= {"hidden_states": known["strategy"]["hidden_states"]} if alpha else {}  # needs the teacher too
+        strategy |= {"hidden_states": known["strategy"]["hidden_states"]} if weight else {}  # needs the teacher too
         made |= {"model": merged("teacher-smollm2"), "data": known["data"]}
         made |= {"training": training(float(known["training"]["learning_rate"]), **length)}
         made["evaluation"] |= {"max_rows": known["evaluation"]["max_rows"]}
@@ -199,16 +199,16 @@ def table_of(case: str, runs: dict[str, Any]) -> list[str]:
         "|---|---|---|---|",
     ]
     plain = {seed: runs.get(f"{case}/0/{seed}") for seed in SEEDS}
-    for alpha in CASES[case]["alphas"]:
-        found = {seed: one for seed in SEEDS if (one := runs.get(f"{case}/{alpha:g}/{seed}"))}
+    for weight in CASES[case]["weights"]:
+        found = {seed: one for seed in SEEDS if (one := runs.get(f"{case}/{weight:g}/{seed}"))}
         values = [one["metrics_after"][measure] for one in found.values()]
         gains = [
             better * (one["metrics_after"][measure] - without["metrics_after"][measure])
             for seed, one in found.items()
             if (without := plain[seed])
         ]
-        gain = f"{statistics.mean(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})" if alpha and gains else "-"
-        name = f"{alpha:g}" if alpha else "0 (no teacher)"
+        gain = f"{statistics.mean(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})" if weight and gains else "-"
+        name = f"{weight:g}" if weight else "0 (no teacher)"
         if values:
             lines.append(f"| {name} | {', '.join(f'{v:.4f}' for v in values)} | {statistics.mean(values):.4f} | {gain} |")
         else:
@@ -254,13 +254,13 @@ def main() -> None:
             found = run(f"teacher-{case}", teacher)  # before reading: another process may write meanwhile
             keep(read() | {f"{case}/teacher": found})
         for seed in SEEDS[: given.seeds]:
-            for alpha in CASES[case]["alphas"]:
-                if (key := f"{case}/{alpha:g}/{seed}") in read():
+            for weight in CASES[case]["weights"]:
+                if (key := f"{case}/{weight:g}/{seed}") in read():
                     continue
                 if given.runs == 0:
                     sys.exit("all requested runs are done; run the same command again to continue")
                 given.runs -= 1
-                found = run(f"student-{case}", student_of(case, alpha, seed))
+                found = run(f"student-{case}", student_of(case, weight, seed))
                 keep(read() | {key: found})
     keep(read())
 

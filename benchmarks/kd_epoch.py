@@ -56,11 +56,11 @@ def make_student() -> None:
         return
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hfstrat.strategies.distill.shrink import drop_layers, kept_layers
+    from hfstrat.strategies.distill.shrink import drop_layers, layers_to_keep
 
     whole = AutoModelForCausalLM.from_pretrained(TEACHER, dtype="auto")
     count = whole.config.num_hidden_layers
-    drop_layers(whole, kept_layers(count // 2, count)).save_pretrained(STUDENT)
+    drop_layers(whole, layers_to_keep(count // 2, count)).save_pretrained(STUDENT)
     AutoTokenizer.from_pretrained(TEACHER).save_pretrained(STUDENT)
 
 

@@ -59,7 +59,7 @@ def recipe(case: str, way: str, rate: float, folder: Path) -> dict[str, Any]:
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     steps = {"stories-lm": 100, "smollm2-lm": 30}.get(case)
     length = {"max_steps": steps, "global_batch_size": 16} if steps else {"num_train_epochs": 3, "global_batch_size": 32}
-    section = {"name": way, **defaults.section(way, defaults.About(task, name, layers, width))}
+    section = {"name": way, **defaults.section(way, defaults.ModelFacts(task, name, layers, width))}
     return {
         "task": task,
         "model": model_folder(name),

@@ -109,11 +109,11 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
         "max_steps": NO_STEPS,
         "eval_steps": NO_STEPS,
         "load_best_model_at_end": False,
-        "resume": "never",
+        "resume_from_checkpoint": "never",
     }
     if "precompute" in type(fitted.candidate.strategy).model_fields:
         recipe["strategy"] = {**recipe["strategy"], "precompute": False}
-    recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
+    recipe["evaluation"] = {"eval_on_start": False, "samples": 0, "max_rows": 16}
     return defaults.recipe_text("real steps for `hfstrat advise --measure`", {**recipe, "output_dir": "OUTPUT"})
 
 
@@ -286,8 +286,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     """Accuracy of a cross-validated probe on the base's features (also on half and a quarter), of TF-IDF and the majority."""
     import torch
 
-    from hfstrat.strategies.head.bodies import take_apart
-    from hfstrat.strategies.head.features import extract
+    from hfstrat.strategies.head.features import extract, split_body
     from hfstrat.strategies.head.select_layer import candidate_layers
 
     loaded = load_recipe(recipe).recipe
@@ -295,7 +294,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     data: Any
     tokenizer, data = strategy.read(loaded)
     base = strategy.load(loaded, tokenizer, data)
-    body = take_apart(base.model.base_model)
+    body = split_body(base.model.base_model)
     places = np.random.default_rng(0).permutation(len(data.train))[:rows]
     layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
     collate = task.rows.collator(base, data, tokenizer, 16)

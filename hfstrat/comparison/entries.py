@@ -224,7 +224,7 @@ def propose(name: str, task: str, model: str, data: str) -> str:
     """
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), config_size(config, "width")
-    about = defaults.About(task, model, _depth(model, config), width, architecture)
+    about = defaults.ModelFacts(task, model, _depth(model, config), width, architecture)
     rate = defaults.learning_rate(name, 0 if STRATEGIES[name].random_weights else width)
     context = config_size(config, "context") or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # RoBERTa reserves two positions

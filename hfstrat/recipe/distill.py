@@ -16,7 +16,7 @@ SIZES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class TeacherModel(Section):
-    """The model that is learnt from. It is frozen, and no part of what is saved."""
+    """The frozen model whose outputs the student is trained on. It is not part of the result."""
 
     name_or_path: str = Field(min_length=1, description="Hub id or local folder of the teacher")
     revision: str | None = Field(None, description="Branch, tag or commit of the teacher on the Hub")
@@ -30,52 +30,52 @@ class Shrink(Section):
     """The student is `model:` with layers left out, narrower ones, or both."""
 
     layers: int | list[int] | None = Field(
-        None, description="How many layers stay (evenly spaced, the first and the last among them), or their numbers from 0"
+        None, description="Number of layers to keep (evenly spaced, including the first and the last), or their numbers from 0"
     )
     intermediate_size: int | None = Field(
-        None, ge=1, description="How many inner channels of each feed-forward layer stay: the loudest on training rows"
+        None, ge=1, description="Number of channels to keep in each MLP: those with the highest activation on training examples"
     )
 
     @field_validator("layers")
     @classmethod
     def _some(cls, value: int | list[int] | None) -> int | list[int] | None:
         if value is not None and (not value or (isinstance(value, int) and value < 1)):
-            raise ValueError("at least one layer has to stay")
+            raise ValueError("expected at least one layer")
         return value
 
     @model_validator(mode="after")
     def _anything(self) -> Shrink:
         if self.layers is None and self.intermediate_size is None:
-            raise ValueError("what shall be smaller? Give layers, such as layers: 6, or intermediate_size")
+            raise ValueError("expected layers, such as layers: 6, or intermediate_size")
         return self
 
 
 class LayerPairs(Section):
-    """Hidden states of the student's layers brought near to those of the teacher's (arXiv 1909.10351)."""
+    """A loss that matches hidden states of the student to those of the teacher (arXiv 1909.10351)."""
 
-    loss: Literal["mse", "cosine"] = Field("mse", description="Mean squared distance, or 1 - cosine")
-    weight: float = Field(1.0, gt=0, description="Factor of it beside the rest of the loss")
+    loss: Literal["mse", "cosine"] = Field("mse", description="Mean squared error, or 1 - cosine similarity")
+    weight: float = Field(1.0, gt=0, description="Factor of this loss in the sum")
     layers: list[list[int]] | None = Field(
-        None, description="Pairs of a student's and a teacher's layer, from 0; default: each of the student's, evenly spread"
+        None, description="Pairs of a student and a teacher layer, from 0; default: every student layer, evenly spaced"
     )
 
     @field_validator("layers")
     @classmethod
     def _pairs(cls, value: list[list[int]] | None) -> list[list[int]] | None:
         if value is not None and (not value or any(len(pair) != 2 for pair in value)):
-            raise ValueError("a list of pairs is expected, such as [[0, 1], [1, 3]]: student's layer, teacher's layer")
+            raise ValueError("expected a list of pairs of a student and a teacher layer, such as [[0, 1], [1, 3]]")
         return value
 
 
 class Cache(Section):
-    """How the teacher's answers are kept, so that it runs once however many epochs there are."""
+    """How the teacher's outputs are cached, so that it runs once for all epochs."""
 
     form: Literal["auto", "off", "hidden", "sampled", "top_k"] = Field(
         "auto",
-        description="hidden: exact, 2 bytes a unit of width; sampled: draws; top_k: likeliest and the rest; auto: what fits",
+        description="hidden: exact, 2 bytes per unit; sampled: sampled tokens; top_k: the likeliest tokens; auto: what fits",
     )
-    tokens: int = Field(50, ge=1, description="How many tokens a position sampled draws or top_k keeps")
-    budget: str = Field("10GB", description="Disk that the answers may take, such as 500MB")
+    tokens: int = Field(50, ge=1, description="Tokens per position that sampled draws or top_k keeps")
+    budget: str = Field("10GB", description="Maximum disk space of the cache, such as 500MB")
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -92,23 +92,23 @@ def size_of(text: str) -> float:
     """'500MB' in bytes. Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])B", text.strip().upper())
     if match is None:
-        raise ValueError("a size such as 500MB or 10GB is expected")
+        raise ValueError("expected a size such as 500MB or 10GB")
     return float(match[1]) * SIZES[match[2]]
 
 
 def even_pairs(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Each layer of the student with the last layer of the part of the teacher that it stands for."""
+    """Each student layer with the last layer of the part of the teacher that it corresponds to."""
     return [(layer, round((layer + 1) * teacher / student) - 1) for layer in range(student)]
 
 
 def check_pairs(pairs: list[tuple[int, int]], student: int, teacher: int) -> None:
-    """Raises UserError for a layer that is not there."""
+    """Raises UserError for a layer that does not exist."""
     for given in pairs:
         for layer, count, who in zip(given, (student, teacher), ("student", "teacher"), strict=True):
             if not 0 <= layer < count:
                 raise UserError(
-                    f"strategy.hidden_states.layers: {list(given)}: the {who} has no layer {layer}; its {count} layers are "
-                    f"counted from 0 to {count - 1}"
+                    f"strategy.hidden_states.layers: {list(given)}: the {who} has no layer {layer}; expected a number from 0 "
+                    f"to {count - 1}"
                 )
 
 
@@ -125,7 +125,7 @@ class Distill(StrategySection):
 
     name: Literal["distill"]
     teacher: Annotated[TeacherModel | None, BeforeValidator(_from_path, json_schema_input_type=TeacherModel | str | None)] = (
-        Field(None, description="Default: `model:` itself as it is before shrink, or with the adapter disabled")
+        Field(None, description="Default: `model:` itself before shrink, or with its adapter disabled")
     )
     student: Annotated[Student, from_name(Student | StudentName)] = Field(
         description="How the student is trained: another strategy with its keys"
@@ -195,7 +195,7 @@ class Distill(StrategySection):
     def _fits_together(self) -> Distill:
         _check_read(self)
         if self.seq_kd and self.hidden_states:
-            raise ValueError("hidden_states: with seq_kd the teacher only writes; remove one of them")
+            raise ValueError("hidden_states: with seq_kd the teacher only generates text; remove one of them")
         if isinstance(self.student, Scratch):
             _check_random(self, self.student)
         if isinstance(self.student, Lora):
@@ -219,27 +219,25 @@ def _check_read(strategy: Distill) -> None:
     """Refuse keys that nothing reads. (`teacher_weight: 0` is allowed: it switches the teacher off.)"""
     given, kept = changed(strategy), changed(strategy.teacher_cache)
     if strategy.seq_kd and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
-        raise ValueError(f"{odd[0]}: with seq_kd the teacher only writes, and nothing reads it; remove it")
+        raise ValueError(f"{odd[0]}: with seq_kd the teacher only generates text, so this key has no effect; remove it")
     if strategy.on_policy and (odd := [key for key in ("teacher_weight", "teacher_cache", "baseline") if key in given]):
         reasons = {
-            "teacher_weight": "on its own answers a student learns from the teacher alone",
-            "teacher_cache": "the student writes other answers each time, so that none are kept",
-            "baseline": "on its own answers there is nothing to learn without the teacher",
+            "teacher_weight": "with on_policy the loss is the divergence from the teacher alone",
+            "teacher_cache": "with on_policy the answers of the student change in every step, so nothing can be cached",
+            "baseline": "with on_policy there is no loss without the teacher",
         }
         raise ValueError(f"{odd[0]}: {reasons[odd[0]]}; remove it")
     if "max_new_tokens" in given and not (strategy.on_policy or strategy.seq_kd):
-        raise ValueError("max_new_tokens: nobody writes; it is for seq_kd: true and on_policy: true, remove it")
+        raise ValueError("max_new_tokens: no text is generated; it is for seq_kd: true and on_policy: true, so remove it")
     if "skew" in given and strategy.divergence != "skew_kl":
-        raise ValueError(f"skew: for divergence: skew_kl, given {strategy.divergence}; remove it, or set skew_kl")
+        raise ValueError(f"skew: it is for divergence: skew_kl, given {strategy.divergence}; remove it, or set skew_kl")
     if "tokens" in kept and strategy.teacher_cache.form in ("hidden", "off"):
         raise ValueError(
-            f"teacher_cache.tokens: form: {strategy.teacher_cache.form} keeps no tokens; remove it, or take sampled or top_k"
+            f"teacher_cache.tokens: form: {strategy.teacher_cache.form} stores no tokens; remove it, or set sampled or top_k"
         )
     form = strategy.teacher_cache.form
     if strategy.hidden_states and form not in ("auto", "off"):
-        raise ValueError(
-            f"teacher_cache.form: {form}, but hidden compares states of layers, which are not kept; remove one of them"
-        )
+        raise ValueError(f"teacher_cache.form: {form}: what `hidden_states` compares is not cached; remove one of them")
     if strategy.divergence != "forward_kl" and form in ("sampled", "top_k"):
         raise ValueError(
             f"teacher_cache.form: {form} stores the probabilities of some tokens, and {strategy.divergence} needs all of "
@@ -252,43 +250,47 @@ def _check_read(strategy: Distill) -> None:
 def _check_lora(strategy: Distill, student: Lora) -> None:
     if strategy.shrink or strategy.hidden_states:
         what, reason = (
-            ("shrink", "an adapter's base is a published model, and one with layers left out is none")
+            ("shrink", "the base of an adapter has to be a published model, which the smaller one is not")
             if strategy.shrink
-            else ("hidden_states", "its projections would not be in the checkpoints of an adapter")
+            else ("hidden_states", "the checkpoints of an adapter would not contain its projections")
         )
-        raise ValueError(f"{what}: {reason}; take student full or partial")
+        raise ValueError(f"{what}: {reason}; set student: full or partial")
     if strategy.teacher is None and student.changes_base:
         raise ValueError(
-            f"student.init_lora_weights: {student.init_lora_weights} changes the weights of the base, which would be "
-            "the teacher; name a teacher, or take another initialisation"
+            f"student.init_lora_weights: {student.init_lora_weights} changes the weights of the base model, which is "
+            "the teacher here; set teacher, or another initialization"
         )
 
 
 def _check_partial(student: Partial) -> None:
     if student.precompute is True:
-        raise ValueError("student.precompute: true: hidden states are not kept beside a teacher's answers; remove it")
+        raise ValueError("student.precompute: true: hidden states are not cached next to a teacher's outputs; remove it")
     if not student.frozen_dropout:
-        raise ValueError("student.frozen_dropout: a student's forward is bound to its teacher; remove it")
+        raise ValueError("student.frozen_dropout: false is not supported for a student; remove it")
 
 
 def _check_random(strategy: Distill, student: Scratch) -> None:
     if strategy.teacher is None:
-        raise ValueError("teacher: missing; a student with random weights has none of its own to learn from: name one")
+        raise ValueError("teacher: missing; a student with random weights cannot be its own teacher, so name one")
     if strategy.shrink:
-        raise ValueError("shrink: leaves layers out of a pretrained model, and this student is random; remove one of them")
+        raise ValueError(
+            "shrink: it removes layers of a pretrained model, and this student has random weights; remove one of them"
+        )
     if student.tokenizer and not strategy.seq_kd:
         raise ValueError(
-            "student: its tokenizer would be a new one, and the teacher's probabilities are of its own tokens; remove "
-            "student.tokenizer (the teacher's is taken), or let the teacher write: seq_kd: true"
+            "student: with a new tokenizer the teacher's probabilities would be for other tokens; remove student.tokenizer "
+            "(that of the teacher is used), or set seq_kd: true"
         )
 
 
 def _check_on_policy(strategy: Distill) -> None:
     if strategy.seq_kd:
-        raise ValueError("seq_kd: the teacher generates the answers, with on_policy the student; remove one of them")
+        raise ValueError(
+            "seq_kd: true trains on answers of the teacher, and on_policy on answers of the student; remove one of them"
+        )
     if strategy.hidden_states:
-        raise ValueError("hidden_states: TRL's DistillationTrainer compares no layers; remove it, or on_policy")
+        raise ValueError("hidden_states: TRL's DistillationTrainer does not match hidden states; remove it, or on_policy")
     if strategy.divergence == "skew_kl":
-        raise ValueError("divergence: skew_kl is not in TRL's DistillationTrainer; take forward_kl, reverse_kl or jsd")
+        raise ValueError("divergence: TRL's DistillationTrainer has no skew_kl; set forward_kl, reverse_kl or jsd")
     if strategy.teacher is None and strategy.student.name == "lora":
-        raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model beside the student: name one")
+        raise ValueError("teacher: missing; TRL's DistillationTrainer needs a model other than the student, so name one")

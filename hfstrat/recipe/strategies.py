@@ -105,7 +105,9 @@ class Lora(StrategySection):
     modules_to_save: list[str] = Field([], description="Modules that are trained in full and saved with the adapter")
     adapter: str | None = Field(None, description="Folder or Hub id of an adapter to continue from, instead of a new one")
     defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(2e-4, "QLoRA (arXiv 2305.14314, table 9); ten times full, as in 'LoRA Without Regret'"),
+        "learning_rate": Default(
+            2e-4, "QLoRA (arXiv 2305.14314, table 9); ten times that of full, as in 'LoRA Without Regret'"
+        ),
     }
 
     @property
@@ -121,8 +123,8 @@ class Lora(StrategySection):
     def _initialization_can_be_undone(self) -> Lora:
         if self.changes_base and (self.use_dora or self.modules_to_save):
             raise ValueError(
-                f"init_lora_weights: {self.init_lora_weights} changes the base's weights, and PEFT cannot save it as an "
-                "ordinary adapter together with use_dora or modules_to_save; take one of them"
+                f"init_lora_weights: {self.init_lora_weights} changes the base model's weights, and PEFT cannot save it as "
+                "an ordinary adapter together with use_dora or modules_to_save; use only one of them"
             )
         return self
 
@@ -130,7 +132,9 @@ class Lora(StrategySection):
     def _adapter_has_its_own_shape(self) -> Lora:
         given = [key for key in OF_THE_ADAPTER if getattr(self, key) != type(self).model_fields[key].default]
         if self.adapter is not None and given:
-            raise ValueError(f"an existing adapter brings its own {', '.join(given)}: remove them here, or remove adapter")
+            raise ValueError(
+                f"adapter: an existing adapter has its own {', '.join(given)}; remove these keys, or remove adapter"
+            )
         return self
 
 
@@ -143,7 +147,7 @@ class GradualUnfreezing(Section):
     @classmethod
     def _share_or_steps(cls, value: int | float) -> int | float:
         if isinstance(value, float) and value >= 1:
-            raise ValueError(f"a share below 1 or a whole number of steps is expected, given {value}")
+            raise ValueError(f"expected a share below 1 or a whole number of steps, given {value}")
         return value
 
 
@@ -173,13 +177,13 @@ class Partial(StrategySection):
     )
     frozen_dropout: bool = Field(True, description="Keep the model's dropout active in the frozen part")
     defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(1e-4, "five times full's, half of LoRA's, as measured: benchmarks/results/rates.md"),
+        "learning_rate": Default(1e-4, "measured: five times that of full, half of that of lora (benchmarks/results/rates.md)"),
     }
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Partial:
         if not (self.last_n_layers or self.patterns or self.head or self.embeddings):
-            raise ValueError("nothing would learn: set last_n_layers, patterns, embeddings or head")
+            raise ValueError("no parameter would be trained; set last_n_layers, patterns, embeddings or head")
         return self
 
 
@@ -196,7 +200,7 @@ class Head(StrategySection):
 
     name: Literal["head"]
     layer: int | Literal["auto"] = Field(
-        "auto", description="The block after which the body ends, from 1; auto: by a probe on training rows"
+        "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"
     )
     pooling: Literal["auto", "mean", "last", "first"] = Field(
         "auto",
@@ -207,24 +211,24 @@ class Head(StrategySection):
     hidden_size: int = Field(256, ge=1, description="Width of the hidden layer of head: mlp")
     solver: Literal["auto", "exact", "trainer"] = Field(
         "auto",
-        description="exact: a linear head's optimum in float64; trainer: gradient steps; auto: exact if that takes seconds",
+        description="exact: the optimum of a linear head in float64; trainer: gradient steps; auto: exact if it takes seconds",
     )
     l2: float | Literal["auto"] = Field(
-        "auto", description="Penalty on the squared weights, per row, of the exact solver; auto: the best on held-out rows"
+        "auto", description="L2 penalty of the exact solver, per example; auto: the best on held-out examples"
     )
     untie: bool = Field(False, description="Give a causal LM whose head is tied to its embeddings a trainable head of its own")
     then: Annotated[Continuation | None, from_name(Continuation | ContinuationName | None)] = Field(
         None, description="Strategy that continues from the solved head: partial, lora or full, or a section of one"
     )
     defaults: ClassVar[dict[str, Default]] = {
-        "learning_rate": Default(1e-3, "AdamW's own (arXiv 1711.05101); the features are standardised"),
+        "learning_rate": Default(1e-3, "AdamW's default (arXiv 1711.05101); the features are standardized"),
     }
 
     @field_validator("layer", "l2")
     @classmethod
     def _positive(cls, value: int | float | str) -> int | float | str:
         if not isinstance(value, str) and value <= 0:
-            raise ValueError("a number above 0, or auto, is expected")
+            raise ValueError("expected a number above 0, or auto")
         return value
 
     @model_validator(mode="after")
@@ -232,15 +236,19 @@ class Head(StrategySection):
         if self.head != "mlp" and self.hidden_size != type(self).model_fields["hidden_size"].default:
             raise ValueError("hidden_size: a linear head has no hidden layer; set head: mlp, or remove it")
         if self.head == "mlp" and self.solver == "exact":
-            raise ValueError("solver: exact is for head: linear; an mlp is trained step by step")
+            raise ValueError("solver: exact is for head: linear; an MLP has no exact solution, so remove solver")
         if self.l2 != "auto" and (self.head == "mlp" or self.solver == "trainer"):
-            raise ValueError("l2 is the exact solver's; a head that is trained step by step has training.weight_decay")
+            raise ValueError(
+                "l2 is for the exact solver; for a head that is trained by gradient steps set training.weight_decay"
+            )
         if self.then is not None and (self.head == "mlp" or self.solver == "trainer"):
-            raise ValueError("then needs head: linear and an exact solver: what transformers goes on with is a linear head")
+            raise ValueError(
+                "then needs head: linear and an exact solver, since the classifiers of transformers have a linear head"
+            )
         if self.then is not None and self.pooling in ("mean", "first"):
             raise ValueError(
-                f"then: no class of transformers pools by {self.pooling} at a chosen layer, so the classifier could not be "
-                "trained on as a whole; remove pooling, or then"
+                f"then: no class of transformers pools by {self.pooling} at a chosen layer, so the full model could not be "
+                "trained; remove pooling, or then"
             )
         return self
 
@@ -257,20 +265,20 @@ BYTES = 256  # tokens of a byte-level vocabulary before its merges
 
 
 class NewTokenizer(Section):
-    """A tokenizer to train on the training rows."""
+    """A tokenizer that is trained on the training data."""
 
-    vocab_size: int = Field(4096, ge=BYTES + 2, description="Tokens, special ones and the 256 bytes included")
+    vocab_size: int = Field(4096, ge=BYTES + 2, description="Number of tokens, including the special ones and the 256 bytes")
     special_tokens: list[str] = Field([], description=f"Special tokens in addition to {END} and {PAD}")
     chat_template: str = Field(
-        "auto", min_length=1, description="chatml, none, or a .jinja file; auto: chatml where rows have turns, else none"
+        "auto", min_length=1, description="chatml, none, or a .jinja file; auto: chatml for conversations, else none"
     )
 
     @model_validator(mode="after")
     def _has_room(self) -> NewTokenizer:
         if double := [token for token in self.special_tokens if token in (END, PAD)]:
-            raise ValueError(f"special_tokens: {double[0]} is there already; remove it")
+            raise ValueError(f"special_tokens: a new tokenizer has {double[0]} already; remove it")
         if self.vocab_size < (least := BYTES + 4 + len(self.special_tokens)):
-            raise ValueError(f"vocab_size: {least} are taken by the bytes and the special tokens; give more")
+            raise ValueError(f"vocab_size: the bytes and the special tokens take {least} tokens; expected more than that")
         return self
 
 
@@ -301,11 +309,11 @@ class Scratch(StrategySection):
     model_class: str | None = Field(
         None, description="A PreTrainedModel of your own: file.py:Class; it is created with config and saved with its code"
     )
-    tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training rows")
+    tokenizer: NewTokenizer | None = Field(None, description="Train a tokenizer on the training data")
     random_weights: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-3, PYTHIA),
-        "weight_decay": Default(0.1, f"{GPT3}; of matrices only, not of norms and biases"),
+        "weight_decay": Default(0.1, f"{GPT3}; for matrices only, not for norms and biases"),
         "extra": Default({"adam_beta2": 0.95}, GPT3),
     }
 
@@ -332,6 +340,6 @@ class Scratch(StrategySection):
     def _one_shape(self) -> Scratch:
         if self.model_class is not None:
             if self.model_type or self.parameters:
-                raise ValueError("model_class: your class has a shape of its own; remove model_type and parameters")
+                raise ValueError("model_class: the class defines the shape of the model; remove model_type and parameters")
             section.split_class(self.model_class)
         return self

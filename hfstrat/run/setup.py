@@ -1,4 +1,4 @@
-"""From a recipe to a job that is ready to train: data, plan, model. Nothing is written before all of them stand."""
+"""From a recipe to a job that is ready to train: data, plan, model. Nothing is written before all of them are complete."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from hfstrat.trainer.trainer import StrategyTrainer
 
 @dataclass
 class Job:
-    """What a run is made of once everything that can be refused has been."""
+    """The parts of a run that has passed all checks."""
 
     loaded: Loaded
     strategy: Strategy[Any]
@@ -50,13 +50,13 @@ class Job:
     progress: trainer_progress.ProgressReport
     compute_dtype: torch.dtype
     checkpoint: Path | None
-    lock: IO[str] | None  # held until the process ends
+    lock: IO[str] | None  # kept until the process ends
     feed: TrainData
     probe: dict[str, Any]  # inputs for comparing models
-    baselines: Baselines | None = None  # to beat
-    outline: nn.Module | None = None  # of a model that is trained in pieces
-    setup_seconds: float = 0.0  # until training: loading, and what is computed once
-    untrained: torch.Tensor | None = None  # what the model said to the probe before training
+    baselines: Baselines | None = None  # losses to beat
+    outline: nn.Module | None = None  # of a sharded model
+    setup_seconds: float = 0.0  # before training: loading, and cached computations
+    untrained: torch.Tensor | None = None  # logits of the probe before training
 
     @property
     def recipe(self) -> Recipe:
@@ -71,9 +71,9 @@ class Job:
         return Path(self.recipe.output_dir).expanduser()
 
     def release(self) -> None:
-        """Give back the memory of model and optimiser: they sit in reference cycles and in the allocator's cache."""
+        """Free the memory of model and optimizer, which reference cycles and the allocator's cache hold."""
         self.trainer.accelerator.free_memory()
-        del self.trainer, self.base, self.feed  # the feed holds what is bound to the model
+        del self.trainer, self.base, self.feed  # the data refer to what is bound to the model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -157,8 +157,8 @@ def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any])
     """Refuse training examples that are not those of the checkpoint. Raises UserError."""
     if stored.get("data", data.fingerprint()) != data.fingerprint():
         raise UserError(
-            f"data.train: the training rows are not those that {checkpoint} was made with; restore them, or start afresh with "
-            "--overwrite or another output_dir"
+            f"data.train: the training data differ from those of {checkpoint}; restore them, or start again with --overwrite "
+            "or another output_dir"
         )
 
 
@@ -179,7 +179,9 @@ def decide_batches(
     if recipe.training.torch_compile:
         base.say(blocks.compile_blocks(base.model))
     if recipe.model.gguf_file:
-        base.say("the base is a GGUF file: plain peft finds an adapter's base only as a folder (hfstrat merge makes one)")
+        base.say(
+            "the base model is a GGUF file, but PEFT loads the base of an adapter from a folder (`hfstrat merge` creates one)"
+        )
     rows, task, device = built.data, TASKS[recipe.task], args.device
     plan, loss = rows.plan, task.metrics.for_data(data).loss
     if is_sharded():
@@ -195,7 +197,7 @@ def decide_batches(
     blocks.checkpoint_activations(base.model, plan.checkpointing)
     if device.type == "cuda" and recipe.training.packing is not False and not is_sharded():
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
-            model.to(device)  # packing is shown where it will run
+            model.to(device)  # packing is checked on the device of the run
     batches = batching.make_batches(
         recipe, plan, rows.train, data.lengths, base, built.others, rows.collate, device, rows.dtype
     )
@@ -259,16 +261,16 @@ def trackers_of(recipe: Recipe, screen: Console) -> list[Any]:
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
-    """What will run, in words."""
+    """Lines that describe the model and the length of the run."""
     learning, total = load.count_parameters(trained)
     length = f"{plan.steps:,} steps" if plan.steps < ENDLESS else f"{plan.time_limit:.0f} s"
     if plan.time_limit and plan.steps < ENDLESS:
         length += f" or {plan.time_limit:.0f} s"
     passes = f"{plan.accumulation} x {plan.rows_at_once}{' packed rows' if plan.bins else ''}"
     epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
-    recomputed = ", activations recomputed in the backward pass" if plan.checkpointing else ""
+    recomputed = ", activation checkpointing" if plan.checkpointing else ""
     return [
-        f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}), "
+        f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters are trainable ({learning / total:.2%}), "
         f"forward in {str(dtype).removeprefix('torch.')}{recomputed}",
         f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
         f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",

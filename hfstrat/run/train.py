@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
-    """Carry out a recipe; the first process gets the report, the others None.
+    """Train a model from a recipe; the first process gets the report, the others None.
 
     Raises:
-        RunError: an end with a name: the user's mistake, a non-finite loss, an artefact that does not reload.
+        RunError: an error with an exit code: a wrong recipe, a non-finite loss, an artifact that does not reload.
     """
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
@@ -47,7 +47,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         result = result.with_parts(**measure.after(job, measured))
         after = answer_prompts(job)
         partial = save(job)
-        job.release()  # the fresh process that reloads the artefact gets the memory
+        job.release()  # for the process that reloads the artifact
         leave_world()
         if not world.is_main_process:
             return None
@@ -67,17 +67,17 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
 
 
 def interrupted(job: Job) -> str:
-    """What an interruption leaves, in words."""
+    """The message for an interrupted run."""
     from hfstrat.trainer import checkpoints
 
     complete = checkpoints.complete(job.folder)
     if not complete:
-        return "interrupted before the first checkpoint; the same command starts afresh, with what was prepared so far"
-    return f"interrupted; the same command goes on from {complete[-1]}"
+        return "interrupted before the first checkpoint; the same command starts again, and uses the data prepared so far"
+    return f"interrupted; the same command resumes from {complete[-1]}"
 
 
 def answer_prompts(job: Job) -> list[str]:
-    """The model's answers to the recipe's prompts (on the first process); a resumed run has those from its start."""
+    """The model's answers to the prompts, on the first process; a resumed run returns those of its start."""
     from hfstrat.trainer import checkpoints, sharded
 
     if job.checkpoint and job.trainer.state.global_step == 0:
@@ -90,13 +90,13 @@ def answer_prompts(job: Job) -> list[str]:
 
 
 def fit(job: Job, before: list[str]) -> float:
-    """Train; returns the seconds it took, evaluations and checkpoints included."""
+    """Train; returns the seconds, including evaluations and checkpoints."""
     from hfstrat.tasks.verify import untrained_logits
 
     job.trainer.marker_state["answers"] = before
     job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
     if job.checkpoint:
-        job.screen.print(f"going on from {job.checkpoint}")
+        job.screen.print(f"resuming from {job.checkpoint}")
     started = time.monotonic()
     try:
         job.trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
@@ -108,14 +108,14 @@ def fit(job: Job, before: list[str]) -> float:
         job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
     if job.trainer.best_step() == 0:
         job.screen.print(
-            f"{'alarm':<9} no evaluation was better than the one before training: the result is the model as it was. Lower "
-            "training.learning_rate, or look at the rows with `hfstrat check`"
+            f"{'alarm':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; lower "
+            "training.learning_rate, or inspect the data with `hfstrat check`"
         )
     return time.monotonic() - started
 
 
 def save(job: Job) -> Path:
-    """Write the result beside its final place."""
+    """Write the result next to its final folder."""
     partial = job.folder / f"{output_dir.RESULT}.partial"
     job.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
@@ -123,7 +123,7 @@ def save(job: Job) -> Path:
 
 
 def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
-    """Compare the saved result with a reload in a fresh process, give it its name, write the report."""
+    """Verify the saved result in a new process, move it to its final folder, and write the report."""
     from hfstrat.models.load import source_of
     from hfstrat.tasks import verify
 
@@ -172,7 +172,7 @@ def present(job: Job, finished: Report) -> None:
         job.screen.print(line)
     try:
         (final / "README.md").write_text(card.make(finished, final, job.recipe.hub.repo_id or ""), encoding="utf-8")
-    except Exception as error:  # the result is as good without
+    except Exception as error:  # the result is complete without it
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in push.push(job.recipe, job.folder, finished):
         job.screen.print(line, markup=False)

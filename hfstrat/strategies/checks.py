@@ -68,7 +68,7 @@ def _check_weights_of(recipe: Recipe, network: bool) -> None:
             raise no_model(path)
         TASKS[recipe.task].model.check_architecture(str(path), config)
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-            raise UserError(f"model.name_or_path: {path} holds no weights (*.safetensors); the download may be incomplete")
+            raise UserError(f"model.name_or_path: {path} contains no weights (*.safetensors); the download may be incomplete")
         check_weights(path)
     elif model.name_or_path.startswith(("/", ".", "~")) or model.name_or_path.count("/") > 1:
         raise UserError(f"model.name_or_path: {model.name_or_path}: no such folder{near(path)}")
@@ -140,8 +140,8 @@ def _check_combination(recipe: Recipe, key: str) -> None:
         raise UserError(f"{key}: {recipe.strategy.unquantizable}")
     if recipe.model.gguf_file:
         raise UserError(
-            f"{key}: a .gguf file is dequantized as it is read, and its weights would be rounded a second time; save it as a "
-            "folder with transformers first (GgufConfig(dequantize=True), save_pretrained) and name that, or remove it"
+            f"{key}: a .gguf file is dequantized when it is read, and its weights would be rounded a second time; save it as a "
+            "folder with transformers first (GgufConfig(dequantize=True), save_pretrained) and give that, or remove it"
         )
     if recipe.training.torch_compile:
         raise UserError("training.torch_compile: true: quantized layers are not compiled; remove it, or model.quantization")

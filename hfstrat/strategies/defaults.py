@@ -19,11 +19,14 @@ from hfstrat.tasks import TASKS
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
 RATE, WIDTH, POWER = 5e-5, 2000, 0.78  # learning rate of full fine-tuning at a width: Schulman 2025, 'LoRA Without Regret'
 TIMES = {"full": 1, "partial": 5, "lora": 10}  # multiples of that rate: the same source; partial: benchmarks/results/rates.md
-MEASURED = {"scratch": (1e-3, 512), "distill": (6e-4, 576)}  # rate at a width; a shrunk student needs more: distill/half_depth
+MEASURED = {
+    "scratch": (1e-3, 512),
+    "distill": (6e-4, 576),
+}  # rate at a width; a shrunk student needs more: distill/half_depth
 WIDEST = 4096  # from this width on, the defaults of the strategies apply
 
 
-class About(NamedTuple):
+class ModelFacts(NamedTuple):
     """What a proposal depends on; `width` and `layers` of the model are 0 if they are unknown."""
 
     task: str
@@ -44,7 +47,7 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def section(name: str, about: About) -> dict[str, Any]:
+def section(name: str, about: ModelFacts) -> dict[str, Any]:
     """The keys of `strategy:` besides the name.
 
     Raises:
@@ -72,17 +75,17 @@ def recipe_text(comment: str, recipe: dict[str, Any]) -> str:
     return f"# {comment}\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _partial(about: About) -> dict[str, Any]:
+def _partial(about: ModelFacts) -> dict[str, Any]:
     """A third of the blocks: upper blocks are specific to the task, lower ones to the language (ULMFiT, arXiv 1801.06146)."""
     return {"last_n_layers": max(1, round(about.layers / 3))}
 
 
-def _head(about: About) -> dict[str, Any]:
+def _head(about: ModelFacts) -> dict[str, Any]:
     """A head tied to the embeddings cannot be trained alone; for an untied head, `untie` changes nothing."""
     return {"untie": True} if TASKS[about.task].text.generates else {}
 
 
-def _distill(about: About) -> dict[str, Any]:
+def _distill(about: ModelFacts) -> dict[str, Any]:
     """A student of half the depth, taught by the full model, which must already know the task.
 
     recipes/distill/half_depth.yaml also has `hidden`, which learns more in few steps but needs the teacher during training.
@@ -98,7 +101,7 @@ def _distill(about: About) -> dict[str, Any]:
     return {"shrink": {"layers": about.layers // 2}, "student": "full", "teacher_weight": 0.9, "baseline": False}
 
 
-SECTIONS: dict[str, Callable[[About], dict[str, Any]]] = {"partial": _partial, "head": _head, "distill": _distill}
+SECTIONS: dict[str, Callable[[ModelFacts], dict[str, Any]]] = {"partial": _partial, "head": _head, "distill": _distill}
 """The strategies that need more than their name; the others have defaults for everything."""
 
 

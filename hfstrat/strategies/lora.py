@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen linear layers, by PEFT."""
+"""LoRA (arXiv 2106.09685): low-rank adapters on frozen linear layers, by PEFT."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Lora(Strategy[section.Lora]):
         super().check(recipe, wrapping, network)
         if recipe.model.quantization is not None and self.section.changes_base:
             raise UserError(
-                f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base's weights, and quantized ones "
-                "stay as they are; take default, gaussian or orthogonal, or remove model.quantization"
+                f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base model's weights, which cannot "
+                "be changed once quantized; set default, gaussian or orthogonal, or remove model.quantization"
             )
 
         if self.section.use_dora and wrapping == DEEPSPEED:
             raise UserError(
-                "strategy.use_dora: it reads the base's weights outside of their layers, where DeepSpeed may not have them; "
-                "take --accelerate-config fsdp2 or ddp, or remove it"
+                "strategy.use_dora: it reads the base model's weights outside of their layers, where DeepSpeed may not have "
+                "gathered them; use --accelerate-config fsdp2 or ddp, or remove it"
             )
 
     def config(self, base: Base) -> LoraConfig:
-        """The PEFT configuration for a fresh adapter."""
+        """The PEFT configuration of a new adapter."""
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
@@ -66,23 +66,23 @@ class Lora(Strategy[section.Lora]):
             use_rslora=self.section.use_rslora,
             init_lora_weights=self.section.init_lora_weights,
             modules_to_save=[*self.section.modules_to_save, *base.head_modules] or None,
-            trainable_token_indices=self._new_tokens(base),
+            trainable_token_indices=self._new_token_indices(base),
             revision=base.commit,
         )
 
-    def _new_tokens(self, base: Base) -> Any:
-        """The rows of added tokens that learn: in the embeddings, and in the head where it is a matrix of its own."""
+    def _new_token_indices(self, base: Base) -> Any:
+        """The added tokens whose embeddings are trained, also those of the LM head if it is not tied."""
         if not base.new_token_ids:
             return None
         if is_sharded():
             raise UserError(
-                "model.add_tokens: PEFT writes the new tokens' rows into the embeddings, which no process has whole here; take "
+                "model.add_tokens: PEFT writes the new embeddings into the full matrix, which no process has here; use "
                 "--accelerate-config ddp, or strategy full or partial"
             )
         if self.section.changes_base:
             raise UserError(
                 f"strategy.init_lora_weights: {self.section.init_lora_weights} together with model.add_tokens: PEFT would not "
-                "save the new tokens' embeddings; take another initialization"
+                "save the embeddings of the new tokens; set another initialization"
             )
         tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
         names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
@@ -93,51 +93,51 @@ class Lora(Strategy[section.Lora]):
 
         modules = [name for name, _ in base.model.named_modules() if name]
         if self.section.adapter is not None:
-            return self._go_on(base, PeftModel)
+            return self._load_adapter(base, PeftModel)
         self._check_names(modules)
         try:
             model = get_peft_model(base.model, self.config(base))
             if self.section.changes_base:
-                self._keep_initial(model, base)
+                self._save_initial_adapter(model, base)
             return model
         except ValueError as error:
-            raise UserError(f"strategy: PEFT refused this adapter: {error}") from error
+            raise UserError(f"strategy: PEFT rejected this adapter: {error}") from error
 
-    def _go_on(self, base: Base, peft_model: Any) -> nn.Module:
-        """The adapter of another run, on this recipe's base."""
+    def _load_adapter(self, base: Base, peft_model: Any) -> nn.Module:
+        """The base model with an existing adapter."""
         assert self.section.adapter is not None
         if base.new_token_ids:
-            raise UserError("model.add_tokens: an existing adapter has no place for new tokens, so they would stay random")
+            raise UserError("model.add_tokens: an existing adapter has no embeddings for new tokens; remove it")
         check_adapter(self.section.adapter)
         path = Path(self.section.adapter).expanduser()
         model = peft_model.from_pretrained(base.model, str(path) if path.exists() else self.section.adapter, is_trainable=True)
         config, here = model.peft_config["default"], base.model.name_or_path
-        base.say(f"going on from the adapter {self.section.adapter}")
+        base.say(f"continuing from the adapter {self.section.adapter}")
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
-            base.say(f"it was trained on {config.base_model_name_or_path}; from now on it names {here} as its base")
+            base.say(f"the adapter was trained on {config.base_model_name_or_path}; its base model is now {here}")
         config.base_model_name_or_path, config.revision = here, base.commit
         return model
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        """Modules saved whole go back to the base's precision: peft loads them beside it without a cast."""
+        """Cast the modules to save to the precision of the base model, since PEFT loads them without a cast."""
         for module in model.modules():
             if type(module).__name__ == "ModulesToSaveWrapper":
                 for parameter in module.parameters():
                     parameter.data = parameter.data.to(base.compute_dtype)
 
     def _check_names(self, modules: list[str]) -> None:
-        """PEFT looks for what it is given and is content with less: a name that matches no module is refused here."""
+        """Refuse names that match no module, which PEFT ignores if others match. Raises UserError."""
         known = sorted({name.rsplit(".", 1)[-1] for name in modules if not name.rsplit(".", 1)[-1].isdigit()})
         targets = [] if self.section.target_modules == "all-linear" else list(self.section.target_modules)
         for key, names in (("target_modules", targets), ("modules_to_save", self.section.modules_to_save)):
             for name in names:
                 if not any(module == name or module.endswith(f".{name}") for module in modules):
                     near = get_close_matches(name, known, n=1)
-                    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+                    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
                     raise UserError(f"strategy.{key}: '{name}' matches no module of this model; {hint}")
 
-    def _keep_initial(self, model: Any, base: Base) -> None:
-        """Keep the adapter as it was initialised; saving needs it to say what was learnt."""
+    def _save_initial_adapter(self, model: Any, base: Base) -> None:
+        """Save the initial adapter; `save` needs it for the difference to the trained one."""
         self.initial_adapter = Path(tempfile.mkdtemp(prefix="hfstrat-initial-"))
         atexit.register(shutil.rmtree, self.initial_adapter, ignore_errors=True)
         config = model.peft_config["default"]
@@ -149,8 +149,8 @@ class Lora(Strategy[section.Lora]):
         if self.initial_adapter is None:
             super().save(trainer, folder, base)
         elif trainer.args.should_save:
-            # the initialisation moved part of the base's weights into the adapter: what is published is the
-            # difference to the untouched base, an ordinary adapter of twice the rank
+            # the initialization moved part of the base weights into the adapter: what is published is the
+            # difference to the original base, an ordinary adapter of twice the rank
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
         if trainer.args.should_save:

@@ -1,4 +1,4 @@
-"""Partial fine-tuning: the last blocks, the head, or parameters chosen by name; the rest is frozen."""
+"""Partial fine-tuning: the last blocks, the head, or parameters selected by name are trained; the rest is frozen."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Partial(Strategy[section.Partial]):
 
     def check_task(self, task: Task) -> None:
         if not task.text.generates and self.section.head is False:
-            raise UserError("strategy.head: false: a classifier's head is new and random, so that it has to learn; remove it")
+            raise UserError("strategy.head: false: a classifier's head is new and random, so it has to be trained; remove it")
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
         if self.section.gradual_unfreezing is not None and wrapping != ALONE:
-            raise UserError("strategy.gradual_unfreezing: it works with one process only; remove it, or train with one process")
+            raise UserError("strategy.gradual_unfreezing: changing the trainable parameters needs a single process; remove it")
         if not self.section.frozen_dropout and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
-                "strategy.frozen_dropout: false is for a model that is whole; remove it, or take --accelerate-config ddp"
+                "strategy.frozen_dropout: false needs the full model on each process; remove it, or use --accelerate-config ddp"
             )
         if self.section.precompute is True and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
-                "strategy.precompute: true, but no process has the complete model here; set auto or false, or use "
+                "strategy.precompute: true needs the full model on each process; set auto or false, or use "
                 "--accelerate-config ddp"
             )
 
@@ -58,10 +58,10 @@ class Partial(Strategy[section.Partial]):
         )
 
     def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
-        """The names of the parameters that learn.
+        """The names of the trainable parameters.
 
         Raises:
-            UserError: more layers than the model has, a pattern that matches nothing, or nothing chosen.
+            UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
         """
         names = list(names)
         chosen = self._last_layers(names)
@@ -69,8 +69,8 @@ class Partial(Strategy[section.Partial]):
             matched = {name for name in names if fnmatchcase(name, pattern)}
             if not matched:
                 raise UserError(
-                    f"strategy.patterns: {pattern!r} matches no parameter of this model, such as {names[0]!r} or "
-                    f"{names[len(names) // 2]!r}; `hfstrat check RECIPE` lists them"
+                    f"strategy.patterns: {pattern!r} matches no parameter; this model has {names[0]!r}, "
+                    f"{names[len(names) // 2]!r} and others, which `hfstrat check RECIPE` lists"
                 )
             chosen |= matched
         if self.section.head is True or (self.section.head == "auto" and not tied):
@@ -79,7 +79,7 @@ class Partial(Strategy[section.Partial]):
             chosen |= {name for name in names if EMBEDDING.search(name)}
         if not chosen:
             raise UserError(
-                "strategy: nothing would learn: the LM head is tied to the embeddings, so `head: auto` leaves it frozen; "
+                "strategy: no parameter would be trained: the LM head is tied to the embeddings, so `head: auto` freezes it; "
                 "set last_n_layers or patterns, or `head: true` to train the shared matrix"
             )
         return chosen
@@ -98,20 +98,20 @@ class Partial(Strategy[section.Partial]):
         model = base.model
         tied = base.is_tied
         chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
-        head = tuple(f"{module}." for module in base.head_modules)  # is new, so that it learns whatever it is called
+        head = tuple(f"{module}." for module in base.head_modules)  # it is new, so it is trained
         chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         shared = [name for name in chosen if tied and EMBEDDING.search(name)]
         if base.new_token_ids and not model.get_input_embeddings().weight.requires_grad:
             raise UserError(
-                "model.add_tokens: the new tokens' embeddings are frozen under this recipe and would stay random; "
+                "model.add_tokens: the embeddings of the new tokens are frozen and would stay random; "
                 "add '*embed_tokens*' (or this model's name for it) to strategy.patterns, or use lora or full"
             )
         if shared:
-            base.say(f"tied embeddings: {shared[0]} is both the input embeddings and the LM head; both learn")
+            base.say(f"tied embeddings: {shared[0]} is both the input embeddings and the LM head; both are trained")
         elif tied:
-            base.say("tied embeddings: the LM head is the frozen embedding matrix and stays as it is")
+            base.say("tied embeddings: the LM head is the frozen embedding matrix and is not trained")
         return model
 
     def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
@@ -119,7 +119,9 @@ class Partial(Strategy[section.Partial]):
 
         wanted = self.section
         thawing = (
-            [] if wanted.gradual_unfreezing is None else [self._thawing(wanted.gradual_unfreezing, model, data.plan.steps)]
+            []
+            if wanted.gradual_unfreezing is None
+            else [self._thaw_callback(wanted.gradual_unfreezing, model, data.plan.steps)]
         )
         data = precompute(data, model, wanted.precompute, still=not wanted.frozen_dropout)
         if wanted.layer_decay == 1:
@@ -128,8 +130,8 @@ class Partial(Strategy[section.Partial]):
         rates = {"rate_of": lambda name: wanted.layer_decay ** (blocks + 1 - height(name, blocks))}
         return Prepared(data, trainer_kwargs=rates, callbacks=thawing)
 
-    def _thawing(self, thaw: section.GradualUnfreezing, model: nn.Module, steps: int) -> Any:
-        """Raises UserError where something would still be frozen when the run ends."""
+    def _thaw_callback(self, thaw: section.GradualUnfreezing, model: nn.Module, steps: int) -> Any:
+        """The callback that unfreezes parameters. Raises UserError if some would still be frozen at the end of the run."""
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS
 
@@ -141,11 +143,11 @@ class Partial(Strategy[section.Partial]):
         if every * (len(parts) - 1) >= steps:
             raise UserError(
                 f"strategy.gradual_unfreezing.every: {wish:g} ({every} steps) is too long for {len(parts)} parts in a run "
-                f"of {steps} steps; at most {max(1, (steps - 1) // max(1, len(parts) - 1))} steps, or a smaller last_n_layers"
+                f"of {steps} steps; at most {max(1, (steps - 1) // max(1, len(parts) - 1))}, or a smaller last_n_layers"
             )
         return Thawing(parts, every)
 
     def finish(self, model: nn.Module, base: Base) -> None:
         from hfstrat.models.load import cast_weights
 
-        cast_weights(model, base.compute_dtype)  # the frozen weights were rounded to it
+        cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already

@@ -33,7 +33,7 @@ def taught(model: Any, teacher: Any, mix: Mix) -> Any:
     asked = FrozenTeacher(teacher)
     distiller = Distiller(mix, asked)
     assert fused_loss.bind_head_loss(model, distiller) is None
-    distiller.width, distiller.is_on = min(model.config.vocab_size, teacher.config.vocab_size), True
+    distiller.width, distiller.is_active = min(model.config.vocab_size, teacher.config.vocab_size), True
     return model
 
 

@@ -194,7 +194,7 @@ def test_what_int8_layers_give_depends_on_the_batch_and_is_not_computed_once(wid
         prefix = find_prefix(model, batch)
         reason = can_precompute(prefix, batch)
         prefix.boundary.unbind()
-        assert reason is None if form != "int8" else "depends on the outliers of the rows beside it" in str(reason)
+        assert reason is None if form != "int8" else "depends on outliers of the other examples in the batch" in str(reason)
 
 
 def test_other_scales_are_another_model(wide: Path) -> None:

@@ -328,6 +328,45 @@ FOREIGN_KEYS = [
     ),
 ]
 
+RENAMED = [  # the names that keys had in earlier versions
+    *(
+        key(f"{old} of {under}", line, text % old, [f"{under}.{old} = ", f"`{under}.{new}: "], 1)
+        for under, line, text, old, new in (
+            ("training", RATE, "  logging_steps: 1\n  %s: never", "resume", "resume_from_checkpoint"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: true}", "push", "push_to_hub"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: me/x}", "repo", "repo_id"),
+            ("evaluation", OUTPUT, "output_dir: run\nevaluation: {%s: false}", "before", "eval_on_start"),
+            ("strategy", R, "  r: 4\n  %s: 8", "alpha", "lora_alpha"),
+            ("strategy", R, "  r: 4\n  %s: 0.1", "dropout", "lora_dropout"),
+        )
+    ),
+    *(
+        Bad(
+            f"{old} of {name}",
+            at(R + 1),
+            [f"`strategy.{new}: {now}"],
+            lines={NAME: f"  name: {name}", R: f"{more}\n  {old}: {was}"},
+        )
+        for name, more, old, was, new, now in (
+            ("distill", "  student: full", "alpha", "0.3", "teacher_weight", "0.3"),
+            ("distill", "  student: full", "loss", "jsd", "divergence", "jsd"),
+            ("distill", "  student: full", "level", "sequence", "seq_kd", "true"),
+            ("distill", "  student: full", "hidden", "{}", "hidden_states", "{}"),
+            ("distill", "  student: full", "cache", "{form: hidden}", "teacher_cache", "{"),
+            ("partial", "  last_n_layers: 1", "thaw", "{every: 2}", "gradual_unfreezing", "{"),
+            ("scratch", "  parameters: 1M", "architecture", "gpt2", "model_type", "gpt2"),
+            ("distill", "  teacher: other", "student", "{name: lora, dropout: 0.1}", "student.lora_dropout", "0.1"),
+        )
+    ),
+    key(
+        "double_quant of a quantization",
+        MODEL,
+        "model: {name_or_path: model, quantization: {name: nf4, double_quant: false}}",
+        ["`model.quantization.use_double_quant: false`"],
+    ),
+    key("the default initialization", R, "  init_lora_weights: default", ['= "default"', "of true, gaussian", "write true"]),
+]
+
 FOREIGN_VALUES = [
     key(
         "qlora as a strategy",
@@ -559,14 +598,14 @@ COMBINATIONS = [
     ),
     key("a time with counted warm-up", RATE, "  max_time: 10min\n  warmup_steps: 10", ["warmup_steps", "a share below 1"], 1),
     key("an adapter with a rank", R, "  r: 4\n  adapter: adapter", ["adapter", "its own r", "remove"], 1),
-    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "take one of them"]),
+    key("pissa with dora", R, "  init_lora_weights: pissa\n  use_dora: true", ["pissa", "use_dora", "use only one of them"]),
     key(
         "olora with whole modules", R, "  init_lora_weights: olora\n  modules_to_save: [lm_head]", ["olora", "modules_to_save"]
     ),
     Bad(
         "partial with nothing",
         at(R),
-        ["nothing would learn", "last_n_layers, patterns, embeddings or head"],
+        ["no parameter would be trained", "last_n_layers, patterns, embeddings or head"],
         lines={NAME: "  name: partial", R: "  head: false"},
     ),
     key("eval and eval_split", EVAL_SIZE, "  eval: rows.jsonl\n  eval_split: test", ["both eval and eval_split are given"], 1),
@@ -850,7 +889,7 @@ MODELS = [
     ),
     Bad("BERT", at(MODEL), ["BertForMaskedLM", "no causal LM", "ForCausalLM"], files=config_of("BertForMaskedLM")),
     Bad("a classifier", at(MODEL), ["no causal LM"], files=config_of("LlamaForSequenceClassification")),
-    Bad("no weights", at(MODEL), ["holds no weights", "safetensors"], files={"model/model.safetensors": None}),
+    Bad("no weights", at(MODEL), ["contains no weights", "safetensors"], files={"model/model.safetensors": None}),
     Bad("broken weights", at(MODEL), ["model.safetensors", "download"], files={"model/model.safetensors": b"\x10"}),
     Bad("weights cut short", at(MODEL), ["no whole safetensors file", "again"], files={"model/model.safetensors": CUT_SHORT}),
     Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
@@ -912,7 +951,7 @@ MODELS = [
     Bad(
         "a head that is tied",
         at(STRATEGY),
-        ["nothing would learn", "tied", "head: true"],
+        ["no parameter would be trained", "tied", "head: true"],
         {NAME: "  name: partial", R: "  last_n_layers: 0"},
         files=config_of("LlamaForCausalLM", tie_word_embeddings=True),
     ),
@@ -974,7 +1013,9 @@ def scratch_model(name: str, model: str, line: str, says: list[str], **files: st
 FROM_SCRATCH = [
     scratch("an unknown family", f"  model_type: lama\n{NEW}", ["model_type: lama", "no causal LM", "'llama'"]),
     scratch("a family that is no causal LM", f"  model_type: t5\n{NEW}", ["model_type: t5", "no causal LM"]),
-    scratch("a causal LM that sees ahead", f"  model_type: bert\n{NEW}", ["model_type: bert", "both directions", "llama"]),
+    scratch(
+        "a causal LM that sees ahead", f"  model_type: bert\n{NEW}", ["model_type: bert", "bidirectional attention", "llama"]
+    ),
     scratch("an unknown key of a config", f"  config: {{hiden_size: 64}}\n{NEW}", ["config.hiden_size", "'hidden_size'"]),
     scratch(
         "a key of another family's config",
@@ -984,12 +1025,12 @@ FROM_SCRATCH = [
     scratch(
         "heads that do not divide",
         f"  config: {{hidden_size: 100, num_attention_heads: 3}}\n{NEW}",
-        ["num_attention_heads", "3 heads do not divide hidden_size = 100", "99"],
+        ["num_attention_heads", "hidden_size = 100 is not divisible by 3 heads", "99"],
     ),
     scratch(
         "heads that share unevenly",
         f"  config: {{hidden_size: 96, num_attention_heads: 6, num_key_value_heads: 4}}\n{NEW}",
-        ["num_key_value_heads", "6 heads cannot share 4", "3 would do"],
+        ["num_key_value_heads", "6 heads are not divisible by num_key_value_heads = 4", "num_key_value_heads: 3"],
     ),
     scratch(
         "too few parameters", "  parameters: 60k\n  tokenizer: {vocab_size: 4096}", ["parameters", "4,096 tokens", "smaller"]
@@ -1000,9 +1041,9 @@ FROM_SCRATCH = [
         "sizes of an unknown shape", f"  parameters: 10M\n  model_type: opt\n{NEW}", ["parameters", "opt", "strategy.config"]
     ),
     scratch("a width that is no number", f"  config: {{hidden_size: wide}}\n  parameters: 80k\n{NEW}", ["hidden_size", "wide"]),
-    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "fewer"]),
+    scratch("more tokens than bytes", "  tokenizer: {vocab_size: 90000}", ["vocab_size: 90,000", "bytes of data", "smaller"]),
     scratch("fewer tokens than bytes", "  tokenizer: {vocab_size: 100}", ["vocab_size = 100", "at least 258"]),
-    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "there already"]),
+    scratch("a special token twice", "  tokenizer: {special_tokens: ['<|pad|>']}", ["special_tokens", "already"]),
     scratch("a key of the tokenizer", "  tokenizer: {vocab_sise: 300}", ["vocab_sise", "did you mean 'vocab_size'?"]),
     scratch(
         "a chat template that is not there",
@@ -1013,7 +1054,9 @@ FROM_SCRATCH = [
     scratch(
         "a class of another name", f"  model_class: own.py:Nets\n{NEW}", ["no class Nets", "Net?"], **{"own.py": "class Net: 1"}
     ),
-    scratch("a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["no valid Python"], **{"own.py": "class Net"}),
+    scratch(
+        "a class that is no Python", f"  model_class: own.py:Net\n{NEW}", ["is not valid Python"], **{"own.py": "class Net"}
+    ),
     scratch("a class without a file", f"  model_class: own.Net\n{NEW}", ["model_class", "my_model.py:TinyModel"]),
     scratch("a class with a size", f"  model_class: own.py:Net\n  parameters: 1M\n{NEW}", ["model_class", "remove"]),
     scratch("an adapter from scratch", "  adapter: x", ["strategy.adapter", "strategy scratch", "belongs to strategy lora"]),
@@ -1031,7 +1074,9 @@ FROM_SCRATCH = [
         ["strategy.tokenizer: missing", "vocab_size: 4096", "model.tokenizer"],
         {MODEL: "seed: 1", NAME: "  name: scratch", R: "  parameters: 1M"},
     ),
-    scratch_model("two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains one"]),
+    scratch_model(
+        "two tokenizers", "model: {tokenizer: model}", f"  parameters: 1M\n{NEW}", ["model.tokenizer", "trains a new one"]
+    ),
     scratch_model("tokens for a new tokenizer", "model: {add_tokens: [x]}", f"  parameters: 1M\n{NEW}", ["special_tokens"]),
     scratch_model("a revision of nothing", "model: {revision: main}", f"  parameters: 1M\n{NEW}", ["model.revision", "remove"]),
     scratch_model("weights for a config", "model: x.gguf", NEW, ["gguf", "config.json"]),
@@ -1048,7 +1093,7 @@ FROM_SCRATCH = [
     Bad(
         "a config and a family",
         at(R),
-        ["strategy.model_type", "model brings a config", "remove one"],
+        ["strategy.model_type", "model has a config that defines the shape", "remove one"],
         {NAME: "  name: scratch", R: f"  model_type: gpt2\n{NEW}"},
         files=LONG,
     ),
@@ -1081,7 +1126,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher without weights",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no weights"],
+        ["strategy.teacher: other contains no weights"],
         2,
         files={"other/config.json": '{"num_hidden_layers": 2}'},
     ),
@@ -1095,14 +1140,14 @@ DISTILL: list[Bad] = [
     distilled(
         "a teacher with another vocabulary",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other has another vocabulary", "1 is 'b' to the student and 'c' to the teacher", "GOLD"],
+        ["strategy.teacher: other has another vocabulary", "1 is 'b' for the student and 'c' for the teacher", "GOLD"],
         2,
         files={**another_model(), "model/tokenizer.json": words("a", "b", "c"), "other/tokenizer.json": words("a", "c", "b")},
     ),
     distilled(
         "a teacher without a tokenizer",
         "  student: full\n  teacher: other",
-        ["strategy.teacher: other holds no tokenizer", "put the one that it was trained with into its folder"],
+        ["strategy.teacher: other contains no tokenizer", "put the one that it was trained with into its folder"],
         2,
         files={**another_model(), "other/tokenizer.json": None},
     ),
@@ -1116,7 +1161,7 @@ DISTILL: list[Bad] = [
     distilled(
         "a layer below the first",
         "  student: full\n  hidden_states: {layers: [[-1, 1]]}",
-        ["strategy.hidden_states.layers: [-1, 1]", "the student has no layer -1", "counted from 0 to 1"],
+        ["strategy.hidden_states.layers: [-1, 1]", "the student has no layer -1", "expected a number from 0 to 1"],
         2,
     ),
     distilled(
@@ -1128,7 +1173,7 @@ DISTILL: list[Bad] = [
     distilled(
         "kept answers where layers are compared",
         "  student: full\n  teacher_cache: {form: hidden}\n  hidden_states: {}",
-        ["strategy.teacher_cache.form: hidden, but hidden", "remove one of them"],
+        ["strategy.teacher_cache.form: hidden: what `hidden_states` compares", "remove one of them"],
         2,
     ),
     distilled(
@@ -1138,22 +1183,22 @@ DISTILL: list[Bad] = [
         2,
     ),
     distilled(
-        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: 9", "that has 2"], 2
+        "more layers to keep than there are", "  student: full\n  shrink: {layers: 9}", ["shrink.layers: given 9", "has 2"], 2
     ),
     distilled("a layer that is not there", "  student: full\n  shrink: {layers: [0, 2]}", ["there is no layer 2"], 2),
-    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["at least one layer has to stay"], 2),
-    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: what shall be smaller?"], 2),
+    distilled("no layer at all", "  student: full\n  shrink: {layers: 0}", ["expected at least one layer"], 2),
+    distilled("nothing to shrink", "  student: full\n  shrink: {}", ["strategy.shrink: expected layers"], 2),
     distilled(
         "wider than the model",
         "  student: full\n  shrink: {intermediate_size: 17}",
-        ["shrink.intermediate_size: 17 of a model that has 16"],
+        ["shrink.intermediate_size: given 17, but this model has 16"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
     distilled(
         "inner channels that nobody knows",
         "  student: full\n  shrink: {intermediate_size: 8}",
-        ["feed-forward layers of a llama model are not built as those of Llama", "leave out layers"],
+        ["MLPs of a llama model are not structured like those of Llama", "strategy.shrink.layers"],
         2,
         files={"model/config.json": '{"model_type": "llama", "num_hidden_layers": 2, "intermediate_size": 16}'},
     ),
@@ -1163,7 +1208,7 @@ DISTILL: list[Bad] = [
         ["strategy.hidden_states.layers: [1, 2]", "the teacher has no layer 2"],
         2,
     ),
-    distilled("a pair of three", "  student: full\n  hidden_states: {layers: [[0, 1, 2]]}", ["a list of pairs is expected"], 2),
+    distilled("a pair of three", "  student: full\n  hidden_states: {layers: [[0, 1, 2]]}", ["expected a list of pairs"], 2),
     distilled(
         "a student that is no strategy", "  student: lorra", ["strategy.student.name", '"lorra"', "did you mean 'lora'?"]
     ),
@@ -1172,48 +1217,57 @@ DISTILL: list[Bad] = [
     ),
     distilled("a typo in a student", "  student: {name: lora, rr: 4}", ["strategy.student.rr"]),
     distilled(
-        "two who write", "  student: full\n  seq_kd: true\n  on_policy: true", ["seq_kd: the teacher generates the answers"], 2
+        "two who write",
+        "  student: full\n  seq_kd: true\n  on_policy: true",
+        ["seq_kd: true trains on answers of the teacher"],
+        2,
     ),
     distilled(
         "a divergence that TRL does not have",
         "  student: full\n  divergence: skew_kl\n  on_policy: true",
-        ["strategy.divergence: skew_kl is not in TRL's DistillationTrainer", "jsd"],
+        ["strategy.divergence: TRL's DistillationTrainer has no skew_kl", "jsd"],
         2,
     ),
     distilled(
         "labels on its own answers", "  student: full\n  teacher_weight: 0.3\n  on_policy: true", ["from the teacher alone"], 2
     ),
     distilled(
-        "layers on its own answers", "  student: full\n  hidden_states: {}\n  on_policy: true", ["compares no layers"], 2
+        "layers on its own answers",
+        "  student: full\n  hidden_states: {}\n  on_policy: true",
+        ["does not match hidden states"],
+        2,
     ),
     distilled(
         "kept answers to what nobody has said yet",
         "  student: full\n  teacher_cache: {form: hidden}\n  on_policy: true",
-        ["strategy.teacher_cache: the student writes other answers each time"],
+        ["strategy.teacher_cache: with on_policy the answers of the student change in every step"],
         2,
     ),
     distilled(
-        "no teacher on its own answers", "  student: full\n  baseline: true\n  on_policy: true", ["nothing to learn without"], 2
+        "no teacher on its own answers",
+        "  student: full\n  baseline: true\n  on_policy: true",
+        ["no loss without the teacher"],
+        2,
     ),
     distilled("an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["teacher: missing", "name one"]),
     distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
     distilled(
         "a random student with layers left out",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
-        ["strategy.shrink: leaves layers out of a pretrained model"],
+        ["strategy.shrink: it removes layers of a pretrained model"],
         3,
         files=another_model(),
     ),
     distilled(
         "a random student with tokens of its own",
         "  student: {name: scratch, parameters: 3M, tokenizer: {vocab_size: 512}}\n  teacher: other",
-        ["student: its tokenizer would be a new one", "seq_kd: true"],
+        ["student: with a new tokenizer", "seq_kd: true"],
         files=another_model(),
     ),
     distilled(
         "a random student beside a model that has a shape",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other",
-        ["strategy.student.parameters: model: model brings a config", "strategy.student.config"],
+        ["strategy.student.parameters: model: model has a config", "strategy.student.config"],
         files=another_model(),
     ),
     distilled(
@@ -1222,25 +1276,29 @@ DISTILL: list[Bad] = [
         ["strategy.student.parameters"],
         files=another_model(),
     ),
-    distilled("an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student full or partial"], 2),
+    distilled(
+        "an adapter on fewer layers", "  student: lora\n  shrink: {layers: 1}", ["shrink", "student: full or partial"], 2
+    ),
     distilled(
         "layers of a teacher that only writes",
         "  student: full\n  seq_kd: true\n  hidden_states: {loss: mse}",
-        ["hidden_states", "the teacher only writes"],
+        ["hidden_states", "the teacher only generates text"],
         3,
     ),
     distilled(
         "a temperature where the teacher only writes",
         "  student: full\n  seq_kd: true\n  temperature: 2.0",
-        ["strategy.temperature: with seq_kd the teacher only writes", "remove it"],
+        ["strategy.temperature: with seq_kd the teacher only generates text", "remove it"],
         3,
     ),
-    distilled("a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: nobody writes"], 2),
-    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: for divergence: skew_kl"], 2),
+    distilled(
+        "a length where nobody writes", "  student: full\n  max_new_tokens: 8", ["max_new_tokens: no text is generated"], 2
+    ),
+    distilled("a skew that nothing reads", "  student: full\n  skew: 0.2", ["strategy.skew: it is for divergence: skew_kl"], 2),
     distilled(
         "tokens of no draws",
         "  student: full\n  teacher_cache: {form: hidden, tokens: 9}",
-        ["strategy.teacher_cache.tokens: form: hidden keeps no tokens"],
+        ["strategy.teacher_cache.tokens: form: hidden stores no tokens"],
         2,
     ),
     distilled(
@@ -1254,7 +1312,7 @@ DISTILL: list[Bad] = [
     Bad(
         "pieces of rows that the teacher shall answer",
         at(EVAL_SIZE + 1),
-        ["data.overflow: split: only the first piece of a row has a prompt", "truncate or drop"],
+        ["data.overflow: split: only the first piece of an example has a prompt", "truncate or drop"],
         lines={NAME: "  name: distill", R: "  student: full\n  seq_kd: true", EVAL_SIZE: "  overflow: split"},
     ),
     distilled("no such divergence", "  student: full\n  divergence: forward", ["strategy.divergence", "forward_kl"], 2),
@@ -1341,12 +1399,12 @@ def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) ->
 
 
 CLASSIFICATION = [
-    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier writes no answers"]),
-    taught("a classifier's sentences", "  seq_kd: true", ["strategy.seq_kd: a classifier writes no answers", "remove it"]),
+    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier generates no text"]),
+    taught("a classifier's sentences", "  seq_kd: true", ["strategy.seq_kd: a classifier generates no text", "remove it"]),
     taught(
         "a classifier's layers",
         "  hidden_states: {}",
-        ["strategy.hidden_states: layers are brought together for causal-lm only"],
+        ["strategy.hidden_states: layers can be matched for causal-lm only"],
     ),
     taught(
         "a classifier's likeliest tokens",
@@ -1356,7 +1414,7 @@ CLASSIFICATION = [
     taught(
         "a teacher that knows no classes",
         "  teacher: other",
-        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification): train it first"],
+        ["strategy.teacher: other is a LlamaForCausalLM", "(...ForSequenceClassification); train it first"],
         files=another_model(architectures=["LlamaForCausalLM"]),
     ),
     classify("rows of another task", TRAIN, ["text + label", "prompt, completion", "columns:"], files=rows(GOOD_ROW)),
@@ -1384,7 +1442,7 @@ CLASSIFICATION = [
     classify(
         "a frozen new head",
         R,
-        ["strategy.head: false", "has to learn"],
+        ["strategy.head: false", "has to be trained"],
         {NAME: "  name: partial", R: "  head: false\n  last_n_layers: 1"},
     ),
     classify(
@@ -1442,7 +1500,9 @@ QUANTIZED = [
         files=rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8))),
     ),
     quantized("a quantized full student", "nf4", ["full fine-tuning trains every weight"], "{name: distill, student: full}"),
-    quantized("pissa on bits", "nf4", ["pissa changes the base's weights"], line=R, lines={R: "  init_lora_weights: pissa"}),
+    quantized(
+        "pissa on bits", "nf4", ["pissa changes the base model's weights"], line=R, lines={R: "  init_lora_weights: pissa"}
+    ),
     quantized("compiled bits", "nf4", ["not compiled"], line=RATE, lines={RATE: "  torch_compile: true"}),
     quantized(
         "bits of fewer layers",
@@ -1489,6 +1549,7 @@ CASES = [
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
     *FOREIGN_VALUES,
+    *RENAMED,
     *WRONG_TYPES,
     *BOUNDS,
     *CHOICES,

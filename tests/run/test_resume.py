@@ -84,7 +84,7 @@ def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, mo
         broken = recipe(*settings, f"output_dir={tmp_path / f'{method}-{step}'}")
         with monkeypatch.context() as patch:
             signal_at(patch, method, step, number)
-            with pytest.raises(KeyboardInterrupt, match=f"goes on from .*checkpoint-{saved}"):
+            with pytest.raises(KeyboardInterrupt, match=f"resumes from .*checkpoint-{saved}"):
                 again(broken)
         assert checkpoints.fault(folder_of(broken) / f"checkpoint-{saved}") is None
         result = again(broken)
@@ -97,7 +97,7 @@ def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, mo
 def test_a_signal_before_the_first_step_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         signal_at(patch, "prediction_step", 0)
-        with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command starts afresh"):
+        with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command starts again"):
             again(recipe())
     assert again(recipe())["steps"] == 4
 
@@ -110,7 +110,7 @@ def test_a_signal_while_preparing_ends_at_once(recipe: Any, monkeypatch: pytest.
 
     loaded = recipe("strategy={name: partial, last_n_layers: 1, precompute: true}")
     with monkeypatch.context() as patch:
-        patch.setattr("hfstrat.strategies.frozen.precompute._computed", computed)
+        patch.setattr("hfstrat.strategies.frozen.precompute._compute_states", computed)
         with pytest.raises(KeyboardInterrupt) as info:
             again(loaded)
     assert "what was prepared and computed once so far is kept" in str(errors.named(info.value))
@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(StrategyTrainer, "training_step", impatient)
-    with pytest.raises(KeyboardInterrupt, match=r"goes on from .*checkpoint-2"):
+    with pytest.raises(KeyboardInterrupt, match=r"resumes from .*checkpoint-2"):
         again(recipe())
 
 
@@ -400,13 +400,13 @@ def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
     assert child.returncode == errors.INTERRUPTED, out + err
     assert "Traceback" not in err
     assert err.count("stopping: the running step is finished") == 1
-    assert err.count("interrupted; the same command goes on from") == 1
+    assert err.count("interrupted; the same command resumes from") == 1
     last = checkpoints.complete(broken)[-1]
     assert str(last) in err
     assert checkpoints.step_of(last) > 50
     resumed = Run(source, settings, broken, cache, processes)
     resumed.finish()
-    assert f"going on from {last}" in resumed.log.read_text()
+    assert f"resuming from {last}" in resumed.log.read_text()
     assert_same(recipe(f"output_dir={whole}"), recipe(f"output_dir={broken}"))
 
 

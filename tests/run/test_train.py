@@ -303,7 +303,7 @@ def test_changed_data_do_not_resume(
         with pytest.raises(KeyboardInterrupt):
             run(recipe(f"data.train={mine}"))
     mine.write_text(rows.read_text().replace("cat", "dog"))
-    with pytest.raises(UserError, match=r"not those that .*checkpoint-2 was made with"):
+    with pytest.raises(UserError, match=r"differ from those of .*checkpoint-2"):
         run(recipe(f"data.train={mine}"))
 
 

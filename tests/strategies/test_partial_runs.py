@@ -194,8 +194,8 @@ def test_a_norm_alone_is_no_stage() -> None:
         ),
         ("last_n_layers: 3, gradual_unfreezing: {every: 8}", (), r"8 \(8 steps\) is too long"),
         ("last_n_layers: 2, gradual_unfreezing: {every: 0.2}", ("training={max_time: 60s}",), "give whole steps"),
-        ("head: true, embeddings: true, precompute: true", (), "precompute: true, but the input embeddings learn"),
-        ("head: true, embeddings: true, frozen_dropout: false", (), "frozen_dropout: false: the input embeddings learn"),
+        ("head: true, embeddings: true, precompute: true", (), "precompute: true, but the input embeddings are trained"),
+        ("head: true, embeddings: true, frozen_dropout: false", (), "frozen_dropout: false: the input embeddings are trained"),
     ],
     ids=["a share too long", "steps too long", "a share of a time", "nothing frozen", "nothing frozen to keep still"],
 )

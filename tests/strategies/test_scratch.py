@@ -288,7 +288,7 @@ def test_too_large_a_vocabulary_is_refused_with_what_there_is(tmp_path: Path) ->
     large = recipe.model_copy(
         update={"strategy": Scratch.model_validate({"name": "scratch", "tokenizer": {"vocab_size": 9000}})}
     )
-    with pytest.raises(UserError, match=r"give no more than [\d,]+ tokens"):
+    with pytest.raises(UserError, match=r"yield at most [\d,]+ tokens"):
         strategies.build(large.strategy).load_tokenizer(large)
 
 

@@ -88,9 +88,9 @@ def test_footprint_equals_the_real_counts(models: Callable[..., Path], name: str
 def test_partial_says_that_embeddings_are_tied(models: Callable[..., Path]) -> None:
     _, base = built(models(tied=True), {"name": "partial", "head": True})
     assert "tied embeddings" in base.remarks[0]
-    assert "both learn" in base.remarks[0]
+    assert "both are trained" in base.remarks[0]
     _, base = built(models(tied=True), {"name": "partial", "last_n_layers": 1})
-    assert "stays as it is" in base.remarks[0]
+    assert "is not trained" in base.remarks[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_partial_says_that_embeddings_are_tied(models: Callable[..., Path]) -> N
     [
         ({"name": "partial", "patterns": ["*.nonsense.*"]}, "matches no parameter"),
         ({"name": "partial", "last_n_layers": 9}, "has 4 layers"),
-        ({"name": "partial"}, "nothing would learn"),
+        ({"name": "partial"}, "no parameter would be trained"),
         ({"name": "lora", "target_modules": ["nonsense"]}, "nonsense"),
     ],
 )

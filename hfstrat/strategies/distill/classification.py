@@ -1,4 +1,4 @@
-"""A classifier and its teacher: class logits are few, so they exist; the loss is that of `distill_loss`, row by row."""
+"""The loss of a student that is a classifier, and caching the class logits of its teacher."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.recipe.format import file_size
-from hfstrat.strategies.cached_column import Bringing
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.strategies.frozen.states import digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
 from hfstrat.tasks.text_classification.losses import class_loss
@@ -33,19 +32,19 @@ if TYPE_CHECKING:
     from hfstrat.recipe.distill import Cache
     from hfstrat.trainer.train_data import TrainData
 
-NOT_THE_TEACHER_S = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
+NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
 
 @dataclass
 class ClassOutput(ModelOutput):  # type: ignore[misc]
-    """Outputs `[B, labels]` of the student and, in training, of its teacher."""
+    """Logits `[B, labels]` of the student and, in training, of its teacher."""
 
     logits: torch.Tensor | None = None
     teacher_logits: torch.Tensor | None = None
 
 
 def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Tensor, mix: Mix) -> torch.Tensor:
-    """The mixed loss of `distill_loss.Mix` summed over rows; where a row has several labels, over each label's yes or no.
+    """The mixed loss of `Mix` summed over examples; with several labels per example also over the labels, each a binary choice.
 
     Args:
         logits: `[B, labels]` of the student, `said` of the teacher.
@@ -53,7 +52,7 @@ def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Te
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     logits, said = logits.to(wide), said.to(wide)
-    if labels.is_floating_point():  # a yes or no is a choice between the logit and 0
+    if labels.is_floating_point():  # a binary choice is one between the logit and 0
         logits, said = (torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (logits, said))
         labels = (labels < 0.5).long().flatten()
     width = logits.shape[-1]
@@ -62,9 +61,9 @@ def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Te
 
 
 class ClassDistiller:
-    """The loss of a classifier with a teacher. Bound to the student, it adds the teacher's outputs to the student's.
+    """The loss of a classifier with a teacher. Bound to the model, it adds the teacher's logits to the outputs.
 
-    In evaluation the teacher is not queried: metrics are the student's own.
+    In evaluation the teacher does not run: metrics are the student's own.
     """
 
     task = "text-classification"
@@ -72,12 +71,12 @@ class ClassDistiller:
     def __init__(self, mix: Mix) -> None:
         self.mix = mix
         self.teacher: PreTrainedModel | None = None
-        self.order: torch.Tensor | None = None  # of the teacher's labels, as the student numbers them
+        self.order: torch.Tensor | None = None  # the teacher's labels in the student's order
         self.names: tuple[str, ...] = ()
-        self.is_on = False
+        self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
-        """Bind to the model; a reason where that cannot be. `fused.unbind_head_loss` takes it off."""
+        """Bind to the model; returns the reason if that is not possible. `fused_loss.unbind_head_loss` removes it."""
         if is_bound(model):
             return "its forward has been replaced already"
         original, distiller = type(model).forward, self
@@ -85,9 +84,9 @@ class ClassDistiller:
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
             outputs = original(self, *args, **kwargs)
-            if not (distiller.is_on and self.training):
+            if not (distiller.is_active and self.training):
                 return outputs
-            said = distiller.ask(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
+            said = distiller.teacher_outputs(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
             return ClassOutput(logits=outputs.logits, teacher_logits=said)
 
         forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -95,41 +94,43 @@ class ClassDistiller:
         model.forward = MethodType(forward, model)
         return None
 
-    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+    def other_models(self, base: Base) -> list[PreTrainedModel]:
         """The models that are given the student's batches."""
         return [] if self.teacher is None else [self.teacher]
 
-    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
-        """The teacher as it is asked."""
+    def freeze(self, teacher: PreTrainedModel, is_own: bool) -> PreTrainedModel:
+        """The frozen teacher."""
         return teacher if is_own else teacher.requires_grad_(False).eval()
 
-    def begin(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
-        """From now on this teacher is asked.
+    def set_teacher(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
+        """Use this teacher from now on.
 
         Raises:
-            ValueError: its labels are others.
+            ValueError: it has other labels.
         """
         if teacher is base.model:
-            raise ValueError("a classifier's own head is what learns; name a teacher, or shrink a trained classifier")
+            raise ValueError(
+                "a classifier cannot be its own teacher, since its head is trained; set teacher, or shrink a trained one"
+            )
         ours, theirs = (_names(model) for model in (base.model, teacher))
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[0]
             raise ValueError(
-                f"its labels are {', '.join(theirs[:4])}, and the data's {', '.join(ours[:4])} (only one has {odd}); take a "
-                "teacher of these labels, or, if they only have other names, write the data's into id2label of its config.json"
+                f"its labels are {', '.join(theirs[:4])}, and those of the data {', '.join(ours[:4])} (only one has {odd}); "
+                "use a teacher with these labels, or, if only the names differ, change id2label in its config.json"
             )
-        # a decoder's head looks for the last token by the padding token's id
+        # the head of a decoder finds the last token by the id of the padding token
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
         self.order = torch.tensor([theirs.index(name) for name in ours])
-        self.teacher, self.names, self.is_on = teacher, ours, True
+        self.teacher, self.names, self.is_active = teacher, ours, True
 
     @torch.no_grad()
-    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def teacher_outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The teacher's logits `[B, labels]`, in the student's order."""
-        assert self.teacher is not None, "no teacher, and rows that do not say what it said"
+        assert self.teacher is not None, "no teacher, and no cached outputs in the batch"
         assert self.order is not None
-        taken = inspect.signature(self.teacher.forward).parameters  # a student may tell two texts apart in another way
-        given = {name: value for name, value in kwargs.items() if name not in NOT_THE_TEACHER_S and name in taken}
+        taken = inspect.signature(self.teacher.forward).parameters  # the student may distinguish two texts in another way
+        given = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEACHER and name in taken}
         if kwargs.get(TEACHER_TYPES) is not None:
             given["token_type_ids"] = kwargs[TEACHER_TYPES]
         device = next(iter(given.values())).device if given else args[0].device
@@ -153,24 +154,23 @@ class ClassDistiller:
 
     @property
     def metrics(self) -> Metrics:
-        """What the teacher itself is measured by."""
+        """The metrics of the teacher itself."""
         return replace(TASKS[self.task].metrics, labels=self.names)
 
 
 class RegressionDistiller(ClassDistiller):
-    """The same for numbers: the squared error of the teacher's predictions in place of the divergence, standardized."""
+    """The same for numbers: the squared error from the teacher's predictions in place of the divergence, standardized."""
 
     task = "regression"
     units: Any = None
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        predicted = outputs.get("teacher_logits")
+        predicted, metrics = outputs.get("teacher_logits"), self.metrics
+        own = metrics.loss(outputs, labels, num_items_in_batch)
         if predicted is None:
-            return self.metrics.loss(outputs, labels, num_items_in_batch)
-        alpha, standardized = self.mix.alpha, self.units.standardize(predicted.float())
-        return alpha * self.metrics.loss(outputs, standardized, num_items_in_batch) + (1 - alpha) * self.metrics.loss(
-            outputs, labels, num_items_in_batch
-        )
+            return own
+        matched = metrics.loss(outputs, self.units.standardize(predicted.float()), num_items_in_batch)
+        return self.mix.alpha * matched + (1 - self.mix.alpha) * own
 
     def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
         self.units = collate.units
@@ -178,58 +178,55 @@ class RegressionDistiller(ClassDistiller):
 
     @property
     def metrics(self) -> Metrics:
-        return TASKS[self.task].metrics.for_data(self.of_data)
-
-    @property
-    def of_data(self) -> Any:
-        return SimpleNamespace(label_names=self.names, units=self.units)
+        of_data: Any = SimpleNamespace(label_names=self.names, units=self.units)
+        return TASKS[self.task].metrics.for_data(of_data)
 
 
-def ask_once(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
-    """Rows that bring the teacher's class logits along, where there is more than one epoch."""
-    facts: dict[str, Any] = {"teacher": _judge(feed, distiller)}
+def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
+    """The data with cached class logits of the teacher, if there is more than one epoch."""
+    facts: dict[str, Any] = {"teacher": _evaluate_teacher(feed, distiller)}
     if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
-        feed, facts["cache"] = _keep(feed, distiller)
+        feed, facts["cache"] = _cache_logits(feed, distiller)
     else:
-        feed.say(f"{'teacher':<9} is asked about every batch anew: {'form: off' if wish.form == 'off' else 'one epoch'}")
+        feed.say(f"{'teacher':<9} outputs are computed on the fly: {'form: off' if wish.form == 'off' else 'one epoch'}")
     return replace(feed, facts={**feed.facts, "distillation": facts})
 
 
-def _keep(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
+def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
     assert distiller.teacher is not None
     assert distiller.order is not None
     rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
     order = np.lexsort((rows.first, -rows.lengths))
     inputs = {"teacher": digest_of_weights(distiller.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
     inputs |= {"labels": distiller.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
-    inputs |= {**surroundings(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
+    inputs |= {**cache_inputs(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
 
     def build(target: Path | None) -> None:
         built.append("train")
         size = feed.plan.eval_batch
         groups = [order[start : start + size] for start in range(0, len(order), size)]
-        write(target, feed.each(groups, lambda group: _blobs(feed, distiller, rows, group), "asking the teacher"))
+        write(target, feed.each(groups, lambda group: _logit_bytes(feed, distiller, rows, group), "running the teacher"))
 
     needed = 4 * len(distiller.names) * len(rows.first)
-    text = f"class logits of a teacher for {len(rows.first):,} rows"
+    text = f"class logits of a teacher for {len(rows.first):,} examples"
     entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
     seconds = time.monotonic() - started
-    when = f"asked once, in {seconds:.1f} s" if built else "was asked before: found in the cache"
-    feed.say(f"{'teacher':<9} {when} about {len(rows.first):,} rows: class logits, exact, {file_size(entry.size)}")
+    when = f"outputs computed in {seconds:.1f} s" if built else "outputs loaded from the cache"
+    feed.say(f"{'teacher':<9} {when} for {len(rows.first):,} examples: class logits, exact, {file_size(entry.size)}")
     train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
     distiller.teacher = None
     facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
     return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
 
 
-def _blobs(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
+def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
     batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
     with feed.computing():
-        return [row.numpy().tobytes() for row in distiller.ask((), batch).cpu()]
+        return [row.numpy().tobytes() for row in distiller.teacher_outputs((), batch).cpu()]
 
 
-def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
-    """The teacher's own metrics on the evaluation rows."""
+def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
+    """The metrics of the teacher on the evaluation data."""
     from hfstrat.models.load import count_parameters
 
     assert distiller.teacher is not None
@@ -239,17 +236,17 @@ def _judge(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
         places = list(range(start, min(start + size, len(feed.eval))))
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
         with feed.computing():
-            logits = distiller.ask((), feed.batch(places)).cpu()
+            logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
         return distiller.metrics.sums(lambda: {"logits": logits}, {"labels": labels})
 
-    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "judging the teacher", for_all=True))
+    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "evaluating the teacher", for_all=True))
     metrics, _ = distiller.metrics.measure(tuple(torch.cat(one).numpy() for one in zip(*parts, strict=True)))
     feed.say(f"{'teacher':<9} evaluation {TASKS[distiller.task].text.metrics(metrics)}")
     return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 
-class ClassTeacherCollator(Bringing):
-    """Adds the class logits that the rows bring along, `[B, labels]`."""
+class ClassTeacherCollator(CachedColumnCollator):
+    """Adds the cached class logits, `[B, labels]`."""
 
     column = COLUMN
 

@@ -1,13 +1,9 @@
-"""How far a student's distribution is from its teacher's, per row, with the gradient by the student's logits.
+"""The distillation loss per position: a divergence and cross-entropy in one pass over chunks of logits.
 
-Each function takes the student's and the teacher's log-probabilities `[c, V]` (natural logarithm, float32 or wider), uses
-up their memory, and gives the divergence of each row (`[c]`, nats) and its gradient by the logits that the student's
-log-probabilities were made of (`[c, V]`).
-
-
-What a student learns from a teacher, row by row: divergence and cross-entropy in one pass over chunks of logits.
-
-As in `head_loss`, gradients are computed in the forward pass and no `[n, V]` tensor ever exists, of neither model.
+As in `models/chunked_loss.py`, gradients are computed in the forward pass, and no `[n, V]` tensor of either model exists.
+The divergences take the student's and the teacher's log-probabilities `[c, V]` (natural logarithm, float32 or wider), overwrite
+their memory, and return the divergence of each position (`[c]`, nats) and its gradient with respect to the student's logits
+(`[c, V]`).
 """
 
 from __future__ import annotations
@@ -38,14 +34,14 @@ Divergence = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(teacher || student): the student covers all that the teacher may say (Hinton et al. 2015, arXiv 1503.02531)."""
+    """KL(teacher || student): covers all modes of the teacher (Hinton et al. 2015, arXiv 1503.02531)."""
     chances = teacher.exp()
     values = teacher.sub_(student).mul_(chances).sum(-1)
     return values, student.exp_().sub_(chances)
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(student || teacher): the student says only what the teacher may say (MiniLLM, arXiv 2306.08543)."""
+    """KL(student || teacher): seeks modes of the teacher (MiniLLM, arXiv 2306.08543)."""
     apart = torch.sub(student, teacher, out=teacher)
     chances = student.exp_()
     values = (chances * apart).sum(-1)
@@ -53,7 +49,7 @@ def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[
 
 
 def jsd(student: torch.Tensor, teacher: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Jensen-Shannon: the mean of both divergences from the even mixture; at most log 2."""
+    """Jensen-Shannon divergence: the mean of both divergences from the even mixture; at most log 2."""
     middle = torch.logaddexp(student, teacher).sub_(math.log(2))
     from_teacher = (teacher - middle).mul_(teacher.exp_()).sum(-1)
     apart = torch.sub(student, middle, out=middle)
@@ -68,7 +64,7 @@ def skew_kl(student: torch.Tensor, teacher: torch.Tensor, skew: float = 0.1) -> 
     mixed = torch.logaddexp(teacher + math.log(skew), student + math.log1p(-skew))
     ratio = torch.sub(teacher, mixed, out=mixed)  # log(teacher / mixture)
     values = (ratio * teacher.exp_()).sum(-1)
-    slope = ratio.exp_().mul_(skew - 1.0)  # of the divergence by the student's probabilities
+    slope = ratio.exp_().mul_(skew - 1.0)  # the derivative with respect to the student's probabilities
     chances = student.exp_()
     mean = (chances * slope).sum(-1, keepdim=True)
     return values, chances.mul_(slope.sub_(mean))
@@ -80,25 +76,25 @@ DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": re
 def sampled_kl(
     student: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, entropy: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward KL estimated from tokens drawn from the teacher: value and gradient are unbiased (RS-KD, arXiv 2503.16870).
+    """Forward KL estimated from tokens sampled from the teacher: value and gradient are unbiased (RS-KD, arXiv 2503.16870).
 
     Args:
-        ids: `[c, S]`, int64, the tokens drawn; one may stand several times.
-        weights: `[c, S]`, how often each was drawn as a share of all draws.
-        entropy: `[c]`, of the whole teacher distribution, nats: what the cross-entropy is above the divergence.
+        ids: `[c, S]`, int64, the sampled tokens, with duplicates.
+        weights: `[c, S]`, the share of each in all samples.
+        entropy: `[c]`, of the full teacher distribution, nats: the difference of cross-entropy and divergence.
     """
     values = -(weights * student.gather(1, ids)).sum(-1) - entropy
     return values, student.exp_().scatter_add_(1, ids, -weights)
 
 
 def top_k_kl(student: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward KL over the teacher's k likeliest tokens and one event "any other", so that the tail's mass is kept.
+    """Forward KL over the teacher's k most likely tokens and one event for all others, so that the mass of the tail is kept.
 
-    A lower bound of the whole divergence. The tail is left as the student has it, only its mass is taught.
+    A lower bound of the full divergence: within the tail the student is not changed.
 
     Args:
         ids: `[c, K]`, int64, distinct.
-        logprobs: `[c, K]`, of the whole teacher distribution, not renormalised.
+        logprobs: `[c, K]`, of the full teacher distribution, not renormalized.
     """
     tiny = torch.finfo(student.dtype).tiny
     chances, own = logprobs.exp(), student.gather(1, ids)
@@ -110,16 +106,16 @@ def top_k_kl(student: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -
     return values, gradient.mul_((1 - rest / own_rest)[:, None]).scatter_(1, ids, inside)
 
 
-Apart = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From a block's place and the student's log-probabilities `[b, W]`, whose memory is used up: the divergence of each row
-and its gradient by what these are the log-softmax of."""
+BlockDivergence = Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From the slice of a block and the student's log-probabilities `[b, W]`, whose memory is overwritten, to the divergence of
+each position and its gradient with respect to the logits."""
 
 
 class Teacher(NamedTuple):
-    """What the teacher says about `n` rows, in one of three forms; `width`: how many tokens both vocabularies share.
+    """Outputs of the teacher for `n` positions, in one of three forms; `width`: tokens that both vocabularies share.
 
-    `hidden` (`[n, H]`) with its `head` is exact. `ids` with `weights` and `entropy` are draws (`divergences.sampled_kl`),
-    `ids` with `logprobs` its likeliest tokens (`divergences.top_k_kl`), both made at the temperature of the loss.
+    `hidden` (`[n, H]`) with its `head` is exact. `ids` with `weights` and `entropy` are samples (`sampled_kl`), `ids` with
+    `logprobs` its most likely tokens (`top_k_kl`), both at the temperature of the loss.
     """
 
     width: int
@@ -132,10 +128,10 @@ class Teacher(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """The loss of a row is `alpha * T^2 * divergence + (1 - alpha) * cross-entropy`; probabilities at temperature T.
+    """The loss of a position is `alpha * T^2 * divergence + (1 - alpha) * cross-entropy`; probabilities at temperature T.
 
-    Hinton's T^2 keeps the gradient's size when T changes; it stands on the value too, so that both belong together.
-    The cross-entropy is that of the student's own vocabulary at temperature 1, whatever the divergence is.
+    Hinton's T^2 keeps the scale of the gradient when T changes; it is applied to the value too, so both agree. The
+    cross-entropy is over the student's own vocabulary at temperature 1, for every divergence.
     """
 
     divergence: str = "forward_kl"
@@ -147,28 +143,28 @@ class Mix(NamedTuple):
 def distill_loss(
     hidden: torch.Tensor, head: Head, targets: torch.Tensor, teacher: Teacher, mix: Mix, chunk: int | None = None
 ) -> torch.Tensor:
-    """The mixed loss (nats) summed over rows: a scalar in float32 or wider. Gradients go to `hidden` and `head`.
+    """The mixed loss (nats) summed over positions: a scalar in float32 or wider. Gradients go to `hidden` and `head`.
 
     Args:
-        hidden: `[n, H]`, the student's rows that carry loss; `head` is the student's.
+        hidden: `[n, H]`, the student's supervised positions; `head` is the student's.
         targets: `[n]`, int64.
-        chunk: rows at a time; by default as many as keep the logits in cache.
+        chunk: positions at a time; by default so many that the logits fit the cache.
     """
     chunk = chunk or chunk_rows(head.weight, head.weight.requires_grad)
-    apart = apart_of(teacher, mix, compute_dtype(hidden, head.weight), chunk)
+    apart = divergence_from(teacher, mix, compute_dtype(hidden, head.weight), chunk)
     return rows_loss(hidden, head, row_loss(targets, apart, teacher.width, mix), chunk)
 
 
 def distill_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor, teacher: Teacher, mix: Mix) -> torch.Tensor:
-    """The same from logits `[n, V]` that a head of its own kind has made; these exist, and their gradient."""
+    """The same from logits `[n, V]` of a head that is not a plain linear layer; logits and gradient are materialized."""
     size, chunk = _sizes(logits)
-    loss = row_loss(targets, apart_of(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
-    total: torch.Tensor = _OfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
+    loss = row_loss(targets, divergence_from(teacher, mix, compute_dtype(logits, logits), chunk), teacher.width, mix)
+    total: torch.Tensor = _LossOfLogits.apply(logits, loss, size)  # type: ignore[no-untyped-call]
     return total
 
 
 def _sizes(logits: torch.Tensor) -> tuple[int, int]:
-    """How many rows of logits to go through at a time, and how many of the teacher's to make at a time."""
+    """The positions per block of logits, and per chunk of the teacher's logits."""
     size = block_rows(logits.device, logits.shape[-1], CHUNK_ROWS)
     return size, size * (CHUNK_ROWS // size)
 
@@ -177,9 +173,9 @@ def _sizes(logits: torch.Tensor) -> tuple[int, int]:
 def distill_scores(
     hidden: torch.Tensor, head: Head, teacher: Teacher, temperature: float = 1.0, chunk: int | None = None
 ) -> torch.Tensor:
-    """Per row KL(teacher || student) in nats, `[n]`, at this temperature; without a gradient."""
+    """KL(teacher || student) per position in nats, `[n]`, at this temperature; without a gradient."""
     chunk = chunk or chunk_rows(head.weight, False)
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
+    apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
     found = [
         apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
         for part, logits in blocks(hidden, head, chunk)
@@ -192,15 +188,15 @@ def distill_scores(
 def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature: float = 1.0) -> torch.Tensor:
     """The same from logits `[n, V]`."""
     size, chunk = _sizes(logits)
-    apart = apart_of(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
+    apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
     found = [
         apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
     ]
     return torch.cat([logits.new_empty(0), *found])
 
 
-def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsLoss:
-    """The mixed loss as `head_loss.rows_loss` takes it."""
+def row_loss(targets: torch.Tensor, apart: BlockDivergence, width: int, mix: Mix) -> RowsLoss:
+    """The mixed loss as an argument of `chunked_loss.rows_loss`."""
     alpha, temperature = mix.alpha, mix.temperature
 
     def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +204,7 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
         scaled = logits[:, :width] if temperature == 1.0 else logits[:, :width] / temperature
         student = torch.log_softmax(scaled, -1, out=space if whole else None)
         value, own = torch.zeros((), dtype=logits.dtype, device=logits.device), torch.empty(0)
-        if alpha < 1.0:  # where both losses have one distribution it is made once
+        if alpha < 1.0:  # if both losses use the same distribution it is computed once
             own = student if whole and temperature == 1.0 else torch.log_softmax(logits, -1)
             value = own.gather(1, wanted).sum() * (alpha - 1)
             own = own.exp() if own is student else own.exp_()
@@ -227,14 +223,14 @@ def row_loss(targets: torch.Tensor, apart: Apart, width: int, mix: Mix) -> RowsL
     return loss
 
 
-def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
-    """The divergence from what the teacher says, whose logits are made in this dtype, so many rows at a time."""
+def divergence_from(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockDivergence:
+    """The divergence from the teacher's outputs; its logits are computed in this dtype, `chunk` positions at a time."""
     if teacher.hidden is not None:
         return _exact(teacher, mix, dtype, chunk)
     ids = teacher.ids
     assert ids is not None
     if mix.divergence != "forward_kl":
-        raise ValueError(f"{mix.divergence} needs the whole distribution of the teacher, not some of its tokens")
+        raise ValueError(f"{mix.divergence} needs the full distribution of the teacher, not some of its tokens")
     if teacher.logprobs is not None:
         logprobs = teacher.logprobs
         return lambda part, student: top_k_kl(student, ids[part], logprobs[part].to(student.dtype))
@@ -246,7 +242,7 @@ def apart_of(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apar
     )
 
 
-def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
+def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockDivergence:
     assert teacher.hidden is not None
     assert teacher.head is not None
     hidden, head, width = teacher.hidden, teacher.head, teacher.width
@@ -258,7 +254,7 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
 
     def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal first, count, product
-        while part.stop > first + count:  # blocks come in order, and none lies in two chunks
+        while part.stop > first + count:  # blocks come in order, and none spans two chunks
             first, count, _, product, _ = next(said)
         logits = logits_of(product[part.start - first : part.stop - first], head)
         if mix.temperature != 1.0:
@@ -268,7 +264,7 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> Apart:
     return of_block
 
 
-class _OfLogits(torch.autograd.Function):
+class _LossOfLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss: RowsLoss, size: int) -> torch.Tensor:
         wide = loss_dtype(logits.dtype)

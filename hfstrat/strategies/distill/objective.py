@@ -1,22 +1,20 @@
-"""The student's forward with its teacher: what the teacher says about each row, and the loss of that.
-
-A student that is bound to its teacher: who is asked, on what, and what learns."""
+"""The loss of a student that is a language model: the outputs of its teacher, matched layers, and binding both to the model."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
 from hfstrat.models.chunked_loss import Head, head_scores
 from hfstrat.models.fused_loss import HeadLossOutput, is_plain, last_hidden, within
 from hfstrat.models.load import cast_weights, count_parameters
-from hfstrat.strategies.distill import hidden_loss
-from hfstrat.strategies.distill.hidden_loss import LayerMatch
+from hfstrat.recipe.distill import check_pairs, even_pairs
 from hfstrat.strategies.distill.loss import (
     Mix,
     Teacher,
@@ -33,28 +31,90 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Distill
+    from hfstrat.recipe.distill import Distill, LayerPairs
+
+
+NAME = "distill_projections"  # of a trainable submodule that is not saved
+
+
+class LayerMatch:
+    """The mean squared or cosine distance of pairs of layers, summed over positions.
+
+    Args:
+        pairs: indices of a student and a teacher layer, from 0.
+        kind: `mse` is the mean over the width; `cosine` is 1 - cosine.
+        weight: factor of the mean over pairs.
+        projections: `[H, H']` for each pair, from the student's width to the teacher's; None if both are equal.
+    """
+
+    def __init__(
+        self, pairs: list[tuple[int, int]], kind: Literal["mse", "cosine"], weight: float, projections: nn.ParameterList | None
+    ) -> None:
+        self.pairs, self.kind, self.weight, self.projections = pairs, kind, weight, projections
+
+    def __call__(self, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+        """The summed loss; each list has the embeddings first, then the hidden states of each layer `[n, H]`, the last one
+        after the final norm."""
+        total = torch.zeros((), device=ours[0].device)
+        for index, (student, teacher) in enumerate(self.pairs):
+            made, wanted = ours[student + 1], theirs[teacher + 1]
+            if self.projections is not None:
+                made = made @ self.projections[index].to(made.dtype)
+            made, wanted = (one.float() if one.dtype.itemsize < 4 else one for one in (made, wanted))
+            if self.kind == "mse":
+                total = total + functional.mse_loss(made, wanted, reduction="none").mean(-1).sum()
+            else:
+                total = total + (1 - functional.cosine_similarity(made, wanted, dim=-1)).sum()
+        return total * (self.weight / len(self.pairs))
+
+
+def match_layers(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
+    """Add a loss that matches layers, with projections if the widths differ.
+
+    Raises:
+        UserError: a layer that does not exist.
+    """
+    ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
+    counts = ours.num_hidden_layers, theirs.num_hidden_layers
+    pairs = [(pair[0], pair[1]) for pair in wish.layers] if wish.layers else even_pairs(*counts)
+    check_pairs(pairs, *counts)
+    projections = None
+    if ours.hidden_size != theirs.hidden_size:
+        projections = new_projections(len(pairs), ours.hidden_size, theirs.hidden_size)
+        base.model.add_module(NAME, projections)
+    distiller.match = LayerMatch(pairs, wish.loss, wish.weight, projections)
+
+
+def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:
+    """Orthogonal, in float32; `[student, teacher]` each."""
+    return nn.ParameterList(nn.init.orthogonal_(torch.empty(student, teacher)) for _ in range(count))
+
+
+def remove_projections(model: Any) -> None:
+    """Remove the projections, which are not saved; does nothing if there are none."""
+    for module in model.modules():
+        if NAME in module._modules:
+            del module._modules[NAME]
 
 
 COLUMNS = ("teacher_hidden", "teacher_ids", "teacher_weights", "teacher_entropy", "teacher_logprobs")
 
 
 class FrozenTeacher:
-    """A model that only says what it thinks: in evaluation mode, without gradients, out of the student's sight.
+    """A teacher in evaluation mode, without gradients.
 
-    It is no module of the student's, so no optimiser, wrapper or checkpoint finds it.
-
-    Its head is looked at here, so it has to be made before anything is bound to or wrapped around the model.
+    It is not a submodule of the student, so it is in no optimizer, wrapper or checkpoint. Create it before anything is bound to
+    or wrapped around the model, since its head is inspected.
 
     Args:
-        model: the teacher; or the student's own base, then `adapted` is the PEFT model around it, to be set before it is
-            asked: its adapter is off while it teaches.
+        model: the teacher; or the student's own base, then `adapted` is the PEFT model around it, whose adapter is disabled
+            while it runs.
     """
 
     def __init__(self, model: PreTrainedModel, is_own: bool = False) -> None:
         self.model = model
         self.adapted: Any = None
-        self.scale, self.softcap = proven_head(model)
+        self.scale, self.softcap = find_head_scaling(model)
         self._linear: Any = model.get_output_embeddings()
         if not is_own:
             model.requires_grad_(False).eval()
@@ -66,7 +126,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor, all_layers: bool = False) -> Any:
-        """Last hidden states `[n, H]` of these rows; with `all_layers` also each layer's, the embeddings first."""
+        """The last hidden states `[n, H]` at these positions; with `all_layers` also those of each layer, embeddings first."""
         if next(self.model.parameters()).device != rows.device:
             self.model.to(rows.device)
         was_training = self.model.training
@@ -75,26 +135,26 @@ class FrozenTeacher:
             with self.adapted.disable_adapter() if self.adapted is not None else nullcontext():
                 if not all_layers:
                     return last_hidden(self.model, args, kwargs).flatten(0, 1).index_select(0, rows)
-                return layers_of(self.model, args, kwargs, rows)
+                return hidden_states_of(self.model, args, kwargs, rows)
         finally:
             self.model.train(was_training)
 
 
-def layers_of(
+def hidden_states_of(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Last hidden states and those of each layer, `[n, H]` each; the first of these are the embeddings."""
+    """The last hidden states, and those of each layer with the embeddings first, `[n, H]` each."""
     kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in fused_loss.OF_THE_HEAD}
     out = model.base_model(*args, **kwargs, output_hidden_states=True, use_cache=False, return_dict=True)
     pick = [states.flatten(0, 1).index_select(0, rows) for states in out.hidden_states]
     return out.last_hidden_state.flatten(0, 1).index_select(0, rows), pick
 
 
-def proven_head(model: PreTrainedModel) -> tuple[float, float | None]:
-    """The scale and soft-capping of a model's head, as a comparison with its own logits proves them.
+def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
+    """The scale and soft-capping of a model's head, checked against its own logits.
 
     Raises:
-        ValueError: why its logits are not those of its head.
+        ValueError: the reason why its logits are not those of its head.
     """
     found: dict[str, Any] = {}
 
@@ -109,44 +169,44 @@ def proven_head(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 class Distiller:
-    """What is minimised (`fused.Objective`) by a student: its teacher's divergence, cross-entropy, and layers if asked.
+    """The loss of a student (a `fused_loss.Objective`): divergence from its teacher, cross-entropy, and matched layers.
 
     Args:
-        mix: the loss of a row.
-        teacher: None while the rows bring along what it said, or where it is not asked (`alpha` 0).
-        match: layers to bring together.
+        mix: the loss of a position.
+        teacher: None if its outputs are cached, or not used (`teacher_weight` 0).
+        match: the loss of matched layers.
     """
 
-    loss = None  # it is the model's own
+    loss = None  # the loss is computed in the model's forward
 
     def __init__(self, mix: Mix, teacher: FrozenTeacher | None = None, match: LayerMatch | None = None) -> None:
         self.mix, self.teacher, self.match = mix, teacher, match
-        self.head: Head | None = None  # of a teacher whose hidden states the rows bring along
+        self.head: Head | None = None  # of a teacher whose hidden states are cached
         self.width = 0  # tokens that both vocabularies share
-        self.is_on = False
+        self.is_active = False
 
     def bind(self, model: PreTrainedModel) -> str | None:
-        """Bind to the model; a reason where that cannot be."""
+        """Bind to the model; returns the reason if that is not possible."""
         return fused_loss.bind_head_loss(model, self)
 
     def collator(self, collate: Any, teacher: PreTrainedModel) -> Any:
         """The collator of the batches that student and teacher are given."""
         return collate
 
-    def models_beside(self, base: Base) -> list[PreTrainedModel]:
+    def other_models(self, base: Base) -> list[PreTrainedModel]:
         """The models that are given the student's batches, its own base excluded."""
         return [] if self.teacher is None or self.teacher.model is base.model else [self.teacher.model]
 
-    def frozen(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
-        """The teacher as it is asked. Raises ValueError with why it cannot be."""
+    def freeze(self, teacher: PreTrainedModel, is_own: bool) -> FrozenTeacher:
+        """The frozen teacher. Raises ValueError with the reason if that is not possible."""
         return FrozenTeacher(teacher, is_own)
 
-    def begin(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
-        """From now on this teacher is asked."""
+    def set_teacher(self, teacher: FrozenTeacher, base: Base, trained: Any) -> None:
+        """Use this teacher from now on."""
         if teacher.model is base.model:
             teacher.adapted = trained
         ours = base.model.get_output_embeddings().weight.shape[0]
-        self.teacher, self.width, self.is_on = teacher, min(ours, teacher.head.weight.shape[0]), True
+        self.teacher, self.width, self.is_active = teacher, min(ours, teacher.head.weight.shape[0]), True
 
     def __call__(
         self,
@@ -159,30 +219,30 @@ class Distiller:
         softcap: float | None,
     ) -> HeadLossOutput:
         brought = {name: kwargs.pop(name) for name in COLUMNS if name in kwargs}
-        if not self.is_on:
+        if not self.is_active:
             return fused_loss.cross_entropy(model, args, kwargs, loss_rows, targets, scale, softcap)
-        said, theirs = self._ask(brought, args, kwargs, loss_rows)
+        said, theirs = self._teacher_outputs(brought, args, kwargs, loss_rows)
         if theirs is None or self.match is None:
             rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
             return self._output(model, rows, targets, said, scale, softcap)
-        rows, ours = layers_of(model, args, kwargs, loss_rows)
+        rows, ours = hidden_states_of(model, args, kwargs, loss_rows)
         output = self._output(model, rows, targets, said, scale, softcap)
         if torch.is_grad_enabled() and output.total is not None:
             output.total = output.total + self.match(ours, theirs)
         return output
 
-    def _ask(
+    def _teacher_outputs(
         self, brought: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss_rows: torch.Tensor
     ) -> tuple[Teacher, list[torch.Tensor] | None]:
-        """What the teacher says, out of the batch or out of its mouth, and its layers' states if they are asked for."""
+        """The teacher's outputs, from the batch or from its forward pass, and its hidden states if layers are matched."""
         if brought:
             given: dict[str, Any] = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
             if "hidden" in given:
                 assert self.head is not None
-                self.head = head_on(self.head, loss_rows.device)
+                self.head = move_head(self.head, loss_rows.device)
                 return Teacher(self.width, given["hidden"], self.head), None
             return Teacher(self.width, **given), None
-        assert self.teacher is not None, "no teacher, and rows that do not say what it said"
+        assert self.teacher is not None, "no teacher, and no cached outputs in the batch"
         found = self.teacher.hidden(args, kwargs, loss_rows, all_layers=self.match is not None)
         last, layers = found if self.match is not None else (found, None)
         return Teacher(self.width, last, self.teacher.head), layers
@@ -215,7 +275,7 @@ class Distiller:
     def _output_of_module(
         self, linear: nn.Module, rows: torch.Tensor, targets: torch.Tensor, said: Teacher, scale: float, softcap: float | None
     ) -> HeadLossOutput:
-        """Through a head whose doings are its own (an adapter, say): logits of supervised rows exist."""
+        """The loss with a head that is not a plain linear layer, such as one with an adapter: logits are materialized."""
         logits = linear(rows)
         logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * scale
         if softcap is not None:
@@ -226,30 +286,30 @@ class Distiller:
         return HeadLossOutput(total=total, nll=nll, correct=logits.argmax(-1) == targets, kl=kl)
 
 
-def head_on(head: Head, device: torch.device) -> Head:
+def move_head(head: Head, device: torch.device) -> Head:
     if head.weight.device == device:
         return head
     return head._replace(weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
 
 
-def student_of(
+def build_student(
     strategy: Distill, build: Callable[[Base], nn.Module], base: Base, distiller: Any, teacher: PreTrainedModel | None
 ) -> nn.Module:
-    """The model that learns, with the distiller's loss bound to it.
+    """The model to train, with the distiller's loss bound to it.
 
     Args:
-        build: the student's strategy makes the model that is trained out of its base.
-        distiller: what is minimised; it gets the teacher, where that is asked or judged.
-        teacher: None where nothing is to be learnt from one.
+        build: from the base model to the model to train.
+        distiller: the loss; it gets the teacher.
+        teacher: None if there is none.
 
     Raises:
-        UserError: one of the two whose forward cannot be taken apart, or two that do not go together.
+        UserError: a forward pass that the loss cannot be bound to, or two models that do not fit.
     """
     fused_loss.unbind_head_loss(base.model)
     if teacher is not None:
         if teacher is not base.model:
             cast_weights(teacher, base.compute_dtype)
-        asked = _wrapped(strategy, distiller, teacher, base)
+        asked = _freeze(strategy, distiller, teacher, base)
         teacher = None if asked is None else teacher
     if reason := distiller.bind(base.model):
         raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
@@ -258,27 +318,27 @@ def student_of(
         return trained
     ours, theirs = count_parameters(trained)[1], count_parameters(teacher)[1]
     if theirs < ours and teacher is not base.model:
-        base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}: is it the other way round?")
+        base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}; check that they are not swapped")
     try:
-        distiller.begin(asked, base, trained)
-        distiller.is_on = strategy.uses_teacher
+        distiller.set_teacher(asked, base, trained)
+        distiller.is_active = strategy.uses_teacher
     except ValueError as error:
-        raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None
     if strategy.on_policy:
         from hfstrat.strategies.distill.on_policy import REMARK
 
         check_sizes(*(model.config.get_text_config().vocab_size for model in (base.model, teacher)))
         base.say(f"{'teacher':<9} {REMARK}")
     if strategy.hidden_states:
-        hidden_loss.bring_together(strategy.hidden_states, base, distiller, teacher)
+        match_layers(strategy.hidden_states, base, distiller, teacher)
     return trained
 
 
-def _wrapped(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-    """The teacher as it is asked (None: it only wrote); its head is looked at before anything is bound to it."""
+def _freeze(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
+    """The frozen teacher; None if it only generated answers and its outputs cannot be computed."""
     try:
-        return distiller.frozen(teacher, is_own=teacher is base.model)
+        return distiller.freeze(teacher, is_own=teacher is base.model)
     except ValueError as error:
         if not strategy.uses_teacher:
             return None
-        raise UserError(f"strategy.teacher: it cannot be asked: {error}") from None
+        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None

@@ -1,8 +1,8 @@
-"""The student learns on its own answers (on-policy distillation, arXiv 2306.13649): TRL's DistillationTrainer minimises, our
-rows, evaluation and checkpoints are around it.
+"""On-policy distillation (arXiv 2306.13649): the student is trained on its own answers, with the loss of TRL's
+DistillationTrainer and our order of examples, evaluation and checkpoints.
 
-Once a step the student answers the prompts of the step's rows, drawing tokens at `temperature`; on each token that it drew, the
-teacher's whole distribution is compared with its own. Evaluation is on the answers of the data, as for every other run.
+In each step the student answers the prompts of the batch, sampling at `temperature`; for each sampled token the teacher's full
+distribution is compared with its own. Evaluation is on the answers of the data, as in every other run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer
 
-from hfstrat.strategies.distill.tokenizer_mismatch import prompt_of
+from hfstrat.strategies.distill.tokenizer_mismatch import prompt_ids
 from hfstrat.trainer.trainer import StrategyTrainer
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (
-    "on-policy by TRL's DistillationTrainer: rows give only their prompts. The loss of a step is the divergence (without a "
-    "factor T^2) on what the student writes, evaluation is on the answers of the data; tokens/s count prompts and what is "
-    "written; each process draws answers of its own"
+    "on-policy with TRL's DistillationTrainer: only the prompts of the data are used. The training loss is the divergence "
+    "(without the factor T^2) on the student's answers, the evaluation loss is on the answers of the data; tokens/s counts "
+    "prompts and generated tokens; each process samples its own answers"
 )
 
 
 class Prompts(Dataset[dict[str, list[int]]]):
-    """Of each row what stands before its last answer, as TRL asks for it."""
+    """The ids before the last answer of each example, in the format of TRL."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -42,11 +42,12 @@ class Prompts(Dataset[dict[str, list[int]]]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict[str, list[int]]:
-        return {"prompt": prompt_of(self.rows[place], "on_policy: true")}
+        return {"prompt": prompt_ids(self.rows[place], "on_policy: true")}
 
 
-class Again(Sampler[int]):
-    """Each `size` rows `times` over: TRL takes a whole step's rows for each part of it, and writes at the first."""
+class RepeatSampler(Sampler[int]):
+    """Repeats each group of `size` indices `times`: TRL takes all examples of a step for each micro-batch, and generates at the
+    first."""
 
     def __init__(self, order: Any, size: int, times: int) -> None:
         self.order, self.size, self.times = order, size, times
@@ -65,7 +66,7 @@ class Again(Sampler[int]):
 
 
 class _Trl(DistillationTrainer):  # type: ignore[misc]
-    """TRL's trainer without what it has no use for."""
+    """TRL's trainer without arguments that it does not take."""
 
     def __init__(self, *, data_collator: Any, compute_loss_func: Any, compute_metrics: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -73,10 +74,10 @@ class _Trl(DistillationTrainer):  # type: ignore[misc]
 
 
 class OnPolicyTrainer(StrategyTrainer, _Trl):
-    """TRL's training step within ours: our order of rows, evaluation and checkpoints."""
+    """TRL's training step in our Trainer, with our order of examples, evaluation and checkpoints."""
 
     data_collator: Any
-    start_counts = False  # the loss that is evaluated is of answers that the student does not learn from
+    start_counts = False  # the evaluation loss is on answers that the student is not trained on
     counts_tokens = True
 
     def __init__(
@@ -93,7 +94,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
         super().__init__(
             args=DistillationConfig(**{**given, **theirs_too}),
             train_dataset=Prompts(train_dataset),
-            sampler=Again(sampler, size, args.gradient_accumulation_steps),
+            sampler=RepeatSampler(sampler, size, args.gradient_accumulation_steps),
             **arguments,
         )
 
@@ -101,7 +102,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
         return prompts, None, {}
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Rows of an evaluation are batches already; those of training are prompts that the student answers first."""
+        """Evaluation inputs are batches already; training inputs are prompts that the student answers first."""
         return Trainer._prepare_inputs(self, inputs) if isinstance(inputs, dict) else super()._prepare_inputs(inputs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -116,4 +117,4 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
             self.data_collator = prompts_as_they_are
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None beside the checkpoints: the result gets ours."""
+        """Do nothing: the result gets our own card."""

@@ -1,4 +1,4 @@
-"""Whether the teacher helped: student, the same student without it, and the teacher, side by side."""
+"""Comparison of the student with its teacher, and with the same student trained without it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from hfstrat.recipe.load import Loaded
     from hfstrat.tasks.report import Result
 
-KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # of our own variables; the others are this process's alone
-SMALL = 300.0  # seconds of training up to which a baseline is run without being asked for
-ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # of a task, in words
-SAME = ("name", "teacher", "student", "shrink")  # what the student is
-WITHOUT = {"teacher_weight": 0.0, "baseline": False}  # on the answers of the data, by cross-entropy alone
-SPOKEN = 32  # tokens that are generated to tell the speed
+KEPT = ("HFSTRAT_CACHE", "HFSTRAT_CACHE_MAX")  # our variables that the other run gets; the rest is only for this process
+SMALL = 300.0  # seconds of training up to which baseline: auto runs it
+ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # the name of a metric in text
+SAME = ("name", "teacher", "student", "shrink")  # keys that define the student
+WITHOUT = {"teacher_weight": 0.0, "baseline": False}  # cross-entropy on the answers of the data alone
+SPOKEN = 32  # tokens that are generated to measure the speed
 
 
 def compare(strategy: Distill, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
-    """Size and speed of teacher and student, the run without the teacher if asked, and lines for the summary."""
+    """Size and speed of teacher and student, the run without the teacher if wanted, and lines for the summary."""
     measured = result.distillation.teacher.model_dump() if result.distillation and result.distillation.teacher else {}
     teacher = {**measured, **measure_teacher(strategy, loaded)}
     student = {
@@ -49,7 +49,7 @@ def _quality(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def measure_teacher(strategy: Distill, loaded: Loaded) -> dict[str, Any]:
-    """Bytes on the disk and tokens a second."""
+    """The teacher's bytes on disk and tokens per second."""
     source = strategy.teacher.name_or_path if strategy.teacher else loaded.recipe.model.name_or_path
     path = Path(source).expanduser()
     size = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else None
@@ -61,7 +61,7 @@ def measure_teacher(strategy: Distill, loaded: Loaded) -> dict[str, Any]:
 
 
 def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | None:
-    """Tokens a second that a model writes, one at a time, greedily, after a first word to warm up."""
+    """Tokens per second of greedy generation at batch size 1, after a warm-up; None for a classifier."""
     import torch
 
     from hfstrat.models.load import compute_dtype, source_of
@@ -71,7 +71,7 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
     given = {"source": options[0], **options[1], "task": loaded.recipe.task}
     model = artifact.load_artifact(source, compute_dtype(loaded.recipe.model.dtype), given, form)
     if not model.can_generate():
-        return None  # a classifier
+        return None
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     for length in (2, SPOKEN):
         started = time.perf_counter()
@@ -80,17 +80,17 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
 
 
 def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
-    """What the same student comes to without the teacher: same start, same rows in the same order, as many steps or as long."""
+    """The result of the same student trained without the teacher on the same data and order, or why there is none."""
     if strategy.on_policy:
-        return None, "on its own answers there is nothing to learn without the teacher"
+        return None, "on_policy has no loss without the teacher"
     recipe = without_teacher(strategy, loaded)
     folder, by_hand = recipe.parent / "without-teacher", f"hfstrat train {recipe}"
     if strategy.baseline is False:
-        return None, f"baseline: false; it would be `{by_hand}`"
+        return None, f"baseline: false; run it with `{by_hand}`"
     if int(os.environ.get("HFSTRAT_PROCESSES") or 1) > 1 or int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        return None, f"several processes trained; run it with as many: `{by_hand}`"
+        return None, f"the run had several processes; run it with as many: `{by_hand}`"
     if strategy.baseline == "auto" and seconds > SMALL:
-        return None, f"training took {seconds:.0f} s; baseline: true would run it too, or `{by_hand}`"
+        return None, f"training took {seconds:.0f} s; set baseline: true, or run it with `{by_hand}`"
     command = [sys.executable, "-m", "hfstrat.train", str(recipe), "--overwrite"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER) or key in KEPT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -103,26 +103,27 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
 
 
 def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
-    """The recipe of that run, written beside the result: the resolved one, without keys that are not set."""
+    """Write the recipe of that run next to the result; returns its path."""
     folder = Path(loaded.recipe.output_dir).expanduser()
     whole, given = without_unset(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
     whole["strategy"] = {**without_unset({key: given[key] for key in SAME if key in given}), **WITHOUT}
     whole["output_dir"] = str(folder / "without-teacher")
-    whole["hub"], whole["training"] = {"push": False}, {**whole["training"], "resume": "never"}  # it is nobody's result
+    whole["hub"] = {"push_to_hub": False}  # its result is not published
+    whole["training"] = {**whole["training"], "resume_from_checkpoint": "never"}
     file = folder / "without-teacher.yaml"
     file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return file
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """Readable off it: how much of the teacher is left, at which size and speed, and whether the teacher helped."""
+    """Lines for the summary: quality, size and speed of both models, and whether the teacher helped."""
     teacher, student, without = found["teacher"], found["student"], found["without_teacher"]
     key, words = next((name, text) for name, text in ACCURACY.items() if name in teacher)
     said = [
         f"{who:<16} loss {one['loss']:.4f}, {words} {one[key]:.1%}; {_shape(one)}"
         for who, one in (("teacher", teacher), ("student", student))
     ]
-    share = f"{student[key] / teacher[key]:.1%}" if teacher[key] else "more than nothing"
+    share = f"{student[key] / teacher[key]:.1%}" if teacher[key] else "more"
     smaller = 1 - student["parameters"] / teacher["parameters"]
     size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
     said.append(f"distilled        {share} of the teacher's {words}, {size}")
@@ -139,7 +140,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def _length(student: dict[str, Any], without: dict[str, Any]) -> str:
-    """How long the two learned: a run that ends by the clock takes more steps where nobody is asked."""
+    """The lengths of both runs: with max_time a run without a teacher makes more steps."""
     if without["steps"] == student["steps"]:
         return "as many steps"
     return f"{without['steps']:,} steps (with it {student['steps']:,}; both ended by the clock or early stopping)"

@@ -1,5 +1,6 @@
-"""Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): the teacher writes the answers that the student is
-fine-tuned on. It writes in blocks that stay on the disk, so that an interrupted run goes on with the next one.
+"""Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): the student is fine-tuned on answers of the teacher.
+
+The answers are generated in blocks that are cached on disk, so an interrupted run continues with the next one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill.teacher_cache import Rows
-from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, prompt_of
+from hfstrat.strategies.distill.tokenizer_mismatch import OtherTokenizer, prompt_ids
 from hfstrat.strategies.frozen.states import digest_of_weights
 from hfstrat.tasks.generation import continued
 from hfstrat.trainer.collective import ProcessGroup
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from hfstrat.recipe.distill import Distill
     from hfstrat.recipe.schema import Recipe
 
-BLOCK = 32  # rows that are written together, and kept together
+BLOCK = 32  # examples that are generated and cached together
 
 
-def ask_to_write(strategy: Distill, data: PreparedData, recipe: Recipe, tokenizer: Any, screen: Console) -> PreparedData:
-    """The data with the answers of the recipe's teacher. Raises UserError where it writes no text."""
+def generate_answers(strategy: Distill, data: PreparedData, recipe: Recipe, tokenizer: Any, screen: Console) -> PreparedData:
+    """The data with answers of the recipe's teacher. Raises UserError if it cannot generate text."""
     from hfstrat.models.load import compute_dtype, context_of
     from hfstrat.recipe.distill import TeacherModel
-    from hfstrat.strategies.distill.teacher import load_teacher, tokenizer_of, words_of
+    from hfstrat.strategies.distill.teacher import load_teacher, tokenizer_of, vocabulary_size
     from hfstrat.tasks import TASKS
 
     model = recipe.model
@@ -47,46 +48,48 @@ def ask_to_write(strategy: Distill, data: PreparedData, recipe: Recipe, tokenize
     )
     writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
     if not writer.can_generate():
-        raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} writes no text; remove it")
+        raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} cannot generate text; remove it")
     context = context_of(writer)
-    foreign = Foreign.of(tokenizer, tokenizer_of(section), words_of(writer), data.renderer, recipe.data, context)
+    foreign = OtherTokenizer.detect(
+        tokenizer, tokenizer_of(section), vocabulary_size(writer), data.renderer, recipe.data, context
+    )
     if foreign:
         screen.print(f"{'teacher':<9} {foreign.line}")
     writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     length = min(recipe.data.max_length, context or recipe.data.max_length)
-    return rewritten(data, writer, tokenizer, strategy.max_new_tokens, length, screen, foreign)
+    return replace_answers(data, writer, tokenizer, strategy.max_new_tokens, length, screen, foreign)
 
 
-def rewritten(
+def replace_answers(
     data: PreparedData,
     teacher: PreTrainedModel,
     tokenizer: Any,
     max_new_tokens: int,
     max_length: int,
     screen: Console,
-    foreign: Foreign | None = None,
+    foreign: OtherTokenizer | None = None,
 ) -> PreparedData:
-    """The data whose training rows end with what the teacher says, greedily, to what stands before their last answer.
+    """The data with the last answer of each training example replaced by the teacher's, generated greedily.
 
     Args:
-        max_new_tokens: of an answer; one that is longer ends without the end token.
-        max_length: of a row.
-        foreign: how the teacher is asked and understood, where its tokenizer or chat template is another one.
+        max_new_tokens: of an answer; a longer one is cut and has no end token.
+        max_length: of an example.
+        foreign: converts prompts and answers, if the teacher has another tokenizer or chat template.
 
     Raises:
-        UserError: rows without a prompt.
+        UserError: examples without a prompt.
     """
     rows = Rows.of(data.train)
-    prompts = [prompt_of(data.train[int(place)]) for place in rows.first]
+    prompts = [prompt_ids(data.train[int(place)]) for place in rows.first]
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
     reader, reach = (foreign.theirs, foreign.reach) if foreign else (tokenizer, max_length)
-    asks = foreign.asked(data.train, rows.first, prompts) if foreign else prompts
+    asks = foreign.prompts(data.train, rows.first, prompts) if foreign else prompts
     options = {"max_new_tokens": max_new_tokens, "max_length": reach, "libraries": torch.__version__}
     group = ProcessGroup.current()
     mine = blocks[group.rank :: group.size] if group.size > 1 else []
-    # each process has its share written first; then all of them find (on one machine) what the others wrote
+    # each process first generates its share; then all of them load (on one machine) what the others generated
     for number, block in enumerate(_track([*mine, *blocks], screen)):
         if number == len(mine):
             group.wait()
@@ -102,20 +105,20 @@ def rewritten(
 
         entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
         said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        cache.release(entry.path)  # there may be thousands
-        said = foreign.repeated(said, asked, [prompts[int(one)] for one in block]) if foreign else said
+        cache.release(entry.path)  # there may be thousands of entries
+        said = foreign.answers(said, asked, [prompts[int(one)] for one in block]) if foreign else said
         for one, answer in zip(map(int, block), said, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]
     ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
     screen.print(
-        f"{'teacher':<9} {'wrote' if built else 'wrote before: found in the cache:'} {len(answers):,} answers, "
-        f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} were cut at {max_new_tokens} tokens"
+        f"{'teacher':<9} {'generated' if built else 'loaded from the cache:'} {len(answers):,} answers, "
+        f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} cut at {max_new_tokens} tokens"
     )
-    return _answered(data, rows, prompts, answers)
+    return _with_answers(data, rows, prompts, answers)
 
 
-def _answered(data: PreparedData, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> PreparedData:
-    """The data with these answers, by the number of the different row."""
+def _with_answers(data: PreparedData, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> PreparedData:
+    """The data with these answers, by the index of the distinct example."""
     from datasets import Dataset
 
     made = [
@@ -129,7 +132,7 @@ def _answered(data: PreparedData, rows: Rows, prompts: list[list[int]], answers:
 
 
 def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer: Any, room: int) -> list[list[int]]:
-    """Greedy answers of at most `room` tokens, each with the end token where it came to its end."""
+    """Greedy answers of at most `room` tokens, with the end token if they are complete."""
     out = continued(teacher, prompts, tokenizer, room)
     return [_until_end(answer, tokenizer.eos_token_id) for answer in out.tolist()]
 
@@ -142,9 +145,9 @@ def _track(blocks: list[Any], screen: Console) -> Iterator[Any]:
     from rich.progress import track
 
     if screen.is_terminal:
-        yield from track(blocks, "the teacher writes", console=screen, transient=True)
+        yield from track(blocks, "generating answers", console=screen, transient=True)
         return
     for number, block in enumerate(blocks):
         if number and not number % 10:
-            screen.print(f"the teacher has written {number} of {len(blocks)} blocks of {BLOCK} answers")
+            screen.print(f"the teacher has generated {number} of {len(blocks)} blocks of {BLOCK} answers")
         yield block

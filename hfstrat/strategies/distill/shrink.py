@@ -1,11 +1,8 @@
-"""Narrower feed-forward layers: of each layer's inner channels those stay that speak loudest on some training rows.
+"""A smaller model made of a larger one by removing layers and MLP channels; the other weights are copied.
 
-Importance is the mean absolute activation, as in Minitron (arXiv 2407.14679). Only inner channels are left out: what is left
-is exactly the model without them. With fewer channels of the hidden width every norm would be another one, so that not even
-silent channels could go without a change.
-
-
-A smaller model out of a larger one: whole layers and inner channels left out, the rest as it was."""
+The channels with the largest mean absolute activation on some training examples are kept, as in Minitron (arXiv 2407.14679).
+Only inner channels of the MLPs are removed: a smaller hidden size would change every norm, so that even channels that are
+always zero could not be removed without changing the outputs."""
 
 from __future__ import annotations
 
@@ -27,48 +24,42 @@ if TYPE_CHECKING:
     from hfstrat.recipe.section import Shapes
 
 
-TOKENS = 4096  # of training rows that are listened to
-
-
-LONGEST = 512  # tokens of one of them
-
-
+TOKENS = 4096  # of training examples whose activations are measured
+LONGEST = 512  # tokens per example
 KEY, WIDTH = "strategy.shrink.intermediate_size", "intermediate_size"
 
 
-# Llama and its like; BERT and its like
+# Llama and similar families; BERT and similar families
 INTO = re.compile(r"\.(?:mlp\.(?:gate_proj|up_proj)|intermediate\.dense)\.(?:weight|bias)$")
-
-
 OUT_OF = re.compile(r"(?:\.mlp\.down_proj|(?<!\.attention)\.output\.dense)\.weight$")
 
 
 def check_width(wish: int, config: dict[str, Any], shapes: Shapes) -> None:
-    """Refuse a width that cannot be, as far as a config and the headers of weights tell.
+    """Refuse an impossible width, as far as it is known from a config and the headers of weights.
 
     Raises:
-        UserError: wider than the model, or layers whose inner channels nobody knows.
+        UserError: wider than the model, or an MLP of unknown structure.
     """
     width = config.get(WIDTH)
     if not isinstance(width, int):
         if config:
-            raise UserError(_not_understood(config.get("model_type")))
+            raise UserError(_unsupported(config.get("model_type")))
         return
     if wish > width:
-        raise UserError(f"{KEY}: {wish} of a model that has {width}; give at most {width}")
-    if shapes and not _is_understood(shapes, width):
-        raise UserError(_not_understood(config.get("model_type")))
+        raise UserError(f"{KEY}: given {wish}, but this model has {width} channels per layer; expected at most {width}")
+    if shapes and not _is_supported(shapes, width):
+        raise UserError(_unsupported(config.get("model_type")))
 
 
-def _not_understood(family: Any) -> str:
+def _unsupported(family: Any) -> str:
     return (
-        f"{KEY}: the feed-forward layers of a {family} model are not built as those of Llama (gate_proj, up_proj, down_proj) "
-        "or BERT (intermediate, output); remove it, and leave out layers"
+        f"{KEY}: the MLPs of a {family} model are not structured like those of Llama (gate_proj, up_proj, down_proj) "
+        "or BERT (intermediate, output); remove it, and set strategy.shrink.layers"
     )
 
 
-def _is_understood(shapes: Shapes, width: int) -> bool:
-    """Whether each block has one matrix that reads as many channels, and others that make them."""
+def _is_supported(shapes: Shapes, width: int) -> bool:
+    """Whether each block has one matrix with so many input channels, and others with so many output channels."""
     readers = [name for name, shape in shapes.items() if BLOCK.search(name) and OUT_OF.search(name) and shape[-1] == width]
     makers = [name for name, shape in shapes.items() if BLOCK.search(name) and INTO.search(name) and shape[0] == width]
     blocks = {_block(name) for name in shapes if BLOCK.search(name)}
@@ -81,14 +72,14 @@ def _block(name: str) -> int:
     return int(match.group(1))
 
 
-def loudest(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -> dict[int, torch.Tensor]:
-    """For each block the numbers of the `wish` inner channels with the largest mean absolute activation, in their order.
+def most_active_channels(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -> dict[int, torch.Tensor]:
+    """For each block the sorted indices of the `wish` MLP channels with the largest mean absolute activation.
 
     Args:
-        rows: with `input_ids`; as many of them as make some thousand tokens are read, one at a time.
+        rows: examples with `input_ids`; the first few thousand tokens are run, one example at a time.
 
     Raises:
-        UserError: layers whose inner channels nobody knows.
+        UserError: MLPs of unknown structure.
     """
     import torch
 
@@ -96,14 +87,14 @@ def loudest(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -
     check_width(wish, config.to_dict(), {name: tuple(p.shape) for name, p in model.named_parameters()})
     told: dict[int, torch.Tensor] = {}
 
-    def listen(block: int) -> Any:
+    def add_up(block: int) -> Any:
         def hook(module: Any, args: Any) -> None:
             told[block] = told.get(block, 0) + args[0].detach().abs().flatten(0, -2).sum(0, dtype=torch.float64)
 
         return hook
 
     readers = [(name, m) for name, m in model.named_modules() if BLOCK.search(f"{name}.") and OUT_OF.search(f".{name}.weight")]
-    hooks = [module.register_forward_pre_hook(listen(_block(f"{name}."))) for name, module in readers]
+    hooks = [module.register_forward_pre_hook(add_up(_block(f"{name}."))) for name, module in readers]
     was_training, seen = model.training, 0
     model.eval()
     try:
@@ -122,8 +113,8 @@ def loudest(model: PreTrainedModel, rows: Iterable[dict[str, Any]], wish: int) -
     return {block: found[:wish].sort().values for block, found in order.items()}
 
 
-def part_of(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
-    """What is left of a parameter by its name in the whole model."""
+def cut_parameter(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The part of a parameter that is kept, by its name in the full model."""
     if BLOCK.search(name) and INTO.search(name):
         return tensor.index_select(0, kept[_block(name)])
     if BLOCK.search(name) and OUT_OF.search(name):
@@ -131,8 +122,8 @@ def part_of(name: str, tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> t
     return tensor
 
 
-def narrow_shapes_left(shapes: Shapes, wish: int) -> Shapes:
-    """The parameters' shapes with `wish` inner channels."""
+def narrow_shapes(shapes: Shapes, wish: int) -> Shapes:
+    """The shapes of the parameters with `wish` MLP channels."""
 
     def of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         if BLOCK.search(name) and INTO.search(name):
@@ -142,43 +133,41 @@ def narrow_shapes_left(shapes: Shapes, wish: int) -> Shapes:
     return {name: of(name, shape) for name, shape in shapes.items()}
 
 
-def shrunk(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
-    """The smaller model that is asked for, and what it is in words; `rows` tell which inner channels matter."""
+def shrink_model(wish: Shrink, base: Base, rows: Any) -> PreTrainedModel:
+    """The smaller model, with a remark on what was removed; channels are selected on `rows`."""
     config = base.model.config.get_text_config()
-    keep, channels = kept_layers(wish.layers, config.num_hidden_layers), None
+    keep, channels = layers_to_keep(wish.layers, config.num_hidden_layers), None
     if wish.layers is not None:
         base.say(f"student: layers {', '.join(map(str, keep))} of {config.num_hidden_layers}")
     if wish.intermediate_size is not None:
-        channels = loudest(base.model, rows, wish.intermediate_size)
-        base.say(f"student: {wish.intermediate_size:,} of {config.intermediate_size:,} inner channels a layer, the loudest")
+        channels = most_active_channels(base.model, rows, wish.intermediate_size)
+        base.say(f"student: the {wish.intermediate_size:,} most active of {config.intermediate_size:,} MLP channels per layer")
     return drop_layers(base.model, keep, channels)
 
 
-def kept_layers(wish: int | list[int] | None, count: int) -> list[int]:
-    """The numbers of the layers that stay, out of `count`: those named, or so many, evenly spaced with the first and the last.
+def layers_to_keep(wish: int | list[int] | None, count: int) -> list[int]:
+    """The indices of the layers to keep, out of `count`: the given ones, or evenly spaced ones with the first and the last.
 
-    None is all of them.
+    None keeps all of them.
 
     Raises:
-        UserError: more layers than there are, or a number outside of them.
+        UserError: more layers than the model has, or an index out of range.
     """
     if wish is None:
         return list(range(count))
     if isinstance(wish, int):
         if wish > count:
-            raise UserError(f"strategy.shrink.layers: {wish} of a model that has {count}; give at most {count}")
+            raise UserError(f"strategy.shrink.layers: given {wish}, but this model has {count}; expected at most {count}")
         return [round(place * (count - 1) / (wish - 1)) for place in range(wish)] if wish > 1 else [0]
     if outside := [layer for layer in wish if not 0 <= layer < count]:
-        raise UserError(
-            f"strategy.shrink.layers: there is no layer {outside[0]} in a model of {count}, counted from 0 to {count - 1}"
-        )
+        raise UserError(f"strategy.shrink.layers: there is no layer {outside[0]}; expected numbers from 0 to {count - 1}")
     if sorted(set(wish)) != wish:
-        raise UserError(f"strategy.shrink.layers: {wish}: expected each layer once, in the order of the model")
+        raise UserError(f"strategy.shrink.layers: {wish}: expected each layer once, in ascending order")
     return wish
 
 
-def renamed(names: list[str], keep: list[int]) -> dict[str, str]:
-    """For each parameter that stays, its name in the smaller model: old name to new."""
+def new_names(names: list[str], keep: list[int]) -> dict[str, str]:
+    """A map from the name of each kept parameter to its name in the smaller model."""
     places = {layer: place for place, layer in enumerate(keep)}
     found = {}
     for name in names:
@@ -191,24 +180,24 @@ def renamed(names: list[str], keep: list[int]) -> dict[str, str]:
 
 
 def drop_layers(model: PreTrainedModel, keep: list[int], channels: dict[int, torch.Tensor] | None = None) -> PreTrainedModel:
-    """A new model of the layers `keep`, with copies of their weights and everything around them; ties are tied again.
+    """A new model with the layers `keep`, and copies of their weights and of everything else; tied weights are tied again.
 
-    Of each layer's inner channels those in `channels` stay, by the layer's old number; all of them if it is None. It is made
-    anew from its configuration, so that nothing in it remembers the number of a layer that it no longer is.
+    Of the MLP channels of each layer those in `channels` are kept, by the layer's old index; all of them if it is None. The
+    model is created from its config, so that no module stores the index of its old layer.
 
     Raises:
-        UserError: the smaller configuration does not describe a model of these layers.
+        UserError: the smaller config does not describe a model with these layers.
     """
     import torch
 
     config = smaller_config(model.config, keep)
-    names = renamed(list(model.state_dict()), keep)
+    names = new_names(list(model.state_dict()), keep)
     weights = {names[name]: tensor for name, tensor in model.state_dict().items() if name in names}
     if channels is not None:
         config.get_text_config().intermediate_size = len(channels[keep[0]])
-        weights = {new: part_of(old, weights[new], channels) for old, new in names.items()}
+        weights = {new: cut_parameter(old, weights[new], channels) for old, new in names.items()}
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    state = torch.get_rng_state()  # fresh weights are drawn, only to be overwritten
+    state = torch.get_rng_state()  # random weights are sampled, only to be overwritten
     smaller: PreTrainedModel = type(model)._from_config(
         config, dtype=dtype, attn_implementation=model.config._attn_implementation
     )
@@ -217,14 +206,14 @@ def drop_layers(model: PreTrainedModel, keep: list[int], channels: dict[int, tor
         smaller.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"strategy.shrink: layers of a {model.config.model_type} model cannot be left out: "
+            f"strategy.shrink: layers of a {model.config.model_type} model cannot be removed: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
     smaller.tie_weights()
     if hasattr(model, "generation_config"):
         smaller.generation_config = copy.deepcopy(model.generation_config)
     for (_, ours), (_, theirs) in zip(_ordered(smaller), _ordered(model, keep), strict=True):
-        ours.data = ours.data.to(theirs.dtype)  # a checkpoint may hold several precisions
+        ours.data = ours.data.to(theirs.dtype)  # a checkpoint may have several precisions
     return smaller.train(model.training)
 
 
@@ -232,12 +221,12 @@ def _ordered(model: PreTrainedModel, keep: list[int] | None = None) -> list[tupl
     found = dict(model.named_parameters())
     if keep is None:
         return sorted(found.items())
-    names = renamed(list(found), keep)
+    names = new_names(list(found), keep)
     return sorted((names[name], parameter) for name, parameter in found.items() if name in names)
 
 
 def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
-    """The configuration for these layers only."""
+    """The config for these layers only."""
     from hfstrat.models.blocks import keep_in_config
 
     smaller = copy.deepcopy(config)
@@ -246,11 +235,11 @@ def smaller_config(config: PretrainedConfig, keep: list[int]) -> PretrainedConfi
     return smaller
 
 
-def shapes_left(shapes: Shapes, wish: Shrink | None) -> Shapes:
-    """The parameters' shapes without what is left out."""
+def shrink_shapes(shapes: Shapes, wish: Shrink | None) -> Shapes:
+    """The shapes of the parameters that are kept."""
     if wish is None:
         return shapes
     count = max((int(match.group(1)) for name in shapes if (match := BLOCK.search(name))), default=-1) + 1
-    names = renamed(list(shapes), kept_layers(wish.layers, count))
+    names = new_names(list(shapes), layers_to_keep(wish.layers, count))
     left = {new: shapes[old] for old, new in names.items()}
-    return left if wish.intermediate_size is None else narrow_shapes_left(left, wish.intermediate_size)
+    return left if wish.intermediate_size is None else narrow_shapes(left, wish.intermediate_size)

@@ -15,8 +15,8 @@ from hfstrat.recipe.section import Shapes
 from hfstrat.strategies import checks
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.strategies.description import Description, count
-from hfstrat.strategies.distill import check_teacher
-from hfstrat.strategies.distill.shrink import shapes_left
+from hfstrat.strategies.distill.shrink import shrink_shapes
+from hfstrat.strategies.distill.teacher import check_teacher
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
@@ -44,16 +44,16 @@ class Objective(NamedTuple):
     """The loss of a task's students, and the function that caches the outputs of their teacher."""
 
     distiller: Callable[[Mix], Any]
-    ask_once: Callable[[TrainData, Any, section.Cache], TrainData]
+    cache_outputs: Callable[[TrainData, Any, section.Cache], TrainData]
 
 
 def objective_of(task: str) -> Objective:
     from hfstrat.strategies.distill import classification, objective, precompute
 
     distillers = {
-        "causal-lm": Objective(objective.Distiller, precompute.ask_once),
-        "text-classification": Objective(classification.ClassDistiller, classification.ask_once),
-        "regression": Objective(classification.RegressionDistiller, classification.ask_once),
+        "causal-lm": Objective(objective.Distiller, precompute.cache_outputs),
+        "text-classification": Objective(classification.ClassDistiller, classification.cache_outputs),
+        "regression": Objective(classification.RegressionDistiller, classification.cache_outputs),
     }
     return distillers[task]
 
@@ -85,7 +85,7 @@ class Distill(Strategy[section.Distill]):
         self._check_settings(recipe, wrapping)
         checks.check_quantization(recipe, self.describe)
         checks.check_adapters(recipe)
-        check_teacher.check(self.section, self._of_student(recipe), network)
+        check_teacher(self.section, self._of_student(recipe), network)
         with self._student_keys():
             self.student.check(self._of_student(recipe), wrapping, network)
 
@@ -98,10 +98,10 @@ class Distill(Strategy[section.Distill]):
                 "model.quantization"
             )
         if wrapping in (FSDP, DEEPSPEED) and (wanted.on_policy or wanted.hidden_states):
-            key, why = ("on_policy", "the student generates") if wanted.on_policy else ("hidden_states", "layers are compared")
+            key, why = ("on_policy", "the student generates") if wanted.on_policy else ("hidden_states", "layers are matched")
             raise UserError(
-                f"strategy.{key}: {why} within a step, which was not made to work where no process has the whole model; take "
-                f"--accelerate-config ddp, or remove {key}"
+                f"strategy.{key}: {why} within a step, which needs the full model on each process; use --accelerate-config "
+                f"ddp, or remove {key}"
             )
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
@@ -111,7 +111,7 @@ class Distill(Strategy[section.Distill]):
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         """A teacher that is not named is the original model itself; with an adapter it is the frozen base, loaded already."""
         with checks.inner_keys("student"):
-            found = self.student.describe(shapes_left(shapes, self.section.shrink), tied)
+            found = self.student.describe(shrink_shapes(shapes, self.section.shrink), tied)
         if self.section.teacher is not None:
             return found._replace(teacher=count(read_shapes(Path(self.section.teacher.name_or_path).expanduser())))
         return found._replace(teacher=0 if found.rank else count(shapes))
@@ -145,15 +145,15 @@ class Distill(Strategy[section.Distill]):
     def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
         tokenizer, data = super().read(recipe, screen)
         if self.section.seq_kd and screen is not None:
-            from hfstrat.strategies.distill.sequence import ask_to_write
+            from hfstrat.strategies.distill.sequence import generate_answers
 
-            data = ask_to_write(self.section, data, recipe, tokenizer, screen)
+            data = generate_answers(self.section, data, recipe, tokenizer, screen)
         return tokenizer, data
 
     def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
         from hfstrat.strategies.distill import teacher as distill_teacher
         from hfstrat.strategies.distill.loss import Mix
-        from hfstrat.strategies.distill.shrink import shrunk
+        from hfstrat.strategies.distill.shrink import shrink_model
         from hfstrat.trainer.plan import steps_of
 
         wanted = self.section
@@ -166,23 +166,23 @@ class Distill(Strategy[section.Distill]):
         if wanted.uses_teacher or wanted.seq_kd:
             rows = len(data.train) if data else 0
             again = rows > 0 and steps_of(recipe.training, rows) * recipe.training.global_batch_size > rows
-            self.teacher = distill_teacher.placed(wanted, base, tokenizer, self.describe, again)
+            self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, again)
             distill_teacher.check_length(self.teacher, data)
         if wanted.shrink:
-            base.model = shrunk(wanted.shrink, base, data and data.train)
+            base.model = shrink_model(wanted.shrink, base, data and data.train)
         return base
 
     def build(self, base: Base, data: TrainData) -> Built:
         collate = data.collate if self.teacher is None else self.distiller.collator(data.collate, self.teacher)
         trained = self.build_model(base)
-        others = self.distiller.models_beside(base) if self.section.uses_teacher else []
+        others = self.distiller.other_models(base) if self.section.uses_teacher else []
         return Built(trained, replace(data, collate=collate), tuple(others))
 
     def build_model(self, base: Base) -> nn.Module:
-        from hfstrat.strategies.distill.objective import student_of
+        from hfstrat.strategies.distill.objective import build_student
 
         teacher, self.teacher = self.teacher, None
-        return student_of(self.section, self._build_student, base, self.distiller, teacher)
+        return build_student(self.section, self._build_student, base, self.distiller, teacher)
 
     def _build_student(self, base: Base) -> nn.Module:
         with checks.inner_keys("student"):
@@ -208,16 +208,19 @@ class Distill(Strategy[section.Distill]):
         from hfstrat.strategies.distill import precompute
 
         if self.section.on_policy:
-            return precompute.ask_anew(data, self.distiller, "the student writes other answers each time")
+            return precompute.compute_each_batch(data, self.distiller, "the answers of the student change in every step")
         if self.section.uses_teacher:
-            return self.objective.ask_once(data, self.distiller, self.section.teacher_cache)
-        judged, self.distiller.teacher = precompute.judge(data, self.distiller), None  # it has written, and is compared with
+            return self.objective.cache_outputs(data, self.distiller, self.section.teacher_cache)
+        judged, self.distiller.teacher = (
+            precompute.evaluate_teacher(data, self.distiller),
+            None,
+        )  # it has generated the answers, and is not used any more
         return judged
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.strategies.distill import hidden_loss
+        from hfstrat.strategies.distill.objective import remove_projections
 
-        hidden_loss.take_off(model)
+        remove_projections(model)
         self.distiller.match = None
         self.student.finish(model, base)
 
@@ -244,13 +247,13 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
     if given and not task.metrics.of_distributions:
         raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
     for key, is_given, why in (
-        ("on_policy", strategy.on_policy, "a classifier writes no answers; remove it"),
-        ("seq_kd", strategy.seq_kd, "a classifier writes no answers; remove it"),
-        ("hidden_states", strategy.hidden_states is not None, "layers are brought together for causal-lm only; remove it"),
+        ("on_policy", strategy.on_policy, "a classifier generates no text; remove it"),
+        ("seq_kd", strategy.seq_kd, "a classifier generates no text; remove it"),
+        ("hidden_states", strategy.hidden_states is not None, "layers can be matched for causal-lm only; remove it"),
         (
             "teacher_cache.form",
             form not in ("auto", "off"),
-            f"{form} is for tokens; class logits are kept exactly",
+            f"{form} is for tokens; class logits are exact, so set auto or off",
         ),
     ):
         if is_given:

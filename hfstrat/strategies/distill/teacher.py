@@ -1,4 +1,4 @@
-"""The teacher: loaded once in each process, and checked against the student it is to teach."""
+"""The teacher: checks before torch is imported, and loading it in each process with checks against its student."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
+from hfstrat.models import check as models_check
+from hfstrat.models.load import read_json, read_shapes
+from hfstrat.recipe.distill import check_pairs
+from hfstrat.strategies.distill import shrink
+from hfstrat.tasks import TASKS
 from hfstrat.trainer import distributed
 
 if TYPE_CHECKING:
@@ -19,13 +24,14 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.recipe.section import Shapes
     from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
 
-OTHER_WORDS = (
-    "their probabilities speak of different tokens; take a teacher of the student's family, or let it write the answers "
-    "to fine-tune on (level: sequence), or use TRL's GOLD, which aligns tokenizers"
+OTHER_VOCABULARY = (
+    "their probabilities are for different tokens; use a teacher of the student's family, or fine-tune on answers of the "
+    "teacher (seq_kd: true), or use TRL's GOLD, which aligns tokenizers"
 )
 
 
@@ -33,7 +39,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     """The frozen model in `dtype`.
 
     Raises:
-        UserError: it is nothing for this task, or cannot be read.
+        UserError: it is not usable for this task, or cannot be read.
     """
     import transformers
 
@@ -66,8 +72,8 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     return loaded.requires_grad_(False).eval()
 
 
-def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
-    """The student's own base as it is now; a copy of it if its weights will change."""
+def teacher_from_base(base: Base, will_change: bool) -> PreTrainedModel:
+    """The student's base model as the teacher; a copy of it if its weights will change."""
     from hfstrat.models.fused_loss import unbind_head_loss
     from hfstrat.models.load import cast_weights
 
@@ -79,23 +85,22 @@ def own_teacher(base: Base, will_change: bool) -> PreTrainedModel:
     return teacher.requires_grad_(False).eval()
 
 
-def placed(
+def place_teacher(
     strategy: Distill,
     base: Base,
     tokenizer: PreTrainedTokenizerBase,
     describe: Callable[[Shapes, bool], Description],
     again: bool,
 ) -> PreTrainedModel | None:
-    """The teacher of this process, beside its student; None where it has written, and cannot be compared token by token.
+    """The teacher of this process; None if it has generated answers only, and cannot be compared token by token.
 
     Args:
-        describe: what of the student is trained, from its shapes.
-        again: whether the run sees rows again, for which the teacher's answers are then kept.
+        describe: of the student's strategy.
+        again: whether there is more than one epoch, for which the teacher's outputs are cached.
 
     Raises:
-        UserError: it does not fit into memory, or speaks of other tokens.
+        UserError: it does not fit into memory, or has another vocabulary.
     """
-    from hfstrat.models.load import read_shapes
     from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
     from hfstrat.recipe.quantization import Quantization
@@ -103,64 +108,66 @@ def placed(
     section = strategy.teacher
     if section is None:
         if base.new_head:
-            raise UserError("strategy.teacher: missing; this model's own head is new and random: name a trained classifier")
-        return own_teacher(
+            raise UserError("strategy.teacher: missing; the head of this model is new and random, so name a trained classifier")
+        return teacher_from_base(
             base, will_change=strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
         )
     name = section.name_or_path
     shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
     held = read_shapes(Path(name).expanduser())
-    if strategy.seq_kd and different_words(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
+    if strategy.seq_kd and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
     kept = strategy.teacher_cache.form != "off" and (again or strategy.teacher_cache.form != "auto")
     stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden_states is not None or not kept)
     each = base.compute_dtype.itemsize
     wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
     ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(name, (wanted, few), describe(shapes, base.is_tied).footprint, free_bytes(), stays, not strategy.on_policy, ours)
+    check_room(
+        name, (wanted, few), describe(shapes, base.is_tied).footprint, free_memory(), stays, not strategy.on_policy, ours
+    )
     found = load_teacher(section, base.task, base.compute_dtype)
-    check_tokenizers(tokenizer, section, min(words_of(found), words_of(base.model)))
+    check_tokenizers(tokenizer, section, min(vocabulary_size(found), vocabulary_size(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
         raise UserError(
-            f"strategy.teacher: {name} knows {known:,} tokens and the student's tokenizer has {len(tokenizer):,}; take another "
-            "teacher, or remove model.add_tokens, if there are any"
+            f"strategy.teacher: {name} has {known:,} tokens and the student's tokenizer {len(tokenizer):,}; use another "
+            "teacher, or remove model.add_tokens"
         )
     return found
 
 
 def check_length(teacher: PreTrainedModel | None, data: PreparedData | None) -> None:
-    """Refuse rows that are longer than what the teacher was made for. Raises UserError."""
+    """Refuse examples that are longer than the teacher's context. Raises UserError."""
     from hfstrat.models.load import check_context
 
     if teacher is not None and data is not None:
         check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
 
 
-def words_of(model: PreTrainedModel) -> int:
+def vocabulary_size(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary, padding included."""
     head = model.get_output_embeddings()
     return int((model.get_input_embeddings() if head is None else head).weight.shape[0])
 
 
 def check_tokenizers(ours: PreTrainedTokenizerBase, section: TeacherModel, shared: int) -> None:
-    """Refuse a teacher to whom the same numbers are other tokens, among the first `shared`."""
-    if differs := different_words(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
-        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_WORDS}")
+    """Refuse a teacher with other tokens among the first `shared` ids. Raises UserError."""
+    if differs := first_difference(ours.get_vocab(), tokenizer_of(section).get_vocab(), shared):
+        raise UserError(f"strategy.teacher: {section.name_or_path} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
 
 
 def check_sizes(ours: int, theirs: int) -> None:
-    """Refuse to learn on-policy from a teacher with more or fewer tokens, padding included."""
+    """Refuse on-policy training with a teacher of another vocabulary size, padding included. Raises UserError."""
     if ours != theirs:
         raise UserError(
             f"strategy.on_policy: the student has {ours:,} tokens and the teacher {theirs:,}, and TRL's DistillationTrainer "
-            "needs as many; remove it (then the shared ones are compared), or give a random student the teacher's vocab_size "
-            "in strategy.student.config"
+            "needs equal sizes; remove it (then the shared tokens are compared), or set the teacher's vocab_size in "
+            "strategy.student.config of a random student"
         )
 
 
 def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
-    """The teacher's own tokenizer. Raises UserError where it cannot be loaded."""
+    """The teacher's own tokenizer. Raises UserError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     source = Path(section.name_or_path).expanduser()
@@ -169,23 +176,23 @@ def tokenizer_of(section: TeacherModel) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
         raise UserError(
-            f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded ({first_line(error)}), and it has to be "
-            "known which tokens it means; put the tokenizer that it was trained with into its folder"
+            f"strategy.teacher: {section.name_or_path}: its tokenizer cannot be loaded ({first_line(error)}), and it is "
+            "needed to compare the vocabularies; put the tokenizer that it was trained with into its folder"
         ) from error
     return found
 
 
-def different_words(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
-    """The first number that means two things; tokens beyond `shared` or beyond an end do not count."""
+def first_difference(ours: dict[str, int], theirs: dict[str, int], shared: int) -> str | None:
+    """The first id with two different tokens, as text; ids beyond `shared` or either vocabulary are ignored."""
     own, other = ({number: word for word, number in words.items()} for words in (ours, theirs))
     for number in range(min(shared, max(own, default=-1) + 1, max(other, default=-1) + 1)):
         if own.get(number) != other.get(number):
-            return f"{number} is {own.get(number)!r} to the student and {other.get(number)!r} to the teacher"
+            return f"{number} is {own.get(number)!r} for the student and {other.get(number)!r} for the teacher"
     return None
 
 
-def words_in(folder: Path) -> dict[str, int] | None:
-    """The vocabulary in a folder's tokenizer.json, without transformers; None where it cannot be told."""
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
     try:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         words = content["model"]["vocab"]
@@ -204,23 +211,26 @@ def check_room(
     keepable: bool = True,
     ours_each: float = 2.0,
 ) -> None:
-    """Refuse a teacher that does not fit beside the student.
+    """Refuse a teacher that does not fit into memory next to the student.
 
     Args:
-        bytes_of: its weights as they are wanted, 0 where nobody knows, and in 4 bits.
-        free: bytes of memory, None where nobody knows.
-        stays: whether it is asked during training; else it goes before gradients and moments come.
-        keepable: whether its answers could be kept instead.
-        ours_each: bytes that a weight of the student's base takes.
+        bytes_of: its weights in the given form, 0 if unknown, and in 4 bits.
+        free: bytes of memory, None if unknown.
+        stays: whether it runs during training; else its memory is free before gradients and moments are allocated.
+        keepable: whether its outputs could be cached instead.
+        ours_each: bytes per weight of the student's base.
 
     Raises:
         UserError: what would fit.
     """
     (theirs, few), least = bytes_of, ours_each * student.total + 2 * student.trainable
-    ours = least + (12 * student.trainable if stays else 0)  # what learns: 32 bits, gradients, moments
+    ours = least + (12 * student.trainable if stays else 0)  # trainable parameters: 32 bits, gradients, moments
     if not theirs or free is None or theirs + ours <= free:
         return
-    keeping, cures = "answers that are kept (cache.form: hidden, and no `hidden:`), since it then goes before training", []
+    keeping, cures = (
+        "cached outputs (teacher_cache.form: hidden, and no `hidden_states:`), since they free the teacher before training",
+        [],
+    )
     if stays and keepable and theirs + least <= free:
         cures.append(keeping)
     if few < theirs and few + ours <= free:
@@ -229,13 +239,13 @@ def check_room(
         cures.append(f"a quantized one (teacher: {{quantization: nf4}}) with {keeping}")
     cures.append(f"one of at most {(free - ours) / 1e9:.1f} GB" if free > ours else "a smaller student and a smaller teacher")
     raise UserError(
-        f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB beside the student's {ours / 1e9:.1f} GB, and "
-        f"{free / 1e9:.1f} GB are free; what would fit: {', or '.join(cures)}"
+        f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB and the student {ours / 1e9:.1f} GB, and "
+        f"{free / 1e9:.1f} GB are free; possible: {', or '.join(cures)}"
     )
 
 
-def free_bytes() -> int | None:
-    """Memory that is free: of the GPU where there is one, else of the machine."""
+def free_memory() -> int | None:
+    """Free memory in bytes: of the GPU if there is one, else of the machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -243,3 +253,91 @@ def free_bytes() -> int | None:
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+WORDS = "vocab_size"
+
+
+def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
+    """Refuse a teacher that does not exist or has another vocabulary, and layers that do not exist.
+
+    Raises:
+        UserError: one sentence that begins with the key.
+    """
+    if recipe.data.overflow == "split" and (strategy.seq_kd or strategy.on_policy):
+        raise UserError("data.overflow: split: only the first piece of an example has a prompt to answer; set truncate or drop")
+    model = recipe.model
+    config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
+    count = _layers(config)
+    if strategy.shrink and count:
+        shrink.layers_to_keep(strategy.shrink.layers, count)
+    if strategy.shrink and strategy.shrink.intermediate_size and config:
+        shapes = read_shapes(Path(model.name_or_path).expanduser())
+        shrink.check_width(strategy.shrink.intermediate_size, config, shapes)
+    theirs = _check_named_teacher(strategy, recipe, config, network) if strategy.teacher else config
+    if strategy.on_policy and not recipe.model.add_tokens:
+        _check_config_sizes(strategy.student, config, theirs)
+    if strategy.hidden_states and strategy.hidden_states.layers and count and (above := _layers(theirs)):
+        below = len(shrink.layers_to_keep(strategy.shrink.layers, count)) if strategy.shrink else count
+        check_pairs([(pair[0], pair[1]) for pair in strategy.hidden_states.layers], below, above)
+
+
+def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
+    """Refuse a teacher whose head is for another task, since a new head would be random."""
+    try:
+        task.model.check_architecture(name, config)
+    except UserError as error:
+        raise UserError(str(error).replace("model.name_or_path", "strategy.teacher", 1)) from None
+    architectures = [str(one) for one in config.get("architectures") or []]
+    if not task.text.generates and architectures and not architectures[0].endswith(task.model.architecture):
+        raise UserError(
+            f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
+            f"(...{task.model.architecture}); train it first, and give the final/ folder of that run"
+        )
+
+
+def _check_config_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Compare the vocabulary sizes of both configs, if they are known before loading."""
+    ours = (own if student.needs_weights else student.config).get(WORDS)
+    if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
+        check_sizes(ours, theirs[WORDS])
+
+
+def _layers(config: dict[str, Any]) -> int:
+    return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
+
+
+def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], network: bool) -> dict[str, Any]:
+    """The teacher's config, empty if it is not local."""
+    assert strategy.teacher is not None
+    name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
+    if path.is_file():
+        raise UserError(f"strategy.teacher: {name} is a file; expected a model folder or a Hub id")
+    if not path.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise UserError(f"strategy.teacher: {name}: no such folder{models_check.near(path)}")
+        revision = strategy.teacher.revision
+        models_check.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
+        return {}
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"strategy.teacher: {name} is an adapter; merge it with `hfstrat merge`, and give the result")
+    if not (config := read_json(path / "config.json")):
+        raise UserError(f"strategy.teacher: {name} contains no model (config.json)")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise UserError(f"strategy.teacher: {name} contains no weights (*.safetensors); the download may be incomplete")
+    if not models_check.has_tokenizer(path):
+        raise UserError(
+            f"strategy.teacher: {name} contains no tokenizer, such as tokenizer.json, which is needed to compare the "
+            "vocabularies; put the one that it was trained with into its folder"
+        )
+    if not strategy.teacher.trust_remote_code:  # custom classes may have any name
+        _check_kind(name, config, TASKS[recipe.task])
+    if strategy.seq_kd:
+        return config  # only text is exchanged
+    ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = read_vocabulary(path)
+    sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
+    if ours and theirs and sizes and (differs := first_difference(ours, theirs, min(sizes))):
+        raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
+    return config

@@ -1,9 +1,9 @@
-"""What the teacher says, asked once: each row brings it along, so that no order of rows can mix it up.
+"""Cached outputs of a teacher: their forms on disk, and the column of the dataset that holds them.
 
-Only supervised positions are asked, which begin with the one that the first token of the answer is predicted from. Three
-forms: the last hidden states, from which the teacher's own head makes exactly what it says, at any temperature; tokens drawn
-from its distribution, from which the forward divergence is estimated without bias (arXiv 2503.16870); or its likeliest
-tokens with the mass of the rest. A small top-k is never renormalised: that would teach what the teacher does not say.
+Only supervised positions are stored, starting with the one that predicts the first token of an answer. There are three forms:
+the last hidden states, from which the teacher's head computes exact logits, at any temperature; tokens sampled from its
+distribution, which give an unbiased estimate of the forward divergence (arXiv 2503.16870); or its most likely tokens with the
+mass of the rest. A small top-k is not renormalized, since that would change the teacher's distribution.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.strategies.cached_column import Bringing, WithColumn
+from hfstrat.strategies.frozen.states import CachedColumnCollator, WithColumn
 from hfstrat.trainer.collective import exhaust
 
 COLUMN = "teacher"
@@ -30,10 +30,10 @@ TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.
 
 @dataclass(frozen=True)
 class Form:
-    """How it is kept.
+    """A form of the cache.
 
-    `kind`: hidden, sampled or top_k. `width`: hidden states' width or tokens a position. `dtype`: of hidden states.
-    `temperature`: of drawn and likeliest tokens.
+    `kind`: hidden, sampled or top_k. `width`: of hidden states, or tokens per position. `dtype`: of hidden states.
+    `temperature`: of sampled and most likely tokens.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Form:
 
     @property
     def position(self) -> np.dtype[Any]:
-        """One position as it stands on the disk."""
+        """The data type of one position on disk."""
         if self.kind == "hidden":
             return np.dtype((np.dtype("int16" if self.dtype != "float32" else "float32"), (self.width,)))
         if self.kind == "sampled":
@@ -51,7 +51,7 @@ class Form:
         return np.dtype([("ids", "<i4", (self.width,)), ("logprobs", "<f4", (self.width,))])
 
     def tensors(self, blob: bytes) -> dict[str, torch.Tensor]:
-        """What `Distiller` takes, from the positions of a batch one after another."""
+        """The inputs of `Distiller`, from the concatenated bytes of all positions of a batch."""
         kept = np.frombuffer(bytearray(blob), dtype=self.position)
         if self.kind == "hidden":
             hidden = torch.from_numpy(kept)
@@ -63,9 +63,9 @@ class Form:
         return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(kept["entropy"].copy())}
 
     def bytes_of(self, hidden: torch.Tensor, logits: Any, generator: torch.Generator) -> tuple[bytes, float]:
-        """What is kept of some positions (`hidden` `[n, H]`), and the probability mass that it stands for, summed.
+        """The bytes of some positions (`hidden` `[n, H]`), and the summed probability mass that they contain.
 
-        `logits` gives those of a part of the rows, `[c, V]`, over the shared vocabulary.
+        `logits` returns those of parts of the positions, `[c, V]`, over the shared vocabulary.
         """
         if self.kind == "hidden":
             states = hidden.to(TORCH[self.dtype]).cpu().contiguous()
@@ -89,12 +89,12 @@ class Form:
 
 
 class Rows(NamedTuple):
-    """The different rows of a data set: the place of each one's first appearance, and which of them each row is."""
+    """The distinct examples of a dataset: the index of their first occurrence, and the one that each example equals."""
 
     first: np.ndarray
     which: np.ndarray
-    lengths: np.ndarray  # tokens of each different row
-    supervised: np.ndarray  # and how many of its positions carry loss
+    lengths: np.ndarray  # tokens of each distinct example
+    supervised: np.ndarray  # and its supervised positions
     digest: str  # over their ids and labels
 
     @classmethod
@@ -112,7 +112,7 @@ class Rows(NamedTuple):
 
 
 def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
-    """Write the rows' bytes, batch by batch; without a target they are only computed: others write them."""
+    """Write the bytes of examples, batch by batch; without a target they are only computed, for another process that writes."""
     if target is None:
         exhaust(batches)
         return
@@ -123,12 +123,12 @@ def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
 
 
 class WithTeacher(WithColumn):
-    """Rows with what the teacher said about each.
+    """Examples with the cached outputs of the teacher.
 
     Args:
-        rows: the tokenised rows.
-        file: what `write` wrote, mapped into memory.
-        places: where each row's part is in there, `[len(rows)]`.
+        rows: the tokenized examples.
+        file: written by `write`, memory-mapped.
+        places: the index in the file for each example, `[len(rows)]`.
     """
 
     def __init__(self, rows: Any, file: Path, places: np.ndarray) -> None:
@@ -136,8 +136,8 @@ class WithTeacher(WithColumn):
         super().__init__(rows, COLUMN, lambda place: said[place].as_py(), places)
 
 
-class TeacherCollator(Bringing):
-    """Adds what the teacher said about the supervised positions, in the order in which they stand in the batch."""
+class TeacherCollator(CachedColumnCollator):
+    """Adds the teacher's outputs at the supervised positions, in their order in the batch."""
 
     column = COLUMN
 

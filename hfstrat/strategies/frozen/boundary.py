@@ -1,8 +1,8 @@
-"""Stored hidden states in place of a frozen prefix: the model keeps its embeddings, masks, positions and layer numbers.
+"""Cached hidden states in place of a frozen prefix: the model keeps its embeddings, masks, positions and layer numbers.
 
-Cutting a model and feeding it `inputs_embeds` breaks without a word: positions are added twice, and layers are numbered anew.
-So the model stays whole. Where a batch brings stored states, its frozen blocks hand on what they are given, and the last of
-them gives the stored states; where it brings none, every block does its own work.
+Cutting a model and passing `inputs_embeds` fails silently: positions are added twice, and layers are renumbered. So the model
+stays complete. If a batch contains cached states, the frozen blocks return their input, and the last of them returns the
+cached states; otherwise every block computes as usual.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ class Named(NamedTuple):
 
 
 def named_blocks(model: nn.Module) -> list[Named]:
-    """The transformer blocks, first to last; empty where nobody can tell which they are."""
+    """The transformer blocks, first to last; empty if they cannot be identified."""
     found = find_blocks(model)
     return [Named(f"{found.name}.{index}", block) for index, block in enumerate(found.modules)] if found else []
 
 
 def final_norm(model: nn.Module, blocks: list[Named]) -> Named | None:
-    """The norm that stands beside the list of blocks, where there is one."""
+    """The norm next to the list of blocks, if there is one."""
     parent = blocks[0].name.rpartition(".")[0].rpartition(".")[0]
     beside = [(f"{parent}.{name}".lstrip("."), child) for name, child in model.get_submodule(parent).named_children()]
     return next((Named(name, child) for name, child in beside if NORM.search(name)), None)
 
 
-class _Reached(Exception):
-    """The boundary is reached; nobody needs what comes after it."""
+class _BoundaryReached(Exception):
+    """Stops a forward pass at the boundary."""
 
 
 class Boundary:
-    """The end of a model's frozen part, where hidden states can be taken and put in.
+    """The end of a model's frozen part, where hidden states can be read and replaced.
 
     Args:
         model: as the Trainer gets it.
-        skipped: what is frozen, in the order it is called: blocks, and the final norm after all of them.
+        skipped: the frozen modules in call order: blocks, and the final norm if all blocks are frozen.
     """
 
     def __init__(self, model: nn.Module, skipped: list[Named]) -> None:
@@ -67,7 +67,7 @@ class Boundary:
         self._hooks: list[Any] = []
 
     def bind(self) -> None:
-        """Bind the forwards on these instances, and let the model take `boundary_states` (`[B, T, H]`) beside its inputs."""
+        """Replace the forwards of these instances, so that the model takes `boundary_states` (`[B, T, H]`) as an input."""
         for named in self.skipped:
             self._before.append((named.module, vars(named.module).get("forward")))
             named.module.forward = self._passing(named.module.forward, is_last=named is self.skipped[-1])
@@ -78,7 +78,7 @@ class Boundary:
         self.is_bound = True
 
     def unbind(self) -> None:
-        """Leave no trace; also where nothing was bound."""
+        """Restore the forwards; does nothing if they are not replaced."""
         for module, forward in self._before:
             if forward is None:
                 del module.forward
@@ -102,7 +102,7 @@ class Boundary:
                 if is_last and self._taking:
                     self._gives_tuple = isinstance(given, tuple)
                     self._taken = given[0] if isinstance(given, tuple) else given
-                    raise _Reached
+                    raise _BoundaryReached
                 return given
             states = self._states if is_last else args[0] if args else kwargs["hidden_states"]
             return (states,) if self._gives_tuple else states
@@ -110,11 +110,11 @@ class Boundary:
         return forward
 
     def take(self, batch: Batch) -> torch.Tensor:
-        """The hidden states `[B, T, H]` at the boundary; what comes after it is not computed."""
+        """The hidden states `[B, T, H]` at the boundary; the blocks after it are not run."""
         self._taking = True
         try:
             self.model(**batch)
-        except _Reached:
+        except _BoundaryReached:
             pass
         finally:
             self._taking = False
@@ -125,7 +125,7 @@ class Boundary:
 
 
 def frozen_depth(model: nn.Module, blocks: list[Named], batch: Batch) -> int:
-    """How many of the first blocks give what nothing that learns has touched."""
+    """The number of first blocks whose outputs depend on no trainable parameter."""
     touched: list[bool] = []
 
     def look(module: nn.Module, args: Any, given: Any) -> None:
@@ -143,8 +143,8 @@ def frozen_depth(model: nn.Module, blocks: list[Named], batch: Batch) -> int:
     return touched.index(True) if True in touched else len(blocks)
 
 
-def finished_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
-    """The modules, by name, that have done all their work when the boundary is reached: embeddings, frozen blocks, ..."""
+def modules_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
+    """The modules, by name, that have run when the boundary is reached: embeddings, frozen blocks, ..."""
     done: dict[str, nn.Module] = {}
     names = {module: name for name, module in boundary.model.named_modules()}
 
@@ -160,12 +160,12 @@ def finished_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
             hook.remove()
     last = boundary.skipped[-1]
     inside = {f"{last.name}.{name}": m for name, m in last.module.named_modules() if name}
-    return done | {last.name: last.module} | inside  # its own forward was left by the exception
+    return done | {last.name: last.module} | inside  # the exception left its own forward
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and each module as it was afterwards."""
+    """Set the model to evaluation mode, and restore the mode of each module afterwards."""
     were = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -176,7 +176,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Still:
-    """Modules kept in evaluation mode whatever the Trainer sets: no dropout in what is frozen."""
+    """Keeps modules in evaluation mode whatever the Trainer sets, so that the frozen part has no dropout."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules

@@ -1,19 +1,21 @@
-"""What stored hidden states depend on, as hashes: a changed weight, row or option never gets old ones.
+"""Cached columns of a dataset, and hidden states as such a column: the digests they depend on, and their files on disk.
 
-Hidden states of rows on the disk: written once, mapped, and carried by the rows themselves."""
+Each example carries its value, so no order of examples can mix them up."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.utils.data import Dataset
 
-from hfstrat.strategies.cached_column import Bringing, Collate, WithColumn
+from hfstrat.data.packing import Bin
 from hfstrat.strategies.frozen.boundary import COLUMN, Boundary
 from hfstrat.trainer.collective import exhaust
 
@@ -25,11 +27,60 @@ if TYPE_CHECKING:
     from hfstrat.trainer.train_data import TrainData
 
 
-OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that no hidden state depends on
+Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+
+
+class WithColumn(Dataset[dict[str, Any]]):
+    """A dataset with an additional column.
+
+    Args:
+        rows: the tokenized examples.
+        name: of the column.
+        values: returns a value by its index.
+        places: the index of the value of each example, `[len(rows)]`.
+    """
+
+    def __init__(self, rows: Any, name: str, values: Callable[[int], Any], places: np.ndarray) -> None:
+        self.rows, self.name, self.values, self.places = rows, name, values, places
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], self.name: self.values(int(self.places[index]))}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+class CachedColumnCollator(ABC):
+    """A collator that adds tensors made of a cached column; examples without the column are collated as before.
+
+    With packing each item is a bin of examples.
+    """
+
+    column: str
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        bins = [item.rows if isinstance(item, Bin) else [item] for item in items]
+        batch = self.collate(items)
+        if not all(self.column in row for rows in bins for row in rows):
+            return batch
+        return batch | self.added([[row[self.column] for row in rows] for rows in bins], batch)
+
+    @abstractmethod
+    def added(self, values: list[list[Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a batch; `values` are those of each of its rows, left to right."""
+
+
+OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that hidden states do not depend on
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Over the bytes of everything that does not learn (an adapter does), buffers included, in the precision it computes in."""
+    """A hash over the bytes of all frozen weights and buffers, in the precision they compute in."""
     from hfstrat.models.quantization import companions
 
     digest = hashlib.sha256()
@@ -42,7 +93,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
-    """Over the columns of numbers of a data set, and over which rows of it are meant, in which order."""
+    """A hash over the numeric columns of a dataset, and over the selected examples and their order."""
     digest = hashlib.sha256()
     table = rows.data
     for name in sorted(set(table.column_names) - set(OF_THE_LOSS)):
@@ -52,7 +103,7 @@ def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
                 digest.update(chunk.value_lengths().to_numpy(zero_copy_only=False).tobytes())
                 chunk = chunk.flatten()
             values = chunk.to_numpy(zero_copy_only=False)
-            if values.dtype != object:  # texts are not what the model sees
+            if values.dtype != object:  # the model does not see texts
                 digest.update(values.tobytes())
     indices = rows._indices
     numbers = chosen if indices is None else indices.column(0).to_numpy()[chosen]
@@ -60,8 +111,8 @@ def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def surroundings(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything else: config, attention kernel, precision, shapes of batches, machine and libraries."""
+def cache_inputs(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What else cached outputs depend on: config, attention kernel, precision, shapes of batches, device and libraries."""
     import transformers
 
     config = {key: str(value) for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "architectures")}
@@ -85,9 +136,9 @@ RAW: dict[torch.dtype, Any] = {
 
 
 def write(target: Path | None, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
-    """Write rows `[T, H]` as lists of `T * H` numbers: float32 as such, 16-bit floats as the integers of their bits.
+    """Write hidden states `[T, H]` as lists of `T * H` numbers; 16-bit floats are stored as the integers of their bits.
 
-    Without a target the batches are only computed: others write them.
+    Without a target the batches are only computed, since another process writes them.
     """
     if target is None:
         exhaust(batches)
@@ -104,7 +155,7 @@ def write(target: Path | None, batches: Iterable[list[torch.Tensor]], dtype: tor
 
 
 class States:
-    """What `write` wrote, mapped into memory: `states[i]` is `[T, H]`, of the type in `RAW`."""
+    """The file of `write`, memory-mapped: `states[i]` is `[T, H]`, of the type in `RAW`."""
 
     def __init__(self, file: Path, width: int) -> None:
         table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
@@ -124,22 +175,22 @@ class States:
 
 
 class WithStates(WithColumn):
-    """Rows with their hidden states.
+    """Examples with their hidden states.
 
     Args:
-        rows: the tokenised rows.
-        places: where the states of each row are in `states`, `[len(rows)]`.
+        rows: the tokenized examples.
+        places: the index in `states` for each example, `[len(rows)]`.
     """
 
     def __init__(self, rows: Any, states: States, places: np.ndarray) -> None:
         super().__init__(rows, COLUMN, states.__getitem__, places)
 
 
-class StatesCollator(Bringing):
-    """Adds the rows' states where their tokens stand, and zeros where padding does, while the boundary takes them.
+class StatesCollator(CachedColumnCollator):
+    """Adds the hidden states of each token, and zeros for padding, while the boundary takes them.
 
-    What stands at padded positions reaches no other position: attention masks them, or, where rows are packed, they are an
-    example of their own; and they carry no loss.
+    Padded positions reach no other position: attention masks them, or with packing they are an example of their own; they
+    carry no loss.
     """
 
     column = COLUMN
@@ -158,9 +209,10 @@ class StatesCollator(Bringing):
             for row in rows:
                 padded[index, start : start + len(row)] = row
                 start += len(row)
-        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be one batch row
+        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be flattened into one row
 
 
-def in_batches(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
+def batches_of(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
+    """Groups of `size` indices."""
     for start in range(0, len(places), size):
         yield [int(place) for place in places[start : start + size]]

@@ -1,22 +1,111 @@
-"""What a frozen body says of whole texts: hidden states of several layers, pooled as they come, in one pass.
+"""The body of a model split into its parts, and pooled hidden states of several layers in one forward pass.
 
-No hidden states are kept. What is pooled is the *normed* output of the body cut at each layer, so it is what the shorter
-model puts out.
+No hidden states are stored. The *normed* output of the body cut at each layer is pooled, which is the output of the shorter
+model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from hfstrat.strategies.head.bodies import Body, hidden_of
+from hfstrat.errors import UserError
+from hfstrat.models.blocks import find_blocks, keep_in_config
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROBE_TOKENS = 7
+TOLERANCE = 1e-2  # share of the largest value; 16-bit bodies round their norms
+
+
+@dataclass(frozen=True)
+class Body:
+    """A body and its parts; `norm` is between the last block and the output, None if there is none."""
+
+    model: PreTrainedModel
+    blocks: nn.ModuleList
+    norm: nn.Module | None
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def end(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output of the body if it ended with these hidden states."""
+        return hidden if self.norm is None else self.norm(hidden)
+
+
+def hidden_of(given: Any) -> torch.Tensor:
+    """The hidden states of a block's output, which is a tuple in some families."""
+    return given[0] if isinstance(given, tuple) else given
+
+
+@torch.no_grad()
+def split_body(model: PreTrainedModel) -> Body:
+    """The parts of a body; checks on a few tokens that its output is that of its last block, with or without a norm.
+
+    Raises:
+        UserError: a body whose output is computed in another way.
+    """
+    found = find_blocks(model)
+    name = type(model).__name__
+    if found is None:
+        raise UserError(f"strategy: {name} is not a stack of blocks, so it cannot be cut at a layer; use partial or lora")
+    blocks = found.modules
+    last: list[torch.Tensor] = []
+    hook = blocks[-1].register_forward_hook(lambda module, args, given: last.append(hidden_of(given)))
+    was_training = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        output = model(input_ids=torch.arange(3, 3 + PROBE_TOKENS, device=device)[None]).last_hidden_state
+        if near(last[-1], output):
+            return Body(model, blocks, None)
+        for norm in norms(model, blocks):
+            if near(norm(last[-1]), output):
+                return Body(model, blocks, norm)
+    finally:
+        hook.remove()
+        model.train(was_training)
+    raise UserError(
+        f"strategy: the output of {name} is not that of its last block, with or without a norm; use partial or lora"
+    )
+
+
+def norms(model: nn.Module, blocks: nn.ModuleList) -> list[nn.Module]:
+    """Modules outside of the blocks that may be the final norm."""
+    inside = {id(m) for m in blocks.modules()}
+    return [m for m in model.modules() if id(m) not in inside and "norm" in type(m).__name__.lower()]
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
+
+
+def cut(body: Body, layer: int) -> Body:
+    """Remove the blocks after the first `layer`, in place, also from the config."""
+    depth, config = body.depth, body.model.config
+    del body.blocks[layer:]
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        keep_in_config(part, depth, list(range(layer)))
+    return body
+
+
 POOLINGS = ("mean", "last", "first")
-BATCH_TOKENS = 2048  # of a CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
+BATCH_TOKENS = 2048  # per CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
 GPU_BATCH_TOKENS = 32_768
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -43,19 +132,19 @@ def extract(
     layers: Sequence[int],
     poolings: Sequence[str],
     dtype: torch.dtype,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     group: ProcessGroup = SINGLE,
 ) -> torch.Tensor:
-    """Features of rows, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
+    """Features of examples, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
 
     Args:
-        rows: tokenised rows, with `input_ids` and `length`.
-        places: which of them, in the order of the result.
-        collate: makes `input_ids`, `attention_mask` and what else the body takes of a list of rows.
-        layers: after which blocks, from 1.
+        rows: tokenized examples, with `input_ids` and `length`.
+        places: their indices, in the order of the result.
+        collate: from a list of examples to `input_ids`, `attention_mask` and further inputs of the body.
+        layers: numbers of the blocks, from 1.
         dtype: of the forward pass.
-        told: is given the number of rows done, after each batch.
-        group: who shares the batches; all get all features.
+        progress: called with the number of finished examples, after each batch.
+        group: the processes that share the batches; all of them get all features.
     """
     device = next(body.model.parameters()).device
     found = torch.empty(len(places), len(layers), len(poolings), body.width)
@@ -88,15 +177,15 @@ def extract(
             for batch, made in zip(groups, group.each(groups, one, for_all=True), strict=True):
                 found[batch] = made
                 done += len(batch)
-                if told:
-                    told(done)
+                if progress:
+                    progress(done)
     finally:
         for hook in hooks:
             hook.remove()
     return found
 
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is its loss's
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is for the loss
 
 
 def lengths_of(rows: Any, places: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -106,7 +195,7 @@ def lengths_of(rows: Any, places: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
-    """Rows of like length together, longest first, as many as make `budget` tokens with their padding."""
+    """Groups of similar length, longest first, of at most `budget` tokens with their padding."""
     batch: list[int] = []
     for index in np.argsort(-lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * int(lengths[batch[0]]) > budget:
@@ -120,7 +209,7 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
 def extract_inputs(
     model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, group: ProcessGroup = SINGLE
 ) -> torch.Tensor:
-    """What a layer of a whole model is given, `[rows, H]`, float32: for classes that pool in a way of their own."""
+    """The inputs of a layer of the full model, `[rows, H]`, float32: for classes with a pooling of their own."""
     device = next(model.parameters()).device
     taken: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, args: taken.append(args[0]))

@@ -1,4 +1,4 @@
-"""A frozen body, a pooling and a head. Given features it is the head alone; given token ids it is all of them."""
+"""A frozen body, a pooling and a head; with features as input only the head runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfstrat.models import output_scale
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import INPUTS, pool
+from hfstrat.strategies.head.features import INPUTS, Body, pool
 from hfstrat.strategies.head.linear import Linear, Scale
 
 
-class Standardise(nn.Module):
-    """`(x - mean) / spread`, as buffers: what learns behind it learns well, and it is folded away in the end."""
+class Standardize(nn.Module):
+    """`(x - mean) / spread` with fixed buffers, which eases training; it is folded into the next layer at the end."""
 
     mean: torch.Tensor
     spread: torch.Tensor
@@ -33,7 +32,7 @@ class Standardise(nn.Module):
 class HeadModel(nn.Module):
     """Logits `[B, K]` of features `[B, H]`, or of token ids with their mask.
 
-    Only the head learns, in float32, and only the head is in checkpoints.
+    Only the head is trained, in float32, and saved in checkpoints.
 
     Args:
         config: of the classifier, with its labels.
@@ -58,7 +57,7 @@ class HeadModel(nn.Module):
 
     def train(self, mode: bool = True) -> HeadModel:
         super().train(mode)
-        self.body.eval()  # its dropout was not in the features either
+        self.body.eval()  # the features were computed without dropout
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -68,10 +67,10 @@ class HeadModel(nn.Module):
         return self.head.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
 
     def fold(self) -> None:
-        """Put the standardisation into the first linear layer; the head is what it was."""
+        """Fold the standardization into the first linear layer; the outputs stay the same."""
         output_scale.fold(self.head)
         first = self.head[0]
-        if not isinstance(first, Standardise):
+        if not isinstance(first, Standardize):
             return
         linear: nn.Linear = self.head[1]  # type: ignore[assignment]
         scale = Scale(first.mean.double(), first.spread.double())
@@ -81,8 +80,8 @@ class HeadModel(nn.Module):
 
 
 def make_head(width: int, classes: int, hidden: int | None, scale: Scale | None, bias: bool = True) -> nn.Sequential:
-    """A linear layer, or a layer of `hidden` GELUs and one upon it. The last layer begins at zero: every class is as likely."""
-    layers: list[nn.Module] = [] if scale is None else [Standardise(scale)]
+    """A linear layer, or one on top of `hidden` GELUs. The last layer starts at zero, so all classes are equally likely."""
+    layers: list[nn.Module] = [] if scale is None else [Standardize(scale)]
     if hidden is not None:
         layers += [nn.Linear(width, hidden), nn.GELU()]
     last = nn.Linear(hidden or width, classes, bias=bias)
@@ -102,7 +101,7 @@ def set_linear(layer: nn.Linear, solved: Linear) -> None:
 
 
 class FeatureRows(Dataset[dict[str, torch.Tensor]]):
-    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), a batch at a time; `units` of the targets, if they have some."""
+    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch; `units` of numbers."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, units: output_scale.Units | None = None) -> None:
         self.features, self.labels, self.units = features, labels, units

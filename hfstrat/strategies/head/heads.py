@@ -1,4 +1,4 @@
-"""Heads as models to train: a classifier on pooled features, and an LM head of its own."""
+"""Heads as models to train: a classifier on pooled features, and an LM head."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from hfstrat.models.load import cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
-from hfstrat.strategies.head.bodies import Body, cut, take_apart
-from hfstrat.strategies.head.features import POOLINGS, extract_inputs
+from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, split_body
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
@@ -30,28 +29,31 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.trainer.train_data import TrainData
 
-EXACT_WEIGHTS, EXACT_PRODUCTS = 2_000_000, 10_000_000_000  # of the head; of rows x weights: what is solved in seconds
-SEED = 42  # of the rows that are probed and of those that choose the penalty
-SAMPLE = 32  # evaluation rows that go through the whole published model
-NEAR = 0.1  # of the spread of the logits: how far the whole model may be from its head on features (16-bit forwards)
+EXACT_WEIGHTS, EXACT_PRODUCTS = (
+    2_000_000,
+    10_000_000_000,
+)  # weights, examples x weights: sizes that are solved in seconds
+SEED = 42  # for the examples of the probe and of the choice of the penalty
+SAMPLE = 32  # evaluation examples that run through the full published model
+NEAR = 0.1  # of the spread of the logits: allowed difference of the full model (in 16 bits) from its head on features
 
 
 @dataclass
 class ClassifierHead:
-    """The model that learns, and the form that it is published in."""
+    """The model to train, and the form in which it is published."""
 
     model: HeadModel
     base: Base
-    by_transformers: bool  # its own class computes just this
-    sample: dict[str, torch.Tensor]  # some evaluation rows as token ids
-    features: torch.Tensor  # of the same rows
+    by_transformers: bool  # transformers' own class computes the same
+    sample: dict[str, torch.Tensor]  # some evaluation examples as token ids
+    features: torch.Tensor  # of the same examples
     facts: dict[str, Any]  # for the report
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Fold the standardisation away and go to float32, in which the result computes; compare the two on some rows."""
+        """Fold the standardization, cast to float32, and compare the result with the trained model on some examples."""
         self.model.fold()
-        dequantize(self.base.model, self.base.compute_dtype)  # what is published is an ordinary model, of the same weights
+        dequantize(self.base.model, self.base.compute_dtype)  # an ordinary model with the same weights is published
         cast_weights(self.model, torch.float32)
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -82,7 +84,7 @@ class ClassifierHead:
 
 
 class SolvedTrainer(StrategyTrainer):
-    """Solves a linear head in place of stepping towards it: one step, to the optimum."""
+    """Solves a linear head instead of training it: one step, to the optimum."""
 
     def __init__(self, *, l2: float | None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -104,7 +106,7 @@ class SolvedTrainer(StrategyTrainer):
 
 
 def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainData, ClassifierHead]:
-    """Features of all rows, and a model of the cut body and a head on it; or transformers' own class with its head solved.
+    """The features of all examples as data, and a model of the cut body with a head.
 
     Raises:
         UserError: more layers than there are, or a body that cannot be cut.
@@ -112,7 +114,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     config = base.model.config
     body, _, reads_last = _parts(strategy, base)
     units = data.collate.units
-    cast_weights(base.model.base_model, base.compute_dtype)  # what is frozen is in it, in every strategy
+    cast_weights(base.model.base_model, base.compute_dtype)  # the precision of frozen weights in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
     pooled = pool_rows(body, data, config.num_labels, strategy.layer, poolings, SEED)
     shorten(base, body, pooled)
@@ -122,7 +124,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     exact = is_exact(strategy, pooled)
     width = pooled.train.shape[1]
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
-    scale = None if exact else Scale.of(pooled.train, centred=not by_transformers)
+    scale = None if exact else Scale.of(pooled.train, centered=not by_transformers)
     head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
     if units is not None and scale is not None:
         constant = constant_direction(scale.apply(pooled.train[:CONSTANT_ROWS])) if by_transformers else None
@@ -134,7 +136,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
     train = FeatureRows(pooled.train, pooled.train_labels, units)
     held = FeatureRows(pooled.eval, pooled.eval_labels, units)
-    solved = "the head is solved, not stepped to: training's schedule is not used" if exact else "the head is trained"
+    solved = "the head is solved, so the schedule of training is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
     return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": said}), built
 
@@ -142,7 +144,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
 def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool]:
     """The body, the last linear layer, and whether that is the complete head."""
     base.model.requires_grad_(False)
-    body, final = take_apart(base.model.base_model), final_linear(base.model)
+    body, final = split_body(base.model.base_model), final_linear(base.model)
     check_depth(strategy.layer, body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     return body, final, reads_last
@@ -176,7 +178,7 @@ def is_exact(strategy: Head, pooled: Pooled) -> bool:
 
 
 def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
-    """Solve the head of transformers' own class, so that another strategy continues from it.
+    """Solve the head of transformers' own class, so that another strategy can continue from it.
 
     Raises:
         UserError: more layers than there are, or a body that cannot be cut.
@@ -197,21 +199,21 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
         features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.group)
         labels = data.collate.encode_labels(data.train["label"][:])
         found = {"layer": len(body.blocks), "pooling": "the class's own", "solved_exactly": True}
-        base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as {type(base.model).__name__} does")
+        base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as in {type(base.model).__name__}")
     strength = None if strategy.l2 == "auto" else float(strategy.l2)
     layer, strength = solve(features, labels, classes, strength, final.bias is not None, units, SEED)
     set_linear(final, layer)
     check_same(base, data, final, layer, features)
-    base.say(f"the head is solved on {len(features):,} rows (l2 {strength:g}); training goes on from it")
+    base.say(f"the head is solved on {len(features):,} examples (l2 {strength:g}); training continues from it")
     return replace(data, facts=data.facts | {"head": found | {"l2": strength}})
 
 
 @torch.no_grad()
 def check_same(base: Base, data: TrainData, final: nn.Linear, layer: Linear, features: torch.Tensor) -> None:
-    """The class has to say what the head says of the features it was solved on.
+    """Compare the logits of the class with those of the head on its features.
 
     Raises:
-        UserError: it pools in another way.
+        UserError: the class pools in another way.
     """
     count = min(8, len(features))
     batch = data.collate([data.train[index] for index in range(count)])
@@ -223,8 +225,8 @@ def check_same(base: Base, data: TrainData, final: nn.Linear, layer: Linear, fea
     least = 1.0 if data.collate.units is None else float(data.collate.units.std.max())
     if float((said - wanted).abs().max()) > NEAR * max(least, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
         raise UserError(
-            f"strategy.then: {type(base.model).__name__} does not say of these texts what its head says of their features, so "
-            "it cannot go on from it; remove then"
+            f"strategy.then: the logits of {type(base.model).__name__} differ from those of its head on the features, so "
+            "training cannot continue from the solved head; remove then"
         )
 
 
@@ -239,15 +241,15 @@ def name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def preview(base: Base) -> nn.Module:
-    """What learns, for those who only look: the layer is chosen when the run has its features."""
+    """The model with a trainable head, without data: the layer is selected when the run has computed its features."""
     base.model.requires_grad_(False)
     final_linear(base.model).requires_grad_(True)
-    base.say("the body runs once, when the run starts; a layer and a pooling that are auto are chosen then")
+    base.say("the body runs once, at the start of the run; layer: auto and pooling: auto are resolved then")
     return base.model
 
 
 def language_head(base: Base) -> nn.Module:
-    """The causal LM with nothing but its head learning, untied from the embeddings where it was tied."""
+    """The causal LM with only its head trainable, untied from the embeddings if it is tied."""
     model = base.model
     if base.is_tied:
         head = model.get_output_embeddings()
@@ -255,7 +257,7 @@ def language_head(base: Base) -> nn.Module:
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = False
         model.all_tied_weights_keys = {}
-        base.say("untied: the LM head has a matrix of its own now, a copy of the embeddings to begin with")
+        base.say("untied: the LM head has its own matrix now, which starts as a copy of the embeddings")
     model.requires_grad_(False)
     model.get_output_embeddings().requires_grad_(True)
     return model

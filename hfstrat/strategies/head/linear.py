@@ -1,10 +1,9 @@
-"""Linear classifiers on fixed features, solved rather than trained: the optimum, whatever the order of rows.
+"""Linear classifiers on fixed features, solved rather than trained: the optimum, independent of the order of examples.
 
 Ridge regression with exact leave-one-out predictions (Hastie et al., The Elements of Statistical Learning, 7.10) compares
-many features in no time; logistic regression with an L2 penalty is what is published. Both work on standardised features,
-and what comes out is a plain linear layer for the raw ones. In PyTorch, so that there is nothing to install: for convex
-problems of this size L-BFGS in float64 comes to scikit-learn's solution (held by a test) and takes sums over chunks of rows,
-which keeps many classes in bounds.
+many features quickly; logistic regression with an L2 penalty is published. Both work on standardized features, and return a
+linear layer for the raw ones. Implemented in PyTorch, without further dependencies: for convex problems of this size L-BFGS in
+float64 finds scikit-learn's solution (checked by a test), and sums over chunks of examples bound the memory of many classes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from torch.nn import functional
 from hfstrat.models.output_scale import Units, constant_direction
 
 CONSTANT_ROWS = 512  # from which the direction that stands for a missing bias is found
-CHUNK_NUMBERS = 2**23  # of the logits that are held at a time
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, per row
-HISTORY = 10  # steps that L-BFGS remembers; each costs two copies of the weights
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean eigenvalue
+CHUNK_NUMBERS = 2**23  # logits in memory at a time
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, per example
+HISTORY = 10  # steps in the memory of L-BFGS; each takes two copies of the weights
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # multiples of the mean eigenvalue
 
 
 class Linear(NamedTuple):
@@ -35,16 +34,16 @@ class Linear(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Mean and spread of each feature, `[H]`: `(x - mean) / spread` is standardised."""
+    """Mean and standard deviation of each feature, `[H]`: `(x - mean) / spread` is standardized."""
 
     mean: torch.Tensor
     spread: torch.Tensor
 
     @classmethod
-    def of(cls, features: torch.Tensor, centred: bool = True) -> Scale:
-        """Not centred, it leaves the origin where it is: for a layer without a bias."""
+    def of(cls, features: torch.Tensor, centered: bool = True) -> Scale:
+        """The scale of features; not centered for a layer without a bias."""
         wide = features.double()
-        mean = wide.mean(0) if centred else torch.zeros_like(wide[0])
+        mean = wide.mean(0) if centered else torch.zeros_like(wide[0])
         spread = (wide - mean).square().mean(0).sqrt()
         return cls(mean, torch.where(spread > 1e-6 * spread.max().clamp(min=1e-12), spread, torch.ones_like(spread)))
 
@@ -52,20 +51,20 @@ class Scale(NamedTuple):
         return ((features.double() - self.mean) / self.spread).to(features.dtype)
 
     def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        """A layer for standardised features as one for raw ones."""
+        """The layer for raw features that equals one for standardized features."""
         raw = weight.double() / self.spread
         return Linear(raw, None if bias is None else bias.double() - raw @ self.mean)
 
 
 def targets_of(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels `[n]` as one-hot rows `[n, K]` in float32; several labels a row (`[n, K]` of 0 and 1) stay as they are."""
+    """Labels `[n]` as one-hot rows `[n, K]` in float32; several labels per example (`[n, K]` of 0 and 1) are unchanged."""
     return labels.float() if labels.dim() == 2 else functional.one_hot(labels.long(), classes).float()
 
 
 def leave_one_out(features: torch.Tensor, targets: torch.Tensor, numbers: bool = False) -> torch.Tensor:
-    """Predictions of ridge regression for each row when fitted on all the others, `[n, K]`: numbers, or positive for yes.
+    """Predictions of ridge regression for each example when fitted on all others, `[n, K]`: numbers, or positive for yes.
 
-    The strength with the smallest squared error of these predictions is taken.
+    The strength with the smallest squared error of these predictions is used.
     """
     x = Scale.of(features).apply(features).float()
     wanted = targets if numbers else 2 * targets - 1
@@ -97,7 +96,7 @@ def fit_ridge(features: torch.Tensor, targets: torch.Tensor, strength: float | N
     Returns:
         The layer for raw features, and the strength.
     """
-    scale = Scale.of(features, centred=bias)
+    scale = Scale.of(features, centered=bias)
     x, wanted = scale.apply(features.double()), targets.double()
     mean = wanted.mean(0) if bias else torch.zeros_like(wanted[0])
     values, vectors = torch.linalg.eigh(x.T @ x)
@@ -146,43 +145,43 @@ def fit_logistic(
     bias: bool = True,
     seed: int = 0,
 ) -> tuple[Linear, float]:
-    """Logistic regression: multinomial for labels `[n]`, one for each label for `[n, K]` of 0 and 1.
+    """Fit a logistic regression: multinomial for labels `[n]`, one per label for `[n, K]` of 0 and 1.
 
-    Minimises the mean loss over rows (summed over labels if there are several) plus `strength / 2` times the squared
-    weights of standardised features; scikit-learn's `C` is `1 / (n * strength)`. The bias is not penalised.
+    Minimizes the mean loss over examples (summed over labels if there are several) plus `strength / 2` times the squared
+    weights of standardized features; scikit-learn's `C` is `1 / (n * strength)`. The bias is not penalised.
 
     Args:
         features: `[n, H]`, float32.
-        strength: by default the one of `STRENGTHS` with the lowest loss on a fifth of the rows that the fit is not shown.
-        bias: whether there is one.
+        strength: by default the one of `STRENGTHS` with the lowest loss on a held-out fifth of the examples.
+        bias: whether the layer has one.
 
     Returns:
         The layer for raw features, and the strength.
     """
-    scale = Scale.of(features, centred=bias)
+    scale = Scale.of(features, centered=bias)
     x = scale.apply(features)
     start = None
     if strength is None:
         strength, start = choose_strength(x, labels, classes, bias, seed)
     start = torch.zeros(classes, x.shape[1] + bias) if start is None else start
-    # float32 comes near, float64 goes the last bit of the way
-    near = minimise(x, labels, start.float(), strength, bias, tolerance=1e-4)
-    exact = minimise(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
+    # float32 first, float64 for the last steps
+    near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4)
+    exact = minimize(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
     return scale.fold(*split(exact, bias)), strength
 
 
 def choose_strength(x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int) -> tuple[float, torch.Tensor]:
-    """The strength of the lowest held-out loss, and the weights it gave; each fit starts from the one before."""
+    """The strength with the lowest held-out loss, and its weights; each fit starts from the previous one."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     held, kept = order[: max(1, len(x) // 5)], order[max(1, len(x) // 5) :]
     weights = torch.zeros(classes, x.shape[1] + bias)
     found: list[tuple[float, float, torch.Tensor]] = []
     for strength in sorted(STRENGTHS, reverse=True):
-        weights = minimise(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3)
+        weights = minimize(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3)
         loss = float(loss_and_gradient(x[held], labels[held], weights, bias)[0]) / len(held)
         found.append((loss, strength, weights))
         if loss > min(found)[0] * 1.05:
-            break  # the loss is convex along this path, near enough
+            break  # the loss is nearly convex along this path
     _, strength, weights = min(found, key=lambda each: each[0])
     return strength, weights
 
@@ -194,7 +193,7 @@ def split(weights: torch.Tensor, bias: bool) -> tuple[torch.Tensor, torch.Tensor
 def loss_and_gradient(
     x: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss and its gradient `[K, H + bias]`, a chunk of rows at a time."""
+    """The summed loss and its gradient `[K, H + bias]`, a chunk of examples at a time."""
     weight, shift = split(weights, bias)
     total, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(weights)
     rows = max(1, CHUNK_NUMBERS // len(weights))
@@ -216,7 +215,7 @@ def loss_and_gradient(
     return total, gradient
 
 
-def minimise(
+def minimize(
     x: torch.Tensor, labels: torch.Tensor, start: torch.Tensor, strength: float, bias: bool, tolerance: float
 ) -> torch.Tensor:
     """The weights `[K, H + bias]` at which no entry of the objective's gradient is above `tolerance`, from `start`."""
@@ -224,7 +223,7 @@ def minimise(
     penalty = torch.full_like(start, strength)
     if bias:
         penalty[:, -1] = 0
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=1000,
         tolerance_grad=tolerance,
@@ -239,5 +238,5 @@ def minimise(
         weights.grad = gradient.div_(len(x)) + penalty * weights
         return total / len(x) + (penalty * weights * weights).sum().double() / 2
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weights.detach()

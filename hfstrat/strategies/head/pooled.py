@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache
-from hfstrat.strategies.frozen.states import digest_of_rows, digest_of_weights, surroundings
+from hfstrat.strategies.frozen.states import cache_inputs, digest_of_rows, digest_of_weights
 from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import BATCH_TOKENS, extract
+from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.trainer.collective import exhaust
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ SLICE = 16_384  # rows whose features are in memory at a time
 
 @dataclass
 class Pooled:
-    """Features `[n, H]` of the training and evaluation rows, their labels, and the body they come from, cut at its layer."""
+    """Features `[n, H]` of the training and evaluation examples, their labels, and the body cut at their layer."""
 
     body: Body
     layer: int
@@ -43,14 +42,14 @@ class Pooled:
 
 
 def pool_rows(body: Body, feed: TrainData, classes: int, layer: int | str, poolings: Sequence[str], seed: int) -> Pooled:
-    """Run the body once over all rows, or take what it said before from the cache.
+    """Run the body once over all examples, or load the features from the cache.
 
-    Where there is a choice, a part of the training rows goes through the whole body and decides it; all others stop at the
-    chosen layer.
+    If there are several candidates, a part of the training examples runs through the full body to select one; all others stop
+    at the selected layer.
 
     Args:
         layer: a number from 1, or auto.
-        poolings: one, or those to choose from.
+        poolings: the candidates.
     """
     started = time.monotonic()
     layers = select_layer.candidate_layers(body.depth, layer)
@@ -58,7 +57,7 @@ def pool_rows(body: Body, feed: TrainData, classes: int, layer: int | str, pooli
     inputs = {
         "weights": digest_of_weights(body.model),
         "rows": [digest_of_rows(rows, np.arange(len(rows))) for rows in (feed.train, feed.eval)],
-        **surroundings(feed, body.model, feed.dtype),
+        **cache_inputs(feed, body.model, feed.dtype),
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest() if len(layers) * len(poolings) > 1 else "",
         "spec": [layers, list(poolings), BATCH_TOKENS, seed, select_layer.MOST_ROWS],
     }
@@ -69,7 +68,7 @@ def pool_rows(body: Body, feed: TrainData, classes: int, layer: int | str, pooli
         return _build(target, body, feed, labels, classes, layers, poolings, seed)
 
     count = len(feed.train) + len(feed.eval)
-    words = f"pooled features of {count:,} rows, {type(body.model).__name__}"
+    words = f"pooled features of {count:,} examples, {type(body.model).__name__}"
     entry = feed.group.fetch("features", cache.fingerprint(inputs), words, build, needed=4 * count * body.width)
     table = [select_layer.Candidate(*each) for each in entry.value["table"]]
     features = read(entry.path, body.width)
@@ -98,7 +97,7 @@ def _build(
     poolings: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    """Write the features of all rows, training rows first; returns what was chosen, and from what."""
+    """Write the features of all examples, training examples first; returns the selected candidate and all of them."""
     device = feed.device
     body.model.to(device)
     known: dict[int, torch.Tensor] = {}
@@ -114,7 +113,7 @@ def _build(
         for line in select_layer.lines(table, probed.best, len(probed.places), metric):
             feed.say(line)
     blocks = list(body.blocks)
-    del body.blocks[layer:]  # the others need not be computed
+    del body.blocks[layer:]  # the others are not run
     try:
         parts = _slices(body, feed, layer, pooling, known)
         write(target, parts, body.width)
@@ -138,7 +137,7 @@ def _slices(body: Body, feed: TrainData, layer: int, pooling: str, known: dict[i
 
 
 def write(target: Path | None, parts: Iterator[torch.Tensor], width: int) -> None:
-    """Write the features; without a target they are only computed: others write them."""
+    """Write the features; without a target they are only computed, since another process writes them."""
     import pyarrow as pa
 
     if target is None:

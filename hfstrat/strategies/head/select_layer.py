@@ -1,4 +1,4 @@
-"""Which layer, pooled how, says most about the labels: decided on training rows, each held out of the fit that judges it."""
+"""Selects the layer and the pooling that predict the labels best, on training examples that are held out of each fit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hfstrat.strategies.head.bodies import Body
-from hfstrat.strategies.head.features import extract
+from hfstrat.strategies.head.features import Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
-MOST_ROWS = 2000  # more would tell smaller differences apart than matter
+MOST_ROWS = 2000  # more would resolve differences too small to matter
 MOST_BYTES = 256 * 2**20  # of the candidates' features
 MOST_LAYERS = 12
 
 
 class Candidate(NamedTuple):
-    """A layer and a pooling, and how well ridge regression tells the labels of rows that it was not shown."""
+    """A layer and a pooling, and the score of ridge regression on held-out examples."""
 
     layer: int
     pooling: str
@@ -27,7 +26,7 @@ class Candidate(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """All candidates, the best of them, and its features of the probed rows: `[len(places), H]`."""
+    """All candidates, the best of them, and its features of the probed examples: `[len(places), H]`."""
 
     table: list[Candidate]
     best: Candidate
@@ -36,21 +35,21 @@ class Probed(NamedTuple):
 
 
 def candidate_layers(depth: int, wanted: int | str) -> list[int]:
-    """The layer asked for; for auto all of them, or twelve evenly spread with the last."""
+    """The given layer; for auto all of them, or twelve evenly spaced ones including the last."""
     if wanted != "auto":
         return [int(wanted)]
     count = min(depth, MOST_LAYERS)
     return sorted({round(depth * (index + 1) / count) for index in range(count)})
 
 
-def drawn(count: int, numbers: int, seed: int) -> np.ndarray:
-    """The rows to probe, of `count`, in order; `numbers` are what the candidates' features of one row take."""
+def sample_rows(count: int, numbers: int, seed: int) -> np.ndarray:
+    """The indices of examples to probe, out of `count`; `numbers` is the number of feature values of one example."""
     most = max(64, min(MOST_ROWS, MOST_BYTES // (4 * numbers)))
     return np.sort(np.random.default_rng((seed, 2)).permutation(count)[:most])
 
 
 def score(said: torch.Tensor, targets: torch.Tensor, numbers: bool = False) -> float:
-    """Accuracy; with several labels per row micro-F1, since most of them are absent; for `numbers` the mean R^2."""
+    """Accuracy, or micro-F1 for several labels per example, since most of these are negative; for `numbers` the mean R^2."""
     if numbers:
         return float((1 - (said - targets).square().mean(0) / targets.var(0, correction=0).clamp(min=1e-12)).mean())
     if bool((targets.sum(1) == 1).all()):
@@ -69,17 +68,17 @@ def probe(
     poolings: Sequence[str],
     dtype: torch.dtype,
     seed: int,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     group: ProcessGroup = SINGLE,
 ) -> Probed:
-    """Compare every layer with every pooling; the best score wins, and of equal ones the shorter body.
+    """Score every layer with every pooling; the best score is selected, on ties the shorter body.
 
     Args:
         labels: of `rows`, `[n]` or `[n, K]`.
-        seed: draws the rows, where there are more than are needed.
+        seed: for sampling, if there are more examples than needed.
     """
-    places = drawn(len(rows), len(layers) * len(poolings) * body.width, seed)
-    found = extract(body, rows, places, collate, layers, poolings, dtype, told, group)
+    places = sample_rows(len(rows), len(layers) * len(poolings) * body.width, seed)
+    found = extract(body, rows, places, collate, layers, poolings, dtype, progress, group)
     targets, numbers = targets_of(labels[torch.as_tensor(places)], classes), collate.units is not None
     table = [
         Candidate(layer, pooling, score(leave_one_out(found[:, i, j], targets, numbers), targets, numbers))
@@ -91,10 +90,10 @@ def probe(
     return Probed(table, best, places, chosen.clone())
 
 
-def lines(table: Sequence[Candidate], best: Candidate, rows: int, metric: str) -> list[str]:
-    """The candidates as a small table: a line for each pooling."""
+def lines(table: Sequence[Candidate], best: Candidate, rows: int, metric: str = "accuracy") -> list[str]:
+    """The candidates as a small table, with a line for each pooling."""
     layers = sorted({each.layer for each in table})
-    said = [f"{'probe':<9} {metric} by ridge regression on {rows:,} training rows, each held out of its fit"]
+    said = [f"{'probe':<9} {metric} of ridge regression on {rows:,} training examples (leave-one-out)"]
     said.append(f"{'':<9} {'layer':<6}" + "".join(f"{layer:>7}" for layer in layers))
     for pooling in dict.fromkeys(each.pooling for each in table):
         scores = {each.layer: each.score for each in table if each.pooling == pooling}

@@ -55,8 +55,8 @@ class Head(Strategy[section.Head]):
         super().check(recipe, wrapping, network)
         if wrapping in (FSDP, DEEPSPEED):
             raise UserError(
-                "strategy.name: head: what learns is small, and the body runs once before training, whole: nothing is "
-                "gained by sharing it out; take --accelerate-config ddp, or strategy partial"
+                "strategy.name: head: the body runs once before training, and the head is small, so there is nothing to shard; "
+                "use --accelerate-config ddp, or strategy partial"
             )
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
@@ -81,8 +81,8 @@ class Head(Strategy[section.Head]):
     def _check_tied(self) -> None:
         if not self.section.untie:
             raise UserError(
-                "strategy.untie: this model's LM head is its input embeddings (tie_word_embeddings), so it cannot learn alone; "
-                "untie: true gives it a head of its own, for as many parameters more. Or take partial, lora or full"
+                "strategy.untie: the LM head of this model is tied to its embeddings (tie_word_embeddings), so it cannot be "
+                "trained alone; untie: true gives it a matrix of its own, with as many parameters. Or use partial, lora or full"
             )
 
     def build(self, base: Base, data: TrainData) -> Built:
@@ -120,7 +120,7 @@ class Head(Strategy[section.Head]):
         else:
             from hfstrat.models.load import cast_weights
 
-            cast_weights(model, base.compute_dtype)  # the frozen weights were rounded to it
+            cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:
@@ -178,9 +178,9 @@ def _check_task(section: section.Head, task: Task) -> None:
     if task.text.generates:
         of_classifiers = ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then")
         if odd := [key for key in of_classifiers if key in section.model_fields_set]:
-            raise UserError(f"strategy.{odd[0]}: the LM head of a causal LM stands on its last layer; remove it")
+            raise UserError(f"strategy.{odd[0]}: it is for classifiers; the LM head is always on the last layer, so remove it")
     elif section.untie:
-        raise UserError("strategy.untie: a classifier's head is not tied to the embeddings; remove it")
+        raise UserError("strategy.untie: the head of a classifier is not tied to the embeddings; remove it")
 
 
 def _layer(section: section.Head, shapes: Shapes) -> int | None:

@@ -1,6 +1,4 @@
-"""What can be known to be wrong with a model that does not exist yet: its family, its config, its class. No torch.
-
-Training from scratch: random weights from a config, and a tokenizer trained on the data if asked."""
+"""Training from scratch: checks of the config of a new model, and its random weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from hfstrat.recipe.section import Shapes, parse, split_class
 from hfstrat.strategies import checks
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description, Footprint, count
-from hfstrat.strategies.scratch.tokenizer import check_supply
+from hfstrat.strategies.scratch.tokenizer import check_vocabulary_size
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE
@@ -37,27 +35,27 @@ COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 
 
 def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
-    """Raises UserError for a family that transformers has no model of for the task, or a causal LM that would see ahead."""
+    """Refuse a family without a model for the task, and a causal LM with bidirectional attention. Raises UserError."""
     known, causal = transformers_source.families_of(auto_class), auto_class == "AutoModelForCausalLM"
     kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
         near = get_close_matches(family.lower(), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one such as {such}"
-        raise UserError(f"{key}: {family}: this transformers has no {kind} of that family; {hint}")
+        raise UserError(f"{key}: {family}: the installed transformers has no {kind} of that family; {hint}")
     if causal and families.reads_both_ways(family, settings):
         raise UserError(
-            f"{key}: {family} reads in both directions, so that as a causal LM it would see the token it has to predict; "
+            f"{key}: {family} has bidirectional attention, so a causal LM would see the token that it has to predict; "
             f"expected one such as {such}"
         )
 
 
 def check_keys(family: str, config: dict[str, Any]) -> None:
-    """Raises UserError for a key that the family's config does not have; transformers would keep it and read it nowhere."""
+    """Refuse keys that the config of the family does not have, which transformers would ignore. Raises UserError."""
     known = transformers_source.config_keys(family)
     for key in families.canonical(family, config) if known else []:
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(list(known)[10:])}"
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(list(known)[10:])}"
             raise UserError(f"strategy.config.{key}: the config of {family} has no such key; {hint}")
     positive = {families.common_name(family, name) for name in COUNTS}
     for key, value in config.items():
@@ -67,7 +65,7 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
 
 
 def check_heads(family: str, settings: dict[str, Any]) -> None:
-    """Raises UserError for a width that its heads do not divide, or heads that share keys unevenly."""
+    """Refuse a hidden size that is not divisible by the heads, or heads not divisible by those of keys. Raises UserError."""
     whole = {**transformers_source.config_keys(family), **settings}
     width_key, heads_key = (families.common_name(family, key) for key in ("hidden_size", "num_attention_heads"))
     width, heads, shared = whole.get(width_key), whole.get(heads_key), whole.get("num_key_value_heads")
@@ -75,14 +73,14 @@ def check_heads(family: str, settings: dict[str, Any]) -> None:
         return
     if width % heads and not settings.get("head_dim"):
         raise UserError(
-            f"strategy.config.{heads_key}: {heads} heads do not divide {width_key} = {width}; "
-            f"a width of {max(1, round(width / heads)) * heads} or {_divisor(width, heads)} heads would do"
+            f"strategy.config.{heads_key}: {width_key} = {width} is not divisible by {heads} heads; "
+            f"set {width_key}: {max(1, round(width / heads)) * heads}, or {_divisor(width, heads)} heads"
         )
     if isinstance(shared, int) and shared > 0 and heads % shared:
         given = "num_key_value_heads" if "num_key_value_heads" in settings else heads_key
         raise UserError(
-            f"strategy.config.{given}: {heads} heads cannot share {shared} heads of keys and values (num_key_value_heads); "
-            f"{_divisor(heads, shared)} would do"
+            f"strategy.config.{given}: {heads} heads are not divisible by num_key_value_heads = {shared}; "
+            f"set num_key_value_heads: {_divisor(heads, shared)}"
         )
 
 
@@ -91,7 +89,7 @@ def _divisor(number: int, near: int) -> int:
 
 
 def count_tokens(folder: Path, added: list[str]) -> int | None:
-    """Tokens of a tokenizer from its tokenizer.json, with those that are added to it; None if there is no such file."""
+    """The size of a tokenizer by its tokenizer.json, with added tokens; None if there is no such file."""
     try:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         vocabulary = content["model"]["vocab"]
@@ -102,7 +100,7 @@ def count_tokens(folder: Path, added: list[str]) -> int | None:
 
 
 def check_class(text: str) -> None:
-    """Raises UserError for a file that is not there or no Python, or that has no such class."""
+    """Refuse a file that does not exist or is not Python, or that has no such class. Raises UserError."""
     file, name = split_class(text)
     if not file.is_file():
         near = get_close_matches(file.name, [path.name for path in file.parent.glob("*.py")], n=1)
@@ -111,11 +109,11 @@ def check_class(text: str) -> None:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"strategy.model_class: {file} is no valid Python: {error}") from None
+        raise UserError(f"strategy.model_class: {file} is not valid Python: {error}") from None
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     if name not in classes:
         near = get_close_matches(name, classes, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(classes) or 'none'}"
+        hint = f"did you mean {near[0]}?" if near else f"its classes: {', '.join(classes) or 'none'}"
         raise UserError(f"strategy.model_class: {file} has no class {name}; {hint}")
 
 
@@ -124,29 +122,27 @@ class Scratch(Strategy[section.Scratch]):
 
     def check_task(self, task: Task) -> None:
         if self.section.model_class is not None and task.name != CausalLM.name:
-            raise UserError(
-                f"strategy.model_class: a class of your own is for task: {CausalLM.name}; remove it, or name a family"
-            )
+            raise UserError(f"strategy.model_class is for task: {CausalLM.name}; remove it, or set strategy.model_type")
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         self.check_task(TASKS[recipe.task])
         checks.check_quantization(recipe, self.describe)
-        self._check_words(recipe, network)
+        self._check_tokenizer(recipe, network)
         source = recipe.model.name_or_path
         if self.section.model_class is not None:
             if self.section.tokenizer and source:
                 raise UserError(
-                    f"model.name_or_path: {source}: strategy.model_class brings the model and strategy.tokenizer the "
+                    f"model.name_or_path: {source}: strategy.model_class and strategy.tokenizer define model and "
                     "tokenizer, so nothing would be read from it; remove it"
                 )
             check_class(self.section.model_class)
             return
         if source:
             self._check_source(recipe, network)
-        self.blueprint(recipe, self._words(recipe), None)
+        self.blueprint(recipe, self._vocabulary_size(recipe), None)
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
-        words = self._words(recipe)
+        words = self._vocabulary_size(recipe)
         if words is None or self.section.model_class is not None:
             return None
         if (found := self.blueprint(recipe, words, None)) is None:
@@ -160,61 +156,59 @@ class Scratch(Strategy[section.Scratch]):
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
 
-    def _words(self, recipe: Recipe) -> int | None:
+    def _vocabulary_size(self, recipe: Recipe) -> int | None:
         """The number of tokens, where it is known before a tokenizer is loaded."""
         if self.section.tokenizer is not None:
             return self.section.tokenizer.vocab_size
         return count_tokens(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser(), recipe.model.add_tokens)
 
-    def _check_words(self, recipe: Recipe, network: bool) -> None:
+    def _check_tokenizer(self, recipe: Recipe, network: bool) -> None:
         """Refuse a recipe without exactly one tokenizer."""
         from hfstrat.models import check as models_check
 
         model = recipe.model
         if model.gguf_file:
-            raise UserError("model.name_or_path: a .gguf file is read for its weights; from scratch, name a config.json")
+            raise UserError("model.name_or_path: strategy scratch reads no weights, such as a .gguf file; give a config.json")
         if model.revision and not model.name_or_path:
-            raise UserError("model.revision: there is no model.name_or_path that it could be of; remove it")
+            raise UserError("model.revision: it needs model.name_or_path; remove it")
         if self.section.tokenizer is None:
             if model.tokenizer is None and (not model.name_or_path or model.name_or_path.endswith(".json")):
                 raise UserError(
-                    "strategy.tokenizer: missing; say `tokenizer: {vocab_size: 4096}` under strategy to train one on the "
-                    "data, or name one to reuse by model.tokenizer"
+                    "strategy.tokenizer: missing; set `tokenizer: {vocab_size: 4096}` under strategy to train one on the "
+                    "data, or model.tokenizer to use an existing one"
                 )
             models_check.check_tokenizer(model, network)
             return
         if model.tokenizer is not None:
-            raise UserError("model.tokenizer: strategy.tokenizer trains one; remove one of them")
+            raise UserError("model.tokenizer: strategy.tokenizer trains a new one; remove one of them")
         if model.add_tokens:
-            raise UserError(
-                "model.add_tokens: for a new tokenizer they are strategy.tokenizer.special_tokens; write them there"
-            )
-        check_supply(recipe, self.section.tokenizer)
+            raise UserError("model.add_tokens: for a new tokenizer set strategy.tokenizer.special_tokens instead")
+        check_vocabulary_size(recipe, self.section.tokenizer)
 
     def _check_source(self, recipe: Recipe, network: bool) -> None:
-        """Refuse a `model:` that has no config, or one beside a family or a size."""
+        """Refuse a `model:` without a config, or together with a family or a size."""
         from hfstrat.models import check as models_check
 
         source = recipe.model.name_or_path
         if self.section.model_type or self.section.parameters:
             key = "model_type" if self.section.model_type else "parameters"
             raise UserError(
-                f"strategy.{key}: model: {source} brings a config with a shape of its own; remove one of them (keys of that "
-                "config are changed by strategy.config; a tokenizer alone is model.tokenizer)"
+                f"strategy.{key}: model: {source} has a config that defines the shape; remove one of them (set "
+                "strategy.config to change keys of that config, or model.tokenizer to use only its tokenizer)"
             )
         path = Path(source).expanduser()
         if not path.exists():
             models_check.check_hub("model.name_or_path", source, recipe.model.revision, "config.json", "model", network)
 
     def blueprint(self, recipe: Recipe, vocabulary: int | None, stored: dict[str, Any] | None) -> tuple[str, Any] | None:
-        """The family and the settings of the config, by the family's own names; None where only transformers can tell.
+        """The family and the keys of the config, by the names of the family; None if only transformers can read it.
 
         Args:
-            vocabulary: tokens of the tokenizer; None where it is not known yet.
+            vocabulary: size of the tokenizer; None if it is not known yet.
             stored: the config of `model:`; None to read a local one.
 
         Raises:
-            UserError: an unknown family or key, heads that do not divide the width, a size that cannot be.
+            UserError: an unknown family or key, a wrong number of heads, or an impossible size.
         """
         if stored is None and recipe.model.name_or_path:
             stored = families.read_stored(recipe.model.name_or_path)
@@ -227,7 +221,7 @@ class Scratch(Strategy[section.Scratch]):
         check_keys(family, self.section.config)
         name = families.common_name(family, "vocab_size")
         if vocabulary is not None and own.get(name, vocabulary) < vocabulary:
-            raise UserError(f"strategy.config.{name}: {own[name]} is fewer than the {vocabulary} tokens of the tokenizer")
+            raise UserError(f"strategy.config.{name}: {own[name]} is less than the {vocabulary} tokens of the tokenizer")
         settings = {**(stored or {}), **own}
         if vocabulary is not None and name not in own:
             settings[name] = vocabulary if self.section.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
@@ -237,25 +231,25 @@ class Scratch(Strategy[section.Scratch]):
         return family, settings
 
     def _with_size(self, family: str, settings: dict[str, Any], longest: int) -> dict[str, Any]:
-        """With a context for the longest row, and the shape that `parameters` asks for."""
+        """The settings with a context for `longest` tokens, and the shape for `parameters`."""
         context = families.common_name(family, "max_position_embeddings")
         if context in transformers_source.config_keys(family):
             settings.setdefault(context, longest)
         if self.section.parameters is None:
             if not self.section.config:
                 raise UserError(
-                    "strategy.parameters: missing; how large shall it be? Say `parameters: 10M`, or the keys of "
-                    f"{family}'s config under strategy.config, or name a model whose config is taken"
+                    "strategy.parameters: missing; set a size such as `parameters: 10M`, or the keys of the config of "
+                    f"{family} under strategy.config, or a model whose config is used"
                 )
             return settings
         if family not in families.KNOWN:
             raise UserError(
-                f"strategy.parameters: shapes are picked for {', '.join(families.KNOWN)}; for {family} say the keys of its "
-                "config under strategy.config"
+                f"strategy.parameters: it is for {', '.join(families.KNOWN)}; for {family} set the keys of its config under "
+                "strategy.config"
             )
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
-            return settings  # of a tokenizer on the Hub: it is picked once it is here
+            return settings  # a tokenizer on the Hub: the shape is chosen once it is loaded
         return sizes.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -280,7 +274,7 @@ class Scratch(Strategy[section.Scratch]):
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.section.parameters is not None:
-            base.say(f"{'picked':<9} {sizes.line(family, settings)}")
+            base.say(f"{'shape':<9} {sizes.line(family, settings)}")
         return base
 
     def build_model(self, base: Base) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A tokenizer trained on the training rows: byte-level BPE, so that every text has tokens and comes back byte for byte."""
+"""A tokenizer trained on the training data: byte-level BPE, so every text has tokens and is decoded byte for byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
-FIRST = "<|cls|>"  # before a text that is to be classified: encoders sum up there, decoders at the end token
+FIRST = "<|cls|>"  # before a text to classify: encoders pool there, decoders at the end token
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -22,10 +22,10 @@ CHATML = (
 
 
 def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
-    """Train on the recipe's training rows, or take what the same bytes and options gave from the cache.
+    """The tokenizer trained on the training data, from the cache if it was trained on the same bytes and options.
 
     Raises:
-        UserError: the texts do not have that many tokens.
+        UserError: the texts are too short for this vocabulary.
     """
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -54,11 +54,11 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     said = f"a tokenizer of {options.vocab_size:,} tokens, from {recipe.data.train[0].path}"
 
     def build(target: Path) -> None:
-        made = _bpe(corpus.texts(), options.vocab_size, special)
+        made = _train_bpe(corpus.texts(), options.vocab_size, special)
         if made.get_vocab_size() < options.vocab_size:
             raise UserError(
-                f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: the training rows give no more than "
-                f"{made.get_vocab_size():,} tokens (a merge has to occur twice); ask for fewer"
+                f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: the training data yield at most "
+                f"{made.get_vocab_size():,} tokens (a merge has to occur twice); set a smaller one"
             )
         made.save(str(target))
 
@@ -83,8 +83,8 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
-    """Byte-level BPE (arXiv 1508.07909 over bytes, as GPT-2 has it): deterministic, whatever the number of threads."""
+def _train_bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
+    """Byte-level BPE (arXiv 1508.07909 over bytes, as in GPT-2), deterministic for any number of threads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -101,8 +101,8 @@ def _bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
     return made
 
 
-def check_supply(recipe: Recipe, options: NewTokenizer) -> None:
-    """Raises UserError where so many tokens cannot come from so few bytes: each merge takes at least one away."""
+def check_vocabulary_size(recipe: Recipe, options: NewTokenizer) -> None:
+    """Refuse a vocabulary that is larger than the data in bytes, since each merge needs a byte. Raises UserError."""
     from hfstrat.data import sources
     from hfstrat.data.render import check_template
 
@@ -120,6 +120,6 @@ def check_supply(recipe: Recipe, options: NewTokenizer) -> None:
         total += sum(file.stat().st_size for file in files)
     if options.vocab_size > total + BYTES + 4 + len(options.special_tokens):
         raise UserError(
-            f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: {total:,} bytes of data cannot give so many tokens; ask "
-            "for fewer, or bring more text"
+            f"strategy.tokenizer.vocab_size: {options.vocab_size:,}: {total:,} bytes of data cannot yield so many tokens; set "
+            "a smaller one, or add text"
         )

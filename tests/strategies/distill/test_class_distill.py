@@ -86,10 +86,10 @@ def test_the_teacher_s_labels_are_put_into_the_student_s_order() -> None:
             return SimpleNamespace(logits=torch.arange(3.0).expand(len(input_ids), 3) + self.weight)
 
     student, teacher, distiller = Says(["a", "b", "c"]), Says(["c", "a", "b"]), ClassDistiller(Mix())
-    distiller.begin(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
-    assert distiller.ask((), {"input_ids": torch.ones(2, 3)}).tolist() == [[1.0, 2.0, 0.0]] * 2
+    distiller.set_teacher(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
+    assert distiller.teacher_outputs((), {"input_ids": torch.ones(2, 3)}).tolist() == [[1.0, 2.0, 0.0]] * 2
     with pytest.raises(ValueError, match="only one has c"):
-        distiller.begin(Says(["a", "b", "d"]), SimpleNamespace(model=student), student)  # type: ignore[arg-type]
+        distiller.set_teacher(Says(["a", "b", "d"]), SimpleNamespace(model=student), student)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +155,9 @@ def test_the_shipped_recipe_shrinks_what_the_one_before_it_made(
 
 def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
     for strategy, said in (
-        ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "a classifier writes no answers"),
-        ("{name: distill, student: lora, baseline: false}", "own head is what learns"),
-        ("{name: distill, shrink: {layers: 2}, student: full, teacher_cache: {form: top_k}}", "class logits are kept exactly"),
+        ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "a classifier generates no text"),
+        ("{name: distill, student: lora, baseline: false}", "cannot be its own teacher"),
+        ("{name: distill, shrink: {layers: 2}, student: full, teacher_cache: {form: top_k}}", "class logits are exact"),
         ("{name: distill, shrink: {layers: 2}, student: full, hidden_states: {loss: mse}}", "causal-lm only"),
     ):
         with pytest.raises(UserError, match=said):
@@ -183,12 +183,12 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
     rows = [row._asdict() | {"label": 0} for row in texts.encode(pairs)]
     distiller = ClassDistiller(Mix())
     assert distiller.bind(student) is None
-    distiller.begin(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
+    distiller.set_teacher(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
     batch = ClassCollator(0, 8, has_token_types(student), None, has_token_types(teacher))(rows)
     batch.pop("labels")
     with torch.no_grad():
         types = batch["teacher_types"]
         assert types.any()
         wanted = teacher(batch["input_ids"], attention_mask=batch["attention_mask"], token_type_ids=types).logits
-        assert torch.equal(distiller.ask((), batch), wanted)
+        assert torch.equal(distiller.teacher_outputs((), batch), wanted)
         assert torch.equal(student.train()(**batch).teacher_logits, wanted)

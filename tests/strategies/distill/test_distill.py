@@ -20,7 +20,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
 from hfstrat.strategies.distill.loss import Mix
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-from hfstrat.strategies.distill.teacher import check_room, different_words
+from hfstrat.strategies.distill.teacher import check_room, first_difference
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
 from hfstrat.tasks.causal_lm.losses import causal_lm_loss
 
@@ -81,10 +81,10 @@ def test_padded_rows_of_all_masked_labels_are_a_zero(models: Callable[..., Path]
 
 def test_only_the_shared_words_have_to_be_the_same() -> None:
     ours = {"a": 0, "b": 1, "c": 2}
-    assert different_words(ours, dict(ours), 3) is None
-    assert different_words(ours, {**ours, "<pad>": 3}, 3) is None
-    assert different_words(ours, {"a": 0, "b": 1}, 3) is None
-    assert "2 is 'c'" in (different_words(ours, {"a": 0, "b": 1, "d": 2}, 3) or "")
+    assert first_difference(ours, dict(ours), 3) is None
+    assert first_difference(ours, {**ours, "<pad>": 3}, 3) is None
+    assert first_difference(ours, {"a": 0, "b": 1}, 3) is None
+    assert "2 is 'c'" in (first_difference(ours, {"a": 0, "b": 1, "d": 2}, 3) or "")
 
 
 def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
@@ -99,7 +99,7 @@ def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
         (18, True): None,
         (17, True): ["cache.form: hidden", "quantized", "at most 1.0 GB"],
         (7, True): ["cache.form: hidden", "smaller student"],
-        (5, True): ["quantized one (teacher: {quantization: nf4}) with answers that are kept", "smaller student"],
+        (5, True): ["quantized one (teacher: {quantization: nf4}) with cached outputs", "smaller student"],
     }
     check_room("t", sizes, student, None, True)
     check_room("t", (0.0, 0.0), student, 1, True)
@@ -109,10 +109,10 @@ def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
             continue
         with pytest.raises(UserError, match=r"strategy\.teacher: t takes 2\.0 GB") as said:
             check_room("t", sizes, student, int(free * 1e9), stays)
-        found = str(said.value).partition("what would fit: ")[2].split(", or ")
+        found = str(said.value).partition("possible: ")[2].split(", or ")
         assert len(found) == len(cures)
         assert all(part in one for part, one in zip(cures, found, strict=True)), found
-    with pytest.raises(UserError, match="what would fit: a smaller student"):
+    with pytest.raises(UserError, match="possible: a smaller student"):
         check_room("t", sizes, student, int(7e9), stays=True, keepable=False)
 
 
@@ -242,8 +242,8 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     once = distil(strategy.replace("FORM", "auto"), TWO_EPOCHS, name="once")
     anew = distil(strategy.replace("FORM", '"off"'), TWO_EPOCHS, name="anew")
     said = capsys.readouterr().out
-    assert "asked once" in said
-    assert "asked about every batch anew: cache: off" in said
+    assert "outputs computed in" in said
+    assert "outputs are computed on the fly: cache: off" in said
     assert losses(once) == pytest.approx(losses(anew), rel=1e-4)
     assert once["metrics_after"] == pytest.approx(anew["metrics_after"], rel=1e-4)
     assert once["metrics_after"]["teacher_kl"] > 0
@@ -281,7 +281,9 @@ def test_answers_of_another_teacher_are_not_taken(
     for ours, theirs in zip(*by_size, strict=True):
         for old, new in ((ours, theirs), (cache.note_path(ours), cache.note_path(theirs))):
             shutil.copyfile(old, new)
-    with pytest.raises(UserError, match=r"strategy\.teacher_cache: .* another one\. Remove them \(hfstrat cache rm teacher-"):
+    with pytest.raises(
+        UserError, match=r"strategy\.teacher_cache: .* not those of this teacher; remove them \(hfstrat cache rm teacher-"
+    ):
         distil(strategy, TWO_EPOCHS, name="third")
     assert not (tmp_path / "third").exists()
 
@@ -290,7 +292,7 @@ def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}
     for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
-        strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
+        strategy = f"{{name: distill, teacher: TEACHER, student: full, teacher_cache: {{form: '{form}'}}}}"
         words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
         found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
         assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "true")

@@ -227,7 +227,7 @@ def test_likeliest_tokens_with_their_tail_equal_a_reference(count: int) -> None:
 
 def test_some_tokens_are_not_enough_for_another_divergence() -> None:
     given = sizes(23, 20)
-    with pytest.raises(ValueError, match="whole distribution"):
+    with pytest.raises(ValueError, match="full distribution"):
         distill_loss(**{**given, "teacher": draws(given, 4, 1.0, 0)}, mix=Mix("jsd"))
 
 

@@ -14,9 +14,8 @@ from helpers.losses import assert_same, count, load, some_rows
 
 from hfstrat.data.collate import Collator
 from hfstrat.models import fused_loss
-from hfstrat.strategies.distill.hidden_loss import NAME, LayerMatch, new_projections, take_off
 from hfstrat.strategies.distill.loss import Mix
-from hfstrat.strategies.distill.objective import Distiller
+from hfstrat.strategies.distill.objective import NAME, Distiller, LayerMatch, new_projections, remove_projections
 
 PAIRS = [(0, 1), (1, 2), (3, 5)]  # of 4 layers to 6; the last ones are what the head gets, after the last norm
 WEIGHT = 0.7
@@ -173,5 +172,5 @@ def test_evaluation_has_no_part_of_it(models: Callable[..., Path], wide: Path) -
         found = model(**batch)
     assert float(found.total) == pytest.approx(float(plain.total))
     torch.testing.assert_close(found.kl, plain.kl)
-    take_off(model)
+    remove_projections(model)
     assert not any(NAME in name for name, _ in model.named_parameters())

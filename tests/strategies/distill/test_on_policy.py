@@ -15,7 +15,7 @@ from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat.errors import UserError
-from hfstrat.strategies.distill.on_policy import Again
+from hfstrat.strategies.distill.on_policy import RepeatSampler
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
     taught = dict(result["trainer"].teacher_model.named_parameters())
     assert all(torch.equal(taught[name], tensor) for name, tensor in stock.items())
     said = capsys.readouterr().out
-    assert "on-policy by TRL's DistillationTrainer" in said
-    assert "the student writes other answers each time" in said
-    assert "rows give only their prompts" in said
+    assert "on-policy with TRL's DistillationTrainer" in said
+    assert "the answers of the student change in every step" in said
+    assert "only the prompts of the data are used" in said
     assert 0 < result["tokens"] == result["trainer"].state.num_input_tokens_seen
-    assert any("not run: on its own answers" in line for line in result["comparison"]["lines"])
+    assert any("not run: on_policy has no loss" in line for line in result["comparison"]["lines"])
     cards = [file.read_text(encoding="utf-8") for file in tmp_path.rglob("README.md")]
     assert all("hfstrat" in card for card in cards)  # and no card of TRL's
 
@@ -125,7 +125,7 @@ def test_its_loss_is_the_named_divergence(distil: Any) -> None:
 
 
 def test_rows_come_again_for_each_part_of_a_step() -> None:
-    again = Again(range(8), 4, 2)
+    again = RepeatSampler(range(8), 4, 2)
     assert list(again) == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
     assert len(again) == 16
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
-from hfstrat.strategies.distill.tokenizer_mismatch import heard, repeated
+from hfstrat.strategies.distill.tokenizer_mismatch import retokenize_answers, retokenize_prompt
 
 CONFIG = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 
@@ -100,23 +100,23 @@ def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, ca
     new = ", tokenizer: {vocab_size: 290, chat_template: none}"
     distil("seq_kd: true, max_new_tokens: 5", student=new)
     said = capsys.readouterr().out
-    assert "with a tokenizer of its own" in said
-    assert "wrote 48 answers" in said
-    with pytest.raises(UserError, match=r"student: its tokenizer would be a new one.*level: sequence"):
+    assert "has another tokenizer" in said
+    assert "generated 48 answers" in said
+    with pytest.raises(UserError, match=r"student: with a new tokenizer.*seq_kd: true"):
         distil(student=new, name="token")
 
 
 def test_texts_are_handed_over_where_tokenizers_differ() -> None:
-    from hfstrat.strategies.scratch.tokenizer import _bpe
+    from hfstrat.strategies.scratch.tokenizer import _train_bpe
 
     ours, theirs = make_tokenizer(), make_tokenizer()
-    theirs._tokenizer = _bpe(["the cat sat under the red hat"] * 9, 280, ["<|endoftext|>", "<|im_end|>"])
+    theirs._tokenizer = _train_bpe(["the cat sat under the red hat"] * 9, 280, ["<|endoftext|>", "<|im_end|>"])
     text = "one cat and two dogs"
     prompt = ours(text)["input_ids"]
-    asked = heard(prompt, ours, theirs)
+    asked = retokenize_prompt(prompt, ours, theirs)
     assert theirs.decode(asked) == text
     end = theirs.eos_token_id
     ended, cut, empty = (theirs(said)["input_ids"] + end for said, end in ((" ran", [end]), (" ran", []), ("", [end])))
-    found = repeated([ended, cut, empty], [asked] * 3, [prompt] * 3, SegmentTokenizer(ours), theirs)
+    found = retokenize_answers([ended, cut, empty], [asked] * 3, [prompt] * 3, SegmentTokenizer(ours), theirs)
     ran, ours_end = ours(" ran")["input_ids"], ours.eos_token_id
     assert found == [[*ran, ours_end], ran, [ours_end]]

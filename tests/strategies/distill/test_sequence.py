@@ -17,8 +17,8 @@ from rich.console import Console
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
-from hfstrat.strategies.distill.sequence import rewritten
-from hfstrat.strategies.distill.tokenizer_mismatch import Foreign, heard, prompt_of, repeated
+from hfstrat.strategies.distill.sequence import replace_answers
+from hfstrat.strategies.distill.tokenizer_mismatch import OtherTokenizer, prompt_ids, retokenize_answers, retokenize_prompt
 
 
 @dataclass
@@ -49,7 +49,7 @@ def test_each_answer_is_what_the_teacher_says_to_this_prompt_alone(
 ) -> None:
     monkeypatch.setattr(sequence, "BLOCK", 4)
     teacher, tokenizer, data = load(models(tied=True)), make_tokenizer(), some_data()
-    made = rewritten(data, teacher, tokenizer, 5, 64, Console(quiet=True)).train  # type: ignore[arg-type]
+    made = replace_answers(data, teacher, tokenizer, 5, 64, Console(quiet=True)).train  # type: ignore[arg-type]
     assert made["row"][:] == data.train["row"][:]
     for old, new in zip(data.train, made, strict=True):
         prompt = old["input_ids"][:-2]
@@ -76,16 +76,16 @@ def test_an_interrupted_teacher_goes_on_with_the_next_block(
 
     monkeypatch.setattr(sequence, "write_answers", counted)
     with pytest.raises(KeyboardInterrupt):
-        rewritten(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
-    rewritten(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
+        replace_answers(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
+    replace_answers(data, teacher, tokenizer, 4, 64, Console(quiet=True))  # type: ignore[arg-type]
     assert calls == [3, 3, 3, 3, 1]
 
 
 def test_a_row_without_a_prompt_is_refused() -> None:
-    assert prompt_of({"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5]}) == [1, 2, 3]
+    assert prompt_ids({"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5]}) == [1, 2, 3]
     for labels in ([1, 2, 3], [-100, 2, 3], [-100] * 3):
         with pytest.raises(UserError, match="no prompt"):
-            prompt_of({"input_ids": [1, 2, 3], "labels": labels})
+            prompt_ids({"input_ids": [1, 2, 3], "labels": labels})
 
 
 SAID = [" the cat", "the cat", "\non (red)", "(the", ""]
@@ -99,11 +99,13 @@ def test_what_another_tokenizer_wrote_has_the_ids_of_the_whole(ours: str, theirs
     tokenizers = {**TOKENIZERS, "bare": make_tokenizer(chat=False)}
     own, other = tokenizers[ours], tokenizers[theirs]
     prompt = own(asks, add_special_tokens=False)["input_ids"]
-    asked = heard(prompt, own, other)
+    asked = retokenize_prompt(prompt, own, other)
     begin = str(other.decode(asked, skip_special_tokens=True))
     wrote = SegmentTokenizer(other).ids(SAID, [begin] * len(SAID))
     ended = [[*ids, other.eos_token_id] for ids in wrote]
-    found = repeated([*wrote, *ended], [asked] * 2 * len(SAID), [prompt] * 2 * len(SAID), SegmentTokenizer(own), other)
+    found = retokenize_answers(
+        [*wrote, *ended], [asked] * 2 * len(SAID), [prompt] * 2 * len(SAID), SegmentTokenizer(own), other
+    )
     for number, text in enumerate(SAID):
         assert other.decode(asked + wrote[number], skip_special_tokens=True) == begin + text  # so it was said
         whole = own(asks + text, add_special_tokens=False)["input_ids"]
@@ -138,24 +140,26 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
     ours.chat_template = {"own": ours.chat_template, "thinking": THINKING, "plain": None}[student]
     theirs.chat_template = {"headed": HEADED, "plain": None}[teacher]
     data = prepare(section, ours, 0)
-    foreign = Foreign.of(ours, theirs, 320, data.renderer, section, 64)
+    foreign = OtherTokenizer.detect(ours, theirs, 320, data.renderer, section, 64)
     if student == teacher == "plain":
         assert foreign is None
         return
     assert foreign is not None
-    assert "asked in " + ("its own chat" if teacher == "headed" else "the plain") in foreign.line
+    assert "its prompts use " + ("its own chat" if teacher == "headed" else "the plain") in foreign.line
     first = np.arange(len(data.train))
     assert len(first) == len(talks) + (student == "thinking")  # whose template makes a row of each answer
-    prompts = [prompt_of(row) for row in data.train]
-    asked, form = foreign.asked(data.train, first, prompts), Renderer(theirs, "auto")
+    prompts = [prompt_ids(row) for row in data.train]
+    asked, form = foreign.prompts(data.train, first, prompts), Renderer(theirs, "auto")
     afters = [(0, 1), *([(1, 1)] if student == "thinking" else []), (1, 3), (2, 2), (3, 1)]  # row, and turns before the answer
     assert asked == [form.prompt_ids({"messages": talks[row][:after]}) for row, after in afters]
     foreign.reach = max(map(len, asked))
-    with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt takes \d+"):
-        foreign.asked(data.train, first, prompts)
+    with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt has \d+"):
+        foreign.prompts(data.train, first, prompts)
     theirs.chat_template = "{{ raise_exception('no system turns') }}"
-    with pytest.raises(UserError, match=r"^strategy.teacher: the rows in the teacher's own form: .*no system turns"):
-        foreign.asked(data.train, first, prompts)
+    with pytest.raises(
+        UserError, match=r"^strategy.teacher: the data cannot be rendered in the format of the teacher: .*no system turns"
+    ):
+        foreign.prompts(data.train, first, prompts)
 
 
 def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
@@ -169,7 +173,7 @@ def test_a_run_is_plain_fine_tuning_on_what_the_teacher_wrote(
     monkeypatch.setattr("hfstrat.strategies.distill.report._baseline", lambda *args: (None, "a test"))
     report = run(recipe(strategy))
     assert report is not None
-    assert "wrote 48 answers" in capsys.readouterr().out
+    assert "generated 48 answers" in capsys.readouterr().out
     assert "teacher_kl" not in report["result"]["metrics_after"]
     found = report["result"]["comparison"]
     assert found["teacher"]["loss"] > 0

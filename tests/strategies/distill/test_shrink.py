@@ -14,7 +14,7 @@ from helpers.recipes import recipe_of
 from hfstrat import strategies
 from hfstrat.errors import UserError
 from hfstrat.models.load import count_parameters, read_shapes
-from hfstrat.strategies.distill.shrink import INTO, OUT_OF, drop_layers, kept_layers, loudest
+from hfstrat.strategies.distill.shrink import INTO, OUT_OF, drop_layers, layers_to_keep, most_active_channels
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -40,14 +40,14 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_layers_are_spaced_evenly_with_the_first_and_the_last() -> None:
-    assert kept_layers(15, 30) == [0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29]
-    assert kept_layers(2, 4) == [0, 3]
-    assert kept_layers(1, 4) == [0]
-    assert kept_layers(4, 4) == [0, 1, 2, 3]
-    assert kept_layers([1, 2], 4) == [1, 2]
+    assert layers_to_keep(15, 30) == [0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29]
+    assert layers_to_keep(2, 4) == [0, 3]
+    assert layers_to_keep(1, 4) == [0]
+    assert layers_to_keep(4, 4) == [0, 1, 2, 3]
+    assert layers_to_keep([1, 2], 4) == [1, 2]
     for wish, said in ((5, "at most 4"), ([0, 4], "no layer 4"), ([2, 1], "order"), ([1, 1], "once")):
         with pytest.raises(UserError, match=said):
-            kept_layers(wish, 4)
+            layers_to_keep(wish, 4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,7 +115,7 @@ NARROW = {**{name: MODELS[name] for name in ("llama", "llama-tied", "gemma2", "q
 def test_keeping_all_channels_changes_nothing(models: Callable[..., Path], name: str) -> None:
     model = NARROW[name](models)
     width, layers = model.config.intermediate_size, list(range(model.config.num_hidden_layers))
-    channels = loudest(model, ROWS, width)
+    channels = most_active_channels(model, ROWS, width)
     assert all(torch.equal(kept, torch.arange(width)) for kept in channels.values())
     assert torch.equal(logits(drop_layers(model, layers, channels)), logits(model))
 
@@ -132,7 +132,7 @@ def test_silent_channels_go_without_a_change(models: Callable[..., Path], name: 
                 parameter.data[silent[layer]] = 0
             if OUT_OF.search(key) and f".{layer}." in key:
                 parameter.data[:, silent[layer]] = 7  # what a silent channel would add
-    channels = loudest(model, ROWS, width - width // 4)
+    channels = most_active_channels(model, ROWS, width - width // 4)
     assert not any(set(channels[layer].tolist()) & set(silent[layer].tolist()) for layer in range(layers))
     keep = list(range(layers))
     smaller = drop_layers(model, keep, channels)
@@ -144,7 +144,7 @@ def test_silent_channels_go_without_a_change(models: Callable[..., Path], name: 
 
 def test_fewer_and_narrower_layers_are_the_large_one_without_them(models: Callable[..., Path]) -> None:
     model = MODELS["llama"](models)
-    channels = loudest(model, ROWS, 24)
+    channels = most_active_channels(model, ROWS, 24)
     smaller = drop_layers(model, [1, 3], channels)
     for layer in (0, 2):
         model.model.layers[layer].forward = lambda hidden, *_, **__: hidden
@@ -159,16 +159,16 @@ def test_the_loudest_are_those_of_the_largest_mean_absolute_activation(models: C
     model = MODELS["llama"](models)
     said: list[torch.Tensor] = []
     hook = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(lambda module, args: said.append(args[0][0]))
-    channels = loudest(model, ROWS, 5)
+    channels = most_active_channels(model, ROWS, 5)
     hook.remove()
     assert channels[2].tolist() == sorted(torch.cat(said).abs().mean(0).topk(5).indices.tolist())
 
 
 def test_what_cannot_be_made_narrower_is_refused(models: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="65 of a model that has 64"):
-        loudest(MODELS["llama"](models), ROWS, 65)
-    with pytest.raises(UserError, match=r"intermediate_size: the feed-forward layers of a gpt2 model"):
-        loudest(MODELS["gpt2"](models), ROWS, 8)
+    with pytest.raises(UserError, match="given 65, but this model has 64"):
+        most_active_channels(MODELS["llama"](models), ROWS, 65)
+    with pytest.raises(UserError, match=r"intermediate_size: the MLPs of a gpt2 model"):
+        most_active_channels(MODELS["gpt2"](models), ROWS, 8)
 
 
 def test_a_narrower_student_is_counted_and_taught(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,14 +290,14 @@ def jittery() -> Any:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (tied, "the input embeddings learn, as they are tied to the LM head"),
-        (with_adapters, "adapters learn in the first block"),
-        (without_blocks, "which modules of LlamaForCausalLM are its transformer blocks"),
-        (lambda: make("llama", last=4), "something learns in the first block"),
+        (tied, "the input embeddings are trained, since they are tied to the LM head"),
+        (with_adapters, "adapters are trained in the first block"),
+        (without_blocks, "transformer blocks of LlamaForCausalLM cannot be identified"),
+        (lambda: make("llama", last=4), "parameters are trained in the first block"),
         (lambda: make("bert", dropout=0.1), r"dropout is active .*bert.embeddings.dropout: 0.1.*frozen_dropout: false"),
         (lambda: make("gpt2", dropout=0.2), r"dropout is active in the frozen part \(transformer.drop: 0.2\)"),
-        (jittery, "something else in training than in evaluation"),
-        (passing_more, "says something else .*its blocks pass on more than hidden states"),
+        (jittery, "different outputs in training and in evaluation"),
+        (passing_more, "the outputs of .* change .*its blocks pass more than hidden states"),
     ],
     ids=["tied", "adapters", "no blocks", "first block", "bert dropout", "gpt2 dropout", "random", "more than states"],
 )
@@ -331,7 +331,7 @@ def test_it_must_pay() -> None:
     assert gain(10, 6, 3) == pytest.approx(48 / 28)  # the last 2 of 12 layers, 3 epochs
     assert gain(10, 6, 1) == pytest.approx(1)
     feed = precompute(make_feed(steps=3), make("llama"), "auto")
-    assert "would not pay" in feed.facts["not_precomputed"]
+    assert "would not save time" in feed.facts["not_precomputed"]
     assert isinstance(precompute(make_feed(steps=3), make("llama"), True).train, WithStates)
     assert isinstance(precompute(make_feed(steps=60), make("llama"), "auto").train, WithStates)
     assert "max_time" in precompute(make_feed(steps=10**7), make("llama"), "auto").facts["not_precomputed"]
@@ -342,7 +342,7 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyP
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 1000))
-    with pytest.raises(UserError, match=r"precompute: true, but .*hidden states of 28 rows: about .* are free"):
+    with pytest.raises(UserError, match=r"precompute: true, but .*hidden states of 28 examples: about .* are free"):
         precompute(make_feed(), make("llama"), True)
     assert "are needed" in precompute(make_feed(steps=60), make("llama"), "auto").facts["not_precomputed"]
 

@@ -22,8 +22,7 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
 from hfstrat.strategies.head import select_layer
-from hfstrat.strategies.head.bodies import cut, take_apart
-from hfstrat.strategies.head.features import POOLINGS, extract
+from hfstrat.strategies.head.features import POOLINGS, cut, extract, split_body
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
 from hfstrat.tasks.text_classification.text import labels_of
@@ -73,11 +72,11 @@ def test_features_are_what_the_cut_model_says_of_one_text(bodies: Any, family: s
     """Every layer and pooling, in padded batches, against the shortened model on each text alone."""
     job = job_of(recipe_of(family))
     rows = job.data.train.select(range(9))
-    body = take_apart(loaded_body(bodies(family)))
+    body = split_body(loaded_body(bodies(family)))
     layers = list(range(1, body.depth + 1))
     found = extract(body, rows, range(9), job.feed.collate, layers, POOLINGS, torch.float32)
     for layer in reversed(layers):
-        short = cut(take_apart(loaded_body(bodies(family))), layer).model
+        short = cut(split_body(loaded_body(bodies(family))), layer).model
         assert short.config.num_hidden_layers == layer
         for index, row in enumerate(rows):
             with torch.no_grad():
@@ -88,13 +87,13 @@ def test_features_are_what_the_cut_model_says_of_one_text(bodies: Any, family: s
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "llama", "gpt2"])
 def test_a_cut_body_reloads_as_it_is(bodies: Any, family: str, tmp_path: Path) -> None:
-    short = cut(take_apart(loaded_body(bodies(family))), 2).model
+    short = cut(split_body(loaded_body(bodies(family))), 2).model
     short.save_pretrained(tmp_path)
     again = loaded_body(tmp_path)
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).last_hidden_state, short(input_ids=ids).last_hidden_state)
-    assert len(take_apart(again).blocks) == 2
+    assert len(split_body(again).blocks) == 2
 
 
 RUNS: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -307,7 +306,7 @@ def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     shapes = read_shapes(models(tied=True))
     assert strategies.build(loaded.recipe.strategy).describe(shapes, True).footprint == counts
-    with pytest.raises(UserError, match="untie: true gives it a head of its own"):
+    with pytest.raises(UserError, match="untie: true gives it a matrix of its own"):
         strategies.build(Head(name="head")).describe(shapes, True)
 
 

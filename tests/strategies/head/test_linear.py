@@ -21,7 +21,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def objective(layer: linear.Linear, x: torch.Tensor, labels: torch.Tensor, strength: float, bias: bool) -> torch.Tensor:
     """As it is written in the docstring, on standardised features."""
-    scale = linear.Scale.of(x, centred=bias)
+    scale = linear.Scale.of(x, centered=bias)
     weight = layer.weight * scale.spread
     logits = layer.logits(x.double())
     if labels.dim() == 2:
@@ -43,7 +43,7 @@ def test_the_optimum_has_no_slope(rows: tuple[torch.Tensor, torch.Tensor], sever
     weight = layer.weight.clone().requires_grad_()
     shift = None if layer.bias is None else layer.bias.clone().requires_grad_()
     objective(linear.Linear(weight, shift), x, labels, strength, bias).backward()
-    spread = linear.Scale.of(x, centred=bias).spread
+    spread = linear.Scale.of(x, centered=bias).spread
     assert weight.grad is not None
     assert (weight.grad / spread).abs().max() < 5e-4
     assert shift is None or (shift.grad is not None and shift.grad.abs().max() < 1e-4)
