@@ -1,4 +1,4 @@
-"""`hfstrat predict`: what a classifier says of texts."""
+"""`hfstrat predict`: labels or numbers for texts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 from hfstrat.cli.generate import lines
 from hfstrat.errors import UserError
-from hfstrat.tasks.artifact import check_output, check_task, load
-from hfstrat.tasks.text_classification import TextClassification
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.artifact import check_output, check_task, load, task_of
+from hfstrat.tasks.text_classification.text import LabelText
 
+NO_CLASSIFIER = "this model generates text: use `hfstrat generate`"
 LENGTH = 1024  # tokens of a text, at most, where no run says it
 
 
 def predict(target: str, given: list[str], file: Path | None, output: Path | None, form: str = "recorded") -> None:
-    """Label texts on the terminal, or into a .jsonl with `text`, `labels` and `scores`.
+    """Print labels or numbers for texts, or write a .jsonl with `text` and `labels` with `scores`, or `values`.
 
     Raises:
         UserError: no texts, a file that cannot be read, an output that exists, or no classifier.
@@ -24,24 +26,24 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
     if not asked:
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
-    check_task(target, (TextClassification.name,), "this is no classifier: `hfstrat generate` gives its answers")
+    check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), NO_CLASSIFIER)
     model, tokenizer, report = load(target, form, spreads=True)
     import torch
 
     from hfstrat.data.classification.tokenize import Texts
-    from hfstrat.tasks.text_classification.text import in_words, labels_of
 
-    texts = Texts(tokenizer, report.run.recipe.data.max_length if report else 1024)
+    task = task_of(target).text
+    assert isinstance(task, LabelText)
+    texts = Texts(tokenizer, report.run.recipe.data.max_length if report else LENGTH)
     with lines(output) as say:
         for row in asked:
-            found = labels_of(model, texts, row, torch.float32)  # as the weights are, without autocast
-            words = TextClassification().text.prompt(row)
+            found = task.outputs(model, texts, row, torch.float32)  # as the weights are, without autocast
             if output:
                 whole = row if isinstance(row, dict) else {"text": row}
-                labels, scores = [label for label, _ in found], [chance for _, chance in found]
-                say(json.dumps({**whole, "labels": labels, "scores": scores}, ensure_ascii=False))
+                say(json.dumps({**whole, **task.record(found)}, ensure_ascii=False))
             else:
-                say(f"{in_words(found)}\t{' '.join(words.split())}" if len(asked) > 1 else in_words(found))
+                words = " ".join(task.prompt(row).split())
+                say(f"{task.line(found)}\t{words}" if len(asked) > 1 else task.line(found))
     if output:
         print(f"{output}: {len(asked)} rows")
 

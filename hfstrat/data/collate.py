@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -98,6 +99,7 @@ class TokenCollator(ABC):
 
     pads = True
     selects_rows = False
+    units: Any = None  # of the model's outputs, where they are numbers and no logits
     pad_token_id: int
     multiple: int
 
@@ -167,15 +169,12 @@ class ClassCollator(TokenCollator):
 
     Args:
         has_types: whether the model uses `token_type_ids`.
-        teacher_has_types: whether its teacher does; the teacher gets them as `teacher_types`.
         labels: the number of labels, where a row may have several; None for one per row.
     """
 
-    def __init__(
-        self, pad_token_id: int, multiple: int, has_types: bool, labels: int | None = None, teacher_has_types: bool = False
-    ) -> None:
+    def __init__(self, pad_token_id: int, multiple: int, has_types: bool, labels: int | None = None) -> None:
         self.pad_token_id, self.multiple, self.has_types, self.labels = pad_token_id, multiple, has_types, labels
-        self.types = [name for name, wanted in (("token_type_ids", has_types), (TEACHER_TYPES, teacher_has_types)) if wanted]
+        self.types = ["token_type_ids"] if has_types else []
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
@@ -189,13 +188,20 @@ class ClassCollator(TokenCollator):
             batch["attention_mask"][index, :length] = 1
             for name in self.types if row["token_type_ids"] else ():
                 batch[name][index, :length] = torch.as_tensor(row["token_type_ids"])
-        batch["labels"] = self._labels([row["label"] for row in rows])
+        batch["labels"] = self.encode_labels([row["label"] for row in rows])
         return batch
 
-    def _labels(self, given: list[Any]) -> torch.Tensor:
+    def with_teacher(self, has_types: bool) -> Self:
+        """The same for a teacher, which gets `teacher_types` if it distinguishes two texts by token types."""
+        found = copy.copy(self)
+        found.types = [*self.types, TEACHER_TYPES] if has_types else self.types
+        return found
+
+    def encode_labels(self, values: list[Any]) -> torch.Tensor:
+        """The `label` of rows as they are in a batch."""
         if self.labels is None:
-            return torch.tensor(given, dtype=torch.long)
-        marks = torch.zeros(len(given), self.labels)
-        for index, labels in enumerate(given):
+            return torch.tensor(values, dtype=torch.long)
+        marks = torch.zeros(len(values), self.labels)
+        for index, labels in enumerate(values):
             marks[index, labels] = 1.0
         return marks

@@ -80,7 +80,7 @@ def _hashes(examples: Iterator[Example | LabeledText], labels: list[str]) -> Ite
     for example in examples:
         if example.has_target:
             if isinstance(example, LabeledText):
-                labels.append(str(example.labels))
+                labels.append(example.stratum)
             yield hash_text(example.content)
 
 

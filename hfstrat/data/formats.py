@@ -317,7 +317,7 @@ def choose_format(name: str, columns: Iterable[str], source: str) -> str:
         UserError: the columns do not fit; the message lists them and shows how to map them.
     """
     given = list(columns)
-    if name == "text-classification":
+    if name in ("text-classification", "regression"):
         raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
     if name == "auto":
         _refuse_unsupported(given, source)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequence_summary)\.|^head\.")
 ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet", "electra")
@@ -46,6 +49,21 @@ def with_head(shapes: Shapes, config: dict[str, Any], labels: int) -> Shapes | N
     if not any(name.startswith(f"{prefix}.pooler.") for name in head):
         body = {name: shape for name, shape in body.items() if not name.startswith(f"{prefix}.pooler.")}
     return body | head
+
+
+def final_linear(model: Any) -> nn.Linear:
+    """The last linear layer of a classifier, whose outputs are the logits. Raises UserError where none is found."""
+    from torch import nn
+
+    body = model.base_model_prefix
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        raise UserError(f"strategy: {type(model).__name__} has no linear head; take partial or lora")
+    return found[-1]
 
 
 def _prefix(config: dict[str, Any]) -> str | None:

@@ -9,7 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, m
 
 from hfstrat.recipe.section import Section
 
-Format = Literal["auto", "text", "prompt-completion", "alpaca", "messages", "conversations", "text-classification"]
+Format = Literal[
+    "auto", "text", "prompt-completion", "alpaca", "messages", "conversations", "text-classification", "regression"
+]
 _PART = r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?"
 
 

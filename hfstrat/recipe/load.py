@@ -124,7 +124,11 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
-    return recipe.model_copy(update={"training": training.model_copy(update=update)}) if update else recipe
+    found = recipe.model_copy(update={"training": training.model_copy(update=update)}) if update else recipe
+    if recipe.task == "regression" and recipe.model.dtype == "auto":  # 16 bits would round predictions in original units
+        origins["model", "dtype"] = "default of regression: predictions in original units need the precision"
+        found = found.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float32"})})
+    return found
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,9 @@ def _from_string(key: str, either: Any) -> BeforeValidator:
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification"] = Field("causal-lm", description="What the model is trained for")
+    task: Literal["causal-lm", "text-classification", "regression"] = Field(
+        "causal-lm", description="What the model is trained for: generated text, labels, or numbers"
+    )
     model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
     data: Annotated[Data, _from_string("train", Data | str)]

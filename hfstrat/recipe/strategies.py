@@ -15,7 +15,7 @@ class StrategySection(Section):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification")
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression")
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 

@@ -114,6 +114,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
     group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
     rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=group)
+    if (undo := task.model.fit_output(base, data, collate)) is not None:
+        rows = rows.with_undo(undo)
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
     batches = decide_batches(recipe, base, built, data, args, stored)

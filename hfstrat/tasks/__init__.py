@@ -9,11 +9,12 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification())}
+TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression())}
 
-__all__ = ["TASKS", "CausalLM", "Task", "TextClassification", "task_of_files", "task_of_rows"]
+__all__ = ["TASKS", "CausalLM", "Regression", "Task", "TextClassification", "task_of_files", "task_of_rows"]
 
 
 def task_of_files(folder: str | Path) -> Task:

@@ -99,6 +99,7 @@ class Model(ABC):
     peft_type: str  # of PEFT's TaskType
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
+    config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
 
     @abstractmethod
@@ -134,6 +135,14 @@ class Model(ABC):
         """Bind a forward that computes the loss, if this task has one; called before anything wraps the model."""
         return
 
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None] | None:
+        """Fit the output layer to the targets of training, in place, before the model to train is built.
+
+        Returns:
+            What undoes it before the result is saved; None where nothing was changed.
+        """
+        return None
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""
         return
@@ -150,6 +159,7 @@ class Metrics(ABC):
     labels: tuple[str, ...] = ()  # names of the outputs of a head
 
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
+    of_distributions: ClassVar[bool] = True  # whether outputs are logits
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 
     @property

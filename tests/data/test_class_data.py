@@ -143,7 +143,7 @@ def test_class_imbalance_is_reported(made: Any) -> None:
         (["a"] * 8, "every row has the label 'a'; a classifier needs at least two"),
         (["a", None, "b", "a"], r"row 2: 'label' is null; expected a label"),
         (["a", " ", "b", "a"], r"row 2: 'label' is empty"),
-        ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* Scores \(regression\) are not learnt"),
+        ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* For numbers set task: regression"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
         ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' contains duplicate labels; .*vectors of 0 and 1 are not supported"),

@@ -442,7 +442,9 @@ THEIRS = "strategy.teacher.quantization"
 PROBES |= {
     "strategy.distill.name": Probe(["strategy={name: distill, student: full}"], lambda s: distiller(s) is not None, True),
     "strategy.distill.divergence": Probe(["strategy.divergence=jsd"], lambda s: distiller(s).mix.divergence, "jsd", [DISTILL]),
-    "strategy.distill.teacher_weight": Probe(["strategy.teacher_weight=0.0"], lambda s: distiller(s).is_active, False, [DISTILL]),
+    "strategy.distill.teacher_weight": Probe(
+        ["strategy.teacher_weight=0.0"], lambda s: distiller(s).is_active, False, [DISTILL]
+    ),
     "strategy.distill.temperature": Probe(["strategy.temperature=2.0"], lambda s: distiller(s).mix.temperature, 2.0, [DISTILL]),
     "strategy.distill.skew": Probe(
         ["strategy.skew=0.3"], lambda s: distiller(s).mix.skew, 0.3, [DISTILL, "strategy.divergence=skew_kl"]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hfstrat.data.formats import BadRow, rename, require_text
 from hfstrat.errors import UserError
@@ -37,6 +37,11 @@ class LabeledText(NamedTuple):
     labels: list[str]
 
     @property
+    def stratum(self) -> str:
+        """The labels, in whose proportions examples are held out."""
+        return str(self.labels)
+
+    @property
     def has_target(self) -> bool:
         """Whether there is a text to train on."""
         return bool(self.content.strip())
@@ -60,6 +65,7 @@ class LabelFormat:
     columns: tuple[str, str, str]
     many: bool
     class_names: list[str] | None = None
+    values: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
 
     @classmethod
     def detect(
@@ -118,7 +124,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
         if not value.is_integer():
             raise BadRow(
                 f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
-                "Scores (regression) are not learnt by this task"
+                "For numbers set task: regression"
             )
         value = int(value)
     if names is not None and isinstance(value, int):

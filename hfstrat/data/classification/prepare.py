@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from hfstrat.data import cache, splits
 from hfstrat.data.classification import tokenize
-from hfstrat.data.classification.labels import LabelFormat, as_number, sort_labels
+from hfstrat.data.classification.labels import LabeledText, LabelFormat, as_number, sort_labels
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.prepare import PreparedData, Table, load_table
 from hfstrat.data.sources import DataSource
@@ -80,7 +81,7 @@ def check_labels(rows: Dataset, names: list[str], many: bool, stats: Statistics)
     if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
         raise UserError(
             f"data.train: {stats.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
-            "are expected. Scores (regression) are not learnt by this task"
+            "are expected. For numbers set task: regression"
         )
     if not many and len(names) == len(rows) > 2:
         raise UserError(
@@ -194,7 +195,7 @@ def prepare(
             evaluation label that no training row has.
     """
     texts = Texts(tokenizer, data.max_length)
-    tokenized = partial(_tokenize, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    tokenized = partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
     table = load_table(data.train, data, "data.train", tokenized)
     many, names = table.statistics.many_labels, collect_labels(table)
     train = encode_labels(table.rows.table, names, many, "data.train")
@@ -245,7 +246,9 @@ def prepare_eval(
         UserError: as `prepare`; also a label that the classifier does not have.
     """
     texts = Texts(tokenizer, data.max_length)
-    table = load_table(data.train, data, "data.train", partial(_tokenize, texts=texts, key=cache.tokenizer_digest(tokenizer)))
+    table = load_table(
+        data.train, data, "data.train", partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
+    )
     check_seen(table.rows.table, names, table.statistics)
     held = encode_labels(table.rows.table, names, many, "data.train")
     held = held.select(range(min(max_rows or len(held), len(held))))
@@ -282,11 +285,19 @@ def class_names(source: DataSource) -> list[str] | None:
     return None
 
 
-def _tokenize(source: DataSource, texts: Texts, key: str) -> tuple[Path, Statistics]:
+def tokenize_texts(
+    source: DataSource, texts: Texts, key: str, task: str = "text-classification", detect: Callable[..., Any] | None = None
+) -> tuple[Path, Statistics]:
+    """The Arrow file of the prepared rows of one source, new or cached, and their statistics.
+
+    Args:
+        key: a hash of the tokenizer.
+        detect: how rows are read, from the first of them; by default as texts with labels.
+    """
     data, path, names = source.data, source.source.path, class_names(source)
-    source.detect = partial(LabelFormat.detect, names=names)
+    source.detect = detect or partial(LabelFormat.detect, names=names)
     options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
-    inputs = {**source.fingerprint_inputs(), "task": "text-classification", "tokenizer": key, "classes": names, **options}
+    inputs = {**source.fingerprint_inputs(), "task": task, "tokenizer": key, "classes": names, **options}
     entry = cache.fetch(
         "rows",
         cache.fingerprint(inputs),
@@ -297,6 +308,11 @@ def _tokenize(source: DataSource, texts: Texts, key: str) -> tuple[Path, Statist
     stats = Statistics.from_dict(entry.value)
     stats.source, stats.weight = path, source.source.weight
     return entry.path, stats
+
+
+def prompt_of(example: LabeledText) -> dict[str, str]:
+    """The text, or both texts of a pair, under the names that tokenizers of pairs have for them."""
+    return {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
 
 
 def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
@@ -310,7 +326,7 @@ def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
     examples = table.examples([int(rows[place]) for _, place in sorted(ranked)[:count]])
     return [
         {
-            "prompt": {"text": e.text} | ({"text_pair": e.pair} if e.pair is not None else {}),
+            "prompt": prompt_of(e),
             "reference": ", ".join(e.labels),
         }
         for e in examples

@@ -78,11 +78,15 @@ class Texts:
         return [Encoded(i, t if any(t) else [], len(i)) for i, t in zip(ids, types, strict=True)]
 
 
-def schema() -> pyarrow.Schema:
-    """Columns of the prepared rows. `token_type_ids` is empty where it would be zeros; `text_hash` is of the texts alone."""
+def schema(values: tuple[str, str]) -> pyarrow.Schema:
+    """Columns of the prepared rows; `values` are the name of the label column and the type of one label.
+
+    `token_type_ids` is empty where it would be zeros; `text_hash` is of the texts alone.
+    """
     import pyarrow as pa
 
-    fields = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), "names": pa.list_(pa.string())}
+    fields = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
+    fields[values[0]] = pa.list_(pa.type_for_alias(values[1]))
     return pa.schema([*fields.items(), ("length", pa.int32()), ("row", pa.int64()), ("text_hash", pa.int64())])
 
 
@@ -96,12 +100,12 @@ def write(rows: Iterable[Row], reading: LabelFormat, data: Data, texts: Texts, t
 
     stats = Statistics(reading.source, reading.kind, many_labels=reading.many)
     numbered, digest = enumerate(rows), hashlib.sha256()
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns_of := schema(reading.values)) as stream:
         while batch := list(itertools.islice(numbered, BATCH)):
             made = _batch(batch, reading, data, texts, stats)
             digest.update(repr([row[:3] for row in made]).encode("utf-8", "surrogatepass"))
-            columns = zip(*made, strict=True) if made else [[]] * len(schema())
-            stream.write_batch(pa.record_batch([list(column) for column in columns], schema=schema()))
+            columns = zip(*made, strict=True) if made else [[]] * len(columns_of)
+            stream.write_batch(pa.record_batch([list(column) for column in columns], schema=columns_of))
     stats.sha256, blank = digest.hexdigest(), stats.rows_blank
     if not stats.rows_kept or blank > MAX_UNSUPERVISED * stats.rows_read:
         cause = f"{blank:,} have an empty text" if blank else f"none is within data.max_length = {texts.max_length}"

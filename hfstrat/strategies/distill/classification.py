@@ -6,7 +6,7 @@ import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from hfstrat.recipe.format import file_size
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
 from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
-from hfstrat.tasks.text_classification.losses import class_loss, class_sums
+from hfstrat.tasks import TASKS
+from hfstrat.tasks.base import Metrics
+from hfstrat.tasks.text_classification.losses import class_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +65,8 @@ class ClassDistiller:
 
     In evaluation the teacher does not run: metrics are the student's own.
     """
+
+    task = "text-classification"
 
     def __init__(self, mix: Mix) -> None:
         self.mix = mix
@@ -146,13 +150,36 @@ class ClassDistiller:
 
     def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
         """The collator with token types for a teacher that distinguishes two texts by them."""
-        return ClassCollator(
-            collate.pad_token_id,
-            collate.multiple,
-            collate.has_types,
-            collate.labels,
-            teacher_has_types=has_token_types(teacher),
-        )
+        return collate.with_teacher(has_token_types(teacher))
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of the teacher itself."""
+        return replace(TASKS[self.task].metrics, labels=self.names)
+
+
+class RegressionDistiller(ClassDistiller):
+    """The same for numbers: the squared error from the teacher's predictions in place of the divergence, standardized."""
+
+    task = "regression"
+    units: Any = None
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        predicted, metrics = outputs.get("teacher_logits"), self.metrics
+        own = metrics.loss(outputs, labels, num_items_in_batch)
+        if predicted is None:
+            return own
+        matched = metrics.loss(outputs, self.units.standardize(predicted.float()), num_items_in_batch)
+        return self.mix.alpha * matched + (1 - self.mix.alpha) * own
+
+    def collator(self, collate: ClassCollator, teacher: PreTrainedModel) -> ClassCollator:
+        self.units = collate.units
+        return super().collator(collate, teacher)
+
+    @property
+    def metrics(self) -> Metrics:
+        of_data: Any = SimpleNamespace(label_names=self.names, units=self.units)
+        return TASKS[self.task].metrics.for_data(of_data)
 
 
 def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
@@ -201,7 +228,6 @@ def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: 
 def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The metrics of the teacher on the evaluation data."""
     from hfstrat.models.load import count_parameters
-    from hfstrat.tasks.text_classification.scores import of_sums
 
     assert distiller.teacher is not None
     parts, size = list[Any](), feed.plan.eval_batch
@@ -211,12 +237,11 @@ def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, A
         labels = feed.collate([feed.eval[place] for place in places])["labels"]
         with feed.autocast():
             logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
-        return class_sums(logits, labels)
+        return distiller.metrics.sums(lambda: {"logits": logits}, {"labels": labels})
 
     parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "evaluating the teacher", for_all=True))
-    totals, marks = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
-    metrics, _ = of_sums(totals, marks, distiller.names)
-    feed.say(f"{'teacher':<9} evaluation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}")
+    metrics, _ = distiller.metrics.measure(tuple(torch.cat(one).numpy() for one in zip(*parts, strict=True)))
+    feed.say(f"{'teacher':<9} evaluation {TASKS[distiller.task].text.metrics(metrics)}")
     return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 

@@ -53,6 +53,7 @@ def objective_of(task: str) -> Objective:
     distillers = {
         "causal-lm": Objective(objective.Distiller, precompute.cache_outputs),
         "text-classification": Objective(classification.ClassDistiller, classification.cache_outputs),
+        "regression": Objective(classification.RegressionDistiller, classification.cache_outputs),
     }
     return distillers[task]
 
@@ -242,6 +243,9 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
     if task.text.generates:
         return
     form = strategy.teacher_cache.form
+    given = [key for key in ("divergence", "temperature", "skew") if key in strategy.model_fields_set]
+    if given and not task.metrics.of_distributions:
+        raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
     for key, is_given, why in (
         ("on_policy", strategy.on_policy, "a classifier generates no text; remove it"),
         ("seq_kd", strategy.seq_kd, "a classifier generates no text; remove it"),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hfstrat.models import output_scale
 from hfstrat.strategies.head.features import INPUTS, Body, pool
 from hfstrat.strategies.head.linear import Linear, Scale
 
@@ -67,6 +68,7 @@ class HeadModel(nn.Module):
 
     def fold(self) -> None:
         """Fold the standardization into the first linear layer; the outputs stay the same."""
+        output_scale.fold(self.head)
         first = self.head[0]
         if not isinstance(first, Standardize):
             return
@@ -91,16 +93,18 @@ def make_head(width: int, classes: int, hidden: int | None, scale: Scale | None,
 
 @torch.no_grad()
 def set_linear(layer: nn.Linear, solved: Linear) -> None:
-    layer.weight.copy_(solved.weight)
-    if layer.bias is not None and solved.bias is not None:
-        layer.bias.copy_(solved.bias)
+    """Copy a solved head into a layer, in whose parameters targets may be standardized."""
+    weight, bias = solved
+    if isinstance(layer, output_scale.ScaledLinear):
+        weight, bias = layer.units.to_standardized(weight, bias, layer.constant)
+    output_scale.write(layer, weight, bias)
 
 
 class FeatureRows(Dataset[dict[str, torch.Tensor]]):
-    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch."""
+    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch; `units` of numbers."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        self.features, self.labels = features, labels
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, units: output_scale.Units | None = None) -> None:
+        self.features, self.labels, self.units = features, labels, units
 
     def __len__(self) -> int:
         return len(self.features)

@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from hfstrat.errors import UserError
+from hfstrat.models import output_scale
 from hfstrat.models.blocks import keep_layers_in_config
+from hfstrat.models.classifier_heads import final_linear
 from hfstrat.models.load import cast_weights
+from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
 from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, split_body
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
-from hfstrat.strategies.head.linear import Linear, Scale, fit_logistic
-from hfstrat.strategies.head.pooled import Pooled, labels_of, pool_rows
+from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
+from hfstrat.strategies.head.pooled import Pooled, pool_rows
 from hfstrat.strategies.head.shapes import check_depth
 from hfstrat.tasks import sentence_transformers
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -75,7 +78,7 @@ class ClassifierHead:
             tokenizer.save_pretrained(folder)
             sentence_transformers.shrink(folder, dtype)
             return
-        labels = {key: getattr(config, key) for key in ("id2label", "label2id", "problem_type")}
+        labels = {key: getattr(config, key) for key in self.base.task.model.config_keys}
         length = int(trainer.marker_state["recipe"]["data"]["max_length"])
         sentence_transformers.save(self.model, tokenizer, folder, labels, min(length, tokenizer.model_max_length), dtype)
 
@@ -92,7 +95,8 @@ class SolvedTrainer(StrategyTrainer):
         if self.args.eval_on_start:
             self.evaluate()
         bias = model.head[0].bias is not None
-        layer, strength = fit_logistic(rows.features, rows.labels, model.head[0].out_features, self.strength, bias, SEED)
+        classes = model.head[0].out_features
+        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
         said = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
@@ -108,10 +112,11 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
         UserError: more layers than there are, or a body that cannot be cut.
     """
     config = base.model.config
-    body, _, reads_last, several = _parts(strategy, base)
+    body, _, reads_last = _parts(strategy, base)
+    units = data.collate.units
     cast_weights(base.model.base_model, base.compute_dtype)  # the precision of frozen weights in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
-    pooled = pool_rows(body, data, config.num_labels, several, strategy.layer, poolings, SEED)
+    pooled = pool_rows(body, data, config.num_labels, strategy.layer, poolings, SEED)
     shorten(base, body, pooled)
     by_transformers = reads_last and pooled.pooling == "last" and strategy.head == "linear"
     if not by_transformers:
@@ -121,24 +126,28 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
     scale = None if exact else Scale.of(pooled.train, centered=not by_transformers)
     head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
+    if units is not None and scale is not None:
+        constant = constant_direction(scale.apply(pooled.train[:CONSTANT_ROWS])) if by_transformers else None
+        output_scale.scale(last_of(head), units, constant, keep=False)
     model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
     batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
     sample = {name: value for name, value in batch.items() if name != "labels"}
     said = facts(pooled, base, exact)
     built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
-    train, held = FeatureRows(pooled.train, pooled.train_labels), FeatureRows(pooled.eval, pooled.eval_labels)
+    train = FeatureRows(pooled.train, pooled.train_labels, units)
+    held = FeatureRows(pooled.eval, pooled.eval_labels, units)
     solved = "the head is solved, so the schedule of training is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
     return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": said}), built
 
 
-def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool, bool]:
-    """The body, the last linear layer, whether that is the whole head, and whether an example may have several labels."""
+def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool]:
+    """The body, the last linear layer, and whether that is the complete head."""
     base.model.requires_grad_(False)
     body, final = split_body(base.model.base_model), final_linear(base.model)
     check_depth(strategy.layer, body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
-    return body, final, reads_last, base.model.config.problem_type == "multi_label_classification"
+    return body, final, reads_last
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:
@@ -174,11 +183,12 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     Raises:
         UserError: more layers than there are, or a body that cannot be cut.
     """
-    body, final, reads_last, several = _parts(strategy, base)
+    body, final, reads_last = _parts(strategy, base)
+    units = data.collate.units
     classes = base.model.config.num_labels
     base.model.to(data.device)
     if reads_last:
-        pooled = pool_rows(body, data, classes, several, strategy.layer, ("last",), SEED)
+        pooled = pool_rows(body, data, classes, strategy.layer, ("last",), SEED)
         shorten(base, body, pooled)
         features, labels = pooled.train, pooled.train_labels
         found = facts(pooled, base, True)
@@ -187,11 +197,11 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
         if strategy.layer != "auto":
             cut(body, int(strategy.layer))
         features = extract_inputs(base.model, final, data.train, data.collate, data.dtype, data.group)
-        labels = labels_of(data.train, classes, several)
+        labels = data.collate.encode_labels(data.train["label"][:])
         found = {"layer": len(body.blocks), "pooling": "the class's own", "solved_exactly": True}
         base.say(f"the body ends after layer {len(body.blocks)} of {depth}; pooled as in {type(base.model).__name__}")
     strength = None if strategy.l2 == "auto" else float(strategy.l2)
-    layer, strength = fit_logistic(features, labels, classes, strength, final.bias is not None, SEED)
+    layer, strength = solve(features, labels, classes, strength, final.bias is not None, units, SEED)
     set_linear(final, layer)
     check_same(base, data, final, layer, features)
     base.say(f"the head is solved on {len(features):,} examples (l2 {strength:g}); training continues from it")
@@ -212,24 +222,18 @@ def check_same(base: Base, data: TrainData, final: nn.Linear, layer: Linear, fea
     with torch.autocast(data.device.type, data.dtype, enabled=data.dtype != torch.float32):
         said = base.model(**inputs).logits.double()
     wanted = layer.logits(features[:count])
-    if float((said - wanted).abs().max()) > NEAR * max(1.0, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
+    least = 1.0 if data.collate.units is None else float(data.collate.units.std.max())
+    if float((said - wanted).abs().max()) > NEAR * max(least, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
         raise UserError(
             f"strategy.then: the logits of {type(base.model).__name__} differ from those of its head on the features, so "
             "training cannot continue from the solved head; remove then"
         )
 
 
-def final_linear(model: Any) -> nn.Linear:
-    """The last linear layer of a classifier, which returns the logits."""
-    body = model.base_model_prefix
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == model.config.num_labels
-    ]
-    if not found:
-        raise UserError(f"strategy: {type(model).__name__} has no linear head; use partial or lora")
-    return found[-1]
+def last_of(head: nn.Sequential) -> nn.Linear:
+    layer = head[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def name_of(model: nn.Module, wanted: nn.Module) -> str:

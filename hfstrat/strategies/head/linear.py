@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from hfstrat.models.output_scale import Units, constant_direction
+
+CONSTANT_ROWS = 512  # from which the direction that stands for a missing bias is found
 CHUNK_NUMBERS = 2**23  # logits in memory at a time
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, per example
 HISTORY = 10  # steps in the memory of L-BFGS; each takes two copies of the weights
@@ -58,13 +61,13 @@ def targets_of(labels: torch.Tensor, classes: int) -> torch.Tensor:
     return labels.float() if labels.dim() == 2 else functional.one_hot(labels.long(), classes).float()
 
 
-def leave_one_out(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Predictions of ridge regression for each example when fitted on all others, `[n, K]`: positive means yes.
+def leave_one_out(features: torch.Tensor, targets: torch.Tensor, numbers: bool = False) -> torch.Tensor:
+    """Predictions of ridge regression for each example when fitted on all others, `[n, K]`: numbers, or positive for yes.
 
     The strength with the smallest squared error of these predictions is used.
     """
     x = Scale.of(features).apply(features).float()
-    wanted = 2 * targets - 1
+    wanted = targets if numbers else 2 * targets - 1
     mean = wanted.mean(0)
     left, values, _ = torch.linalg.svd(x, full_matrices=False)
     projected = left.T @ (wanted - mean)
@@ -77,6 +80,61 @@ def leave_one_out(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
         if (error := float((wanted - held_out).square().mean())) < best:
             best, said = error, held_out
     return said
+
+
+def fit_ridge(features: torch.Tensor, targets: torch.Tensor, strength: float | None, bias: bool) -> tuple[Linear, float]:
+    """Ridge regression of numbers `[n, K]`, in float64.
+
+    Minimizes the mean squared error over rows plus `strength` times the squared weights of standardized features;
+    scikit-learn's `alpha` is `n * strength`. The bias is not penalized.
+
+    Args:
+        features: `[n, H]`, float32.
+        strength: by default the one of `STRENGTHS` with the smallest exact leave-one-out error.
+        bias: whether there is one.
+
+    Returns:
+        The layer for raw features, and the strength.
+    """
+    scale = Scale.of(features, centered=bias)
+    x, wanted = scale.apply(features.double()), targets.double()
+    mean = wanted.mean(0) if bias else torch.zeros_like(wanted[0])
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    turned = x @ vectors
+    projected = turned.T @ (wanted - mean)
+    found = []
+    for each in STRENGTHS if strength is None else (strength,):
+        inverse = 1 / (values.clamp(min=0) + len(x) * each)
+        leverage = (turned.square() @ inverse) + bias / len(x)
+        residual = wanted - mean - turned @ (inverse[:, None] * projected)
+        error = float((residual / (1 - leverage).clamp(min=1e-9)[:, None]).square().mean())
+        found.append((error, each, inverse))
+    _, strength, inverse = min(found, key=lambda one: one[0])
+    return scale.fold((vectors @ (inverse[:, None] * projected)).T, mean if bias else None), strength
+
+
+def solve(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    strength: float | None,
+    bias: bool,
+    units: Units | None,
+    seed: int,
+) -> tuple[Linear, float]:
+    """The optimal head for raw features: `fit_logistic`, or ridge regression where the outputs have `units`.
+
+    Args:
+        labels: as in a batch; with `units` standardized targets. The outputs of the head are in their original units.
+    """
+    if units is None:
+        return fit_logistic(features, labels, classes, strength, bias, seed)
+    constant, targets = None, labels.double()
+    if not bias:
+        constant = constant_direction(features[:CONSTANT_ROWS])
+        targets = targets + (units.mean / units.std) * (1 - features.double() @ constant)[:, None]
+    layer, strength = fit_ridge(features, targets, strength, bias)
+    return Linear(*units.to_original(layer.weight, layer.bias, constant)), strength
 
 
 def fit_logistic(

@@ -41,20 +41,7 @@ class Pooled:
     seconds: float
 
 
-def labels_of(rows: Any, classes: int, several: bool) -> torch.Tensor:
-    """`[n]` int64, or `[n, K]` float32 of 0 and 1 where an example may have several."""
-    given = rows["label"][:]
-    if not several:
-        return torch.as_tensor(np.asarray(given), dtype=torch.long)
-    marks = torch.zeros(len(given), classes)
-    for index, labels in enumerate(given):
-        marks[index, labels] = 1.0
-    return marks
-
-
-def pool_rows(
-    body: Body, feed: TrainData, classes: int, several: bool, layer: int | str, poolings: Sequence[str], seed: int
-) -> Pooled:
+def pool_rows(body: Body, feed: TrainData, classes: int, layer: int | str, poolings: Sequence[str], seed: int) -> Pooled:
     """Run the body once over all examples, or load the features from the cache.
 
     If there are several candidates, a part of the training examples runs through the full body to select one; all others stop
@@ -66,7 +53,7 @@ def pool_rows(
     """
     started = time.monotonic()
     layers = select_layer.candidate_layers(body.depth, layer)
-    labels = labels_of(feed.train, classes, several)
+    labels = feed.collate.encode_labels(feed.train["label"][:])
     inputs = {
         "weights": digest_of_weights(body.model),
         "rows": [digest_of_rows(rows, np.arange(len(rows))) for rows in (feed.train, feed.eval)],
@@ -92,7 +79,7 @@ def pool_rows(
         features[: len(feed.train)],
         features[len(feed.train) :],
         labels,
-        labels_of(feed.eval, classes, several),
+        feed.collate.encode_labels(feed.eval["label"][:]),
         classes,
         table,
         from_cache=not built,
@@ -122,7 +109,8 @@ def _build(
         )
         table, layer, pooling = probed.table, probed.best.layer, probed.best.pooling
         known = dict(zip(probed.places.tolist(), probed.features, strict=True))
-        for line in select_layer.lines(table, probed.best, len(probed.places)):
+        metric = "accuracy" if feed.collate.units is None else "R^2"
+        for line in select_layer.lines(table, probed.best, len(probed.places), metric):
             feed.say(line)
     blocks = list(body.blocks)
     del body.blocks[layer:]  # the others are not run

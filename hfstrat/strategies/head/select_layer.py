@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hfstrat.strategies.head.features import Body, Collate, extract
+from hfstrat.strategies.head.features import Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
@@ -48,8 +48,10 @@ def sample_rows(count: int, numbers: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng((seed, 2)).permutation(count)[:most])
 
 
-def score(said: torch.Tensor, targets: torch.Tensor) -> float:
-    """Accuracy, or micro-F1 for several labels per example, since most of these are negative."""
+def score(said: torch.Tensor, targets: torch.Tensor, numbers: bool = False) -> float:
+    """Accuracy, or micro-F1 for several labels per example, since most of these are negative; for `numbers` the mean R^2."""
+    if numbers:
+        return float((1 - (said - targets).square().mean(0) / targets.var(0, correction=0).clamp(min=1e-12)).mean())
     if bool((targets.sum(1) == 1).all()):
         return float((said.argmax(1) == targets.argmax(1)).float().mean())
     yes = (said > 0).float()
@@ -61,7 +63,7 @@ def probe(
     rows: Any,
     labels: torch.Tensor,
     classes: int,
-    collate: Collate,
+    collate: Any,
     layers: Sequence[int],
     poolings: Sequence[str],
     dtype: torch.dtype,
@@ -77,9 +79,9 @@ def probe(
     """
     places = sample_rows(len(rows), len(layers) * len(poolings) * body.width, seed)
     found = extract(body, rows, places, collate, layers, poolings, dtype, progress, group)
-    targets = targets_of(labels[torch.as_tensor(places)], classes)
+    targets, numbers = targets_of(labels[torch.as_tensor(places)], classes), collate.units is not None
     table = [
-        Candidate(layer, pooling, score(leave_one_out(found[:, i, j], targets), targets))
+        Candidate(layer, pooling, score(leave_one_out(found[:, i, j], targets, numbers), targets, numbers))
         for i, layer in enumerate(layers)
         for j, pooling in enumerate(poolings)
     ]
@@ -88,10 +90,10 @@ def probe(
     return Probed(table, best, places, chosen.clone())
 
 
-def lines(table: Sequence[Candidate], best: Candidate, rows: int) -> list[str]:
+def lines(table: Sequence[Candidate], best: Candidate, rows: int, metric: str = "accuracy") -> list[str]:
     """The candidates as a small table, with a line for each pooling."""
     layers = sorted({each.layer for each in table})
-    said = [f"{'probe':<9} accuracy of ridge regression on {rows:,} training examples (leave-one-out)"]
+    said = [f"{'probe':<9} {metric} of ridge regression on {rows:,} training examples (leave-one-out)"]
     said.append(f"{'':<9} {'layer':<6}" + "".join(f"{layer:>7}" for layer in layers))
     for pooling in dict.fromkeys(each.pooling for each in table):
         scores = {each.layer: each.score for each in table if each.pooling == pooling}

@@ -19,6 +19,7 @@ class SequenceModel(Model):
     peft_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
     architecture = "ForSequenceClassification"
+    config_keys: tuple[str, ...] = ("id2label", "label2id", "problem_type")
     if_missing = "it is damaged, or of another kind than its config says"
 
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:

@@ -20,7 +20,19 @@ class LabelText(Text):
     unit = "text"
 
     def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
-        return in_words(labels_of(model, data.renderer, prompt, dtype))
+        return self.line(self.outputs(model, data.renderer, prompt, dtype))
+
+    def outputs(self, model: Any, texts: Texts, prompt: Any, dtype: torch.dtype) -> list[tuple[str, float]]:
+        """The predictions for one text or pair: names with numbers."""
+        return labels_of(model, texts, prompt, dtype)
+
+    def line(self, outputs: list[tuple[str, float]]) -> str:
+        """The predictions of `outputs` in a line."""
+        return in_words(outputs)
+
+    def record(self, outputs: list[tuple[str, float]]) -> dict[str, Any]:
+        """The predictions of `outputs` as keys of a JSON object."""
+        return {"labels": [label for label, _ in outputs], "scores": [chance for _, chance in outputs]}
 
     def prompt(self, prompt: Any) -> str:
         return text_of_prompt(prompt)
