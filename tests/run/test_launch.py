@@ -290,6 +290,6 @@ def test_strategies_that_cannot_be_sharded_are_refused_before_torch(recipe: Any,
         ("{name: lora, use_dora: true}", "deepspeed", "fsdp2 or ddp"),
         (f"{{name: distill, student: lora, on_policy: true, teacher: {tiny}}}", "fsdp", "remove on_policy"),
     ):
+        wanted = recipe(f"strategy={section}").recipe
         with pytest.raises(UserError, match=words):
-            wanted = recipe(f"strategy={section}").recipe
             strategies.build(wanted.strategy).check(wanted, wrapping, network=False)
