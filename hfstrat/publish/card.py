@@ -197,7 +197,8 @@ def _measured(name: str, one: Measured) -> tuple[str, str, str]:
         for metric, entry in one.after.items()
     ]
     text = table(["", "before", "after", "difference"], rows, range(1, 4))
-    return name[:1].upper() + name[1:], format.plural(one.rows, "example"), text
+    title = name.replace("rows", "examples")
+    return title[:1].upper() + title[1:], format.plural(one.rows, "example"), text
 
 
 def _with_interval(metric: str, entry: Estimate | None, signed: bool = False) -> str:

@@ -33,7 +33,7 @@ def clock(seconds: float) -> str:
 
 def memory(size: float | None) -> str:
     """Bytes in memory, in binary units: '412 MiB' or '3.02 GiB'."""
-    return MISSING if size is None else _scaled(max(size, 0) / 2**20, (" MiB", " GiB", " TiB"), 1024)
+    return MISSING if size is None else _scaled(max(size, 0) / 2**10, (" KiB", " MiB", " GiB", " TiB"), 1024)
 
 
 def file_size(size: float | None) -> str:

@@ -30,7 +30,14 @@ CASES: list[tuple[Callable[..., str], dict[float | None, str]]] = [
     (format.clock, {0.2: "0:00", 247: "4:07", 3847: "1:04:07"}),
     (
         format.memory,
-        {None: "–", 432 * 2**20: "432 MiB", 999.6 * 2**20: "0.98 GiB", 3.02 * 2**30: "3.02 GiB", 2**40: "1.00 TiB"},
+        {
+            None: "–",
+            2**17: "128 KiB",
+            432 * 2**20: "432 MiB",
+            999.6 * 2**20: "0.98 GiB",
+            3.02 * 2**30: "3.02 GiB",
+            2**40: "1.00 TiB",
+        },
     ),
     (
         format.file_size,

@@ -18,7 +18,7 @@ from helpers.commands import PYTHON, hfstrat, losses
 from helpers.runs import run
 from safetensors.torch import load_file
 
-from hfstrat import errors
+from hfstrat import errors, strategies
 from hfstrat.errors import UserError
 from hfstrat.recipe import library
 from hfstrat.run import launch
@@ -285,10 +285,11 @@ def test_strategies_that_cannot_be_sharded_are_refused_before_torch(recipe: Any,
     for section, wrapping, words in (
         ("{name: partial, last_n_layers: 1, precompute: true}", "fsdp", "set auto or false"),
         ("{name: partial, last_n_layers: 1, frozen_dropout: false}", "fsdp", "remove it"),
-        ("{name: partial, last_n_layers: 2, gradual_unfreezing: {every: 1}}", "ddp", "several processes cannot follow"),
+        ("{name: partial, last_n_layers: 2, gradual_unfreezing: {every: 1}}", "ddp", "needs a single process"),
         ("{name: head, untie: true}", "deepspeed", "ddp, or strategy partial"),
         ("{name: lora, use_dora: true}", "deepspeed", "fsdp2 or ddp"),
         (f"{{name: distill, student: lora, on_policy: true, teacher: {tiny}}}", "fsdp", "remove on_policy"),
     ):
+        wanted = recipe(f"strategy={section}").recipe
         with pytest.raises(UserError, match=words):
-            recipe(f"strategy={section}").recipe.strategy.check_wrapping(wrapping)
+            strategies.build(wanted.strategy).check(wanted, wrapping, network=False)
