@@ -243,7 +243,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "/no/such/model", "data": "x.jsonl"}, "--model: /no/such/model: no such folder"),
     ({"model": "HERE", "data": "x.jsonl"}, "has no config.json"),
     ({"parameters": "30M", "data": "/no/rows.jsonl"}, "no such file"),
-    ({"parameters": "30M", "data": "BROKEN"}, "no valid JSON"),
+    ({"parameters": "30M", "data": "BROKEN"}, "not valid JSON"),
     ({**MODEL, "memory": "0GiB"}, "--memory: 0GiB"),
     ({**MODEL, "memory": "lots"}, "--memory: lots: expected an amount"),
     ({**MODEL, "memory": "99999TiB"}, "expected between 64MiB"),
