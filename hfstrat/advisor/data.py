@@ -168,7 +168,7 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
             examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
         except BadRow as error:
             raise UserError(f"--data: {reading.where(number)}: {error}") from None
-    words = [example.words for example in examples]
+    words = [example.content for example in examples]
     found.duplicates = 1 - len(set(words)) / len(words)
     chosen = list(range(0, len(rows), max(1, len(rows) // SAMPLE)))[:SAMPLE]
     found.texts = [words[index] for index in chosen]
@@ -239,7 +239,7 @@ def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> None:
 def _pieces(example: Any) -> list[tuple[str, bool]]:
     """The texts of an example, and whether each is supervised."""
     if not isinstance(example, Example):
-        return [(example.words, True)]
+        return [(example.content, True)]
     if example.text is not None:
         return [(example.text, True)]
     messages = example.messages or []
