@@ -114,7 +114,7 @@ def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candida
     size = sizes.readable(float(f"{max(SMALLEST, min(worthwhile, most, model.parameters)):.1e}"))
     vocabulary = new_vocabulary(data.tokens)
     new = architecture.by_hand(size, vocabulary, data.max_length)
-    section = {"name": name, "architecture": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
+    section = {"name": name, "model_type": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
     strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     built = strategies.build(strategy)
     return Candidate(name, section, strategy, new, built.describe(new.shapes, new.tied))

@@ -109,11 +109,11 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
         "max_steps": NO_STEPS,
         "eval_steps": NO_STEPS,
         "load_best_model_at_end": False,
-        "resume": "never",
+        "resume_from_checkpoint": "never",
     }
     if "precompute" in type(fitted.candidate.strategy).model_fields:
         recipe["strategy"] = {**recipe["strategy"], "precompute": False}
-    recipe["evaluation"] = {"before": False, "samples": 0, "max_rows": 16}
+    recipe["evaluation"] = {"eval_on_start": False, "samples": 0, "max_rows": 16}
     return defaults.recipe_text("real steps for `hfstrat advise --measure`", {**recipe, "output_dir": "OUTPUT"})
 
 

@@ -1,4 +1,4 @@
-"""Commands for what was trained: answers, labels, other forms, the Hub, the runs there are. Nothing here imports torch."""
+"""Commands for trained models: generate, classify, evaluate, convert, push, list. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Annotated
 
 import typer
 
-Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, an adapter, a model folder or a Hub id")]
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer, at most")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy; above, answers are sampled")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass")]
-Seed = Annotated[int, typer.Option(help="Of sampling")]
-System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message")]
+Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, an adapter or a model, or a Hub id")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer")]
+Temperature = Annotated[float, typer.Option(min=0, help="0: greedy; above 0: answers are sampled")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the most probable tokens with this total probability")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message")]
 
-Form = Annotated[
-    str, typer.Option("--quantization", metavar="FORM", help="recorded (as it was trained), none, int8, nf4 or fp4")
-]
+Form = Annotated[str, typer.Option("--quantization", metavar="FORM", help="recorded (as in training), none, int8, nf4 or fp4")]
 
 
 def generate(
     target: Target,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts: lines of .txt, or 'prompt' or 'messages' of .jsonl")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl, in batches")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; can be given several times")] = None,
+    file: Annotated[Path | None, typer.Option(help="Prompts: lines of a .txt, or 'prompt' or 'messages' of a .jsonl")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl file, in batches")
+    ] = None,
     max_new_tokens: Tokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, with --output")] = 8,
-    plain: Annotated[bool, typer.Option("--plain", help="Prompts go in as they are, without a chat template")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch, with --output")] = 8,
+    plain: Annotated[bool, typer.Option("--plain", help="Use prompts as they are, without a chat template")] = False,
     system: System = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Answer prompts: streamed on the terminal, or in batches into a file."""
+    """Answer prompts with a trained model: streamed to the terminal, or in batches to a file."""
     from hfstrat.cli import generate as cli_generate
     from hfstrat.tasks.generation import How
 
@@ -50,7 +50,7 @@ def chat(
     system: System = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Talk to a model; /reset begins again, /quit ends."""
+    """Chat with a model; /reset starts over, /quit exits."""
     from hfstrat.cli.chat import chat
     from hfstrat.tasks.generation import How
 
@@ -59,12 +59,14 @@ def chat(
 
 def predict(
     target: Target,
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Texts: lines of .txt, or rows with a text or a pair of texts")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; can be given several times")] = None,
+    file: Annotated[Path | None, typer.Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl file")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Say the labels that a classifier gives to texts."""
+    """Classify texts with a trained model."""
     from hfstrat.cli import predict as prediction
 
     prediction.predict(target, text or [], file, output, quantization)
@@ -72,18 +74,30 @@ def predict(
 
 def evaluate(
     target: Target,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of data and evaluation")] = None,
-    against: Annotated[str | None, typer.Option(metavar="base|RUN|MODEL", help="Another model on the same rows")] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="Rows instead of the run's own evaluation rows")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Of answers: exact_match, f1, rouge, chrf, regex, json")] = None,
-    choices: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Multiple choice, by likelihood")] = None,
-    lm_eval: Annotated[list[str] | None, typer.Option(metavar="TASK", help="lm-evaluation-harness: name or YAML")] = None,
-    include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Further tasks for --lm-eval")] = None,
-    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes share the rows")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of data and evaluation")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="base|RUN|MODEL", help="Compare with another model on the same examples")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Examples instead of the run's own evaluation data")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric of generated answers: exact_match, f1, rouge, chrf, regex, json")
+    ] = None,
+    choices: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Multiple-choice questions, scored by likelihood")
+    ] = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
+    ] = None,
+    include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
+    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results to this file")] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of processes that share the examples")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Measure a run or a model, beside another one if asked, with confidence intervals."""
+    """Evaluate a run or a model, optionally against another one, with confidence intervals."""
     from hfstrat.cli import evaluate as cli_evaluate
 
     words = {"metrics": metric, "choices": choices, "lm_eval": lm_eval, "include_path": include_path}
@@ -92,9 +106,9 @@ def evaluate(
 
 def merge(
     target: Target,
-    output: Annotated[Path, typer.Argument(help="A new folder for the merged model")],
+    output: Annotated[Path, typer.Argument(help="New folder for the merged model")],
 ) -> None:
-    """Merge an adapter into its base in 16 bits, and say how far the merged model is from base with adapter."""
+    """Merge an adapter into its base in 16 bits, and print the divergence from base with adapter."""
     from hfstrat.publish import merge as publish_merge
 
     publish_merge.merge(target, output)
@@ -102,17 +116,17 @@ def merge(
 
 def export(
     target: Target,
-    output: Annotated[Path, typer.Argument(help="A new folder, or for gguf a file that ends in .gguf")],
+    output: Annotated[Path, typer.Argument(help="New folder, or for gguf a file that ends in .gguf")],
     form: Annotated[str, typer.Option("--format", metavar="FORM", help="safetensors, gguf or onnx")] = "safetensors",
 ) -> None:
-    """Write a result for other programs, read it again and compare."""
+    """Export a result for other programs, load it again and compare."""
     from hfstrat.publish import export as publish_export
 
     publish_export.export(target, output, form)
 
 
 def use_lines(target: Target) -> None:
-    """Show how to load and serve this result: Python, transformers serve, vLLM, Ollama."""
+    """Print code to load and serve this model: Python, transformers serve, vLLM, Ollama."""
     from hfstrat.publish import snippets
 
     print("\n".join(snippets.show(target)))
@@ -120,31 +134,31 @@ def use_lines(target: Target) -> None:
 
 def runs(
     words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
-    sort: Annotated[str, typer.Option(metavar="KEY", help="name, loss, time or cost")] = "name",
+    sort: Annotated[str, typer.Option(metavar="KEY", help="Sort by name, loss, time or cost")] = "name",
 ) -> None:
-    """List the runs under a folder, or say what differs between two."""
-    from hfstrat.cli import runs as made
+    """List the runs below a folder, or show the differences of two runs."""
+    from hfstrat.cli import runs as cli_runs
     from hfstrat.errors import UserError
 
     if words and words[0] == "diff":
         if len(words) != 3:
             raise UserError(f"runs diff: {len(words) - 1} given; expected two runs, as in `hfstrat runs diff A B`")
-        print("\n".join(made.diff(Path(words[1]), Path(words[2]))))
+        print("\n".join(cli_runs.diff(Path(words[1]), Path(words[2]))))
     elif len(words or []) > 1:
-        raise UserError(f"runs: {' '.join(words or [])}: one folder is expected, or diff and two runs")
+        raise UserError(f"runs: {' '.join(words or [])}: expected one folder, or diff and two runs")
     else:
-        print("\n".join(made.table(Path((words or ["runs"])[0]), sort)))
+        print("\n".join(cli_runs.table(Path((words or ["runs"])[0]), sort)))
 
 
 def push(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run")],
     repo: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Repository, such as me/my-model; default: the recipe's")
+        str | None, typer.Option(metavar="NAME", help="Repository, such as me/my-model; default: that of the recipe")
     ] = None,
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Default: what the recipe says")] = None,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch, made if it is missing")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Default: as in the recipe")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch, created if missing")] = None,
 ) -> None:
-    """Upload a finished run to the Hub, pull it again and compare. A push that failed goes on where it stopped."""
+    """Upload a finished run to the Hub, download it again and compare. A failed push can be resumed."""
     from hfstrat.publish import push as publish_push
 
     print("\n".join(publish_push.push_run(run, repo, private, revision)))

@@ -1,4 +1,4 @@
-"""`hfstrat runs`: what was trained under a folder, and what differs between two runs. Reads reports; no torch."""
+"""`hfstrat runs`: a table of the runs below a folder, and the differences of two runs. Reads reports; no torch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SORTS = ("name", "loss", "time", "cost")
 APART = {"output_dir", "hub"}  # of a recipe: where things go, not what is done
 UNLIKE = {"data_sha256"}  # of an environment: named by file, and compared with the data
 COMPARED = {"rows_kept", "tokens", "supervised", "sha256"}  # of the statistics of the data
-METRICS = {"accuracy": "accuracy", "bits_per_byte": "bits/byte", "perplexity": "perplexity"}
+METRICS = {"accuracy": "accuracy", "mae": "MAE", "bits_per_byte": "bits/byte", "perplexity": "perplexity"}
 
 
 def find(folder: Path) -> list[tuple[Path, Report]]:
-    """Every run under a folder (or the folder itself) with its report.
+    """The runs below a folder (or in it) with their reports.
 
     Raises:
-        UserError: no such folder, or nothing in it.
+        UserError: the folder does not exist, or contains no run.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that your output_dir lie in")
+        raise UserError(f"{folder}: no such folder; give the folder that contains your output_dir")
     runs = list(reports.find(folder))
     if not runs:
-        raise UserError(f"{folder}: no run below it (no report.json of hfstrat)")
+        raise UserError(f"{folder}: no run below this folder (no report.json of hfstrat)")
     return runs
 
 
@@ -79,10 +79,10 @@ def _metric(after: dict[str, float]) -> str:
 
 
 def table(folder: Path, sort: str) -> list[str]:
-    """The runs under a folder as lines.
+    """The lines of a table of the runs below a folder.
 
     Raises:
-        UserError: an order that there is not, or no runs.
+        UserError: an unknown order, or no runs.
     """
     if sort not in SORTS:
         raise UserError(f"--sort: {sort}; expected one of {', '.join(SORTS)}")
@@ -119,10 +119,10 @@ def _aligned(cells: list[list[str]]) -> list[str]:
 
 
 def diff(one: Path, two: Path) -> list[str]:
-    """What differs between two runs: recipe, data, environment and result.
+    """The differences of two runs in recipe, data, environment and result.
 
     Raises:
-        UserError: one of them is no run.
+        UserError: one of the folders is not a run.
     """
     found = []
     for run in (one, two):
@@ -141,11 +141,11 @@ def diff(one: Path, two: Path) -> list[str]:
         keys = [key for key in [*left, *(key for key in right if key not in left)] if left.get(key) != right.get(key)]
         if keys:
             cells = [
-                [f"  {key}", _said(left.get(key)), _said(right.get(key)), _change(left.get(key), right.get(key))]
+                [f"  {key}", _text(left.get(key)), _text(right.get(key)), _change(left.get(key), right.get(key))]
                 for key in keys
             ]
             lines += [title, *_aligned(cells)]
-    same = ["recipe, data, environment and result are the same"]
+    same = ["recipe, data, environment and result are identical"]
     return [f"a: {one}", f"b: {two}", *(lines or same)]
 
 
@@ -180,7 +180,7 @@ def _flat(tree: dict[str, Any], under: str = "") -> dict[str, Any]:
     return flat
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -190,6 +190,6 @@ def _said(value: Any) -> str:
 
 
 def _change(one: Any, two: Any) -> str:
-    """The difference of two numbers, as a share where that means something."""
+    """The difference of two numbers, absolute and relative."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (one, two))
     return f"{two - one:+.4g}" + (f" ({two / one - 1:+.1%})" if one else "") if numbers else ""

@@ -29,13 +29,17 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "loss": Metric("loss (nats per {unit})", "loss", True),
+    "loss": Metric("loss ({unit})", "loss", True),
     "perplexity": Metric("perplexity", "perplexity", True),
     "bits_per_byte": Metric("bits per byte", "bits_per_byte", True),
     "token_accuracy": Metric("token accuracy", "accuracy", False),
     "accuracy": Metric("accuracy", "accuracy", False),
     "macro_f1": Metric("macro-F1", "f1", False),
     "micro_f1": Metric("micro-F1", "f1", False),
+    "mae": Metric("MAE", "mae", True),
+    "rmse": Metric("RMSE", "rmse", True),
+    "pearson": Metric("Pearson correlation", "pearsonr", False),
+    "spearman": Metric("Spearman correlation", "spearmanr", False),
     "teacher_kl": Metric("KL divergence from the teacher (nats per token)", "kl_divergence", True),
 }
 
@@ -89,7 +93,7 @@ def _eval_results(public: Report, artifact: Artifact) -> list[Any]:
             dataset_type=origin if provenance.is_hub_data(origin) else "local",
             dataset_name=name,
             metric_type=METRICS[key].kind,
-            metric_name=METRICS[key].name.format(unit=artifact.task.text.unit),
+            metric_name=METRICS[key].name.format(unit=artifact.task.text.loss_unit),
             metric_value=round(value, 5),
         )
         for key, value in public.finished.metrics_after.items()
@@ -115,7 +119,7 @@ def _content(report: Report, public: Report, artifact: Artifact) -> dict[str, An
         "base_name": _base_name(artifact.base) if artifact.base else "",
         "teacher": getattr(getattr(run.recipe.strategy, "teacher", None), "name_or_path", ""),
         "snippet": snippet(artifact),
-        "metrics": _metrics(result, unit),
+        "metrics": _metrics(result, artifact.task.text.loss_unit),
         "evaluated": _evaluated(run)[0],
         "supervised": f"{supervised:,.0f} {'supervised tokens' if unit == 'token' else f'{unit}s'}" if supervised else "",
         "chosen_on_them": run.recipe.training.load_best_model_at_end and bool(result.best_step),
@@ -170,11 +174,11 @@ def _sources(run: Run, part: str) -> list[Statistics]:
     return found.sources or [found] if found else []
 
 
-def _metrics(result: Result, unit: str) -> str:
+def _metrics(result: Result, loss_unit: str) -> str:
     rows, before = [], result.metrics_before or {}
     for key, metric in METRICS.items():
         if key in result.metrics_after:
-            name = metric.name.format(unit=unit) + (" ↓" if metric.lower_is_better else "")
+            name = metric.name.format(unit=loss_unit) + (" ↓" if metric.lower_is_better else "")
             values = format.metric(key, before.get(key)), f"**{format.metric(key, result.metrics_after[key])}**"
             rows.append([name, *values])
     return table(["", "before training", "after"], rows, (1, 2))

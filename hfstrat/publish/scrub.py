@@ -32,7 +32,7 @@ NAMES_OF_PATHS = {
     "train",
     "eval",
     "output_dir",
-    "resume",
+    "resume_from_checkpoint",
     "template",
     "name_or_path",
     "tokenizer",

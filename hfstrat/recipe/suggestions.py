@@ -471,7 +471,7 @@ def in_words(annotation: Any) -> str:
     if origin is Annotated:
         return in_words(args[0])
     if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(_plain(arg, lower=False) for arg in args)
     if origin in (Union, types.UnionType):
         kept = [arg for arg in args if arg is not type(None) and not (arg is int and float in args)]
         return " or ".join(in_words(arg) for arg in kept)

@@ -1,4 +1,4 @@
-"""After the last step: bring the weights into the form that is published, measure that, and gather what the report tells."""
+"""After the last step: convert the weights to the form that is saved, evaluate it, and collect the result for the report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hfstrat.trainer import autobatch, baselines, callbacks, sharded
 
 
 def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
-    """The result of a run that took `seconds` to train, and the probe: what the published model says to some inputs."""
+    """The result of a run that took `seconds` to train, and the probe: logits of the final model on some inputs."""
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
         row_scores.write(job.folder, job.data, job.task.metrics.columns(job.trainer.sums))
     result = _result(job, last, seconds)
     trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
-    fused_loss.unbind_head_loss(job.base.model)  # what is saved and compared is the model as transformers has it
+    fused_loss.unbind_head_loss(job.base.model)  # the model as transformers defines it is saved and compared
     dtype = str(load.main_dtype(trained)).removeprefix("torch.")
     logits = verify.probe_logits(trained, job.probe)
     device = next(trained.parameters()).device.type
@@ -28,22 +28,22 @@ def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
 
 
 def _measure(job: Job) -> dict[str, float] | None:
-    """The metrics of what is published: those of the last evaluation, if nothing has changed since; else measured again."""
+    """The metrics of the final model: those of the last evaluation if nothing has changed since, else evaluated again."""
     trainer = job.trainer
     step, best = trainer.state.global_step, trainer.best_step()
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
-    if in_pieces := job.outline is not None:  # measured while they are: no device may have room for the whole
+    if sharded_training := job.outline is not None:  # evaluated while sharded: the full model may fit no device
         last = last if current else trainer.evaluate()
         sharded.bring_together(trainer, job.outline, job.base)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     precision = {name: p.dtype for name, p in trained.named_parameters()}
-    for take_off in job.feed.undo:  # what is published is measured without anything that was computed once
-        take_off()
+    for undo in job.feed.undo:  # the final model is evaluated without cached columns
+        undo()
     job.strategy.finish(trained, job.base)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if not in_pieces and not current:
-        job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as published)"
+    if not sharded_training and not current:
+        job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as saved)"
         last = trainer.evaluate()
     return last
 

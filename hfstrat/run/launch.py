@@ -1,4 +1,4 @@
-"""How a run is started: one process by exec, several through `accelerate launch` as a child."""
+"""Starts a run: one process by exec, several through `accelerate launch` as a child process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Launch:
 
 
 class Machines(NamedTuple):
-    """Several machines, by accelerate's names; None: what the config says."""
+    """Options for several machines, by accelerate's names; None: as in the config."""
 
     num_machines: int | None = None
     machine_rank: int | None = None
@@ -58,13 +58,13 @@ def plan_launch(
     """The command for a run.
 
     Args:
-        arguments: of the program; for `hfstrat.train` recipe, overrides and flags.
-        config: name or path of an Accelerate config; None: `single`, or one for several processes that fits this machine.
-        processes: how many on all machines; None: what the config says.
-        program: the module that is run.
+        arguments: of the program; for `hfstrat.train` the recipe, overrides and flags.
+        config: name or path of an Accelerate config; None: `single`, or one for several processes that suits this machine.
+        processes: their number on all machines; None: as in the config.
+        program: the module to run.
 
     Raises:
-        UserError: an unknown config, or a number of processes that it or the machine cannot have.
+        UserError: an unknown config, or a number of processes that it or this machine does not support.
     """
     gpus, machines = count_gpus(), machines or Machines()
     if config is None:
@@ -90,8 +90,8 @@ def plan_launch(
 
 
 def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[str]:
-    """Accelerate's flags for where the processes meet. Raises UserError where it is not said."""
-    if count == 1:  # a free port, so that two runs do not meet
+    """Accelerate's flags for the address of the main process. Raises UserError if it is missing."""
+    if count == 1:  # a free port, so that two runs do not collide
         port = given.main_process_port if given.main_process_port is not None else settings.get("main_process_port", 0)
         return ["--main_process_port", str(port)]
     asked = {name: value for name, value in given._asdict().items() if value is not None}
@@ -99,7 +99,7 @@ def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[
     if missing:
         option = missing[0].replace("_", "-")
         raise UserError(
-            f"--{option}: missing; {count} machines meet at the first one's address: on each of them give --main-process-ip, "
+            f"--{option}: missing; {count} machines need the address of the first one: on each, give --main-process-ip, "
             "--main-process-port and its own --machine-rank (0 on the first)"
         )
     rank = asked.get("machine_rank", settings.get("machine_rank", 0))
@@ -110,25 +110,25 @@ def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[
 
 
 def _check_possible(config: str, kind: str, wanted: int, machines: int, on_cpu: bool, gpus: int) -> None:
-    """Raises UserError for what this machine cannot start."""
+    """Raise UserError for a launch that is not possible on this machine."""
     if wanted > 1 and kind == "NO":
         raise UserError(f"--num-processes {wanted}: {config} is for one process; use --accelerate-config ddp or cpu_ddp")
     if wanted % machines:
         near = sorted({max(1, wanted // machines) * machines, (wanted // machines + 1) * machines})
         raise UserError(
-            f"--num-processes: {wanted} processes (of all machines together) cannot be shared by {machines} machines; "
-            f"{' or '.join(map(str, near))} would do"
+            f"--num-processes: {wanted} processes in total cannot be divided among {machines} machines; "
+            f"use {' or '.join(map(str, near))}"
         )
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            f"--accelerate-config {config}: DeepSpeed is not installed: pip install 'hfstrat[deepspeed]', or take fsdp2"
+            f"--accelerate-config {config}: DeepSpeed is not installed: pip install 'hfstrat[deepspeed]', or use fsdp2"
         )
     if kind == "FSDP" and (on_cpu or not gpus):
         raise UserError(
-            f"--accelerate-config {config}: FSDP needs GPUs, and this run would have none (accelerate has no CPU backend for "
-            "it and would train without it); on CPUs use --accelerate-config cpu_ddp"
+            f"--accelerate-config {config}: FSDP needs GPUs, and none is available here (accelerate has no CPU backend for "
+            "it and would train without FSDP); on CPUs use --accelerate-config cpu_ddp"
         )
-    on_cpu = on_cpu or (kind == "DEEPSPEED" and os.environ.get("DS_ACCELERATOR") == "cpu")  # DeepSpeed's own word for it
+    on_cpu = on_cpu or (kind == "DEEPSPEED" and os.environ.get("DS_ACCELERATOR") == "cpu")  # DeepSpeed's own variable
     local = wanted // machines
     if not on_cpu and local > gpus and (wanted > 1 or kind == "DEEPSPEED"):
         raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
@@ -138,22 +138,22 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: this is no valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(settings, dict) or "distributed_type" not in settings:
-        raise UserError(f"{file}: this is no Accelerate config: it has no distributed_type")
+        raise UserError(f"{file}: not an Accelerate config: it has no distributed_type")
     return settings
 
 
 def count_gpus() -> int:
-    """GPUs of this machine that may be used, without torch."""
+    """The number of visible GPUs of this machine, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = Path("/proc/driver/nvidia/gpus")
-    there = len(list(found.iterdir())) if found.is_dir() else _asked_nvidia_smi()
+    there = len(list(found.iterdir())) if found.is_dir() else _count_by_nvidia_smi()
     return there if visible is None else min(there, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
 
 
-def _asked_nvidia_smi() -> int:
-    """Where the driver has no folder in /proc, as under WSL2."""
+def _count_by_nvidia_smi() -> int:
+    """The number of GPUs where the driver has no folder in /proc, as under WSL2."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
@@ -162,14 +162,14 @@ def _asked_nvidia_smi() -> int:
 
 
 def start(launch: Launch) -> int:
-    """Carry out a launch; returns the exit code. One process replaces this one and does not return."""
+    """Start a launch; returns the exit code. A single process replaces this one, so the call does not return."""
     if launch.processes == 1 and launch.command[2] != "accelerate.commands.launch":
         sys.stdout.flush()
         os.execve(launch.command[0], launch.command, launch.environment)
     with tempfile.TemporaryDirectory(prefix="hfstrat-launch-") as scratch:
         file = Path(scratch) / "outcome.json"
         environment = launch.environment | {heartbeat.FILE: str(file)}
-        # a session of its own: a Ctrl-C reaches the processes once, through us
+        # its own session: Ctrl-C reaches the processes only once, forwarded by us
         child = subprocess.Popen(
             launch.command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
         )
@@ -183,8 +183,8 @@ def start(launch: Launch) -> int:
         if not file.exists():
             sys.stderr.writelines(kept)
             if code:
-                said = "no process said why (killed, or out of memory?)"
-                print(f"the launcher ended with code {code}; {first_to_fail(kept)}{said}", file=sys.stderr)
+                cause = "no process reported a cause (killed, or out of memory?)"
+                print(f"the launcher ended with code {code}; {first_to_fail(kept)}{cause}", file=sys.stderr)
             return errors.CRASH if code else errors.OK
         told = json.loads(file.read_text())
     if told["code"] == errors.CRASH:
@@ -195,9 +195,9 @@ def start(launch: Launch) -> int:
     return int(told["code"])
 
 
-def first_to_fail(said: list[str]) -> str:
-    """Which process failed first, as the launcher's report has it; nothing where there is no such report."""
-    text = "".join(said).rpartition("Root Cause")[2]
+def first_to_fail(lines: list[str]) -> str:
+    """The process that failed first according to the launcher; empty if it does not report one."""
+    text = "".join(lines).rpartition("Root Cause")[2]
     rank, ended = re.search(r"\brank\s*:\s*(\d+)", text), re.search(r"\bexitcode\s*:\s*(-?\d+)", text)
     if not rank or not ended:
         return ""
@@ -206,9 +206,9 @@ def first_to_fail(said: list[str]) -> str:
 
 
 def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
-    """Pass Ctrl-C and a polite kill on to the processes, a second Ctrl-C as an end at once; the list fills with what came.
+    """Forward SIGINT and SIGTERM to the processes, and kill them at a second Ctrl-C; returns the list that collects signals.
 
-    The launcher hears of it only where no process has begun: it would kill them after half a minute, saved or not.
+    The launcher itself gets the signal only if no process has started: it would kill them after 30 s, saved or not.
     """
     received: list[int] = []
 
@@ -225,7 +225,7 @@ def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
 
 
 def _relay(stream: IO[str]) -> list[str]:
-    """Pass the processes' stderr on until the launcher itself speaks; keep its words back."""
+    """Forward the stderr of the processes until the launcher itself writes; returns the lines of the launcher."""
     kept: list[str] = []
     for line in stream:
         if kept or any(mark in line for mark in LAUNCHER_SPEAKS):

@@ -1,4 +1,4 @@
-"""A training run's part: what is measured beside the evaluation loss before and after, and both with their intervals."""
+"""Measurements of a training run in addition to the evaluation loss, before and after training, with intervals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def before(job: Job) -> dict[str, Measurement]:
-    """What the suite says of the model before training; a resumed run has it from its start, without the single rows.
+    """The suite's results before training; a resumed run has those of its start, without the scores of single examples.
 
-    The evaluation rows join it when the Trainer has come by them.
+    The evaluation examples are added when the Trainer has evaluated them.
     """
     from hfstrat.trainer import checkpoints
 
@@ -48,7 +48,7 @@ def before(job: Job) -> dict[str, Measurement]:
 
 
 def whole(found: Measurement) -> dict[str, Any]:
-    """How many rows, and value, low and high of each metric."""
+    """The number of examples, and value, low and high of each metric."""
     from hfstrat.evaluation.intervals import with_intervals
 
     metrics = with_intervals(None, found)["after"]
@@ -56,7 +56,7 @@ def whole(found: Measurement) -> dict[str, Any]:
 
 
 def after(job: Job, earlier: dict[str, Measurement]) -> dict[str, Any]:
-    """For the report: the evaluation rows and the suite, before and after."""
+    """For the report: the evaluation examples and the suite, before and after training."""
     found, sums = dict[str, Measurement](), job.trainer.sums
     if sums is not None and len(sums[0]) == len(job.data.eval):
         found[ROWS] = measurement_of(job.task, sums, job.data)
@@ -65,7 +65,7 @@ def after(job: Job, earlier: dict[str, Measurement]) -> dict[str, Any]:
 
 
 def measure(job: Job) -> dict[str, Measurement]:
-    """The suite on the model as it is now: whole on each process, also where it is trained in pieces."""
+    """The suite's results for the current model, which is complete on each process, also if it is sharded in training."""
     trainer, strategy = job.trainer, job.recipe.strategy
     suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
     if suite.is_empty(job.task):
@@ -79,9 +79,9 @@ def measure(job: Job) -> dict[str, Measurement]:
     runner = Runner(args.device, job.compute_dtype, job.screen, tokens, processes, rank)
     with sharded.on_device(model, args.device):
         subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
-        if not all(runner.gather(subject.device.type == args.device.type)):  # all or none: they wait for each other
+        if not all(runner.gather(subject.device.type == args.device.type)):  # all or none: the processes wait for each other
             job.screen.print(
-                "not measured beside the loss: a device has no room for the whole model; `hfstrat evaluate` measures the result"
+                "only the loss was measured: the complete model does not fit a device; `hfstrat evaluate` measures the result"
             )
             return {}
         return suite.measure(subject, runner)

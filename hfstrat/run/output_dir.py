@@ -1,4 +1,4 @@
-"""The run's folder: claimed by one run at a time, written to only once a run can start."""
+"""The output folder of a run: used by one run at a time, and written to only once the run can start."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import IO
 import yaml
 
 from hfstrat.errors import NAMES, OK, UserError
+from hfstrat.recipe import format
 from hfstrat.recipe.load import about
 from hfstrat.recipe.schema import Recipe
 from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
 
 RESULT = "final"
-LOCK = ".hfstrat.lock"  # also what tells a run's folder from any other
-EARLIER = "report.earlier.json"  # of the session before
+LOCK = ".hfstrat.lock"  # also marks the folder of a run
+EARLIER = "report.earlier.json"  # the report of the previous session
 OURS = (
     "checkpoint-*",
     RESULT,
@@ -33,7 +34,7 @@ SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 
 def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
-    """Make the folder, lock it against a second run and leave the recipe in it. The lock ends with the process.
+    """Create the folder, lock it against a second run and write the recipe to it. The lock ends with the process.
 
     Raises:
         UserError: the folder is in use.
@@ -45,11 +46,11 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"output_dir: {folder} is in use by a run that is going on; name another folder") from None
+        raise UserError(f"output_dir: {folder} is in use by another running process; name another folder") from None
     if overwrite:
-        for path in (path for pattern in OURS for path in folder.glob(pattern)):  # what is not ours stays
+        for path in (path for pattern in OURS for path in folder.glob(pattern)):  # other files are kept
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif (folder / "report.json").is_file():  # of an end that is one no more
+    elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
         (folder / "report.json").replace(folder / EARLIER)
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
@@ -62,7 +63,7 @@ def discard(folder: Path) -> None:
 
 
 def publish(partial: Path) -> Path:
-    """Give a verified result its name, in place of an earlier one."""
+    """Rename a verified result to its final name, replacing an earlier one; returns the folder."""
     final = partial.with_name(RESULT)
     if final.exists():
         shutil.rmtree(final)
@@ -71,7 +72,7 @@ def publish(partial: Path) -> Path:
 
 
 def check_output(recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder that is somebody else's, or holds a finished run.
+    """Refuse an output folder with other content, or with a finished run.
 
     Raises:
         UserError: what is in the way, and how to go on.
@@ -82,12 +83,12 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
         if parent.is_file():
-            raise UserError(f"output_dir: {folder}: {parent} is a file, so no folder can be made in it; name another folder")
+            raise UserError(f"output_dir: {folder}: {parent} is a file, so no folder can be created in it; name another folder")
         if not os.access(parent, os.W_OK):
             raise UserError(f"output_dir: {folder}: no permission to write in {parent}")
         return
     if not (folder / LOCK).is_file():
-        raise UserError(f"output_dir: {folder} is in use by something that is no run of hfstrat; name another folder")
+        raise UserError(f"output_dir: {folder} contains files that are not of an hfstrat run; name another folder")
     if overwrite:
         _check_nothing_needed(recipe, folder)
         return
@@ -113,10 +114,10 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
 
 
 def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
-    """Refuse to replace a run by one that is made of its parts."""
+    """Refuse to replace a run by one that reads its files."""
     if recipe.training.resume_from_checkpoint not in ("auto", "never"):
         given = recipe.training.resume_from_checkpoint
-        raise UserError(f"training.resume_from_checkpoint: {given} would be deleted by --overwrite; give one of them")
+        raise UserError(f"training.resume_from_checkpoint: {given} would be deleted by --overwrite; give only one of the two")
     needed = {
         "model.name_or_path": recipe.model.name_or_path,
         "model.tokenizer": recipe.model.tokenizer,
@@ -127,7 +128,7 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
     ]
     for key, source in [*needed.items(), *listed]:
         if source and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{key}: {source} lies in output_dir = {folder}, which --overwrite replaces; name another folder")
+            raise UserError(f"{key}: {source} is in output_dir = {folder}, which --overwrite replaces; name another folder")
 
 
 def check_disk(recipe: Recipe, checkpoint_bytes: int) -> None:
@@ -138,6 +139,6 @@ def check_disk(recipe: Recipe, checkpoint_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(
-            f"output_dir: {folder}: one checkpoint needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
-            "free some room or name a folder on another disk"
+            f"output_dir: {folder}: one checkpoint needs {format.file_size(need)}, and only {format.file_size(free)} are free; "
+            "free some space or name a folder on another disk"
         )

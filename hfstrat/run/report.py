@@ -44,8 +44,10 @@ def summary(report: Report) -> list[str]:
     lines = []
     if ROWS not in result.measured:  # else its table has these metrics with their intervals
         if before:
-            lines.append(_entry("before training", task.text.metrics(before)))
-        lines.append(_entry("after training", task.text.metrics(after)))
+            losses = f"loss {format.metric('loss', before['loss'])} -> {format.metric('loss', after['loss'])}"
+            lines.append(_entry("evaluation", f"{losses}, {task.text.change(before, after)}"))
+        else:
+            lines.append(_entry("evaluation", task.text.metrics(after)))
     lines += task.text.details(result.evaluation.model_dump() if result.evaluation else {})
     lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
     if result.baselines:

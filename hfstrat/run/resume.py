@@ -1,4 +1,4 @@
-"""Where a run goes on, and what is said about it: passed-over checkpoints, changes since, other lengths and processes."""
+"""The checkpoint that a run resumes from, and remarks about it: skipped checkpoints, changed settings, length, processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
     from hfstrat.trainer.plan import Plan
 
-SAMPLES, SAMPLE = 256, 1 << 14  # how many pieces of a file are looked at, and their bytes
+SAMPLES, SAMPLE = 256, 1 << 14  # pieces of a file that are hashed, and their bytes
 ENDINGS = ("safetensors", "bin", "gguf")
-PREPARED = ("rows", "tokenizer", "answers")  # kinds of cache entries that the fingerprint of the data vouches for
+PREPARED = ("rows", "tokenizer", "answers")  # kinds of cache entries that the fingerprint of the data covers
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The checkpoint to go on from, what its marker holds, and what to say about it.
+    """The checkpoint to resume from, the content of its marker, and remarks to print.
 
     Raises:
         UserError: it was made by another recipe, is not complete, or is not seen by all processes.
@@ -39,20 +39,20 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
     _check_models(recipe, checkpoint, stored.get("models", {}))
     if stored and stored.get("processes", 1) != processes:
         remarks.append(
-            f"this run began with {stored.get('processes')} processes and goes on with {processes}: the same batches in the "
+            f"this run started with {stored.get('processes')} processes and resumes with {processes}: the same batches in the "
             "same order, but other random numbers where there is dropout"
         )
     return checkpoint, stored, remarks
 
 
 def models_in_use(recipe: Recipe) -> dict[str, str]:
-    """What identifies the weights that the run begins with, and those of a teacher, by the recipe's key."""
+    """Hashes of the initial weights of the run and of a teacher, by the key in the recipe."""
     found = {key: weights_seen(one.name_or_path, getattr(one, "revision", None)) for key, one in _models(recipe).items()}
     return {key: seen for key, seen in found.items() if seen}
 
 
 def _models(recipe: Recipe) -> dict[str, Any]:
-    """The sections of the models whose weights decide what the run becomes, by their keys."""
+    """The sections of the models that the run reads, by their keys."""
     return {"model": recipe.model, **recipe.strategy.models}
 
 
@@ -62,14 +62,16 @@ def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str
         if before[key] != now[key]:
             name = _models(recipe)[key].name_or_path
             raise UserError(
-                f"{key}: {name} holds other weights than those that {checkpoint} was made with; "
+                f"{key}: the weights of {name} are not those with which {checkpoint} was trained; "
                 "restore them, or start afresh with --overwrite or another output_dir"
             )
 
 
 def weights_seen(name_or_path: str, revision: str | None = None) -> str | None:
-    """A hash over the sizes and SAMPLES pieces of a local model's weight files: in no time, and other weights are other
-    everywhere. Of a cached model of the Hub its commit; None where there is neither."""
+    """A hash over the sizes and SAMPLES pieces of a local model's weight files, the commit of a cached Hub model, or None.
+
+    Pieces are fast to read and suffice, since other weights differ everywhere.
+    """
     path = Path(name_or_path).expanduser()
     if not name_or_path or not path.exists():
         return model_fingerprint(name_or_path, revision)
@@ -91,7 +93,7 @@ def _check_agreed(checkpoint: Path | None) -> None:
     if len(set(seen)) > 1:
         other = next(place for place in seen if place != seen[0])
         raise UserError(
-            f"output_dir: the first process would go on from {seen[0]}, and another from {other}: it has to lie on a file "
+            f"output_dir: the first process would resume from {seen[0]}, and another from {other}: it must be on a file "
             "system that all machines share"
         )
 
@@ -99,7 +101,7 @@ def _check_agreed(checkpoint: Path | None) -> None:
 def length_remarks(
     recipe: Recipe, checkpoint: Path | None, stored: dict[str, Any], plan: Plan, args: TrainingArguments
 ) -> list[str]:
-    """What another length than that of the checkpoint's run means for the schedule.
+    """Remarks on the schedule, if the run has another length than that of the checkpoint.
 
     Raises:
         UserError: the checkpoint is beyond the end.
@@ -109,7 +111,7 @@ def length_remarks(
     at, before = checkpoints.step_of(checkpoint), int(stored["steps"])
     if at > plan.steps:
         raise UserError(
-            f"training.num_train_epochs or max_steps: {plan.steps:,} steps in all, and {checkpoint} has made {at:,} already; "
+            f"training.num_train_epochs or max_steps: {plan.steps:,} steps in total, but {checkpoint} is at step {at:,}; "
             "give more, or name an earlier checkpoint in training.resume_from_checkpoint"
         )
     if ENDLESS in (before, plan.steps) or plan.time_limit:
@@ -117,12 +119,12 @@ def length_remarks(
     old, new = (_rate(recipe, args, steps, at) for steps in (before, plan.steps))
     return [
         f"{plan.steps:,} steps instead of {before:,}: the {recipe.training.lr_scheduler_type} schedule is stretched over them, "
-        f"so that the learning rate goes on with {new:.3g} at step {at:,}, where it had come to {old:.3g}"
+        f"so the learning rate continues with {new:.3g} at step {at:,}, where it was {old:.3g}"
     ]
 
 
 def _rate(recipe: Recipe, args: TrainingArguments, steps: int, at: int) -> float:
-    """The learning rate of a step of a run of so many."""
+    """The learning rate at step `at` of a run of `steps` steps."""
     import torch
     from transformers.optimization import get_scheduler
 
@@ -134,17 +136,17 @@ def _rate(recipe: Recipe, args: TrainingArguments, steps: int, at: int) -> float
 
 
 def caches_in_use() -> list[str]:
-    """What was computed once and is used by this run, by the names of the cache entries."""
+    """The names of the cache entries that this run uses, without prepared data."""
     return sorted(name for name in cache.names_in_use() if name.rsplit("-", 1)[0] not in PREPARED)
 
 
 def cache_remarks(checkpoint: Path | None, stored: dict[str, Any]) -> list[str]:
-    """What was computed once before and is now computed from other inputs, or not at all, or newly."""
+    """A remark, if the run now uses other cache entries than before the checkpoint."""
     before, now = set(stored.get("caches", caches_in_use())), set(caches_in_use())
     if checkpoint is None or before == now:
         return []
     old, new = (", ".join(sorted(names)) or "nothing" for names in (before - now, now - before))
     return [
-        f"computed once: {old} until {checkpoint.name}, {new} from here on (other libraries, threads, batch sizes or "
+        f"cache: {old} until {checkpoint.name}, {new} from here on (other libraries, threads, batch sizes or "
         "evaluation rows); its last bits may differ"
     ]

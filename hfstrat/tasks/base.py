@@ -193,6 +193,11 @@ class Text(ABC):
     unit: str  # what a prediction is made of or for: token, text
     generates: bool = False  # whether predictions are generated text
 
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the loss."""
+        return f"nats per {self.unit}"
+
     @abstractmethod
     def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         """The prediction for one prompt, as text."""

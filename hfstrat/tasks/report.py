@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from hfstrat.errors import UserError
-from hfstrat.recipe.renamed import upgraded
+from hfstrat.recipe import renamed
 from hfstrat.recipe.schema import Recipe
 
 FILE = "report.json"
@@ -80,6 +80,11 @@ class Run(Part):
     source: str | None = Field(None, description="The file that the recipe was read from")
     origins: dict[str, str] = Field({}, description="Where each value that is not a plain default was set")
     data: DataStatistics | None = optional("None where the run ended before the data were read")
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _todays_names(cls, value: Any) -> Any:
+        return renamed.upgraded(value) if isinstance(value, dict) else value
 
     @property
     def strategy(self) -> str:
@@ -448,5 +453,4 @@ def _from_version_0(stored: dict[str, Any]) -> dict[str, Any]:
     for one in filter(None, details):
         if largest := one.get("largest_label"):
             one["largest_label"] = {"label": largest["label"], "accuracy": largest["accuracy_of_always_saying_it"]}
-    run = {**stored["run"], "recipe": upgraded(stored["run"]["recipe"])}
-    return {**stored, "schema_version": SCHEMA_VERSION, "run": run, "result": result}
+    return {**stored, "schema_version": SCHEMA_VERSION, "result": result}

@@ -48,7 +48,7 @@ def fault(folder: Path, read: bool = True) -> str | None:
     if not (folder / MARKER).is_file():
         return f"it has no {MARKER}, so it was never finished"
     try:
-        state = state_of(folder)
+        state = _read_marker(folder)  # as it was written, of which the digest is
         sizes, hashes = dict(state["sizes"]), dict(state.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
@@ -185,5 +185,10 @@ def goes_further(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
 
 def state_of(folder: Path) -> dict[str, Any]:
     """The contents of a marker: the recipe, in today's names, and what the run had decided."""
-    state: dict[str, Any] = json.loads((folder / MARKER).read_text())
+    state = _read_marker(folder)
     return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / MARKER).read_text())
+    return state

@@ -315,7 +315,7 @@ def test_every_value_knows_where_it_came_from(load: Callable[..., Loaded], tmp_p
     file = tmp_path / "recipe.yaml"
     assert loaded.recipe.training.max_steps == 7
     assert loaded.origin(("training", "max_steps")) == "command line: training.max_steps=7"
-    assert loaded.origin(("hub", "repo")) == "command line: hub.repo_id=me/x"
+    assert loaded.origin(("hub", "repo_id")) == "command line: hub.repo_id=me/x"
     assert loaded.origin(("training", "learning_rate")) == f"{file}:10"
     assert loaded.origin(("strategy", "r")) == f"{file}:4"
     assert loaded.origin(("seed",)) == "default"

@@ -72,7 +72,7 @@ def test_what_differs(folder: Path) -> None:
     assert "total_seconds 14 3 -11" in text
     assert "output_dir" not in text
     assert "environment" not in said
-    assert runs.diff(folder / "a", folder / "a")[2:] == ["recipe, data, environment and result are the same"]
+    assert runs.diff(folder / "a", folder / "a")[2:] == ["recipe, data, environment and result are identical"]
 
 
 def test_other_rows_under_the_same_name_differ(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_other_rows_under_the_same_name_differ(folder: Path) -> None:
     ("call", "words"),
     [
         (lambda folder: runs.table(folder / "nowhere", "name"), "no such folder"),
-        (lambda folder: runs.table(folder / "broken", "name"), "no run below it"),
+        (lambda folder: runs.table(folder / "broken", "name"), "no run below this folder"),
         (lambda folder: runs.table(folder, "size"), "expected one of name, loss, time, cost"),
         (lambda folder: runs.diff(folder / "a", folder / "broken"), "not a report"),
     ],

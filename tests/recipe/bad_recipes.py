@@ -328,6 +328,45 @@ FOREIGN_KEYS = [
     ),
 ]
 
+RENAMED = [  # the names that keys had in earlier versions
+    *(
+        key(f"{old} of {under}", line, text % old, [f"{under}.{old} = ", f"`{under}.{new}: "], 1)
+        for under, line, text, old, new in (
+            ("training", RATE, "  logging_steps: 1\n  %s: never", "resume", "resume_from_checkpoint"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: true}", "push", "push_to_hub"),
+            ("hub", OUTPUT, "output_dir: run\nhub: {%s: me/x}", "repo", "repo_id"),
+            ("evaluation", OUTPUT, "output_dir: run\nevaluation: {%s: false}", "before", "eval_on_start"),
+            ("strategy", R, "  r: 4\n  %s: 8", "alpha", "lora_alpha"),
+            ("strategy", R, "  r: 4\n  %s: 0.1", "dropout", "lora_dropout"),
+        )
+    ),
+    *(
+        Bad(
+            f"{old} of {name}",
+            at(R + 1),
+            [f"`strategy.{new}: {now}"],
+            lines={NAME: f"  name: {name}", R: f"{more}\n  {old}: {was}"},
+        )
+        for name, more, old, was, new, now in (
+            ("distill", "  student: full", "alpha", "0.3", "teacher_weight", "0.3"),
+            ("distill", "  student: full", "loss", "jsd", "divergence", "jsd"),
+            ("distill", "  student: full", "level", "sequence", "seq_kd", "true"),
+            ("distill", "  student: full", "hidden", "{}", "hidden_states", "{}"),
+            ("distill", "  student: full", "cache", "{form: hidden}", "teacher_cache", "{"),
+            ("partial", "  last_n_layers: 1", "thaw", "{every: 2}", "gradual_unfreezing", "{"),
+            ("scratch", "  parameters: 1M", "architecture", "gpt2", "model_type", "gpt2"),
+            ("distill", "  teacher: other", "student", "{name: lora, dropout: 0.1}", "student.lora_dropout", "0.1"),
+        )
+    ),
+    key(
+        "double_quant of a quantization",
+        MODEL,
+        "model: {name_or_path: model, quantization: {name: nf4, double_quant: false}}",
+        ["`model.quantization.use_double_quant: false`"],
+    ),
+    key("the default initialization", R, "  init_lora_weights: default", ['= "default"', "of true, gaussian", "write true"]),
+]
+
 FOREIGN_VALUES = [
     key(
         "qlora as a strategy",
@@ -1510,6 +1549,7 @@ CASES = [
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
     *FOREIGN_VALUES,
+    *RENAMED,
     *WRONG_TYPES,
     *BOUNDS,
     *CHOICES,

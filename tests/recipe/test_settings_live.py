@@ -738,7 +738,7 @@ def test_when_the_run_without_a_teacher_is_made(
         assert reason
         if runs:
             assert started[0].strategy.teacher_weight == 0.0
-            assert started[0].training == job.recipe.training.model_copy(update={"resume": "never"})
+            assert started[0].training == job.recipe.training.model_copy(update={"resume_from_checkpoint": "never"})
             assert not started[0].hub.push_to_hub
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from hfstrat.recipe import library
+from hfstrat.recipe import library, renamed, suggestions
 from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.schema import STRATEGIES, Recipe
 from hfstrat.trainer.arguments import training_arguments
 from hfstrat.trainer.plan import make_plan
 
@@ -66,3 +67,33 @@ def test_make_bench_runs_every_benchmark() -> None:
     scripts = {file.stem for file in (root / "benchmarks").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}
     target = (root / "Makefile").read_text(encoding="utf-8").partition("\nbench:")[2].partition("\n\n")[0]
     assert set(re.findall(r"-m benchmarks\.(\w+)", target)) == scripts - {"gpu"}
+
+
+def test_stored_recipes_get_todays_names() -> None:
+    """Reports and checkpoints of earlier versions; what is renamed exists under its new name, and not under the old one."""
+    student = {"name": "lora", "alpha": 8, "dropout": 0.1, "init_lora_weights": "default"}
+    old = {
+        "strategy": {"name": "distill", "student": student, "level": "sequence", "cache": {"form": "hidden"}},
+        "model": {"name_or_path": "a", "quantization": {"name": "nf4", "double_quant": False}},
+        "data": {"train": "b", "columns": {"alpha": "prompt"}},
+        "training": {"resume": "never", "packing": "on", "extra": {"resume": 1}},
+        "hub": {"push": True, "repo": "me/x"},
+        "evaluation": {"before": False},
+        "output_dir": "o",
+    }
+    new = renamed.upgraded(old)
+    assert new["strategy"] == {
+        "name": "distill",
+        "student": {"name": "lora", "lora_alpha": 8, "lora_dropout": 0.1, "init_lora_weights": True},
+        "seq_kd": True,
+        "teacher_cache": {"form": "hidden"},
+    }
+    assert new["data"] == old["data"]
+    assert new["training"] == {"resume_from_checkpoint": "never", "packing": True, "extra": {"resume": 1}}
+    assert renamed.upgraded(new) == new
+    sections = suggestions.sections_of(Recipe)
+    for name, names in renamed.RENAMED.items():
+        found = [cls for path, classes in sections.items() if path[-1:] == (name,) for cls in classes]
+        for cls in [STRATEGIES[name]] if name in STRATEGIES else found:
+            assert set(names.values()) <= set(cls.model_fields)
+            assert not set(names) & set(cls.model_fields)

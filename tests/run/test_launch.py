@@ -78,7 +78,7 @@ def test_a_killed_rank_ends_the_run_with_a_message(recipe: Any, tmp_path: Path) 
     finally:
         child.kill()
     assert child.returncode == errors.CRASH, out + err
-    assert "rank 1 was ended by signal 9 first; no process said why" in err
+    assert "rank 1 was ended by signal 9 first; no process reported a cause" in err
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -225,10 +225,16 @@ def test_several_machines_rendezvous_at_the_first(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("config", "processes", "machines", "gpus", "words"),
     [
-        ("multi_node_ddp", 16, launch.Machines(machine_rank=0), 8, "--main-process-ip: missing; 2 machines meet at the first"),
+        (
+            "multi_node_ddp",
+            16,
+            launch.Machines(machine_rank=0),
+            8,
+            "--main-process-ip: missing; 2 machines need the address",
+        ),
         ("ddp", 4, launch.Machines(2, 0, "h"), 8, "--main-process-port: missing"),
         ("multi_node_ddp", 16, launch.Machines(2, 2, "h"), 8, "2 machines are numbered 0 to 1"),
-        ("multi_node_ddp", 15, launch.Machines(2, 0, "h"), 8, r"15 processes .* by 2 machines; 14 or 16 would do"),
+        ("multi_node_ddp", 15, launch.Machines(2, 0, "h"), 8, r"15 processes .* among 2 machines; use 14 or 16"),
         ("multi_node_ddp", 32, launch.Machines(2, 0, "h"), 8, r"this machine has 8 GPU\(s\)"),
         ("fsdp2", 2, launch.Machines(), 0, "FSDP needs GPUs"),
         ("deepspeed_zero3", 2, launch.Machines(), 0, r"has 0 GPU\(s\)"),
@@ -247,7 +253,7 @@ def test_impossible_rendezvous_settings_are_refused(
 def test_missing_deepspeed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: 2)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'hfstrat\[deepspeed\]', or take fsdp2"):
+    with pytest.raises(UserError, match=r"pip install 'hfstrat\[deepspeed\]', or use fsdp2"):
         launch.plan_launch(["r.yaml"], "deepspeed_zero2", 2)
 
 

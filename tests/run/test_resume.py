@@ -171,7 +171,7 @@ def test_an_extended_run_follows_the_longer_schedule(recipe: Any, capsys: pytest
     rates = {entry["step"]: entry["learning_rate"] for entry in history if "learning_rate" in entry}
     assert [rates[step] for step in (1, 2, 3, 4)] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx([0.005, 0.00375, 0.0025, 0.00125])
-    assert "goes on with 0.005 at step 4, where it had come to 0" in capsys.readouterr().out
+    assert "continues with 0.005 at step 4, where it was 0" in capsys.readouterr().out
 
 
 def test_a_shorter_run_than_the_checkpoint_is_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_a_shorter_run_than_the_checkpoint_is_refused(recipe: Any, monkeypatch: 
         stop_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             run(recipe())
-    with pytest.raises(UserError, match=r"1 steps in all, and .*checkpoint-2 has made 2 already"):
+    with pytest.raises(UserError, match=r"1 steps in total, but .*checkpoint-2 is at step 2"):
         run(recipe("training.max_steps=1"))
 
 
@@ -438,7 +438,7 @@ def test_resuming_with_another_number_of_processes_keeps_the_batches(
     (tmp_path / "run" / "report.json").unlink()
     resumed = Run(*given, after)
     resumed.finish()
-    assert f"began with {before} processes and goes on with {after}" in resumed.log.read_text()
+    assert f"started with {before} processes and resumes with {after}" in resumed.log.read_text()
     result = json.loads((tmp_path / "run" / "report.json").read_text())["result"]
     assert result["resumed_from"].endswith("checkpoint-20")
     assert [e["loss"] for e in result["losses"]] == pytest.approx([e["loss"] for e in expected["losses"]], rel=1e-4)
@@ -455,7 +455,7 @@ def test_other_errors_are_not_reported_as_disk_full(recipe: Any, monkeypatch: py
 
 
 def test_cached_results_of_other_inputs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume.cache, "in_use", lambda: ["hidden_states-b", "rows-x"])
+    monkeypatch.setattr(resume.cache, "names_in_use", lambda: ["hidden_states-b", "rows-x"])
     stored = {"caches": ["hidden_states-a"]}
     (said,) = resume.cache_remarks(Path("run/checkpoint-2"), stored)
     assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in said
@@ -490,5 +490,5 @@ def test_changed_base_weights_refuse_to_resume(
     name = sorted(tensors)[0]
     tensors[name] = tensors[name] + 1e-3
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(UserError, match=rf"^{changed}: .* holds other weights than those that .*checkpoint-\d+ was made with"):
+    with pytest.raises(UserError, match=rf"^{changed}: the weights of .* are not those with which .*checkpoint-\d+"):
         resume.what_to_resume(loaded.recipe, False, 1)

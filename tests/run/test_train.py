@@ -184,7 +184,7 @@ def test_two_runs_do_not_share_a_folder(recipe: Any) -> None:
     from hfstrat.run import output_dir
 
     lock = output_dir.claim(recipe().recipe, overwrite=False)
-    with pytest.raises(UserError, match="is going on"):
+    with pytest.raises(UserError, match="another running process"):
         output_dir.claim(recipe().recipe, overwrite=False)
     lock.close()
 
@@ -311,7 +311,7 @@ def test_overwrite_does_not_delete_inputs_of_the_run(recipe: Any, quick: None) -
     first = run(recipe())
     assert first is not None
     adapter = first["result"]["artifact"]
-    with pytest.raises(UserError, match="lies in output_dir"):
+    with pytest.raises(UserError, match="is in output_dir"):
         run(recipe(f"strategy={{name: lora, adapter: {adapter}}}"), overwrite=True)
     (folder_of(recipe()) / "notes.txt").write_text("mine")
     run(recipe(), overwrite=True)

@@ -84,8 +84,18 @@ def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -
     assert found == later
     assert "came from" in remarks[0]
     make(tmp_path / "c", 6)  # somebody else's
-    with pytest.raises(UserError, match="holds later checkpoints, up to checkpoint-6"):
+    with pytest.raises(UserError, match="holds later checkpoints of another run, up to checkpoint-6"):
         checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
+
+
+def test_a_checkpoint_of_the_version_before_is_resumed(tmp_path: Path) -> None:
+    """The keys of its recipe had other names."""
+    old = {"strategy": {"name": "lora", "alpha": 8, "init_lora_weights": "default"}, "training": {"resume": "auto"}}
+    lora, training = {"name": "lora", "lora_alpha": 8, "init_lora_weights": True}, {"resume_from_checkpoint": "auto"}
+    folder = make(tmp_path, 4, old)
+    assert checkpoints.find_resume(tmp_path, "auto", {"strategy": lora, "training": training}) == (folder, [])
+    with pytest.raises(UserError, match=r"strategy\.lora_alpha was 8, is 9"):
+        checkpoints.find_resume(tmp_path, "auto", {"strategy": {**lora, "lora_alpha": 9}, "training": training})
 
 
 BEFORE = {

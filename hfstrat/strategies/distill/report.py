@@ -108,7 +108,8 @@ def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
     whole, given = without_unset(loaded.recipe.model_dump()), strategy.model_dump(exclude_unset=True)
     whole["strategy"] = {**without_unset({key: given[key] for key in SAME if key in given}), **WITHOUT}
     whole["output_dir"] = str(folder / "without-teacher")
-    whole["hub"], whole["training"] = {"push": False}, {**whole["training"], "resume": "never"}  # its result is not published
+    whole["hub"] = {"push_to_hub": False}  # its result is not published
+    whole["training"] = {**whole["training"], "resume_from_checkpoint": "never"}
     file = folder / "without-teacher.yaml"
     file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return file

@@ -119,7 +119,7 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
             feed = feed.with_undo(Still(list(prefix.modules.values())).release)
         try:
             if wish is False:
-                raise Refused("precompute: off")
+                raise Refused("precompute: false")
             return _cache_prefix(feed, prefix, batch, wish)
         except Refused as refusal:
             prefix.boundary.unbind()
@@ -142,7 +142,7 @@ def _cache_prefix(feed: TrainData, prefix: Prefix, batch: Batch, wish: Wish) -> 
         if gain < PAYS and wish == "auto":
             raise Refused(f"it would not save time (predicted {gain:.2f}x over {feed.epochs:.3g} epochs)")
     elif wish == "auto":
-        raise Refused("with max_time the number of epochs is unknown; set precompute: on to cache them anyway")
+        raise Refused("with max_time the number of epochs is unknown; set precompute: true to cache them anyway")
     states = prefix.boundary.take(batch)
     width, size = states.shape[2], states.dtype.itemsize
     parts = {name: _Part.of(rows) for name, rows in (("train", feed.unpacked.train), ("eval", feed.eval))}

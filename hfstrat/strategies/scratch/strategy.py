@@ -122,7 +122,7 @@ class Scratch(Strategy[section.Scratch]):
 
     def check_task(self, task: Task) -> None:
         if self.section.model_class is not None and task.name != CausalLM.name:
-            raise UserError(f"strategy.model_class is for task: {CausalLM.name}; remove it, or set strategy.architecture")
+            raise UserError(f"strategy.model_class is for task: {CausalLM.name}; remove it, or set strategy.model_type")
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         self.check_task(TASKS[recipe.task])

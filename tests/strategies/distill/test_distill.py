@@ -243,7 +243,7 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
     anew = distil(strategy.replace("FORM", '"off"'), TWO_EPOCHS, name="anew")
     said = capsys.readouterr().out
     assert "outputs computed in" in said
-    assert "outputs are computed on the fly: cache: off" in said
+    assert "outputs are computed on the fly: teacher_cache" in said
     assert losses(once) == pytest.approx(losses(anew), rel=1e-4)
     assert once["metrics_after"] == pytest.approx(anew["metrics_after"], rel=1e-4)
     assert once["metrics_after"]["teacher_kl"] > 0
@@ -292,7 +292,7 @@ def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
     found = {}
     for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
-        strategy = f"{{name: distill, teacher: TEACHER, student: full, cache: {{form: '{form}'}}}}"
+        strategy = f"{{name: distill, teacher: TEACHER, student: full, teacher_cache: {{form: '{form}'}}}}"
         words = (TWO_EPOCHS, f"training.packing={packing}", "training.train_sampling_strategy=random", "data.max_length=64")
         found[form, packing] = distil(strategy, *words, name=f"{form}-{packing}")
         assert (found[form, packing]["plan"]["bins"] is not None) == (packing == "true")
@@ -394,7 +394,7 @@ def test_another_vocabulary_is_refused(recipe: Any, tmp_path: Path, models: Call
     words[first], words[second] = words[second], words[first]
     file.write_text(json.dumps(content))
     loaded = recipe(f"strategy={{name: distill, teacher: {tmp_path / 'other'}, student: full}}")
-    with pytest.raises(UserError, match=r"another vocabulary .*sequence.*GOLD"):
+    with pytest.raises(UserError, match=r"another vocabulary .*seq_kd.*GOLD"):
         run(loaded)
     assert not (tmp_path / "run").exists()
 
@@ -425,7 +425,7 @@ def test_two_processes_equal_one(recipe: Any, models: Callable[..., Path], tmp_p
 
 @pytest.mark.slow
 def test_the_same_student_without_the_teacher_is_run_and_compared(recipe: Any, tmp_path: Path) -> None:
-    """From the same start, over the same rows: with `alpha: 0` the run is the baseline, so both come to the same."""
+    """From the same start, over the same rows: with `teacher_weight: 0` the run is the baseline, so both come to the same."""
     strategy = "strategy={name: distill, shrink: {layers: 2}, student: full, teacher_weight: 1e-12}"
     report = run(recipe(strategy, "model.dtype=float32"))
     assert report is not None

@@ -102,7 +102,7 @@ def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, ca
     said = capsys.readouterr().out
     assert "has another tokenizer" in said
     assert "generated 48 answers" in said
-    with pytest.raises(UserError, match=r"student: with a new tokenizer.*level: sequence"):
+    with pytest.raises(UserError, match=r"student: with a new tokenizer.*seq_kd: true"):
         distil(student=new, name="token")
 
 
