@@ -70,7 +70,7 @@ def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str
 def weights_seen(name_or_path: str, revision: str | None = None) -> str | None:
     """A hash over the sizes and SAMPLES pieces of a local model's weight files, the commit of a cached Hub model, or None.
 
-    SegmentTokenizer are fast to read and suffice, since other weights differ everywhere.
+    Pieces are fast to read and suffice, since other weights differ everywhere.
     """
     path = Path(name_or_path).expanduser()
     if not name_or_path or not path.exists():
