@@ -1432,7 +1432,7 @@ CLASSIFICATION = [
     classify("a label that is null", TRAIN, ["row 2", "'label' is null"], files=labels("a", None)),
     classify("scores for labels", TRAIN, ["row 1", "'label' is 0.5", "regression"], files=labels(0.5, 0.7)),
     classify("a list among labels", TRAIN, ["row 1", "but other rows have a list"], files=labels("a", ["b"])),
-    classify("a vector for labels", TRAIN, ["row 1", "vector of 0 and 1"], files=labels([0, 1, 0], [1, 0, 0])),
+    classify("a vector for labels", TRAIN, ["row 1", "vectors of 0 and 1"], files=labels([0, 1, 0], [1, 0, 0])),
     classify(
         "a format of the other task",
         EVAL_SIZE,
