@@ -23,8 +23,8 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.run.train import run
 from hfstrat.strategies.head import linear
 from hfstrat.tasks import TASKS
-from hfstrat.tasks.regression.rows import TargetFormat
 from hfstrat.tasks.regression.scores import score_of
+from hfstrat.tasks.regression.targets import TargetFormat
 
 TASK = TASKS["regression"]
 COUNT = 90

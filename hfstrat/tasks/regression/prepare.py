@@ -18,7 +18,7 @@ from hfstrat.data.prepare import PreparedData, Table, load_table
 from hfstrat.data.splits import choose_stratified, column
 from hfstrat.errors import UserError
 from hfstrat.models.output_scale import Units
-from hfstrat.tasks.regression.rows import FORMAT, TargetFormat
+from hfstrat.tasks.regression.targets import FORMAT, TargetFormat
 
 if TYPE_CHECKING:
     from datasets import Dataset
