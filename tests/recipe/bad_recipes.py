@@ -238,7 +238,7 @@ THEIRS = [  # the key of another tool, a value of it, and what is said to it
     ("optimizer", "adamw", "training.optim"),
     ("gradient_checkpointing", "true", "training.activation_checkpointing"),
     ("eval_strategy", "steps", "training.eval_steps"),
-    ("auto_resume_from_checkpoints", "true", "training.resume_from_checkpoint"),
+    ("auto_resume_from_checkpoints", "true", "resume_from_checkpoint"),
     ("push_to_hub", "true", "hub.push_to_hub"),
     ("hub_model_id", "me/x", "hub.repo_id"),
     ("overwrite_output_dir", "true", "hfstrat train RECIPE --overwrite"),
@@ -897,7 +897,7 @@ MODELS = [
         ["is truncated or not a safetensors file", "again"],
         files={"model/model.safetensors": CUT_SHORT},
     ),
-    Bad("a missing shard", at(MODEL), ["lacks b.safetensors", "again"], files={"model/model.safetensors.index.json": INDEX}),
+    Bad("a missing shard", at(MODEL), ["b.safetensors of its index is missing", "again"], files={"model/model.safetensors.index.json": INDEX}),
     Bad("no tokenizer", at(MODEL), ["has no tokenizer", "model.tokenizer"], files={"model/tokenizer.json": None}),
     Bad(
         "a pointer for weights",
@@ -1340,7 +1340,7 @@ DISTILL: list[Bad] = [
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
     key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
-    Bad("output holds other files", at(OUTPUT), ["run is in use", "name another folder"], files={"run/thesis.txt": "mine"}),
+    Bad("output holds other files", at(OUTPUT), ["run contains files", "name another folder"], files={"run/thesis.txt": "mine"}),
     key("output is the model", OUTPUT, "output_dir: model", ["output_dir: model", "name another folder"]),
     Bad(
         "output holds a finished run",
@@ -1380,7 +1380,7 @@ OUTPUTS: list[Bad] = [
         {RATE: "  resume_from_checkpoint: run/checkpoint-2"},
         files={"run/.hfstrat.lock": "", **{f"run/checkpoint-{n}/hfstrat_complete.json": MARKER for n in (2, 4)}},
     ),
-    Bad("another recipe's checkpoint", "", ["checkpoint-2 was made by another recipe", "--overwrite"], files=CHECKPOINT),
+    Bad("another recipe's checkpoint", "", ["checkpoint-2 belongs to another recipe", "--overwrite"], files=CHECKPOINT),
     Bad("no room on the disk", at(OUTPUT), ["output_dir", "one checkpoint needs", "free"], free=KIBIBYTE),
 ]
 
