@@ -312,7 +312,7 @@ def test_an_adapter_is_merged_into_the_16_bit_base(trained: Any, wide: Path, tmp
     merge.merge(str(folder), tmp_path / "merged")
     told = capsys.readouterr().out
     assert "KL(nf4 with adapter || merged)" in told
-    assert "held-out rows" in told
+    assert "held-out examples" in told
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == torch.bfloat16
     base = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16)
@@ -325,7 +325,7 @@ def test_an_adapter_is_merged_into_the_16_bit_base(trained: Any, wide: Path, tmp
 def test_a_changed_base_is_not_merged_into(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = trained(ADAPTED, "nf4")
     monkeypatch.setattr("hfstrat.models.fingerprint.model_fingerprint", lambda *_: "another")
-    with pytest.raises(UserError, match="is not what it was in training"):
+    with pytest.raises(UserError, match="have changed since training"):
         merge.merge(str(folder), tmp_path / "merged")
 
 

@@ -897,7 +897,12 @@ MODELS = [
         ["is truncated or not a safetensors file", "again"],
         files={"model/model.safetensors": CUT_SHORT},
     ),
-    Bad("a missing shard", at(MODEL), ["b.safetensors of its index is missing", "again"], files={"model/model.safetensors.index.json": INDEX}),
+    Bad(
+        "a missing shard",
+        at(MODEL),
+        ["b.safetensors of its index is missing", "again"],
+        files={"model/model.safetensors.index.json": INDEX},
+    ),
     Bad("no tokenizer", at(MODEL), ["has no tokenizer", "model.tokenizer"], files={"model/tokenizer.json": None}),
     Bad(
         "a pointer for weights",
@@ -1340,7 +1345,9 @@ DISTILL: list[Bad] = [
 OUTPUTS: list[Bad] = [
     key("output is a file", OUTPUT, "output_dir: rows.jsonl", ["output_dir: rows.jsonl is a file", "name a folder"]),
     key("output below a file", OUTPUT, "output_dir: rows.jsonl/run", ["output_dir: rows.jsonl/run", "rows.jsonl is a file"]),
-    Bad("output holds other files", at(OUTPUT), ["run contains files", "name another folder"], files={"run/thesis.txt": "mine"}),
+    Bad(
+        "output holds other files", at(OUTPUT), ["run contains files", "name another folder"], files={"run/thesis.txt": "mine"}
+    ),
     key("output is the model", OUTPUT, "output_dir: model", ["output_dir: model", "name another folder"]),
     Bad(
         "output holds a finished run",
