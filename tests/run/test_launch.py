@@ -176,7 +176,7 @@ def test_every_key_of_a_config_is_read(name: str) -> None:
         assert set(getattr(config, section)) <= flags
     settings = yaml.safe_load(file.read_text())
     assert settings["num_machines"] == (2 if name.startswith("multi_node") else 1)
-    assert "pick it" in "".join(line.lower() for line in file.read_text().splitlines() if line.startswith("#")) or name in (
+    assert "use it" in "".join(line.lower() for line in file.read_text().splitlines() if line.startswith("#")) or name in (
         "single",
         "cpu_ddp",
     )

@@ -184,7 +184,7 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
     distiller = ClassDistiller(Mix())
     assert distiller.bind(student) is None
     distiller.set_teacher(teacher, SimpleNamespace(model=student), student)  # type: ignore[arg-type]
-    batch = ClassCollator(0, 8, has_token_types(student), None, has_token_types(teacher))(rows)
+    batch = ClassCollator(0, 8, has_token_types(student)).with_teacher(has_token_types(teacher))(rows)
     batch.pop("labels")
     with torch.no_grad():
         types = batch["teacher_types"]

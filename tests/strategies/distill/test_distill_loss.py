@@ -73,7 +73,7 @@ def test_value_and_gradient_equal_the_reference(name: str, vocabularies: str, te
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_blocks_within_a_chunk_change_nothing(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfstrat.models.chunked_loss.BLOCK_BYTES", 4 * VOCABULARY * 2)  # two rows
-    monkeypatch.setattr("hfstrat.strategies.distill.loss.CHUNK_ROWS", 5)  # the teacher's: blocks do not lie across two
+    monkeypatch.setattr("hfstrat.strategies.distill.loss.MIN_CHUNK_ROWS", 5)  # the teacher's: blocks do not lie across two
     for vocabularies in SHARED:
         test_value_and_gradient_equal_the_reference(name, vocabularies, 2.0, chunk)
     test_a_head_of_another_kind_has_the_same_loss(name)
