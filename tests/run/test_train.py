@@ -79,7 +79,7 @@ def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path)
 def test_an_interruption_names_what_it_leaves(recipe: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     stops = [
         ("false", 1, "before the first checkpoint"),
-        ("true", 1, "on from .*checkpoint-0"),
+        ("true", 1, "resumes from .*checkpoint-0"),
         ("true", 3, "on from .*checkpoint-2"),
     ]
     for before, step, words in stops:
@@ -200,7 +200,7 @@ def test_a_non_finite_gradient_ends_the_run_and_keeps_the_last_checkpoint(recipe
 
     monkeypatch.setattr(StrategyTrainer, "compute_loss", compute_loss)
     loaded = recipe("training.max_steps=6")
-    with pytest.raises(RunError, match=r"not finite at step 4; the last good checkpoint is .*checkpoint-2") as info:
+    with pytest.raises(RunError, match=r"not finite at step 4; the last complete checkpoint is .*checkpoint-2") as info:
         run(loaded)
     assert info.value.code == errors.NON_FINITE
     folder = folder_of(loaded)

@@ -389,7 +389,7 @@ def test_the_config_of_a_model_without_its_weights(tiny: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> None:
     sized = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    recipe, base = base_of({"model": {"tokenizer": str(tiny)}}, architecture=family, config=sized)
+    recipe, base = base_of({"model": {"tokenizer": str(tiny)}}, model_type=family, config=sized)
     assert base.model.config.vocab_size == len(load_tokenizer(recipe.model))
     assert base.model.get_input_embeddings().padding_idx is None  # the end token is its padding token, and has to learn
     footprint = footprint_of(recipe)
@@ -444,4 +444,4 @@ def test_tokens_of_repeated_rows_are_counted_once_and_seen_as_often() -> None:
     data = SimpleNamespace(train=train, eval=table, renderer=SimpleNamespace(tokenizer=make_tokenizer()))
     found = baselines.measure(data, plan, model)  # type: ignore[arg-type]
     assert (found.unique_tokens, found.epoch_tokens) == (3, 7)
-    assert f"3 training tokens for 7 parameters: 0.43 each, seen {7 * 2 / 3:.1f} times: 2 each" in found.supply()[0]
+    assert "0.43 unique training tokens per parameter (3 tokens, 7 parameters), 4.7 epochs" in found.supply()[0]

@@ -198,7 +198,7 @@ def test_the_solved_head_is_ridge_regression(bias: bool) -> None:
     y = x @ source.normal(size=(3, 2)) + source.normal(size=(80, 2))
     features = torch.tensor(x, dtype=torch.float32)
     layer, _ = linear.fit_ridge(features, torch.tensor(y), 1e-2, bias)
-    scale = linear.Scale.of(features, centred=bias)
+    scale = linear.Scale.of(features, centered=bias)
     peer = Ridge(alpha=80 * 1e-2, fit_intercept=bias).fit(scale.apply(features.double()).numpy(), y)
     wanted = peer.predict(scale.apply(features.double()).numpy())
     np.testing.assert_allclose(layer.logits(features.double()).numpy(), wanted, rtol=1e-4, atol=1e-4)

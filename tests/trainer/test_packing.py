@@ -139,7 +139,7 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
     curves = {}
     for packing in (True, False):
         words = recipe(tmp_path, tiny, packing=packing, train_sampling_strategy="random")
-        report = run(load_recipe(str(tmp_path / "recipe.yaml"), [*words, f"output_dir={tmp_path / packing}"]))
+        report = run(load_recipe(str(tmp_path / "recipe.yaml"), [*words, f"output_dir={tmp_path / str(packing)}"]))
         assert report is not None
         curves[packing] = [entry["loss"] for entry in report["result"]["losses"]]
         assert report["result"]["plan"]["bins"] == (4 if packing else None)
