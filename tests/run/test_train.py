@@ -80,7 +80,7 @@ def test_an_interruption_names_what_it_leaves(recipe: Any, monkeypatch: pytest.M
     stops = [
         ("false", 1, "before the first checkpoint"),
         ("true", 1, "resumes from .*checkpoint-0"),
-        ("true", 3, "on from .*checkpoint-2"),
+        ("true", 3, "resumes from .*checkpoint-2"),
     ]
     for before, step, words in stops:
         with monkeypatch.context() as patch:
