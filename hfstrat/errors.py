@@ -1,4 +1,4 @@
-"""The ways a run can end, each with an exit code of its own."""
+"""The ways a run can end, each with its own exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTEFACT, DISK_FULL, NOT_PUSHED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
+OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTIFACT, DISK_FULL, NOT_PUSHED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
 
 NAMES = {
@@ -17,9 +17,9 @@ NAMES = {
     USER: "refused",
     NON_FINITE: "non-finite",
     OUT_OF_MEMORY: "out-of-memory",
-    ARTEFACT: "artefact-differs",
+    ARTIFACT: "artifact-differs",
     DISK_FULL: "disk-full",
-    NOT_PUSHED: "not-pushed",  # by `hfstrat push`; a run never ends so
+    NOT_PUSHED: "not-pushed",  # by `hfstrat push` only
     INTERRUPTED: "interrupted",
 }
 
@@ -35,13 +35,13 @@ class RunError(Exception):
 
 
 class UserError(RunError):
-    """Something the user can put right: what was given, what was expected, what to write instead."""
+    """A mistake that the user can fix: what was given, what was expected, what to write instead."""
 
     code = USER
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its name where it says nothing."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -51,7 +51,7 @@ def named(error: BaseException) -> RunError:
         return error
     if isinstance(error, KeyboardInterrupt):
         words = (
-            "interrupted; the same command goes on from the last complete checkpoint, or begins again where there is none; "
+            "interrupted; the same command resumes from the last complete checkpoint, or starts again if there is none; "
             "what was prepared and computed once so far is kept"
         )
         return RunError(str(error) or words, INTERRUPTED)
@@ -62,12 +62,12 @@ def named(error: BaseException) -> RunError:
             "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
             OUT_OF_MEMORY,
         )
-    # safetensors and torch.save have exceptions of their own for it
+    # safetensors and torch.save raise their own exceptions for it
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in text for words in full):
         return RunError(
-            f"the disk is full ({text.splitlines()[0]}); complete checkpoints are kept: with some room the same command goes "
-            "on from the last one",
+            f"the disk is full ({text.splitlines()[0]}); complete checkpoints are kept: with free space the same command "
+            "resumes from the last one",
             DISK_FULL,
         )
     return RunError(f"{type(error).__name__}: {text}", CRASH)

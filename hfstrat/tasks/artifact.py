@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any, get_args
 
-from hfstrat.errors import ARTEFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
+from hfstrat.errors import ARTIFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
 from hfstrat.models.check import is_quantized_already
 from hfstrat.recipe.quantization import Form, Quantization
 from hfstrat.recipe.section import Shapes
@@ -171,7 +171,7 @@ def _load_complete(folder: str, dtype: Any, options: dict[str, Any], form: str) 
         settings = keep | how.options
     model, info = auto.from_pretrained(folder, output_loading_info=True, **settings)
     if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
-        raise RunError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights", ARTEFACT)
+        raise RunError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights", ARTIFACT)
     if how is not None:
         print(quantization.finalize(model, how, trains_itself=False)["line"])
     return model

@@ -1,4 +1,4 @@
-"""Is the artefact what was trained? It is loaded by plain transformers or peft in a fresh process and compared.
+"""Is the artifact what was trained? It is loaded by plain transformers or peft in a fresh process and compared.
 
 Run as `python -m hfstrat.tasks.verify SPEC.json`: prints one line of JSON, or ends with `errors.OUT_OF_MEMORY`.
 """
@@ -48,7 +48,7 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:
-    """What the model says to the probe before training: an artefact has to be nearer to the trained one than to this."""
+    """What the model says to the probe before training: an artifact has to be nearer to the trained one than to this."""
     import torch
 
     device = next(model.parameters()).device
@@ -70,7 +70,7 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
         How far the logits are apart, the `device` of the comparison and that of the trained model, `trained_on`.
 
     Raises:
-        RunError: the artefact does not load, says something else, or there is no memory to load it again.
+        RunError: the artifact does not load, says something else, or there is no memory to load it again.
     """
     import torch
 
@@ -90,10 +90,10 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
     allowed = min(tolerance(probe["dtype"], device == probe["device"]) * result["max_logit"], moved / 4)
     if not (result["bit_equal"] or result["max_difference"] <= allowed):
         raise errors.RunError(
-            f"the artefact in {folder} does not say what the trained model said: logits differ by "
+            f"the artifact in {folder} does not say what the trained model said: logits differ by "
             f"{result['max_difference']:.3g}, {allowed:.3g} is allowed (training moved them by {moved:.3g}); it is kept for "
             "inspection",
-            errors.ARTEFACT,
+            errors.ARTIFACT,
         )
     return result
 
@@ -137,13 +137,13 @@ def answer_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str
     lines = child.stdout.strip().splitlines()
     if child.returncode in (errors.OUT_OF_MEMORY, -signal.SIGKILL):  # which the system sends where memory runs out
         raise errors.RunError(
-            f"the artefact in {folder} was not compared: there is no memory to load it in a fresh process, on the CPU neither; "
+            f"the artifact in {folder} was not compared: there is no memory to load it in a fresh process, on the CPU neither; "
             "it is kept, and is whole",
             errors.OUT_OF_MEMORY,
         )
     if child.returncode or not lines:
         cause = (child.stderr.strip().splitlines() or ["no output"])[-1]
-        raise errors.RunError(f"the artefact in {folder} does not load in a fresh process: {cause}", errors.ARTEFACT)
+        raise errors.RunError(f"the artifact in {folder} does not load in a fresh process: {cause}", errors.ARTIFACT)
     found: dict[str, Any] = json.loads(lines[-1])
     return found
 

@@ -137,7 +137,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None:
-    """The artefact is an ordinary model; the report has the bars; a resumed run is the same run, bit for bit."""
+    """The artifact is an ordinary model; the report has the bars; a resumed run is the same run, bit for bit."""
     report = run(scratch())
     assert report is not None
     result = report["result"]

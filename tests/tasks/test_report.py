@@ -10,6 +10,7 @@ import pytest
 from helpers.hub_runs import finished_run
 from pydantic import BaseModel
 
+from hfstrat import errors
 from hfstrat.errors import UserError
 from hfstrat.recipe.renamed import upgraded
 from hfstrat.tasks import report as reports
@@ -89,7 +90,7 @@ def test_a_run_that_failed(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(content))
     report = reports.read(tmp_path)
     assert report
-    assert report.result.status == "artifact-differs"
+    assert report.result.status == "artifact-differs" == errors.NAMES[errors.ARTIFACT]  # the name that runs write today
     with pytest.raises(UserError, match=r"did not finish \(artifact-differs\)"):
         _ = report.finished
 

@@ -153,7 +153,7 @@ def test_another_device_may_differ_by_more(
         return
     with pytest.raises(errors.RunError, match="does not say what the trained model said") as ended:
         verify.verify(tiny, probe, {})
-    assert ended.value.code == errors.ARTEFACT
+    assert ended.value.code == errors.ARTIFACT
 
 
 def test_a_process_for_the_cpu_sees_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
