@@ -93,6 +93,17 @@ class Rows(ABC):
         """Inputs of a forward pass on which models are compared by their `logits`."""
 
 
+class FramedRows(Rows):
+    """Examples of one text or two between special tokens, with `labels` of the complete example."""
+
+    framed = True
+
+    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
+        """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
+        batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
 class Model(ABC):
     """The models of a task: their class in transformers, what their config needs, and their head."""
 

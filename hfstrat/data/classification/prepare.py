@@ -217,9 +217,7 @@ def prepare(
     if any(weight != 1 for weight in weights):
         train = train.select(splits.apply_weights(origin, weights, seed))
     shown = _samples(evaluated, held, samples)
-    # rows of similar length share a forward pass; no sum depends on the order
-    held = held.select(np.argsort(-column(held, "length"), kind="stable"))
-    train, held = train.remove_columns("text_hash"), held.remove_columns("text_hash")
+    train, held = train.remove_columns("text_hash"), longest_first(held)
     lengths = column(train, "length")
     return Classes(
         train=train,
@@ -253,9 +251,14 @@ def prepare_eval(
     held = encode_labels(table.rows.table, names, many, "data.train")
     held = held.select(range(min(max_rows or len(held), len(held))))
     counts, shown = np.bincount(flatten_labels(held), minlength=len(names)), _samples(table, held, samples)
-    held = held.select(np.argsort(-column(held, "length"), kind="stable")).remove_columns("text_hash")
+    held = longest_first(held)
     lengths, statistics = column(held, "length"), {"eval": table.statistics}
     return Classes(held, held, lengths, lengths, "", texts, statistics, shown, {}, tuple(names), many, counts)
+
+
+def longest_first(rows: Dataset) -> Dataset:
+    """Evaluation rows by length: rows of similar length share a forward pass, and no sum depends on the order."""
+    return rows.select(np.argsort(-column(rows, "length"), kind="stable")).remove_columns("text_hash")
 
 
 def flatten_labels(rows: Dataset) -> np.ndarray:

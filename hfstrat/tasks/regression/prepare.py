@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache, splits
-from hfstrat.data.classification.prepare import find_duplicates, prompt_of, tokenize_texts
+from hfstrat.data.classification.prepare import find_duplicates, longest_first, prompt_of, tokenize_texts
 from hfstrat.data.classification.tokenize import Texts
 from hfstrat.data.collate import ClassCollator
 from hfstrat.data.prepare import PreparedData, Table, load_table
@@ -104,7 +104,7 @@ def prepare(
         train = train.select(splits.apply_weights(origin, weights, seed))
     train = train.remove_columns("text_hash")
     lengths, shown = column(train, "length"), _samples(evaluated, held, samples, names)
-    held = _longest_first(held)
+    held = longest_first(held)
     order = hashlib.sha256(column(train, "row").tobytes() + lengths.tobytes()).hexdigest()
     eval_lengths = column(held, "length")
     return Targets(train, held, lengths, eval_lengths, order, texts, statistics, shown, found, tuple(names), units)
@@ -123,7 +123,7 @@ def prepare_eval(data: Data, tokenizer: Any, config: Any, samples: int, max_rows
         raise UserError(f"data.train: it has {len(found)} targets, and the model predicts {len(names)}: {', '.join(names)}")
     held = table.rows.table.rename_column("targets", "label")
     held = held.select(range(min(max_rows or len(held), len(held))))
-    shown, held = _samples(table, held, samples, names), _longest_first(held)
+    shown, held = _samples(table, held, samples, names), longest_first(held)
     lengths, statistics = column(held, "length"), {"eval": table.statistics}
     mean = getattr(config, "target_mean", None) or [0.0] * len(names)  # a model of another library has none
     std = getattr(config, "target_std", None) or [1.0] * len(names)
@@ -157,11 +157,6 @@ def _table(sources: Any, data: Data, key: str, texts: Texts) -> tuple[Table, lis
     if odd := next((found for found in names if len(found) != len(names[0])), None):
         raise UserError(f"{key}: a source has {len(odd)} targets, and the first one {len(names[0])}; expected the same in all")
     return table, names[0]
-
-
-def _longest_first(rows: Dataset) -> Dataset:
-    """Rows of like length share a forward pass; no sum depends on the order."""
-    return rows.select(np.argsort(-column(rows, "length"), kind="stable")).remove_columns("text_hash")
 
 
 def _samples(table: Table, held: Dataset, count: int, names: list[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.tasks.base import Rows
+from hfstrat.tasks.base import FramedRows
 from hfstrat.tasks.regression.targets import COLUMNS, TargetFormat
 
 if TYPE_CHECKING:
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from hfstrat.recipe.data import Data
 
 
-class TargetRows(Rows):
+class TargetRows(FramedRows):
     """Examples with targets."""
 
     columns = COLUMNS
-    framed = True
 
     @property
     def reader(self) -> Callable[..., Any]:
@@ -53,8 +52,3 @@ class TargetRows(Rows):
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": data.units.mean.tolist()}
-
-    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
-        """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
-        batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}

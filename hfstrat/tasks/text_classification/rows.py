@@ -6,22 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.data.classification.labels import OUR_COLUMNS, LabelFormat
-from hfstrat.tasks.base import Rows
+from hfstrat.tasks.base import FramedRows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hfstrat.data.classification.prepare import Classes
-    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
 
 
-class LabelledRows(Rows):
+class LabelledRows(FramedRows):
     """Examples with one label, or any number of them."""
 
     columns = OUR_COLUMNS
-    framed = True
 
     @property
     def reader(self) -> Callable[..., Any]:
@@ -56,8 +54,3 @@ class LabelledRows(Rows):
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
-
-    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
-        """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
-        batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
