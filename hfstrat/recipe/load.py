@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from hfstrat.errors import UserError
 from hfstrat.recipe import suggestions, yaml
 from hfstrat.recipe.distill import StudentName
-from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.recipe.schema import MODEL_DEFAULTS, STRATEGIES, Recipe
 from hfstrat.recipe.strategies import ContinuationName
 from hfstrat.recipe.yaml import KeyPath
 
@@ -111,7 +111,7 @@ def _strategy_name(data: dict[str, Any]) -> str | None:
 
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
-    """Fill the training keys left open: by the strategy's own defaults, and a length if none is given."""
+    """Fill the keys left open: by the defaults of the strategy and of the task, and a length if none is given."""
     training, update = recipe.training, dict[str, Any]()
     for key, default in recipe.strategy.training_defaults().items():
         source, given = f"default of {recipe.strategy.name}: {default.source}", getattr(training, key)
@@ -124,11 +124,11 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
-    found = recipe.model_copy(update={"training": training.model_copy(update=update)}) if update else recipe
-    if recipe.task == "regression" and recipe.model.dtype == "auto":  # 16 bits would round predictions in original units
-        origins["model", "dtype"] = "default of regression: predictions in original units need the precision"
-        found = found.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float32"})})
-    return found
+    fields, defaults = type(recipe.model).model_fields, MODEL_DEFAULTS.get(recipe.task, {})
+    for_task = {key: one for key, one in defaults.items() if getattr(recipe.model, key) == fields[key].default}
+    origins |= {("model", key): f"default of {recipe.task}: {one.source}" for key, one in for_task.items()}
+    model = recipe.model.model_copy(update={key: one.value for key, one in for_task.items()})
+    return recipe.model_copy(update={"model": model, "training": training.model_copy(update=update)})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.quantization import FromName, Quantization
-from hfstrat.recipe.section import Section, seconds
+from hfstrat.recipe.section import Default, Section, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
@@ -165,6 +165,11 @@ class Hub(Section):
 def _from_string(key: str, either: Any) -> BeforeValidator:
     """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
+
+
+MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
+    "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
+}
 
 
 class Recipe(Section):
