@@ -119,6 +119,22 @@ def tiny(models: Callable[..., Path]) -> Path:
     return models()
 
 
+@pytest.fixture(scope="session")
+def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`bodies(family, head="body")` returns the folder of a tiny model without a classifier, created once per session."""
+    from helpers.classifiers import make_any, make_encoder
+
+    made: dict[Any, Path] = {}
+
+    def get(family: str, head: str = "body") -> Path:
+        if (family, head) not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[family, head] = make_any(folder, family) if head == "body" else make_encoder(folder, family, head)
+        return made[family, head]
+
+    return get
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

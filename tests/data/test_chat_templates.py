@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import make_tokenizer, sentences, write_jsonl
-from helpers.tokenizers import HEAD, TAIL, THINKING
+from helpers.tokenizer_kinds import HEAD, TAIL, THINKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

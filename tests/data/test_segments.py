@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import make_tokenizer, write_jsonl
-from helpers.tokenizers import KINDS, MARKED, TOKENIZERS, make
+from helpers.tokenizer_kinds import KINDS, MARKED, TOKENIZERS, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

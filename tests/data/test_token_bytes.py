@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_tokenizer, write_jsonl
-from helpers.tokenizers import MARKED, SPECIAL, TOKENIZERS
+from helpers.tokenizer_kinds import MARKED, SPECIAL, TOKENIZERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

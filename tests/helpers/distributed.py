@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "distributed_worker.py"
+TESTS = Path(__file__).parents[1]
 
 
 def in_world(
@@ -24,13 +24,14 @@ def in_world(
     spec.write_text(json.dumps(runs))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HFSTRAT_PROC", "HFSTRAT_WRAP", "ACCELERATE_", "FSDP_"))}
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [clean.get("PYTHONPATH")])])
     done = subprocess.run(
-        [*command, str(SCRIPT), str(spec)],
+        [*command, "-m", "helpers.distributed_worker", str(spec)],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        env={**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     ended = {run["name"]: json.loads((folder / f"{run['name']}.json").read_text()) for run in runs}

@@ -1,6 +1,6 @@
 """Several runs in one group of processes: starting a group takes many seconds, a tiny run two.
 
-`python -m torch.distributed.run --nproc_per_node 2 tests/helpers/world_runs.py SPEC.json`. SPEC is a list of
+`python -m torch.distributed.run --nproc_per_node 2 -m helpers.distributed_worker SPEC.json`. SPEC is a list of
 `{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
 """
 
@@ -14,8 +14,6 @@ from typing import Any
 
 
 def main(spec: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from helpers import fsdp_on_cpu
     from hfstrat.tasks import verify
     from hfstrat.trainer import distributed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import ENCODERS, FAMILIES, make_any, make_encoder
+from helpers.classifiers import ENCODERS, FAMILIES
 from safetensors.torch import load_file, save_file
 
 from hfstrat import strategies
@@ -30,19 +29,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "dora": {"name": "lora", "r": 4, "use_dora": True},
 }
 DATA: Any = SimpleNamespace(label_names=("a", "b", "c"), many=False)
-
-
-@pytest.fixture(scope="session")
-def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[Any, Path] = {}
-
-    def get(family: str, head: str = "body") -> Path:
-        if (family, head) not in made:
-            folder = tmp_path_factory.mktemp(family)
-            made[family, head] = make_any(folder, family) if head == "body" else make_encoder(folder, family, head)
-        return made[family, head]
-
-    return get
 
 
 def built(folder: Path, strategy: dict[str, Any]) -> tuple[Any, Any, Strategy[Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from helpers.classifiers import LABELS, labelled, make_any, write_recipe
+from helpers.classifiers import LABELS, labelled, write_recipe
 from helpers.runs import run
 from safetensors.torch import load_file
 
@@ -34,18 +34,6 @@ UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without verification in a fresh process."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
-
-
-@pytest.fixture(scope="session")
-def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_any(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return get
 
 
 @pytest.fixture

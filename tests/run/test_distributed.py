@@ -63,7 +63,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
 
 def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **environment: str) -> None:
     """Assert that runs in one process and in two are equal."""
-    from helpers.world_runs import leave, reload_here
+    from helpers.distributed_worker import leave, reload_here
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache_of_one"))
@@ -78,9 +78,10 @@ def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
         report = run(load_recipe(file, [*overrides, f"output_dir={tmp_path / 'one' / name}"]))
         leave()
         assert report is not None
+        one = report.finished.model_dump(mode="json")
         try:
-            assert report["result"]["best_step"] == two[name]["result"]["best_step"]  # c_lora's best is the one before training
-            same(report["result"], two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+            assert one["best_step"] == two[name]["result"]["best_step"]  # c_lora's best is the one before training
+            same(one, two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
         except AssertionError as error:
             differ[name] = str(error)
     assert not differ, "\n\n".join(f"{name}: {words}" for name, words in differ.items())

@@ -296,7 +296,7 @@ def test_a_student_matches_its_teacher_and_a_random_model_is_trained(
     )
     assert further is not None
     assert math.isclose(further.result.metrics_before["mae"], teacher.result.metrics_after["mae"], rel_tol=1e-3)
-    scratch = "strategy={name: scratch, architecture: bert, parameters: 60k}"
+    scratch = "strategy={name: scratch, model_type: bert, parameters: 60k}"
     made = run(regress("bert", scratch, f"model={{tokenizer: {tmp_path / 'bert'}}}", f"output_dir={tmp_path / 'scratch'}"))
     assert made is not None
     assert made.result.metrics_after["mae"] < 50

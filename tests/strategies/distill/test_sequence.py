@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer, write_jsonl
-from helpers.tokenizers import KINDS, THINKING, TOKENIZERS
+from helpers.tokenizer_kinds import KINDS, THINKING, TOKENIZERS
 from rich.console import Console
 
 from hfstrat.data.render import SegmentTokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import FAMILIES, labelled, make_any, write_recipe
+from helpers.classifiers import FAMILIES, labelled, write_recipe
 from helpers.runs import run
 
 from hfstrat import errors, strategies
@@ -28,18 +28,6 @@ from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
 from hfstrat.tasks.text_classification.text import labels_of
 
 FLOAT = "model.dtype=float32"
-
-
-@pytest.fixture(scope="session")
-def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_any(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return get
 
 
 @pytest.fixture
