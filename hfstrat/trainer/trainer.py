@@ -18,6 +18,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from hfstrat import errors
+from hfstrat.models import converted
 from hfstrat.trainer import checkpoints, distributed, sharded
 from hfstrat.trainer.callbacks import Clock
 from hfstrat.trainer.resumable import Resumable
@@ -206,6 +207,21 @@ class StrategyTrainer(Resumable, Trainer):
         """The step whose weights were loaded at the end; None if the last weights were kept."""
         best = self.state.best_model_checkpoint
         return checkpoints.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_converted(resume_from_checkpoint, model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_converted(str(self.state.best_model_checkpoint), self.model):
+            super()._load_best_model()
+
+    def _load_converted(self, folder: str, model: Any) -> bool:
+        """Load weights that transformers converted on saving; False if Trainer reads this checkpoint as it is."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not converted.is_converted(model):
+            return False  # sharded checkpoints have the model's own names
+        self._issue_warnings_after_load(converted.load_converted(model, Path(folder)))
+        return True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise an error if a checkpoint does not match the model; transformers would only log it."""
