@@ -17,7 +17,9 @@ from torch.nn import functional
 from transformers.utils import ModelOutput
 
 from hfstrat.errors import first_line
+from hfstrat.models import router_loss
 from hfstrat.models.chunked_loss import Head, Kernel, head_scores, hfstrat
+from hfstrat.models.router_loss import Routing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -124,7 +126,9 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return original(self, *args, **kwargs)
-        output = objective(self, args, kwargs, loss_rows, targets, scale, softcap)
+        with Routing(self) as routing:
+            output = objective(self, args, kwargs, loss_rows, targets, scale, softcap)
+        output.total = output.total + routing.loss() * len(targets)
         count = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch, device=targets.device)
         output.loss = output.total / count.clamp(min=1)
         return output
@@ -232,6 +236,8 @@ def _differs(model: PreTrainedModel) -> str | None:
         ids, rows, targets = _probe(model)
         ours = model(input_ids=ids, loss_rows=rows, targets=targets).nll
         logits = model(input_ids=ids).logits.flatten(0, 1)[rows]
+        if reason := router_loss.differs(model, ids):
+            return reason
     except Exception as error:  # an unknown architecture can fail in any way
         return f"its forward cannot be split into body and head ({type(error).__name__}: {first_line(error)})"
     finally:

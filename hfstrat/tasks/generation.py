@@ -33,6 +33,8 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     device, width = next(model.parameters()).device, max(map(len, prompts))
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     ends = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id}
+    if hasattr(model.config.get_text_config(), "output_router_logits"):
+        ends["output_router_logits"] = False  # only training needs them, and with a cache their loss has another width
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
     with torch.no_grad():

@@ -43,7 +43,7 @@ TRAINER = (
     Member("_save_optimizer_and_scheduler", "output_dir", "FSDP fails to save an optimizer that has not made a step"),
     Member("_load_optimizer_and_scheduler", "checkpoint", "a changed number of steps changes the next learning rate"),
     Member("_load_callback_state", "", "resumed callbacks take the recipe's present settings"),
-    Member("_load_from_checkpoint", "resume_from_checkpoint, model", "weights that were converted on saving are converted back"),
+    Member("_load_from_checkpoint", "resume_from_checkpoint, model", "weights that were converted on saving are read back"),
     Member("_load_best_model", "", "the same"),
     Member("_issue_warnings_after_load", "load_result", "a checkpoint that does not fit the model is an error"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.families import make_family
 from helpers.runs import run
 
 from hfstrat import strategies
@@ -19,15 +20,21 @@ STEPS = 6
 ORDER = "training.train_sampling_strategy=random"  # an order that both support
 
 
-@pytest.mark.parametrize("strategy", ["{name: lora, r: 4}", "full"], ids=["lora", "full"])
-def test_the_loss_curve_equals_trl(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "family"), [("{name: lora, r: 4}", None), ("full", None), ("full", "mixtral")], ids=["lora", "full", "experts"]
+)
+def test_the_loss_curve_equals_trl(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, family: str | None
+) -> None:
+    """A mixture of experts has the load-balancing loss of its routers, although its configuration does not output them."""
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
-    loaded = recipe(
-        f"strategy={strategy}", f"training.max_steps={STEPS}", "model.dtype=float32", "training.eval_steps=6", ORDER
-    )
+    changes = [f"strategy={strategy}", f"training.max_steps={STEPS}", "model.dtype=float32", "training.eval_steps=6", ORDER]
+    if family:
+        changes += [f"model.name_or_path={make_family(tmp_path / family, family)}", "training.per_device_train_batch_size=8"]
+    loaded = recipe(*changes)
     report = run(loaded)
     assert report is not None
     ours = [entry["loss"] for entry in report["result"]["losses"]]

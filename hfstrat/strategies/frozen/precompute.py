@@ -20,6 +20,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.errors import UserError
+from hfstrat.models import router_loss
 from hfstrat.models.quantization import elements
 from hfstrat.recipe.format import file_size
 from hfstrat.strategies.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating, named_blocks
@@ -120,6 +121,8 @@ def precompute(feed: TrainData, model: nn.Module, wish: Wish, still: bool = Fals
         try:
             if wish is False:
                 raise Refused("precompute: false")
+            if router_loss.coefficient(model):
+                raise Refused("the load-balancing loss of this mixture of experts needs the routers of all layers")
             return _cache_prefix(feed, prefix, batch, wish)
         except Refused as refusal:
             prefix.boundary.unbind()

@@ -42,7 +42,12 @@ class LanguageModel(Model):
         return shapes, bool(config.get("tie_word_embeddings", False))
 
     def bind_loss(self, base: Base) -> None:
-        from hfstrat.models import fused_loss
+        from hfstrat.models import fused_loss, router_loss
 
+        factor = router_loss.coefficient(base.model)
         if reason := fused_loss.bind_head_loss(base.model):
             base.say(f"the loss goes through the model's own logits, which takes more memory: {reason}")
+            if factor:
+                base.say("the load-balancing loss of the routers is not added, since it is computed with our own loss only")
+        elif factor:
+            base.say(f"the load-balancing loss of the routers is added in training, times {factor:g} (router_aux_loss_coef)")
