@@ -167,13 +167,36 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        _cast_buffers(model, compute)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast all floating-point weights to `dtype`; buffers stay, since rotary frequencies must not be rounded."""
+    """Cast all floating-point weights to `dtype`, and the buffers that transformers would create in it."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    _cast_buffers(model, dtype)
+
+
+def _cast_buffers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give buffers the types that they have in a model created in `dtype`.
+
+    Rotary frequencies stay in float32, where rounding would move positions; XGLM's table of positions does not: it is added to
+    the hidden states, which have the type of the weights.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    inner: Any = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None or not any(buffer.is_floating_point() for buffer in inner.buffers()):
+        return
+    with torch.device("meta"):
+        twin = type(inner)._from_config(inner.config, dtype=dtype)
+    types = {name: buffer.dtype for name, buffer in twin.named_buffers() if buffer.is_floating_point()}
+    for name, buffer in inner.named_buffers():
+        if buffer.is_floating_point() and name in types:
+            buffer.data = buffer.data.to(types[name])
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
