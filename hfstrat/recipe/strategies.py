@@ -83,7 +83,8 @@ class Full(StrategySection):
 LoraInit = Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
 CHANGES_BASE = ("pissa", "olora")  # initializations that subtract the new adapter from the base weights
 OF_THE_ADAPTER = (
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora", "init_lora_weights", "modules_to_save"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters"),
+    *("use_dora", "use_rslora", "init_lora_weights", "modules_to_save"),
 )
 
 
@@ -97,7 +98,10 @@ class Lora(StrategySection):
     )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")
     target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head"
+        "all-linear", description="Module names that get an adapter; all-linear: every linear layer but the head and routers"
+    )
+    target_parameters: list[str] = Field(
+        [], description="Names of fused parameters that get an adapter, such as the experts' gate_up_proj"
     )
     use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv 2402.09353)")
     use_rslora: bool = Field(False, description="Scale by lora_alpha/sqrt(r) (arXiv 2312.03732)")

@@ -56,12 +56,15 @@ class Lora(Strategy[section.Lora]):
         """The PEFT configuration of a new adapter."""
         from peft import LoraConfig, TaskType
 
+        target_modules, exclude_modules = self._targets(base)
         return LoraConfig(
             task_type=TaskType[base.task.model.peft_type],
             r=self.section.r,
             lora_alpha=self.section.lora_alpha or 2 * self.section.r,
             lora_dropout=self.section.lora_dropout,
-            target_modules=self.section.target_modules,
+            target_modules=target_modules,
+            exclude_modules=exclude_modules,
+            target_parameters=self.section.target_parameters or None,
             use_dora=self.section.use_dora,
             use_rslora=self.section.use_rslora,
             init_lora_weights=self.section.init_lora_weights,
@@ -69,6 +72,17 @@ class Lora(Strategy[section.Lora]):
             trainable_token_indices=self._new_token_indices(base),
             revision=base.commit,
         )
+
+    def _targets(self, base: Base) -> tuple[str | list[str], list[str] | None]:
+        """`target_modules` and `exclude_modules` of the PEFT configuration."""
+        if self.section.target_modules != "all-linear":
+            return self.section.target_modules, None
+        from hfstrat.models.linear_layers import all_linear
+
+        found = all_linear(base.model)
+        if found.left_out:
+            base.say(f"all-linear leaves out {found.left_out}")
+        return found.target_modules, found.exclude_modules
 
     def _new_token_indices(self, base: Base) -> Any:
         """The added tokens whose embeddings are trained, also those of the LM head if it is not tied."""
@@ -96,9 +110,11 @@ class Lora(Strategy[section.Lora]):
             return self._load_adapter(base, PeftModel)
         self._check_names(modules)
         try:
-            model = get_peft_model(base.model, self.config(base))
+            model: Any = get_peft_model(base.model, self.config(base))
             if self.section.changes_base:
                 self._save_initial_adapter(model, base)
+            if self.section.target_modules == "all-linear":
+                _report_frozen(model, base, model.peft_config["default"])
             return model
         except ValueError as error:
             raise UserError(f"strategy: PEFT rejected this adapter: {error}") from error
@@ -196,3 +212,22 @@ class Lora(Strategy[section.Lora]):
             added += sum(shapes[name][1 if fnmatchcase(name, "*.c_*.weight") else 0] for name in adapted)
         added += sum(prod(shapes[name]) for name in trained)
         return Footprint(added, base + added)
+
+
+def _report_frozen(model: nn.Module, base: Base, config: LoraConfig) -> None:
+    """Say which layers of a mixture of experts got no adapter by all-linear: PEFT adapts experts in some families only."""
+    from hfstrat.models.linear_layers import expert_parameters, not_adapted
+
+    experts = [name.replace(".base_layer.", ".") for name in expert_parameters(base.model) if "lora_" not in name]
+    if not experts:
+        return
+    parts = [name.rsplit(".", 1)[-1] if not name.endswith(".weight") else ".".join(name.split(".")[-2:]) for name in experts]
+    adapted = {module.parameter_name for module in model.modules() if type(module).__name__ == "ParamWrapper"}
+    if frozen := sorted({part for part in parts if part.rsplit(".", 1)[-1] not in adapted}):
+        base.say(f"the routed experts stay frozen; to adapt them set strategy.target_parameters: [{', '.join(frozen)}]")
+    else:
+        base.say("the routed experts are adapted")
+    if others := not_adapted(model, base.model, list(config.exclude_modules or [])):
+        base.say(
+            f"without an adapter: {', '.join(others)} of shared experts and dense layers, whose names PEFT takes for experts'"
+        )

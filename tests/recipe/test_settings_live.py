@@ -364,6 +364,9 @@ PROBES: dict[str, Probe] = {
     "strategy.lora.target_modules": Probe(
         ["strategy.target_modules=[q_proj]"], lambda s: {n.split(".")[-4] for n in s.learning()}, {"q_proj"}
     ),
+    "strategy.lora.target_parameters": Probe(
+        ["strategy.target_parameters=[lm_head.weight]"], lambda s: any("lm_head" in name for name in s.learning()), True
+    ),
     "strategy.lora.use_dora": Probe(["strategy.use_dora=true"], lambda s: any("magnitude" in n for n in s.learning()), True),
     "strategy.lora.use_rslora": Probe(["strategy.use_rslora=true"], lambda s: s.layer().scaling["default"], 4.0),
     "strategy.lora.init_lora_weights": Probe(

@@ -1,0 +1,100 @@
+"""Which layers `target_modules: all-linear` adapts, where PEFT's own choice does not train or surprises.
+
+PEFT takes every `nn.Linear` but the head. In a mixture of experts that includes routers, which are left alone here, since a
+changed router sends tokens to other experts; and the routed experts are no `nn.Linear` but fused parameters, which PEFT adapts
+only in the families that it knows. In Mamba-like families PEFT refuses layers whose weights their kernels read directly.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from torch import nn
+
+ROUTER = re.compile(r"(^|\.)(gate|router|router\.layer|shared_expert_gate)$")
+READ_BY_KERNELS = ("out_proj", "conv1d")
+NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # peft.tuners.tuners_utils, 0.21
+
+
+class Targets(NamedTuple):
+    """The arguments of `LoraConfig` that stand for all-linear in one model, and the reason why layers are left out."""
+
+    target_modules: str | list[str]
+    exclude_modules: list[str] | None
+    left_out: str | None
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """The names of fused weights of routed experts: `[experts, ., .]` each. Empty for a model without them."""
+    config = model.config.get_text_config()
+    counts = {getattr(config, name, None) for name in NUMBERS_OF_EXPERTS} - {None, 1}
+    return [name for name, p in model.named_parameters() if p.dim() == 3 and p.shape[0] in counts]
+
+
+def all_linear(model: Any) -> Targets:
+    """What all-linear means in this model. `model` is one of transformers, without an adapter."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    has_experts = bool(expert_parameters(model))
+    routers = [name for name in names if has_experts and ROUTER.search(name)]
+    kernels = [name for name in names if model.config.model_type in MAMBA and _leaf(name) in READ_BY_KERNELS]
+    excluded = [*routers, *kernels]
+    if experts := _expert_modules(model):
+        kept = {_leaf(name) for name in names if name not in excluded and model.get_submodule(name) is not _head(model)}
+        targets: str | list[str] = sorted(kept | experts)
+    else:
+        targets = "all-linear"
+    reasons = [
+        f"{', '.join(sorted({_leaf(name) for name in some}))} ({why})"
+        for some, why in ((routers, "routers"), (kernels, "PEFT cannot adapt it in this family"))
+        if some
+    ]
+    return Targets(targets, sorted({_shortest(name, excluded, names) for name in excluded}) or None, "; ".join(reasons) or None)
+
+
+def not_adapted(model: Any, base: Any, left_out: list[str]) -> list[str]:
+    """The names of linear layers of `base` that got no adapter in `model`, but for the head and what was left out."""
+    adapted = {id(module.base_layer) for module in model.modules() if hasattr(module, "lora_A")}
+    return sorted(
+        {
+            _leaf(name)
+            for name, module in base.named_modules()
+            if isinstance(module, nn.Linear)
+            and "lora_" not in name
+            and id(module) not in adapted
+            and module is not _head(base)
+            and not any(name == other or name.endswith(f".{other}") for other in left_out)
+        }
+    )
+
+
+def _expert_modules(model: Any) -> set[str]:
+    """The names that the projections of routed experts had before transformers fused them, such as w1; PEFT knows these."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return {
+        pattern.removesuffix(".weight").rsplit(".", 1)[-1]
+        for conversion in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(conversion, WeightConverter)
+        for pattern in conversion.source_patterns
+        if ".experts.*." in pattern
+    }
+
+
+def _head(model: Any) -> nn.Module | None:
+    head: nn.Module | None = model.get_output_embeddings()
+    return head
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _shortest(name: str, excluded: list[str], names: list[str]) -> str:
+    """The last part of a name, if it names only layers that are excluded; else the whole name."""
+    same = [other for other in names if _leaf(other) == _leaf(name)]
+    return _leaf(name) if all(other in excluded for other in same) else name
