@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -16,38 +17,58 @@ if TYPE_CHECKING:
     from hfstrat.tasks.report import Report
 
 
+BATCH_TOLERANCE = {4: 1e-3, 2: 0.05, 1: 0.05}  # of the largest logit, by bytes of a weight: sums are rounded differently
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, **options: Any) -> torch.Tensor:
-    """What a model writes after each prompt (token ids), greedily unless `options` of `generate` say otherwise.
+_BATCHES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
-    Prompts are padded on the left; without a tokenizer they have to be of one length. No process waits for another one: each
-    that calls this has the whole model, and under ZeRO-3 transformers would else wait for all of them.
+
+def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, **options: Any) -> torch.Tensor:
+    """What a model generates after each prompt (token ids), greedily unless `options` of `generate` say otherwise.
+
+    Prompts are padded on the left; where that changes the logits of this model, as with RWKV, each prompt is its own batch. No
+    process waits for another one: each that calls this has the whole model, and under ZeRO-3 transformers would otherwise wait
+    for all of them.
 
     Returns:
-        Token ids, `[prompts, at most `most`]`, padded behind the end token.
+        Token ids, `[prompts, at most `most`]`, padded after the end token.
     """
-    import torch
-
-    device, width = next(model.parameters()).device, max(map(len, prompts))
     pad = getattr(tokenizer, "pad_token_id", None) or 0
-    ends = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id}
+    options = {**GREEDY, "pad_token_id": pad, **options}
+    if tokenizer is not None:
+        options.setdefault("eos_token_id", tokenizer.eos_token_id)
     if hasattr(model.config.get_text_config(), "output_router_logits"):
-        ends["output_router_logits"] = False  # only training needs them, and with a cache their loss has another width
+        options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
+    if len(prompts) == 1 or _can_batch(model, prompts, pad):
+        return _generated(model, prompts, pad, max_new_tokens=most, **options)[0]
+    alone = [_generated(model, [prompt], pad, max_new_tokens=most, **options)[0][0] for prompt in prompts]
+    return torch.nn.utils.rnn.pad_sequence(alone, batch_first=True, padding_value=pad)
+
+
+def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -> tuple[torch.Tensor, Any]:
+    """The generated ids of one batch, `[prompts, tokens]`, and the logits of each step if `output_logits` is set."""
+    device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
     with torch.no_grad():
-        out: torch.Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=most,
-            pad_token_id=pad,
-            use_cache=True,
-            synced_gpus=False,
-            **{**GREEDY, **ends, **options},
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, use_cache=True, synced_gpus=False, return_dict_in_generate=True, **options
         )
-    return out[:, width:]
+    return out.sequences[:, width:], out.logits
+
+
+def _can_batch(model: Any, prompts: list[list[int]], pad: int) -> bool:
+    """Whether a prompt has the same logits in a padded batch as alone, also from the cache; measured once per model."""
+    if model not in _BATCHES:
+        pair = [min(prompts, key=len), max(reversed(prompts), key=len)]
+        options = {**GREEDY, "max_new_tokens": 2, "min_new_tokens": 2, "output_logits": True, "pad_token_id": pad}
+        (ids, batched), (same, alone) = (_generated(model, some, pad, **options) for some in (pair, pair[:1]))
+        steps = 2 if int(ids[0, 0]) == int(same[0, 0]) else 1  # after another token the second step has other logits
+        apart = max(float((batched[step][0] - alone[step][0]).float().abs().max()) for step in range(steps))
+        spread = float((alone[0][0] - alone[0][0].float().mean()).abs().max())
+        _BATCHES[model] = apart <= BATCH_TOLERANCE[min(4, next(model.parameters()).dtype.itemsize)] * spread
+    return _BATCHES[model]
 
 
 def room(model: Any, length: int, wanted: int) -> int:

@@ -116,7 +116,6 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 32, "block_types": ["recurrent", "attention"], "attention_window_size": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "rwkv": {"attention_hidden_size": 32, "context_length": 256},
-    "xlstm": {"num_heads": 4},
 }
 FAMILIES = {**DENSE, **MOE, **RECURRENT}
 
