@@ -161,12 +161,18 @@ def compute_dtype(wanted: str) -> torch.dtype:
 
 
 def set_precision(model: nn.Module, compute: torch.dtype) -> None:
-    """Cast frozen weights to `compute` and trainable ones to float32, so that small updates are not lost."""
+    """Cast frozen weights to `compute` and trainable ones to float32, so that small updates are not lost.
+
+    A norm of which only the bias or only the weight is trained is in float32 as a whole: kernels take one type for both.
+    """
     import torch
 
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+    for module in model.modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
+        is_norm = all(parameter.dim() < 2 for parameter in own)
+        for parameter in own:
+            trained = any(other.requires_grad for other in own) if is_norm else parameter.requires_grad
+            parameter.data = parameter.data.to(torch.float32 if trained else compute)
     if not all(parameter.requires_grad for parameter in model.parameters()):
         _cast_buffers(model, compute)
 

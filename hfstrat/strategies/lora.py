@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 from hfstrat.models.check import check_adapter
 from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.models.parameter_names import EMBEDDING, HEAD
@@ -46,11 +46,20 @@ class Lora(Strategy[section.Lora]):
                 "be changed once quantized; set default, gaussian or orthogonal, or remove model.quantization"
             )
 
+        if self.section.changes_base and recipe.model.dtype in ("bfloat16", "float16"):
+            self._refuse_16_bits(recipe.model.dtype)
         if self.section.use_dora and wrapping == DEEPSPEED:
             raise UserError(
                 "strategy.use_dora: it reads the base model's weights outside of their layers, where DeepSpeed may not have "
                 "gathered them; use --accelerate-config fsdp2 or ddp, or remove it"
             )
+
+    def _refuse_16_bits(self, dtype: str) -> None:
+        raise UserError(
+            f"strategy.init_lora_weights: {self.section.init_lora_weights} subtracts the adapter from the base weights, and in "
+            f"{dtype} the rounding of the difference is as large as what training changes: the saved adapter would differ from "
+            "the trained model; set model.dtype: float32, or init_lora_weights: orthogonal"
+        )
 
     def config(self, base: Base) -> LoraConfig:
         """The PEFT configuration of a new adapter."""
@@ -109,6 +118,9 @@ class Lora(Strategy[section.Lora]):
         if self.section.adapter is not None:
             return self._load_adapter(base, PeftModel)
         self._check_names(modules)
+        self._check_tied(base)
+        if self.section.changes_base and base.compute_dtype.itemsize < 4:
+            self._refuse_16_bits(str(base.compute_dtype).removeprefix("torch."))
         try:
             model: Any = get_peft_model(base.model, self.config(base))
             if self.section.changes_base:
@@ -126,13 +138,52 @@ class Lora(Strategy[section.Lora]):
             raise UserError("model.add_tokens: an existing adapter has no embeddings for new tokens; remove it")
         check_adapter(self.section.adapter)
         path = Path(self.section.adapter).expanduser()
-        model = peft_model.from_pretrained(base.model, str(path) if path.exists() else self.section.adapter, is_trainable=True)
+        source = str(path) if path.exists() else self.section.adapter
+        try:
+            model = peft_model.from_pretrained(base.model, source, is_trainable=True)
+        except (RuntimeError, IndexError, ValueError, KeyError) as error:
+            raise self._misfit(source, base, error) from error
+        if odd := _unmatched(model, source):
+            raise self._misfit(source, base, KeyError(odd))
         config, here = model.peft_config["default"], base.model.name_or_path
         base.say(f"continuing from the adapter {self.section.adapter}")
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
             base.say(f"the adapter was trained on {config.base_model_name_or_path}; its base model is now {here}")
         config.base_model_name_or_path, config.revision = here, base.commit
         return model
+
+    def _misfit(self, source: str, base: Base, error: Exception) -> UserError:
+        """Why PEFT cannot load an adapter into this base model, and which setting to change."""
+        from peft import PeftConfig
+
+        config = PeftConfig.from_pretrained(source)
+        rows = base.model.get_input_embeddings().weight.shape[0]
+        indices = getattr(config, "trainable_token_indices", None) or []
+        new = indices if isinstance(indices, list) else [index for some in indices.values() for index in some]
+        if (missing := sum(index >= rows for index in set(new))) or "embed_tokens" in str(error):
+            tokens = f"{missing} tokens" if missing else "tokens"
+            return UserError(
+                f"strategy.adapter: {source} was trained with {tokens} more than this base model has ({rows:,}); set "
+                f"model.tokenizer: {source}, whose tokenizer has them"
+            )
+        return UserError(
+            f"strategy.adapter: {source} does not fit {base.name_or_path}: it was trained on "
+            f"{config.base_model_name_or_path}; set model.name_or_path to that model, or remove the adapter "
+            f"({type(error).__name__}: {first_line(error)[:200]})"
+        )
+
+    def _check_tied(self, base: Base) -> None:
+        """Refuse an adapter on one of two tied modules: merged, it would change both. Raises UserError."""
+        if not base.is_tied or self.section.target_modules == "all-linear":
+            return
+        tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
+        tied = {name for name, module in base.model.named_modules() if id(module) in tables}
+        for target in self.section.target_modules:
+            if any(name == target or name.endswith(f".{target}") for name in tied):
+                raise UserError(
+                    f"strategy.target_modules: {target} is tied: input embeddings and LM head are one matrix in this model, "
+                    "and a merged adapter would change both; remove it, or train the matrix by strategy partial, embeddings: true"
+                )
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Cast the modules to save to the precision of the base model, since PEFT loads them without a cast."""
@@ -212,6 +263,18 @@ class Lora(Strategy[section.Lora]):
             added += sum(shapes[name][1 if fnmatchcase(name, "*.c_*.weight") else 0] for name in adapted)
         added += sum(prod(shapes[name]) for name in trained)
         return Footprint(added, base + added)
+
+
+def _unmatched(model: Any, source: str) -> str | None:
+    """An adapter tensor that only the file or only the model has, which PEFT would ignore or leave as it was initialized."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    if any(type(module).__name__ == "ParamWrapper" for module in model.modules()):
+        return None  # the tensors of experts have other names in the file
+    ours, theirs = (
+        {name for name in names if "lora_A" in name} for names in (get_peft_model_state_dict(model), load_peft_weights(source))
+    )
+    return min(ours ^ theirs, default=None)
 
 
 def _report_frozen(model: nn.Module, base: Base, config: LoraConfig) -> None:

@@ -37,13 +37,20 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     options = {**GREEDY, "pad_token_id": pad, **options}
     if tokenizer is not None:
-        options.setdefault("eos_token_id", tokenizer.eos_token_id)
+        options.setdefault("eos_token_id", _end_tokens(model, tokenizer))
     if hasattr(model.config.get_text_config(), "output_router_logits"):
         options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
     if len(prompts) == 1 or _can_batch(model, prompts, pad):
         return _generated(model, prompts, pad, max_new_tokens=most, **options)[0]
     alone = [_generated(model, [prompt], pad, max_new_tokens=most, **options)[0][0] for prompt in prompts]
     return torch.nn.utils.rnn.pad_sequence(alone, batch_first=True, padding_value=pad)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
+    """The ids that end an answer: the tokenizer's, and all of the model's generation config, as Gemma and Llama 3 have."""
+    given = [tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)]
+    ends = [end for some in given if some is not None for end in (some if isinstance(some, list) else [some])]
+    return sorted(set(ends)) or None
 
 
 def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -> tuple[torch.Tensor, Any]:

@@ -170,3 +170,43 @@ def test_experts_are_adapted_where_they_are_named(recipe: Any, families: Any, mo
     holds(report)
     saved = weights(Path(report["run"]["recipe"]["output_dir"]))
     assert any("experts" in name for name in saved)
+
+
+def test_an_adapter_on_tied_weights_is_refused(recipe: Any, models: Callable[..., Path]) -> None:
+    """Merged, it would change the input embeddings and the LM head."""
+    for target in ("lm_head", "embed_tokens"):
+        with pytest.raises(UserError, match=f"target_modules: {target} is tied"):
+            run(recipe(f"strategy={{name: lora, target_modules: [q_proj, {target}]}}", f"model={models(tied=True)}"))
+
+
+def test_an_initialization_that_changes_the_base_is_refused_in_16_bits(recipe: Any) -> None:
+    """The difference of base weights and adapter would be rounded, and the saved adapter not the trained one."""
+    for init in ("pissa", "olora"):
+        with pytest.raises(UserError, match=r"set model.dtype: float32"):
+            run(recipe(f"strategy={{name: lora, init_lora_weights: {init}}}", "model.dtype=bfloat16"))
+
+
+def test_an_adapter_of_another_base_is_refused(
+    recipe: Any, families: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
+    run(recipe("strategy={name: lora, r: 2}", *SHORT, f"output_dir={tmp_path / 'first'}"))
+    adapter = tmp_path / "first" / "final"
+    with pytest.raises(UserError, match=r"does not fit .*: it was trained on"):
+        run(recipe(f"strategy={{name: lora, adapter: {adapter}}}", f"model={families('qwen3')}", *SHORT))
+    run(recipe("strategy={name: lora, r: 2}", "model.add_tokens=['<a>', '<b>']", *SHORT, f"output_dir={tmp_path / 'added'}"))
+    adapter = tmp_path / "added" / "final"
+    with pytest.raises(UserError, match=r"with 2 tokens more than this base model has .*set model.tokenizer"):
+        run(recipe(f"strategy={{name: lora, adapter: {adapter}}}", *SHORT))
+
+
+def test_every_end_token_of_the_model_ends_an_answer(families: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = families("llama")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = [5, 6, 7]
+    third = int(generation.continued(model, [prompt], None, 6, eos_token_id=None)[0][2])
+    model.generation_config.eos_token_id = [third, 319]
+    answer = generation.continued(model, [prompt], tokenizer, 6)[0].tolist()
+    assert answer.index(third) == len(answer) - 1, "generation goes on after one of the model's end tokens"

@@ -115,6 +115,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     settings = (
         f"strategy={strategy}",
+        *(["model.dtype=float32"] if "pissa" in strategy else []),
         f"training.packing={packing}",
         "training.max_steps=6",
         "training.early_stopping_patience=3",

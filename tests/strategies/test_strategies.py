@@ -59,7 +59,7 @@ def steps(model: Any, count: int = 2) -> dict[str, torch.Tensor]:
 def test_only_what_is_declared_moves_and_all_of_it(models: Callable[..., Path], name: str, tied: bool) -> None:
     if tied and name == "lora-and-head":
         pytest.skip("a tied head is the embeddings; PEFT would copy it")
-    model, _ = built(models(tied=tied), STRATEGIES[name])
+    model, _ = built(models(tied=tied), STRATEGIES[name], dtype="float32")
     set_precision(model, torch.bfloat16)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     gradients = steps(model)
@@ -69,6 +69,16 @@ def test_only_what_is_declared_moves_and_all_of_it(models: Callable[..., Path], 
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
         if parameter.requires_grad:
             assert gradients[key].isfinite().all()
+
+
+def test_a_norm_of_which_only_the_bias_is_trained_runs_in_16_bits(models: Callable[..., Path]) -> None:
+    """A kernel takes one type for weight and bias; GPT-2 has biases."""
+    model, _ = built(models(family="gpt2"), {"name": "partial", "patterns": ["*.bias"]})
+    set_precision(model, torch.bfloat16)
+    gradients = steps(model)
+    assert any("ln_1.bias" in name for name in gradients)
+    norm = model.transformer.h[0].ln_1
+    assert norm.weight.dtype == norm.bias.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -81,7 +91,7 @@ def test_footprint_equals_the_real_counts(models: Callable[..., Path], name: str
         pytest.skip("a tied head is the embeddings; PEFT would copy it")
     folder = models(family=family, tied=tied)
     strategy = strategies.build(recipe_of(folder, STRATEGIES[name]).strategy)
-    model, _ = built(folder, STRATEGIES[name])
+    model, _ = built(folder, STRATEGIES[name], dtype="float32")
     assert strategy.describe(read_shapes(folder), tied).footprint == count_parameters(model)
 
 
