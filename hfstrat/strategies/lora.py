@@ -182,7 +182,7 @@ class Lora(Strategy[section.Lora]):
             if any(name == target or name.endswith(f".{target}") for name in tied):
                 raise UserError(
                     f"strategy.target_modules: {target} is tied: input embeddings and LM head are one matrix in this model, "
-                    "and a merged adapter would change both; remove it, or train the matrix by strategy partial, embeddings: true"
+                    "and a merged adapter would change both; remove it, or train the matrix: strategy partial, embeddings: true"
                 )
 
     def finish(self, model: nn.Module, base: Base) -> None:
