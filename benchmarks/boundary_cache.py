@@ -100,7 +100,7 @@ def run(dtype: Any, wish: bool, rows: Any) -> dict[str, float]:
     model, count = model_of(dtype), len(rows)
     steps = EPOCHS * count // BATCH
     plan = Plan(steps, BATCH, 1, BATCH, BATCH, steps, steps, count)
-    feed = TrainData(rows, rows.select(range(BATCH)), collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
+    feed = TrainData(rows, rows.select(range(BATCH)), collate, plan, dtype, torch.device("cpu"), Console(quiet=True))
     started = time.perf_counter()
     feed = precompute(feed, model, wish, still=True)
     ready = time.perf_counter()

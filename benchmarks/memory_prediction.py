@@ -161,7 +161,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     )
 
     from hfstrat.recipe.load import load_recipe
-    from hfstrat.run import conclude, setup, train
+    from hfstrat.run import measure as run_measure
+    from hfstrat.run import setup, train
     from hfstrat.trainer.distributed import join_world
 
     with tempfile.TemporaryDirectory() as name:
@@ -177,7 +178,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         job.trainer.add_callback(marks.callback())
         train.fit(job, train.answer_prompts(job))
         marks.note("best")
-        conclude.conclude(job, 0.0)
+        run_measure.conclude(job, 0.0)
         marks.note("conclusion")
         return {"peak": max(marks.parts.values()), "parts": marks.parts, "resident": resident, "imports": marks.before}
 

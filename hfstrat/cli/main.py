@@ -1,4 +1,4 @@
-"""Commands: arguments in, one call out. Nothing here imports torch."""
+"""The commands: arguments in, one call out. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from hfstrat import __version__
 from hfstrat.cli import results
-from hfstrat.errors import RunError
+from hfstrat.errors import INTERRUPTED, RunError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,9 +20,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train language models by a recipe that names a strategy: scratch, head, partial, full, lora or distill.",
 )
-recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The recipes that come with hfstrat.")
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List or copy the bundled recipes.")
 app.add_typer(recipes_app, name="recipes")
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was prepared once and is kept on the disk.")
+cache_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Inspect or clear the cache of prepared data and computations."
+)
 app.add_typer(cache_app, name="cache")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
@@ -35,16 +37,20 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     accelerate_config: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or a file of yours")
+        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or your own file")
     ] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes, such as one a GPU")] = None,
-    num_machines: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many machines share the processes")] = None,
-    machine_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0")] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of processes, such as one per GPU")
+    ] = None,
+    num_machines: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of machines that share the processes")
+    ] = None,
+    machine_rank: Annotated[int | None, typer.Option(metavar="N", help="Number of this machine, from 0")] = None,
     main_process_ip: Annotated[str | None, typer.Option(metavar="HOST", help="Address of machine 0")] = None,
     main_process_port: Annotated[int | None, typer.Option(metavar="PORT", help="A free port of machine 0")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Carry out a recipe."""
+    """Train a model from a recipe."""
     from hfstrat.publish import push
     from hfstrat.recipe.load import load_recipe, located
     from hfstrat.run import launch, preflight
@@ -116,11 +122,22 @@ def compare(
     retry: Annotated[bool, typer.Option("--retry", help="Repeat failed runs; finished ones are never repeated")] = False,
 ) -> None:
     """Train recipes or strategies side by side: same data, same evaluation, same budget, one process per run."""
-    from hfstrat.cli import compare as cli_compare
+    from hfstrat.advisor.recipes import predict
+    from hfstrat.comparison import compare
+    from hfstrat.comparison.entries import Request, parse_budget
+    from hfstrat.recipe.section import seconds
 
-    raise typer.Exit(
-        cli_compare.compare(recipes or [], model, data, strategies, task, budget, seeds, output, evaluate, timeout, retry)
-    )
+    if not budget:
+        raise UserError("--budget: missing; give what each run may spend, such as 10min, 2M-tokens or 500-steps")
+    try:
+        limit = None if timeout is None else seconds(timeout)
+    except ValueError as error:
+        raise UserError(f"--timeout: {timeout}: {error}") from None
+    given = recipes or []
+    overrides = [argument for argument in given if "=" in argument and not Path(argument).is_file()]
+    files, spent = [argument for argument in given if argument not in overrides], parse_budget(budget)
+    request = Request(files, overrides, model, data, strategies, task, spent, seeds, output, evaluate, limit, retry)
+    raise typer.Exit(compare.compare(request, predict))
 
 
 @app.command()
@@ -153,25 +170,13 @@ def advise(
     from hfstrat.cli import advise as cli_advise
 
     request = cli_advise.Request(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
-    cli_advise.advise(
-        replace(
-            request,
-            measure=measure,
-            reports=reports,
-            parameters=parameters,
-            vocab=vocab,
-            rows=rows,
-            tokens=tokens,
-            classes=classes,
-        ),
-        write,
-        json,
-    )
+    request = replace(request, measure=measure, reports=reports, parameters=parameters, vocab=vocab)
+    cli_advise.advise(replace(request, rows=rows, tokens=tokens, classes=classes), write, json)
 
 
 @recipes_app.command("ls")
 def recipes_ls() -> None:
-    """List them."""
+    """List the bundled recipes."""
     from hfstrat.recipe import library
 
     for name in library.names("recipes"):
@@ -183,10 +188,9 @@ def recipes_cp(
     name: Annotated[str, typer.Argument(help="A name from `hfstrat recipes ls`")],
     target: Annotated[Path | None, typer.Argument(help="File or folder to copy to")] = None,
 ) -> None:
-    """Copy one here, to be changed."""
+    """Copy a bundled recipe, to change it."""
     import shutil
 
-    from hfstrat.errors import UserError
     from hfstrat.recipe import library
 
     source = library.find("recipes", name)
@@ -195,14 +199,14 @@ def recipes_cp(
     if target.exists():
         raise UserError(f"{target} exists already; name another file")
     if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder; make it first, or name another")
+        raise UserError(f"{target.parent}: no such folder; create it, or name another")
     shutil.copyfile(source, target)
     print(target)
 
 
 @cache_app.command("ls")
 def cache_ls() -> None:
-    """List what is kept, the one used longest ago first."""
+    """List the cache entries, the least recently used first."""
     from hfstrat.cli import cache
 
     print("\n".join(cache.lines()))
@@ -212,16 +216,18 @@ def cache_ls() -> None:
 def cache_rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names from `hfstrat cache ls`")] = None,
     every: Annotated[bool, typer.Option("--all", help="Remove everything")] = False,
-    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was not used for so long: 30d, 12h")] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only entries unused for this long, such as 30d or 12h")
+    ] = None,
 ) -> None:
-    """Remove what is kept. It is made again when it is needed; what a run is using stays."""
+    """Remove cache entries, except those in use. They are created again when needed."""
     from hfstrat.cli import cache
 
     print("\n".join(cache.remove(names or [], every, older_than)))
 
 
 @app.command()
-def schema(report: Annotated[bool, typer.Option("--report", help="The schema of report.json instead")] = False) -> None:
+def schema(report: Annotated[bool, typer.Option("--report", help="The schema of report.json")] = False) -> None:
     """Print the JSON schema of a recipe, for editors."""
     import json
 
@@ -249,4 +255,4 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,11 +34,11 @@ def generate(
     quantization: Form = "recorded",
 ) -> None:
     """Answer prompts with a trained model: streamed to the terminal, or in batches to a file."""
-    from hfstrat.cli import generate as cli_generate
+    from hfstrat.cli import inference
     from hfstrat.tasks.generation import How
 
     how = How(max_new_tokens, temperature, top_p, seed, batch_size, plain, system)
-    cli_generate.generate(target, prompt or [], file, output, max_new_tokens, how, quantization)
+    inference.generate(target, prompt or [], file, output, how, quantization)
 
 
 def chat(
@@ -51,10 +51,10 @@ def chat(
     quantization: Form = "recorded",
 ) -> None:
     """Chat with a model; /reset starts over, /quit exits."""
-    from hfstrat.cli.chat import chat
+    from hfstrat.cli import inference
     from hfstrat.tasks.generation import How
 
-    chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization)
+    inference.chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization)
 
 
 def predict(
@@ -67,9 +67,9 @@ def predict(
     quantization: Form = "recorded",
 ) -> None:
     """Classify texts with a trained model."""
-    from hfstrat.cli import predict as prediction
+    from hfstrat.cli import inference
 
-    prediction.predict(target, text or [], file, output, quantization)
+    inference.predict(target, text or [], file, output, quantization)
 
 
 def evaluate(
@@ -98,10 +98,29 @@ def evaluate(
     quantization: Form = "recorded",
 ) -> None:
     """Evaluate a run or a model, optionally against another one, with confidence intervals."""
-    from hfstrat.cli import evaluate as cli_evaluate
+    import json
 
-    words = {"metrics": metric, "choices": choices, "lm_eval": lm_eval, "include_path": include_path}
-    raise typer.Exit(cli_evaluate.evaluate(target, overrides or [], against, data, words, output, num_processes, quantization))
+    from hfstrat.evaluation.request import Request
+
+    values: dict[str, Any] = {"metrics": _names(metric), "choices": _names(choices), "lm_eval": _names(lm_eval)}
+    values["include_path"] = include_path
+    given = [f"evaluation.{key}={json.dumps(value)}" for key, value in values.items() if value]
+    request = Request(target, against, data, [*given, *(overrides or [])], str(output) if output else None, quantization)
+    if (num_processes or 1) == 1:
+        from hfstrat.evaluation.evaluate import evaluate
+
+        evaluate(request)
+        return
+    from hfstrat.run import launch
+
+    request.check()
+    started = launch.plan_launch([request.to_json()], None, num_processes, program="hfstrat.evaluation.evaluate")
+    raise typer.Exit(launch.start(started))
+
+
+def _names(values: list[str] | None) -> list[str]:
+    """The values of an option that may be repeated, and may hold several names with commas."""
+    return [name.strip() for each in values or [] for name in each.split(",") if name.strip()]
 
 
 def merge(

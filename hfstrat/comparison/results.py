@@ -13,7 +13,7 @@ from hfstrat import errors
 from hfstrat.comparison.entries import Entry
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import DataFacts
-from hfstrat.evaluation import row_scores
+from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
@@ -232,7 +232,7 @@ def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tup
     An entry without stored scores is left out.
     """
     read = {
-        label: [columns for run in of if {quality.above, quality.below} <= (columns := row_scores.read(run.result)).keys()]
+        label: [columns for run in of if {quality.above, quality.below} <= (columns := intervals.read_rows(run.result)).keys()]
         for label, of in entries.items()
     }
     read = {label: of for label, of in read.items() if of}

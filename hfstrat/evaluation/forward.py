@@ -25,8 +25,8 @@ from hfstrat.models import fused_loss
 from hfstrat.models.load import Base, main_dtype
 from hfstrat.recipe.format import clock
 from hfstrat.tasks.base import Task
-from hfstrat.trainer.batching import multiple_for
 from hfstrat.trainer.progress import LINE_EVERY
+from hfstrat.trainer.train_data import multiple_for
 
 
 class Progress:

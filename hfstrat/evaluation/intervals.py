@@ -4,7 +4,7 @@ Examples, not tokens, are resampled: the tokens of an example are correlated (Mi
 errors). The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13). The difference of two models is
 resampled with the same examples for both (Koehn 2004, W04-3250), which is much narrower than two separate intervals. If each
 example is either right or wrong, the interval of a share is Wilson's (1927), which is informative even if all examples are
-right. Numpy only.
+right. Numpy only: `compare` uses this module without torch.
 
 Not scipy.stats.bootstrap: it resamples values, and here one resample serves all metrics of both models.
 """
@@ -12,14 +12,19 @@ Not scipy.stats.bootstrap: it resamples values, and here one resample serves all
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfstrat.tasks.metrics import Score, ratios
+
+if TYPE_CHECKING:
+    from hfstrat.data.prepare import PreparedData
 
 LEVEL = 0.95
 Z = 1.959963984540054  # standard normal, at (1 + LEVEL) / 2
@@ -128,3 +133,55 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     half = Z * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
     size = 1 + Z * Z / rows
     return max(0.0, (middle - half) / size), min(1.0, (middle + half) / size)
+
+
+# the scores of each example in a file next to a run's report, so that two runs can be compared example by example
+
+ROWS_FILE = "evaluation_rows.npz"
+Columns = dict[str, np.ndarray]
+
+
+def write_rows(folder: Path, data: PreparedData, columns: Columns) -> None:
+    """Write the columns (`[examples]` each) with the index of each example in its source.
+
+    The file also holds the number of `bytes` behind the supervised tokens, if the tokenizer determines it exactly. Nothing is
+    written if the columns belong to other examples, as after training with another library's trainer.
+    """
+    if len(columns["nll"]) != len(data.eval):
+        return
+    stored = {"row": np.asarray(data.eval["row"][:], dtype=np.int64), **columns}
+    if (sizes := supervised_bytes(data)) is not None:
+        stored["bytes"] = sizes
+    np.savez_compressed(folder / ROWS_FILE, **stored)  # type: ignore[arg-type]
+
+
+def supervised_bytes(data: PreparedData) -> np.ndarray | None:
+    """Bytes of text behind the supervised tokens of each evaluation example, `[examples]`.
+
+    Returns:
+        None if the examples have labels instead, or if the tokens of this tokenizer do not correspond to bytes.
+    """
+    from hfstrat.data.token_bytes import token_bytes
+    from hfstrat.trainer.baselines import row_bytes
+
+    sizes = None if data.label_names else token_bytes(data.renderer.tokenizer)
+    return None if sizes is None else row_bytes(data.eval, sizes)
+
+
+def read_rows(folder: Path) -> Columns:
+    """The stored columns and two derived ones (`rows`, `bits`), by ascending `row`; the pieces of a split example are summed.
+
+    Returns:
+        An empty dict if the file is missing or incomplete.
+    """
+    try:
+        with np.load(folder / ROWS_FILE) as file:
+            stored = {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+    numbers, first, place = np.unique(stored.pop("row"), return_index=True, return_inverse=True)
+    joined = {
+        name: values[first] if values.dtype.kind == "i" else np.bincount(place, weights=values, minlength=len(numbers))
+        for name, values in stored.items()
+    }
+    return {"row": numbers, "rows": np.ones(len(numbers)), "bits": joined["nll"] / math.log(2), **joined}

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import METHOD, Measurement, with_intervals
-from hfstrat.evaluation.row_scores import supervised_bytes
+from hfstrat.evaluation.intervals import METHOD, Measurement, supervised_bytes, with_intervals
 from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.tasks.base import Task
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before torch is imported: files, folders, names, room on the disk."""
+"""What can be checked before torch is imported: files, folders, names, free disk space."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from hfstrat.tasks import TASKS
 from hfstrat.trainer import checkpoints, distributed
 
 _DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
-_ORDER = "the order of rows is a function of seed and step; set seed"
+_ORDER = "the order of examples is a function of seed and step; set seed"
 _PRECISION = "set model.dtype"
-_LOSS = "the loss is the mean over the tokens that carry loss; remove it"
+_LOSS = "the loss is the mean over the supervised tokens; remove it"
 _EVALUATION = "evaluation is per token, by the lowest loss; remove it"
 _HUB = "use the recipe's section hub"
 _REMOVE = "remove it"
 TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that its Trainer never reads
+DECIDED = {  # TrainingArguments that would break guarantees of hfstrat, or that its Trainer never reads
     "gradient_accumulation_steps": "set training.global_batch_size and training.per_device_train_batch_size",
     "auto_find_batch_size": "leave training.per_device_train_batch_size at auto",
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), _PRECISION),
@@ -49,12 +49,12 @@ DECIDED = {  # TrainingArguments that would undo what hfstrat promises, or that 
     **dict.fromkeys(("remove_unused_columns", "logging_nan_inf_filter", "disable_tqdm", "do_train", "do_predict"), _REMOVE),
     **dict.fromkeys(("restore_callback_states_from_checkpoint", "save_only_model", "local_rank"), _REMOVE),
     **dict.fromkeys(("ignore_data_skip", "ddp_find_unused_parameters"), _REMOVE),
-    **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group stands before the arguments; remove it"),
+    **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group is created before the arguments; remove it"),
     "eval_on_start": "set evaluation.eval_on_start",
     "save_strategy": "set training.save_steps",
     "resume_from_checkpoint": "set training.resume_from_checkpoint",
-    "enable_jit_checkpoint": "a SIGTERM saves the running step anyway; remove it",
-    "use_cpu": "set CUDA_VISIBLE_DEVICES to nothing to train on the CPU",
+    "enable_jit_checkpoint": "a SIGTERM saves a checkpoint after the current step anyway; remove it",
+    "use_cpu": "set CUDA_VISIBLE_DEVICES to an empty string to train on the CPU",
     "gradient_checkpointing": "set training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "set training.activation_checkpointing",
     "activation_checkpointing_kwargs": "set training.activation_checkpointing",
@@ -65,14 +65,14 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
     """Refuse what cannot work, before anything is written.
 
     Args:
-        network: whether the Hub may be asked.
-        wrapping: how the processes of the run share the model; by default as those of this process do.
+        network: whether the Hub may be queried.
+        wrapping: how the processes of the run share the model; by default as in the environment of this process.
 
     Returns:
         What is trained; None where that is unknown without torch.
 
     Raises:
-        UserError: one located sentence.
+        UserError: one sentence with the place in the recipe.
     """
     recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
@@ -107,18 +107,18 @@ def _check_data(recipe: Recipe, network: bool) -> None:
     if held_out and recipe.evaluation.max_rows and recipe.evaluation.max_rows < data.eval_size:
         raise UserError(
             f"evaluation.max_rows: {recipe.evaluation.max_rows} is less than data.eval_size = {data.eval_size:g}, "
-            "so rows would be held out for nothing; give one of them"
+            "so some held-out rows would not be used; give one of them"
         )
 
 
 def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: bool) -> None:
-    """Refuse a source that is not there, and the first rows of each of its files that cannot be read."""
+    """Refuse a source that does not exist, and files whose first rows cannot be read."""
     data = recipe.data
     files = sources.local_files(source.path, key, sources.splits_of(source, data, part)[1])
     if files is None:
         models_check.check_hub(key, source.path, data.of(source, "revision"), "", "dataset", network)
     elif of_hub := next((name for name in ("config", "revision") if getattr(source, name)), None):
-        raise UserError(f"{key}: {source.path} is local, and only a Hub data set has a {of_hub}; remove it")
+        raise UserError(f"{key}: {source.path} is local, and only a Hub dataset has a {of_hub}; remove it")
     for file in files or []:
         if data.documents == "files" and readers.file_kind(file) != "text":
             raise UserError(f"data.documents: {file}: `documents: files` needs .txt files; remove data.documents")
@@ -133,11 +133,11 @@ def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name
     try:
         reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns)
     except UserError as error:
-        if not (strange := [ours for ours in columns.values() if ours not in task.rows.columns]):
+        if not (unknown := [name for name in columns.values() if name not in task.rows.columns]):
             raise
-        near = get_close_matches(strange[0], task.rows.columns, n=1)
+        near = get_close_matches(unknown[0], task.rows.columns, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(task.rows.columns)}"
-        raise UserError(f"data.columns: no format has a column '{strange[0]}'; {hint} ({error})") from None
+        raise UserError(f"data.columns: no format has a column '{unknown[0]}'; {hint} ({error})") from None
     for number, row in enumerate(rows):
         try:
             reading.example(row)
@@ -151,7 +151,7 @@ def _check_training(recipe: Recipe) -> None:
         raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
     _check_trackers(training.report_to)
     if training.max_time and training.warmup_steps >= 1:
-        raise UserError("training.warmup_steps: with max_time nobody knows how many steps there will be; give a share below 1")
+        raise UserError("training.warmup_steps: with max_time the number of steps is unknown; give a share below 1")
     _check_extra(training)
     if training.resume_from_checkpoint not in ("auto", "never"):
         with about("training.resume_from_checkpoint"):
@@ -162,7 +162,7 @@ def _check_trackers(names: Sequence[str]) -> None:
     """Raises UserError for a tracker that is not installed."""
     for name in names:
         found = importlib.util.find_spec(TRACKER_PACKAGES[name])
-        # wandb and others leave a folder of their own name where they ran: Python takes that for a package without a file
+        # wandb and others create a folder of their own name where they run, which Python imports as a package without a file
         if found is None or found.origin is None:
             raise UserError(f"training.report_to: {name} is not installed: pip install {TRACKER_PACKAGES[name]}, or remove it")
 
@@ -172,11 +172,11 @@ def _check_extra(training: Training) -> None:
     for key in training.extra:
         place = f"training.extra.{key}"
         if key in type(training).model_fields or key in ("seed", "output_dir"):
-            home = key if key in Recipe.model_fields else f"training.{key}"
-            raise UserError(f"{place}: this is a key of the recipe itself; set {home}")
+            setting = key if key in Recipe.model_fields else f"training.{key}"
+            raise UserError(f"{place}: this is a key of the recipe itself; set {setting}")
         if key in DECIDED:
-            raise UserError(f"{place}: hfstrat decides this itself, so that its promises hold; {DECIDED[key]}")
+            raise UserError(f"{place}: hfstrat sets this itself to keep its guarantees; {DECIDED[key]}")
         if known and key not in known:
             near = get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"{place}: no field of this transformers' TrainingArguments{hint}")
+            raise UserError(f"{place}: not a field of TrainingArguments of the installed transformers{hint}")

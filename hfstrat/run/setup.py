@@ -25,14 +25,14 @@ from hfstrat.run import output_dir, resume
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import arguments, autobatch, batching, callbacks, sharded
+from hfstrat.trainer import autobatch, callbacks, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
 from hfstrat.trainer.collective import ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
-from hfstrat.trainer.plan import ENDLESS, Plan, make_plan
-from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.plan import ENDLESS, Plan, make_plan, training_arguments
+from hfstrat.trainer.train_data import Batches, TrainData, make_batches, multiple_for
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -42,7 +42,6 @@ class Job:
 
     loaded: Loaded
     strategy: Strategy[Any]
-    screen: Console
     data: Data
     plan: Plan
     base: Base
@@ -51,7 +50,7 @@ class Job:
     compute_dtype: torch.dtype
     checkpoint: Path | None
     lock: IO[str] | None  # kept until the process ends
-    feed: TrainData
+    train_data: TrainData
     probe: dict[str, Any]  # inputs for comparing models
     baselines: Baselines | None = None  # losses to beat
     outline: nn.Module | None = None  # of a sharded model
@@ -67,21 +66,25 @@ class Job:
         return TASKS[self.recipe.task]
 
     @property
+    def screen(self) -> Console:
+        return self.progress.console
+
+    @property
     def folder(self) -> Path:
         return Path(self.recipe.output_dir).expanduser()
-
-    def release(self) -> None:
-        """Free the memory of model and optimizer, which reference cycles and the allocator's cache hold."""
-        self.trainer.accelerator.free_memory()
-        del self.trainer, self.base, self.feed  # the data refer to what is bound to the model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @property
     def prompts(self) -> list[Any]:
         wanted = self.recipe.evaluation
         return wanted.prompts or [sample["prompt"] for sample in self.data.samples[: wanted.samples]]
+
+    def release(self) -> None:
+        """Free the memory of model and optimizer, which reference cycles and the allocator's cache hold."""
+        self.trainer.accelerator.free_memory()
+        del self.trainer, self.base, self.train_data  # the data refer to what is bound to the model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
@@ -102,22 +105,10 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     before, quality = recipe.evaluation.eval_on_start and checkpoint is None, task.metrics.quality
-    args = arguments.training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
+    args = training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
-    sharded.disable_sharded_loading()
-    set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
-    base = strategy.load(recipe, tokenizer, data)
-    load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
-    task.model.bind_loss(base)  # before anything wraps the model
-
-    collate = task.rows.collator(base, data, tokenizer, batching.multiple_for(args.device))
-    group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
-    rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, world.num_processes, screen, group=group)
-    if (undo := task.model.fit_output(base, data, collate)) is not None:
-        rows = rows.with_undo(undo)
-    built = strategy.build(base, rows)
-    load.set_precision(built.model, dtype)
+    base, built, probe = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
     lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
@@ -133,24 +124,29 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
     trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    outline = sharded.outline(built.model)
-    return Job(
-        loaded,
-        strategy,
-        screen,
-        data,
-        plan,
-        base,
-        trainer,
-        progress,
-        dtype,
-        checkpoint,
-        lock,
-        prepared.data,
-        probe,
-        baselines,
-        outline,
-    )
+    outline, rows = sharded.outline(built.model), prepared.data
+    return Job(loaded, strategy, data, plan, base, trainer, progress, dtype, checkpoint, lock, rows, probe, baselines, outline)
+
+
+def build_model(
+    recipe: Recipe, strategy: Strategy[Any], tokenizer: Any, data: Data, plan: Plan, args: TrainingArguments, screen: Console
+) -> tuple[Base, Built, dict[str, Any]]:
+    """The base model, the model to train with its data, and the inputs on which the saved result is compared with it."""
+    task, dtype = TASKS[recipe.task], load.compute_dtype(recipe.model.dtype)
+    sharded.disable_sharded_loading()
+    set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
+    base = strategy.load(recipe, tokenizer, data)
+    load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
+    task.model.bind_loss(base)  # before anything wraps the model
+
+    collate = task.rows.collator(base, data, tokenizer, multiple_for(args.device))
+    group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
+    rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, screen, group=group)
+    if (undo := task.model.fit_output(base, data, collate)) is not None:
+        rows = rows.with_undo(undo)
+    built = strategy.build(base, rows)
+    load.set_precision(built.model, dtype)
+    return base, built, probe
 
 
 def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any]) -> None:
@@ -174,7 +170,7 @@ def baselines_of(recipe: Recipe, data: Data, plan: Plan, model: nn.Module) -> Ba
 
 def decide_batches(
     recipe: Recipe, base: Base, built: Built, data: Data, args: TrainingArguments, stored: dict[str, Any]
-) -> batching.Batches:
+) -> Batches:
     """The sizes and widths of batches and whether they are packed, from the memory at hand; `args` are updated."""
     if recipe.training.torch_compile:
         base.say(blocks.compile_blocks(base.model))
@@ -182,25 +178,22 @@ def decide_batches(
         base.say(
             "the base model is a GGUF file, but PEFT loads the base of an adapter from a folder (`hfstrat merge` creates one)"
         )
-    rows, task, device = built.data, TASKS[recipe.task], args.device
-    plan, loss = rows.plan, task.metrics.for_data(data).loss
+    rows, task, device, on_gpu = built.data, TASKS[recipe.task], args.device, args.device.type == "cuda"
     if is_sharded():
         sharded.add_remark(base)
-    elif device.type == "cuda":
+    elif on_gpu:
         built.model.to(device)
-        shape, before = (plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
-        choose_for(base, shape, rows.dtype, device, before, plan.processes)
+        shape, before = (rows.plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
+        choose_for(base, shape, rows.dtype, device, before, rows.plan.processes)
         if not stored and rows.collate.pads:
-            plan = autobatch.fit_to_memory(
-                recipe.training, plan, built.model, base, rows.collate, data, rows.dtype, loss, task.rows.worst_row
-            )
-    blocks.checkpoint_activations(base.model, plan.checkpointing)
-    if device.type == "cuda" and recipe.training.packing is not False and not is_sharded():
+            loss = task.metrics.for_data(data).loss
+            plan = autobatch.fit_to_memory(recipe.training, rows, built.model, base, data, loss, task.rows.worst_row)
+            rows = replace(rows, plan=plan)
+    blocks.checkpoint_activations(base.model, rows.plan.checkpointing)
+    if on_gpu and recipe.training.packing is not False and not is_sharded():
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
             model.to(device)  # packing is checked on the device of the run
-    batches = batching.make_batches(
-        recipe, plan, rows.train, data.lengths, base, built.others, rows.collate, device, rows.dtype
-    )
+    batches = make_batches(recipe, rows, data.lengths, base, built.others)
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -221,6 +214,7 @@ def build_trainer(
     rows, screen, metrics = prepared.data, progress.console, TASKS[recipe.task].metrics.for_data(data)
     plan, options = rows.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
+    trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
     return trainer_class(
         model=model,
@@ -229,7 +223,7 @@ def build_trainer(
         eval_dataset=rows.eval,
         data_collator=rows.collate,
         processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers_of(recipe, screen), *prepared.callbacks],
+        callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers, *prepared.callbacks],
         sampler=sampler,
         loss=metrics.loss,
         sums=metrics.sums,
@@ -237,41 +231,39 @@ def build_trainer(
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         say=screen.print,
-        state={
-            "recipe": recipe.model_dump(),
-            "micro_batch": plan.micro_batch,
-            "eval_batch": plan.eval_batch,
-            "packed": plan.bins is not None,
-            "checkpointing": plan.checkpointing,
-            "processes": plan.processes,
-            "steps": plan.steps,
-            "caches": resume.caches_in_use(),
-            "data": data.fingerprint(),
-            "head_kernel": kernel_name(model),
-            "models": resume.models_in_use(recipe),
-        },
+        state=marker_state(recipe, plan, data, model),
         **prepared.trainer_kwargs,
     )
 
 
-def trackers_of(recipe: Recipe, screen: Console) -> list[Any]:
-    names = recipe.training.report_to
-    callbacks.prepare_trackers(names)
-    return callbacks.tracker_callbacks(names, lambda line: screen.print(line, markup=False))
+def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> dict[str, Any]:
+    """What checkpoints record, so that a resumed run makes the same choices."""
+    return {
+        "recipe": recipe.model_dump(),
+        "micro_batch": plan.micro_batch,
+        "eval_batch": plan.eval_batch,
+        "packed": plan.bins is not None,
+        "checkpointing": plan.checkpointing,
+        "processes": plan.processes,
+        "steps": plan.steps,
+        "caches": resume.caches_in_use(),
+        "data": data.fingerprint(),
+        "head_kernel": kernel_name(model),
+        "models": resume.models_in_use(recipe),
+    }
 
 
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
     """Lines that describe the model and the length of the run."""
-    learning, total = load.count_parameters(trained)
-    length = f"{plan.steps:,} steps" if plan.steps < ENDLESS else f"{plan.time_limit:.0f} s"
-    if plan.time_limit and plan.steps < ENDLESS:
-        length += f" or {plan.time_limit:.0f} s"
+    trainable, total = load.count_parameters(trained)
+    limits = [f"{plan.steps:,} steps"] if plan.steps < ENDLESS else []
+    limits += [f"{plan.time_limit:.0f} s"] if plan.time_limit else []
     passes = f"{plan.accumulation} x {plan.rows_at_once}{' packed rows' if plan.bins else ''}"
     epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     return [
-        f"{'strategy':<9} {recipe.strategy.name}: {learning:,} of {total:,} parameters are trainable ({learning / total:.2%}), "
-        f"forward in {str(dtype).removeprefix('torch.')}{recomputed}",
-        f"{'plan':<9} {length}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
+        f"{'strategy':<9} {recipe.strategy.name}: {trainable:,} of {total:,} parameters are trainable "
+        f"({trainable / total:.2%}), forward in {str(dtype).removeprefix('torch.')}{recomputed}",
+        f"{'plan':<9} {' or '.join(limits)}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
         f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
     ]

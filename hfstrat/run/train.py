@@ -31,7 +31,6 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     preflight.check(loaded, overwrite)  # before torch is imported
 
     from hfstrat.run import measure
-    from hfstrat.run.conclude import conclude
     from hfstrat.run.setup import set_up
     from hfstrat.trainer.distributed import join_world, leave_world
 
@@ -43,7 +42,7 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         before = answer_prompts(job)
         measured = measure.before(job)
         seconds = fit(job, before)
-        result, probe = conclude(job, seconds)
+        result, probe = measure.conclude(job, seconds)
         result = result.with_parts(**measure.after(job, measured))
         after = answer_prompts(job)
         partial = save(job)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
+
     from hfstrat.data.render import Renderer
     from hfstrat.tasks.report import Report
 
@@ -34,6 +34,8 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     Returns:
         Token ids, `[prompts, at most `most`]`, padded after the end token.
     """
+    import torch
+
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     options = {**GREEDY, "pad_token_id": pad, **options}
     if tokenizer is not None:
@@ -55,6 +57,8 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
 
 def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -> tuple[torch.Tensor, Any]:
     """The generated ids of one batch, `[prompts, tokens]`, and the logits of each step if `output_logits` is set."""
+    import torch
+
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
@@ -162,6 +166,8 @@ def answer(model: Any, renderer: Renderer, prompt: Any, max_new_tokens: int, com
 
     One prompt at a time: no padding, so the answer depends on nothing else.
     """
+    import torch
+
     device, ids = next(model.parameters()).device, renderer.prompt_ids(prompt)
     most = max(1, room(model, len(ids), max_new_tokens))
     was_training = model.training

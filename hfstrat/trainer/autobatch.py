@@ -22,14 +22,13 @@ from hfstrat.models.blocks import checkpoint_activations
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Training
 from hfstrat.trainer.plan import Plan, largest_that_fits
+from hfstrat.trainer.train_data import TrainData
 
 HEADROOM = 0.92  # share of the device's memory that a measured step may use
 
 
 def peak_bytes() -> int:
     """Peak memory of this process in bytes: of its GPU if it has one, else resident memory."""
-    import torch
-
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
@@ -41,7 +40,6 @@ def peak_bytes() -> int:
 
 def fits_on_gpu(attempt: Callable[[int], None]) -> Callable[[int], bool]:
     """A test whether `attempt(n)` fits into this process's GPU memory. Peak and random state are restored afterwards."""
-    import torch
 
     def fits(count: int) -> bool:
         state = torch.cuda.get_rng_state()
@@ -66,15 +64,12 @@ Fits = Callable[[Callable[[int], None]], Callable[[int], bool]]
 
 def fit_to_memory(
     training: Training,
-    plan: Plan,
+    rows: TrainData,
     trained: nn.Module,
     base: Base,
-    collate: Any,
     data: PreparedData,
-    dtype: torch.dtype,
     loss: Callable[..., torch.Tensor],
     worst_row: Callable[[PreparedData, int], dict[str, Any]],
-    device: torch.device | None = None,
     fits: Fits = fits_on_gpu,
 ) -> Plan:
     """The plan with the largest micro-batch whose worst step fits, then the largest evaluation batch; set values are kept.
@@ -90,28 +85,27 @@ def fit_to_memory(
     Raises:
         UserError: a single example does not fit.
     """
-    device = device or torch.device("cuda", torch.cuda.current_device())
-    trained.to(device)
+    plan = rows.plan
+    trained.to(rows.device)
     longest, longest_eval = int(data.lengths.max()), int(data.eval_lengths.max())
     if training.per_device_train_batch_size == "auto":
         share = plan.global_batch_size // plan.processes
-        row = worst_row(data, longest)
-        step = worst_step(trained, collate, row, loss, dtype, device, plan.processes > 1)
+        step = worst_step(trained, rows, worst_row(data, longest), loss)
         micro = _largest(share, fits(step))
         if micro == 0 and training.activation_checkpointing == "auto":
             checkpoint_activations(base.model, True)
             plan = replace(plan, checkpointing=True)
             micro = _largest(share, fits(step))
-        micro = _least(micro, plan, device)
+        micro = _least(micro, rows)
         if micro == 0:
             largest_that_fits(1, lambda _: False)  # raises with advice
         plan = replace(plan, micro_batch=micro)
     if training.per_device_eval_batch_size == "auto":
         wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
-        evaluation = evaluation_pass(trained, collate, worst_row(data, longest_eval), dtype, device)
+        evaluation = evaluation_pass(trained, rows, worst_row(data, longest_eval))
         while wanted > 1 and not fits(evaluation)(wanted):
             wanted //= 2
-        plan = replace(plan, eval_batch=_least(wanted, plan, device))
+        plan = replace(plan, eval_batch=_least(wanted, rows))
     return plan
 
 
@@ -122,18 +116,13 @@ def _largest(share: int, fits: Callable[[int], bool]) -> int:
         return 0
 
 
-def _least(number: int, plan: Plan, device: torch.device) -> int:
-    return int(gather(torch.tensor([number], device=device)).min()) if plan.processes > 1 else number
+def _least(number: int, rows: TrainData) -> int:
+    """The smallest number of all processes."""
+    return int(gather(torch.tensor([number], device=rows.device)).min()) if rows.plan.processes > 1 else number
 
 
 def worst_step(
-    trained: nn.Module,
-    collate: Any,
-    row: dict[str, Any],
-    loss: Callable[..., torch.Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-    distributed: bool,
+    trained: nn.Module, rows: TrainData, row: dict[str, Any], loss: Callable[..., torch.Tensor]
 ) -> Callable[[int], None]:
     """A training step on copies of an example; gradients and mode are restored."""
 
@@ -142,10 +131,10 @@ def worst_step(
         trained.train()  # activations are checkpointed in training only
         try:
             trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-            moments = torch.empty((3 if distributed else 2) * trainable, device=device)
-            batch = {name: tensor.to(device) for name, tensor in collate([row] * micro).items()}
+            moments = torch.empty((3 if rows.plan.processes > 1 else 2) * trainable, device=rows.device)
+            batch = {name: tensor.to(rows.device) for name, tensor in rows.collate([row] * micro).items()}
             labels = batch.pop("labels")
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with rows.autocast():
                 outputs = trained(**batch)
             loss(outputs, labels).backward()  # type: ignore[no-untyped-call]
             del moments
@@ -156,18 +145,15 @@ def worst_step(
     return step
 
 
-def evaluation_pass(
-    trained: nn.Module, collate: Any, row: dict[str, Any], dtype: torch.dtype, device: torch.device
-) -> Callable[[int], None]:
+def evaluation_pass(trained: nn.Module, rows: TrainData, row: dict[str, Any]) -> Callable[[int], None]:
     """The forward pass of an evaluation on copies of its longest example."""
 
-    def forward(rows: int) -> None:
+    def forward(count: int) -> None:
         was_training = trained.training
         trained.eval()
         try:
-            batch = {name: tensor.to(device) for name, tensor in collate([row] * rows).items() if name != "labels"}
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                trained(**batch)
+            with torch.no_grad(), rows.autocast():
+                trained(**rows.batch([0] * count, [row]))
         finally:
             trained.train(was_training)
 

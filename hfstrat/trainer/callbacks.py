@@ -18,8 +18,12 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import ExportableState
 
+from hfstrat.errors import first_line
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+Say = Callable[[str], None]
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -165,9 +169,6 @@ class OverfittingAlarm(TrainerCallback):
             )
 
 
-Say = Callable[[str], None]
-
-
 class Tracker(TrainerCallback):  # type: ignore[misc]
     """The Trainer's own callback for one tracker, until it fails: then the run continues without it, with a message.
 
@@ -188,12 +189,12 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
         self.inner = kind()
 
     def guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a call; None after a failure, which detaches the tracker."""
         try:
             return call(*args, **kwargs)
         except Exception as error:  # a service, a disk, a version: trackers fail in many ways
             self.inner = None
-            first = (str(error) or type(error).__name__).strip().splitlines()[0]
-            self.say(f"{'tracker':<9} {self.name} failed, and the run continues without it: {first}")
+            self.say(f"{'tracker':<9} {self.name} failed, and the run continues without it: {first_line(error)}")
             return None
 
 
@@ -213,11 +214,12 @@ for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 def tracker_callbacks(names: Sequence[str], say: Say) -> list[Tracker]:
     """A callback for each tracker of `training.report_to`."""
+    prepare_trackers(names)
     return [Tracker(name, say) for name in names]
 
 
 def prepare_trackers(names: Sequence[str]) -> None:
-    """Make trackers that would ask for a login work offline."""
+    """Set trackers that would require a login to work offline."""
     if "wandb" in names and not os.environ.get("WANDB_API_KEY") and not _has_wandb_login():
         os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` uploads the run later
 

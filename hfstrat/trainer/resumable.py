@@ -1,6 +1,6 @@
 """Resuming: complete checkpoints, a stop after the current step, and the same state as in an uninterrupted run.
 
-The private methods of Trainer that are overridden here are listed in `overrides`.
+The private methods of Trainer that are overridden here are listed in `trainer.PRIVATE_OF_TRAINER`.
 """
 
 from __future__ import annotations

@@ -1,19 +1,26 @@
-"""The data of a Trainer: examples and how they become batches. A strategy may add a column that it computed once."""
+"""The data of a Trainer: examples, and how they become batches: packed, grouped by length or in random order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler
 
+from hfstrat.data import packing
+from hfstrat.data.collate import BatchOrder
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
+from hfstrat.errors import UserError
+from hfstrat.models.load import Base
+from hfstrat.recipe.schema import Recipe
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
-from hfstrat.trainer.plan import ENDLESS, Plan
+from hfstrat.trainer.distributed import is_sharded
+from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +44,6 @@ class TrainData:
     plan: Plan
     dtype: torch.dtype
     device: torch.device
-    processes: int
     screen: Console
     facts: dict[str, Any] = field(default_factory=dict)
     undo: tuple[Callable[[], None], ...] = ()
@@ -114,3 +120,107 @@ class TrainData:
                 return result
 
             yield advance
+
+
+MIN_SAVING = 0.05  # share of the positions that packing must save to be chosen
+MIN_UNGROUPED = 16  # examples per step from which random order is preferred to grouping by length
+GPU_MULTIPLE = 8  # of the widths of batches
+
+
+@dataclass
+class Batches:
+    """The batches of the Trainer. `order` has the examples of each step; `sampler` indexes `rows`, which may be packed."""
+
+    order: BatchOrder
+    rows: Any
+    sampler: Sampler[int]
+    collate: Any
+    plan: Plan
+    line: str
+
+    def because(self, reason: str) -> Batches:
+        """These batches, not packed for a reason."""
+        return replace(self, line=f"{self.line}; not packed: {reason}")
+
+
+def multiple_for(device: torch.device) -> int:
+    return CPU_MULTIPLE if device.type == "cpu" else GPU_MULTIPLE
+
+
+def groups_by_length(sampling: str, global_batch_size: int) -> bool:
+    """Whether a step consists of examples of similar length.
+
+    The examples of a step are sorted by length in any case, so that micro-batches of a large step have little padding. Grouping
+    them by length as well saves a few percent and costs some loss, since steps of short and of long examples have equal weight.
+    """
+    return sampling == "group_by_length" or (sampling == "auto" and global_batch_size < MIN_UNGROUPED)
+
+
+def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Base, others: Sequence[Any]) -> Batches:
+    """The batches of `data`, with a line that explains the choice. A resumed run keeps the choice of its start.
+
+    Args:
+        others: further models that are given the batches, such as a teacher.
+
+    Raises:
+        UserError: `packing: true`, but packed examples of this model attend to each other, or this cannot be tested.
+    """
+    training, plan, collate = recipe.training, data.plan, data.collate
+    packing_mode = training.packing if plan.packed is None else plan.packed
+    grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
+    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    if not collate.pads:  # features: nothing pads
+        return Batches(order, data.train, order, collate, plan, "examples of one size")
+    padding = packing.padding_share(order, plan.micro_batch, collate.multiple)
+    sampled = "examples grouped by length" if grouped else "examples in random order"
+    plain = Batches(order, data.train, order, collate, plan, f"{sampled}, {padding:.0%} padding")
+    if packing_mode is False:
+        return plain
+    if is_sharded() and data.device.type != "cpu":  # packing is tested on the complete model
+        if packing_mode is True:
+            raise UserError(
+                "training.packing: true: packing is tested on the complete model, but the model is sharded; set auto or false"
+            )
+        return plain
+    if packing_mode == "auto" and data.device.type == "cpu":
+        return plain.because("packing is slower on a CPU")
+    packed = _pack(plain, recipe.seed, recipe.data.max_length, base)
+    packed_padding = packing.packed_padding_share(packed.rows)
+    if packing_mode == "auto" and padding - packed_padding < MIN_SAVING:
+        return plain.because(f"it would save only {max(padding - packed_padding, 0):.0%}")
+    if reason := _reason_against(recipe, base, others, packed, data.dtype):
+        if packing_mode is True:
+            raise UserError(f"training.packing: true: examples cannot be packed for this model: {reason}; set auto or false")
+        return plain.because(reason)
+    packed.line = (
+        f"packed into {packed.plan.bins} rows per step, {packed_padding:.0%} padding (else {padding:.0%}); "
+        "tested on this model: packed examples do not attend to each other"
+    )
+    return packed
+
+
+def _reason_against(recipe: Recipe, base: Base, others: Sequence[Any], packed: Batches, dtype: torch.dtype) -> str | None:
+    if not recipe.strategy.packs:
+        return f"strategy {recipe.strategy.name} needs each example in a row of its own"
+    if not packed.collate.plain.selects_rows:
+        return "packing needs our loss bound to the model"
+    flatten = packed.collate.flatten
+    if reason := packing.find_leak(base.model, flatten, dtype):
+        return reason
+    return next((f"the teacher: {reason}" for one in others if (reason := packing.find_leak(one, flatten, dtype))), None)
+
+
+def _pack(plain: Batches, seed: int, max_length: int, base: Base) -> Batches:
+    """The examples of the same steps in bins of at most `max_length` tokens and of what one unpacked pass holds.
+
+    Examples are in random order, not grouped by length, so that all steps have similar numbers of tokens.
+    """
+    plan, longest = plain.plan, int(plain.order.lengths.max())
+    order = BatchOrder(plain.order.lengths, plan.global_batch_size, plan.steps, seed)
+    capacity = max(longest, min(max_length, plan.micro_batch * longest))
+    at_once = max(1, plan.micro_batch * longest // capacity)
+    bins = packing.count_bins(order, capacity, plan.processes * at_once)
+    rows = packing.PackedRows(plain.rows, order, bins, plain.collate.multiple)
+    flatten = "flash" in str(base.model.config._attn_implementation)
+    collator = packing.PackingCollator(plain.collate, flatten)
+    return Batches(order, rows, packing.InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")

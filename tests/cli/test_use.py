@@ -17,11 +17,12 @@ import pytest
 import torch
 from helpers.runs import run
 
-from hfstrat.cli import generate
+from hfstrat.cli import inference
 from hfstrat.errors import UserError
 from hfstrat.publish import merge as publish_merge
 from hfstrat.publish import snippets
 from hfstrat.tasks import artifact
+from hfstrat.tasks.generation import How
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +58,16 @@ def test_plain_peft_loads_the_adapter_and_says_the_same(trained: Path) -> None:
 
 
 def test_generate_to_the_terminal_and_to_a_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generate.generate(str(trained), ["the cat"], None, None, 5)
+    inference.generate(str(trained), ["the cat"], None, None, How(5))
     one = capsys.readouterr().out.strip("\n")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "the cat"}\n{"messages": [{"role": "user", "content": "the cat"}]}\n')
     output = tmp_path / "answers.jsonl"
-    generate.generate(str(trained / "final"), [], prompts, output, 5)
+    inference.generate(str(trained / "final"), [], prompts, output, How(5))
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [a["completion"].strip() for a in answers] == [one.strip()] * 2
     with pytest.raises(UserError, match="exists already"):
-        generate.generate(str(trained), [], prompts, output, 5)
+        inference.generate(str(trained), [], prompts, output, How(5))
 
 
 def test_merge_writes_an_ordinary_16_bit_model(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +106,7 @@ def test_targets_that_are_none(tmp_path: Path, make: Any, words: str) -> None:
 
 def test_no_prompt_is_said_at_once(trained: Path) -> None:
     with pytest.raises(UserError, match="--prompt"):
-        generate.generate(str(trained), [], None, None, 5)
+        inference.generate(str(trained), [], None, None, How(5))
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import torch
 from hfstrat.data.collate import BatchOrder, Collator, rounded, shift
 from hfstrat.errors import UserError
 from hfstrat.recipe.schema import Training
-from hfstrat.trainer.batching import groups_by_length
 from hfstrat.trainer.plan import largest_that_fits, make_plan
+from hfstrat.trainer.train_data import groups_by_length
 
 LENGTHS = np.random.default_rng(0).integers(4, 90, size=37)
 

@@ -12,7 +12,7 @@ import pytest
 from helpers.classifiers import labelled, make_encoder, write_recipe
 from helpers.runs import run
 
-from hfstrat.evaluation import row_scores
+from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import TASKS
 
@@ -26,7 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarray]:
     """The measure that runs are compared by is that of the report; and the curve is that of the history."""
-    found, after, quality = row_scores.read(folder), report["result"]["metrics_after"], TASKS[task].metrics.quality
+    found, after, quality = intervals.read_rows(folder), report["result"]["metrics_after"], TASKS[task].metrics.quality
     assert found[quality.above].sum() / found[quality.below].sum() == pytest.approx(after[quality.metric], rel=1e-6)
     assert found["nll"].sum() / found["items"].sum() == pytest.approx(after["loss"], rel=1e-6)
     assert (np.diff(found["row"]) > 0).all()
@@ -83,7 +83,7 @@ def test_of_a_classifier(tmp_path: Path, many: bool) -> None:
 
 
 def test_a_file_that_is_not_whole_is_none(tmp_path: Path) -> None:
-    assert row_scores.read(tmp_path) == {}
+    assert intervals.read_rows(tmp_path) == {}
     for content in (b"", b"PK\x03\x04 cut off", json.dumps({}).encode()):
-        (tmp_path / row_scores.FILE).write_bytes(content)
-        assert row_scores.read(tmp_path) == {}
+        (tmp_path / intervals.ROWS_FILE).write_bytes(content)
+        assert intervals.read_rows(tmp_path) == {}

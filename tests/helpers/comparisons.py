@@ -18,7 +18,7 @@ from hfstrat.comparison.entries import Request, parse_budget
 from hfstrat.comparison.results import Predict
 from hfstrat.comparison.runs import Ending, Run
 from hfstrat.comparison.survey import DataFacts
-from hfstrat.evaluation import row_scores
+from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import load_recipe
 
 ROWS = 40
@@ -45,7 +45,7 @@ def leave_result(run: Run, skill: float, seconds: float, classes: bool = False) 
     right = (random.random(ROWS) < 0.4 + 0.5 * skill).astype(float) if classes else np.floor(items * skill)
     columns = {"row": np.arange(ROWS), "nll": nll, "items": items, "right": right}
     run.result.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(run.result / row_scores.FILE, **({} if classes else {"bytes": 4 * items}), **columns)
+    np.savez_compressed(run.result / intervals.ROWS_FILE, **({} if classes else {"bytes": 4 * items}), **columns)
     loss = float(nll.sum() / items.sum())
     metrics = {"loss": loss, "bits_per_byte": loss / math.log(2) / 4}
     metrics |= {"accuracy": float(right.mean()), "macro_f1": float(right.mean())} if classes else {"token_accuracy": skill}

@@ -436,7 +436,7 @@ def test_a_quantized_teacher_and_its_answers(wide: Path, rows: Path, tmp_path: P
             f"evaluation: {{samples: 0, eval_on_start: false}}\noutput_dir: {tmp_path / f'run{number}'}\n"
         )
         job = set_up(load_recipe(str(tmp_path / "recipe.yaml")))
-        built.append(job.feed.facts["distillation"]["cache"]["built"])
+        built.append(job.train_data.facts["distillation"]["cache"]["built"])
         job.lock.close()
     assert all(built[:3])
     assert not built[3]

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfstrat.cli import generate
-from hfstrat.cli.chat import chat
+from hfstrat.cli import inference
 from hfstrat.errors import UserError
 from hfstrat.publish import export
 from hfstrat.tasks import artifact, generation
@@ -62,7 +61,7 @@ def test_streamed_is_what_is_said_at_once(loaded: tuple[Any, Any], capsys: pytes
 def test_files_in_and_out_keep_their_order(tiny: Path, tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     prompts.write_text("\n".join(PROMPTS * 5))
-    generate.generate(str(tiny), [], prompts, output, 4, How(4, batch_size=2, system="be short"))
+    inference.generate(str(tiny), [], prompts, output, How(4, batch_size=2, system="be short"))
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == PROMPTS * 5
     assert all(isinstance(row["completion"], str) for row in rows)
@@ -72,7 +71,7 @@ def talked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: Path, said: str, length: int = 4
 ) -> list[str]:
     monkeypatch.setattr(sys, "stdin", io.StringIO(said))
-    chat(str(target), How(length))
+    inference.chat(str(target), How(length))
     return capsys.readouterr().out.splitlines()
 
 
@@ -82,7 +81,7 @@ def test_a_conversation_from_a_pipe(tiny: Path, monkeypatch: pytest.MonkeyPatch,
     alone = talked(monkeypatch, capsys, tiny, f"{first}\n")
     begun = whole.index("(a new conversation)")
     assert whole[begun + 1 : begun + 1 + len(alone)] == alone == whole[: len(alone)]
-    assert "(/what: no such command; /reset begins again, /quit ends)" in whole
+    assert "(/what: no such command; /reset starts over, /quit exits)" in whole
 
 
 def test_a_long_conversation_forgets_its_beginning(

@@ -649,7 +649,7 @@ COMBINATIONS = [
         "  extra: {adam_beta: 0.9}",
         ["training.extra.adam_beta: no field", "did you mean 'adam_beta"],
     ),
-    key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["extra.xyzzy: no field of this transformers' TrainingArguments"]),
+    key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["extra.xyzzy: not a field of TrainingArguments"]),
     key(
         "extra with what we decide",
         RATE,

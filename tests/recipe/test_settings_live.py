@@ -134,7 +134,7 @@ def matched(seen: Seen, name: str) -> Any:
 
 
 def answers_kept(seen: Seen) -> Any:
-    return seen.job.feed.facts["distillation"].get("cache", {})
+    return seen.job.train_data.facts["distillation"].get("cache", {})
 
 
 def asked_length(seen: Seen) -> list[int]:
@@ -461,7 +461,7 @@ PROBES |= {
     ),
     "strategy.teacher.name_or_path": Probe(
         ["strategy.teacher.name_or_path=UNTIED"],
-        lambda s: s.job.feed.facts["distillation"]["teacher"]["parameters"],
+        lambda s: s.job.train_data.facts["distillation"]["teacher"]["parameters"],
         56_800,
         [DISTILL],
     ),

@@ -15,8 +15,7 @@ import yaml
 from hfstrat.recipe import library, renamed, suggestions
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import STRATEGIES, Recipe
-from hfstrat.trainer.arguments import training_arguments
-from hfstrat.trainer.plan import make_plan
+from hfstrat.trainer.plan import make_plan, training_arguments
 
 ROOT = Path(__file__).parents[2]
 

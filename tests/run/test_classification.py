@@ -18,14 +18,14 @@ from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import strategies
-from hfstrat.cli import generate
-from hfstrat.cli.predict import predict
+from hfstrat.cli import inference
 from hfstrat.data.corpus import open_corpus
 from hfstrat.errors import UserError
 from hfstrat.publish import merge
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import TASKS
+from hfstrat.tasks.generation import How
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
 
@@ -153,20 +153,20 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
     run(classify("bert", "strategy={name: lora, r: 4}"))
     capsys.readouterr()
     target = str(tmp_path / "run")
-    predict(target, ["the cat"], None, None)
+    inference.predict(target, ["the cat"], None, None)
     assert capsys.readouterr().out.split()[0] in LABELS
     output = tmp_path / "said.jsonl"
-    predict(target, [], tmp_path / "labelled.jsonl", output)
+    inference.predict(target, [], tmp_path / "labelled.jsonl", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 90
     assert all(row["labels"][0] in LABELS and 0 < row["scores"][0] <= 1 for row in rows)
     with pytest.raises(UserError, match="hfstrat predict"):
-        generate.generate(target, ["a"], None, None, 4)
+        inference.generate(target, ["a"], None, None, How(4))
     with pytest.raises(UserError, match="hfstrat generate"):
-        predict(str(tiny), ["a"], None, None)
+        inference.predict(str(tiny), ["a"], None, None)
     merge.merge(target, tmp_path / "merged")
     assert "nats per text" in capsys.readouterr().out
-    predict(str(tmp_path / "merged"), ["the cat"], None, None)
+    inference.predict(str(tmp_path / "merged"), ["the cat"], None, None)
 
 
 def test_predict_truncates_texts_as_the_run_did(classify: Any, tmp_path: Path, quick: None) -> None:
@@ -175,7 +175,7 @@ def test_predict_truncates_texts_as_the_run_did(classify: Any, tmp_path: Path, q
     for count in (10, 25):  # both are longer
         file, output = tmp_path / f"{count}.txt", tmp_path / f"{count}.jsonl"
         file.write_text("cat the " * count)
-        predict(str(tmp_path / "run"), [], file, output)
+        inference.predict(str(tmp_path / "run"), [], file, output)
         scores.append(json.loads(output.read_text())["scores"])
     assert scores[0] == scores[1]
 

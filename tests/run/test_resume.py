@@ -479,7 +479,7 @@ def test_changed_base_weights_refuse_to_resume(
     folders = {key: shutil.copytree(models(), tmp_path / key) for key in ("model", "strategy.teacher")}
     strategy = f"strategy={{name: distill, teacher: {folders['strategy.teacher']}, student: lora, baseline: false}}"
     loaded = recipe(strategy, f"model={folders['model']}")
-    monkeypatch.setattr("hfstrat.run.conclude.conclude", lambda *given: 1 / 0)
+    monkeypatch.setattr("hfstrat.run.measure.conclude", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(loaded)
     checkpoint, stored, _ = resume.what_to_resume(loaded.recipe, False, 1)

@@ -271,7 +271,7 @@ def test_a_student_matches_its_teacher_and_a_random_model_is_trained(
     regress: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Distillation and random weights; the result is evaluated, continued and predicts."""
-    from hfstrat.cli.predict import predict
+    from hfstrat.cli.inference import predict
     from hfstrat.tasks.artifact import task_of
 
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from hfstrat.data.collate import Collator
@@ -20,6 +21,7 @@ from hfstrat.recipe.schema import Training
 from hfstrat.tasks import CausalLM
 from hfstrat.trainer import autobatch
 from hfstrat.trainer.plan import Plan, make_plan
+from hfstrat.trainer.train_data import TrainData
 
 DATA: Any = SimpleNamespace(lengths=np.array([40, 12, 33, 8]), eval_lengths=np.array([50, 20]))
 
@@ -43,9 +45,8 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     base = Base(trained, "", None, [], torch.float32, torch.float32)
     loss, worst_row = CausalLM.metrics.loss, CausalLM.rows.worst_row
-    made = autobatch.fit_to_memory(
-        settings, plan, trained, base, collate, DATA, torch.float32, loss, worst_row, torch.device("cpu"), fits
-    )
+    rows = TrainData(None, None, collate, plan, torch.float32, torch.device("cpu"), Console())
+    made = autobatch.fit_to_memory(settings, rows, trained, base, DATA, loss, worst_row, fits)
     return made, tried
 
 

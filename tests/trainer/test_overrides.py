@@ -12,20 +12,20 @@ import pytest
 from transformers import Trainer
 
 import hfstrat
-from hfstrat.trainer import overrides
+from hfstrat.trainer import trainer
 
 
-def cases() -> list[tuple[Any, str, overrides.Member]]:
+def cases() -> list[tuple[Any, str, trainer.Member]]:
     from trl import DistillationTrainer
 
-    named = [(Trainer, "transformers", member) for member in overrides.TRAINER]
-    return [*named, *((DistillationTrainer, "trl", member) for member in overrides.DISTILLATION_TRAINER)]
+    named = [(Trainer, "transformers", member) for member in trainer.PRIVATE_OF_TRAINER]
+    return [*named, *((DistillationTrainer, "trl", member) for member in trainer.PRIVATE_OF_DISTILLATION_TRAINER)]
 
 
 @pytest.mark.parametrize(("owner", "library", "member"), cases(), ids=lambda value: getattr(value, "name", None))
-def test_signatures(owner: Any, library: str, member: overrides.Member) -> None:
+def test_signatures(owner: Any, library: str, member: trainer.Member) -> None:
     where = f"{owner.__name__}.{member.name} of {library} {version(library)}"
-    written = f"hfstrat was written for {library} {overrides.TESTED[library]} (hfstrat/trainer/overrides.py)"
+    written = f"hfstrat was written for {library} {trainer.TESTED[library]} (hfstrat/trainer/trainer.py)"
     method = getattr(owner, member.name, None)
     assert method is not None, f"{where} does not exist any more; {written}. It is used because: {member.why}"
     found = ", ".join(list(inspect.signature(method).parameters)[1:])
@@ -34,7 +34,7 @@ def test_signatures(owner: Any, library: str, member: overrides.Member) -> None:
 
 def test_attributes() -> None:
     text = inspect.getsource(Trainer)
-    for name in overrides.ATTRIBUTES:
+    for name in trainer.PRIVATE_ATTRIBUTES:
         assert f"self.{name} =" in text, f"Trainer of transformers {version('transformers')} has no attribute {name}"
 
 
@@ -42,7 +42,7 @@ def test_every_private_member_in_use_is_listed() -> None:
     """Found by name in the code: methods that we define or call, and that Trainer has too."""
     from trl import DistillationTrainer
 
-    listed = {member.name for member in (*overrides.TRAINER, *overrides.DISTILLATION_TRAINER)}
+    listed = {member.name for member in (*trainer.PRIVATE_OF_TRAINER, *trainer.PRIVATE_OF_DISTILLATION_TRAINER)}
     used, own = set[str](), set(vars(object))
     for file in Path(hfstrat.__file__).parent.rglob("*.py"):
         text = file.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from conftest import sentences, write_jsonl
 from helpers.runs import run
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
 from hfstrat.data.collate import BatchOrder, Collator
@@ -30,8 +31,8 @@ from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
-from hfstrat.trainer.batching import make_batches
 from hfstrat.trainer.plan import make_plan
+from hfstrat.trainer.train_data import TrainData, make_batches
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 8))
@@ -162,7 +163,8 @@ def batches(
     plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
     base = Base(model, "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
-    return make_batches(recipe, plan, rows, lengths, base, others, collate, torch.device(device))
+    data = TrainData(rows, None, collate, plan, torch.float32, torch.device(device), Console())
+    return make_batches(recipe, data, lengths, base, others)
 
 
 def test_packing_that_cannot_be_shown_is_refused_or_left_out(tiny: Path) -> None:

@@ -137,7 +137,7 @@ def make_feed(train_rows: Any = None, dtype: torch.dtype = torch.float32, **more
     plan = Plan(**{"steps": 20, "global_batch_size": 8, "processes": 1, "micro_batch": 4, "eval_batch": 4, "eval_every": 5,
                    "save_every": 5, "rows": 22} | more)  # fmt: skip
     rows = make_rows() if train_rows is None else train_rows
-    return TrainData(rows, held, collate, plan, dtype, torch.device("cpu"), 1, Console(quiet=True))
+    return TrainData(rows, held, collate, plan, dtype, torch.device("cpu"), Console(quiet=True))
 
 
 @pytest.fixture(autouse=True)

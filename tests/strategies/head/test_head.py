@@ -62,7 +62,7 @@ def test_features_are_what_the_cut_model_says_of_one_text(bodies: Any, family: s
     rows = job.data.train.select(range(9))
     body = split_body(loaded_body(bodies(family)))
     layers = list(range(1, body.depth + 1))
-    found = extract(body, rows, range(9), job.feed.collate, layers, POOLINGS, torch.float32)
+    found = extract(body, rows, range(9), job.train_data.collate, layers, POOLINGS, torch.float32)
     for layer in reversed(layers):
         short = cut(split_body(loaded_body(bodies(family))), layer).model
         assert short.config.num_hidden_layers == layer
@@ -149,7 +149,7 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
     job.trainer.train()
     rows = [json.loads(line) for line in Path(loaded.recipe.data.train[0].path).read_text().splitlines()]
     places = column(job.data.train, "row")[:5]
-    wanted = job.trainer.model(features=job.feed.train.features[:5]).logits.detach()
+    wanted = job.trainer.model(features=job.train_data.train.features[:5]).logits.detach()
     texts = [rows[place]["text"] for place in places]
     said = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(texts))
     torch.testing.assert_close(said, wanted, rtol=1e-3, atol=1e-3)
