@@ -23,7 +23,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe import library
 from hfstrat.trainer import distributed, heartbeat, signals
 
-LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch/distributed/elastic", "torch.distributed.elastic")
+LAUNCHER_MARKS = ("Traceback (most recent call last)", "torch/distributed/elastic", "torch.distributed.elastic")
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,17 @@ def _of_machines(given: Machines, settings: dict[str, Any], count: int) -> list[
     if count == 1:  # a free port, so that two runs do not collide
         port = given.main_process_port if given.main_process_port is not None else settings.get("main_process_port", 0)
         return ["--main_process_port", str(port)]
-    asked = {name: value for name, value in given._asdict().items() if value is not None}
-    missing = [name for name in ("main_process_ip", "main_process_port") if asked.get(name, settings.get(name)) is None]
+    options = {name: value for name, value in given._asdict().items() if value is not None}
+    missing = [name for name in ("main_process_ip", "main_process_port") if options.get(name, settings.get(name)) is None]
     if missing:
-        option = missing[0].replace("_", "-")
         raise UserError(
-            f"--{option}: missing; {count} machines need the address of the first one: on each, give --main-process-ip, "
-            "--main-process-port and its own --machine-rank (0 on the first)"
+            f"--{missing[0].replace('_', '-')}: missing; {count} machines need the address of the first one: on each, give "
+            "--main-process-ip, --main-process-port and its own --machine-rank (0 on the first)"
         )
-    rank = asked.get("machine_rank", settings.get("machine_rank", 0))
+    rank = options.get("machine_rank", settings.get("machine_rank", 0))
     if not 0 <= int(rank) < count:
         raise UserError(f"--machine-rank: {rank}; {count} machines are numbered 0 to {count - 1}")
-    given_here = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-    return given_here if "num_machines" in asked else ["--num_machines", str(count), *given_here]
+    return [word for name, value in ({"num_machines": count} | options).items() for word in (f"--{name}", str(value))]
 
 
 def _check_possible(config: str, kind: str, wanted: int, machines: int, on_cpu: bool, gpus: int) -> None:
@@ -138,7 +136,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: not valid YAML: {errors.first_line(error)}") from None
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         raise UserError(f"{file}: not an Accelerate config: it has no distributed_type")
     return settings
@@ -183,16 +181,16 @@ def start(launch: Launch) -> int:
         if not file.exists():
             sys.stderr.writelines(kept)
             if code:
-                cause = "no process reported a cause (killed, or out of memory?)"
-                print(f"the launcher ended with code {code}; {first_to_fail(kept)}{cause}", file=sys.stderr)
+                cause = f"{first_to_fail(kept)}no process reported a cause (killed, or out of memory?)"
+                print(f"the launcher ended with code {code}; {cause}", file=sys.stderr)
             return errors.CRASH if code else errors.OK
-        told = json.loads(file.read_text())
-    if told["code"] == errors.CRASH:
+        outcome = json.loads(file.read_text())
+    if outcome["code"] == errors.CRASH:
         sys.stderr.writelines(kept)
-    if told["sentence"]:
-        rank = f"rank {told['rank']}: " if told["rank"] and told["code"] != errors.INTERRUPTED else ""
-        print(rank + told["sentence"], file=sys.stderr)
-    return int(told["code"])
+    if outcome["sentence"]:
+        rank = f"rank {outcome['rank']}: " if outcome["rank"] and outcome["code"] != errors.INTERRUPTED else ""
+        print(rank + outcome["sentence"], file=sys.stderr)
+    return int(outcome["code"])
 
 
 def first_to_fail(lines: list[str]) -> str:
@@ -228,7 +226,7 @@ def _relay(stream: IO[str]) -> list[str]:
     """Forward the stderr of the processes until the launcher itself writes; returns the lines of the launcher."""
     kept: list[str] = []
     for line in stream:
-        if kept or any(mark in line for mark in LAUNCHER_SPEAKS):
+        if kept or any(mark in line for mark in LAUNCHER_MARKS):
             kept.append(line)
         else:
             sys.stderr.write(line)

@@ -130,7 +130,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
-    bar = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
+    bounds = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),
         "metrics_after": _metrics(last, job.task.metrics.names),
@@ -151,7 +151,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.train_data.facts,
-        "baselines": bar.facts() if bar else None,
+        "baselines": asdict(bounds) if bounds else None,
         "overfitting": callbacks.overfitting(history),
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),

@@ -21,13 +21,7 @@ RESULT = "final"
 LOCK = ".hfstrat.lock"  # also marks the folder of a run
 EARLIER = "report.earlier.json"  # the report of the previous session
 OURS = (
-    "checkpoint-*",
-    RESULT,
-    f"{RESULT}.partial",
-    "report.json",
-    "report.partial",
-    EARLIER,
-    "recipe.yaml",
+    *("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", EARLIER, "recipe.yaml"),
     "evaluation_rows.npz",
 )
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
@@ -75,7 +69,7 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
     """Refuse an output folder with other content, or with a finished run.
 
     Raises:
-        UserError: what is in the way, and how to go on.
+        UserError: the reason, and what to do.
     """
     folder = Path(recipe.output_dir).expanduser()
     if folder.is_file():
@@ -102,7 +96,7 @@ def check_output(recipe: Recipe, overwrite: bool) -> None:
     if is_finished and not checkpoints.extends_run(folder, recipe.training.resume_from_checkpoint, recipe.model_dump()):
         raise UserError(
             f"output_dir: {folder} holds a finished run; name another folder, raise training.num_train_epochs or max_steps "
-            "to train it on, or run with --overwrite to replace it"
+            "to continue it, or run with --overwrite to replace it"
         )
     if recipe.training.resume_from_checkpoint == "never" and checkpoints.all_checkpoints(folder):
         raise UserError(
@@ -118,15 +112,10 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
     if recipe.training.resume_from_checkpoint not in ("auto", "never"):
         given = recipe.training.resume_from_checkpoint
         raise UserError(f"training.resume_from_checkpoint: {given} would be deleted by --overwrite; give only one of the two")
-    needed = {
-        "model.name_or_path": recipe.model.name_or_path,
-        "model.tokenizer": recipe.model.tokenizer,
-        **recipe.strategy.adapters,
-    }
-    listed = [("data.train", each.path) for each in recipe.data.train] + [
-        ("data.eval", each.path) for each in recipe.data.eval or []
-    ]
-    for key, source in [*needed.items(), *listed]:
+    needed = [("model.name_or_path", recipe.model.name_or_path), ("model.tokenizer", recipe.model.tokenizer)]
+    needed += [*recipe.strategy.adapters.items(), *(("data.train", each.path) for each in recipe.data.train)]
+    needed += [("data.eval", each.path) for each in recipe.data.eval or []]
+    for key, source in needed:
         if source and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {source} is in output_dir = {folder}, which --overwrite replaces; name another folder")
 
@@ -134,10 +123,8 @@ def _check_nothing_needed(recipe: Recipe, folder: Path) -> None:
 def check_disk(recipe: Recipe, checkpoint_bytes: int) -> None:
     """Refuse an output folder on a disk without room for one checkpoint. Raises UserError."""
     folder = Path(recipe.output_dir).expanduser().absolute()
-    parent = next(p for p in [folder, *folder.parents] if p.exists())
-    need = checkpoint_bytes + SPARE_BYTES
-    free = shutil.disk_usage(parent).free
-    if free < need:
+    need, parent = checkpoint_bytes + SPARE_BYTES, next(p for p in [folder, *folder.parents] if p.exists())
+    if (free := shutil.disk_usage(parent).free) < need:
         raise UserError(
             f"output_dir: {folder}: one checkpoint needs {format.file_size(need)}, and only {format.file_size(free)} are free; "
             "free some space or name a folder on another disk"

@@ -1,7 +1,4 @@
-"""One run, from recipe to report: `python -m hfstrat.train RECIPE [key=value ...] [--overwrite]`.
-
-`run` is the page to read. Every process of a distributed run calls it.
-"""
+"""One run, from recipe to report. `run` is the page to read: every process of a distributed run calls it."""
 
 from __future__ import annotations
 
@@ -179,16 +176,9 @@ def present(job: Job, finished: Report) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry for `python -m hfstrat.train` and `accelerate launch -m hfstrat.train`; ends with the run's exit code."""
-    from hfstrat.trainer import signals
-
-    words = sys.argv[1:] if argv is None else argv
-    overwrite = "--overwrite" in words
-    words = [word for word in words if word != "--overwrite"]
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [argument for argument in given if argument != "--overwrite"]
     with signals.report_exit():
-        if not words:
+        if not arguments:
             raise errors.UserError("usage: python -m hfstrat.train RECIPE [key=value ...] [--overwrite]")
-        run(load_recipe(words[0], words[1:]), overwrite)
-
-
-if __name__ == "__main__":
-    main()
+        run(load_recipe(arguments[0], arguments[1:]), overwrite="--overwrite" in given)

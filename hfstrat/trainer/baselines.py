@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +36,6 @@ class Baselines:
     epoch_tokens: int  # supervised, of one epoch: weighted sources may repeat examples
     epochs: float | None  # of the complete run; None if a time limit ends it
 
-    def facts(self) -> dict[str, Any]:
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """The lines that are printed before training."""
         in_bytes = f" ({self.unigram_bits_per_byte:.3f} bits/byte)" if self.unigram_bits_per_byte else ""
@@ -48,13 +44,12 @@ class Baselines:
 
     def supply(self) -> list[str]:
         """Training tokens per parameter, and warnings if there are too few tokens or too many epochs."""
-        unique = self.unique_tokens / self.parameters
         counts = f"({self.unique_tokens:,} tokens, {self.parameters:,} parameters)"
-        text = f"{'supply':<9} {unique:.2g} unique training tokens per parameter {counts}"
+        text = f"{'supply':<9} {self.unique_tokens / self.parameters:.2g} unique training tokens per parameter {counts}"
         if self.epochs is None:
             return [text]
         times = self.epochs * self.epoch_tokens / max(self.unique_tokens, 1)
-        seen = unique * times
+        seen = self.epochs * self.epoch_tokens / self.parameters
         lines = [f"{text}, {times:.1f} epochs"]
         if seen < OPTIMAL:
             lines.append(
@@ -77,7 +72,6 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
     train, evaluated = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
     nats, tokens = unigram(train, evaluated), int(evaluated.sum())
     found = token_bytes(data.renderer.tokenizer)
-    endless = plan.steps >= ENDLESS
     return Baselines(
         uniform=math.log(vocabulary),
         unigram=nats,
@@ -85,25 +79,21 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
         parameters=count_parameters(model)[1],
         unique_tokens=int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()),
         epoch_tokens=int(train.sum()),
-        epochs=None if endless else plan.epochs,
+        epochs=None if plan.steps >= ENDLESS else plan.epochs,
     )
 
 
 def token_counts(rows: Dataset, vocabulary: int) -> np.ndarray:
     """How often each token is a target, `[vocabulary]`."""
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for labels in _labels(rows):
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        labels = _target_labels(table)
         counts += np.bincount(labels[labels != IGNORED], minlength=vocabulary)
     return counts
 
 
-def _labels(rows: Dataset) -> Iterator[np.ndarray]:
-    """The labels that are targets: the first token of an example is never predicted."""
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        yield _target_labels(table)
-
-
 def _target_labels(table: Any) -> np.ndarray:
+    """The labels of all examples, ignored for their first tokens, which are never predicted."""
     column = table.column("labels").combine_chunks()
     labels = column.flatten().to_numpy().copy()
     firsts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()

@@ -16,7 +16,6 @@ from hfstrat.recipe.renamed import upgraded
 MARKER = "hfstrat_complete.json"
 RESUME = "training.resume_from_checkpoint"
 MAX_HASHED = 16 * 2**20  # bytes up to which a file is hashed: it is read again before use
-CHUNK = 2**20
 
 
 def step_of(folder: Path) -> int:
@@ -31,24 +30,15 @@ def all_checkpoints(output_dir: Path) -> list[Path]:
 
 def complete(output_dir: Path) -> list[Path]:
     """The complete checkpoint folders by step, judged by the sizes of their files."""
-    return [folder for folder in all_checkpoints(output_dir) if is_complete(folder)]
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether all files exist with the sizes that the marker records."""
-    return fault(folder, read=False) is None
+    return [folder for folder in all_checkpoints(output_dir) if fault(folder, read=False) is None]
 
 
 def fault(folder: Path, read: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is complete.
-
-    Args:
-        read: also read small files and compare their hashes; else only sizes are compared.
-    """
+    """What is wrong with a checkpoint, in words; None if it is complete. Hashes of small files are compared if `read`."""
     if not (folder / MARKER).is_file():
         return f"it has no {MARKER}, so saving was interrupted"
     try:
-        state = _read_marker(folder)  # as it was written, of which the digest is
+        state = _read_marker(folder)  # unchanged, since the digest is computed from it
         sizes, hashes = dict(state["sizes"]), dict(state.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
@@ -90,11 +80,8 @@ def _flush(path: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(marker: dict[str, Any]) -> str:
@@ -140,13 +127,11 @@ def find_resume(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[
 
 def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path, list[str]]:
     """A checkpoint by its path, or a later one of this run, if the run was started from that path and interrupted."""
-    named = Path(resume).expanduser()
+    named, expected = Path(resume).expanduser(), "expected auto, never or a checkpoint-N folder"
     if not named.is_dir():
-        raise UserError(f"{RESUME}: {resume}: no such folder; expected auto, never or a checkpoint-N folder")
+        raise UserError(f"{RESUME}: {resume}: no such folder; {expected}")
     if wrong := fault(named):
-        raise UserError(
-            f"{RESUME}: {resume} holds no complete checkpoint: {wrong}; expected auto, never or a checkpoint-N folder"
-        )
+        raise UserError(f"{RESUME}: {resume} holds no complete checkpoint: {wrong}; {expected}")
     later = [p for p in complete(output_dir) if step_of(p) > step_of(named) and p.resolve() != named.resolve()]
     key = RESUME.rpartition(".")[2]
     ours = [p for p in later if state_of(p).get("recipe", {}).get("training", {}).get(key) == resume and fault(p) is None]

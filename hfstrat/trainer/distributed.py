@@ -84,14 +84,7 @@ def join_world() -> PartialState:
 
 
 def check_wrapped(wrapped: Any, processes: int) -> None:
-    """Refuse a model that is not wrapped as requested: it would be trained, but not as one run.
-
-    Args:
-        wrapped: the model as the Trainer trains it.
-
-    Raises:
-        UserError: what to change.
-    """
+    """Raise UserError if the Trainer's model is not wrapped as requested: it would be trained, but not as one run."""
     kinds = [cls.__name__ for cls in type(wrapped).__mro__]
     if "DataParallel" in kinds:
         raise UserError(

@@ -24,6 +24,7 @@ BEAT = 2.0  # seconds between heartbeats
 SILENCE = 40.0  # seconds without one after which a process counts as lost
 AFTER_ERROR = 8.0  # the same, after a connection broke
 BROKEN = ("closed by peer", "connection reset", "connection refused", "broken pipe", "timeout", "nccl", "gloo")
+FILE = "HFSTRAT_OUTCOME"  # the file for the outcome, set by `hfstrat train` if it uses a launcher; see `distributed`
 LAUNCHER = "the rendezvous store (on the machine of rank 0)"
 
 
@@ -153,9 +154,6 @@ def explain(error: BaseException) -> errors.RunError:
     is_broken = not isinstance(error, errors.RunError) and any(words in text for words in BROKEN)
     gone = _heartbeat.find_lost() if _heartbeat is not None and is_broken else None
     return ProcessLost(gone) if gone else errors.named(error)
-
-
-FILE = "HFSTRAT_OUTCOME"  # set by `hfstrat train` if it uses a launcher
 
 
 def note(code: int, sentence: str) -> None:

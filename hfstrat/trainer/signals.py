@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import errors
-from hfstrat.errors import quiet_libraries
 from hfstrat.trainer import heartbeat
-from hfstrat.trainer.heartbeat import FILE, note
 
 REPEAT = 1.0  # seconds in which a second signal is the same one: sent by the terminal, and forwarded by a launcher
 MESSAGE = "stopping: the current step is finished and a checkpoint saved; press Ctrl-C again to end immediately"
@@ -39,11 +37,7 @@ _received = _Received()
 
 
 def listen(outcome: str | None) -> None:
-    """Handle SIGINT and SIGTERM from now on.
-
-    Args:
-        outcome: the file in which a parent process of ours looks for the outcome; process ids and its stop file are next to it.
-    """
+    """Handle SIGINT and SIGTERM from now on; for `outcome` see `heartbeat.FILE`."""
     _received.first, _received.deferred, _received.outcome = None, False, outcome
     signal.signal(signal.SIGINT, _receive)
     signal.signal(signal.SIGTERM, _receive)
@@ -57,7 +51,7 @@ def _receive(number: int, frame: object) -> None:
     now = time.monotonic()
     if not _received.deferred:
         if number == signal.SIGTERM and _received.outcome and not _parent_stopped():
-            os._exit(128 + number)  # the launcher ends all processes after one failed, which has reported why
+            os._exit(128 + number)  # the launcher ends all processes after one failed, which has reported the cause
         raise KeyboardInterrupt
     if _received.first is None:
         _received.first = now
@@ -83,7 +77,7 @@ def exit_if_ended_by_launcher(error: BaseException) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked this process to stop."""
+    """Whether this process received a stop signal."""
     return _received.first is not None
 
 
@@ -100,7 +94,7 @@ def deferred() -> Iterator[None]:
 
 
 class Agreement:
-    """Whether any process was asked to stop: the same answer on all of them, at the same call.
+    """Whether any process received a stop signal: the same answer on all of them, at the same call.
 
     Several processes sum a flag in the background, over a gloo group of their own (on the CPU, so that no device is waited
     for), and read the sum of the previous call: an answer is one call late, and a process waits for another only if it is a
@@ -126,26 +120,24 @@ class Agreement:
 
         flag = torch.tensor([int(stop_requested())])
         before, self._before = self._before, (dist.all_reduce(flag, group=self._group, async_op=True), flag)
-        return before is not None and _sum(before) > 0
+        return self._is_any(before)
 
     def close(self) -> bool:
         """The answer to the last call; afterwards no operation is pending."""
         before, self._before = self._before, None
-        return before is not None and _sum(before) > 0
+        return self._is_any(before)
 
-
-def _sum(pending: Any) -> int:
-    work, flag = pending
-    work.wait()
-    return int(flag)
+    @staticmethod
+    def _is_any(pending: Any) -> bool:
+        if pending is None:
+            return False
+        work, flag = pending
+        work.wait()
+        return int(flag) > 0
 
 
 def stop_all(outcome: str, now: bool) -> bool:
-    """Stop the processes of this machine after their current step, or end them `now`; called by the parent.
-
-    Returns:
-        False if no process has started yet.
-    """
+    """Stop the processes of this machine after their current step, or end them `now`; False if none has started yet."""
     Path(f"{outcome}.stop").touch()
     numbers = []
     for file in Path(outcome).parent.glob(f"{Path(outcome).name}.pid*"):
@@ -160,13 +152,13 @@ def stop_all(outcome: str, now: bool) -> bool:
 @contextmanager
 def report_exit() -> Iterator[None]:
     """Run the body, then end the process with an exit code and one sentence; only a crash shows a traceback."""
-    quiet_libraries()
+    errors.quiet_libraries()
     try:
-        listen(os.environ.get(FILE))
+        listen(os.environ.get(heartbeat.FILE))
         yield
+    except SystemExit:
+        raise
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
         exit_if_ended_by_launcher(error)
         named = heartbeat.explain(error)
         if named.code == errors.CRASH and not isinstance(named, heartbeat.ProcessLost):
@@ -179,10 +171,9 @@ def report_exit() -> Iterator[None]:
 def end(code: int, sentence: str) -> None:
     """Report the end, once, and exit. With several processes, only the first that fails is reported."""
     rank = int(os.environ.get("RANK", "0"))
-    file = os.environ.get(FILE)
-    if file:
-        note(code, sentence)
-    elif code and not file and (rank == 0 or code != errors.USER):
+    if os.environ.get(heartbeat.FILE):
+        heartbeat.note(code, sentence)
+    elif code and (rank == 0 or code != errors.USER):
         print(f"{'' if rank == 0 else f'rank {rank}: '}{sentence}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch.utils.data import Sampler
 
 from hfstrat.data import packing
@@ -21,9 +23,6 @@ from hfstrat.recipe.schema import Recipe
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
 from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
@@ -102,24 +101,15 @@ class TrainData:
 
     def each(self, items: list[Any], compute: Callable[[Any], Any], words: str, for_all: bool = False) -> Iterator[Any]:
         """`ProcessGroup.each`, with a progress bar on a terminal."""
-        with self._progress(len(items), words) as advance:
-            yield from self.group.each(items, lambda item: advance(compute(item)), for_all)
+        with Progress(console=self.screen, transient=True, disable=not self.screen.is_terminal) as bar:
+            task = bar.add_task(words, total=-(-len(items) // self.group.size))
 
-    @contextmanager
-    def _progress(self, count: int, words: str) -> Iterator[Callable[[Any], Any]]:
-        from rich.progress import Progress
-
-        if not self.screen.is_terminal:
-            yield lambda result: result
-            return
-        with Progress(console=self.screen, transient=True) as bar:
-            task = bar.add_task(words, total=-(-count // self.group.size))
-
-            def advance(result: Any) -> Any:
+            def advance(item: Any) -> Any:
+                result = compute(item)
                 bar.advance(task)
                 return result
 
-            yield advance
+            yield from self.group.each(items, advance, for_all)
 
 
 MIN_SAVING = 0.05  # share of the positions that packing must save to be chosen

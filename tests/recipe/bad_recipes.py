@@ -212,7 +212,7 @@ UNKNOWN_KEYS = [
     key("r at the top", OUTPUT, "output_dir: run\nr: 8", ["r = 8", "'strategy.r'"], 1),
     given("an unknown key on the command line", "training.learning_rat=1e-3", ["did you mean 'learning_rate'?"]),
     given("an unknown section on the command line", "optimizer.lr=1e-3", ["optimizer", "no such key", "training.optim"]),
-    given("a list as keys", "training.extra.0.x.y=1", ["training.extra.0", "no field of"]),
+    given("a list as keys", "training.extra.0.x.y=1", ["training.extra.0", "not a field of"]),
 ]
 
 THEIRS = [  # the key of another tool, a value of it, and what is said to it
