@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,23 @@ from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies import checks
 
 SHOWN_TOKENS = 200
-LEAST = 8  # tokens to show of a span
+LEAST = 8  # tokens of a span to show
 LORA = re.compile(r"\.lora_\w+\.default(?=\.|$)")  # of PEFT's names; both matrices of an adapter are one row
 
 
 def show(loaded: Loaded, rows: int, every: bool = False) -> None:
-    """Print the model and what is trained, the data, the first examples, and the settings.
+    """Print the model and what is trained, the data, the first `rows` examples, and the settings.
 
     Args:
-        rows: number of training examples to show.
         every: show frozen modules and settings with default values too.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=160)
     quiet_libraries()
     from hfstrat.models import load
     from hfstrat.run import setup
     from hfstrat.trainer.plan import make_plan
+    from hfstrat.trainer.progress import make_console
+
+    console = make_console(main=True)
 
     recipe = loaded.recipe
     strategy = strategies.build(recipe.strategy)
@@ -67,7 +67,7 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
 
 
 def show_settings(console: Console, loaded: Loaded, every: bool) -> None:
-    """The settings whose values are no plain defaults, or all, each with its origin."""
+    """The settings that differ from their defaults, or all, each with its origin."""
     title = f"{'all settings' if every else 'settings that differ from their defaults (--all shows every setting)'}"
     table = Table("key", "value", "from", title=f"{Path(loaded.source)}: {title}", title_justify="left")
     for path, value in leaves(loaded.recipe.model_dump()):
@@ -76,15 +76,13 @@ def show_settings(console: Console, loaded: Loaded, every: bool) -> None:
     console.print(table)
 
 
-def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every value of a resolved recipe by its path."""
-    found: list[tuple[tuple[str, ...], Any]] = []
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            found += leaves(value, (*path, key))
+            yield from leaves(value, (*path, key))
         else:
-            found.append(((*path, key), value))
-    return found
+            yield (*path, key), value
 
 
 def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> None:
@@ -122,7 +120,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int) -> No
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            show_labelled(console, tokenizer, row, index, data.label_names)
+            show_labeled(console, tokenizer, row, index, data.label_names)
         else:
             show_row(console, tokenizer, row, index)
 
@@ -135,9 +133,23 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) 
     for ids, is_supervised, omitted in elided(row["input_ids"], row["labels"]):
         if omitted:
             text.append(f" ... {omitted} ... ", style="dim italic")
+        elif not is_supervised:
+            text.append(tokenizer.decode(ids), style="dim")
+        elif console.is_terminal:
+            text.append(tokenizer.decode(ids), style="bold green")
         else:
-            _append(text, tokenizer.decode(ids), is_supervised, console.is_terminal)
+            text.append(f"[[{tokenizer.decode(ids)}]]")
     console.print(text)
+
+
+def show_labeled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
+    """One example of a classification, special tokens included, and its labels."""
+    labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
+    label = ", ".join(names[label] for label in labels) or "(none)"
+    console.print(f"\nexample {index}: {row['length']} tokens, label {escape(label)}")
+    more = len(row["input_ids"]) - SHOWN_TOKENS
+    text = tokenizer.decode(row["input_ids"][:SHOWN_TOKENS]) + (f" ... {more} more tokens" if more > 0 else "")
+    console.print(Text(text, style="dim"))
 
 
 def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str]]:
@@ -183,22 +195,3 @@ def _share(lengths: list[int]) -> int:
 
 def _more(count: int) -> str:
     return f"{count:,} more token{'s' * (count != 1)}"
-
-
-def show_labelled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
-    """One example of a classification, special tokens included, and its labels."""
-    labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
-    label = ", ".join(names[label] for label in labels) or "(none)"
-    console.print(f"\nexample {index}: {row['length']} tokens, label {escape(label)}")
-    words = tokenizer.decode(row["input_ids"][:SHOWN_TOKENS])
-    more = len(row["input_ids"]) - SHOWN_TOKENS
-    console.print(Text(words + (f" ... {more} more tokens" if more > 0 else ""), style="dim"))
-
-
-def _append(text: Text, words: str, is_supervised: bool, in_color: bool) -> None:
-    if not is_supervised:
-        text.append(words, style="dim")
-    elif in_color:
-        text.append(words, style="bold green")
-    else:
-        text.append(f"[[{words}]]")

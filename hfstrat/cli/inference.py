@@ -87,11 +87,7 @@ def _read_message(is_terminal: bool) -> str | None:
 
 
 def _fit_context(model: Any, renderer: Any, messages: list[dict[str, Any]], how: How) -> list[dict[str, Any]]:
-    """The conversation without its oldest messages, if it would exceed the model's context.
-
-    Raises:
-        UserError: the last message alone exceeds it.
-    """
+    """The messages without the oldest ones that exceed the context. Raises UserError if the last one alone exceeds it."""
     removed = 0
     while generation.room(model, len(renderer.prompt_ids(how.prompt(messages))), 1) < 1:
         if len(messages) < 3:

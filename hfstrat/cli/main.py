@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from hfstrat import __version__
 from hfstrat.cli import results
@@ -27,9 +28,9 @@ cache_app = typer.Typer(
 )
 app.add_typer(cache_app, name="cache")
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file (YAML)")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir")]
+RecipeArgument = Annotated[str, Argument(metavar="RECIPE", help="A recipe file (YAML)")]
+Overrides = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=1e-4")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier run in output_dir")]
 
 
 @app.command()
@@ -37,17 +38,13 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     accelerate_config: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or your own file")
+        str | None, Option(metavar="NAME|PATH", help="How to distribute: single, ddp, fsdp2, ..., or your own file")
     ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of processes, such as one per GPU")
-    ] = None,
-    num_machines: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of machines that share the processes")
-    ] = None,
-    machine_rank: Annotated[int | None, typer.Option(metavar="N", help="Number of this machine, from 0")] = None,
-    main_process_ip: Annotated[str | None, typer.Option(metavar="HOST", help="Address of machine 0")] = None,
-    main_process_port: Annotated[int | None, typer.Option(metavar="PORT", help="A free port of machine 0")] = None,
+    num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes, such as one per GPU")] = None,
+    num_machines: Annotated[int | None, Option(min=1, metavar="N", help="Number of machines that share the processes")] = None,
+    machine_rank: Annotated[int | None, Option(metavar="N", help="Number of this machine, from 0")] = None,
+    main_process_ip: Annotated[str | None, Option(metavar="HOST", help="Address of machine 0")] = None,
+    main_process_port: Annotated[int | None, Option(metavar="PORT", help="A free port of machine 0")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model from a recipe."""
@@ -78,8 +75,8 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Number of training examples to show")] = 3,
-    every: Annotated[bool, typer.Option("--all", help="Show default settings and frozen modules too")] = False,
+    rows: Annotated[int, Option(min=0, help="Number of training examples to show")] = 3,
+    every: Annotated[bool, Option("--all", help="Show default settings and frozen modules too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Check a recipe without training: trainable parameters, data statistics, masked examples, settings."""
@@ -98,28 +95,26 @@ def check(
 def compare(
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, and overrides for all of them"),
+        Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, and overrides for all of them"),
     ] = None,
     budget: Annotated[
-        str, typer.Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend: time, tokens or steps")
+        str, Option(metavar="10min|2M-tokens|500-steps", help="What each run may spend: time, tokens or steps")
     ] = "",
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Instead of recipes: a model folder or Hub id, with --data")
+        str | None, Option(metavar="MODEL", help="Instead of recipes: a model folder or Hub id, with --data")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Instead of recipes: the training data, with --model")
-    ] = None,
+    data: Annotated[str | None, Option(metavar="DATA", help="Instead of recipes: the training data, with --model")] = None,
     strategies: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="With --model: only these; default: all possible")
+        str | None, Option(metavar="NAME,...", help="With --model: only these; default: all possible")
     ] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="With --model: the task; default: from the columns")] = None,
-    evaluate: Annotated[str | None, typer.Option(metavar="DATA", help="Evaluation data; default: held out")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each recipe, with different seeds")] = 3,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
+    task: Annotated[str | None, Option(metavar="TASK", help="With --model: the task; default: from the columns")] = None,
+    evaluate: Annotated[str | None, Option(metavar="DATA", help="Evaluation data; default: held out")] = None,
+    seeds: Annotated[int, Option(min=1, help="Number of runs of each recipe, with different seeds")] = 3,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for runs, comparison.json and report.html")] = Path(
         "runs/compare"
     ),
-    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="Stop a run that takes longer in total, e.g. 1h")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Repeat failed runs; finished ones are never repeated")] = False,
+    timeout: Annotated[str | None, Option(metavar="TIME", help="Stop a run that takes longer in total, e.g. 1h")] = None,
+    retry: Annotated[bool, Option("--retry", help="Repeat failed runs; finished ones are never repeated")] = False,
 ) -> None:
     """Train recipes or strategies side by side: same data, same evaluation, same budget, one process per run."""
     from hfstrat.advisor.recipes import predict
@@ -142,29 +137,29 @@ def compare(
 
 @app.command()
 def advise(
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Model folder or Hub id")] = None,
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="File or folder with training data")] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="The task; default: detected from the columns")] = None,
+    model: Annotated[str | None, Option(metavar="MODEL", help="Model folder or Hub id")] = None,
+    data: Annotated[str | None, Option(metavar="DATA", help="File or folder with training data")] = None,
+    task: Annotated[str | None, Option(metavar="TASK", help="The task; default: detected from the columns")] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of one device, such as 16GiB; default: available")
+        str | None, Option(metavar="SIZE", help="Memory of one device, such as 16GiB; default: available")
     ] = None,
-    time: Annotated[str | None, typer.Option(metavar="TIME", help="Time limit of a complete run, such as 2h")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
-    accelerate_config: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="How the run is distributed")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of processes")] = None,
-    goal: Annotated[str, typer.Option(metavar="GOAL", help="quality, speed or size")] = "quality",
-    strategies: Annotated[str | None, typer.Option(metavar="NAME,...", help="Only these, such as head,lora")] = None,
-    measure: Annotated[str | None, typer.Option(metavar="TIME", help="Measure real steps for this long, such as 30s")] = None,
+    time: Annotated[str | None, Option(metavar="TIME", help="Time limit of a complete run, such as 2h")] = None,
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, or a GPU such as a100")] = "auto",
+    accelerate_config: Annotated[str | None, Option(metavar="NAME|PATH", help="How the run is distributed")] = None,
+    num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes")] = None,
+    goal: Annotated[str, Option(metavar="GOAL", help="quality, speed or size")] = "quality",
+    strategies: Annotated[str | None, Option(metavar="NAME,...", help="Only these, such as head,lora")] = None,
+    measure: Annotated[str | None, Option(metavar="TIME", help="Measure real steps for this long, such as 30s")] = None,
     reports: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Past runs that show the speed of this machine; default: runs")
+        str | None, Option(metavar="DIR", help="Past runs that show the speed of this machine; default: runs")
     ] = None,
-    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write recipes for the first three strategies")] = None,
-    parameters: Annotated[str | None, typer.Option(metavar="SIZE", help="Without --model: its size, such as 1.1B")] = None,
-    vocab: Annotated[int | None, typer.Option(min=2, metavar="N", help="With --parameters: size of the vocabulary")] = None,
-    rows: Annotated[int | None, typer.Option(metavar="N", help="Without --data: number of examples")] = None,
-    tokens: Annotated[int | None, typer.Option(metavar="N", help="Without --data: total number of tokens")] = None,
-    classes: Annotated[int, typer.Option(min=0, metavar="N", help="Without --data: number of classes, if any")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
+    write: Annotated[Path | None, Option(metavar="DIR", help="Write recipes for the first three strategies")] = None,
+    parameters: Annotated[str | None, Option(metavar="SIZE", help="Without --model: its size, such as 1.1B")] = None,
+    vocab: Annotated[int | None, Option(min=2, metavar="N", help="With --parameters: size of the vocabulary")] = None,
+    rows: Annotated[int | None, Option(metavar="N", help="Without --data: number of examples")] = None,
+    tokens: Annotated[int | None, Option(metavar="N", help="Without --data: total number of tokens")] = None,
+    classes: Annotated[int, Option(min=0, metavar="N", help="Without --data: number of classes, if any")] = 0,
+    json: Annotated[bool, Option("--json", help="Print everything as JSON")] = False,
 ) -> None:
     """Recommend strategies for a model, data, a machine and a time limit, with reasons."""
     from hfstrat.cli import advise as cli_advise
@@ -185,8 +180,8 @@ def recipes_ls() -> None:
 
 @recipes_app.command("cp")
 def recipes_cp(
-    name: Annotated[str, typer.Argument(help="A name from `hfstrat recipes ls`")],
-    target: Annotated[Path | None, typer.Argument(help="File or folder to copy to")] = None,
+    name: Annotated[str, Argument(help="A name from `hfstrat recipes ls`")],
+    target: Annotated[Path | None, Argument(help="File or folder to copy to")] = None,
 ) -> None:
     """Copy a bundled recipe, to change it."""
     import shutil
@@ -214,10 +209,10 @@ def cache_ls() -> None:
 
 @cache_app.command("rm")
 def cache_rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names from `hfstrat cache ls`")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Remove everything")] = False,
+    names: Annotated[list[str] | None, Argument(metavar="[NAME]...", help="Names from `hfstrat cache ls`")] = None,
+    every: Annotated[bool, Option("--all", help="Remove everything")] = False,
     older_than: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only entries unused for this long, such as 30d or 12h")
+        str | None, Option(metavar="TIME", help="Only entries unused for this long, such as 30d or 12h")
     ] = None,
 ) -> None:
     """Remove cache entries, except those in use. They are created again when needed."""
@@ -227,7 +222,7 @@ def cache_rm(
 
 
 @app.command()
-def schema(report: Annotated[bool, typer.Option("--report", help="The schema of report.json")] = False) -> None:
+def schema(report: Annotated[bool, Option("--report", help="The schema of report.json")] = False) -> None:
     """Print the JSON schema of a recipe, for editors."""
     import json
 
@@ -241,7 +236,7 @@ results.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+def _version(version: Annotated[bool, Option("--version", help="Print the version")] = False) -> None:
     if version:
         print(__version__)
         raise typer.Exit

@@ -6,30 +6,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, an adapter or a model, or a Hub id")]
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer")]
-Temperature = Annotated[float, typer.Option(min=0, help="0: greedy; above 0: answers are sampled")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the most probable tokens with this total probability")]
-Seed = Annotated[int, typer.Option(help="Seed of sampling")]
-System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message")]
+Target = Annotated[str, Argument(metavar="RUN|MODEL", help="Folder of a run, an adapter or a model, or a Hub id")]
+Tokens = Annotated[int, Option("--max-new-tokens", min=1, help="Maximum length of an answer")]
+Temperature = Annotated[float, Option(min=0, help="0: greedy; above 0: answers are sampled")]
+TopP = Annotated[float, Option(min=0, max=1, help="Sample from the most probable tokens with this total probability")]
+Seed = Annotated[int, Option(help="Seed of sampling")]
+System = Annotated[str | None, Option(metavar="TEXT", help="System message")]
 
-Form = Annotated[str, typer.Option("--quantization", metavar="FORM", help="recorded (as in training), none, int8, nf4 or fp4")]
+Form = Annotated[str, Option("--quantization", metavar="FORM", help="recorded (as in training), none, int8, nf4 or fp4")]
 
 
 def generate(
     target: Target,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; can be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts: lines of a .txt, or 'prompt' or 'messages' of a .jsonl")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the answers to this .jsonl file, in batches")
-    ] = None,
+    prompt: Annotated[list[str] | None, Option("--prompt", "-p", help="A prompt; can be given several times")] = None,
+    file: Annotated[Path | None, Option(help="Prompts: lines of a .txt, or 'prompt' or 'messages' of a .jsonl")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write the answers to this .jsonl file, in batches")] = None,
     max_new_tokens: Tokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch, with --output")] = 8,
-    plain: Annotated[bool, typer.Option("--plain", help="Use prompts as they are, without a chat template")] = False,
+    batch_size: Annotated[int, Option(min=1, help="Prompts per batch, with --output")] = 8,
+    plain: Annotated[bool, Option("--plain", help="Use prompts as they are, without a chat template")] = False,
     system: System = None,
     quantization: Form = "recorded",
 ) -> None:
@@ -59,11 +58,9 @@ def chat(
 
 def predict(
     target: Target,
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; can be given several times")] = None,
-    file: Annotated[Path | None, typer.Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write texts, labels and scores to this .jsonl file")
-    ] = None,
+    text: Annotated[list[str] | None, Option("--text", "-t", help="A text; can be given several times")] = None,
+    file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write texts, labels and scores to this .jsonl file")] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Classify texts with a trained model."""
@@ -74,42 +71,35 @@ def predict(
 
 def evaluate(
     target: Target,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of data and evaluation")
-    ] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings of data and evaluation")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="base|RUN|MODEL", help="Compare with another model on the same examples")
+        str | None, Option(metavar="base|RUN|MODEL", help="Compare with another model on the same examples")
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="Examples instead of the run's own evaluation data")] = None,
+    data: Annotated[str | None, Option(metavar="FILE", help="Examples instead of the run's own evaluation data")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Metric of generated answers: exact_match, f1, rouge, chrf, regex, json")
+        list[str] | None, Option(help="Metric of generated answers: exact_match, f1, rouge, chrf, regex, json")
     ] = None,
-    choices: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Multiple-choice questions, scored by likelihood")
-    ] = None,
+    choices: Annotated[list[str] | None, Option(metavar="FILE", help="Multiple-choice questions, scored by likelihood")] = None,
     lm_eval: Annotated[
-        list[str] | None, typer.Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
+        list[str] | None, Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
     ] = None,
-    include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
-    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results to this file")] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of processes that share the examples")
-    ] = None,
+    include_path: Annotated[str | None, Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
+    output: Annotated[Path | None, Option("--json", metavar="FILE", help="Write all results to this file")] = None,
+    num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes that share the examples")] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Evaluate a run or a model, optionally against another one, with confidence intervals."""
     import json
 
-    from hfstrat.evaluation.request import Request
+    from hfstrat.evaluation import evaluate as evaluation
 
     values: dict[str, Any] = {"metrics": _names(metric), "choices": _names(choices), "lm_eval": _names(lm_eval)}
     values["include_path"] = include_path
     given = [f"evaluation.{key}={json.dumps(value)}" for key, value in values.items() if value]
-    request = Request(target, against, data, [*given, *(overrides or [])], str(output) if output else None, quantization)
+    changed, file = [*given, *(overrides or [])], str(output) if output else None
+    request = evaluation.Request(target, against, data, changed, file, quantization)
     if (num_processes or 1) == 1:
-        from hfstrat.evaluation.evaluate import evaluate
-
-        evaluate(request)
+        evaluation.evaluate(request)
         return
     from hfstrat.run import launch
 
@@ -125,7 +115,7 @@ def _names(values: list[str] | None) -> list[str]:
 
 def merge(
     target: Target,
-    output: Annotated[Path, typer.Argument(help="New folder for the merged model")],
+    output: Annotated[Path, Argument(help="New folder for the merged model")],
 ) -> None:
     """Merge an adapter into its base in 16 bits, and print the divergence from base with adapter."""
     from hfstrat.publish import merge as publish_merge
@@ -135,8 +125,8 @@ def merge(
 
 def export(
     target: Target,
-    output: Annotated[Path, typer.Argument(help="New folder, or for gguf a file that ends in .gguf")],
-    form: Annotated[str, typer.Option("--format", metavar="FORM", help="safetensors, gguf or onnx")] = "safetensors",
+    output: Annotated[Path, Argument(help="New folder, or for gguf a file that ends in .gguf")],
+    form: Annotated[str, Option("--format", metavar="FORM", help="safetensors, gguf or onnx")] = "safetensors",
 ) -> None:
     """Export a result for other programs, load it again and compare."""
     from hfstrat.publish import export as publish_export
@@ -152,8 +142,8 @@ def use_lines(target: Target) -> None:
 
 
 def runs(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
-    sort: Annotated[str, typer.Option(metavar="KEY", help="Sort by name, loss, time or cost")] = "name",
+    words: Annotated[list[str] | None, Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
+    sort: Annotated[str, Option(metavar="KEY", help="Sort by name, loss, time or cost")] = "name",
 ) -> None:
     """List the runs below a folder, or show the differences of two runs."""
     from hfstrat.cli import runs as cli_runs
@@ -170,12 +160,12 @@ def runs(
 
 
 def push(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run")],
+    run: Annotated[str, Argument(metavar="RUN", help="Folder of a finished run")],
     repo: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Repository, such as me/my-model; default: that of the recipe")
+        str | None, Option(metavar="NAME", help="Repository, such as me/my-model; default: that of the recipe")
     ] = None,
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Default: as in the recipe")] = None,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch, created if missing")] = None,
+    private: Annotated[bool | None, Option("--private/--public", help="Default: as in the recipe")] = None,
+    revision: Annotated[str | None, Option(metavar="BRANCH", help="Branch, created if missing")] = None,
 ) -> None:
     """Upload a finished run to the Hub, download it again and compare. A failed push can be resumed."""
     from hfstrat.publish import push as publish_push

@@ -98,11 +98,7 @@ def aligned(cells: list[list[str]]) -> list[str]:
 
 
 def diff(one: Path, two: Path) -> list[str]:
-    """The differences of two runs in recipe, data, environment and result.
-
-    Raises:
-        UserError: one of the folders is not a run.
-    """
+    """The differences of two runs in recipe, data, environment and result. Raises UserError if one is not a run."""
     found = []
     for run in (one, two):
         report = reports.read(run)

@@ -44,11 +44,7 @@ class Question(NamedTuple):
 
 
 def read(file: Path) -> Iterator[Question]:
-    """The examples of a file.
-
-    Raises:
-        UserError: a row in an unknown format, or without its correct answer.
-    """
+    """The examples of a file. Raises UserError: a row in an unknown format, or without its correct answer."""
     from hfstrat.data import readers
 
     for number, row in enumerate(readers.read(file), 1):

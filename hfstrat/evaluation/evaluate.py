@@ -1,41 +1,153 @@
-"""`hfstrat evaluate`: load, measure, compare, print. Under a launcher: `python -m hfstrat.evaluation.evaluate REQUEST`."""
+"""`hfstrat evaluate`: the request and its checks before torch is imported; load, measure, compare, print.
+
+Under a launcher: `python -m hfstrat.evaluation.evaluate REQUEST`.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError
-from hfstrat.evaluation.request import Request
+from pydantic import ValidationError
+
+from hfstrat.data import sources
+from hfstrat.errors import UserError, quiet_libraries
+from hfstrat.models.load import read_json
+from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.load import Answers, apply_override
+from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import TASKS, artifact, task_of_files
+from hfstrat.tasks.artifact import check_output, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hfstrat.evaluation.forward import Runner, Subject
     from hfstrat.evaluation.intervals import Measurement
-    from hfstrat.recipe.schema import Recipe
 
-PROGRAM = "hfstrat.evaluation.evaluate"
+LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
+
+
+def check_measurements(wanted: Evaluation) -> None:
+    """Refuse measurements whose library is not installed or whose file does not exist. Raises UserError: what is missing."""
+    for metric, library in LIBRARIES.items():
+        if metric in wanted.metrics:
+            _installed(library, f"evaluation.metrics: {metric}")
+    if wanted.lm_eval:
+        _installed("lm_eval", "evaluation.lm_eval")
+    for name in wanted.lm_eval:
+        if name.endswith((".yaml", ".yml")) and not Path(name).expanduser().is_file():
+            raise UserError(f"evaluation.lm_eval: {name}: no such file; expected the name of a task or its YAML file")
+    if wanted.include_path and not Path(wanted.include_path).expanduser().is_dir():
+        raise UserError(f"evaluation.include_path: {wanted.include_path}: no such folder")
+    control = [("control", wanted.control)] if wanted.control not in ("auto", "off") else []
+    for key, file in [*(("choices", file) for file in wanted.choices), *control]:
+        if sources.local_file(file, f"evaluation.{key}") is None:
+            raise UserError(f"evaluation.{key}: {file}: no such file; expected a local file with examples")
+
+
+def _installed(library: str, key: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise UserError(f"{key}: this needs {library}, which is not installed: pip install 'hfstrat[eval]'")
+
+
+SECTIONS = ("data", "evaluation", "seed")  # may be set on the command line
+UNTRAINED = {"strategy": "full", "data": {"train": "-"}, "output_dir": "-"}  # of the recipe for a model that no run trained
+ONE_FILE = {"eval": None, "eval_split": None, "config": None, "revision": None, "split": "train", "documents": "lines"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, in a form that is passed to other processes.
+
+    Args:
+        target: a run, an adapter or a model.
+        against: another one, or `base`.
+        data: a file of examples to evaluate on instead of the run's own.
+        overrides: `key=value` of the sections `data`, `evaluation` and `seed`.
+        output: the path of the JSON report.
+        quantization: the form in which models are loaded (`artifact.FORMS`); `recorded` is that of the run, also for its base.
+    """
+
+    target: str
+    against: str | None = None
+    data: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    output: str | None = None
+    quantization: str = "recorded"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def recipe(self) -> Recipe:
+        """The run's recipe (or a default one for a model) with the overrides. Raises UserError for a wrong setting."""
+        folder, report = resolve(self.target)
+        given: dict[str, Any] = {"task": task_of_files(folder).name, "model": {"name_or_path": self.target}} | UNTRAINED
+        if report:
+            given = report.run.recipe.model_dump()
+        if self.data is not None:
+            given["data"] = {**given["data"], **ONE_FILE, "train": self.data}
+        origins: dict[tuple[str, ...], str] = {}
+        for override in self.overrides:
+            if override.partition("=")[0].split(".")[0] not in SECTIONS:
+                raise UserError(f"evaluate: {override}: only data.*, evaluation.* and seed can be set here")
+            apply_override(override, given, origins)
+        try:
+            return Recipe.model_validate(given)
+        except ValidationError as error:
+            raise UserError("\n".join(Answers(origins, "evaluate", None, given).to(error.errors()))) from None
+
+    def base(self) -> str | None:
+        """The model that `against` names, or the base of the target. Raises UserError if it is unknown or a .gguf file."""
+        if self.against != "base":
+            return self.against
+        folder, report = resolve(self.target)
+        adapter = read_json(Path(folder) / "adapter_config.json") if Path(folder).is_dir() else {}
+        named = report.run.recipe.model.name_or_path if report else adapter.get("base_model_name_or_path")
+        if not named:
+            raise UserError(f"--against base: {self.target} has no base model, or does not record it; name a model")
+        if str(named).endswith(".gguf"):
+            raise UserError(f"--against base: {named} is a GGUF file; expected a model folder or a Hub id")
+        return str(named)
+
+    def _check_form(self, target: str) -> None:
+        folder, report = resolve(target)
+        artifact.check(self.quantization, folder, report.reload.get("quantization") if report else None)
+
+    def check(self) -> Recipe:
+        """The recipe of the request, after all checks that need no model. Raises UserError."""
+        recipe, report = self.recipe(), resolve(self.target)[1]
+        check_output(Path(self.output) if self.output else None)
+        self._check_form(self.target)
+        if against := self.base():
+            self._check_form(against)
+        task, wanted = artifact.task_of(self.target), recipe.evaluation
+        task.check(recipe)
+        if self.data is not None or report:
+            for source in recipe.data.train:
+                sources.local_files(source.path, "--data" if self.data else "data.train")
+        elif not task.text.generates:
+            raise UserError(
+                f"evaluate: {self.target} is a classifier, not a run with its own data; name labeled examples with --data FILE"
+            )
+        elif wanted.metrics:
+            raise UserError("evaluation.metrics: these need prompts with answers; name a file of them with --data FILE")
+        check_measurements(wanted)
+        if not (self.data or report or wanted.choices or wanted.lm_eval) and wanted.control == "off":
+            raise UserError("evaluate: nothing to measure; add --data FILE, --choices FILE or --lm-eval TASK")
+        return recipe
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
-    """Measure and print what was requested.
-
-    Returns:
-        The report on the main process, None on the others.
-
-    Raises:
-        UserError: models or examples that cannot be read, or that do not match.
-    """
+    """Measure and print what was requested; the main process gets the report, the others None. Raises UserError."""
     recipe = request.check()
-    from hfstrat.errors import quiet_libraries
-
     quiet_libraries()
     from hfstrat.evaluation.suite import Suite
     from hfstrat.trainer.distributed import join_world, leave_world
@@ -74,7 +186,6 @@ def quantization_form(request: Request, recipe: Recipe, side: str) -> str:
 def load(target: str, form: str, dtype: str) -> Subject:
     """A model with its tokenizer, ready for inference."""
     from hfstrat.evaluation.forward import Subject
-    from hfstrat.tasks import artifact
 
     model, tokenizer, _ = artifact.load(target, form, dtype)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
@@ -123,27 +234,22 @@ class Rows:
         return data
 
     def _check_same(self, subject: Subject) -> None:
-        known = getattr(self.data, "label_names", ())
+        known, config = getattr(self.data, "label_names", ()), subject.inner.config
         if subject.task.name != self.first.task.name:
             raise UserError(f"--against: the task is {subject.task.name}, but {self.first.task.name} for {self.request.target}")
-        if known and tuple(subject.inner.config.id2label[index] for index in sorted(subject.inner.config.id2label)) != known:
+        if known and tuple(config.id2label[index] for index in sorted(config.id2label)) != known:
             raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
 
     def _read(self, subject: Subject) -> Any:
         from hfstrat.data.corpus import held_out
-        from hfstrat.tasks.artifact import resolve
 
         recipe, rows = self.recipe, subject.task.rows
-        if not self.request.data and not resolve(self.request.target)[1]:
-            return None
-        wanted = recipe.evaluation
+        counts, tokenizer = (recipe.evaluation.rows_to_answer, recipe.evaluation.max_rows), subject.tokenizer
         if self.request.data:
-            return rows.prepare_eval(
-                recipe.data, subject.tokenizer, subject.inner.config, wanted.rows_to_answer, wanted.max_rows
-            )
-        return rows.prepare(
-            recipe.data, subject.tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held_out(recipe, rows.reader)
-        )
+            return rows.prepare_eval(recipe.data, tokenizer, subject.inner.config, *counts)
+        if not resolve(self.request.target)[1]:
+            return None
+        return rows.prepare(recipe.data, tokenizer, recipe.seed, *counts, held_out(recipe, rows.reader))
 
     @property
     def prompts(self) -> list[Any]:
@@ -162,14 +268,11 @@ class Rows:
         return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
 
     def side_by_side(self, answers: dict[str, list[str]]) -> list[dict[str, str]]:
-        references = (
-            [] if self.recipe.evaluation.prompts else [sample["reference"] for sample in getattr(self.data, "samples", [])]
-        )
-        rows = []
-        for index, prompt in enumerate(self.prompts):
-            row = {"prompt": self.first.task.text.prompt(prompt), **{side: texts[index] for side, texts in answers.items()}}
-            rows.append(row | ({"reference": references[index]} if references else {}))
-        return rows
+        """The prompts with the answers of each model and, for examples, the references."""
+        columns = {"prompt": [self.first.task.text.prompt(prompt) for prompt in self.prompts], **answers}
+        if not self.recipe.evaluation.prompts and self.data is not None:
+            columns["reference"] = [sample["reference"] for sample in self.data.samples[: len(self.prompts)]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def build_report(
@@ -196,15 +299,13 @@ def show(report: dict[str, Any], screen: Console, recipe: Recipe) -> None:
     """Print the answers side by side, then the metrics."""
     from hfstrat.evaluation import table
     from hfstrat.evaluation.suite import ROWS
-    from hfstrat.tasks import TASKS
     from hfstrat.trainer import progress
 
     progress.show_answers(screen, report["answers"])
     measured = report.get("measured", {})
-    for line in table.lines(measured, report["against"] or "", report["target"]):
-        screen.print(line, markup=False)
     details = measured.get(ROWS, {}).get("details", {})
-    for line in (*table.label_table(details), *TASKS[recipe.task].text.details(details)):
+    metrics = table.lines(measured, report["against"] or "", report["target"])
+    for line in (*metrics, *table.label_table(details), *TASKS[recipe.task].text.details(details)):
         screen.print(line, markup=False)
 
 

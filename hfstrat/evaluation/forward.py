@@ -44,13 +44,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._started = self._last = time.monotonic()
         if self.screen.is_terminal and not self.screen.quiet:
-            columns = (
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TaskProgressColumn(),
-                progress.TimeRemainingColumn(),
-            )
-            self._bar = progress.Progress(*columns, console=self.screen, transient=True)
+            self._bar = progress.Progress(console=self.screen, transient=True)
             self._task = self._bar.add_task(self.words, total=self.total)
             self._bar.start()
         return self
@@ -227,22 +221,20 @@ class Subject:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Evaluation mode with the plain loss bound (not that of a student); afterwards everything is restored."""
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        states = random.getstate(), np.random.get_state()
         was_training, bound = self.model.training, vars(self.inner).get("forward")
         self.model.eval()
         fused_loss.unbind_head_loss(self.inner)
         try:
             if isinstance(self.inner, nn.Module) and hasattr(self.inner, "get_output_embeddings"):
                 self.task.model.bind_loss(self.base())
-            yield
+            # the harness seeds all generators, and training must continue as if nothing had been measured
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                yield
         finally:
             fused_loss.unbind_head_loss(self.inner)
             if bound is not None:
                 self.inner.forward = bound
             self.model.train(was_training)
-            random.setstate(states[0])  # the harness seeds them all, and training must continue as if nothing had been measured
+            random.setstate(states[0])
             np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
-            for index, state in enumerate(on_gpus):
-                torch.cuda.set_rng_state(state, index)

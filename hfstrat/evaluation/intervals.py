@@ -73,9 +73,9 @@ def means(columns: dict[str, np.ndarray]) -> Score:
 
 
 def draws(rows: int) -> Iterator[np.ndarray]:
-    """The weight of each example in each resample, `[rows]`; the same resamples for the same number of examples."""
+    """The weight of each example in each resample, `[rows]`: the same for equal numbers of examples, none for a single one."""
     source = np.random.default_rng((SEED, rows))
-    for _ in range(max(MIN_RESAMPLES, min(RESAMPLES, MAX_DRAWS // max(rows, 1)))):
+    for _ in range(max(MIN_RESAMPLES, min(RESAMPLES, MAX_DRAWS // rows)) if rows > 1 else 0):
         yield np.bincount(source.integers(0, rows, rows), minlength=rows).astype(np.float64)
 
 
@@ -84,20 +84,16 @@ def with_intervals(before: Measurement | None, after: Measurement) -> dict[str, 
 
     The difference has no interval if the examples are not the same.
     """
-    paired = before is not None and before.rows == after.rows and before.order == after.order
     found = {"before": before, "after": after} if before is not None else {"after": after}
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in (*found, "difference")}
-    if max(one.rows for one in found.values()) > 1:
-        for name, one in found.items():
-            samples[name] = [one.score(weights) for weights in draws(one.rows)] if one.rows > 1 else []
-        if paired:
-            both = zip(samples["before"], samples["after"], strict=True)
-            samples["difference"] = [{name: b[name] - a[name] for name in b if name in a} for a, b in both]
+    samples = {name: [one.score(weights) for weights in draws(one.rows)] for name, one in found.items()}
     report: dict[str, Any] = {"rows": after.rows, **after.counts}
-    for name, one in found.items():
-        report[name] = _single(one, samples[name])
+    report |= {name: _single(one, samples[name]) for name, one in found.items()}
     if before is not None:
-        report["difference"] = _difference(before, after, samples["difference"])
+        paired = before.rows == after.rows and before.order == after.order
+        both = zip(samples["before"], samples["after"], strict=True) if paired else ()
+        differences = [{name: b[name] - a[name] for name in b if name in a} for a, b in both]
+        old, new = before.values(), after.values()
+        report["difference"] = {n: entry(new[n] - old[n], *between(differences, n)) for n in new if n in old}
     return report | ({"details": after.details} if after.details else {})
 
 
@@ -107,11 +103,6 @@ def _single(found: Measurement, samples: list[dict[str, float]]) -> dict[str, An
         low, high = wilson(value, found.rows) if name in found.shares else between(samples, name)
         entries[name] = entry(value, low, high)
     return entries | {name: entry(*three) for name, three in found.given.items()}
-
-
-def _difference(before: Measurement, after: Measurement, samples: list[dict[str, float]]) -> dict[str, Any]:
-    old, new = before.values(), after.values()
-    return {name: entry(new[name] - old[name], *between(samples, name)) for name in new if name in old}
 
 
 def entry(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
@@ -156,11 +147,7 @@ def write_rows(folder: Path, data: PreparedData, columns: Columns) -> None:
 
 
 def supervised_bytes(data: PreparedData) -> np.ndarray | None:
-    """Bytes of text behind the supervised tokens of each evaluation example, `[examples]`.
-
-    Returns:
-        None if the examples have labels instead, or if the tokens of this tokenizer do not correspond to bytes.
-    """
+    """Bytes of text behind the supervised tokens, `[examples]`; None for labels, or if tokens do not correspond to bytes."""
     from hfstrat.data.token_bytes import token_bytes
     from hfstrat.trainer.baselines import row_bytes
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Measurement, Z, means
 from hfstrat.evaluation.likelihood import Likelihood
@@ -22,16 +22,11 @@ TOKENS_PER_ROW = 256  # assumed for the harness's own passes, whose batch size c
 
 
 def measure(subject: Subject, wanted: Evaluation, runner: Runner, seed: int) -> dict[str, Measurement]:
-    """The metrics of each task, by its name.
-
-    Raises:
-        UserError: a task that does not exist, or whose data is not available.
-    """
+    """The metrics of each task, by its name. Raises UserError: a task that does not exist, or whose data is not available."""
     from lm_eval import simple_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = task_manager(wanted)
-    limit = wanted.max_rows
+    manager, limit = task_manager(wanted), wanted.max_rows
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
         with runner.computing():
@@ -40,13 +35,9 @@ def measure(subject: Subject, wanted: Evaluation, runner: Runner, seed: int) -> 
     except UserError:
         raise
     except Exception as error:  # tasks are third-party code and data
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"evaluation.lm_eval: {', '.join(wanted.lm_eval)}: {first}") from error
-    return {
-        name: measurement_of(entries, output["samples"][name])
-        for name, entries in output["results"].items()
-        if name in output["samples"]
-    }
+        raise UserError(f"evaluation.lm_eval: {', '.join(wanted.lm_eval)}: {first_line(error)}") from error
+    samples = output["samples"]
+    return {name: measurement_of(each, samples[name]) for name, each in output["results"].items() if name in samples}
 
 
 def task_manager(wanted: Evaluation) -> Any:

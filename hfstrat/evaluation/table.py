@@ -52,7 +52,7 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def block(name: str, one: dict[str, Any], first: str = "before", second: str = "after") -> list[str]:
+def block(name: str, one: dict[str, Any], first: str, second: str) -> list[str]:
     """The metrics of one set of examples."""
     size = plural(one["rows"], "example") + (f", {one['tokens']:,.0f} tokens" if "tokens" in one else "")
     head = f"{'':<{FIRST}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"

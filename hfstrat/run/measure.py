@@ -12,7 +12,7 @@ from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of
 from hfstrat.models import fused_loss, load
 from hfstrat.tasks import verify
 from hfstrat.tasks.report import Result
-from hfstrat.trainer import autobatch, baselines, callbacks, sharded
+from hfstrat.trainer import autobatch, baselines, callbacks, checkpoints, sharded
 from hfstrat.trainer.distributed import is_sharded
 
 if TYPE_CHECKING:
@@ -26,19 +26,13 @@ def before(job: Job) -> dict[str, Measurement]:
 
     The evaluation examples are added when the Trainer has evaluated them.
     """
-    from hfstrat.trainer import checkpoints
-
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any]
     if job.checkpoint:
-        kept = checkpoints.state_of(job.checkpoint).get("measured", {})
-        found = {
-            name: Measurement(one["rows"], lambda weights: {}, given=one["metrics"], order="gone") for name, one in kept.items()
-        }
-    elif job.recipe.evaluation.eval_on_start:
-        found = measure(job)
-        kept = {name: whole(one) for name, one in found.items()}
+        kept, no_scores = checkpoints.state_of(job.checkpoint).get("measured", {}), intervals.means({})
+        found = {name: Measurement(one["rows"], no_scores, given=one["metrics"], order="gone") for name, one in kept.items()}
     else:
-        found = {}
+        found = measure(job) if job.recipe.evaluation.eval_on_start else {}
+        kept = {name: whole(one) for name, one in found.items()}
 
     task, data = job.task, job.data  # not the job, which holds the trainer: a cycle would keep the folder locked
 

@@ -28,11 +28,7 @@ SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 
 def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
-    """Create the folder, lock it against a second run and write the recipe to it. The lock ends with the process.
-
-    Raises:
-        UserError: the folder is in use.
-    """
+    """Create and lock the folder until the process ends, and write the recipe to it. Raises UserError if it is in use."""
     check_output(recipe, overwrite)
     folder = Path(recipe.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,11 +62,7 @@ def publish(partial: Path) -> Path:
 
 
 def check_output(recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder with other content, or with a finished run.
-
-    Raises:
-        UserError: the reason, and what to do.
-    """
+    """Refuse an output folder with other content, or with a finished run. Raises UserError: the reason, and what to do."""
     folder = Path(recipe.output_dir).expanduser()
     if folder.is_file():
         raise UserError(f"output_dir: {folder} is a file; name a folder")

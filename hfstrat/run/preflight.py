@@ -12,7 +12,7 @@ from hfstrat import strategies
 from hfstrat.data import readers, render, sources
 from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
-from hfstrat.evaluation import request
+from hfstrat.evaluation.evaluate import check_measurements
 from hfstrat.models import check as models_check
 from hfstrat.models.transformers_source import training_argument_names
 from hfstrat.publish import push
@@ -25,40 +25,38 @@ from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import checkpoints, distributed
 
-_DISTRIBUTED = "use `hfstrat train RECIPE --accelerate-config NAME`"
-_ORDER = "the order of examples is a function of seed and step; set seed"
-_PRECISION = "set model.dtype"
-_LOSS = "the loss is the mean over the supervised tokens; remove it"
-_EVALUATION = "evaluation is per token, by the lowest loss; remove it"
-_HUB = "use the recipe's section hub"
-_REMOVE = "remove it"
 TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-DECIDED = {  # TrainingArguments that would break guarantees of hfstrat, or that its Trainer never reads
-    "gradient_accumulation_steps": "set training.global_batch_size and training.per_device_train_batch_size",
-    "auto_find_batch_size": "leave training.per_device_train_batch_size at auto",
-    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), _PRECISION),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config"), _DISTRIBUTED),
-    "train_sampling_strategy": "set training.train_sampling_strategy",
-    **dict.fromkeys(("data_seed", "length_column_name", "dataloader_drop_last"), _ORDER),
-    **dict.fromkeys(("label_smoothing_factor", "average_tokens_across_devices"), _LOSS),
-    **dict.fromkeys(("eval_strategy", "do_eval", "eval_delay"), "set training.eval_steps"),
-    **dict.fromkeys(("metric_for_best_model", "greater_is_better", "prediction_loss_only", "label_names"), _EVALUATION),
-    **dict.fromkeys(("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics"), _EVALUATION),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token", "hub_strategy"), _HUB),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), _HUB),
-    **dict.fromkeys(("remove_unused_columns", "logging_nan_inf_filter", "disable_tqdm", "do_train", "do_predict"), _REMOVE),
-    **dict.fromkeys(("restore_callback_states_from_checkpoint", "save_only_model", "local_rank"), _REMOVE),
-    **dict.fromkeys(("ignore_data_skip", "ddp_find_unused_parameters"), _REMOVE),
-    **dict.fromkeys(("ddp_backend", "ddp_timeout"), "the process group is created before the arguments; remove it"),
-    "eval_on_start": "set evaluation.eval_on_start",
-    "save_strategy": "set training.save_steps",
-    "resume_from_checkpoint": "set training.resume_from_checkpoint",
-    "enable_jit_checkpoint": "a SIGTERM saves a checkpoint after the current step anyway; remove it",
-    "use_cpu": "set CUDA_VISIBLE_DEVICES to an empty string to train on the CPU",
-    "gradient_checkpointing": "set training.activation_checkpointing",
-    "gradient_checkpointing_kwargs": "set training.activation_checkpointing",
-    "activation_checkpointing_kwargs": "set training.activation_checkpointing",
+ADVICE = {  # TrainingArguments that would break guarantees of hfstrat, or that its Trainer never reads
+    "set training.global_batch_size and training.per_device_train_batch_size": "gradient_accumulation_steps",
+    "leave training.per_device_train_batch_size at auto": "auto_find_batch_size",
+    "set model.dtype": "bf16 fp16 bf16_full_eval fp16_full_eval",
+    "use `hfstrat train RECIPE --accelerate-config NAME`": "deepspeed fsdp fsdp_config parallelism_config accelerator_config",
+    "set training.train_sampling_strategy": "train_sampling_strategy",
+    "the order of examples is a function of seed and step; set seed": "data_seed length_column_name dataloader_drop_last",
+    "the loss is the mean over the supervised tokens; remove it": "label_smoothing_factor average_tokens_across_devices",
+    "set training.eval_steps": "eval_strategy do_eval eval_delay",
+    "evaluation is per token, by the lowest loss; remove it": (
+        "metric_for_best_model greater_is_better prediction_loss_only label_names batch_eval_metrics eval_do_concat_batches "
+        "include_for_metrics"
+    ),
+    "use the recipe's section hub": (
+        "push_to_hub hub_model_id hub_private_repo hub_token hub_strategy hub_always_push hub_revision"
+    ),
+    "remove it": (
+        "remove_unused_columns logging_nan_inf_filter disable_tqdm do_train do_predict restore_callback_states_from_checkpoint "
+        "save_only_model local_rank ignore_data_skip ddp_find_unused_parameters"
+    ),
+    "the process group is created before the arguments; remove it": "ddp_backend ddp_timeout",
+    "set evaluation.eval_on_start": "eval_on_start",
+    "set training.save_steps": "save_strategy",
+    "set training.resume_from_checkpoint": "resume_from_checkpoint",
+    "a SIGTERM saves a checkpoint after the current step anyway; remove it": "enable_jit_checkpoint",
+    "set CUDA_VISIBLE_DEVICES to an empty string to train on the CPU": "use_cpu",
+    "set training.activation_checkpointing": (
+        "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing_kwargs"
+    ),
 }
+DECIDED = {name: advice for advice, names in ADVICE.items() for name in names.split()}
 
 
 def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrapping: str | None = None) -> Description | None:
@@ -79,7 +77,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
         checks.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
-        request.check(recipe.evaluation)
+        check_measurements(recipe.evaluation)
         strategy.check(recipe, wrapping or distributed.wrapping(), network)
         description = strategies.describe(recipe)
         output_dir.check_output(recipe, overwrite)

@@ -101,11 +101,7 @@ def _check_agreed(checkpoint: Path | None) -> None:
 def length_remarks(
     recipe: Recipe, checkpoint: Path | None, stored: dict[str, Any], plan: Plan, args: TrainingArguments
 ) -> list[str]:
-    """Remarks on the schedule, if the run has another length than that of the checkpoint.
-
-    Raises:
-        UserError: the checkpoint is beyond the end.
-    """
+    """Remarks on the schedule if the length of the run changed. Raises UserError if the checkpoint is beyond the end."""
     if checkpoint is None or stored.get("steps", plan.steps) == plan.steps:
         return []
     at, before = checkpoints.step_of(checkpoint), int(stored["steps"])

@@ -88,11 +88,7 @@ class Job:
 
 
 def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
-    """Load everything, decide every number, and claim the output folder last.
-
-    Raises:
-        UserError: everything that can be known to be wrong before training.
-    """
+    """Load everything, decide every number, and claim the output folder last. Raises UserError before anything is written."""
     recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
     strategy = strategies.build(recipe.strategy)
     logging.disable_progress_bar()  # ours is the only one
@@ -159,10 +155,7 @@ def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any])
 
 
 def baselines_of(recipe: Recipe, data: Data, plan: Plan, model: nn.Module) -> Baselines | None:
-    """The losses that a language model with random weights has to beat; None for other runs.
-
-    Pretrained weights are compared with the metrics before training, and a classifier with its most frequent label.
-    """
+    """The losses that a language model with random weights has to beat; None for pretrained weights and other tasks."""
     from hfstrat.trainer import baselines
 
     return None if recipe.strategy.needs_weights or data.label_names else baselines.measure(data, plan, model)
@@ -211,8 +204,7 @@ def build_trainer(
     progress: trainer_progress.ProgressReport,
 ) -> StrategyTrainer:
     """The Trainer of the run, with what the strategy adds to it."""
-    rows, screen, metrics = prepared.data, progress.console, TASKS[recipe.task].metrics.for_data(data)
-    plan, options = rows.plan, recipe.training
+    rows, screen, plan, options = prepared.data, progress.console, prepared.data.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
     trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
@@ -225,9 +217,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers, *prepared.callbacks],
         sampler=sampler,
-        loss=metrics.loss,
-        sums=metrics.sums,
-        measure=metrics.measure,
+        metrics=TASKS[recipe.task].metrics.for_data(data),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         say=screen.print,

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
-    """Train a model from a recipe; the first process gets the report, the others None.
-
-    Raises:
-        RunError: an error with an exit code: a wrong recipe, a non-finite loss, an artifact that does not reload.
-    """
+    """Train a model from a recipe; the first process gets the report, the others None. Raises RunError, with an exit code."""
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
 

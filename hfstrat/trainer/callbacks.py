@@ -86,10 +86,7 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Patience(EarlyStoppingCallback):  # type: ignore[misc]
-    """Ends training after `early_stopping_patience` evaluations without an improvement over the best so far.
-
-    The evaluation before training counts as the first one.
-    """
+    """Ends training after `early_stopping_patience` evaluations without an improvement; the one before training counts."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)

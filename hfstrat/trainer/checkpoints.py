@@ -146,11 +146,7 @@ def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path,
 
 
 def _changes(folder: Path, recipe: dict[str, Any]) -> list[str]:
-    """The changes of the recipe since a checkpoint, in words.
-
-    Raises:
-        UserError: changes that are not allowed in a resumed run.
-    """
+    """The changes of the recipe since a checkpoint, in words. Raises UserError for changes that a resumed run must not have."""
     allowed, refused = changes.compare(state_of(folder)["recipe"], recipe)
     if refused:
         raise UserError(

@@ -102,11 +102,7 @@ class ProcessGroup:
         return found
 
     def fetch(self, kind: str, name: str, description: str, build: Build, needed: int = 0) -> Entry:
-        """As `cache.fetch`, for an entry that all processes build together unless all of them find it.
-
-        Raises:
-            UserError, RunError: as `cache.fetch`.
-        """
+        """`cache.fetch` (with its errors) of an entry that all processes build together, unless all of them find it."""
         from hfstrat.data import cache
 
         if self.size == 1:

@@ -84,8 +84,7 @@ def make_plan(
     Raises:
         UserError: a global batch size that is not divisible by processes and micro-batch, or step counts that do not match.
     """
-    stored, ask = stored or {}, training.activation_checkpointing
-    share = sequences_per_process(training.global_batch_size, processes)
+    stored, recompute = stored or {}, training.activation_checkpointing
     steps = number_of_steps(training, len(lengths))
     by_clock = training.max_time is not None and isinstance(training.eval_steps, float)
     eval_every = steps if by_clock else _every(training.eval_steps, steps)
@@ -95,18 +94,9 @@ def make_plan(
             f"training.save_steps: {training.save_steps:g} is a share of all steps, and with training.max_time the number of "
             "steps is unknown; give a whole number of steps, or remove it: a checkpoint is saved at each evaluation"
         )
-    micro = training.per_device_train_batch_size
-    if micro == "auto":
-        kept = stored.get("micro_batch")
-        micro = kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
-    elif share % micro:
-        raise UserError(
-            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences per process of a "
-            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of "
-            f"{', '.join(map(str, divisors(share)))}"
-        )
-    wish, longest = training.per_device_eval_batch_size, int(np.max(eval_lengths, initial=1))
-    eval_batch = (stored.get("eval_batch") or modest_eval_batch(micro, longest)) if wish == "auto" else wish
+    micro, eval_batch = _micro_batch(training, lengths, processes, stored), training.per_device_eval_batch_size
+    if eval_batch == "auto":
+        eval_batch = stored.get("eval_batch") or modest_eval_batch(micro, int(np.max(eval_lengths, initial=1)))
     return Plan(
         steps=steps,
         global_batch_size=training.global_batch_size,
@@ -117,18 +107,28 @@ def make_plan(
         save_every=save_every,
         rows=len(lengths),
         time_limit=seconds(training.max_time) if training.max_time else None,
-        checkpointing=bool(stored.get("checkpointing")) if ask == "auto" else bool(ask),
+        checkpointing=bool(stored.get("checkpointing")) if recompute == "auto" else bool(recompute),
         packed=stored.get("packed"),
         eval_share=float(training.eval_steps) if by_clock else None,
     )
 
 
-def sequences_per_process(global_batch_size: int, processes: int) -> int:
-    """Sequences of a global batch on one process.
+def _micro_batch(training: Training, lengths: Sequence[int] | np.ndarray, processes: int, stored: dict[str, Any]) -> int:
+    share, micro = sequences_per_process(training.global_batch_size, processes), training.per_device_train_batch_size
+    if micro == "auto":
+        kept = stored.get("micro_batch")
+        return kept if kept and share % kept == 0 else modest_micro_batch(share, lengths)
+    if share % micro:
+        raise UserError(
+            f"training.per_device_train_batch_size: {micro} does not divide the {share} sequences per process of a "
+            f"global batch of {training.global_batch_size} on {processes} process(es); expected one of "
+            f"{', '.join(map(str, divisors(share)))}"
+        )
+    return micro
 
-    Raises:
-        UserError: a size that is not divisible, with the nearest ones that are.
-    """
+
+def sequences_per_process(global_batch_size: int, processes: int) -> int:
+    """Sequences of a global batch on one process. Raises UserError, with the nearest valid sizes, if it is not divisible."""
     if global_batch_size % processes:
         below = global_batch_size // processes * processes
         near = [str(size) for size in (below, below + processes) if size]
@@ -141,16 +141,17 @@ def sequences_per_process(global_batch_size: int, processes: int) -> int:
 
 def number_of_steps(training: Training, rows: int) -> int:
     """The maximum number of optimizer steps; `ENDLESS` if only a time limit ends the run."""
-    wishes = [ENDLESS] if training.max_time else []
+    limits = [ENDLESS] if training.max_time else []
     if training.max_steps is not None:
-        wishes.append(training.max_steps)
+        limits.append(training.max_steps)
     if training.num_train_epochs is not None:
-        wishes.append(max(1, math.ceil(training.num_train_epochs * rows / training.global_batch_size)))
-    return min(wishes)
+        limits.append(max(1, math.ceil(training.num_train_epochs * rows / training.global_batch_size)))
+    return min(limits)
 
 
-def _every(wish: int | float, steps: int) -> int:
-    return max(1, min(steps, round(wish * steps) if isinstance(wish, float) and wish <= 1 else int(wish)))
+def _every(interval: int | float, steps: int) -> int:
+    """An interval in steps, given in steps or as a share of all steps."""
+    return max(1, min(steps, round(interval * steps) if isinstance(interval, float) and interval <= 1 else int(interval)))
 
 
 def divisors(number: int) -> list[int]:
@@ -169,11 +170,7 @@ def modest_eval_batch(micro: int, longest: int) -> int:
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share` whose measured worst-case step fits into memory.
-
-    Raises:
-        UserError: not even one sequence fits.
-    """
+    """The largest divisor of `share` whose worst-case step fits into memory. Raises UserError if a single sequence does not."""
     for micro in reversed(divisors(share)):
         if fits(micro):
             return micro

@@ -26,11 +26,7 @@ def make_console(main: bool) -> Console:
 
 
 class ProgressReport(TrainerCallback):
-    """Steps, loss, tokens per second (without padding) and time left; evaluations.
-
-    Args:
-        describe: formats the metrics of an evaluation.
-    """
+    """Steps, loss, tokens per second (without padding), time left; evaluations, formatted by `describe`."""
 
     def __init__(
         self, console: Console, order: BatchOrder, time_limit: float | None, describe: Callable[[dict[str, float]], str]

@@ -40,9 +40,7 @@ class StrategyTrainer(Resumable, Trainer):
         keep: the number of complete checkpoints to keep.
         state: the content of a checkpoint's marker, apart from sizes and hashes (the recipe, the chosen micro-batch).
         rate_of: the factor of a parameter's learning rate, by its name; by default 1 for all.
-        loss: from outputs, labels and the items of the optimizer step to the loss of a micro-batch.
-        sums: from the model and a batch to what an evaluation keeps of each example, a tuple of tensors.
-        measure: from the sums of all examples to metrics, which include `loss`, and details for the report.
+        metrics: the `Metrics` of the task for the data of the run: what is minimized and measured.
         say: prints a line.
 
     After an evaluation, `details` has its details and `sums` the sums of each example; the evaluation before training passes
@@ -57,17 +55,15 @@ class StrategyTrainer(Resumable, Trainer):
         keep: int = 2,
         state: dict[str, Any] | None = None,
         rate_of: Callable[[str], float] | None = None,
-        loss: Callable[..., torch.Tensor],
-        sums: Callable[[Any, dict[str, Any]], tuple[torch.Tensor, ...]],
-        measure: Callable[[Sums], tuple[dict[str, float], dict[str, Any]]],
+        metrics: Any,
         say: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
-        self.loss, self.sums_of, self.measure = loss, sums, measure
+        self.metrics, self.loss = metrics, metrics.loss
         self.details: dict[str, Any] | None = None
         self.sums: Sums | None = None
         self.at_first: Callable[[Sums], None] | None = None
-        kwargs.setdefault("compute_loss_func", loss)
+        kwargs.setdefault("compute_loss_func", metrics.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
         sharded.reduce_in_float32(self)
@@ -90,9 +86,9 @@ class StrategyTrainer(Resumable, Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Trainer's optimizer, with its groups split by learning rate if `rate_of` is given."""
-        if self.optimizer is not None or self.rate_of is None:
-            return super().create_optimizer(model)
-        optimizer = super().create_optimizer(model)
+        created, optimizer = self.optimizer is None, super().create_optimizer(model)
+        if not created or self.rate_of is None:
+            return optimizer
         share = {id(p): self.rate_of(name) for name, p in (model or self.model).named_parameters()}
         optimizer.param_groups[:] = [
             {**group, "params": [p for p in group["params"] if share[id(p)] == rate], "lr": group["lr"] * rate}
@@ -107,8 +103,7 @@ class StrategyTrainer(Resumable, Trainer):
         if self.clock is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
-        warmup = self.args.get_warmup_steps(VIRTUAL_STEPS)
-        clock = self.clock
+        warmup, clock = self.args.get_warmup_steps(VIRTUAL_STEPS), self.clock
         extra = {"scheduler_specific_kwargs": self.args.lr_scheduler_kwargs}
         shape = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, VIRTUAL_STEPS, **extra).lr_lambdas[0]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -134,7 +129,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.interrupt_evaluation()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = self.sums_of(model, inputs)
+            sums = self.metrics.sums(model, inputs)
         return None, sums if len(sums) > 1 else sums[0], sums[0]
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -143,7 +138,7 @@ class StrategyTrainer(Resumable, Trainer):
         if self.state.global_step == 0 and self.at_first is not None:
             self.at_first(self.sums)
             self.at_first = None
-        metrics, self.details = self.measure(self.sums)
+        metrics, self.details = self.metrics.measure(self.sums)
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -17,9 +17,8 @@ from helpers.runs import run
 
 from hfstrat.errors import UserError
 from hfstrat.evaluation import table
-from hfstrat.evaluation.evaluate import evaluate
+from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.evaluation.intervals import Measurement, draws, means, wilson, with_intervals
-from hfstrat.evaluation.request import Request
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks.metrics import ratios
 from hfstrat.tasks.text_classification.scores import of_sums, score_of

@@ -517,7 +517,7 @@ def test_optimisers_in_few_bits_step(wide: Path, rows: Path, tmp_path: Path, nam
 def loss_by_hand(model: Any, target: Path, rows: Path) -> float:
     """Each row alone through a plain forward pass; the mean over what is supervised."""
     from hfstrat.data.prepare import prepare_eval
-    from hfstrat.evaluation.request import Request
+    from hfstrat.evaluation.evaluate import Request
 
     tokenizer = artifact.load(str(target), "none")[1]
     asked = Request(str(target), data=str(rows)).recipe()
@@ -532,8 +532,8 @@ def loss_by_hand(model: Any, target: Path, rows: Path) -> float:
 
 
 def measured(target: Path, rows: Path, form: str, against: str | None = None, side: str = "after") -> float:
+    from hfstrat.evaluation.evaluate import Request
     from hfstrat.evaluation.evaluate import evaluate as carry_out
-    from hfstrat.evaluation.request import Request
 
     switched_off = ["evaluation.control=off", "evaluation.samples=0"]
     whole = carry_out(Request(str(target), against, str(rows), switched_off, quantization=form))
@@ -581,7 +581,7 @@ def test_an_adapter_is_measured_on_the_base_in_the_bits_that_were_asked_for(trai
 
 
 def test_what_cannot_be_measured_in_other_bits_is_refused_before_it_is_loaded(trained: Any, wide: Path, tmp_path: Path) -> None:
-    from hfstrat.evaluation.request import Request
+    from hfstrat.evaluation.evaluate import Request
 
     folder = trained("{name: partial, last_n_layers: 1, head: true}", "nf4")
     with pytest.raises(UserError, match=r"--quantization: nf5: expected one of recorded, none, int8, nf4, fp4"):

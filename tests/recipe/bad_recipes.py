@@ -647,7 +647,7 @@ COMBINATIONS = [
         "extra with a typo",
         RATE,
         "  extra: {adam_beta: 0.9}",
-        ["training.extra.adam_beta: no field", "did you mean 'adam_beta"],
+        ["training.extra.adam_beta: not a field", "did you mean 'adam_beta"],
     ),
     key("extra with nonsense", RATE, "  extra: {xyzzy: 1}", ["extra.xyzzy: not a field of TrainingArguments"]),
     key(
