@@ -10,7 +10,6 @@ import warnings
 
 OK, CRASH, USER, NON_FINITE, OUT_OF_MEMORY, ARTIFACT, DISK_FULL, NOT_PUSHED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
-
 NAMES = {
     OK: "done",
     CRASH: "crashed",
@@ -25,7 +24,7 @@ NAMES = {
 
 
 class RunError(Exception):
-    """An end that has a name and a sentence; it is shown without a traceback."""
+    """An end with a name and a message, which is shown without a traceback."""
 
     code = CRASH
 
@@ -50,19 +49,19 @@ def named(error: BaseException) -> RunError:
     if isinstance(error, RunError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        words = (
+        message = (
             "interrupted; the same command resumes from the last complete checkpoint, or starts again if there is none; "
-            "what was prepared and computed once so far is kept"
+            "prepared data and cached computations are kept"
         )
-        return RunError(str(error) or words, INTERRUPTED)
+        return RunError(str(error) or message, INTERRUPTED)
     text = str(error)
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
         return RunError(
-            "out of memory. The cheapest ways out, in this order: training.per_device_train_batch_size=1 (the same result, "
+            "out of memory. Remedies, the cheapest first: training.per_device_train_batch_size=1 (the same result, "
             "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
             OUT_OF_MEMORY,
         )
-    # safetensors and torch.save raise their own exceptions for it
+    # safetensors and torch.save raise their own exceptions
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in text for words in full):
         return RunError(
@@ -74,7 +73,7 @@ def named(error: BaseException) -> RunError:
 
 
 def quiet_libraries() -> None:
-    """What the libraries warn about is either handled here or ours to say."""
+    """Library warnings are silenced: their causes are handled or reported by hfstrat."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

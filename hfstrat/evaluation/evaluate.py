@@ -29,7 +29,7 @@ from hfstrat.tasks.artifact import check_output, resolve
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hfstrat.evaluation.forward import Runner, Subject
+    from hfstrat.evaluation.forward import Subject
     from hfstrat.evaluation.intervals import Measurement
 
 LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
@@ -149,20 +149,27 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     """Measure and print what was requested; the main process gets the report, the others None. Raises UserError."""
     recipe = request.check()
     quiet_libraries()
+    import torch
+
+    from hfstrat.evaluation.forward import Runner
     from hfstrat.evaluation.suite import Suite
     from hfstrat.trainer.distributed import join_world, leave_world
     from hfstrat.trainer.progress import make_console
 
-    world, started = join_world(), time.monotonic()
+    world, started, wanted = join_world(), time.monotonic(), recipe.evaluation
     screen, rows = make_console(world.is_main_process), Rows(request, recipe)
     found: dict[str, dict[str, Measurement]] = {"before": {}, "after": {}}
     answers: dict[str, list[str]] = {}
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
-            subject = load(target, quantization_form(request, recipe, side), recipe.model.dtype)  # the same precision for both
-            data = rows.for_model(subject)
-            suite = Suite(recipe.evaluation, data, recipe.seed)
-            found[side] = suite.measure(subject, make_runner(subject, recipe, screen, world))
+            section, form = recipe.model.quantization, request.quantization
+            if section and form == "recorded" and side == "before":  # then the other model has the form of the run
+                form = section.name
+            subject = load(target, form, recipe.model.dtype)  # the same precision for both
+            data, device = rows.for_model(subject), subject.device
+            # in the precision of the weights, without autocast
+            runner = Runner(device, torch.float32, screen, wanted.batch_tokens, world.num_processes, world.process_index)
+            found[side] = Suite(wanted, data, recipe.seed).measure(subject, runner)
             answers[side] = rows.answers(subject, data) if world.is_main_process else []
             del subject, data
             gc.collect()  # models contain reference cycles
@@ -177,12 +184,6 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     return report
 
 
-def quantization_form(request: Request, recipe: Recipe, side: str) -> str:
-    """The requested form; for `recorded`, the other model gets that of the run."""
-    section = recipe.model.quantization
-    return section.name if section and side == "before" and request.quantization == "recorded" else request.quantization
-
-
 def load(target: str, form: str, dtype: str) -> Subject:
     """A model with its tokenizer, ready for inference."""
     from hfstrat.evaluation.forward import Subject
@@ -192,16 +193,6 @@ def load(target: str, form: str, dtype: str) -> Subject:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return Subject.from_model(model, tokenizer, artifact.task_of(target))
-
-
-def make_runner(subject: Subject, recipe: Recipe, screen: Console, world: Any) -> Runner:
-    """A runner of forward passes in the precision of the weights, without autocast."""
-    import torch
-
-    from hfstrat.evaluation.forward import Runner
-
-    tokens = recipe.evaluation.batch_tokens
-    return Runner(subject.device, torch.float32, screen, tokens, world.num_processes, world.process_index)
 
 
 @dataclass

@@ -202,15 +202,12 @@ MAX_PASSAGE = 512  # tokens
 def passages(source: str) -> list[str]:
     """The control text: the bundled passages for `auto` (separated by blank lines), else the texts of a file."""
     if source == "auto":
-        return [" ".join(text.split("\n")) if "    " not in text else text for text in _blocks(FILE.read_text("utf-8"))]
+        blocks = [block.strip("\n") for block in FILE.read_text("utf-8").split("\n\n") if block.strip()]
+        return [" ".join(text.split("\n")) if "    " not in text else text for text in blocks]
     from hfstrat.data import readers
 
     rows = readers.read(Path(source).expanduser())
     return [str(row.get("text") or next(iter(row.values()))) for row in rows]
-
-
-def _blocks(text: str) -> list[str]:
-    return [block.strip("\n") for block in text.split("\n\n") if block.strip()]
 
 
 def measure(subject: Subject, source: str, runner: Runner) -> Measurement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -60,14 +59,11 @@ DECIDED = {name: advice for advice, names in ADVICE.items() for name in names.sp
 
 
 def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrapping: str | None = None) -> Description | None:
-    """Refuse what cannot work, before anything is written.
+    """Refuse what cannot work, before anything is written; returns what is trained, None if that is unknown without torch.
 
     Args:
         network: whether the Hub may be queried.
         wrapping: how the processes of the run share the model; by default as in the environment of this process.
-
-    Returns:
-        What is trained; None where that is unknown without torch.
 
     Raises:
         UserError: one sentence with the place in the recipe.
@@ -147,22 +143,17 @@ def _check_training(recipe: Recipe) -> None:
     training = recipe.training
     if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
-    _check_trackers(training.report_to)
+    for name in training.report_to:
+        found = importlib.util.find_spec(TRACKER_PACKAGES[name])
+        # wandb and others create a folder of their own name where they run, which Python imports as a package without a file
+        if found is None or found.origin is None:
+            raise UserError(f"training.report_to: {name} is not installed: pip install {TRACKER_PACKAGES[name]}, or remove it")
     if training.max_time and training.warmup_steps >= 1:
         raise UserError("training.warmup_steps: with max_time the number of steps is unknown; give a share below 1")
     _check_extra(training)
     if training.resume_from_checkpoint not in ("auto", "never"):
         with about("training.resume_from_checkpoint"):
             checkpoints.find_resume(Path(recipe.output_dir), training.resume_from_checkpoint, recipe.model_dump())
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError for a tracker that is not installed."""
-    for name in names:
-        found = importlib.util.find_spec(TRACKER_PACKAGES[name])
-        # wandb and others create a folder of their own name where they run, which Python imports as a package without a file
-        if found is None or found.origin is None:
-            raise UserError(f"training.report_to: {name} is not installed: pip install {TRACKER_PACKAGES[name]}, or remove it")
 
 
 def _check_extra(training: Training) -> None:

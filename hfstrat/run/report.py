@@ -43,32 +43,25 @@ def summary(report: Report) -> list[str]:
     before, after = result.metrics_before, result.metrics_after
     lines = []
     if ROWS not in result.measured:  # else its table has these metrics with their intervals
+        text = task.text.metrics(after)
         if before:
             losses = f"loss {format.metric('loss', before['loss'])} -> {format.metric('loss', after['loss'])}"
-            lines.append(_entry("evaluation", f"{losses}, {task.text.change(before, after)}"))
-        else:
-            lines.append(_entry("evaluation", task.text.metrics(after)))
+            text = f"{losses}, {task.text.change(before, after)}"
+        lines.append(_entry("evaluation", text))
     lines += task.text.details(result.evaluation.model_dump() if result.evaluation else {})
     lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
     if result.baselines:
         lines.append(_entry("baselines", _baselines(result.baselines, before, after)))
-    lines.append(_entry("strategy", report.run.strategy))
-    lines.append(_entry("parameters", format.trainable(result.trainable_parameters, result.total_parameters)))
-    lines.append(
-        _entry(
-            "cost",
-            f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}, "
-            f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}",
-        )
-    )
+    times = f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}"
+    cost = f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}"
+    lines += [
+        _entry("strategy", report.run.strategy),
+        _entry("parameters", format.trainable(result.trainable_parameters, result.total_parameters)),
+        _entry("cost", f"{times}, {cost}"),
+    ]
     if held := result.quantization:
-        lines.append(
-            _entry(
-                "quantized",
-                f"{format.percent(held.share)} of the base weights to {held.name}: {format.memory(held.weight_bytes)} instead "
-                f"of {format.memory(2 * held.parameters)} in 16 bits",
-            )
-        )
+        sizes = f"{format.memory(held.weight_bytes)} instead of {format.memory(2 * held.parameters)} in 16 bits"
+        lines.append(_entry("quantized", f"{format.percent(held.share)} of the base weights to {held.name}: {sizes}"))
     lines += result.comparison.lines if result.comparison else []
     if result.verified:
         lines.append(_entry("verified", _verified(result.verified)))

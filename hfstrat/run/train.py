@@ -12,7 +12,7 @@ from hfstrat.models import fingerprint
 from hfstrat.recipe.load import Loaded, load_recipe, located
 from hfstrat.run import output_dir, preflight, report
 from hfstrat.tasks.report import Answer, Comparison, Report, Result, write
-from hfstrat.trainer import heartbeat, signals
+from hfstrat.trainer import checkpoints, heartbeat, signals
 
 if TYPE_CHECKING:
     from hfstrat.run.setup import Job
@@ -60,8 +60,6 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
 
 def interrupted(job: Job) -> str:
     """The message for an interrupted run."""
-    from hfstrat.trainer import checkpoints
-
     complete = checkpoints.complete(job.folder)
     if not complete:
         return "interrupted before the first checkpoint; the same command starts again, and uses the data prepared so far"
@@ -70,7 +68,7 @@ def interrupted(job: Job) -> str:
 
 def answer_prompts(job: Job) -> list[str]:
     """The model's answers to the prompts, on the first process; a resumed run returns those of its start."""
-    from hfstrat.trainer import checkpoints, sharded
+    from hfstrat.trainer import sharded
 
     if job.checkpoint and job.trainer.state.global_step == 0:
         return list(checkpoints.state_of(job.checkpoint).get("answers", []))

@@ -178,12 +178,7 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, name: str, say: Say) -> None:
         self.name, self.say = name, say
-        self.inner: Any = None
-        self.guard(self._begin)
-
-    def _begin(self) -> None:
-        (kind,) = get_reporting_integration_callbacks([self.name])
-        self.inner = kind()
+        self.inner: Any = self.guard(lambda: get_reporting_integration_callbacks([name])[0]())
 
     def guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of a call; None after a failure, which detaches the tracker."""

@@ -38,7 +38,7 @@ def fault(folder: Path, read: bool = True) -> str | None:
     if not (folder / MARKER).is_file():
         return f"it has no {MARKER}, so saving was interrupted"
     try:
-        state = _read_marker(folder)  # unchanged, since the digest is computed from it
+        state = json.loads((folder / MARKER).read_text())  # unchanged, since the digest is computed from it
         sizes, hashes = dict(state["sizes"]), dict(state.get("sha256", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
@@ -166,10 +166,5 @@ def extends_run(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
 
 def state_of(folder: Path) -> dict[str, Any]:
     """The content of a marker: the recipe, with today's names of keys, and the choices of the run."""
-    state = _read_marker(folder)
-    return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state
-
-
-def _read_marker(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / MARKER).read_text())
-    return state
+    return {**state, "recipe": upgraded(state["recipe"])} if "recipe" in state else state

@@ -654,7 +654,7 @@ COMBINATIONS = [
         "extra with what we decide",
         RATE,
         "  extra: {gradient_accumulation_steps: 2}",
-        ["hfstrat decides this itself", "training.global_batch_size"],
+        ["hfstrat sets this itself", "training.global_batch_size"],
     ),
     key("extra with bf16", RATE, "  extra: {bf16: true}", ["training.extra", "bf16", "model.dtype"]),
     key("extra with deepspeed", RATE, "  extra: {deepspeed: ds.json}", ["training.extra", "deepspeed", "--accelerate-config"]),

@@ -113,7 +113,7 @@ def test_a_signal_while_preparing_ends_at_once(recipe: Any, monkeypatch: pytest.
         patch.setattr("hfstrat.strategies.frozen.precompute._compute_states", computed)
         with pytest.raises(KeyboardInterrupt) as info:
             again(loaded)
-    assert "what was prepared and computed once so far is kept" in str(errors.named(info.value))
+    assert "prepared data and cached computations are kept" in str(errors.named(info.value))
     assert not folder_of(loaded).exists()
     assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.name.startswith("hidden_states")] == []
     assert [path.name for path in (tmp_path / "cache").glob(".*building*")] == []
