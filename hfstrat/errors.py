@@ -63,7 +63,7 @@ def named(error: BaseException) -> RunError:
         )
     # safetensors and torch.save raise their own exceptions
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(words in text for words in full):
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(mark in text for mark in full):
         return RunError(
             f"the disk is full ({text.splitlines()[0]}); complete checkpoints are kept: with free space the same command "
             "resumes from the last one",

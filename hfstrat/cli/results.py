@@ -142,21 +142,21 @@ def use_lines(target: Target) -> None:
 
 
 def runs(
-    words: Annotated[list[str] | None, Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
+    arguments: Annotated[list[str] | None, Argument(metavar="[FOLDER] | diff A B", help="Default: runs")] = None,
     sort: Annotated[str, Option(metavar="KEY", help="Sort by name, loss, time or cost")] = "name",
 ) -> None:
     """List the runs below a folder, or show the differences of two runs."""
     from hfstrat.cli import runs as cli_runs
     from hfstrat.errors import UserError
 
-    if words and words[0] == "diff":
-        if len(words) != 3:
-            raise UserError(f"runs diff: {len(words) - 1} given; expected two runs, as in `hfstrat runs diff A B`")
-        print("\n".join(cli_runs.diff(Path(words[1]), Path(words[2]))))
-    elif len(words or []) > 1:
-        raise UserError(f"runs: {' '.join(words or [])}: expected one folder, or diff and two runs")
+    if arguments and arguments[0] == "diff":
+        if len(arguments) != 3:
+            raise UserError(f"runs diff: {len(arguments) - 1} given; expected two runs, as in `hfstrat runs diff A B`")
+        print("\n".join(cli_runs.diff(Path(arguments[1]), Path(arguments[2]))))
+    elif len(arguments or []) > 1:
+        raise UserError(f"runs: {' '.join(arguments or [])}: expected one folder, or diff and two runs")
     else:
-        print("\n".join(cli_runs.table(Path((words or ["runs"])[0]), sort)))
+        print("\n".join(cli_runs.table(Path((arguments or ["runs"])[0]), sort)))
 
 
 def push(

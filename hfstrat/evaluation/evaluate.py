@@ -65,23 +65,14 @@ ONE_FILE = {"eval": None, "eval_split": None, "config": None, "revision": None, 
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, in a form that is passed to other processes.
+    """The command line, in a form that is passed to other processes."""
 
-    Args:
-        target: a run, an adapter or a model.
-        against: another one, or `base`.
-        data: a file of examples to evaluate on instead of the run's own.
-        overrides: `key=value` of the sections `data`, `evaluation` and `seed`.
-        output: the path of the JSON report.
-        quantization: the form in which models are loaded (`artifact.FORMS`); `recorded` is that of the run, also for its base.
-    """
-
-    target: str
-    against: str | None = None
-    data: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    output: str | None = None
-    quantization: str = "recorded"
+    target: str  # a run, an adapter or a model
+    against: str | None = None  # another one, or `base`
+    data: str | None = None  # a file of examples to evaluate on instead of the run's own
+    overrides: list[str] = field(default_factory=list)  # `key=value` of the sections `data`, `evaluation` and `seed`
+    output: str | None = None  # the path of the JSON report
+    quantization: str = "recorded"  # a form of `artifact.FORMS`; `recorded` is that of the run, also for its base
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -37,15 +37,15 @@ class Progress:
             underestimated.
     """
 
-    def __init__(self, screen: Console, words: str, total: int) -> None:
-        self.screen, self.words, self.total, self.done = screen, words, max(1, total), 0.0
+    def __init__(self, screen: Console, title: str, total: int) -> None:
+        self.screen, self.title, self.total, self.done = screen, title, max(1, total), 0.0
         self._bar: progress.Progress | None = None
 
     def __enter__(self) -> Progress:
         self._started = self._last = time.monotonic()
         if self.screen.is_terminal and not self.screen.quiet:
             self._bar = progress.Progress(console=self.screen, transient=True)
-            self._task = self._bar.add_task(self.words, total=self.total)
+            self._task = self._bar.add_task(self.title, total=self.total)
             self._bar.start()
         return self
 
@@ -57,7 +57,7 @@ class Progress:
         elif now - self._last > LINE_EVERY and self.done < self.total:
             self._last = now
             left = (now - self._started) * (self.total - self.done) / self.done
-            self.screen.print(f"{self.words}: {self.done / self.total:.0%}, {clock(left)} left")
+            self.screen.print(f"{self.title}: {self.done / self.total:.0%}, {clock(left)} left")
 
     def __exit__(self, *error: Any) -> None:
         if self._bar is not None:
@@ -128,7 +128,7 @@ class Runner:
 
     def per_row(
         self,
-        words: str,
+        title: str,
         lengths: np.ndarray,
         step: Step,
         progress: Progress | None = None,
@@ -143,7 +143,7 @@ class Runner:
         """
         mine, results, places = self.share(self.batches(lengths, packed)), list[tuple[torch.Tensor, ...]](), list[int]()
         tokens = sum(int(lengths[batch].sum()) for batch, _ in mine)
-        shown = nullcontext(progress) if progress is not None else Progress(self.screen, words, tokens)
+        shown = nullcontext(progress) if progress is not None else Progress(self.screen, title, tokens)
         size = 1.0 if work is None else work / max(1, tokens)
         with shown as progress, self.computing():
             for batch, counts in mine:
@@ -185,14 +185,10 @@ class Runner:
 
 @dataclass
 class Subject:
-    """A model under evaluation, with its tokenizer.
+    """A model under evaluation, with its tokenizer."""
 
-    Args:
-        model: the model that is called; `inner` is the transformers model in it (the same one, if there is no adapter).
-    """
-
-    model: Any
-    inner: Any
+    model: Any  # the model that is called
+    inner: Any  # the transformers model in it (the same one, if there is no adapter)
     tokenizer: Any
     task: Task
 

@@ -39,25 +39,16 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """The scores of one model on one set of examples.
+    """The scores of one model on one set of examples."""
 
-    Args:
-        rows: the number of examples.
-        score: computes the metrics from the weight of each example.
-        shares: names of metrics that are a share of correct examples.
-        counts: numbers without an interval, such as tokens.
-        details: for the report.
-        given: metrics with an interval that was computed elsewhere: value, low, high.
-        order: a digest of the examples and their order; only measurements with equal digests are paired.
-    """
-
-    rows: int
-    score: Score
-    shares: tuple[str, ...] = ()
-    counts: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    rows: int  # the number of examples
+    score: Score  # computes the metrics from the weight of each example
+    shares: tuple[str, ...] = ()  # names of metrics that are a share of correct examples
+    counts: dict[str, float] = field(default_factory=dict)  # numbers without an interval, such as tokens
+    details: dict[str, Any] = field(default_factory=dict)  # for the report
+    # metrics with an interval that was computed elsewhere: value, low, high
     given: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    order: str = ""
+    order: str = ""  # a digest of the examples and their order; only measurements with equal digests are paired
 
     def values(self) -> dict[str, float]:
         """The metrics by name."""

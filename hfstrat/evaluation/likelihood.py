@@ -61,7 +61,7 @@ class Likelihood:
         self.shared = self._supports_sharing() if shared is None else shared
 
     def score(
-        self, pairs: Sequence[tuple[Ids, Ids]], words: str, progress: Progress | None = None, work: float | None = None
+        self, pairs: Sequence[tuple[Ids, Ids]], title: str, progress: Progress | None = None, work: float | None = None
     ) -> np.ndarray:
         """Scores of each pair of context and continuation.
 
@@ -75,11 +75,11 @@ class Likelihood:
             return (self._forward([units[place] for place in places], width),)
 
         lengths = np.array([unit.length for unit in units])
-        (found,) = self.runner.per_row(words, lengths, step, progress, work, packed=WIDTH if self.shared else 0)
-        whole = np.zeros((len(pairs), 3))
+        (found,) = self.runner.per_row(title, lengths, step, progress, work, packed=WIDTH if self.shared else 0)
+        scores = np.zeros((len(pairs), 3))
         for unit, rows in zip(units, found, strict=True):
-            whole[unit.places] = rows[: len(unit.places)]
-        return whole
+            scores[unit.places] = rows[: len(unit.places)]
+        return scores
 
     def units(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Unit]:
         """The pairs grouped by context, up to `MAX_CONTINUATIONS` and `MAX_TOKENS`."""

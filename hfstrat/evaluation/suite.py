@@ -22,20 +22,13 @@ ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
 @dataclass
 class Suite:
-    """The measurements to make.
-
-    Args:
-        wanted: the section `evaluation` of a recipe.
-        data: its evaluation examples are measured, and its `samples` answered.
-        own_rows: whether the loss of the examples is measured here; during training the Trainer does it.
-        is_trained: whether the weights were trained before, so that something can be forgotten.
-    """
+    """The measurements to make."""
 
     wanted: Evaluation
-    data: PreparedData | None
+    data: PreparedData | None  # its evaluation examples are measured, and its `samples` answered
     seed: int
-    own_rows: bool = True
-    is_trained: bool = True
+    own_rows: bool = True  # whether the loss of the examples is measured here; during training the Trainer does it
+    is_trained: bool = True  # whether the weights were trained before, so that something can be forgotten
 
     def is_empty(self, task: Task) -> bool:
         """Whether nothing is to be measured."""

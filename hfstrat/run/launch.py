@@ -146,8 +146,8 @@ def count_gpus() -> int:
     """The number of visible GPUs of this machine, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = Path("/proc/driver/nvidia/gpus")
-    there = len(list(found.iterdir())) if found.is_dir() else _count_by_nvidia_smi()
-    return there if visible is None else min(there, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    count = len(list(found.iterdir())) if found.is_dir() else _count_by_nvidia_smi()
+    return count if visible is None else min(count, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
 
 
 def _count_by_nvidia_smi() -> int:
@@ -173,20 +173,20 @@ def start(launch: Launch) -> int:
         )
         received = _forward_signals(child, str(file))
         assert child.stderr is not None
-        kept = _relay(child.stderr)
+        launcher_lines = _relay(child.stderr)
         code = child.wait()
         if received and (len(received) > 1 or not file.exists()):
             print(errors.named(KeyboardInterrupt()), file=sys.stderr)
             return errors.INTERRUPTED
         if not file.exists():
-            sys.stderr.writelines(kept)
+            sys.stderr.writelines(launcher_lines)
             if code:
-                cause = f"{first_to_fail(kept)}no process reported a cause (killed, or out of memory?)"
+                cause = f"{first_to_fail(launcher_lines)}no process reported a cause (killed, or out of memory?)"
                 print(f"the launcher ended with code {code}; {cause}", file=sys.stderr)
             return errors.CRASH if code else errors.OK
         outcome = json.loads(file.read_text())
     if outcome["code"] == errors.CRASH:
-        sys.stderr.writelines(kept)
+        sys.stderr.writelines(launcher_lines)
     if outcome["sentence"]:
         rank = f"rank {outcome['rank']}: " if outcome["rank"] and outcome["code"] != errors.INTERRUPTED else ""
         print(rank + outcome["sentence"], file=sys.stderr)
@@ -224,10 +224,10 @@ def _forward_signals(child: subprocess.Popen[str], file: str) -> list[int]:
 
 def _relay(stream: IO[str]) -> list[str]:
     """Forward the stderr of the processes until the launcher itself writes; returns the lines of the launcher."""
-    kept: list[str] = []
+    launcher_lines: list[str] = []
     for line in stream:
-        if kept or any(mark in line for mark in LAUNCHER_MARKS):
-            kept.append(line)
+        if launcher_lines or any(mark in line for mark in LAUNCHER_MARKS):
+            launcher_lines.append(line)
         else:
             sys.stderr.write(line)
-    return kept
+    return launcher_lines

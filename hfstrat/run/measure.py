@@ -32,21 +32,21 @@ def before(job: Job) -> dict[str, Measurement]:
         found = {name: Measurement(one["rows"], no_scores, given=one["metrics"], order="gone") for name, one in kept.items()}
     else:
         found = measure(job) if job.recipe.evaluation.eval_on_start else {}
-        kept = {name: whole(one) for name, one in found.items()}
+        kept = {name: for_marker(one) for name, one in found.items()}
 
     task, data = job.task, job.data  # not the job, which holds the trainer: a cycle would keep the folder locked
 
     def note_rows(sums: tuple[np.ndarray, ...]) -> None:
         if len(sums[0]) == len(data.eval):
             found[ROWS] = measurement_of(task, sums, data)
-            kept[ROWS] = whole(found[ROWS])
+            kept[ROWS] = for_marker(found[ROWS])
 
     job.trainer.marker_state["measured"] = kept
     job.trainer.at_first = note_rows
     return found
 
 
-def whole(found: Measurement) -> dict[str, Any]:
+def for_marker(found: Measurement) -> dict[str, Any]:
     """The number of examples, and value, low and high of each metric."""
     metrics = intervals.with_intervals(None, found)["after"]
     return {"rows": found.rows, "metrics": {name: tuple(each.values()) for name, each in metrics.items()}}
@@ -123,7 +123,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     trainer, history = job.trainer, job.trainer.state.log_history
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
-    learning, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    trainable, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
     bounds = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),
@@ -139,7 +139,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "tokens": job.progress.tokens,
         "tokens_per_second": job.progress.tokens_per_second,
         "peak_memory_bytes": autobatch.peak_bytes(),
-        "trainable_parameters": learning,
+        "trainable_parameters": trainable,
         "total_parameters": total,
         "curve": job.progress.curve,
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],

@@ -220,7 +220,7 @@ def build_trainer(
         metrics=TASKS[recipe.task].metrics.for_data(data),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
-        say=screen.print,
+        print_line=screen.print,
         state=marker_state(recipe, plan, data, model),
         **prepared.trainer_kwargs,
     )

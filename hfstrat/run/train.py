@@ -152,7 +152,7 @@ def compare(job: Job, finished: Report) -> None:
 
 
 def present(job: Job, finished: Report) -> None:
-    """Print the summary, write the model card, and push the result if the recipe says so. An error here ends no run."""
+    """Print the summary, write the model card, and push the result if the recipe requests it. An error here ends no run."""
     from hfstrat.publish import card, push
     from hfstrat.trainer import progress
 

@@ -23,7 +23,7 @@ from hfstrat.errors import first_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -173,11 +173,11 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
 
     Args:
         name: as in `training.report_to`.
-        say: shows a line to the user.
+        print_line: shows a line to the user.
     """
 
-    def __init__(self, name: str, say: Say) -> None:
-        self.name, self.say = name, say
+    def __init__(self, name: str, print_line: PrintLine) -> None:
+        self.name, self.print_line = name, print_line
         self.inner: Any = self.guard(lambda: get_reporting_integration_callbacks([name])[0]())
 
     def guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -186,7 +186,7 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
             return call(*args, **kwargs)
         except Exception as error:  # a service, a disk, a version: trackers fail in many ways
             self.inner = None
-            self.say(f"{'tracker':<9} {self.name} failed, and the run continues without it: {first_line(error)}")
+            self.print_line(f"{'tracker':<9} {self.name} failed, and the run continues without it: {first_line(error)}")
             return None
 
 
@@ -204,10 +204,10 @@ for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]
     setattr(Tracker, _event, _forward_event(_event))
 
 
-def tracker_callbacks(names: Sequence[str], say: Say) -> list[Tracker]:
+def tracker_callbacks(names: Sequence[str], print_line: PrintLine) -> list[Tracker]:
     """A callback for each tracker of `training.report_to`."""
     prepare_trackers(names)
-    return [Tracker(name, say) for name in names]
+    return [Tracker(name, print_line) for name in names]
 
 
 def prepare_trackers(names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ State outside of objects, all of it. Environment variables, set by `hfstrat trai
 - `HFSTRAT_PROCESSES`: the requested number of processes (`REQUESTED`)
 - `HFSTRAT_WRAPPING`: how they share the model: alone, ddp, fsdp, deepspeed (`WRAPPING`)
 - `HFSTRAT_OUTCOME`: the file for exit code and message (`heartbeat.FILE`); next to it, `.pid<rank>` holds a process id, and
-  `.stop` exists once the parent asked to stop (`signals`)
+  `.stop` exists once the parent requested a stop (`signals`)
 
 Variables for users: `HFSTRAT_CACHE` and `HFSTRAT_CACHE_MAX` (`data.cache`). Module state, since signals and the process group
 belong to a process: `signals._received` and `heartbeat._heartbeat`.

@@ -60,9 +60,9 @@ class Heartbeat:
 
     def describe(self, ranks: list[int]) -> str:
         """A sentence about processes that are lost."""
-        words = [f"rank {rank}{f' on {self.hosts[rank]}' if rank in self.hosts else ''}" for rank in ranks]
+        lost = [f"rank {rank}{f' on {self.hosts[rank]}' if rank in self.hosts else ''}" for rank in ranks]
         return (
-            f"{' and '.join(words) or self.lost_store} {'is' if len(words) < 2 else 'are'} gone: no heartbeat any more. The "
+            f"{' and '.join(lost) or self.lost_store} {'is' if len(lost) < 2 else 'are'} gone: no heartbeat any more. The "
             "same command, on all machines, resumes from the last complete checkpoint"
         )
 
@@ -151,7 +151,7 @@ class ProcessLost(errors.RunError):
 def explain(error: BaseException) -> errors.RunError:
     """`errors.named`, or after a broken connection the process that is lost."""
     text = str(error).lower()
-    is_broken = not isinstance(error, errors.RunError) and any(words in text for words in BROKEN)
+    is_broken = not isinstance(error, errors.RunError) and any(mark in text for mark in BROKEN)
     gone = _heartbeat.find_lost() if _heartbeat is not None and is_broken else None
     return ProcessLost(gone) if gone else errors.named(error)
 

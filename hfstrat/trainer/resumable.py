@@ -30,24 +30,15 @@ class EvaluationInterrupted(Exception):
 
 
 class Resumable(Base):  # type: ignore[misc]
-    """The part of StrategyTrainer that saves, stops and resumes.
+    """The part of StrategyTrainer that saves, stops and resumes."""
 
-    Attributes:
-        checkpoint: the one that this session resumes from.
-        keep: the number of complete checkpoints to keep.
-        marker_state: the content of their markers, apart from sizes and hashes.
-        say: prints a line.
-        start_counts: whether the untrained weights may be the best.
-        counts_tokens: whether the trainer's state counts tokens, because it generates examples itself.
-    """
+    start_counts: ClassVar[bool] = True  # whether the untrained weights may be the best
+    counts_tokens: ClassVar[bool] = False  # whether the trainer's state counts tokens, because it generates examples itself
 
-    start_counts: ClassVar[bool] = True
-    counts_tokens: ClassVar[bool] = False
-
-    checkpoint: Path | None
-    keep: int
-    marker_state: dict[str, Any]
-    say: Callable[[str], None]
+    checkpoint: Path | None  # the one that this session resumes from
+    keep: int  # the number of complete checkpoints
+    marker_state: dict[str, Any]  # the content of their markers, apart from sizes and hashes
+    print_line: Callable[[str], None]
     control: Any
     lr_scheduler: Any
     sampler: Any
@@ -94,7 +85,7 @@ class Resumable(Base):  # type: ignore[misc]
         self._best_saved = self._best()
 
     def _forget_best(self, reason: str) -> None:
-        self.say(f"{reason}: tracking the best checkpoint restarts here")
+        self.print_line(f"{reason}: tracking the best checkpoint restarts here")
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, Patience):
@@ -228,7 +219,7 @@ class Resumable(Base):  # type: ignore[misc]
             ) from error
         if self.state.best_global_step == self.state.global_step:  # its weights will be lost
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self._best_saved
-        self.say(
+        self.print_line(
             f"the disk is full: checkpoint-{self.state.global_step} was not saved; {kept}. Training continues; free some disk "
             "space, or the result cannot be saved"
         )

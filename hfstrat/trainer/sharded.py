@@ -38,53 +38,53 @@ def outline(model: nn.Module) -> nn.Module | None:
     return copy.deepcopy(model, empty)
 
 
-def gather_model(trainer: Trainer, whole: nn.Module, base: Base) -> None:
-    """Give each process the complete trained model in `whole`, its outline, and release the shards; a collective operation."""
-    pieces = trainer.accelerator.unwrap_model(trainer.model)
-    fill(whole, pieces)
-    for name, buffer in pieces.named_buffers():
+def gather_model(trainer: Trainer, full: nn.Module, base: Base) -> None:
+    """Give each process the complete trained model in `full`, its outline, and release the shards; a collective operation."""
+    shards = trainer.accelerator.unwrap_model(trainer.model)
+    fill(full, shards)
+    for name, buffer in shards.named_buffers():
         parent, _, leaf = name.rpartition(".")
-        whole.get_submodule(parent)._buffers[leaf] = buffer.detach().cpu()
-    name = next(name for name, module in pieces.named_modules() if module is base.model)
-    base.model = whole.get_submodule(name)  # type: ignore[assignment]
-    trainer.model = trainer.model_wrapped = whole
+        full.get_submodule(parent)._buffers[leaf] = buffer.detach().cpu()
+    name = next(name for name, module in shards.named_modules() if module is base.model)
+    base.model = full.get_submodule(name)  # type: ignore[assignment]
+    trainer.model = trainer.model_wrapped = full
     trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False  # from here on it is an ordinary model
     trainer.deepspeed = None
     disable_sharded_loading()
-    move_if_it_fits(whole, trainer.args.device)
+    move_if_it_fits(full, trainer.args.device)
 
 
 @torch.no_grad()
-def fill(whole: nn.Module, pieces: nn.Module) -> None:
+def fill(full: nn.Module, shards: nn.Module) -> None:
     """Copy all weights of a sharded model into its outline, on the CPU."""
-    here = dict(pieces.named_parameters())
-    for name, empty in whole.named_parameters():
+    here = dict(shards.named_parameters())
+    for name, empty in full.named_parameters():
         value = nn.Parameter(gather_parameter(here[name]).cpu(), empty.requires_grad)
         torch.utils.swap_tensors(empty, value)  # type: ignore[no-untyped-call]  # keeps the object, for references to it
 
 
 @torch.no_grad()
-def gather_parameter(piece: Any) -> torch.Tensor:
+def gather_parameter(shard: Any) -> torch.Tensor:
     """The complete parameter, in the precision of training; a collective operation."""
     from torch.distributed.tensor import DTensor
 
-    if isinstance(piece, DTensor):
-        kind = piece.device_mesh.device_type
-        there: Any = piece.detach() if piece.device.type == kind else piece.detach().to(kind)
-        return there.full_tensor()
+    if isinstance(shard, DTensor):
+        kind = shard.device_mesh.device_type
+        on_mesh: Any = shard.detach() if shard.device.type == kind else shard.detach().to(kind)
+        return on_mesh.full_tensor()
     if distributed.wrapping() != distributed.DEEPSPEED:
-        return piece.detach().clone()
+        return shard.detach().clone()
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if piece.requires_grad and piece.dtype != torch.float32:
-        master = safe_get_full_fp32_param(piece)
+    if shard.requires_grad and shard.dtype != torch.float32:
+        master = safe_get_full_fp32_param(shard)
         if master is not None:
             return master.detach().clone()
-    if not hasattr(piece, "ds_id"):
-        return piece.detach().clone()
-    with deepspeed.zero.GatheredParameters([piece]):
-        return piece.detach().clone()
+    if not hasattr(shard, "ds_id"):
+        return shard.detach().clone()
+    with deepspeed.zero.GatheredParameters([shard]):
+        return shard.detach().clone()
 
 
 def move_if_it_fits(model: nn.Module, device: torch.device) -> bool:

@@ -30,7 +30,7 @@ class _Received:
 
     first: float | None = None  # time of the first one
     deferred: bool = False  # whether it takes effect after the current step
-    outcome: str | None = None  # the file through which a parent process of ours learns how this one ended
+    outcome: str | None = None  # the file through which a parent process gets the outcome of this one
 
 
 _received = _Received()

@@ -29,13 +29,7 @@ SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
 @dataclass(frozen=True)
 class TrainData:
-    """Examples, how they become batches, and the run that they belong to.
-
-    Attributes:
-        facts: for the report.
-        undo: functions that remove what was bound to the model; called before the result is saved.
-        group: the processes that share work which is computed once.
-    """
+    """Examples, how they become batches, and the run that they belong to."""
 
     train: Any
     eval: Any
@@ -44,9 +38,9 @@ class TrainData:
     dtype: torch.dtype
     device: torch.device
     screen: Console
-    facts: dict[str, Any] = field(default_factory=dict)
-    undo: tuple[Callable[[], None], ...] = ()
-    group: ProcessGroup = SINGLE
+    facts: dict[str, Any] = field(default_factory=dict)  # for the report
+    undo: tuple[Callable[[], None], ...] = ()  # removes what was bound to the model; called before the result is saved
+    group: ProcessGroup = SINGLE  # the processes that share work which is computed once
 
     @property
     def epochs(self) -> float:
@@ -99,10 +93,10 @@ class TrainData:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
-    def each(self, items: list[Any], compute: Callable[[Any], Any], words: str, for_all: bool = False) -> Iterator[Any]:
+    def each(self, items: list[Any], compute: Callable[[Any], Any], title: str, for_all: bool = False) -> Iterator[Any]:
         """`ProcessGroup.each`, with a progress bar on a terminal."""
         with Progress(console=self.screen, transient=True, disable=not self.screen.is_terminal) as bar:
-            task = bar.add_task(words, total=-(-len(items) // self.group.size))
+            task = bar.add_task(title, total=-(-len(items) // self.group.size))
 
             def advance(item: Any) -> Any:
                 result = compute(item)

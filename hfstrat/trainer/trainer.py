@@ -41,7 +41,7 @@ class StrategyTrainer(Resumable, Trainer):
         state: the content of a checkpoint's marker, apart from sizes and hashes (the recipe, the chosen micro-batch).
         rate_of: the factor of a parameter's learning rate, by its name; by default 1 for all.
         metrics: the `Metrics` of the task for the data of the run: what is minimized and measured.
-        say: prints a line.
+        print_line: prints a line.
 
     After an evaluation, `details` has its details and `sums` the sums of each example; the evaluation before training passes
     its sums to `at_first`.
@@ -56,7 +56,7 @@ class StrategyTrainer(Resumable, Trainer):
         state: dict[str, Any] | None = None,
         rate_of: Callable[[str], float] | None = None,
         metrics: Any,
-        say: Callable[[str], None] = print,
+        print_line: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> None:
         self.metrics, self.loss = metrics, metrics.loss
@@ -70,7 +70,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.remove_callback(PrinterCallback)
         self.lr_scheduler: Any
         self.sampler, self.clock, self.keep, self.marker_state = sampler, clock, keep, state or {}
-        self.rate_of, self.say = rate_of, say
+        self.rate_of, self.print_line = rate_of, print_line
         self._init_resumable()
         self._bad_steps: torch.Tensor | None = None
         if clock is not None:
@@ -223,10 +223,10 @@ class StrategyTrainer(Resumable, Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise an error if a checkpoint does not match the model; transformers would only log it."""
         tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {}))
-        odd = sorted(set(load_result.missing_keys) - tied) or sorted(load_result.unexpected_keys)
-        if odd:
+        unmatched = sorted(set(load_result.missing_keys) - tied) or sorted(load_result.unexpected_keys)
+        if unmatched:
             raise errors.RunError(
-                f"the checkpoint does not match the model: {odd[0]} and {len(odd) - 1} more keys", errors.CRASH
+                f"the checkpoint does not match the model: {unmatched[0]} and {len(unmatched) - 1} more keys", errors.CRASH
             )
         super()._issue_warnings_after_load(load_result)
 

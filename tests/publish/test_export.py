@@ -89,7 +89,7 @@ def test_a_long_conversation_forgets_its_beginning(
 ) -> None:
     said = "\n".join(["the cat sat on the red mat and the dog ran under the blue hat " * 3] * 8)
     assert any("no longer fit" in line for line in talked(monkeypatch, capsys, tiny, said))
-    with pytest.raises(UserError, match="exceeds the model.s context"):
+    with pytest.raises(UserError, match="exceeds the model's context"):
         talked(monkeypatch, capsys, tiny, "the cat " * 300)
 
 
