@@ -1,4 +1,4 @@
-"""What `hfstrat check` shows: what matters first, and where the loss of an example begins and ends, in a few lines."""
+"""`hfstrat check`: the most important lines come first, and a few lines show where the loss of an example begins and ends."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def test_every_place_is_shown_or_counted(lengths: list[int], learnt: bool) -> No
 
 def shown(text: str, answer: str, terminal: bool = False) -> str:
     tokenizer, out = make_tokenizer(), io.StringIO()
-    prompt, said = (tokenizer(each)["input_ids"] for each in (text, answer))
-    row = {"input_ids": prompt + said, "labels": [IGNORED] * len(prompt) + said, "length": len(prompt) + len(said)}
+    prompt, completion = (tokenizer(each)["input_ids"] for each in (text, answer))
+    row = {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion, "length": len(prompt + completion)}
     show_row(Console(file=out, force_terminal=terminal, soft_wrap=True, highlight=False, width=160), tokenizer, row, 0)
     return out.getvalue()
 
 
 def test_a_long_prompt_does_not_hide_the_answer() -> None:
-    said = shown("begin " + "x" * 1000 + " ask:", "the cat<|im_end|>")
-    assert "begin x" in said
-    assert "x ask:[[the cat<|im_end|>]]" in said
-    assert "more tokens without loss" in said
+    printed = shown("begin " + "x" * 1000 + " ask:", "the cat<|im_end|>")
+    assert "begin x" in printed
+    assert "x ask:[[the cat<|im_end|>]]" in printed
+    assert "more tokens without loss" in printed
 
 
 def test_a_long_answer_shows_where_it_ends() -> None:
-    said = shown("who sat?", "the cat " + "x" * 2000 + " so<|im_end|>")
-    assert "who sat?[[the cat x" in said
-    assert "x so<|im_end|>]]" in said
-    assert "]] ... 1,8" in said
-    assert "more tokens with loss ... [[" in said
+    printed = shown("who sat?", "the cat " + "x" * 2000 + " so<|im_end|>")
+    assert "who sat?[[the cat x" in printed
+    assert "x so<|im_end|>]]" in printed
+    assert "]] ... 1,8" in printed
+    assert "more tokens with loss ... [[" in printed
 
 
 def test_a_short_row_is_shown_whole() -> None:
@@ -69,9 +69,9 @@ def test_a_short_row_is_shown_whole() -> None:
 
 
 def test_colour_stands_for_the_marks_on_a_terminal() -> None:
-    said = shown("y" * 500, "the cat", terminal=True)
-    assert "[[" not in said
-    assert "\x1b[1;32mthe cat" in said
+    printed = shown("y" * 500, "the cat", terminal=True)
+    assert "[[" not in printed
+    assert "\x1b[1;32mthe cat" in printed
 
 
 def test_many_turns_lose_those_in_the_middle() -> None:
@@ -85,22 +85,22 @@ def test_the_share_is_never_nothing() -> None:
 
 
 def test_what_matters_comes_first(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model, then the data, then examples with a legend, then the settings that were made."""
+    """The model, then the data, then examples with a legend, then the settings that were set."""
     check.show(recipe("training={max_time: 10min}"), rows=1)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     parts = ("trainable params: ", "self_attn.q_proj: LoRA", "train ", "contribute to the loss", "example 0", "strategy.r ")
-    places = [said.index(part) for part in parts]
+    places = [printed.index(part) for part in parts]
     assert places == sorted(places)
-    assert "at most 10m 00s" in said
-    assert "10,000,000" not in said
-    assert "evaluation.max_rows" not in said  # a default
-    assert "embed_tokens" not in said  # frozen
+    assert "at most 10m 00s" in printed
+    assert "10,000,000" not in printed
+    assert "evaluation.max_rows" not in printed  # a default
+    assert "embed_tokens" not in printed  # frozen
 
 
 def test_defaults_and_frozen_modules_are_shown_on_request(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     check.show(recipe(), rows=0, every=True)
-    said = capsys.readouterr().out
-    assert "evaluation.max_rows" in said
-    assert "embed_tokens" in said
-    assert "4 steps (" in said
-    assert "example" not in said
+    printed = capsys.readouterr().out
+    assert "evaluation.max_rows" in printed
+    assert "embed_tokens" in printed
+    assert "4 steps (" in printed
+    assert "example" not in printed

@@ -1,4 +1,4 @@
-"""The command line: light, honest about where values come from, and careful with files that are there."""
+"""The command line: fast without torch, values with their origins, and no existing file is overwritten."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Run = Callable[..., tuple[Any, str]]
 
 @pytest.fixture
 def hfstrat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`hfstrat("recipes", "ls")` gives the exit code and what was said, from an empty folder."""
+    """`hfstrat("recipes", "ls")` gives the exit code and the output, from an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[Any, str]:
         monkeypatch.setattr(sys, "argv", ["hfstrat", *words])
         with pytest.raises(SystemExit) as ended:
             main.main()
-        said = capfd.readouterr()
-        return ended.value.code, said.out + said.err
+        printed = capfd.readouterr()
+        return ended.value.code, printed.out + printed.err
 
     return run
 
@@ -63,10 +63,10 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(command) or "hfstrat" for command in COMMANDS])
 def test_every_command_explains_itself(hfstrat: Run, command: list[str]) -> None:
-    code, said = hfstrat(*command, "--help")
+    code, printed = hfstrat(*command, "--help")
     assert not code
-    assert "Usage:" in said
-    assert "--help" in said
+    assert "Usage:" in printed
+    assert "--help" in printed
 
 
 def test_the_first_help_names_every_strategy(hfstrat: Run) -> None:
@@ -78,13 +78,13 @@ def test_the_first_help_names_every_strategy(hfstrat: Run) -> None:
 
 
 def test_evaluate_refuses_a_form_that_there_is_not(hfstrat: Run, tiny: Path) -> None:
-    code, said = hfstrat("evaluate", str(tiny), "--quantization", "nf5")
+    code, printed = hfstrat("evaluate", str(tiny), "--quantization", "nf5")
     assert code == 2
-    assert "--quantization: nf5: expected one of recorded, none, int8, nf4, fp4" in said
+    assert "--quantization: nf5: expected one of recorded, none, int8, nf4, fp4" in printed
 
 
 def test_help_recipes_and_schema_import_no_torch() -> None:
-    """What needs no model is answered at once."""
+    """Commands that need no model import no heavy library."""
     heavy = "{'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)"
     lines = ["import sys, hfstrat.cli.main"]
     for words in (
@@ -116,29 +116,29 @@ def test_the_version(hfstrat: Run) -> None:
 
 
 def test_an_unknown_command_is_named(hfstrat: Run) -> None:
-    code, said = hfstrat("trian")
+    code, printed = hfstrat("trian")
     assert code == 2
-    assert "train" in said
-    assert "Traceback" not in said
+    assert "train" in printed
+    assert "Traceback" not in printed
 
 
 def test_recipes_are_listed_with_what_they_are_for(hfstrat: Run) -> None:
-    code, said = hfstrat("recipes", "ls")
+    code, printed = hfstrat("recipes", "ls")
     assert not code
-    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in said.splitlines()}
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in printed.splitlines()}
     assert sorted(listed) == library.names("recipes")
     assert all(listed.values())
 
 
 def test_a_recipe_is_copied_once(hfstrat: Run, tmp_path: Path) -> None:
-    """A copy is the file itself, and never takes the place of another."""
+    """A copy equals the file, and never replaces another."""
     source = library.find("recipes", "quickstart").read_bytes()
     assert hfstrat("recipes", "cp", "quickstart") == (0, "quickstart.yaml\n")
     assert (tmp_path / "quickstart.yaml").read_bytes() == source
     (tmp_path / "quickstart.yaml").write_text("mine")
-    code, said = hfstrat("recipes", "cp", "quickstart")
+    code, printed = hfstrat("recipes", "cp", "quickstart")
     assert code == 2
-    assert "quickstart.yaml exists already; name another file" in said
+    assert "quickstart.yaml exists already; name another file" in printed
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
 
 
@@ -158,9 +158,9 @@ def test_a_recipe_is_copied_where_it_is_wanted(hfstrat: Run, tmp_path: Path) -> 
     ],
 )
 def test_what_cannot_be_copied_is_said(hfstrat: Run, words: list[str], says: str) -> None:
-    code, said = hfstrat("recipes", "cp", *words)
+    code, printed = hfstrat("recipes", "cp", *words)
     assert code == 2
-    assert says in said
+    assert says in printed
 
 
 # the JSON schema
@@ -218,9 +218,9 @@ def _parts_fit(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool
 
 def test_the_schema_takes_what_the_loader_takes(hfstrat: Run) -> None:
     """An editor that follows the schema accepts every shipped recipe, the short forms too."""
-    code, said = hfstrat("schema")
+    code, printed = hfstrat("schema")
     assert not code
-    schema = json.loads(said)
+    schema = json.loads(printed)
     assert set(schema["required"]) == {"strategy", "data", "output_dir"}  # a model is not needed from scratch
     assert schema["additionalProperties"] is False
     texts = [library.find("recipes", name).read_text() for name in library.names("recipes")]
@@ -367,7 +367,7 @@ def test_overrides_are_read_in_order(load: Callable[..., Loaded]) -> None:
 
 
 def test_an_override_goes_into_a_section_that_is_empty_or_not_there(load: Callable[..., Loaded]) -> None:
-    """`hub:` with nothing below it is what an outcommented section leaves."""
+    """`hub:` with nothing below it remains if the keys of a section are commented out."""
     text = SOUND + "hub:\n"
     assert load("hub.repo_id=me/x", "evaluation.samples=1", text=text).recipe.evaluation.samples == 1
 

@@ -1,4 +1,4 @@
-"""The runs under a folder, and what differs between two: read from their reports alone."""
+"""The runs below a folder, and the differences of two runs, read from their reports alone."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_the_latest_first(folder: Path) -> None:
 
 
 def test_what_differs(folder: Path) -> None:
-    said = runs.diff(folder / "a", folder / "deep/b")
-    text = "\n".join(" ".join(line.split()) for line in said)
+    printed = runs.diff(folder / "a", folder / "deep/b")
+    text = "\n".join(" ".join(line.split()) for line in printed)
     assert "strategy.name lora full" in text
     assert "seed 42 7" in text
     assert "metrics_after.loss 2.5 1.5 -1 (-40.0%)" in text
     assert "total_seconds 14 3 -11" in text
     assert "output_dir" not in text
-    assert "environment" not in said
+    assert "environment" not in printed
     assert runs.diff(folder / "a", folder / "a")[2:] == ["recipe, data, environment and result are identical"]
 
 

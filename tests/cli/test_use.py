@@ -1,4 +1,4 @@
-"""What was trained can be used: answers, merged models, and plain transformers and peft load it."""
+"""Trained models can be used: answers, merged models, loading by plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_no_prompt_is_said_at_once(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_the_printed_lines_serve(trained: Path, tmp_path: Path) -> None:
-    """`hfstrat use` of an adapter: its lines for transformers are executed as they stand, but for the port."""
+    """`hfstrat use` of an adapter: its lines for transformers are executed unchanged, except for the port."""
     if shutil.which("curl") is None or any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")):
         pytest.skip("needs curl, and pip install 'transformers[serving]'")
     lines = snippets.show(str(trained))
@@ -127,9 +127,9 @@ def test_the_printed_lines_serve(trained: Path, tmp_path: Path) -> None:
     try:
         wait = "--retry 90 --retry-delay 1 --retry-connrefused"
         asked = ask.replace("8000", str(port)).replace("curl", f"curl -s {wait}", 1)
-        said = subprocess.run(asked, shell=True, check=True, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+        printed = subprocess.run(asked, shell=True, check=True, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
         assert served.poll() is None
     finally:
         served.terminate()
         served.wait(30)
-    assert json.loads(said)["choices"][0]["message"]["role"] == "assistant", said
+    assert json.loads(printed)["choices"][0]["message"]["role"] == "assistant", printed

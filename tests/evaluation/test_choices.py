@@ -1,4 +1,4 @@
-"""Answers by likelihood: what lm-evaluation-harness says of the same rows, with whatever shares a forward pass."""
+"""Answers by likelihood: equal to lm-evaluation-harness on the same examples, whatever shares a forward pass."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def runner(tokens: int = 400) -> Runner:
 def asked(folder: Path, count: int = 40) -> Path:
     """Questions with two to five choices of one to many tokens, some of them with bytes beyond ASCII."""
     source = np.random.default_rng(5)
-    said = sentences(6 * count, seed=7)
+    lines = sentences(6 * count, seed=7)
     rows = []
     for number in range(count):
-        texts = [f"{said[6 * number + k]}{' été' * (k == 1)}" for k in range(source.integers(2, 6))]
-        rows.append({"query": f"{number} {said[6 * number + 5]}", "choices": texts, "gold": int(source.integers(len(texts)))})
+        texts = [f"{lines[6 * number + k]}{' été' * (k == 1)}" for k in range(source.integers(2, 6))]
+        rows.append({"query": f"{number} {lines[6 * number + 5]}", "choices": texts, "gold": int(source.integers(len(texts)))})
     rows[3]["query"] = rows[3]["query"] + "  "  # white space that belongs to the choices
     return write_jsonl(folder / "asked.jsonl", rows)
 
@@ -83,7 +83,7 @@ def test_a_shared_context_changes_nothing(models: Callable[..., Path], family: s
 
 
 def test_a_model_that_mixes_them_up_is_noticed(tiny: Path) -> None:
-    """One that takes no notice of a mask of its own gets a row for each continuation."""
+    """A model that ignores the given mask gets a row for each continuation."""
     subject = subject_of(tiny)
     original = subject.model.model.forward
     subject.model.model.forward = lambda *args, attention_mask=None, **kwargs: original(*args, **kwargs)
@@ -92,7 +92,7 @@ def test_a_model_that_mixes_them_up_is_noticed(tiny: Path) -> None:
 
 
 def test_the_harness_says_the_same(tiny: Path, tmp_path: Path) -> None:
-    """Its own model class on its own task, against our rows, and against our forward passes under its task."""
+    """The harness's own model and task, compared with our examples, and with our forward passes in its task."""
     pytest.importorskip("lm_eval", reason="needs lm_eval (pip install 'hfstrat[eval]')")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -129,10 +129,10 @@ def test_the_harness_says_the_same(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_other_shapes(tiny: Path, tmp_path: Path) -> None:
-    """Contexts to choose from, and single continuations, against the sums themselves."""
-    subject, said = subject_of(tiny), sentences(60, seed=9)
-    schema = [{"context_options": said[n : n + 2], "continuation": "ran.", "gold": n % 2} for n in range(10)]
-    going_on = [{"context": said[n], "continuation": said[n + 20]} for n in range(10)]
+    """Choices between contexts, and single continuations, compared with the sums."""
+    subject, lines = subject_of(tiny), sentences(60, seed=9)
+    schema = [{"context_options": lines[n : n + 2], "continuation": "ran.", "gold": n % 2} for n in range(10)]
+    going_on = [{"context": lines[n], "continuation": lines[n + 20]} for n in range(10)]
     one, two = write_jsonl(tmp_path / "schema.jsonl", schema), write_jsonl(tmp_path / "on.jsonl", going_on)
     with subject.measured(), torch.no_grad():
         first, second = (choices.measure(subject, str(file), runner()) for file in (one, two))
@@ -166,7 +166,7 @@ def test_the_right_choice_is_found_however_it_is_written(row: Any, gold: int) ->
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"query": "q", "choices": ["x", "y"], "gold": 2}, "none of the 2 choices"),
         ({"query": "q", "choices": ["x", "y"]}, "no correct answer"),
@@ -174,9 +174,9 @@ def test_the_right_choice_is_found_however_it_is_written(row: Any, gold: int) ->
         ({"text": "x"}, "it has text"),
     ],
 )
-def test_rows_that_fit_no_shape(row: Any, said: str, tmp_path: Path) -> None:
+def test_rows_that_fit_no_shape(row: Any, message: str, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "odd.jsonl", [row])
-    with pytest.raises(UserError, match=f"row 1: .*{said}"):
+    with pytest.raises(UserError, match=f"row 1: .*{message}"):
         list(choices.read(file))
 
 

@@ -1,4 +1,4 @@
-"""What is measured: the same for any batch, with honest intervals, and the same as the training run's own report."""
+"""Measurements: equal for any batch size, with correct intervals, and equal to the report of the training run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_
 
 @pytest.fixture(scope="module")
 def trained(models: Callable[..., Path], rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished LoRA run in float32, with everything measured that needs no library."""
+    """A finished LoRA run in float32, with all measurements that need no further library."""
     folder = tmp_path_factory.mktemp("measured")
     recipe = folder / "recipe.yaml"
     questions = [{"query": f"the cat {n}", "choices": ["sat on the mat", "ran", f"red {n}"], "gold": n % 3} for n in range(12)]
@@ -54,7 +54,7 @@ def report_of(run_folder: Path) -> Any:
 
 
 def test_a_bootstrap_is_that_of_drawn_rows() -> None:
-    """Against a slow one that draws rows and computes the metric again."""
+    """Compared with a slow one that draws examples and computes the metric again."""
     source = np.random.default_rng(0)
     nll, tokens = source.exponential(3, 40), source.integers(1, 9, 40)
     score = ratios({"nll": nll, "tokens": tokens}, {"loss": lambda s: s["nll"] / s["tokens"]})
@@ -66,7 +66,7 @@ def test_a_bootstrap_is_that_of_drawn_rows() -> None:
 
 
 def test_a_difference_is_paired() -> None:
-    """Two models that differ by the same everywhere differ by that for sure, however much rows differ."""
+    """If two models differ equally on all examples, the interval of the difference is narrow, however much examples differ."""
     values = np.random.default_rng(1).normal(5, 3, 60)
     before, after = (Measurement(60, means({"loss": values + shift}), order="x") for shift in (0.0, -0.25))
     found = with_intervals(before, after)
@@ -132,7 +132,7 @@ def test_no_batch_size_changes_a_result(trained: Path, tokens: int, monkeypatch:
 
 
 def test_other_rows_have_the_masks_of_training(trained: Path, rows: Path) -> None:
-    """All rows as a file, of which the run's own evaluation rows are some: their sums over rows agree."""
+    """All examples as a file, which contains the run's own evaluation examples: their sums agree."""
     whole = evaluate(Request(str(trained), data=str(rows), overrides=["evaluation.control=off", "evaluation.choices=[]"]))
     assert whole is not None
     entry = whole["measured"]["evaluation rows"]
@@ -176,7 +176,7 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ({"overrides": ["training.max_steps=3"]}, "only data"),
         ({"overrides": ["evaluation.metric=[f1]"]}, "did you mean"),
@@ -186,8 +186,8 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"against": "./nowhere"}, "no such folder"),
     ],
 )
-def test_mistakes_are_answered_before_anything_is_loaded(trained: Path, words: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_are_answered_before_anything_is_loaded(trained: Path, words: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Request(str(trained), **words).check()
 
 
@@ -213,9 +213,9 @@ def test_a_long_measurement_says_how_long_it_still_takes(monkeypatch: pytest.Mon
 
     from hfstrat.evaluation import forward
 
-    clock, said = [0.0], StringIO()
+    clock, printed = [0.0], StringIO()
     monkeypatch.setattr(forward.time, "monotonic", lambda: clock[0])
-    with forward.Progress(Console(file=said, width=80), "questions", 100) as shown:
+    with forward.Progress(Console(file=printed, width=80), "questions", 100) as shown:
         for clock[0] in (5.0, 20.0, 22.0, 80.0):
             shown.advance(20)
-    assert said.getvalue().splitlines() == ["questions: 40%, 0:30 left", "questions: 80%, 0:20 left"]
+    assert printed.getvalue().splitlines() == ["questions: 40%, 0:30 left", "questions: 80%, 0:20 left"]

@@ -1,4 +1,4 @@
-"""What a run leaves of each evaluation row is what its report says of all of them."""
+"""The stored scores of the evaluation examples add up to the metrics of the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarray]:
-    """The measure that runs are compared by is that of the report; and the curve is that of the history."""
+    """The metric by which runs are compared equals that of the report, and the curve that of the history."""
     found, after, quality = intervals.read_rows(folder), report["result"]["metrics_after"], TASKS[task].metrics.quality
     assert found[quality.above].sum() / found[quality.below].sum() == pytest.approx(after[quality.metric], rel=1e-6)
     assert found["nll"].sum() / found["items"].sum() == pytest.approx(after["loss"], rel=1e-6)
@@ -41,7 +41,7 @@ def check(report: dict[str, Any], folder: Path, task: str) -> dict[str, np.ndarr
 
 
 def test_of_a_language_model(recipe: Any) -> None:
-    """SegmentTokenizer of a row that was split stand together; bits a byte are those of the report."""
+    """The pieces of a split example are summed; bits per byte are those of the report."""
     loaded = recipe("data.overflow=split", "data.max_length=16")
     report = run(loaded)
     assert report is not None

@@ -1,4 +1,4 @@
-"""Complete runs of a classifier: what the end of a run promises holds."""
+"""Complete runs of a classifier: a finished run fulfills its guarantees."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_run_ends_with_a_verified_classifier(
 
 
 def test_the_best_classifier_has_the_highest_accuracy(classify: Any, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    """Not the lowest loss, which rises when a small data set is memorized; ties go to the lower loss."""
+    """Not the lowest loss, which rises when a small dataset is memorized; ties go to the lower loss."""
     from hfstrat.trainer.trainer import StrategyTrainer
 
     told = {0: (0.4, 0.7), 1: (0.6, 0.6), 2: (0.8, 0.9), 3: (0.8, 0.8), 4: (0.7, 0.3), 5: (0.8, 0.85), 6: (0.5, 2.0)}
@@ -139,12 +139,12 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     loaded = classify("bert")
     preflight.check(loaded)
     check.show(loaded, rows=3)
-    said = capsys.readouterr().out
-    assert "[CLS]" in said
-    assert sum(f"label {label}" in line for line in said.splitlines() for label in LABELS) == 3
+    printed = capsys.readouterr().out
+    assert "[CLS]" in printed
+    assert sum(f"label {label}" in line for line in printed.splitlines() for label in LABELS) == 3
     described = strategies.describe(loaded.recipe, len(LABELS))  # without torch
     assert described is not None
-    assert format.trainable(described.footprint.trainable, described.footprint.total) in said
+    assert format.trainable(described.footprint.trainable, described.footprint.total) in printed
 
 
 def test_predict_prints_labels_and_generate_names_the_right_command(
@@ -155,7 +155,7 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
     target = str(tmp_path / "run")
     inference.predict(target, ["the cat"], None, None)
     assert capsys.readouterr().out.split()[0] in LABELS
-    output = tmp_path / "said.jsonl"
+    output = tmp_path / "printed.jsonl"
     inference.predict(target, [], tmp_path / "labelled.jsonl", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 90
@@ -215,7 +215,7 @@ def test_two_processes_equal_one_process(classify: Any, tmp_path: Path, bodies: 
 
 @pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
 def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
-    """The tokenizer is trained on the training data, and the model learns which word marks a label."""
+    """The tokenizer is trained on the training data, and the trained model predicts labels from the words that mark them."""
     new = f"{{name: scratch, model_type: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"
     words = (
         f"strategy={new}",
@@ -238,7 +238,7 @@ def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: 
 
 
 def test_held_out_texts_do_not_train_the_tokenizer(classify: Any) -> None:
-    """The texts that the new tokenizer never saw are the evaluation examples."""
+    """The texts that the tokenizer was not trained on are the evaluation examples."""
     new = "{name: scratch, model_type: bert, parameters: 60k, tokenizer: {vocab_size: 300}}"
     recipe = classify("bert", f"strategy={new}", "model={}").recipe
     corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)

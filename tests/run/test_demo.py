@@ -1,4 +1,4 @@
-"""The real demo model: run by .ci/run, after `make` has fetched it."""
+"""The real demo model, after `make` has downloaded it."""
 
 from __future__ import annotations
 

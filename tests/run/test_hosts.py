@@ -126,17 +126,17 @@ def test_a_run_on_two_hosts_resumes_after_one_is_killed(hosts: Any, recipe: Any,
         wait_for(lambda: any((tmp_path / "two").glob("checkpoint-*/hfstrat_complete.json")), 120)
         kill(both[1])
         began = time.monotonic()
-        said = ended(both[0], 60)
+        printed = ended(both[0], 60)
         assert time.monotonic() - began < 60
-        assert both[0].returncode == errors.CRASH, said
-        assert "rank 1 on " in said, said
-        assert "gone" in said
+        assert both[0].returncode == errors.CRASH, printed
+        assert "rank 1 on " in printed, printed
+        assert "gone" in printed
     finally:
         for child in both:
             kill(child)
     both = [start(host, rank, one.source, words, 29612, **caches[rank]) for rank, host in enumerate(hosts)]
-    said = ended(both[0], 150)
-    assert both[0].returncode == 0, said
+    printed = ended(both[0], 150)
+    assert both[0].returncode == 0, printed
     assert ended(both[1], 30) is not None
     assert both[1].returncode == 0
     reports = [json.loads((tmp_path / name / "report.json").read_text())["result"] for name in ("one", "two")]

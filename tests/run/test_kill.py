@@ -26,8 +26,8 @@ def start(recipe: Any, folder: Path) -> subprocess.Popen[str]:
 
 def finished(recipe: Any, folder: Path) -> dict[str, torch.Tensor]:
     child = start(recipe, folder)
-    said, _ = child.communicate(timeout=240)
-    assert child.returncode == 0, said
+    printed, _ = child.communicate(timeout=240)
+    assert child.returncode == 0, printed
     return load_file(folder / "final" / "adapter_model.safetensors")
 
 

@@ -155,9 +155,9 @@ def test_a_finished_run_can_be_extended(recipe: Any, tmp_path: Path, capsys: pyt
         run(recipe(*constant, "training.max_steps=3"))
     longer = recipe(*constant, "training.max_steps=8", "training.save_steps=4")
     result = again(longer)
-    said = capsys.readouterr().out
-    assert "changed since checkpoint-4: training.max_steps was 4, is 8" in said
-    assert "8 steps instead of 4: the constant schedule" in said
+    printed = capsys.readouterr().out
+    assert "changed since checkpoint-4: training.max_steps was 4, is 8" in printed
+    assert "8 steps instead of 4: the constant schedule" in printed
     assert result["resumed_from"].endswith("checkpoint-4")
     assert (folder_of(longer) / "report.earlier.json").is_file()
     assert_same(whole, longer)
@@ -331,9 +331,9 @@ def test_a_real_full_disk(
     with pytest.raises(Exception, match=r"No space left|os error 28|PytorchStreamWriter failed"):
         run(loaded)
     assert json.loads((folder_of(loaded) / "report.json").read_text())["result"]["status"] == "disk-full"
-    said = capsys.readouterr().out
-    assert "checkpoint-4 was not saved; the last complete checkpoint is" in said
-    assert "checkpoint-6 was not saved" in said
+    printed = capsys.readouterr().out
+    assert "checkpoint-4 was not saved; the last complete checkpoint is" in printed
+    assert "checkpoint-6 was not saved" in printed
     assert [p.name for p in checkpoints.all_checkpoints(folder_of(loaded))] == ["checkpoint-0", "checkpoint-2"]
     assert not (folder_of(loaded) / "final.partial").exists()
     filler.unlink()
@@ -457,8 +457,8 @@ def test_other_errors_are_not_reported_as_disk_full(recipe: Any, monkeypatch: py
 def test_cached_results_of_other_inputs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume.cache, "names_in_use", lambda: ["hidden_states-b", "rows-x"])
     stored = {"caches": ["hidden_states-a"]}
-    (said,) = resume.cache_remarks(Path("run/checkpoint-2"), stored)
-    assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in said
+    (printed,) = resume.cache_remarks(Path("run/checkpoint-2"), stored)
+    assert "hidden_states-a until checkpoint-2, hidden_states-b from here on" in printed
     assert resume.cache_remarks(Path("run/checkpoint-2"), {"caches": ["hidden_states-b"]}) == []
     assert resume.cache_remarks(None, {}) == []
 

@@ -1,4 +1,4 @@
-"""Complete runs: what the end of a run promises holds."""
+"""Complete runs: a finished run fulfills its guarantees."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_a_progress_line_shows_the_loss_of_its_step(
     report = run(recipe(f"training.logging_steps={every}"))
     assert report is not None
     known = {entry["step"]: f"{entry['loss']:.3f}" for entry in report["result"]["losses"]}
-    said = re.findall(r"^step (\d)/4  (?:loss (\S+)  )?\S+ tokens/s", capsys.readouterr().out, re.MULTILINE)
-    assert said == [(str(step), known.get(step, known.get(step - 1, ""))) for step in (1, 2, 3, 4)]
+    printed = re.findall(r"^step (\d)/4  (?:loss (\S+)  )?\S+ tokens/s", capsys.readouterr().out, re.MULTILINE)
+    assert printed == [(str(step), known.get(step, known.get(step - 1, ""))) for step in (1, 2, 3, 4)]
 
 
 def test_rows_beyond_the_models_context_are_refused(recipe: Any, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_differing_artifact_is_detected(recipe: Any, monkeypatch: pytest.Monke
         save_file({name: torch.zeros_like(t) for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
 
     monkeypatch.setattr(Strategy, "save", save)
-    with pytest.raises(RunError, match="does not say what the trained model said") as info:
+    with pytest.raises(RunError, match="does not say what the trained model printed") as info:
         run(recipe("training.learning_rate=0.1", "training.load_best_model_at_end=false"))
     assert info.value.code == errors.ARTIFACT
     assert not (folder_of(recipe()) / "final").exists()

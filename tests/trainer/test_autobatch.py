@@ -1,4 +1,4 @@
-"""What is chosen from memory: the largest that fits, and no trace of the measurement. The device is a pretended one."""
+"""Batch sizes from measured memory: the largest that fits, and the measurement has no side effects. The device is simulated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA: Any = SimpleNamespace(lengths=np.array([40, 12, 33, 8]), eval_lengths=np.a
 
 
 def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, list[int]]:
-    """With room for so many rows of a step, of a step with recomputed activations, and of an evaluation."""
+    """The plan for memory for this many examples of a step, a step with recomputed activations, and an evaluation."""
     settings = Training(max_steps=5, global_batch_size=16, **training)
     plan = make_plan(settings, DATA.lengths, DATA.eval_lengths, processes=1)
     tried: list[int] = []
@@ -89,7 +89,7 @@ def test_compiled_blocks_compute_the_same_and_are_saved_as_they_were(trained: An
 
 
 def test_features_need_no_fitting(tmp_path: Path) -> None:
-    """Rows that are features already have no tokens to make a worst step of; set-up leaves them alone."""
+    """Examples that are features already have no tokens for a worst step; set-up does not measure them."""
     from hfstrat.strategies.head.head_model import FeatureCollator
 
     assert not FeatureCollator.pads

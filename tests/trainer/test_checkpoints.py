@@ -1,4 +1,4 @@
-"""Checkpoints are whole or do not count, and a recipe that goes on from one is compared with its own."""
+"""Incomplete checkpoints are ignored, and the recipe of a resumed run is compared with that of the checkpoint."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_rotation_keeps_the_last_complete_one(tmp_path: Path) -> None:
     checkpoints.rotate(tmp_path, 1, None)
     assert not first.exists()
     assert checkpoints.fault(second, read=False) is None
-    assert third.exists()  # newer than the last complete one: being written, for all that anybody knows
+    assert third.exists()  # newer than the last complete one: it may still be being written
 
 
 def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -
     found, remarks = checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})
     assert found == later
     assert "already continued from" in remarks[0]
-    make(tmp_path / "c", 6)  # somebody else's
+    make(tmp_path / "c", 6)  # of another run
     with pytest.raises(UserError, match="has later checkpoints of another run, up to checkpoint-6"):
         checkpoints.find_resume(tmp_path / "c", str(named), recipe | {"seed": 1})
 

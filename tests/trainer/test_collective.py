@@ -1,4 +1,4 @@
-"""What several processes compute together is what one computes. Threads stand for the processes."""
+"""Several processes compute together what one computes. The processes are threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfstrat.trainer.collective import ProcessGroup, exhaust
 
 
 class Thread(ProcessGroup):
-    """A process of a group that talks through a list."""
+    """A process of a group that communicates through a list."""
 
     def __init__(self, rank: int, size: int, table: list[Any], barrier: Barrier, writers: tuple[int, ...]) -> None:
         super().__init__(rank, size)
@@ -36,7 +36,7 @@ class Thread(ProcessGroup):
 
 
 def in_group(size: int, work: Callable[[ProcessGroup], Any], writers: tuple[int, ...] = (0,)) -> list[Any]:
-    """What each of them gets."""
+    """The result of each process."""
     table, barrier = [None] * size, Barrier(size)
     with ThreadPoolExecutor(size) as pool:
         return [done.result() for done in [pool.submit(work, Thread(r, size, table, barrier, writers)) for r in range(size)]]
@@ -77,12 +77,12 @@ def test_what_is_fetched_is_built_by_all_and_written_once(tmp_path: Path, monkey
             with lock:
                 written.append(group.rank)
             target.write_bytes(b"".join(results))
-            return {"said": 8}
+            return {"printed": 8}
 
         entry = group.fetch("things", "a" * 32, "things", build)
         return entry.path.read_bytes(), entry.value
 
-    assert in_group(3, work) == [(bytes(range(8)), {"said": 8})] * 3
+    assert in_group(3, work) == [(bytes(range(8)), {"printed": 8})] * 3
     assert shares == [3, 3, 2]
     assert written == [0]
     in_group(3, work)

@@ -1,4 +1,4 @@
-"""Private members of Trainer: all that are used are listed with a reason, and look as they did in the version we wrote for."""
+"""Private members of Trainer: all that are used are listed with a reason, with the signatures of the tested version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing changes no number, and is used only where examples are shown not to see each other."""
+"""Packing changes no number, and is used only if a test shows that packed examples do not attend to each other."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_models_whose_examples_see_each_other_are_found_out(models: Callable[...
 
 
 def careless(folder: Path) -> Any:
-    """A model that attends to whatever stands in the row, as somebody's own may do."""
+    """A model that attends to the complete row, as a custom one may do."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     body = model.base_model
     whole = body.forward
@@ -146,9 +146,9 @@ def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, 
         assert report["result"]["plan"]["bins"] == (4 if packing else None)
         assert report["result"]["metrics_after"]["tokens"] > 0
     assert curves[True] == pytest.approx(curves[False], rel=1e-5)
-    said = capsys.readouterr().out
-    assert "packed into 4 rows per step" in said
-    assert "do not attend to each other" in said
+    printed = capsys.readouterr().out
+    assert "packed into 4 rows per step" in printed
+    assert "do not attend to each other" in printed
 
 
 def batches(
@@ -197,7 +197,7 @@ def test_a_resumed_run_goes_on_packed_or_not_as_it_began(tiny: Path) -> None:
 
 
 def test_no_bin_is_wider_than_what_was_measured() -> None:
-    lengths = [60, 60, 60, 60, 5, 5, 5, 5] * 10  # two of 60 would stand in one bin of 100
+    lengths = [60, 60, 60, 60, 5, 5, 5, 5] * 10  # two of 60 would fit in one bin of 100
     order = BatchOrder(lengths, 8, 10, seed=0)
     bins = count_bins(order, 100, 1)
     for step in range(10):

@@ -1,4 +1,4 @@
-"""Trackers by name: nothing is sent unasked, and whatever happens to one, the run goes on."""
+"""Trackers by name: nothing is sent without a request, and the run continues if a tracker fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_missing_tracker_is_said_before_anything(recipe: Any, monkeypatch: pyt
     monkeypatch.setitem(preflight.TRACKER_PACKAGES, "wandb", "no_such_package")
     with pytest.raises(UserError, match="report_to: wandb is not installed: pip install no_such_package"):
         preflight.check(recipe("training.report_to=[wandb]"))
-    (tmp_path / "a_tracker_folder").mkdir()  # as wandb leaves one where it ran
+    (tmp_path / "a_tracker_folder").mkdir()  # as wandb creates one where it runs
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(preflight.TRACKER_PACKAGES, "wandb", "a_tracker_folder")
     with pytest.raises(UserError, match="is not installed"):
@@ -43,7 +43,7 @@ def test_a_tracker_does_not_ask_for_a_login(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 class Recording(TrainerCallback):  # type: ignore[misc]
-    """A tracker that breaks at one event, or in being made."""
+    """A tracker that fails at one event, or when it is created."""
 
     breaks: str = ""
     seen: list[str] = []
@@ -69,7 +69,7 @@ class Recording(TrainerCallback):  # type: ignore[misc]
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(callbacks, "get_reporting_integration_callbacks", lambda names: [Recording])
-    monkeypatch.setitem(preflight.TRACKER_PACKAGES, "trackio", "json")  # a package that is there
+    monkeypatch.setitem(preflight.TRACKER_PACKAGES, "trackio", "json")  # an installed package
     monkeypatch.setattr(Recording, "breaks", "")
     monkeypatch.setattr(Recording, "seen", [])
     return Recording
@@ -78,11 +78,11 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
 @pytest.mark.parametrize("event", ["being made", "on_train_begin", "on_log", "on_train_end"])
 def test_a_tracker_that_fails_is_done_without(tracker: type[Recording], event: str) -> None:
     tracker.breaks = event
-    said: list[str] = []
-    (one,) = callbacks.tracker_callbacks(["trackio"], said.append)
+    printed: list[str] = []
+    (one,) = callbacks.tracker_callbacks(["trackio"], printed.append)
     for name in ("on_init_end", "on_train_begin", "on_log", "on_log", "on_train_end", "on_log"):
         assert getattr(one, name)(None, None, None) is None
-    assert said == ["tracker   trackio failed, and the run continues without it: no route to it"]
+    assert printed == ["tracker   trackio failed, and the run continues without it: no route to it"]
     assert tracker.seen[-1] == event
 
 
@@ -110,7 +110,7 @@ def test_what_comes_after_training_begins_no_second_run(tracker: type[Recording]
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Addresses outside this machine that somebody asks for; none of them answers."""
+    """Requested addresses outside this machine; none of them answers."""
     asked: list[Any] = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
