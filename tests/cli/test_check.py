@@ -68,7 +68,7 @@ def test_a_short_row_is_shown_whole() -> None:
     assert shown("who sat?", "the cat").endswith("who sat?[[the cat]]\n")
 
 
-def test_colour_stands_for_the_marks_on_a_terminal() -> None:
+def test_color_replaces_the_marks_on_a_terminal() -> None:
     printed = shown("y" * 500, "the cat", terminal=True)
     assert "[[" not in printed
     assert "\x1b[1;32mthe cat" in printed

@@ -157,7 +157,7 @@ def test_a_recipe_is_copied_where_it_is_wanted(hfstrat: Run, tmp_path: Path) -> 
         (["quickstart", "none/here.yaml"], "none: no such folder"),
     ],
 )
-def test_what_cannot_be_copied_is_said(hfstrat: Run, words: list[str], says: str) -> None:
+def test_what_cannot_be_copied_is_refused(hfstrat: Run, words: list[str], says: str) -> None:
     code, printed = hfstrat("recipes", "cp", *words)
     assert code == 2
     assert says in printed
@@ -366,7 +366,7 @@ def test_overrides_are_read_in_order(load: Callable[..., Loaded]) -> None:
     assert loaded.origin(("strategy", "name")) == "command line: strategy=lora"
 
 
-def test_an_override_goes_into_a_section_that_is_empty_or_not_there(load: Callable[..., Loaded]) -> None:
+def test_an_override_creates_a_missing_or_empty_section(load: Callable[..., Loaded]) -> None:
     """`hub:` with nothing below it remains if the keys of a section are commented out."""
     text = SOUND + "hub:\n"
     assert load("hub.repo_id=me/x", "evaluation.samples=1", text=text).recipe.evaluation.samples == 1

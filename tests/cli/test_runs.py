@@ -40,7 +40,7 @@ def change(run: Path, loss: float | None = None, **result: Any) -> None:
     (run / "report.json").write_text(json.dumps(report))
 
 
-def test_runs_are_listed_with_what_they_cost_and_brought(folder: Path) -> None:
+def test_runs_are_listed_with_costs_and_results(folder: Path) -> None:
     head, *lines = runs.table(folder, "name")
     assert head.split()[:4] == ["run", "strategy", "model", "data"]
     assert [line.split()[0] for line in lines] == ["a", "c", "deep/b"]
@@ -92,7 +92,7 @@ def test_other_rows_under_the_same_name_differ(folder: Path) -> None:
         (lambda folder: runs.diff(folder / "a", folder / "broken"), "not a report"),
     ],
 )
-def test_what_is_no_run_is_said(folder: Path, call: Any, words: str) -> None:
+def test_folders_that_are_no_runs_are_refused(folder: Path, call: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         call(folder)
 

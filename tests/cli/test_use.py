@@ -41,7 +41,7 @@ def trained(models: Callable[..., Path], rows: Path, tmp_path_factory: pytest.Te
     return folder / "run"
 
 
-def test_plain_peft_loads_the_adapter_and_says_the_same(trained: Path) -> None:
+def test_plain_peft_loads_the_adapter_with_equal_logits(trained: Path) -> None:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
@@ -104,7 +104,7 @@ def test_targets_that_are_none(tmp_path: Path, make: Any, words: str) -> None:
         artifact.resolve(make(tmp_path))
 
 
-def test_no_prompt_is_said_at_once(trained: Path) -> None:
+def test_a_missing_prompt_is_refused_first(trained: Path) -> None:
     with pytest.raises(UserError, match="--prompt"):
         inference.generate(str(trained), [], None, None, How(5))
 

@@ -100,7 +100,7 @@ def test_a_classifiers_score_of_weights_is_that_of_repeated_rows(many: bool) -> 
 # the command, and the training run
 
 
-def test_the_command_says_what_the_run_said(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_reports_the_same_as_the_run(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = report_of(trained)
     whole = evaluate(Request(str(trained), "base", output=str(tmp_path / "out.json")))
     assert whole is not None
@@ -192,7 +192,7 @@ def test_mistakes_are_answered_before_anything_is_loaded(trained: Path, words: A
 
 
 @pytest.mark.slow
-def test_two_processes_say_what_one_says(trained: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_the_same_as_one(trained: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "hfstrat", "evaluate", str(trained), "--against", "base", "--metric", "f1", "--json"]
     for count in (1, 2):
         output = tmp_path / f"{count}.json"
@@ -206,7 +206,7 @@ def test_two_processes_say_what_one_says(trained: Path, tmp_path: Path) -> None:
     assert one["answers"] == two["answers"]
 
 
-def test_a_long_measurement_says_how_long_it_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_measurement_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     from io import StringIO
 
     from rich.console import Console

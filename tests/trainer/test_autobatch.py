@@ -71,7 +71,7 @@ def test_activations_are_recomputed_where_not_one_row_fits(trained: Any) -> None
     assert (made.micro_batch, made.checkpointing) == (8, True)
 
 
-def test_what_the_recipe_says_stays(trained: Any) -> None:
+def test_explicit_settings_are_kept(trained: Any) -> None:
     with pytest.raises(UserError, match="a single sequence"):
         fitted(trained, {"step": 0, "recomputed": 9, "eval": 64}, activation_checkpointing=False)
     room = {"step": 0, "recomputed": 0, "eval": 0}

@@ -45,7 +45,7 @@ def flip(file: Path) -> None:
         (checkpoints.MARKER, lambda file: file.write_text(file.read_text().replace('"seed": 1', '"seed": 2')), "was changed"),
     ],
 )
-def test_a_broken_checkpoint_is_passed_over_and_it_is_said_why(tmp_path: Path, name: str, damage: Any, words: str) -> None:
+def test_a_broken_checkpoint_is_skipped_with_the_reason(tmp_path: Path, name: str, damage: Any, words: str) -> None:
     whole, broken = make(tmp_path, 2), make(tmp_path, 4)
     damage(broken / name)
     found, remarks = checkpoints.find_resume(tmp_path, "auto", {"seed": 1})
@@ -75,7 +75,7 @@ def test_rotation_keeps_the_last_complete_one(tmp_path: Path) -> None:
     assert third.exists()  # newer than the last complete one: it may still be being written
 
 
-def test_a_path_in_another_folder_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+def test_a_path_in_another_folder_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     named = make(tmp_path / "a", 4)
     recipe = {"training": {"resume_from_checkpoint": str(named)}, "output_dir": "b"}
     assert checkpoints.find_resume(tmp_path / "b", str(named), recipe | {"seed": 1})[0] == named
@@ -118,7 +118,7 @@ def changed(section: str, **keys: Any) -> dict[str, Any]:
     return {**BEFORE, section: {**BEFORE[section], **keys}}  # type: ignore[dict-item]
 
 
-def test_what_may_change_goes_on_and_is_said() -> None:
+def test_allowed_changes_resume_and_are_reported() -> None:
     allowed, refused = changes.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
     assert allowed == ["training.num_train_epochs was 1.0, is 2.0", "training.save_steps was None, is 10"]
     assert not refused

@@ -89,7 +89,7 @@ def test_what_is_fetched_is_built_by_all_and_written_once(tmp_path: Path, monkey
     assert shares == [3, 3, 2], "it was there already"
 
 
-def test_one_alone_needs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_needs_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
     group = ProcessGroup.current()
     assert (group.rank, group.size, group.writers) == (0, 1, (0,))

@@ -184,7 +184,7 @@ def test_a_teacher_has_to_keep_examples_apart_too(tiny: Path) -> None:
     assert "not packed: the teacher: a packed example" in made.line
 
 
-def test_a_resumed_run_goes_on_packed_or_not_as_it_began(tiny: Path) -> None:
+def test_a_resumed_run_is_packed_if_it_was_packed_before(tiny: Path) -> None:
     sound = AutoModelForCausalLM.from_pretrained(tiny)
     packed, plain = (
         batches(sound, "auto", "cpu", stored={"packed": True}),

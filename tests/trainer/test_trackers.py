@@ -18,7 +18,7 @@ from hfstrat.trainer import callbacks
 FEW = ("training.max_steps=2", "evaluation.samples=0")
 
 
-def test_a_missing_tracker_is_said_before_anything(recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tracker_is_reported_first(recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from hfstrat.run import preflight
 
     monkeypatch.setitem(preflight.TRACKER_PACKAGES, "wandb", "no_such_package")
