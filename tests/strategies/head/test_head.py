@@ -171,7 +171,11 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
 
 def test_features_are_kept_and_belong_to_what_they_were_made_of(recipe_of: Any, bodies: Any, tmp_path: Path) -> None:
     strategy = "strategy={name: head, pooling: mean}"
-    cached = lambda *more, family="bert": job_of(recipe_of(family, strategy, *more)).feed.facts["head"]["features_from_cache"]  # noqa: E731
+
+    def cached(*more: str, family: str = "bert") -> bool:
+        facts = job_of(recipe_of(family, strategy, *more)).train_data.facts
+        return bool(facts["head"]["features_from_cache"])
+
     assert not cached("data.max_length=40")
     assert cached("data.max_length=40")
     assert not cached("data.max_length=40", "strategy.layer=1")
