@@ -1,4 +1,4 @@
-"""The blocks of a transformer: finding them, compiling them, recomputing their activations."""
+"""The parts of a model: finding its blocks and its classification head, compiling blocks, recomputing their activations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
+
+from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,3 +89,25 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
         if getattr(module, "gradient_checkpointing", False):
             trains_before = trains_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = trains_before
+
+
+def head_modules(model: Any) -> list[str]:
+    """The names of the head's modules in a classification model: those next to the body, and the pooler."""
+    body = model.base_model_prefix
+    beside = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    inner = getattr(model, body, None)
+    within = [f"{body}.pooler"] if getattr(inner, "pooler", None) is not None else []
+    return [*beside, *within]
+
+
+def final_linear(model: Any) -> nn.Linear:
+    """The last linear layer of a classifier, whose outputs are the logits. Raises UserError if there is none."""
+    body = model.base_model_prefix
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        raise UserError(f"strategy: {type(model).__name__} has no linear head; use partial or lora")
+    return found[-1]

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 def read_config(model: Model) -> dict[str, Any] | None:
     """The local `config.json`, without torch; None if it does not exist."""
     file = Path(model.name_or_path).expanduser() / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
+    config = parse_config(file) if file.is_file() else None
     return config if isinstance(config, dict) else None
+
+
+def parse_config(file: Path) -> Any:
+    """The content of a model's config file. Raises UserError if it is not valid JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -114,6 +117,18 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def pad_token_of(config: Any, tokenizer: Any) -> int:
+    """The id of the padding token.
+
+    Raises:
+        UserError: none exists.
+    """
+    for pad in (tokenizer.pad_token_id, config.pad_token_id):
+        if pad is not None:
+            return int(pad)
+    raise UserError("model.tokenizer: it has neither a padding token nor an end token, so texts cannot be batched")
 
 
 def context_of(model: PreTrainedModel) -> int | None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from hfstrat.models.classifier_heads import CLASS_HEAD
 from hfstrat.recipe.quantization import Quantization
 from hfstrat.recipe.section import Shapes
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
+CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequence_summary)\.|^head\.")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
 CONFIG_KEYS = {  # a size: its keys in config.json, over the model families

@@ -185,7 +185,7 @@ def is_matrix(module: nn.Module) -> bool:
 
 def heads(model: Any) -> set[str]:
     """The names of the output modules: the LM head, or the head of a classifier."""
-    from hfstrat.models.classifier_heads import head_modules
+    from hfstrat.models.blocks import head_modules
 
     if (head := model.get_output_embeddings()) is not None:
         return {name for name, module in model.named_modules() if module is head}

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.check import check_adapter
-from hfstrat.models.classifier_heads import CLASS_HEAD
-from hfstrat.models.parameter_names import EMBEDDING, HEAD
+from hfstrat.models.parameter_names import CLASS_HEAD, EMBEDDING, HEAD
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Strategy

@@ -8,8 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models.classifier_heads import CLASS_HEAD
-from hfstrat.models.parameter_names import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
+from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Prepared, Strategy

@@ -85,10 +85,10 @@ def random_base(
     Raises:
         UserError: transformers refuses the config.
     """
-    from hfstrat.models.random import build
+    from hfstrat.models import random_init
 
     settings = {**settings, **task.model.config_options(data, tokenizer)}
-    base = build.from_config(recipe, tokenizer, family, settings, task.model.auto_class)
+    base = random_init.from_config(recipe, tokenizer, family, settings, task.model.auto_class)
     base.task, base.head_modules = task, task.model.split_missing(base.model, [])[0]
     task.model.adapt(base, tokenizer)
     return base

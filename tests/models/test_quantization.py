@@ -27,8 +27,8 @@ from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.strategies.frozen.prefix import can_precompute, find_prefix
-from hfstrat.strategies.frozen.states import digest_of_weights
+from hfstrat.strategies.cached_columns import digest_of_weights
+from hfstrat.strategies.frozen.boundary import can_precompute, find_prefix
 from hfstrat.tasks import artifact
 from hfstrat.tasks.loading import load_base
 

@@ -18,9 +18,9 @@ from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.recipe.format import file_size
+from hfstrat.strategies.cached_columns import CachedColumnCollator, cache_inputs, digest_of_weights
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
 from hfstrat.tasks.text_classification.losses import class_loss

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer
 
-from hfstrat.strategies.distill.tokenizer_mismatch import prompt_ids
+from hfstrat.strategies.distill.sequence import prompt_ids
 from hfstrat.trainer.trainer import StrategyTrainer
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
 from hfstrat.recipe.format import file_size
+from hfstrat.strategies.cached_columns import cache_inputs, digest_of_weights
 from hfstrat.strategies.distill.teacher_cache import Form, Rows, TeacherCollator, WithTeacher, write
-from hfstrat.strategies.frozen.states import cache_inputs, digest_of_weights
 
 if TYPE_CHECKING:
     from hfstrat.recipe.distill import Cache

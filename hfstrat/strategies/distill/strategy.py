@@ -20,7 +20,7 @@ from hfstrat.strategies.distill.teacher import check_teacher
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
-from hfstrat.strategies.scratch.strategy import Scratch
+from hfstrat.strategies.scratch import Scratch
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP

@@ -21,7 +21,7 @@ import torch
 
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.strategies.frozen.states import CachedColumnCollator, WithColumn
+from hfstrat.strategies.cached_columns import CachedColumnCollator, WithColumn
 from hfstrat.trainer.collective import exhaust
 
 COLUMN = "teacher"

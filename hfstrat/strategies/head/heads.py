@@ -11,8 +11,7 @@ from torch import nn
 
 from hfstrat.errors import UserError
 from hfstrat.models import output_scale
-from hfstrat.models.blocks import keep_layers_in_config
-from hfstrat.models.classifier_heads import final_linear
+from hfstrat.models.blocks import final_linear, keep_layers_in_config
 from hfstrat.models.load import cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
@@ -21,7 +20,6 @@ from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
-from hfstrat.strategies.head.shapes import check_depth
 from hfstrat.tasks import sentence_transformers
 from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -109,7 +107,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     """The features of all examples as data, and a model of the cut body with a head.
 
     Raises:
-        UserError: more layers than there are, or a body that cannot be cut.
+        UserError: a body that cannot be cut.
     """
     config = base.model.config
     body, _, reads_last = _parts(strategy, base)
@@ -145,7 +143,6 @@ def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool]:
     """The body, the last linear layer, and whether that is the complete head."""
     base.model.requires_grad_(False)
     body, final = split_body(base.model.base_model), final_linear(base.model)
-    check_depth(strategy.layer, body.depth)
     reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
     return body, final, reads_last
 
@@ -181,7 +178,7 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     """Solve the head of transformers' own class, so that another strategy can continue from it.
 
     Raises:
-        UserError: more layers than there are, or a body that cannot be cut.
+        UserError: a body that cannot be cut.
     """
     body, final, reads_last = _parts(strategy, base)
     units = data.collate.units

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
-from hfstrat.strategies.distill.tokenizer_mismatch import retokenize_answers, retokenize_prompt
+from hfstrat.strategies.distill.sequence import retokenize_answers, retokenize_prompt
 
 CONFIG = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 
@@ -107,7 +107,7 @@ def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, ca
 
 
 def test_texts_are_handed_over_where_tokenizers_differ() -> None:
-    from hfstrat.strategies.scratch.tokenizer import _train_bpe
+    from hfstrat.strategies.new_tokenizer import _train_bpe
 
     ours, theirs = make_tokenizer(), make_tokenizer()
     theirs._tokenizer = _train_bpe(["the cat sat under the red hat"] * 9, 280, ["<|endoftext|>", "<|im_end|>"])

@@ -17,8 +17,13 @@ from rich.console import Console
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
-from hfstrat.strategies.distill.sequence import replace_answers
-from hfstrat.strategies.distill.tokenizer_mismatch import OtherTokenizer, prompt_ids, retokenize_answers, retokenize_prompt
+from hfstrat.strategies.distill.sequence import (
+    OtherTokenizer,
+    prompt_ids,
+    replace_answers,
+    retokenize_answers,
+    retokenize_prompt,
+)
 
 
 @dataclass

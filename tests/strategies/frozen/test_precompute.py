@@ -18,8 +18,7 @@ from hfstrat.data.packing import Bin, PackedRows, PackingCollator
 from hfstrat.errors import UserError
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.strategies.frozen.boundary import COLUMN
-from hfstrat.strategies.frozen.precompute import gain, precompute
-from hfstrat.strategies.frozen.states import States, WithStates, write
+from hfstrat.strategies.frozen.precompute import States, WithStates, gain, precompute, write
 from hfstrat.trainer.plan import Plan
 from hfstrat.trainer.train_data import TrainData
 

@@ -21,7 +21,7 @@ from hfstrat.models.load import Base, count_parameters, read_shapes
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
-from hfstrat.strategies.head import select_layer
+from hfstrat.strategies.head import pooled
 from hfstrat.strategies.head.features import POOLINGS, cut, extract, split_body
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
@@ -194,16 +194,16 @@ def test_the_probe_finds_the_layer_that_knows() -> None:
     noise = torch.randn(200, 8, generator=generator)
     knowing = noise + 4 * labels[:, None]
     targets = linear.targets_of(labels, 2)
-    assert select_layer.score(linear.leave_one_out(knowing, targets), targets) > 0.95
-    assert select_layer.score(linear.leave_one_out(noise, targets), targets) < 0.65
-    assert select_layer.candidate_layers(30, "auto")[-1] == 30
-    assert len(select_layer.candidate_layers(30, "auto")) == select_layer.MOST_LAYERS
-    assert select_layer.candidate_layers(4, "auto") == [1, 2, 3, 4]
-    assert select_layer.candidate_layers(30, 7) == [7]
+    assert pooled.score(linear.leave_one_out(knowing, targets), targets) > 0.95
+    assert pooled.score(linear.leave_one_out(noise, targets), targets) < 0.65
+    assert pooled.candidate_layers(30, "auto")[-1] == 30
+    assert len(pooled.candidate_layers(30, "auto")) == pooled.MOST_LAYERS
+    assert pooled.candidate_layers(4, "auto") == [1, 2, 3, 4]
+    assert pooled.candidate_layers(30, 7) == [7]
     table = [
-        select_layer.Candidate(2, "mean", 0.9),
-        select_layer.Candidate(1, "mean", 0.9),
-        select_layer.Candidate(3, "mean", 0.8),
+        pooled.Candidate(2, "mean", 0.9),
+        pooled.Candidate(1, "mean", 0.9),
+        pooled.Candidate(3, "mean", 0.8),
     ]
     assert max(table, key=lambda each: (each.score, -each.layer)).layer == 1
 

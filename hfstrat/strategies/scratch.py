@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models import transformers_source
-from hfstrat.models.random import families, sizes
+from hfstrat.models import families, random_init, transformers_source
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes, parse, split_class
 from hfstrat.strategies import checks
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description, Footprint, count
-from hfstrat.strategies.scratch.tokenizer import check_vocabulary_size
+from hfstrat.strategies.new_tokenizer import check_vocabulary_size
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE
@@ -42,7 +41,7 @@ def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any
         near = get_close_matches(family.lower(), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one such as {such}"
         raise UserError(f"{key}: {family}: the installed transformers has no {kind} of that family; {hint}")
-    if causal and families.reads_both_ways(family, settings):
+    if causal and families.is_bidirectional(family, settings):
         raise UserError(
             f"{key}: {family} has bidirectional attention, so a causal LM would see the token that it has to predict; "
             f"expected one such as {such}"
@@ -250,31 +249,31 @@ class Scratch(Strategy[section.Scratch]):
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
             return settings  # a tokenizer on the Hub: the shape is chosen once it is loaded
-        return sizes.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
+        return random_init.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
-        from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
+        from hfstrat.strategies import new_tokenizer
 
         if self.section.tokenizer is None:
             return super().load_tokenizer(recipe)
-        return scratch_tokenizer.train(recipe, self.section.tokenizer)
+        return new_tokenizer.train(recipe, self.section.tokenizer)
 
     def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
-        from hfstrat.models.random import build
+        from hfstrat.models import random_init
         from hfstrat.tasks import loading
 
         task = TASKS[recipe.task]
         if self.section.model_class is not None:
-            base = build.from_class(recipe, tokenizer, self.section.model_class, self.section.config)
+            base = random_init.from_class(recipe, tokenizer, self.section.model_class, self.section.config)
             base.task = task
             return base
-        stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
+        stored = random_init.stored_config(recipe.model) if recipe.model.name_or_path else None
         found = self.blueprint(recipe, len(tokenizer), stored)
         assert found is not None
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.section.parameters is not None:
-            base.say(f"{'shape':<9} {sizes.describe(family, settings)}")
+            base.say(f"{'shape':<9} {random_init.describe(family, settings)}")
         return base
 
     def build_model(self, base: Base) -> nn.Module:

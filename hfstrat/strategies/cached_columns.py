@@ -1,4 +1,4 @@
-"""Cached columns of a dataset, and hidden states as such a column: the digests they depend on, and their files on disk.
+"""Columns of a dataset that are computed once and cached: the digests they depend on, and how they become batches.
 
 Each example carries its value, so no order of examples can mix them up."""
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,9 @@ import torch
 from torch.utils.data import Dataset
 
 from hfstrat.data.packing import Bin
-from hfstrat.strategies.frozen.boundary import COLUMN, Boundary
 from hfstrat.trainer.collective import exhaust
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from hfstrat.trainer.train_data import TrainData
@@ -111,7 +108,7 @@ def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def cache_inputs(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
+def cache_inputs(data: TrainData, model: Any, dtype: torch.dtype) -> dict[str, Any]:
     """What else cached outputs depend on: config, attention kernel, precision, shapes of batches, device and libraries."""
     import transformers
 
@@ -121,98 +118,34 @@ def cache_inputs(feed: TrainData, model: Any, dtype: torch.dtype) -> dict[str, A
         "model": type(model).__name__,
         "config": config,
         "attention": str(getattr(model.config, "_attn_implementation", None)),
-        "dtype": [str(dtype), str(feed.dtype)],
-        "collator": {name: str(value) for name, value in vars(feed.collate).items() if isinstance(value, plain)},
-        "device": torch.cuda.get_device_name() if feed.device.type == "cuda" else feed.device.type,
+        "dtype": [str(dtype), str(data.dtype)],
+        "collator": {name: str(value) for name, value in vars(data.collate).items() if isinstance(value, plain)},
+        "device": torch.cuda.get_device_name() if data.device.type == "cuda" else data.device.type,
         "libraries": [torch.__version__, transformers.__version__],
     }
 
 
-RAW: dict[torch.dtype, Any] = {
-    torch.float32: np.dtype("float32"),
-    torch.bfloat16: np.dtype("int16"),
-    torch.float16: np.dtype("int16"),
-}
+def sample_batch(data: TrainData) -> dict[str, torch.Tensor]:
+    """The first and the last evaluation example as a batch, in another order than in an evaluation."""
+    return data.batch([len(data.eval) - 1, 0] if len(data.eval) > 1 else [0])
 
 
-def write(target: Path | None, batches: Iterable[list[torch.Tensor]], dtype: torch.dtype) -> None:
-    """Write hidden states `[T, H]` as lists of `T * H` numbers; 16-bit floats are stored as the integers of their bits.
+def groups_of(order: np.ndarray, size: int) -> list[list[int]]:
+    """Indices in this order, `size` at a time."""
+    return [order[start : start + size].tolist() for start in range(0, len(order), size)]
 
-    Without a target the batches are only computed, since another process writes them.
-    """
+
+def write_column(target: Path | None, name: str, kind: pa.DataType, arrays: Iterable[pa.Array]) -> None:
+    """Write a column batch by batch; without a target it is only computed, since another process writes it."""
     if target is None:
-        exhaust(batches)
+        exhaust(arrays)
         return
-    kind = pa.from_numpy_dtype(RAW[dtype])
-    schema = pa.schema([(COLUMN, pa.large_list(kind))])
+    schema = pa.schema([(name, kind)])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        for batch in batches:
-            ends = np.cumsum([0, *(row.numel() for row in batch)])
-            flat = torch.cat([row.flatten() for row in batch])
-            values = flat.view(torch.int16) if dtype != torch.float32 else flat
-            column = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(values.numpy(), kind))
-            stream.write_batch(pa.record_batch([column], schema=schema))
+        for array in arrays:
+            stream.write_batch(pa.record_batch([array], schema=schema))
 
 
-class States:
-    """The file of `write`, memory-mapped: `states[i]` is `[T, H]`, of the type in `RAW`."""
-
-    def __init__(self, file: Path, width: int) -> None:
-        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-        chunks = table.column(COLUMN).chunks
-        self.width = width
-        self.parts = [(chunk.offsets.to_numpy(), chunk.values.to_numpy(zero_copy_only=True)) for chunk in chunks]
-        self.starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        offsets, values = self.parts[part]
-        place = index - int(self.starts[part])
-        return values[offsets[place] : offsets[place + 1]].reshape(-1, self.width)
-
-
-class WithStates(WithColumn):
-    """Examples with their hidden states.
-
-    Args:
-        rows: the tokenized examples.
-        places: the index in `states` for each example, `[len(rows)]`.
-    """
-
-    def __init__(self, rows: Any, states: States, places: np.ndarray) -> None:
-        super().__init__(rows, COLUMN, states.__getitem__, places)
-
-
-class StatesCollator(CachedColumnCollator):
-    """Adds the hidden states of each token, and zeros for padding, while the boundary takes them.
-
-    Padded positions reach no other position: attention masks them, or with packing they are an example of their own; they
-    carry no loss.
-    """
-
-    column = COLUMN
-
-    def __init__(self, collate: Collate, boundary: Boundary, dtype: torch.dtype) -> None:
-        super().__init__(collate)
-        self.boundary, self.dtype = boundary, dtype
-
-    def added(self, values: list[list[np.ndarray]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not self.boundary.is_bound:
-            return {}
-        ids, width = batch["input_ids"], int(values[0][0].shape[1])
-        padded: np.ndarray = np.zeros((len(values), ids.numel() // len(values), width), dtype=RAW[self.dtype])
-        for index, rows in enumerate(values):
-            start = 0
-            for row in rows:
-                padded[index, start : start + len(row)] = row
-                start += len(row)
-        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be flattened into one row
-
-
-def batches_of(places: Sequence[int] | np.ndarray, size: int) -> Iterator[list[int]]:
-    """Groups of `size` indices."""
-    for start in range(0, len(places), size):
-        yield [int(place) for place in places[start : start + size]]
+def read_column(file: Path, name: str) -> pa.ChunkedArray:
+    """The column that `write_column` wrote, memory-mapped."""
+    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column(name)
