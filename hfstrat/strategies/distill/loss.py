@@ -248,14 +248,13 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockD
     hidden, head, width = teacher.hidden, teacher.head, teacher.width
     apart = DIVERGENCES[mix.divergence]
     options = {"skew": mix.skew} if mix.divergence == "skew_kl" else {}
-    bias = None if head.bias is None else head.bias[:width]
-    head = head._replace(weight=head.weight[:width], bias=bias)
-    said, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
+    head = head.map(lambda one: one[:width])
+    chunks, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
 
     def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal first, count, product
         while part.stop > first + count:  # blocks come in order, and none spans two chunks
-            first, count, _, product, _ = next(said)
+            first, count, _, product, _ = next(chunks)
         logits = logits_of(product[part.start - first : part.stop - first], head)
         if mix.temperature != 1.0:
             logits /= mix.temperature

@@ -116,13 +116,13 @@ def test_a_teacher_sure_of_the_target_gives_cross_entropy() -> None:
     sure = functional.one_hot(given["targets"], 23).double() * 1e4
     given["teacher"] = Teacher(23, sure, Head(torch.eye(23, dtype=torch.float64)))
     for alpha in (1.0, 0.4):
-        expected = head_loss(given["hidden"], given["head"].weight, given["targets"])
+        expected = head_loss(given["hidden"], Head(given["head"].weight), given["targets"])
         assert_same(given, distill_loss(**given, mix=Mix("forward_kl", alpha), chunk=3), expected)
 
 
 def test_without_the_teacher_it_is_the_plain_loss() -> None:
     given = sizes(23, 20, bias=True)
-    expected = head_loss(given["hidden"], given["head"].weight, given["targets"], given["head"].bias)
+    expected = head_loss(given["hidden"], given["head"], given["targets"])
     assert_same(given, distill_loss(**given, mix=Mix("jsd", 0.0), chunk=3), expected)
 
 
