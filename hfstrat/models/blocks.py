@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -45,6 +47,18 @@ def keep_layers_in_config(config: Any, depth: int, keep: list[int]) -> None:
     if len(keep) < depth and isinstance(getattr(config, "max_window_layers", None), int):
         config.max_window_layers = min(config.max_window_layers, len(keep))
     config.num_hidden_layers = len(keep)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set the model to evaluation mode, and restore the mode of each module afterwards."""
+    were = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in were:
+            module.training = training
 
 
 def checkpointable(model: nn.Module) -> list[Any]:

@@ -84,6 +84,17 @@ def check_tokenizer(model: Model, network: bool) -> None:
         check_hub("model.tokenizer", model.tokenizer, None, "tokenizer_config.json", "model", network)
 
 
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words = content["model"]["vocab"]
+        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
+        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def has_tokenizer(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in ("*token*", "vocab*", "*.model"))
 

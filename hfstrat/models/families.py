@@ -31,6 +31,10 @@ def common_name(family: str, key: str) -> str:
     return attribute_map(family).get(key, key)
 
 
+def common_names(family: str, *keys: str) -> tuple[str, ...]:
+    return tuple(common_name(family, key) for key in keys)
+
+
 def shapes_of(family: str, settings: Settings) -> Shapes | None:
     """Parameter shapes by name, tied weights once; None for a family that is not in `KNOWN`.
 

@@ -54,9 +54,10 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass
 class Base:
-    """A loaded base model with the facts that strategies and tasks need."""
+    """A loaded base model with the facts that strategies and tasks need; `task` is of `hfstrat.tasks`."""
 
     model: PreTrainedModel
+    task: Any
     name_or_path: str
     revision: str | None
     new_token_ids: list[int]
@@ -64,7 +65,6 @@ class Base:
     own_dtype: torch.dtype  # of the checkpoint, or as set in the recipe
     reload: dict[str, Any] = field(default_factory=dict)  # further keywords of `from_pretrained` for the result
     remarks: list[str] = field(default_factory=list)
-    task: Any = None  # of `hfstrat.tasks`, set by what loads it
     new_head: bool = False  # whether its head has random weights
     head_modules: list[str] = field(default_factory=list)  # that are trained in full, as the head of a classifier
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized

@@ -23,8 +23,21 @@ if TYPE_CHECKING:
 
 NARROWEST, WIDEST = 32, 16_384
 ASPECT = (64.0, 128.0)  # width / depth: as in GPT-2 and Pythia; from 1B as in Llama. The loss hardly depends on it (2001.08361)
-INNER = 8 / 3  # inner / outer width of a gated MLP, which has three matrices (arXiv 2002.05202); 4 for an ordinary one
+GATED = ("intermediate_size", 8 / 3)  # key of the inner width, and inner / outer width of a gated MLP (arXiv 2002.05202)
+INNER = {"gpt2": ("n_inner", 4.0)}  # the same of families with an ordinary MLP
 EXACT, NEAR = 0.02, 0.05  # relative errors of the parameters: up to which shapes are equally good, and the maximum
+
+
+OF_ANOTHER_MODEL = (  # keys of a stored config that do not describe the shape of a new model
+    "model_type",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "quantization_config",
+    "auto_map",
+    "ignore_mismatched_sizes",
+)
 
 
 def readable(count: float) -> str:
@@ -42,14 +55,9 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
     Raises:
         UserError: no shape is within 5%.
     """
-    name = {key: families.common_name(family, key) for key in ("vocab_size", "max_position_embeddings", "tie_word_embeddings")}
-    fixed = {
-        name["vocab_size"]: vocab_size,
-        name["max_position_embeddings"]: positions,
-        name["tie_word_embeddings"]: True,
-        **given,
-    }
-    own = given.keys() - name.values()
+    names = families.common_names(family, "vocab_size", "max_position_embeddings", "tie_word_embeddings")
+    fixed = {**dict(zip(names, (vocab_size, positions, True), strict=True)), **given}
+    own = given.keys() - set(names)
     found: tuple[float, dict[str, Any]] | None = None
     nearest: tuple[float, int] = (math.inf, 0)
     for settings in _candidates(family, wanted, fixed):
@@ -79,9 +87,9 @@ def count_parameters(family: str, settings: dict[str, Any]) -> int:
 
 
 def _candidates(family: str, wanted: int, fixed: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    keys = ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    width_key, heads_key, depth_key = (families.common_name(family, key) for key in keys)
-    inner_key = "n_inner" if family == "gpt2" else "intermediate_size"
+    names = families.common_names(family, "hidden_size", "num_attention_heads", "num_hidden_layers")
+    width_key, heads_key, depth_key = names
+    inner_key, _ = INNER.get(family, GATED)
     known = transformers_source.config_keys(family)
     for width in [fixed[width_key]] if width_key in fixed else _widths():
         each = 128 if width >= 2048 else 64 if width >= 512 else 32 if width >= 128 else 16
@@ -110,24 +118,22 @@ def _widths() -> Iterator[int]:
 
 
 def _inners(family: str, width: int) -> list[int]:
-    middle = 4 * width if family == "gpt2" else INNER * width
+    middle = INNER.get(family, GATED)[1] * width
     step = 8 if width < 128 else 16 if width < 256 else 32
     return sorted({round(middle * share / step) * step for share in (0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15)})
 
 
 def _shape_cost(family: str, settings: dict[str, Any], aspect: float) -> float:
-    keys = ("hidden_size", "num_hidden_layers")
-    width, depth = (settings[families.common_name(family, key)] for key in keys)
-    inner, middle = (settings["n_inner"], 4) if family == "gpt2" else (settings["intermediate_size"], INNER)
-    return abs(math.log(width / depth / aspect)) + abs(math.log(inner / width / middle))
+    width, depth = (settings[name] for name in families.common_names(family, "hidden_size", "num_hidden_layers"))
+    key, middle = INNER.get(family, GATED)
+    return abs(math.log(width / depth / aspect)) + abs(math.log(settings[key] / width / middle))
 
 
 def describe(family: str, settings: dict[str, Any]) -> str:
     """A line about the sizes that were chosen."""
-    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    width, depth, heads = (settings[families.common_name(family, key)] for key in keys)
-    inner = settings["n_inner"] if family == "gpt2" else settings["intermediate_size"]
-    tables = settings[families.common_name(family, "vocab_size")] * width
+    names = families.common_names(family, "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    width, depth, heads, tokens = (settings[name] for name in names)
+    inner, tables = settings[INNER.get(family, GATED)[0]], tokens * width
     count = count_parameters(family, settings)
     return (
         f"{family} of {count:,} parameters: {depth} layers of width {width}, {heads} heads, inner width {inner}, "
@@ -148,47 +154,63 @@ def stored_config(model: Model) -> dict[str, Any]:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
 
 
-def from_config(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    family: str,
-    settings: dict[str, Any],
-    auto_class: str,
-) -> Base:
-    """A model of a family and an auto class, with random weights by its config's `initializer_range`.
+def from_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, family: str, settings: dict[str, Any]) -> Base:
+    """A model of a family for a task, with random weights by its config's `initializer_range`.
 
     Raises:
         UserError: transformers refuses the config.
     """
     import transformers
 
-    drop = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "auto_map")
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     if recipe.model.attn_implementation != "auto":
         options["attn_implementation"] = recipe.model.attn_implementation
-    plain = {key: value for key, value in settings.items() if key not in (*drop, "ignore_mismatched_sizes")}
+    plain = {key: value for key, value in settings.items() if key not in OF_ANOTHER_MODEL}
     try:
         config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
-        model = getattr(transformers, auto_class).from_config(config, **options)
+        model = getattr(transformers, task.model.auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error
-    base = make_base(recipe, model, tokenizer)
+    base = make_base(recipe, model, task, tokenizer)
     base.new_head = True
     return base
 
 
-def from_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, settings: dict[str, Any]) -> Base:
+def from_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, named: str, settings: dict[str, Any]) -> Base:
     """A model of the user's own class, made with its own config class.
 
     Raises:
         UserError: the file does not run, or the class is none that can be trained and saved here.
     """
+    found = _import_class(named)
+    known = found.config_class().to_dict()
+    if strange := [key for key in settings if key not in known]:
+        raise UserError(
+            f"strategy.config.{strange[0]}: {found.config_class.__name__} has no such key; it has {', '.join(known)}"
+        )
+    sizes = {"vocab_size": len(tokenizer)} if "vocab_size" in known else {}
+    try:
+        model = found(found.config_class(**{**sizes, **settings, **token_ids(tokenizer)}))
+    except Exception as error:
+        raise UserError(f"strategy.model_class: {named} cannot be built from this config: {first_line(error)}") from error
+    if not hasattr(model.config, "num_hidden_layers"):
+        raise UserError(f"strategy.model_class: {named}: its config has no num_hidden_layers, which generation needs; add it")
+    found.config_class.register_for_auto_class("AutoConfig")
+    found.register_for_auto_class("AutoModelForCausalLM")
+    base = make_base(recipe, model, task, tokenizer)
+    base.reload = {"trust_remote_code": True}
+    base.say(f"{named} is a custom class: the result contains its code, and loads only with trust_remote_code=True")
+    return base
+
+
+def _import_class(named: str) -> Any:
+    """The class of a `file.py:Class`. Raises UserError if it cannot be imported, trained and saved."""
     from transformers import PreTrainedModel
 
     file, name = split_class(named)
-    there = importlib.util.find_spec(file.stem)
-    if there is not None and (there.origin is None or Path(there.origin).resolve() != file.resolve()):
-        raise UserError(f"strategy.model_class: {file}: a module has that name ({there.origin}); rename the file")
+    other = importlib.util.find_spec(file.stem)
+    if other is not None and (other.origin is None or Path(other.origin).resolve() != file.resolve()):
+        raise UserError(f"strategy.model_class: {file}: a module has that name ({other.origin}); rename the file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -199,30 +221,13 @@ def from_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, named: str, s
     except Exception as error:
         raise UserError(f"strategy.model_class: {file} cannot be imported: {first_line(error)}") from error
     found: Any = getattr(module, name)
-    fits = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    if not (fits and found.config_class and found.can_generate()):
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if not (is_model and found.config_class and found.can_generate()):
         raise UserError(
             f"strategy.model_class: {named}: expected a subclass of PreTrainedModel and GenerationMixin with a config_class "
             "and a forward that takes input_ids, attention_mask and **kwargs and returns logits"
         )
-    known = found.config_class().to_dict()
-    sizes = {"vocab_size": len(tokenizer)} if "vocab_size" in known else {}
-    if strange := [key for key in settings if key not in known]:
-        raise UserError(
-            f"strategy.config.{strange[0]}: {found.config_class.__name__} has no such key; it has {', '.join(known)}"
-        )
-    try:
-        model = found(found.config_class(**{**sizes, **settings, **token_ids(tokenizer)}))
-    except Exception as error:
-        raise UserError(f"strategy.model_class: {named} cannot be built from this config: {first_line(error)}") from error
-    if not hasattr(model.config, "num_hidden_layers"):
-        raise UserError(f"strategy.model_class: {named}: its config has no num_hidden_layers, which generation needs; add it")
-    found.config_class.register_for_auto_class("AutoConfig")
-    found.register_for_auto_class("AutoModelForCausalLM")
-    base = make_base(recipe, model, tokenizer)
-    base.reload = {"trust_remote_code": True}
-    base.say(f"{named} is a custom class: the result contains its code, and loads only with trust_remote_code=True")
-    return base
+    return found
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -233,12 +238,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return ids
 
 
-def make_base(recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> Base:
+def make_base(recipe: Recipe, model: Any, task: Any, tokenizer: PreTrainedTokenizerBase) -> Base:
     """The model in float32, with an embedding for every token, as a loaded base model."""
     import torch
 
     model.float()
     new_ids = tokenizer.convert_tokens_to_ids(recipe.model.add_tokens) if recipe.model.add_tokens else []
     compute = compute_dtype(recipe.model.dtype)
-    own = torch.float32 if recipe.model.dtype == "auto" else compute  # what was learnt is not rounded unasked
-    return Base(model, recipe.model.name_or_path, recipe.model.revision, list(new_ids), compute, own)
+    own = torch.float32 if recipe.model.dtype == "auto" else compute  # trained weights are rounded only if the recipe sets it
+    return Base(model, task, recipe.model.name_or_path, recipe.model.revision, list(new_ids), compute, own)

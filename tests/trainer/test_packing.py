@@ -30,6 +30,7 @@ from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import TASKS
 from hfstrat.trainer.batching import make_batches
 from hfstrat.trainer.plan import make_plan
 
@@ -160,7 +161,7 @@ def batches(
         {"model": "m", "strategy": {"name": "lora"}, "data": {"train": "rows"}, "training": words, "output_dir": "run"}
     )
     plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
-    base = Base(model, "", None, [], torch.float32, torch.float32)
+    base = Base(model, TASKS["causal-lm"], "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     return make_batches(recipe, plan, rows, lengths, base, others, collate, torch.device(device))
 

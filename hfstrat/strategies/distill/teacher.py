@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,17 +192,6 @@ def first_difference(ours: dict[str, int], theirs: dict[str, int], shared: int) 
     return None
 
 
-def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
-    try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        words = content["model"]["vocab"]
-        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
-        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
 def check_room(
     name: str,
     bytes_of: tuple[float, float],
@@ -337,8 +325,8 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
         _check_kind(name, config, TASKS[recipe.task])
     if strategy.seq_kd:
         return config  # only text is exchanged
-    ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
-    theirs = read_vocabulary(path)
+    ours = models_check.read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = models_check.read_vocabulary(path)
     sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
     if ours and theirs and sizes and (differs := first_difference(ours, theirs, min(sizes))):
         raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_VOCABULARY}")

@@ -8,16 +8,16 @@ cached states; otherwise every block computes as usual.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from hfstrat.models.blocks import find_blocks
+from hfstrat.models.blocks import evaluating, find_blocks
 from hfstrat.models.quantization import is_quantized, keeps_outliers
 
 if TYPE_CHECKING:
@@ -139,13 +139,10 @@ def frozen_depth(model: nn.Module, blocks: list[Named], batch: Batch) -> int:
     def look(module: nn.Module, args: Any, given: Any) -> None:
         touched.append(bool((given[0] if isinstance(given, tuple) else given).requires_grad))
 
-    hooks = [block.module.register_forward_hook(look) for block in blocks]
-    try:
-        with evaluating(model), torch.enable_grad():
-            model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model), torch.enable_grad():
+        for block in blocks:
+            hooks.enter_context(block.module.register_forward_hook(look))
+        model(**batch)
     if len(touched) != len(blocks):
         return 0
     return touched.index(True) if True in touched else len(blocks)
@@ -159,28 +156,13 @@ def modules_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
     def note(module: nn.Module, args: Any, given: Any) -> None:
         done[names[module]] = module
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with evaluating(boundary.model), torch.no_grad():
-            boundary.take(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(boundary.model), torch.no_grad():
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        boundary.take(batch)
     last = boundary.skipped[-1]
     inside = {f"{last.name}.{name}": m for name, m in last.module.named_modules() if name}
     return done | {last.name: last.module} | inside  # the exception left its own forward
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the model to evaluation mode, and restore the mode of each module afterwards."""
-    were = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in were:
-            module.training = training
 
 
 class Still:
@@ -189,16 +171,12 @@ class Still:
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
         for module in modules:
-            module.train = self._never(module)  # type: ignore[method-assign]
+            module.train = MethodType(lambda self, mode=True: nn.Module.train(self, False), module)  # type: ignore[method-assign]
             module.training = False
-
-    def _never(self, module: nn.Module) -> Callable[..., nn.Module]:
-        return lambda mode=True: nn.Module.train(module, False)
 
     def release(self) -> None:
         for module in self.modules:
             vars(module).pop("train", None)
-        self.modules = []
 
 
 class Refused(Exception):

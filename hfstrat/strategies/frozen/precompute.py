@@ -22,6 +22,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.errors import UserError
+from hfstrat.models.blocks import evaluating
 from hfstrat.models.quantization import elements
 from hfstrat.recipe.format import file_size
 from hfstrat.strategies.cached_columns import (
@@ -45,7 +46,6 @@ from hfstrat.strategies.frozen.boundary import (
     Refused,
     Still,
     can_precompute,
-    evaluating,
     find_prefix,
     named_blocks,
 )
