@@ -133,8 +133,7 @@ class _HeadLoss(torch.autograd.Function):
         loss: RowsLoss,
     ) -> torch.Tensor:
         wide = loss_dtype(dtype)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        needs = ctx.needs_input_grad
+        total, needs = torch.zeros((), dtype=wide, device=hidden.device), ctx.needs_input_grad
         for_hidden = torch.empty_like(hidden) if needs[0] else None
         for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if needs[1] else None
         for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and needs[2] else None

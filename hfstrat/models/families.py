@@ -125,8 +125,7 @@ KNOWN = SHAPES | BODIES
 def read_stored(source: str) -> dict[str, Any] | None:
     """The config of a local folder or file; None for a Hub id.
 
-    Raises:
-        UserError: it is not a JSON object, or has no model_type.
+    Raises UserError: it is not a JSON object, or has no model_type.
     """
     path = Path(source).expanduser()
     file = path / "config.json" if path.is_dir() else path

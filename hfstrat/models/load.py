@@ -120,11 +120,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def pad_token_of(config: Any, tokenizer: Any) -> int:
-    """The id of the padding token.
-
-    Raises:
-        UserError: none exists.
-    """
+    """The id of the padding token. Raises UserError: none exists."""
     for pad in (tokenizer.pad_token_id, config.pad_token_id):
         if pad is not None:
             return int(pad)
@@ -142,11 +138,7 @@ def context_of(model: PreTrainedModel) -> int | None:
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
-    """Refuse examples that are longer than the model's context.
-
-    Raises:
-        UserError: the context, and the setting to change.
-    """
+    """Refuse examples that are longer than the model's context. Raises UserError: the context, and the setting to change."""
     context = context_of(model)
     if context is not None and longest > context:
         raise UserError(
@@ -158,8 +150,7 @@ def check_context(model: PreTrainedModel, longest: int, whose: str = "this model
 def compute_dtype(wanted: str) -> torch.dtype:
     """The precision of frozen weights and of the forward pass on this machine.
 
-    Raises:
-        UserError: float16 on a CPU, where it would be slower than float32 and overflow.
+    Raises UserError: float16 on a CPU, where it would be slower than float32 and overflow.
     """
     import torch
 
@@ -209,10 +200,9 @@ def takes_logits_mask(model: nn.Module) -> bool:
 def main_dtype(model: nn.Module) -> torch.dtype:
     """The precision of most weights; in a quantized model, of most frozen weights that are not quantized."""
     sizes: dict[torch.dtype, int] = {}
-    quantized = any(not p.is_floating_point() for p in model.parameters())
-    frozen = any(p.is_floating_point() and not p.requires_grad for p in model.parameters())
-    for parameter in model.parameters():
-        if quantized and (not parameter.is_floating_point() or (frozen and parameter.requires_grad)):
-            continue
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    if len(floating) < len(list(model.parameters())):
+        floating = [p for p in floating if not p.requires_grad] or floating
+    for parameter in floating:
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     return max(sizes, key=lambda dtype: sizes[dtype])

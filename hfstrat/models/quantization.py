@@ -190,11 +190,7 @@ def heads(model: Any) -> set[str]:
 
 
 def check_world(key: str) -> None:
-    """Refuse quantization if weights are sharded.
-
-    Raises:
-        UserError: the alternatives.
-    """
+    """Refuse quantization if weights are sharded. Raises UserError: the alternatives."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     sharding = "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") else ""
@@ -234,25 +230,24 @@ def finalize(model: PreTrainedModel, loading: Loading, trains_itself: bool) -> d
 def count_quantized(model: nn.Module, loading: Loading) -> dict[str, Any]:
     """Parameters that are quantized and that are not, for the report.
 
-    Raises:
-        UserError: more than `MAX_MISSED` of the weights stayed unquantized without being named.
+    Raises UserError: more than `MAX_MISSED` of the weights stayed unquantized without being named.
     """
     skipped = loading.record["quantization"]["llm_int8_skip_modules"]
-    quantized, seen = 0, set[int]()
+    quantized, sizes = 0, dict[int, int]()
     left, missed = dict[str, int](), dict[str, int]()
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
+            if id(parameter) in sizes:
                 continue
-            seen.add(id(parameter))
-            count, whole = elements(parameter), f"{name}.{own}"
+            count, path = elements(parameter), f"{name}.{own}"
+            sizes[id(parameter)] = count
             if is_quantized(module) and own == "weight":
                 quantized += count
             elif parameter.ndim >= 2:
-                left[whole] = count
+                left[path] = count
                 if not (isinstance(module, nn.Embedding) or name in skipped or is_named(name, loading.section.skip_modules)):
-                    missed[whole] = count
-    total = sum({id(p): elements(p) for p in model.parameters()}.values())
+                    missed[path] = count
+    total = sum(sizes.values())
     if not quantized or sum(missed.values()) > MAX_MISSED * (quantized + sum(missed.values())):
         raise UserError(_not_quantized(loading, quantized, missed))
     return {

@@ -52,8 +52,7 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
     The embeddings are tied: below about 500M, untied ones would be most of the model. Of all shapes within 2% of the number,
     the one with width / depth nearest to 64 (128 from 1B) is chosen.
 
-    Raises:
-        UserError: no shape is within 5%.
+    Raises UserError: no shape is within 5%.
     """
     names = families.common_names(family, "vocab_size", "max_position_embeddings", "tie_word_embeddings")
     fixed = {**dict(zip(names, (vocab_size, positions, True), strict=True)), **given}
@@ -157,8 +156,7 @@ def stored_config(model: Model) -> dict[str, Any]:
 def from_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, family: str, settings: dict[str, Any]) -> Base:
     """A model of a family for a task, with random weights by its config's `initializer_range`.
 
-    Raises:
-        UserError: transformers refuses the config.
+    Raises UserError: transformers refuses the config.
     """
     import transformers
 
@@ -179,8 +177,7 @@ def from_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, f
 def from_class(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, named: str, settings: dict[str, Any]) -> Base:
     """A model of the user's own class, made with its own config class.
 
-    Raises:
-        UserError: the file does not run, or the class is none that can be trained and saved here.
+    Raises UserError: the file does not run, or the class is none that can be trained and saved here.
     """
     found = _import_class(named)
     known = found.config_class().to_dict()

@@ -28,14 +28,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 class WithColumn(Dataset[dict[str, Any]]):
-    """A dataset with an additional column.
-
-    Args:
-        rows: the tokenized examples.
-        name: of the column.
-        values: returns a value by its index.
-        places: the index of the value of each example, `[len(rows)]`.
-    """
+    """Tokenized examples with a further column: `values` returns a value by its index, `places` has those of the examples."""
 
     def __init__(self, rows: Any, name: str, values: Callable[[int], Any], places: np.ndarray) -> None:
         self.rows, self.name, self.values, self.places = rows, name, values, places

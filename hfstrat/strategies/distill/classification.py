@@ -104,11 +104,7 @@ class ClassDistiller:
         return teacher if is_own else teacher.requires_grad_(False).eval()
 
     def set_teacher(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
-        """Use this teacher from now on.
-
-        Raises:
-            ValueError: it has other labels.
-        """
+        """Use this teacher from now on. Raises ValueError: it has other labels."""
         if teacher is base.model:
             raise ValueError(
                 "a classifier cannot be its own teacher, since its head is trained; set teacher, or shrink a trained one"

@@ -9,7 +9,7 @@ their memory, and return the divergence of each position (`[c]`, nats) and its g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -176,12 +176,7 @@ def distill_scores(
     """KL(teacher || student) per position in nats, `[n]`, at this temperature; without a gradient."""
     chunk = chunk or chunk_rows(head.weight, False)
     apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
-    found = [
-        apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
-        for part, logits in blocks(hidden, head, chunk)
-    ]
-    empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
-    return torch.cat([empty, *found])
+    return _scores(blocks(hidden, head, chunk), apart, teacher.width, temperature, hidden)
 
 
 @torch.no_grad()
@@ -189,10 +184,14 @@ def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature
     """The same from logits `[n, V]`."""
     size, chunk = _sizes(logits)
     apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
-    found = [
-        apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
-    ]
-    return torch.cat([logits.new_empty(0), *found])
+    return _scores(((part, logits[part]) for part in parts(len(logits), size)), apart, teacher.width, temperature, logits)
+
+
+def _scores(
+    of_blocks: Iterable[tuple[slice, torch.Tensor]], apart: BlockDivergence, width: int, temperature: float, like: torch.Tensor
+) -> torch.Tensor:
+    found = [apart(part, torch.log_softmax(logits[:, :width] / temperature, -1))[0] for part, logits in of_blocks]
+    return torch.cat([like.new_empty(0, dtype=loss_dtype(like.dtype)), *found])
 
 
 def row_loss(targets: torch.Tensor, apart: BlockDivergence, width: int, mix: Mix) -> RowsLoss:

@@ -155,8 +155,7 @@ def hidden_states_of(
 def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
     """The scale and soft-capping of a model's head, checked against its own logits.
 
-    Raises:
-        ValueError: the reason why its logits are not those of its head.
+    Raises ValueError: the reason why its logits are not those of its head.
     """
     if reason := fused_loss.bind_head_loss(model):
         raise ValueError(reason)

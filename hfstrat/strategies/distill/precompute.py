@@ -31,8 +31,7 @@ TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number, as a share of the la
 def cache_outputs(data: TrainData, distiller: Distiller, options: Cache) -> TrainData:
     """The data with cached outputs of the teacher, if that saves time and fits; prints the decision.
 
-    Raises:
-        UserError: the given form takes more than its budget.
+    Raises UserError: the given form takes more than its budget.
     """
     if options.form == "off":
         return compute_each_batch(data, distiller, "teacher_cache: {form: off}")
@@ -176,8 +175,7 @@ def teacher_states(data: TrainData, teacher: FrozenTeacher, batch: dict[str, tor
 def _check(data: TrainData, teacher: FrozenTeacher, loaded: list[str]) -> None:
     """Compare cached outputs with the teacher's, for some examples in another order.
 
-    Raises:
-        UserError: entries loaded from the cache are those of another teacher.
+    Raises UserError: entries loaded from the cache are those of another teacher.
     """
     batch = sample_batch(data)
     computed, cached = teacher_states(data, teacher, batch).float(), batch["teacher_hidden"].float()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
 from hfstrat.errors import UserError
-from hfstrat.strategies.cached_columns import digest_of_weights
+from hfstrat.strategies.cached_columns import digest_of_weights, groups_of, read_column, write_column
 from hfstrat.strategies.distill.teacher_cache import Rows
 from hfstrat.tasks.generation import continued
 from hfstrat.trainer.collective import ProcessGroup
@@ -47,18 +47,18 @@ def generate_answers(strategy: Distill, data: PreparedData, recipe: Recipe, toke
     section = strategy.teacher or TeacherModel(
         name_or_path=model.name_or_path, trust_remote_code=model.trust_remote_code, quantization=model.quantization
     )
-    writer = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
-    if not writer.can_generate():
+    teacher = load_teacher(section, TASKS[recipe.task], compute_dtype(model.dtype))
+    if not teacher.can_generate():
         raise UserError(f"strategy.seq_kd: true, but {section.name_or_path} cannot generate text; remove it")
-    context = context_of(writer)
+    context = context_of(teacher)
     foreign = OtherTokenizer.detect(
-        tokenizer, tokenizer_of(section), vocabulary_size(writer), data.renderer, recipe.data, context
+        tokenizer, tokenizer_of(section), vocabulary_size(teacher), data.renderer, recipe.data, context
     )
     if foreign:
         screen.print(f"{'teacher':<9} {foreign.line}")
-    writer.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    teacher.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     length = min(recipe.data.max_length, context or recipe.data.max_length)
-    return replace_answers(data, writer, tokenizer, strategy.max_new_tokens, length, screen, foreign)
+    return replace_answers(data, teacher, tokenizer, strategy.max_new_tokens, length, screen, foreign)
 
 
 def replace_answers(
@@ -83,32 +83,21 @@ def replace_answers(
     rows = Rows.of(data.train)
     prompts = [prompt_ids(data.train[int(place)]) for place in rows.first]
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
-    blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
-    weights, answers, built = digest_of_weights(teacher), dict[int, list[int]](), list[int]()
-    reader, reach = (foreign.theirs, foreign.reach) if foreign else (tokenizer, max_length)
-    asks = foreign.prompts(data.train, rows.first, prompts) if foreign else prompts
-    options = {"max_new_tokens": max_new_tokens, "max_length": reach, "libraries": torch.__version__}
+    blocks = groups_of(order, BLOCK)
+    answers, built = dict[int, list[int]](), list[int]()
+    reader, longest = (foreign.theirs, foreign.context) if foreign else (tokenizer, max_length)
+    requests = foreign.prompts(data.train, rows.first, prompts) if foreign else prompts
+    generator = Generator(teacher, digest_of_weights(teacher), reader, max_new_tokens, longest)
     group = ProcessGroup.current()
     mine = blocks[group.rank :: group.size] if group.size > 1 else []
     # each process first generates its share; then all of them load (on one machine) what the others generated
     for number, block in enumerate(_track([*mine, *blocks], screen)):
         if number == len(mine):
             group.wait()
-        asked = [asks[int(one)] for one in block]
-        name = cache.fingerprint({"teacher": weights, "prompts": asked, "end": reader.eos_token_id, **options})
-
-        def build(target: Path, asked: list[list[int]] = asked) -> None:
-            built.append(len(asked))
-            room = max(1, min(max_new_tokens, reach - max(map(len, asked))))
-            table = pa.table({"answer": write_answers(teacher, asked, reader, room)})
-            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(table)
-
-        entry = cache.fetch("answers", name, f"answers of a teacher to {len(asked)} prompts", build)
-        said = pa.ipc.open_stream(pa.memory_map(str(entry.path))).read_all().column("answer").to_pylist()
-        cache.release(entry.path)  # there may be thousands of entries
-        said = foreign.answers(said, asked, [prompts[int(one)] for one in block]) if foreign else said
-        for one, answer in zip(map(int, block), said, strict=True):
+        given = [requests[one] for one in block]
+        found = generator.answers(given, built)
+        found = foreign.answers(found, given, [prompts[one] for one in block]) if foreign else found
+        for one, answer in zip(block, found, strict=True):
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]
     ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
     screen.print(
@@ -116,6 +105,35 @@ def replace_answers(
         f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} cut at {max_new_tokens} tokens"
     )
     return _with_answers(data, rows, prompts, answers)
+
+
+class Generator(NamedTuple):
+    """A teacher that answers prompts in its own tokens: the digest of its weights, its tokenizer, the maximum number of tokens
+    of an answer, and of a prompt with its answer."""
+
+    teacher: PreTrainedModel
+    weights: str
+    tokenizer: Any
+    max_new_tokens: int
+    max_length: int
+
+    def answers(self, prompts: list[list[int]], built: list[int]) -> list[list[int]]:
+        """The answers, from the cache or generated; then their number is added to `built`."""
+        inputs = {"teacher": self.weights, "prompts": prompts, "end": self.tokenizer.eos_token_id}
+        inputs |= {"max_new_tokens": self.max_new_tokens, "max_length": self.max_length, "libraries": torch.__version__}
+
+        def build(target: Path) -> None:
+            built.append(len(prompts))
+            room = max(1, min(self.max_new_tokens, self.max_length - max(map(len, prompts))))
+            kind = pa.list_(pa.int64())
+            made = pa.array(write_answers(self.teacher, prompts, self.tokenizer, room), kind)
+            write_column(target, "answer", kind, [made])
+
+        description = f"answers of a teacher to {len(prompts)} prompts"
+        entry = cache.fetch("answers", cache.fingerprint(inputs), description, build)
+        answers: list[list[int]] = read_column(entry.path, "answer").to_pylist()
+        cache.release(entry.path)  # there may be thousands of entries
+        return answers
 
 
 def _with_answers(data: PreparedData, rows: Rows, prompts: list[list[int]], answers: dict[int, list[int]]) -> PreparedData:
@@ -165,14 +183,14 @@ class OtherTokenizer:
         ours: the student's tokenizer.
         theirs: the teacher's.
         section: the recipe's `data`.
-        reach: the teacher's context, in tokens.
+        context: the teacher's context, in tokens.
         line: a description of the difference.
     """
 
     ours: Any
     theirs: Any
     section: Data
-    reach: int
+    context: int
     line: str
 
     @classmethod
@@ -191,11 +209,10 @@ class OtherTokenizer:
         own = (form.template, theirs.chat_template if form.template == "chat" else "", theirs.eos_token_id)
         if not found and own == (renderer.template, ours.chat_template if own[0] == "chat" else "", ours.eos_token_id):
             return None
-        said = f"has another tokenizer ({found})" if found else "has another format"
+        differs = f"has another tokenizer ({found})" if found else "has another format"
         how = "its own chat template" if form.template == "chat" else "the plain template, since it has no chat template"
-        return cls(
-            ours, theirs, section, context or ENDLESS, f"{said}: its prompts use {how}, and its answers are converted as text"
-        )
+        line = f"{differs}: its prompts use {how}, and its answers are converted as text"
+        return cls(ours, theirs, section, context or ENDLESS, line)
 
     def prompts(self, rows: Any, first: np.ndarray, prompts: list[list[int]]) -> list[list[int]]:
         """The teacher's ids of each prompt: the same turns of the same example in its own format, or the text of the prompt if
@@ -211,19 +228,19 @@ class OtherTokenizer:
         """
         theirs, numbers = self._turns(), [int(number) for number in np.asarray(rows["row"])[first]]
         answers = [len(answer_starts(rows[int(place)]["labels"])) for place in first]
-        pieces, total, spoken = Counter(numbers), Counter[int](), Counter[int]()
+        pieces, total, passed = Counter(numbers), Counter[int](), Counter[int]()
         for number, count in zip(numbers, answers, strict=True):
             total[number] += count
         found = []
         for number, count, prompt in zip(numbers, answers, prompts, strict=True):
-            spoken[number] += count
+            passed[number] += count
             turns = theirs(number)
             same = total[number] == len(turns) or (pieces[number] == 1 and count < len(turns))  # else it was split into pieces
-            found.append(turns[spoken[number] - 1] if same else retokenize_prompt(prompt, self.ours, self.theirs))
+            found.append(turns[passed[number] - 1] if same else retokenize_prompt(prompt, self.ours, self.theirs))
         longest = max(map(len, found))
-        if longest >= self.reach:
+        if longest >= self.context:
             raise UserError(
-                f"strategy.teacher: its context is {self.reach:,} tokens, and a prompt has {longest:,} tokens in its format; "
+                f"strategy.teacher: its context is {self.context:,} tokens, and a prompt has {longest:,} tokens in its format; "
                 "use another teacher, or shorter prompts"
             )
         return found
@@ -245,8 +262,8 @@ class OtherTokenizer:
 
         return turns
 
-    def answers(self, answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
-        return retokenize_answers(answers, asked, prompts, SegmentTokenizer(self.ours), self.theirs)
+    def answers(self, answers: list[list[int]], requests: list[list[int]], prompts: list[list[int]]) -> list[list[int]]:
+        return retokenize_answers(answers, requests, prompts, SegmentTokenizer(self.ours), self.theirs)
 
 
 def answer_starts(labels: Any) -> list[int]:
@@ -271,22 +288,22 @@ def retokenize_prompt(prompt: list[int], ours: Any, theirs: Any) -> list[int]:
 
 
 def retokenize_answers(
-    answers: list[list[int]], asked: list[list[int]], prompts: list[list[int]], ours: SegmentTokenizer, theirs: Any
+    answers: list[list[int]], requests: list[list[int]], prompts: list[list[int]], ours: SegmentTokenizer, theirs: Any
 ) -> list[list[int]]:
     """The teacher's answers in the student's tokens, as they continue the student's `prompts`, with the student's end token
     if they are complete."""
     tokenizer = ours.tokenizer
-    texts = [_answer_text(answer, before, theirs) for answer, before in zip(answers, asked, strict=True)]
+    texts = [_answer_text(answer, before, theirs) for answer, before in zip(answers, requests, strict=True)]
     before = [str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False))[-TAIL:] for prompt in prompts]
     ended = [answer[-1:] == [theirs.eos_token_id] for answer in answers]
     made = zip(ours.ids(texts, before), ended, strict=True)
     return [ids + [tokenizer.eos_token_id] if end or not ids else ids for ids, end in made]
 
 
-def _answer_text(answer: list[int], asked: list[int], theirs: Any) -> str:
+def _answer_text(answer: list[int], requests: list[int], theirs: Any) -> str:
     """The text of an answer after its prompt: decoded alone, tokenizers such as Llama 2's remove its first space."""
     before, whole, alone = (
         str(theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for ids in (asked, asked + answer, answer)
+        for ids in (requests, requests + answer, answer)
     )
     return whole[len(before) :] if whole.startswith(before) else alone

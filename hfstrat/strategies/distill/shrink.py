@@ -38,8 +38,7 @@ OUT_OF = re.compile(r"(?:\.mlp\.down_proj|(?<!\.attention)\.output\.dense)\.weig
 def check_width(wanted: int, config: dict[str, Any], shapes: Shapes) -> None:
     """Refuse an impossible width, as far as it is known from a config and the headers of weights.
 
-    Raises:
-        UserError: wider than the model, or an MLP of unknown structure.
+    Raises UserError: wider than the model, or an MLP of unknown structure.
     """
     width = config.get(WIDTH)
     if not isinstance(width, int):
@@ -144,8 +143,7 @@ def layers_to_keep(wanted: int | list[int] | None, count: int) -> list[int]:
 
     None keeps all of them.
 
-    Raises:
-        UserError: more layers than the model has, or an index out of range.
+    Raises UserError: more layers than the model has, or an index out of range.
     """
     if wanted is None:
         return list(range(count))
@@ -179,8 +177,7 @@ def drop_layers(model: PreTrainedModel, keep: list[int], channels: dict[int, tor
     Of the MLP channels of each layer those in `channels` are kept, by the layer's old index; all of them if it is None. The
     model is created from its config, so that no module stores the index of its old layer.
 
-    Raises:
-        UserError: the smaller config does not describe a model with these layers.
+    Raises UserError: the smaller config does not describe a model with these layers.
     """
     import torch
 

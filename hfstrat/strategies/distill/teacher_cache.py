@@ -56,15 +56,15 @@ class Form:
 
     def tensors(self, blob: bytes) -> dict[str, torch.Tensor]:
         """The inputs of `Distiller`, from the concatenated bytes of all positions of a batch."""
-        kept = np.frombuffer(bytearray(blob), dtype=self.position)
+        values = np.frombuffer(bytearray(blob), dtype=self.position)
         if self.kind == "hidden":
-            hidden = torch.from_numpy(kept)
+            hidden = torch.from_numpy(values)
             return {"teacher_hidden": hidden if self.dtype == "float32" else hidden.view(TORCH[self.dtype])}
-        ids = torch.from_numpy(kept["ids"].astype(np.int64))
+        ids = torch.from_numpy(values["ids"].astype(np.int64))
         if self.kind == "top_k":
-            return {"teacher_ids": ids, "teacher_logprobs": torch.from_numpy(kept["logprobs"].copy())}
+            return {"teacher_ids": ids, "teacher_logprobs": torch.from_numpy(values["logprobs"].copy())}
         weights = torch.full(ids.shape, 1 / self.width)
-        return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(kept["entropy"].copy())}
+        return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(values["entropy"].copy())}
 
     def bytes_of(self, hidden: torch.Tensor, logits: Any, generator: torch.Generator) -> tuple[bytes, float]:
         """The bytes of some positions (`hidden` `[n, H]`), and the summed probability mass that they contain.
@@ -126,13 +126,7 @@ def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
 
 
 class WithTeacher(WithColumn):
-    """Examples with the cached outputs of the teacher.
-
-    Args:
-        rows: the tokenized examples.
-        file: written by `write`, memory-mapped.
-        places: the index in the file for each example, `[len(rows)]`.
-    """
+    """Examples with the outputs of the teacher that `write` wrote; `places` has the index in the file for each example."""
 
     def __init__(self, rows: Any, file: Path, places: np.ndarray) -> None:
         values = read_column(file, COLUMN)

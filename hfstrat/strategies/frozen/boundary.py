@@ -226,15 +226,15 @@ def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
 
 
 def _why_nothing_is_frozen(model: Any) -> str:
-    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if any("lora_" in name for name in learning):
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any("lora_" in name for name in trainable):
         return "adapters are trained in the first block, or before it"
     embeddings = model.get_input_embeddings()
     if any(parameter.requires_grad for parameter in embeddings.parameters()):
         head = model.get_output_embeddings()
         tied = head is not None and getattr(head, "weight", None) is embeddings.weight
         return f"the input embeddings are trained{', since they are tied to the LM head' if tied else ''}"
-    return f"parameters are trained in the first block, or before it ({learning[0] if learning else 'nothing is frozen'})"
+    return f"parameters are trained in the first block, or before it ({trainable[0] if trainable else 'nothing is frozen'})"
 
 
 def can_precompute(prefix: Prefix, batch: Batch) -> str | None:

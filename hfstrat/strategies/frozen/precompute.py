@@ -215,8 +215,7 @@ def _check(data: TrainData, rows: WithStates, model: nn.Module) -> None:
 
     With packing also on the first packed batch.
 
-    Raises:
-        Refused: the outputs differ.
+    Raises Refused: the outputs differ.
     """
     by_length = np.argsort(-column(rows.rows, "length"), kind="stable")
     chosen = by_length[np.unique(np.linspace(0, len(by_length) - 1, min(4, data.plan.micro_batch)).astype(int))]
@@ -317,12 +316,7 @@ class States:
 
 
 class WithStates(WithColumn):
-    """Examples with their hidden states.
-
-    Args:
-        rows: the tokenized examples.
-        places: the index in `states` for each example, `[len(rows)]`.
-    """
+    """Examples with their hidden states; `places` has the index in `states` for each example."""
 
     def __init__(self, rows: Any, states: States, places: np.ndarray) -> None:
         super().__init__(rows, COLUMN, states.__getitem__, places)

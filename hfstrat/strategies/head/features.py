@@ -57,8 +57,7 @@ def hidden_of(given: Any) -> torch.Tensor:
 def split_body(model: PreTrainedModel) -> Body:
     """The parts of a body; checks on a few tokens that its output is that of its last block, with or without a norm.
 
-    Raises:
-        UserError: a body whose output is computed in another way.
+    Raises UserError: a body whose output is computed in another way.
     """
     found, name = find_blocks(model), type(model).__name__
     if found is None:
