@@ -1,4 +1,4 @@
-"""Other libraries' kernels for the head's loss: taken where they are faster and say the same, else not, and it is said."""
+"""Other libraries' kernels for the head's loss: used where they are faster and compute the same, otherwise reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIGER = pytest.param(loss_kernels.liger, marks=pytest.mark.skipif(not GPU, reaso
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kernel", [trl, LIGER])
-def test_a_kernel_says_what_ours_says(kernel: Any, bias: bool, softcap: float | None, scale: float) -> None:
+def test_a_kernel_computes_what_ours_computes(kernel: Any, bias: bool, softcap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     device = "cpu" if kernel is trl else "cuda"
     rows, weight, extra = (torch.randn(*size, device=device) for size in ((40, 64), (300, 64), (300,)))
@@ -57,7 +57,7 @@ def broken(rows: Any, head: Any, targets: Any) -> Any:
     raise RuntimeError("no such device")
 
 
-def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
+def test_the_fastest_with_the_same_results_is_used(tiny: Path) -> None:
     model, shape = model_of(tiny), (4, 32)
     assert fastest(model, {"hfstrat": slow, "trl": trl}, shape, torch.float32, CPU)[0] == "trl"
     assert fastest(model, {"hfstrat": head_loss, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
@@ -68,7 +68,7 @@ def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_takes_much_more_memory_or_is_hardly_faster_is_not_taken() -> None:
+def test_a_kernel_that_needs_much_more_memory_or_is_hardly_faster_is_not_used() -> None:
     same = [torch.ones(()), torch.ones(3, 2)]
     measured = {"hfstrat": Measured(1.0, 100, same), "trl": Measured(0.5, 126, same), "liger": Measured(0.96, 100, same)}
     assert decide(measured, {}, 1e-3)[0] == "hfstrat"
@@ -78,7 +78,7 @@ def test_what_takes_much_more_memory_or_is_hardly_faster_is_not_taken() -> None:
     assert decide(measured, {}, 1e-3)[0] == "hfstrat"
 
 
-def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_uses_the_kernel_that_it_began_with(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the loss is the same, also of a batch without supervised tokens."""
     calls, made = [], model_of(tiny)
 
@@ -113,7 +113,7 @@ def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatc
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
     assert "head: the loss kernel was trl, which is not installed here; kernels are measured again" in base.said
     assert loss_kernels.kernel_name(made) == "hfstrat"
-    monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # adapters on the head, say
+    monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # such as adapters on the head
     base.said.clear()
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, None)
     assert not base.said

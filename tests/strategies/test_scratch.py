@@ -1,4 +1,4 @@
-"""From nothing: what is counted is what is made, what is held out is never seen, and what is saved is what was trained."""
+"""Training from scratch: predicted counts are true, held-out text is never seen, and the saved model is the trained one."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None:
-    """The artifact is an ordinary model; the report has the bars; a resumed run is the same run, bit for bit."""
+    """The artifact is an ordinary model; the report has the baselines; a resumed run is the same run, bit for bit."""
     report = run(scratch())
     assert report is not None
     result = report["result"]
@@ -168,7 +168,7 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
 
 
 def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None:
-    """Every character stands in train or in eval, once, in order."""
+    """Every character is in train or in eval, once, in order."""
     recipe = scratch().recipe
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
@@ -231,7 +231,7 @@ ODD_TEXTS = ["", " ", "\n\n\t x  y ", "naïve café — 你好 🙂‍↔️ \x0
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mistral"])
 def test_a_tokenizer_comes_back_byte_for_byte(tmp_path: Path, family: str) -> None:
-    """Also after it was saved beside a model of a family that has a tokenizer class of its own."""
+    """Also after it was saved next to a model of a family that has a tokenizer class of its own."""
     recipe = rows_of(tmp_path)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     AutoConfig.for_model(family).save_pretrained(tmp_path / "saved")
@@ -396,7 +396,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
 
 
 def test_a_class_of_ones_own(scratch: Callable[..., Any], tmp_path: Path) -> None:
-    """It trains, and its result is checked too, with the code that is saved beside it."""
+    """It trains, and its result is checked too, with the code that is saved next to it."""
     (tmp_path / "bag_of_words.py").write_text(OWN)
     own = f"model_class: '{tmp_path / 'bag_of_words.py'}:Bag', config: {{width: 16}}, tokenizer: {{vocab_size: 300}}"
     report = run(scratch(f"strategy={{name: scratch, {own}}}"))

@@ -136,7 +136,7 @@ def test_no_rows_give_a_finite_zero_with_zero_gradients(name: str) -> None:
 
 
 def test_tokens_that_only_one_of_them_has_take_no_part() -> None:
-    """What the teacher gives to its padding is spread over the rest as the rest is; the student's padding is not taught."""
+    """The teacher's probability of its padding is distributed over the other tokens; the student's padding is not trained."""
     given = sizes(20, 23)
     teacher = given["teacher"]
     loud = teacher.head.bias.clone()
@@ -209,7 +209,7 @@ def test_draws_are_unbiased_in_value_and_gradient() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_likeliest_tokens_with_their_tail_equal_a_reference(count: int) -> None:
-    """One event more stands for all other tokens; with every token named it is the whole divergence."""
+    """One further event is all other tokens; with every token listed it is the full divergence."""
     given, mix = sizes(23, 20), Mix("forward_kl", 0.7, 2.0)
     teacher = given["teacher"]
     log_p = (logits_of(teacher.hidden, teacher.head)[:, :20] / 2).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Answers that a teacher writes: what it says to each prompt alone, kept block by block."""
+"""Answers that a teacher generates: those to each prompt alone, cached block by block."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_each_answer_is_what_the_teacher_says_to_this_prompt_alone(
         assert new["length"] == len(new["input_ids"])
 
 
-def test_an_interrupted_teacher_goes_on_with_the_next_block(
+def test_an_interrupted_teacher_continues_with_the_next_block(
     models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "BLOCK", 3)
@@ -133,7 +133,7 @@ HEADED = (  # Llama 3's kind of marks
 @pytest.mark.parametrize("student", ["own", "thinking", "plain"])
 @pytest.mark.parametrize("teacher", ["headed", "plain"])
 def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path: Path) -> None:
-    """The ids are those that it would be asked with had it been trained on these conversations."""
+    """The ids are those of its prompts had it been trained on these conversations."""
     from hfstrat.data.prepare import prepare
     from hfstrat.data.render import Renderer
     from hfstrat.recipe.data import Data
