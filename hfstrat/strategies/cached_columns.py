@@ -8,21 +8,17 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from hfstrat.data.packing import Bin
 from hfstrat.trainer.collective import exhaust
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hfstrat.trainer.train_data import TrainData
-
+from hfstrat.trainer.train_data import TrainData
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 

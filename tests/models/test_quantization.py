@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits: the intended layers are quantized and never change; the trainable ones are trained correctly."""
+"""Frozen weights in 8 or 4 bits: the intended layers are quantized and do not change; trainable ones are trained correctly."""
 
 from __future__ import annotations
 

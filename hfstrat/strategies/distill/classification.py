@@ -7,16 +7,18 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
-from hfstrat.models.load import count_parameters
+from hfstrat.models.load import Base, count_parameters
+from hfstrat.recipe.distill import Cache
 from hfstrat.recipe.format import file_size
 from hfstrat.strategies.cached_columns import CachedColumnCollator, digest_of_weights, groups_of
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
@@ -24,13 +26,7 @@ from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, fetch_outputs
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
 from hfstrat.tasks.text_classification.losses import class_loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Cache
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.train_data import TrainData
 
 NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 

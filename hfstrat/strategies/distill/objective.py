@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
@@ -22,8 +24,8 @@ from hfstrat.models.fused_loss import (
     logits_of_module,
     scores_of_logits,
 )
-from hfstrat.models.load import cast_weights, count_parameters
-from hfstrat.recipe.distill import check_pairs, even_pairs
+from hfstrat.models.load import Base, cast_weights, count_parameters
+from hfstrat.recipe.distill import Distill, LayerPairs, check_pairs, even_pairs
 from hfstrat.strategies.distill.loss import (
     Mix,
     Teacher,
@@ -33,15 +35,6 @@ from hfstrat.strategies.distill.loss import (
     distill_scores_of_logits,
 )
 from hfstrat.strategies.distill.teacher import check_sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import PreTrainedModel
-
-    from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Distill, LayerPairs
-
 
 NOT_COMPUTED = "strategy.teacher: its outputs cannot be computed"
 NAME = "distill_projections"  # of a trainable submodule that is not saved

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,12 @@ import torch
 from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
 from hfstrat.models.load import count_parameters
+from hfstrat.recipe.distill import Cache
 from hfstrat.recipe.format import file_size
 from hfstrat.strategies.cached_columns import digest_of_weights, groups_of, sample_batch
+from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher_cache import Fetched, Form, Rows, TeacherCollator, fetch_outputs, write
-
-if TYPE_CHECKING:
-    from hfstrat.recipe.distill import Cache
-    from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.train_data import TrainData
 
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number, as a share of the largest state: other batches use other kernels
 

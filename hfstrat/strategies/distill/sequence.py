@@ -10,28 +10,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from rich.console import Console
+from transformers import PreTrainedModel
 
 from hfstrat.data import cache
+from hfstrat.data.prepare import PreparedData
 from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
 from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
+from hfstrat.recipe.distill import Distill
+from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies.cached_columns import digest_of_weights, groups_of, read_column, write_column
 from hfstrat.strategies.distill.teacher_cache import Rows
 from hfstrat.tasks.generation import continued
 from hfstrat.trainer.collective import ProcessGroup
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from transformers import PreTrainedModel
-
-    from hfstrat.data.prepare import PreparedData
-    from hfstrat.recipe.data import Data
-    from hfstrat.recipe.distill import Distill
-    from hfstrat.recipe.schema import Recipe
 
 BLOCK = 32  # examples that are generated and cached together
 

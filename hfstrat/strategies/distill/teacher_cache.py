@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,8 @@ from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
 from hfstrat.strategies.cached_columns import CachedColumnCollator, WithColumn, cache_inputs, read_column, write_column
-
-if TYPE_CHECKING:
-    from hfstrat.trainer.collective import Build
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.collective import Build
+from hfstrat.trainer.train_data import TrainData
 
 COLUMN = "teacher"
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -8,10 +8,11 @@ cached states; otherwise every block computes as usual.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,6 @@ from torch import nn
 
 from hfstrat.models.blocks import evaluating, find_blocks
 from hfstrat.models.quantization import is_quantized, keeps_outliers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 COLUMN = "boundary_states"
 NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)$")

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
@@ -50,11 +51,7 @@ from hfstrat.strategies.frozen.boundary import (
     named_blocks,
 )
 from hfstrat.trainer import distributed
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.train_data import TrainData
 
 KEY = "strategy.precompute"
 PAYS = 1.1  # predicted speedup below which disk space and waiting time are not worth it

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hfstrat.data.splits import column
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import evaluating, find_blocks, keep_layers_in_config
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PROBE_TOKENS = 7
 TOLERANCE = 1e-2  # share of the largest value; 16-bit bodies round their norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from hfstrat.errors import UserError
 from hfstrat.models import output_scale
 from hfstrat.models.blocks import final_linear, keep_layers_in_config
-from hfstrat.models.load import cast_weights
+from hfstrat.models.load import Base, cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
@@ -21,11 +21,8 @@ from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, Hea
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
 from hfstrat.tasks import sentence_transformers
+from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
-
-if TYPE_CHECKING:
-    from hfstrat.models.load import Base
-    from hfstrat.trainer.train_data import TrainData
 
 EXACT_WEIGHTS, EXACT_PRODUCTS = 2 * 10**6, 10**10  # weights, examples x weights: sizes that are solved in seconds
 SEED = 42  # for the examples of the probe and of the choice of the penalty

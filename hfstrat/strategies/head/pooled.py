@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,7 @@ from hfstrat.data import cache
 from hfstrat.strategies.cached_columns import cache_inputs, digest_of_rows, digest_of_weights, read_column, write_column
 from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
-
-if TYPE_CHECKING:
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.train_data import TrainData
 
 MOST_ROWS = 2000  # more would resolve differences too small to matter
 MOST_BYTES = 256 * 2**20  # of the candidates' features
