@@ -74,9 +74,9 @@ def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -
     """
     if reason := _unsupported(model):
         return reason
-    reasons = []
-    for scale in _scales(model.config.get_text_config()):
-        softcap = _softcap(model.config.get_text_config())
+    reasons, config = [], model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    for scale in _scales(config):
         model.forward = MethodType(_make_forward(type(model), scale, softcap, objective or cross_entropy), model)
         reasons.append(_differs(model))
         if reasons[-1] is None:
@@ -106,10 +106,6 @@ def _unsupported(model: PreTrainedModel) -> str | None:
     if model.base_model is model:
         return "its body is not a separate module"
     return None
-
-
-def _softcap(config: PretrainedConfig) -> float | None:
-    return getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
 
 
 def _scales(config: PretrainedConfig) -> Iterator[float]:

@@ -149,12 +149,8 @@ def _with_answers(data: PreparedData, rows: Rows, prompts: list[list[int]], answ
 
 def write_answers(teacher: PreTrainedModel, prompts: list[list[int]], tokenizer: Any, room: int) -> list[list[int]]:
     """Greedy answers of at most `room` tokens, with the end token if they are complete."""
-    out = continued(teacher, prompts, tokenizer, room)
-    return [_until_end(answer, tokenizer.eos_token_id) for answer in out.tolist()]
-
-
-def _until_end(answer: list[int], end: int | None) -> list[int]:
-    return answer[: answer.index(end) + 1] if end in answer else answer
+    answers, end = continued(teacher, prompts, tokenizer, room).tolist(), tokenizer.eos_token_id
+    return [answer[: answer.index(end) + 1] if end in answer else answer for answer in answers]
 
 
 def _track(blocks: list[Any], screen: Console) -> Iterator[Any]:

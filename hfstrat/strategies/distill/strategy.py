@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.errors import UserError
-from hfstrat.models.load import read_shapes
+from hfstrat.models.load import check_context, read_shapes
 from hfstrat.recipe import distill as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies import checks
@@ -167,7 +167,8 @@ class Distill(Strategy[section.Distill]):
             rows = len(data.train) if data else 0
             several = rows > 0 and number_of_steps(recipe.training, rows) * recipe.training.global_batch_size > rows
             self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, several)
-            distill_teacher.check_length(self.teacher, data)
+            if self.teacher is not None and data is not None:
+                check_context(self.teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
         if wanted.shrink:
             base.model = shrink_model(wanted.shrink, base, data and data.train)
         return base

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.schema import Recipe
@@ -127,14 +126,6 @@ def _check_memory(
     own = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
     student = describe({name: shape_of(p) for name, p in base.model.named_parameters()}, base.is_tied).footprint
     check_room(section.name_or_path, (sizes[0], sizes[1]), student, free_memory(), stays, not strategy.on_policy, own)
-
-
-def check_length(teacher: PreTrainedModel | None, data: PreparedData | None) -> None:
-    """Refuse examples that are longer than the teacher's context. Raises UserError."""
-    from hfstrat.models.load import check_context
-
-    if teacher is not None and data is not None:
-        check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
