@@ -293,10 +293,10 @@ def retokenize_answers(
     return [ids + [tokenizer.eos_token_id] if end or not ids else ids for ids, end in made]
 
 
-def _answer_text(answer: list[int], requests: list[int], theirs: Any) -> str:
+def _answer_text(answer: list[int], prompt: list[int], theirs: Any) -> str:
     """The text of an answer after its prompt: decoded alone, tokenizers such as Llama 2's remove its first space."""
     before, whole, alone = (
         str(theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for ids in (requests, requests + answer, answer)
+        for ids in (prompt, prompt + answer, answer)
     )
     return whole[len(before) :] if whole.startswith(before) else alone

@@ -157,7 +157,7 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
     asked, form = foreign.prompts(data.train, first, prompts), Renderer(theirs, "auto")
     afters = [(0, 1), *([(1, 1)] if student == "thinking" else []), (1, 3), (2, 2), (3, 1)]  # row, and turns before the answer
     assert asked == [form.prompt_ids({"messages": talks[row][:after]}) for row, after in afters]
-    foreign.reach = max(map(len, asked))
+    foreign.context = max(map(len, asked))
     with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt has \d+"):
         foreign.prompts(data.train, first, prompts)
     theirs.chat_template = "{{ raise_exception('no system turns') }}"
