@@ -40,7 +40,7 @@ def step(vocabulary: int, share: float, trainable: bool) -> Callable[[str], floa
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     from hfstrat.data.collate import shift
-    from hfstrat.models.chunked_loss import head_loss
+    from hfstrat.models.chunked_loss import Head, head_loss
 
     torch.manual_seed(0)
     hidden = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
@@ -56,7 +56,7 @@ def step(vocabulary: int, share: float, trainable: bool) -> Callable[[str], floa
             return ForCausalLMLoss(functional.linear(hidden, weight), labels, vocabulary)
         if method == "logits_to_keep":
             return functional.cross_entropy(functional.linear(hidden[keep], weight), targets)
-        return head_loss(hidden.flatten(0, 1).index_select(0, rows), weight, targets) / len(rows)
+        return head_loss(hidden.flatten(0, 1).index_select(0, rows), Head(weight), targets) / len(rows)
 
     def run(method: str) -> float:
         hidden.grad = weight.grad = None

@@ -211,7 +211,7 @@ def predicted(case: dict[str, Any]) -> Any:
 
     from hfstrat.advisor import architecture, hardware, memory
     from hfstrat.advisor.memory import Shape, batch_widths
-    from hfstrat.models.random import sizes as random_sizes
+    from hfstrat.models import random_init
     from hfstrat.recipe import section
     from hfstrat.recipe.schema import AnyStrategy
     from hfstrat.strategies import build
@@ -222,7 +222,7 @@ def predicted(case: dict[str, Any]) -> Any:
         model = architecture.read(model_folder(case["model"]))
     else:
         model = architecture.by_hand(
-            random_sizes.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
+            random_init.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
         )
     made = TASKS[case["task"]].model.shapes(model.shapes, model.config, 3)
     labelled = case["task"] == "text-classification"

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
-from hfstrat.models import check
+from hfstrat.models import check, families, random_init
 from hfstrat.models.load import read_json, read_shapes
 from hfstrat.models.parameter_names import BLOCK, CONFIG_KEYS, EMBEDDING, config_size
-from hfstrat.models.random import families, sizes
 from hfstrat.recipe import section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description
@@ -198,7 +197,7 @@ def by_hand(parameters: str, vocabulary: int, context: int) -> Model:
     if vocabulary < 2:
         raise UserError(f"--vocab: {vocabulary}: expected the size of a vocabulary, such as 32000")
     try:
-        settings = sizes.pick("llama", wanted, vocabulary, context, {})
+        settings = random_init.pick("llama", wanted, vocabulary, context, {})
     except UserError as error:
         raise UserError(str(error).replace("strategy.parameters", "--parameters")) from None
     shapes = families.shapes_of("llama", settings) or {}

@@ -14,7 +14,7 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
 from hfstrat.errors import UserError
-from hfstrat.models.random import sizes
+from hfstrat.models import random_init
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import defaults
@@ -111,7 +111,7 @@ def class_name(config: dict[str, Any]) -> str:
 def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
     """A Llama with a new tokenizer, with as many parameters as the tokens can train, and not larger than `model`."""
     worthwhile = data.tokens * WORTHWHILE / OPTIMAL
-    size = sizes.readable(float(f"{max(SMALLEST, min(worthwhile, most, model.parameters)):.1e}"))
+    size = random_init.readable(float(f"{max(SMALLEST, min(worthwhile, most, model.parameters)):.1e}"))
     vocabulary = new_vocabulary(data.tokens)
     new = architecture.by_hand(size, vocabulary, data.max_length)
     section = {"name": name, "model_type": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}

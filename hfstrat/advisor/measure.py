@@ -287,7 +287,7 @@ def probe(recipe: str, rows: int) -> dict[str, Any]:
     import torch
 
     from hfstrat.strategies.head.features import extract, split_body
-    from hfstrat.strategies.head.select_layer import candidate_layers
+    from hfstrat.strategies.head.pooled import candidate_layers
 
     loaded = load_recipe(recipe).recipe
     task, strategy = TASKS[loaded.task], strategies.build(loaded.strategy)

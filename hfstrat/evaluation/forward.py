@@ -204,7 +204,7 @@ class Subject:
     def base(self) -> Base:
         """The model in the form that tasks take."""
         dtype = main_dtype(self.inner)
-        return Base(self.inner, "", None, [], dtype, dtype, task=self.task)
+        return Base(self.inner, self.task, "", None, [], dtype, dtype)
 
     @property
     def context(self) -> int | None:

@@ -1,11 +1,15 @@
-"""The blocks of a transformer: finding them, compiling them, recomputing their activations."""
+"""The parts of a model: finding its blocks and its classification head, compiling blocks, recomputing their activations."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
+
+from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +47,18 @@ def keep_layers_in_config(config: Any, depth: int, keep: list[int]) -> None:
     if len(keep) < depth and isinstance(getattr(config, "max_window_layers", None), int):
         config.max_window_layers = min(config.max_window_layers, len(keep))
     config.num_hidden_layers = len(keep)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set the model to evaluation mode, and restore the mode of each module afterwards."""
+    were = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in were:
+            module.training = training
 
 
 def checkpointable(model: nn.Module) -> list[Any]:
@@ -87,3 +103,25 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
         if getattr(module, "gradient_checkpointing", False):
             trains_before = trains_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = trains_before
+
+
+def head_modules(model: Any) -> list[str]:
+    """The names of the head's modules in a classification model: those next to the body, and the pooler."""
+    body = model.base_model_prefix
+    beside = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    inner = getattr(model, body, None)
+    within = [f"{body}.pooler"] if getattr(inner, "pooler", None) is not None else []
+    return [*beside, *within]
+
+
+def final_linear(model: Any) -> nn.Linear:
+    """The last linear layer of a classifier, whose outputs are the logits. Raises UserError if there is none."""
+    body = model.base_model_prefix
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == model.config.num_labels
+    ]
+    if not found:
+        raise UserError(f"strategy: {type(model).__name__} has no linear head; use partial or lora")
+    return found[-1]

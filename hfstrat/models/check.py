@@ -65,23 +65,53 @@ def _is_complete(file: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
+def local_folder(key: str, source: str, revision: str | None, file: str, expected: str, network: bool) -> Path | None:
+    """The local folder of a model or tokenizer; None if it is on the Hub, which is queried for `file`.
+
+    Raises UserError: it is a file instead of what is `expected`, or does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise UserError(f"{key}: {source} is a file; expected {expected}")
+    if path.is_dir():
+        return path
+    if is_path(source):
+        raise UserError(f"{key}: {source}: no such folder{near(path)}")
+    check_hub(key, source, revision, file, "model", network)
+    return None
+
+
+def is_path(source: str) -> bool:
+    """Whether a name cannot be a Hub id."""
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1
+
+
+def check_has_weights(key: str, source: str, folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{key}: {source} contains no weights (*.safetensors); the download may be incomplete")
+
+
 def check_tokenizer(model: Model, network: bool) -> None:
     if model.tokenizer is None:
         folder = Path(model.name_or_path).expanduser()
         if folder.is_dir() and not has_tokenizer(folder):
             raise UserError(f"model.name_or_path: {folder} has no tokenizer; set model.tokenizer")
         return
-    path = Path(model.tokenizer).expanduser()
-    name = f"model.tokenizer: {model.tokenizer}"
-    if path.is_file():
-        raise UserError(f"{name} is a file; expected a folder or a Hub id")
-    if path.is_dir():
-        if not has_tokenizer(path):
-            raise UserError(f"{name} has no tokenizer file such as tokenizer.json")
-    elif model.tokenizer.startswith(("/", ".", "~")) or model.tokenizer.count("/") > 1:
-        raise UserError(f"{name}: no such folder{near(path)}")
-    else:
-        check_hub("model.tokenizer", model.tokenizer, None, "tokenizer_config.json", "model", network)
+    expected = "a folder or a Hub id"
+    found = local_folder("model.tokenizer", model.tokenizer, None, "tokenizer_config.json", expected, network)
+    if found and not has_tokenizer(found):
+        raise UserError(f"model.tokenizer: {model.tokenizer} has no tokenizer file such as tokenizer.json")
+
+
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words = content["model"]["vocab"]
+        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
+        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -89,15 +119,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_hub(key: str, source: str, revision: str | None, file: str, kind: str, network: bool) -> None:
-    """Query the Hub, once and with a short timeout, for a repository: with retries an error would take a minute.
+    """Query the Hub for a repository, once and with a short timeout: with retries an error would take a minute.
 
     Args:
-        file: a file that is sufficient if it is in the cache; "" to query in any case.
+        file: sufficient if it is in the cache; "" to query in any case.
         kind: `model` or `dataset`.
-        network: whether the Hub may be queried.
 
-    Raises:
-        UserError: the repository does not exist, is gated, or the Hub cannot be reached.
+    Raises UserError: the repository does not exist, is gated, or the Hub cannot be reached.
     """
     if not network:
         return
@@ -112,8 +140,8 @@ def check_hub(key: str, source: str, revision: str | None, file: str, kind: str,
             if kind == "dataset":
                 return  # `datasets` has its own cache, and fails at once if the data set is not there
             raise UserError(f"{name}: {here} not in the Hub cache, and HF_HUB_OFFLINE is set; use a local one, or unset it")
-        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-        ask(source, revision=revision, timeout=HUB_TIMEOUT)
+        query = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        query(source, revision=revision, timeout=HUB_TIMEOUT)
     except errors.GatedRepoError:
         raise UserError(f"{name}: gated; request access on its page and run `hf auth login`") from None
     except errors.RevisionNotFoundError:

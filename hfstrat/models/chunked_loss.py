@@ -36,16 +36,21 @@ class Head(NamedTuple):
     softcap: float | None = None
     scale: float = 1.0
 
+    @classmethod
+    def of(cls, layer: Any, softcap: float | None = None, scale: float = 1.0) -> Head:
+        """The head of a linear layer, without gradients."""
+        return cls(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), softcap, scale)
 
-def head_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    chunk: int | None = None,
-) -> torch.Tensor:
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Head:
+        """The head with changed weight and bias: copied, moved, or reduced to some tokens."""
+        return self._replace(weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
+
+Kernel = Callable[[torch.Tensor, Head, torch.Tensor], torch.Tensor]
+"""From hidden states `[n, H]`, a head and targets `[n]` to the summed loss (nats), a scalar with gradients."""
+
+
+def head_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
     """Negative log-likelihood (nats) of `targets`, summed: a scalar, in float32 or wider.
 
     Gradients are computed only where required: none for the weight of a frozen head. Without rows the result is zero, with
@@ -53,28 +58,15 @@ def head_loss(
 
     Args:
         hidden: `[n, H]`, the supervised positions.
-        weight: `[V, H]`, the LM head.
         targets: `[n]`, int64 in `[0, V)`.
-        bias: `[V]`.
-        softcap: c of `c * tanh(logits / c)`, after the scale.
-        scale: factor of the logits.
         chunk: rows per product; by default as many as keep the logits in the cache.
 
     Raises:
         RuntimeError: shapes that do not match, or a target outside the vocabulary.
     """
     if not torch.is_grad_enabled():
-        return head_scores(hidden, weight, targets, bias, softcap, scale, chunk)[0].sum()
-    return rows_loss(hidden, Head(weight, bias, softcap, scale), _cross_entropy(targets), chunk)
-
-
-Kernel = Callable[[torch.Tensor, Head, torch.Tensor], torch.Tensor]
-"""From hidden states `[n, H]`, a head and targets `[n]` to the summed loss (nats), a scalar with gradients."""
-
-
-def hfstrat(rows: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-    """`head_loss` as a `Kernel`."""
-    return head_loss(rows, head.weight, targets, head.bias, head.softcap, head.scale)
+        return head_scores(hidden, head, targets, chunk)[0].sum()
+    return rows_loss(hidden, head, _cross_entropy(targets), chunk)
 
 
 def rows_loss(hidden: torch.Tensor, head: Head, loss: RowsLoss, chunk: int | None = None) -> torch.Tensor:
@@ -97,24 +89,18 @@ def _cross_entropy(targets: torch.Tensor) -> RowsLoss:
 
 @torch.no_grad()
 def head_scores(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    chunk: int | None = None,
+    hidden: torch.Tensor, head: Head, targets: torch.Tensor, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood (nats, `[n]`, float32 or wider) and whether the target is the top-1 prediction (`[n]`, bool).
 
     Arguments and errors are those of `head_loss`; there are no gradients.
     """
-    nll, right = [], []
-    for part, logits in blocks(hidden, Head(weight, bias, softcap, scale), chunk):
-        right.append(logits.argmax(-1) == targets[part])
+    nll, correct = [], []
+    for part, logits in blocks(hidden, head, chunk):
+        correct.append(logits.argmax(-1) == targets[part])
         nll.append(-functional.log_softmax(logits, -1).gather(1, targets[part][:, None])[:, 0])
-    empty = torch.empty(0, dtype=loss_dtype(weight.dtype), device=hidden.device)
-    return torch.cat([empty, *nll]), torch.cat([empty.bool(), *right])
+    empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
+    return torch.cat([empty, *nll]), torch.cat([empty.bool(), *correct])
 
 
 def chunk_rows(weight: torch.Tensor, trainable: bool) -> int:
@@ -147,8 +133,7 @@ class _HeadLoss(torch.autograd.Function):
         loss: RowsLoss,
     ) -> torch.Tensor:
         wide = loss_dtype(dtype)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        needs = ctx.needs_input_grad
+        total, needs = torch.zeros((), dtype=wide, device=hidden.device), ctx.needs_input_grad
         for_hidden = torch.empty_like(hidden) if needs[0] else None
         for_weight = torch.zeros_like(weight, dtype=loss_dtype(weight.dtype)) if needs[1] else None
         for_bias = torch.zeros_like(bias, dtype=loss_dtype(bias.dtype)) if bias is not None and needs[2] else None

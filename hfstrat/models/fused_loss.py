@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from hfstrat.errors import first_line
 from hfstrat.models import router_loss
-from hfstrat.models.chunked_loss import Head, Kernel, head_scores, hfstrat
+from hfstrat.models.chunked_loss import Head, Kernel, head_loss, head_scores
 from hfstrat.models.router_loss import Routing
 
 if TYPE_CHECKING:
@@ -45,9 +45,20 @@ class HeadLossOutput(ModelOutput):  # type: ignore[misc]
     kl: torch.Tensor | None = None
 
 
-Objective = Callable[["PreTrainedModel", tuple[Any, ...], dict[str, Any], torch.Tensor, torch.Tensor, float, float | None], Any]
-"""From the model, its arguments, `loss_rows`, `targets`, and the head's scale and soft-capping to a `HeadLossOutput` without
-`loss`. It removes its own keywords from the arguments."""
+class LossCall(NamedTuple):
+    """A call of the bound forward: arguments of the body, flat indices and targets of the supervised positions (`[n]`), and
+    the scale and soft-capping of the logits."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: torch.Tensor
+    targets: torch.Tensor
+    scale: float
+    softcap: float | None
+
+
+Objective = Callable[["PreTrainedModel", LossCall], HeadLossOutput]
+"""From the model and a call to an output without `loss`. It removes its own keywords from the arguments."""
 
 
 def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -> str | None:
@@ -65,9 +76,9 @@ def bind_head_loss(model: PreTrainedModel, objective: Objective | None = None) -
     """
     if reason := _unsupported(model):
         return reason
-    reasons = []
-    for scale in _scales(model.config.get_text_config()):
-        softcap = _softcap(model.config.get_text_config())
+    reasons, config = [], model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    for scale in _scales(config):
         model.forward = MethodType(_make_forward(type(model), scale, softcap, objective or cross_entropy), model)
         reasons.append(_differs(model))
         if reasons[-1] is None:
@@ -99,10 +110,6 @@ def _unsupported(model: PreTrainedModel) -> str | None:
     return None
 
 
-def _softcap(config: PretrainedConfig) -> float | None:
-    return getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-
-
 def _scales(config: PretrainedConfig) -> Iterator[float]:
     """Possible factors of the logits: under the same key, Granite divides and HyperCLOVA X multiplies by the value."""
     names = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
@@ -127,7 +134,8 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return original(self, *args, **kwargs)
         with Routing(self) as routing:
-            output = objective(self, args, kwargs, loss_rows, targets, scale, softcap)
+            output = objective(self, LossCall(args, kwargs, loss_rows, targets, scale, softcap))
+        assert output.total is not None
         output.total = output.total + routing.loss() * len(targets)
         count = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch, device=targets.device)
         output.loss = output.total / count.clamp(min=1)
@@ -146,48 +154,50 @@ def objective_of(model: nn.Module) -> Objective | None:
     return next((objective for objective in bound if objective is not None), None)
 
 
-def cross_entropy(
-    model: PreTrainedModel,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    loss_rows: torch.Tensor,
-    targets: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    kernel: Kernel = hfstrat,
-) -> HeadLossOutput:
-    """The cross-entropy of the supervised positions."""
-    rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
-    total, nll, correct = _loss(model.get_output_embeddings(), rows, targets, scale, softcap, not model.training, kernel)
+def cross_entropy(model: PreTrainedModel, call: LossCall, kernel: Kernel = head_loss) -> HeadLossOutput:
+    """The cross-entropy of the supervised positions; in evaluation and without gradients also the scores of each."""
+    layer, targets = model.get_output_embeddings(), call.targets
+    hidden = last_hidden(model, call.args, call.kwargs, call.rows)
+    if not is_plain(layer):
+        return scores_of_logits(logits_of_module(layer, hidden, call), targets)
+
+    def compute(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, Any, Any]:
+        head, with_grad = Head(weight, bias, call.softcap, call.scale), torch.is_grad_enabled()
+        nll, correct = (None, None) if model.training and with_grad else head_scores(rows, head, targets)
+        if nll is not None and not with_grad:
+            return nll.sum(), nll, correct
+        loss = kernel if len(targets) else head_loss  # it returns zeros without targets
+        return loss(rows, head, targets), nll, correct
+
+    total, nll, correct = call_with_weight(layer, hidden, compute)
     return HeadLossOutput(total=total, nll=nll, correct=correct)
 
 
-def last_hidden(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The body's last hidden states `[B, T, H]`, the input of the head."""
+def last_hidden(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The body's last hidden states, the input of the head: `[B * T, H]`, or those at some flat indices."""
+    hidden: torch.Tensor = call_body(model, args, kwargs).last_hidden_state.flatten(0, 1)
+    return hidden if rows is None else hidden.index_select(0, rows)
+
+
+def call_body(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], **more: Any) -> Any:
+    """The output of the body for the arguments of the model."""
     given = {name: value for name, value in kwargs.items() if value is not None and name not in HEAD_ARGUMENTS}
-    hidden: torch.Tensor = model.base_model(*args, **given, use_cache=False, return_dict=True).last_hidden_state
-    return hidden
+    return model.base_model(*args, **given, **more, use_cache=False, return_dict=True)
 
 
-def _loss(
-    head: Any, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None, scored: bool, kernel: Kernel
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The summed loss and, if `scored` or without gradients, loss and top-1 correctness of each position."""
-    if not is_plain(head):
-        return _loss_of_module(head, rows, targets, scale, softcap)
+def logits_of_module(layer: nn.Module, rows: torch.Tensor, call: LossCall) -> torch.Tensor:
+    """The logits `[n, V]` of a head that is not plain, such as one with an adapter, in float32 or wider."""
+    logits: torch.Tensor = layer(rows)
+    logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * call.scale
+    return logits if call.softcap is None else torch.tanh(logits / call.softcap) * call.softcap
 
-    def score(
-        rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        nll = correct = None
-        if scored or not torch.is_grad_enabled():
-            nll, correct = head_scores(rows, weight, targets, bias, softcap, scale)
-        if nll is not None and not torch.is_grad_enabled():
-            return nll.sum(), nll, correct
-        compute = kernel if len(targets) else hfstrat  # it returns zeros without targets
-        return compute(rows, Head(weight, bias, softcap, scale), targets), nll, correct
 
-    return call_with_weight(head, rows, score)
+def scores_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> HeadLossOutput:
+    """The summed cross-entropy of logits `[n, V]`, and the scores of each position."""
+    nll = functional.cross_entropy(logits, targets, reduction="none")
+    return HeadLossOutput(total=nll.sum(), nll=nll.detach(), correct=logits.argmax(-1) == targets)
 
 
 def is_plain(head: nn.Module) -> bool:
@@ -213,18 +223,6 @@ def call_with_weight(
         return head(rows)
     finally:
         del head.forward
-
-
-def _loss_of_module(
-    head: nn.Module, rows: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_loss`, by calling a head that is not plain; the logits of all supervised positions are in memory."""
-    logits = head(rows)
-    logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * scale
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    nll = functional.cross_entropy(logits, targets, reduction="none")
-    return nll.sum(), nll.detach(), logits.argmax(-1) == targets
 
 
 @torch.no_grad()

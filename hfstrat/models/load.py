@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 def read_config(model: Model) -> dict[str, Any] | None:
     """The local `config.json`, without torch; None if it does not exist."""
     file = Path(model.name_or_path).expanduser() / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
+    config = parse_config(file) if file.is_file() else None
     return config if isinstance(config, dict) else None
+
+
+def parse_config(file: Path) -> Any:
+    """The content of a model's config file. Raises UserError if it is not valid JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -51,9 +54,10 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass
 class Base:
-    """A loaded base model with the facts that strategies and tasks need."""
+    """A loaded base model with the facts that strategies and tasks need; `task` is of `hfstrat.tasks`."""
 
     model: PreTrainedModel
+    task: Any
     name_or_path: str
     revision: str | None
     new_token_ids: list[int]
@@ -61,7 +65,6 @@ class Base:
     own_dtype: torch.dtype  # of the checkpoint, or as set in the recipe
     reload: dict[str, Any] = field(default_factory=dict)  # further keywords of `from_pretrained` for the result
     remarks: list[str] = field(default_factory=list)
-    task: Any = None  # of `hfstrat.tasks`, set by what loads it
     new_head: bool = False  # whether its head has random weights
     head_modules: list[str] = field(default_factory=list)  # that are trained in full, as the head of a classifier
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized
@@ -116,6 +119,14 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_token_of(config: Any, tokenizer: Any) -> int:
+    """The id of the padding token. Raises UserError: none exists."""
+    for pad in (tokenizer.pad_token_id, config.pad_token_id):
+        if pad is not None:
+            return int(pad)
+    raise UserError("model.tokenizer: it has neither a padding token nor an end token, so texts cannot be batched")
+
+
 def context_of(model: PreTrainedModel) -> int | None:
     """The maximum number of positions of a model; None if its config does not have it."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -127,11 +138,7 @@ def context_of(model: PreTrainedModel) -> int | None:
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
-    """Refuse examples that are longer than the model's context.
-
-    Raises:
-        UserError: the context, and the setting to change.
-    """
+    """Refuse examples that are longer than the model's context. Raises UserError: the context, and the setting to change."""
     context = context_of(model)
     if context is not None and longest > context:
         raise UserError(
@@ -143,8 +150,7 @@ def check_context(model: PreTrainedModel, longest: int, whose: str = "this model
 def compute_dtype(wanted: str) -> torch.dtype:
     """The precision of frozen weights and of the forward pass on this machine.
 
-    Raises:
-        UserError: float16 on a CPU, where it would be slower than float32 and overflow.
+    Raises UserError: float16 on a CPU, where it would be slower than float32 and overflow.
     """
     import torch
 
@@ -223,10 +229,9 @@ def takes_logits_mask(model: nn.Module) -> bool:
 def main_dtype(model: nn.Module) -> torch.dtype:
     """The precision of most weights; in a quantized model, of most frozen weights that are not quantized."""
     sizes: dict[torch.dtype, int] = {}
-    quantized = any(not p.is_floating_point() for p in model.parameters())
-    frozen = any(p.is_floating_point() and not p.requires_grad for p in model.parameters())
-    for parameter in model.parameters():
-        if quantized and (not parameter.is_floating_point() or (frozen and parameter.requires_grad)):
-            continue
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    if len(floating) < len(list(model.parameters())):
+        floating = [p for p in floating if not p.requires_grad] or floating
+    for parameter in floating:
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     return max(sizes, key=lambda dtype: sizes[dtype])

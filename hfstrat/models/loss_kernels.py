@@ -17,7 +17,7 @@ import torch
 
 from hfstrat.errors import first_line
 from hfstrat.models import fused_loss
-from hfstrat.models.chunked_loss import Head, Kernel, hfstrat
+from hfstrat.models.chunked_loss import Head, Kernel, head_loss
 from hfstrat.recipe.format import memory, percent
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ class Measured(NamedTuple):
 
 
 def installed() -> dict[str, Kernel]:
-    return {"hfstrat": hfstrat, "trl": trl, **({"liger": liger} if importlib.util.find_spec("liger_kernel") else {})}
+    return {"hfstrat": head_loss, "trl": trl, **({"liger": liger} if importlib.util.find_spec("liger_kernel") else {})}
 
 
 def kernel_name(trained: nn.Module) -> str:
     """The name of the kernel that computes the loss of a model's head."""
-    kernel = getattr(fused_loss.objective_of(trained), "keywords", {}).get("kernel", hfstrat)
-    return str(kernel.__name__)
+    kernel = getattr(fused_loss.objective_of(trained), "keywords", {}).get("kernel", head_loss)
+    return "hfstrat" if kernel is head_loss else str(kernel.__name__)
 
 
 def choose_for(
@@ -119,7 +119,7 @@ def fastest(
     count = max(1, min(shape[0], MAX_TOKENS // shape[1]))
     ids = torch.randint(len(lm_head.weight), (count, shape[1]), generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        hidden = fused_loss.last_hidden(model, (), {"input_ids": ids}).flatten(0, 1)
+        hidden = fused_loss.last_hidden(model, (), {"input_ids": ids})
     head, targets = Head(lm_head.weight, lm_head.bias, bound.softcap, bound.scale), ids.flatten()  # type: ignore[attr-defined]
     measured, refused = dict[str, Measured](), dict[str, str]()
     for name, kernel in kernels.items():

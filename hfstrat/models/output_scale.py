@@ -29,21 +29,23 @@ class Units(NamedTuple):
         Args:
             constant: `[H]`, a direction on which features are about 1: it takes the place of a bias where there is none.
         """
-        wide, std, mean = weight.double().cpu(), self.std[:, None], self.mean
+        scaled = self.std[:, None] * weight.double().cpu()
         if bias is None:
-            assert constant is not None
-            return std * wide + mean[:, None] * constant.double().cpu(), None
-        return std * wide, self.std * bias.double().cpu() + mean
+            return scaled + self._shift(constant), None
+        return scaled, self.std * bias.double().cpu() + self.mean
 
     def to_standardized(
         self, weight: torch.Tensor, bias: torch.Tensor | None, constant: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The inverse of `to_original`."""
-        wide, std, mean = weight.double().cpu(), self.std[:, None], self.mean
+        wide, std = weight.double().cpu(), self.std[:, None]
         if bias is None:
-            assert constant is not None
-            return (wide - mean[:, None] * constant.double().cpu()) / std, None
-        return wide / std, (bias.double().cpu() - mean) / self.std
+            return (wide - self._shift(constant)) / std, None
+        return wide / std, (bias.double().cpu() - self.mean) / self.std
+
+    def _shift(self, constant: torch.Tensor | None) -> torch.Tensor:
+        assert constant is not None
+        return self.mean[:, None] * constant.double().cpu()
 
 
 class ScaledLinear(nn.Linear):

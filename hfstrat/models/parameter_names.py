@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from math import prod
 from typing import Any
 
-from hfstrat.models.classifier_heads import CLASS_HEAD
+from hfstrat.errors import UserError
 from hfstrat.recipe.quantization import Quantization
 from hfstrat.recipe.section import Shapes
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
+CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequence_summary)\.|^head\.")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
 CONFIG_KEYS = {  # a size: its keys in config.json, over the model families
@@ -70,19 +72,30 @@ def is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) == 2 and not any(pattern.search(name) for pattern in other)
 
 
-def weight_bytes(shapes: Shapes, section: Quantization | None, learning: Iterable[str] = (), each: float = 2) -> int:
+def weight_bytes(shapes: Shapes, section: Quantization | None, trained: Iterable[str] = (), each: float = 2) -> int:
     """Bytes of a frozen model's weights in memory.
 
     Args:
         shapes: its parameters.
-        learning: names of the trainable ones, which are not quantized.
+        trained: names of the trainable ones, which are not quantized.
         each: bytes per weight that is not quantized.
     """
-    learning, total = set(learning), 0.0
+    trained, total = set(trained), 0.0
     for name, shape in shapes.items():
-        quantized = section is not None and is_linear(name, shape) and name not in learning
+        quantized = section is not None and is_linear(name, shape) and name not in trained
         if section is None or not quantized or is_named(name.removesuffix(".weight"), section.skip_modules):
             total += prod(shape) * each
         else:
             total += prod(shape) * section.bits / 8 + (4 * shape[0] if section.name == "int8" else 0)
     return int(total)
+
+
+def check_modules(key: str, names: Iterable[str], modules: Iterable[str]) -> None:
+    """Refuse names that match no module. Raises UserError with the key and the nearest name."""
+    modules = list(modules)
+    known = sorted({last for module in modules if not (last := module.rsplit(".", 1)[-1]).isdigit()})
+    for name in names:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+            raise UserError(f"{key}: '{name}' matches no module of this model; {hint}")

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ import torch
 from torch import nn
 
 from hfstrat.errors import CRASH, RunError, UserError
-from hfstrat.models.parameter_names import is_named
+from hfstrat.models.blocks import head_modules
+from hfstrat.models.parameter_names import check_modules, is_named
 from hfstrat.recipe.format import file_size, percent
 from hfstrat.recipe.quantization import Quantization
 from hfstrat.recipe.section import Shapes
@@ -157,8 +157,7 @@ def loading_options(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs its casts at every call
     with torch.device("meta"):
         skeleton = auto.from_config(config, trust_remote_code=remote)
-    modules = {name for name, _ in skeleton.named_modules() if name}
-    check_names(section, key, modules)
+    check_modules(f"{key}.skip_modules", section.skip_modules, (name for name, _ in skeleton.named_modules() if name))
     head, embeddings = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     tied = head is not None and (head.weight is embeddings.weight or bool(config.get_text_config().tie_word_embeddings))
     shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters() if not (tied and name == "lm_head.weight")}
@@ -185,28 +184,13 @@ def is_matrix(module: nn.Module) -> bool:
 
 def heads(model: Any) -> set[str]:
     """The names of the output modules: the LM head, or the head of a classifier."""
-    from hfstrat.models.classifier_heads import head_modules
-
     if (head := model.get_output_embeddings()) is not None:
         return {name for name, module in model.named_modules() if module is head}
     return set(head_modules(model))
 
 
-def check_names(section: Quantization, key: str, modules: set[str]) -> None:
-    for name in section.skip_modules:
-        if not any(module == name or module.endswith(f".{name}") for module in modules):
-            known = sorted({module.rsplit(".", 1)[-1] for module in modules if not module.rsplit(".", 1)[-1].isdigit()})
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its modules are {', '.join(known)}"
-            raise UserError(f"{key}.skip_modules: '{name}' matches no module of this model; {hint}")
-
-
 def check_world(key: str) -> None:
-    """Refuse quantization if weights are sharded.
-
-    Raises:
-        UserError: the alternatives.
-    """
+    """Refuse quantization if weights are sharded. Raises UserError: the alternatives."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     sharding = "FSDP" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") else ""
@@ -217,7 +201,7 @@ def check_world(key: str) -> None:
         )
 
 
-def finalize(model: PreTrainedModel, how: Loading, trains_itself: bool) -> dict[str, Any]:
+def finalize(model: PreTrainedModel, loading: Loading, trains_itself: bool) -> dict[str, Any]:
     """Prepare a loaded model for use, and check that it is quantized as requested.
 
     Args:
@@ -233,42 +217,41 @@ def finalize(model: PreTrainedModel, how: Loading, trains_itself: bool) -> dict[
     if trains_itself:
         model.is_quantized = False  # Trainer refuses fully quantized models, and takes this model for one
     model.register_load_state_dict_pre_hook(check_scales)
-    facts = count_quantized(model, how)
+    facts = count_quantized(model, loading)
     facts["weight_bytes"] = bytes_in_memory(model)
     left = f"; not quantized: {', '.join(facts['left_out'])}" if facts["left_out"] else ""
     facts["line"] = (
-        f"{'quantized':<9} {facts['quantized_parameters']:,} of {facts['parameters']:,} parameters to {how.section.name} "
+        f"{'quantized':<9} {facts['quantized_parameters']:,} of {facts['parameters']:,} parameters to {loading.section.name} "
         f"({percent(facts['share'])}), {file_size(facts['weight_bytes'])} in total{left}"
     )
     return facts
 
 
-def count_quantized(model: nn.Module, how: Loading) -> dict[str, Any]:
+def count_quantized(model: nn.Module, loading: Loading) -> dict[str, Any]:
     """Parameters that are quantized and that are not, for the report.
 
-    Raises:
-        UserError: more than `MAX_MISSED` of the weights stayed unquantized without being named.
+    Raises UserError: more than `MAX_MISSED` of the weights stayed unquantized without being named.
     """
-    skipped = how.record["quantization"]["llm_int8_skip_modules"]
-    quantized, seen = 0, set[int]()
+    skipped = loading.record["quantization"]["llm_int8_skip_modules"]
+    quantized, sizes = 0, dict[int, int]()
     left, missed = dict[str, int](), dict[str, int]()
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
+            if id(parameter) in sizes:
                 continue
-            seen.add(id(parameter))
-            count, whole = elements(parameter), f"{name}.{own}"
+            count, path = elements(parameter), f"{name}.{own}"
+            sizes[id(parameter)] = count
             if is_quantized(module) and own == "weight":
                 quantized += count
             elif parameter.ndim >= 2:
-                left[whole] = count
-                if not (isinstance(module, nn.Embedding) or name in skipped or is_named(name, how.section.skip_modules)):
-                    missed[whole] = count
-    total = sum({id(p): elements(p) for p in model.parameters()}.values())
+                left[path] = count
+                if not (isinstance(module, nn.Embedding) or name in skipped or is_named(name, loading.section.skip_modules)):
+                    missed[path] = count
+    total = sum(sizes.values())
     if not quantized or sum(missed.values()) > MAX_MISSED * (quantized + sum(missed.values())):
-        raise UserError(_not_quantized(how, quantized, missed))
+        raise UserError(_not_quantized(loading, quantized, missed))
     return {
-        "name": how.section.name,
+        "name": loading.section.name,
         "parameters": total,
         "quantized_parameters": quantized,
         "share": quantized / total,
@@ -276,15 +259,15 @@ def count_quantized(model: nn.Module, how: Loading) -> dict[str, Any]:
     }
 
 
-def _not_quantized(how: Loading, quantized: int, missed: dict[str, int]) -> str:
+def _not_quantized(loading: Loading, quantized: int, missed: dict[str, int]) -> str:
     if not missed:
-        return f"{how.key}: no layer would be quantized, because of skip_modules or because all are trainable; remove it"
+        return f"{loading.key}: no layer would be quantized, because of skip_modules or because all are trainable; remove it"
     share = quantized / (quantized + sum(missed.values()))
     largest = grouped(dict(sorted(missed.items(), key=lambda item: -item[1])))
     more = f" and {len(largest) - SHOWN} more" if len(largest) > SHOWN else ""
     return (
-        f"{how.key}: {how.section.name} would quantize only {share:.0%} of the weights: bitsandbytes quantizes linear layers, "
-        f"and {', '.join(largest[:SHOWN])}{more} are not (fused experts?). Name them in skip_modules to keep them "
+        f"{loading.key}: {loading.section.name} would quantize only {share:.0%} of the weights: bitsandbytes quantizes linear "
+        f"layers, and {', '.join(largest[:SHOWN])}{more} are not (fused experts?). Name them in skip_modules to keep them "
         "unquantized, or remove quantization"
     )
 

@@ -15,7 +15,7 @@ from hfstrat.strategies.full import Full
 from hfstrat.strategies.head import strategy as head
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
-from hfstrat.strategies.scratch.strategy import Scratch
+from hfstrat.strategies.scratch import Scratch
 
 STRATEGIES: dict[str, Callable[[Any], Strategy[Any]]] = {
     "distill": Distill,

@@ -67,7 +67,7 @@ class Strategy(ABC, Generic[S]):
 
         Args:
             wrapping: how processes share the model: alone, ddp, fsdp or deepspeed (`hfstrat.trainer.distributed`).
-            network: whether the Hub may be asked.
+            network: whether the Hub may be queried.
 
         Raises:
             UserError: one sentence that begins with the key.
@@ -147,7 +147,7 @@ class Strategy(ABC, Generic[S]):
         """Comparisons to make once the result is saved and its memory is free; empty by default.
 
         Args:
-            facts: the report's `result` so far.
+            result: of the report, so far.
             folder: of the result.
 
         Returns:

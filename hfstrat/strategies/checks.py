@@ -10,11 +10,13 @@ from pathlib import Path
 from hfstrat.errors import UserError
 from hfstrat.models.check import (
     check_adapter,
-    check_hub,
+    check_has_weights,
     check_quantizable,
     check_tokenizer,
     check_weights,
+    is_path,
     is_quantized_already,
+    local_folder,
     near,
     no_model,
 )
@@ -58,22 +60,16 @@ def _check_weights_of(recipe: Recipe, network: bool) -> None:
     path = Path(model.name_or_path).expanduser()
     if model.gguf_file:
         _check_gguf(model.name_or_path, path)
-    elif path.is_file():
-        raise UserError(
-            f"model.name_or_path: {model.name_or_path} is a file; expected a model folder, a Hub id or a .gguf file"
-        )
-    elif path.is_dir():
-        config = read_config(model)
-        if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
-            raise no_model(path)
-        TASKS[recipe.task].model.check_architecture(str(path), config)
-        if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-            raise UserError(f"model.name_or_path: {path} contains no weights (*.safetensors); the download may be incomplete")
-        check_weights(path)
-    elif model.name_or_path.startswith(("/", ".", "~")) or model.name_or_path.count("/") > 1:
-        raise UserError(f"model.name_or_path: {model.name_or_path}: no such folder{near(path)}")
-    else:
-        check_hub("model.name_or_path", model.name_or_path, model.revision, "config.json", "model", network)
+        return
+    key, expected = "model.name_or_path", "a model folder, a Hub id or a .gguf file"
+    if local_folder(key, model.name_or_path, model.revision, "config.json", expected, network) is None:
+        return
+    config = read_config(model)
+    if config is None or (path / "adapter_config.json").is_file():  # an adapter of a classifier has a config.json too
+        raise no_model(path)
+    TASKS[recipe.task].model.check_architecture(str(path), config)
+    check_has_weights(key, str(path), path)
+    check_weights(path)
 
 
 def _check_gguf(name: str, path: Path) -> None:
@@ -98,7 +94,7 @@ def check_adapters(recipe: Recipe) -> None:
     """Refuse an adapter to continue from that does not exist, or that is for another task. Raises UserError."""
     for key, adapter in recipe.strategy.adapters.items():
         path, file = Path(adapter).expanduser(), Path(adapter).expanduser() / "adapter_config.json"
-        if not path.exists() and (adapter.startswith(("/", ".", "~")) or adapter.count("/") > 1):
+        if not path.exists() and is_path(adapter):
             raise UserError(f"{key}: {adapter}: no such folder{near(path)}")
         if file.is_file() and not read_json(file):
             raise UserError(f"{key}: {file} is not a JSON object; give the folder of a PEFT adapter")

@@ -19,10 +19,7 @@ from hfstrat.tasks import TASKS
 ORDER = ("head", "partial", "lora", "full", "distill", "scratch")
 RATE, WIDTH, POWER = 5e-5, 2000, 0.78  # learning rate of full fine-tuning at a width: Schulman 2025, 'LoRA Without Regret'
 TIMES = {"full": 1, "partial": 5, "lora": 10}  # multiples of that rate: the same source; partial: benchmarks/results/rates.md
-MEASURED = {
-    "scratch": (1e-3, 512),
-    "distill": (6e-4, 576),
-}  # rate at a width; a shrunk student needs more: distill/half_depth
+MEASURED = {"scratch": (1e-3, 512), "distill": (6e-4, 576)}  # rate at a width; a shrunk student needs more: distill/half_depth
 WIDEST = 4096  # from this width on, the defaults of the strategies apply
 
 
@@ -50,8 +47,7 @@ def parse_names(text: str) -> list[str]:
 def section(name: str, about: ModelFacts) -> dict[str, Any]:
     """The keys of `strategy:` besides the name.
 
-    Raises:
-        UserError: the strategy is impossible with this model; the message begins with the strategy.
+    Raises UserError: the strategy is impossible with this model; the message begins with the strategy.
     """
     return SECTIONS[name](about) if name in SECTIONS else {}
 
@@ -88,7 +84,7 @@ def _head(about: ModelFacts) -> dict[str, Any]:
 def _distill(about: ModelFacts) -> dict[str, Any]:
     """A student of half the depth, taught by the full model, which must already know the task.
 
-    recipes/distill/half_depth.yaml also has `hidden`, which learns more in few steps but needs the teacher during training.
+    recipes/distill/half_depth.yaml also has `hidden_states`, which lowers the loss faster but needs the teacher while training.
     """
     task = TASKS[about.task]
     if not task.text.generates and not about.architecture.endswith(task.model.architecture):
@@ -156,7 +152,7 @@ FACTORS = {
 
 
 def factors(strategy: str) -> Factors:
-    """The factors of a strategy; empty texts if it is not described yet."""
+    """The factors of a strategy; empty texts if it has none."""
     return FACTORS.get(strategy, Factors("", "", "", ""))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.base import S, Strategy
 from hfstrat.strategies.description import Description, Footprint, count
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
 
 
-class Full(Strategy[section.Full]):
+class AllWeights(Strategy[S]):
     """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
@@ -29,3 +29,7 @@ class Full(Strategy[section.Full]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.own_dtype)
+
+
+class Full(AllWeights[section.Full]):
+    """All weights of a pretrained model are trained."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import re
 import shutil
 import tempfile
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.check import check_adapter
-from hfstrat.models.classifier_heads import CLASS_HEAD
-from hfstrat.models.parameter_names import EMBEDDING, HEAD
+from hfstrat.models.parameter_names import CLASS_HEAD, check_modules, is_linear
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Strategy
@@ -45,7 +42,6 @@ class Lora(Strategy[section.Lora]):
                 f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base model's weights, which cannot "
                 "be changed once quantized; set default, gaussian or orthogonal, or remove model.quantization"
             )
-
         if self.section.changes_base and recipe.model.dtype in ("bfloat16", "float16"):
             self._refuse_16_bits(recipe.model.dtype)
         if self.section.use_dora and wrapping == DEEPSPEED:
@@ -194,14 +190,9 @@ class Lora(Strategy[section.Lora]):
 
     def _check_names(self, modules: list[str]) -> None:
         """Refuse names that match no module, which PEFT ignores if others match. Raises UserError."""
-        known = sorted({name.rsplit(".", 1)[-1] for name in modules if not name.rsplit(".", 1)[-1].isdigit()})
-        targets = [] if self.section.target_modules == "all-linear" else list(self.section.target_modules)
-        for key, names in (("target_modules", targets), ("modules_to_save", self.section.modules_to_save)):
-            for name in names:
-                if not any(module == name or module.endswith(f".{name}") for module in modules):
-                    near = get_close_matches(name, known, n=1)
-                    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
-                    raise UserError(f"strategy.{key}: '{name}' matches no module of this model; {hint}")
+        targets = [] if self.section.target_modules == "all-linear" else self.section.target_modules
+        check_modules("strategy.target_modules", targets, modules)
+        check_modules("strategy.modules_to_save", self.section.modules_to_save, modules)
 
     def _save_initial_adapter(self, model: Any, base: Base) -> None:
         """Save the initial adapter; `save` needs it for the difference to the trained one."""
@@ -224,17 +215,11 @@ class Lora(Strategy[section.Lora]):
             base.task.model.write_config(base, folder)
 
     def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
-        module = name.removesuffix(".weight")
-        if not name.endswith(".weight") or len(shape) != 2:
-            return False
         if self.section.target_modules == "all-linear":
-            return not (
-                HEAD.search(name)
-                or CLASS_HEAD.search(name)
-                or EMBEDDING.search(name)
-                or re.search(r"\.(wpe|embed_positions|position_embeddings|token_type_embeddings)\.", name)
-            )
-        return any(module == target or module.endswith(f".{target}") for target in self.section.target_modules)
+            return is_linear(name, shape)
+        module = name.removesuffix(".weight")
+        is_matrix = module != name and len(shape) == 2
+        return is_matrix and any(module == target or module.endswith(f".{target}") for target in self.section.target_modules)
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         saved = frozenset(name for name in shapes if any(part in self.section.modules_to_save for part in name.split(".")))

@@ -8,8 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models.classifier_heads import CLASS_HEAD
-from hfstrat.models.parameter_names import BLOCK, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
+from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Prepared, Strategy
@@ -60,8 +59,7 @@ class Partial(Strategy[section.Partial]):
     def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
         """The names of the trainable parameters.
 
-        Raises:
-            UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
+        Raises UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
         """
         names = list(names)
         chosen = self._last_layers(names)
@@ -85,18 +83,16 @@ class Partial(Strategy[section.Partial]):
         return chosen
 
     def _last_layers(self, names: list[str]) -> set[str]:
-        blocks = {name: int(match.group(1)) for name in names if (match := BLOCK.search(name))}
-        count = max(blocks.values(), default=-1) + 1
+        count = count_blocks(names)
         if self.section.last_n_layers > count:
             raise UserError(f"strategy.last_n_layers: given {self.section.last_n_layers}, but this model has {count} layers")
         if not self.section.last_n_layers:
             return set()
-        chosen = {name for name, index in blocks.items() if index >= count - self.section.last_n_layers}
-        return chosen | {name for name in names if FINAL_NORM.search(name) and name not in blocks}
+        last = {name for name in names if count - self.section.last_n_layers < height(name, count) <= count}
+        return last | {name for name in names if FINAL_NORM.search(name) and not BLOCK.search(name)}
 
     def build_model(self, base: Base) -> nn.Module:
-        model = base.model
-        tied = base.is_tied
+        model, tied = base.model, base.is_tied
         chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
         head = tuple(f"{module}." for module in base.head_modules)  # it is new, so it is trained
         chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
@@ -117,12 +113,8 @@ class Partial(Strategy[section.Partial]):
     def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
         from hfstrat.strategies.frozen.precompute import precompute
 
-        wanted = self.section
-        thawing = (
-            []
-            if wanted.gradual_unfreezing is None
-            else [self._thaw_callback(wanted.gradual_unfreezing, model, data.plan.steps)]
-        )
+        wanted, thaw = self.section, self.section.gradual_unfreezing
+        thawing = [] if thaw is None else [self._thaw_callback(thaw, model, data.plan.steps)]
         data = precompute(data, model, wanted.precompute, still=not wanted.frozen_dropout)
         if wanted.layer_decay == 1:
             return Prepared(data, callbacks=thawing)
@@ -135,14 +127,14 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.trainer.callbacks import Thawing
         from hfstrat.trainer.plan import ENDLESS
 
-        learning = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-        wish, parts = thaw.every, stages(learning, count_blocks(name for name, _ in model.named_parameters()))
-        if isinstance(wish, float) and steps >= ENDLESS:
+        trainable = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        interval, parts = thaw.every, stages(trainable, count_blocks(name for name, _ in model.named_parameters()))
+        if isinstance(interval, float) and steps >= ENDLESS:
             raise UserError("strategy.gradual_unfreezing.every: with max_time the number of steps is unknown; give whole steps")
-        every = max(1, round(wish * steps)) if isinstance(wish, float) else wish
+        every = max(1, round(interval * steps)) if isinstance(interval, float) else interval
         if every * (len(parts) - 1) >= steps:
             raise UserError(
-                f"strategy.gradual_unfreezing.every: {wish:g} ({every} steps) is too long for {len(parts)} parts in a run "
+                f"strategy.gradual_unfreezing.every: {interval:g} ({every} steps) is too long for {len(parts)} parts in a run "
                 f"of {steps} steps; at most {max(1, (steps - 1) // max(1, len(parts) - 1))}, or a smaller last_n_layers"
             )
         return Thawing(parts, every)

@@ -60,8 +60,9 @@ def load_base(
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
     if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
         loaded.resize_token_embeddings(len(tokenizer))
-    base = Base(loaded, model.name_or_path, model.revision, list(new_ids), compute, own, task=task, head_modules=head)
-    base.new_head = new_head
+    base = Base(
+        loaded, task, model.name_or_path, model.revision, list(new_ids), compute, own, new_head=new_head, head_modules=head
+    )
     if how is not None:
         base.quantized = quantization.finalize(loaded, how, trains_itself=how.options["dtype"] == "auto")
         base.reload |= how.record
@@ -85,11 +86,11 @@ def random_base(
     Raises:
         UserError: transformers refuses the config.
     """
-    from hfstrat.models.random import build
+    from hfstrat.models import random_init
 
     settings = {**settings, **task.model.config_options(data, tokenizer)}
-    base = build.from_config(recipe, tokenizer, family, settings, task.model.auto_class)
-    base.task, base.head_modules = task, task.model.split_missing(base.model, [])[0]
+    base = random_init.from_config(recipe, tokenizer, task, family, settings)
+    base.head_modules = task.model.split_missing(base.model, [])[0]
     task.model.adapt(base, tokenizer)
     return base
 

@@ -14,7 +14,7 @@ from helpers.losses import Largest, assert_same, count, family, load, some_rows
 from torch.nn import functional
 
 from hfstrat.data.collate import Collator
-from hfstrat.models.chunked_loss import chunk_rows, head_loss, head_scores, padded_rows
+from hfstrat.models.chunked_loss import Head, chunk_rows, head_loss, head_scores, padded_rows
 from hfstrat.models.fused_loss import bind_head_loss, unbind_head_loss
 from hfstrat.tasks.causal_lm.losses import causal_lm_loss, causal_lm_sums, sums_by_row
 
@@ -47,6 +47,14 @@ def reference(given: dict[str, Any], softcap: float | None = None, scale: float 
     return functional.cross_entropy(logits, given["targets"], reduction="sum")
 
 
+def chunked(
+    loss: Callable[..., Any], given: dict[str, Any], chunk: int | None = None, softcap: float | None = None, scale: float = 1.0
+) -> Any:
+    """`head_loss` or `head_scores` of these inputs."""
+    head = Head(given["weight"], given["bias"], softcap, scale)
+    return loss(given["hidden"], head, given["targets"], chunk)
+
+
 def split(variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
     options = dict(VARIANTS[variant])
     return inputs(options.pop("with_bias", False)), options
@@ -59,7 +67,7 @@ def test_value_and_gradients_equal_the_reference(variant: str, chunk: int | None
     learning = [given[name] for name in ("hidden", "weight", "bias") if given[name] is not None]
     expected = reference(given, **options)
     wanted = torch.autograd.grad(expected / 7, learning)
-    found = head_loss(**given, **options, chunk=chunk)
+    found = chunked(head_loss, given, chunk=chunk, **options)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(torch.autograd.grad(found / 7, learning), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -80,7 +88,7 @@ def test_bfloat16_rounds_the_factors_and_no_sum(block: int, monkeypatch: pytest.
     given = inputs(dtype=torch.float32)
     learning = [given["hidden"], given["weight"]]
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch.autograd.grad(head_loss(**given, chunk=4), learning)
+        found = torch.autograd.grad(chunked(head_loss, given, chunk=4), learning)
     rounded = [x.detach().bfloat16() for x in learning]
     logits = functional.linear(*rounded).double().requires_grad_()
     functional.cross_entropy(logits, given["targets"], reduction="sum").backward()
@@ -95,7 +103,7 @@ def test_gradcheck(variant: str) -> None:
     targets = given["targets"]
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return head_loss(hidden, weight, targets, bias, **options, chunk=4)
+        return head_loss(hidden, Head(weight, bias, **options), targets, chunk=4)
 
     assert torch.autograd.gradcheck(loss, (given["hidden"], given["weight"], given["bias"]))
 
@@ -103,19 +111,19 @@ def test_gradcheck(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_scores_of_each_row_equal_the_reference(variant: str) -> None:
     given, options = split(variant)
-    nll, correct = head_scores(**given, **options, chunk=3)
+    nll, correct = chunked(head_scores, given, chunk=3, **options)
     logits = functional.linear(given["hidden"], given["weight"], given["bias"])
     assert torch.equal(correct, logits.argmax(-1) == given["targets"])
     torch.testing.assert_close(nll.sum(), reference(given, **options), rtol=1e-12, atol=0)
     with torch.no_grad():
-        torch.testing.assert_close(head_loss(**given, **options), nll.sum())
+        torch.testing.assert_close(chunked(head_loss, given, **options), nll.sum())
 
 
 def test_a_frozen_head_gets_no_gradient_and_frozen_hidden_states_none() -> None:
     given = inputs(with_bias=True)
     for frozen, learning in (("weight", "hidden"), ("hidden", "weight")):
         now = {name: x.detach().requires_grad_(name == learning) if name != "targets" else x for name, x in given.items()}
-        head_loss(**now).backward()
+        chunked(head_loss, now).backward()
         assert now[frozen].grad is None
         assert now["bias"].grad is None
         expected = torch.autograd.grad(reference(given), given[learning])[0]
@@ -127,20 +135,20 @@ def test_a_tied_head_adds_both_gradients() -> None:
     ids = torch.arange(ROWS)
     found, expected = (
         torch.autograd.grad(loss({**given, "hidden": given["weight"][ids].sin()}), given["weight"])[0]
-        for loss in (lambda now: head_loss(**now, chunk=4), reference)
+        for loss in (lambda now: chunked(head_loss, now, chunk=4), reference)
     )
     torch.testing.assert_close(found, expected)
 
 
 def test_no_rows_give_a_finite_zero_with_zero_gradients() -> None:
     given = inputs(with_bias=True, rows=0)
-    loss = head_loss(**given)
+    loss = chunked(head_loss, given)
     loss.backward()
     assert float(loss) == 0.0
     assert given["hidden"].grad.shape == (0, WIDTH)
     assert not given["weight"].grad.any()
     assert not given["bias"].grad.any()
-    nll, correct = head_scores(**given)
+    nll, correct = chunked(head_scores, given)
     assert (nll.shape, correct.shape, correct.dtype) == ((0,), (0,), torch.bool)
 
 
@@ -150,8 +158,8 @@ def test_no_operation_holds_the_logits_of_all_rows(learns: bool) -> None:
     hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=learns)
     targets = torch.randint(0, vocabulary, (rows,))
     with Largest() as ours:
-        head_loss(hidden, weight, targets, chunk=chunk).backward()
-        head_scores(hidden, weight, targets, chunk=chunk)
+        head_loss(hidden, Head(weight), targets, chunk).backward()
+        head_scores(hidden, Head(weight), targets, chunk)
     assert ours.elements == chunk * vocabulary
     with Largest() as plain:
         functional.cross_entropy(functional.linear(hidden, weight), targets).backward()
@@ -172,7 +180,7 @@ def test_autocast_is_close_to_float32_and_sums_in_float32(variant: str) -> None:
     expected = reference(given, **options)
     wanted = torch.autograd.grad(expected, learning)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head_loss(**given, **options, chunk=16)
+        found = chunked(head_loss, given, chunk=16, **options)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
     for ours, theirs in zip(torch.autograd.grad(found, learning), wanted, strict=True):

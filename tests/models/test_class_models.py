@@ -1,4 +1,4 @@
-"""Classifiers of every family: which weights learn, how many there are, and what a saved one says when it is loaded."""
+"""Classifiers of every family: which weights are trained, how many there are, and what a saved model predicts after loading."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_missing_weights_of_the_body_are_refused(bodies: Any, tmp_path: Path) ->
 
 
 def test_an_artefact_without_its_head_does_not_load(bodies: Any, tmp_path: Path) -> None:
-    """The negative control: a head that is made up anew is not taken for the trained one."""
+    """The negative control: a re-initialized head is not accepted as the trained one."""
     for name, file in (("full", "model.safetensors"), ("lora", "adapter_model.safetensors")):
         model, base, _ = built(bodies("bert"), STRATEGIES[name])
         folder = tmp_path / name

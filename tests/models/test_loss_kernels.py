@@ -1,4 +1,4 @@
-"""Other libraries' kernels for the head's loss: taken where they are faster and say the same, else not, and it is said."""
+"""Other libraries' kernels for the head's loss: used where they are faster and compute the same, otherwise reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hfstrat.models import fused_loss, loss_kernels
-from hfstrat.models.chunked_loss import Head, hfstrat
+from hfstrat.models.chunked_loss import Head, head_loss
 from hfstrat.models.loss_kernels import Measured, decide, fastest, trl
 
 CPU = torch.device("cpu")
@@ -23,14 +23,14 @@ LIGER = pytest.param(loss_kernels.liger, marks=pytest.mark.skipif(not GPU, reaso
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kernel", [trl, LIGER])
-def test_a_kernel_says_what_ours_says(kernel: Any, bias: bool, softcap: float | None, scale: float) -> None:
+def test_a_kernel_computes_what_ours_computes(kernel: Any, bias: bool, softcap: float | None, scale: float) -> None:
     torch.manual_seed(0)
     device = "cpu" if kernel is trl else "cuda"
     rows, weight, extra = (torch.randn(*size, device=device) for size in ((40, 64), (300, 64), (300,)))
     learns = [one.requires_grad_(True) for one in (rows, weight / 8, *([extra] if bias else []))]
     head = Head(learns[1], learns[2] if bias else None, softcap, scale)
     targets = torch.randint(300, (40,), device=device)
-    ours, theirs = hfstrat(rows, head, targets), kernel(rows, head, targets)
+    ours, theirs = head_loss(rows, head, targets), kernel(rows, head, targets)
     torch.testing.assert_close(theirs, ours)
     for a, b in zip(torch.autograd.grad(theirs, learns), torch.autograd.grad(ours, learns), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -46,7 +46,7 @@ def model_of(folder: Path) -> Any:
 
 def slow(rows: Any, head: Any, targets: Any) -> Any:
     time.sleep(0.05)
-    return hfstrat(rows, head, targets)
+    return head_loss(rows, head, targets)
 
 
 def wrong(rows: Any, head: Any, targets: Any) -> Any:
@@ -57,10 +57,10 @@ def broken(rows: Any, head: Any, targets: Any) -> Any:
     raise RuntimeError("no such device")
 
 
-def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
+def test_the_fastest_with_the_same_results_is_used(tiny: Path) -> None:
     model, shape = model_of(tiny), (4, 32)
     assert fastest(model, {"hfstrat": slow, "trl": trl}, shape, torch.float32, CPU)[0] == "trl"
-    assert fastest(model, {"hfstrat": hfstrat, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
+    assert fastest(model, {"hfstrat": head_loss, "trl": slow}, shape, torch.float32, CPU)[0] == "hfstrat"
     name, said = fastest(model, {"hfstrat": slow, "trl": wrong, "liger": broken}, shape, torch.float32, CPU)
     assert name == "hfstrat"
     assert "loss kernel hfstrat (hfstrat 5" in said
@@ -68,7 +68,7 @@ def test_the_fastest_that_says_the_same_is_taken(tiny: Path) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_takes_much_more_memory_or_is_hardly_faster_is_not_taken() -> None:
+def test_a_kernel_that_needs_much_more_memory_or_is_hardly_faster_is_not_used() -> None:
     same = [torch.ones(()), torch.ones(3, 2)]
     measured = {"hfstrat": Measured(1.0, 100, same), "trl": Measured(0.5, 126, same), "liger": Measured(0.96, 100, same)}
     assert decide(measured, {}, 1e-3)[0] == "hfstrat"
@@ -78,7 +78,7 @@ def test_what_takes_much_more_memory_or_is_hardly_faster_is_not_taken() -> None:
     assert decide(measured, {}, 1e-3)[0] == "hfstrat"
 
 
-def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_uses_the_kernel_that_it_began_with(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the loss is the same, also of a batch without supervised tokens."""
     calls, made = [], model_of(tiny)
 
@@ -100,7 +100,7 @@ def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatc
     batch = {"input_ids": ids, "loss_rows": torch.arange(6), "targets": ids.flatten()[1:7]}
     nothing = {"input_ids": ids, "loss_rows": torch.arange(0), "targets": ids.flatten()[:0]}
     before = made.train()(**batch).loss
-    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": hfstrat, "trl": counted})
+    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": head_loss, "trl": counted})
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
     assert not calls, "nothing is measured again"
     torch.testing.assert_close(made(**batch).loss, before)
@@ -109,11 +109,11 @@ def test_a_run_goes_on_with_the_kernel_that_it_began_with(tiny: Path, monkeypatc
     assert float(made(**nothing).loss) == 0.0
     fused_loss.unbind_head_loss(made)
     fused_loss.bind_head_loss(made)
-    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": hfstrat})
+    monkeypatch.setattr(loss_kernels, "installed", lambda: {"hfstrat": head_loss})
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, "trl")
     assert "head: the loss kernel was trl, which is not installed here; kernels are measured again" in base.said
     assert loss_kernels.kernel_name(made) == "hfstrat"
-    monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # adapters on the head, say
+    monkeypatch.setattr(fused_loss, "is_plain", lambda head: False)  # such as adapters on the head
     base.said.clear()
     loss_kernels.choose_for(base, (4, 32), torch.float32, CPU, None)
     assert not base.said

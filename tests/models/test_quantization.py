@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits: what is quantized is what should be, stays as it is, and what learns learns right."""
+"""Frozen weights in 8 or 4 bits: the intended layers are quantized and do not change; trainable ones are trained correctly."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.strategies.frozen.prefix import can_precompute, find_prefix
-from hfstrat.strategies.frozen.states import digest_of_weights
+from hfstrat.strategies.cached_columns import digest_of_weights
+from hfstrat.strategies.frozen.boundary import can_precompute, find_prefix
 from hfstrat.tasks import artifact
 from hfstrat.tasks.loading import load_base
 
@@ -97,7 +97,7 @@ def evaluate(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("strategy", [LORA, PARTIAL], ids=["lora", "partial"])
 @pytest.mark.parametrize("form", FORMS)
 def test_an_evaluation_leaves_every_gradient_as_it_was(wide: Path, form: str, strategy: Any) -> None:
-    """On CPUs with AVX512_BF16 bitsandbytes packs weights anew in an evaluation, and gradients are wrong from then on."""
+    """On CPUs with AVX512_BF16 bitsandbytes repacks weights in an evaluation, and gradients are wrong from then on."""
     model, _ = built(wide, strategy, form)
     for parameter in model.parameters():  # a fresh adapter's A has no gradient
         if parameter.requires_grad:
@@ -171,7 +171,7 @@ def test_footprint_and_bytes_are_the_real_ones(wide: Path, form: Any, strategy: 
 
 
 def test_nothing_is_computed_backwards_through_a_frozen_prefix(wide: Path) -> None:
-    """Preparing a model for k-bit training would turn on input gradients and drag the backward pass through all of it."""
+    """Preparing a model for k-bit training would enable input gradients and extend the backward pass to all blocks."""
     model, _ = built(wide, PARTIAL, "nf4")
     reached: set[int] = set()
     for index, layer in enumerate(model.model.layers):
@@ -198,7 +198,7 @@ def test_what_int8_layers_give_depends_on_the_batch_and_is_not_computed_once(wid
 
 
 def test_other_scales_are_another_model(wide: Path) -> None:
-    """The bits of a matrix and of twice the matrix are the same: what is stored for one must not be taken for the other."""
+    """The bits of a matrix and of twice the matrix are the same: a cached result of one must not be used for the other."""
     found = []
     for factor in (1.0, 2.0):
         _, base = built(wide, LORA, "nf4")
@@ -239,7 +239,7 @@ def test_experts_in_one_piece_are_no_silent_gap(tmp_path: Path) -> None:
 
 
 def test_transposed_layers_are_quantized_too(tmp_path: Path) -> None:
-    """GPT-2 keeps its matrices the other way round, in a class of its own."""
+    """GPT-2 stores its matrices transposed, in a class of its own."""
     from transformers import GPT2Config
 
     folder = make(tmp_path / "gpt2", config=GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=64, vocab_size=320))
@@ -257,7 +257,7 @@ def test_transposed_layers_are_quantized_too(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(wide: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`trained(strategy, form)` carries out a run, once."""
+    """`trained(strategy, form)` runs a recipe, once."""
     made: dict[str, Path] = {}
 
     def get(strategy: str, form: str, *words: str) -> Path:
@@ -280,7 +280,7 @@ def trained(wide: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("form", SLOW_INT8)
 def test_an_adapter_reloads_on_the_base_that_it_was_trained_on(trained: Any, form: str) -> None:
-    """Verified in a fresh process by the run; and here by plain peft, with what the report says."""
+    """Verified in a fresh process by the run; and here by plain peft, with the facts of the report."""
     from peft import AutoPeftModelForCausalLM
     from transformers import BitsAndBytesConfig
 
@@ -402,7 +402,7 @@ def test_a_checkpoint_of_another_base_is_refused(wide: Path) -> None:
     [("{name: head, layer: 2, pooling: mean}", "nf4"), ("{name: head, layer: 2, pooling: mean}", "int8"), ("lora", "nf4")],
 )
 def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: str, form: str) -> None:
-    """Verified in a fresh process by the run; a head is published with the weights that the bits stand for."""
+    """Verified in a fresh process by the run; a head is published with the dequantized weights."""
     (tmp_path / "recipe.yaml").write_text(
         f"task: text-classification\nmodel: {{name_or_path: {wide}, quantization: {form}}}\nstrategy: {strategy}\n"
         f"data: {{train: {labelled(tmp_path)}, max_length: 64}}\ntraining: {{max_steps: 3, global_batch_size: 8}}\n"
@@ -424,7 +424,7 @@ def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: 
 
 
 def test_a_quantized_teacher_and_its_answers(wide: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one said is not taken for what the other says; another run with the same asks nothing."""
+    """Cached outputs of one are not used for the other; another run with the same teacher computes nothing."""
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache"))
     built = []
     for number, form in enumerate(["null", "nf4", "fp4", "nf4"]):

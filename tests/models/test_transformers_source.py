@@ -54,7 +54,7 @@ def test_keys_and_defaults_of_configs(family: str) -> None:
 
 @pytest.mark.parametrize("content", ["", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = {}\nclass TrainingArguments: pass\n"])
 def test_other_text_gives_nothing(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rewritten file makes a check say less; it raises nothing and invents nothing."""
+    """A rewritten file makes a check return less; it raises nothing and invents nothing."""
     empty: Any = lambda file: content  # noqa: E731
     for name in ("families_of", "config_keys", "attribute_map"):
         monkeypatch.setattr(source, name, getattr(source, name).__wrapped__)

@@ -1,4 +1,4 @@
-"""Partial fine-tuning in whole runs: computed once or each time, interrupted, thawed step by step."""
+"""Partial fine-tuning in complete runs: cached or computed each time, interrupted, unfrozen gradually."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def runs(recipe: Any, folder: Path, section: str, *overrides: str) -> Any:
 
 @pytest.fixture
 def short(tmp_path: Path) -> str:
-    """Rows that all fill one and the same width, so that every batch has the same shape."""
+    """Examples of one width, so that every batch has the same shape."""
     rows = [{"text": "the cat sat on the mat " * (3 + number % 2) + f"{number}"} for number in range(60)]
     file = tmp_path / "short.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

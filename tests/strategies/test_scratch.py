@@ -1,4 +1,4 @@
-"""From nothing: what is counted is what is made, what is held out is never seen, and what is saved is what was trained."""
+"""Training from scratch: predicted counts are true, held-out text is never seen, and the saved model is the trained one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
 from hfstrat.data.token_bytes import token_bytes
 from hfstrat.errors import UserError
-from hfstrat.models import transformers_source
+from hfstrat.models import families, random_init, transformers_source
 from hfstrat.models.load import count_parameters, load_tokenizer
-from hfstrat.models.random import families, sizes
 from hfstrat.recipe import section
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
@@ -52,8 +51,8 @@ def meta(family: str, settings: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("more", [{}, {"tie_word_embeddings": False}], ids=["tied", "untied"])
 @pytest.mark.parametrize(("wanted", "vocabulary"), SIZES)
 def test_a_picked_size_is_counted_right_and_near(family: str, more: dict[str, Any], wanted: str, vocabulary: int) -> None:
-    settings = sizes.pick(family, section.parse(wanted), vocabulary, 128, more)
-    count = sizes.count_parameters(family, settings)
+    settings = random_init.pick(family, section.parse(wanted), vocabulary, 128, more)
+    count = random_init.count_parameters(family, settings)
     assert abs(count / section.parse(wanted) - 1) <= 0.05
     width, depth = (settings[families.common_name(family, key)] for key in ("hidden_size", "num_hidden_layers"))
     assert 6 <= width / depth <= 300
@@ -77,9 +76,9 @@ def test_a_picked_size_is_counted_right_and_near(family: str, more: dict[str, An
     ids=lambda given: "-".join(given),
 )
 def test_what_is_given_stays(given: dict[str, int]) -> None:
-    settings = sizes.pick("llama", 3_000_000, 4096, 128, given)
+    settings = random_init.pick("llama", 3_000_000, 4096, 128, given)
     assert given.items() <= settings.items()
-    assert abs(sizes.count_parameters("llama", settings) / 3e6 - 1) <= 0.05
+    assert abs(random_init.count_parameters("llama", settings) / 3e6 - 1) <= 0.05
     assert settings["hidden_size"] % settings["num_attention_heads"] == 0
 
 
@@ -104,7 +103,7 @@ def test_shapes_are_those_of_transformers(family: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_a_picked_classifier_has_its_shapes(family: str) -> None:
-    settings = sizes.pick(family, 200_000, 400, 64, {})
+    settings = random_init.pick(family, 200_000, 400, 64, {})
     shapes = families.shapes_of(family, settings)
     assert shapes is not None
     config = {**transformers_source.config_keys(family), **settings, "model_type": family}
@@ -137,7 +136,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None:
-    """The artifact is an ordinary model; the report has the bars; a resumed run is the same run, bit for bit."""
+    """The artifact is an ordinary model; the report has the baselines; a resumed run is the same run, bit for bit."""
     report = run(scratch())
     assert report is not None
     result = report["result"]
@@ -169,7 +168,7 @@ def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None
 
 
 def test_text_in_files_is_read_without_loss(scratch: Callable[..., Any]) -> None:
-    """Every character stands in train or in eval, once, in order."""
+    """Every character is in train or in eval, once, in order."""
     recipe = scratch().recipe
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     data = prepare(recipe.data, tokenizer, 1, 1, held_out=held_out(recipe, TASKS[recipe.task].rows.reader))
@@ -232,7 +231,7 @@ ODD_TEXTS = ["", " ", "\n\n\t x  y ", "naïve café — 你好 🙂‍↔️ \x0
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "mistral"])
 def test_a_tokenizer_comes_back_byte_for_byte(tmp_path: Path, family: str) -> None:
-    """Also after it was saved beside a model of a family that has a tokenizer class of its own."""
+    """Also after it was saved next to a model of a family that has a tokenizer class of its own."""
     recipe = rows_of(tmp_path)
     tokenizer = strategies.build(recipe.strategy).load_tokenizer(recipe)
     AutoConfig.for_model(family).save_pretrained(tmp_path / "saved")
@@ -327,7 +326,7 @@ def test_bytes_of_tokens_are_those_of_their_text(tiny: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 def test_decay_is_for_matrices_only(tmp_path: Path, family: str) -> None:
-    settings = sizes.pick(family, 60_000, 320, 32, {})
+    settings = random_init.pick(family, 60_000, 320, 32, {})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
     assert decayed - {"lm_head.weight"} == {name for name, p in model.named_parameters() if p.dim() == 2}
@@ -397,7 +396,7 @@ def test_a_family_with_a_tokenizer_of_another_model(tiny: Path, family: str) -> 
 
 
 def test_a_class_of_ones_own(scratch: Callable[..., Any], tmp_path: Path) -> None:
-    """It trains, and its result is checked too, with the code that is saved beside it."""
+    """It trains, and its result is checked too, with the code that is saved next to it."""
     (tmp_path / "bag_of_words.py").write_text(OWN)
     own = f"model_class: '{tmp_path / 'bag_of_words.py'}:Bag', config: {{width: 16}}, tokenizer: {{vocab_size: 300}}"
     report = run(scratch(f"strategy={{name: scratch, {own}}}"))

@@ -1,4 +1,4 @@
-"""What learns is what was declared, counted right, in a precision that can learn."""
+"""The declared parameters are trained, counted correctly, in a precision that keeps small updates."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import blocks, fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Training
-from hfstrat.tasks import CausalLM
+from hfstrat.tasks import TASKS, CausalLM
 from hfstrat.trainer import autobatch
 from hfstrat.trainer.plan import Plan, make_plan
 from hfstrat.trainer.train_data import TrainData
@@ -43,7 +43,7 @@ def fitted(trained: Any, room: dict[str, int], **training: Any) -> tuple[Plan, l
         return inner
 
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
-    base = Base(trained, "", None, [], torch.float32, torch.float32)
+    base = Base(trained, TASKS["causal-lm"], "", None, [], torch.float32, torch.float32)
     loss, worst_row = CausalLM.metrics.loss, CausalLM.rows.worst_row
     rows = TrainData(None, None, collate, plan, torch.float32, torch.device("cpu"), Console())
     made = autobatch.fit_to_memory(settings, rows, trained, base, DATA, loss, worst_row, fits)

@@ -31,6 +31,7 @@ from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import TASKS
 from hfstrat.trainer.plan import make_plan
 from hfstrat.trainer.train_data import TrainData, make_batches
 
@@ -161,7 +162,7 @@ def batches(
         {"model": "m", "strategy": {"name": "lora"}, "data": {"train": "rows"}, "training": words, "output_dir": "run"}
     )
     plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
-    base = Base(model, "", None, [], torch.float32, torch.float32)
+    base = Base(model, TASKS["causal-lm"], "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
     data = TrainData(rows, None, collate, plan, torch.float32, torch.device(device), Console())
     return make_batches(recipe, data, lengths, base, others)

@@ -7,30 +7,26 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hfstrat.data import cache
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
+from hfstrat.models.load import Base, count_parameters
+from hfstrat.recipe.distill import Cache
 from hfstrat.recipe.format import file_size
+from hfstrat.strategies.cached_columns import CachedColumnCollator, digest_of_weights, groups_of
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
-from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, WithTeacher, write
-from hfstrat.strategies.frozen.states import CachedColumnCollator, cache_inputs, digest_of_weights
+from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, fetch_outputs, write
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
 from hfstrat.tasks.text_classification.losses import class_loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Cache
-    from hfstrat.trainer.train_data import TrainData
+from hfstrat.trainer.train_data import TrainData
 
 NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")
 
@@ -43,21 +39,21 @@ class ClassOutput(ModelOutput):  # type: ignore[misc]
     teacher_logits: torch.Tensor | None = None
 
 
-def class_distill_sum(logits: torch.Tensor, said: torch.Tensor, labels: torch.Tensor, mix: Mix) -> torch.Tensor:
+def class_distill_sum(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, mix: Mix) -> torch.Tensor:
     """The mixed loss of `Mix` summed over examples; with several labels per example also over the labels, each a binary choice.
 
     Args:
-        logits: `[B, labels]` of the student, `said` of the teacher.
+        logits: `[B, labels]` of the student, as `teacher` of the teacher.
         labels: int64 `[B]`, or float `[B, labels]` of 0 and 1.
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    logits, said = logits.to(wide), said.to(wide)
+    logits, teacher = logits.to(wide), teacher.to(wide)
     if labels.is_floating_point():  # a binary choice is one between the logit and 0
-        logits, said = (torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (logits, said))
+        logits, teacher = (torch.stack([one, torch.zeros_like(one)], -1).flatten(0, 1) for one in (logits, teacher))
         labels = (labels < 0.5).long().flatten()
     width = logits.shape[-1]
     exact = Head(torch.eye(width, dtype=wide, device=logits.device))
-    return distill_loss_of_logits(logits, labels, Teacher(width, said, exact), mix)
+    return distill_loss_of_logits(logits, labels, Teacher(width, teacher, exact), mix)
 
 
 class ClassDistiller:
@@ -82,12 +78,13 @@ class ClassDistiller:
         original, distiller = type(model).forward, self
 
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            brought, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
+            cached, types = kwargs.pop("teacher_logits", None), kwargs.pop(TEACHER_TYPES, None)
             outputs = original(self, *args, **kwargs)
             if not (distiller.is_active and self.training):
                 return outputs
-            said = distiller.teacher_outputs(args, {**kwargs, TEACHER_TYPES: types}) if brought is None else brought
-            return ClassOutput(logits=outputs.logits, teacher_logits=said)
+            if cached is None:
+                cached = distiller.teacher_outputs(args, {**kwargs, TEACHER_TYPES: types})
+            return ClassOutput(logits=outputs.logits, teacher_logits=cached)
 
         forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         forward.objective = distiller  # type: ignore[attr-defined]
@@ -103,11 +100,7 @@ class ClassDistiller:
         return teacher if is_own else teacher.requires_grad_(False).eval()
 
     def set_teacher(self, teacher: PreTrainedModel, base: Base, trained: Any) -> None:
-        """Use this teacher from now on.
-
-        Raises:
-            ValueError: it has other labels.
-        """
+        """Use this teacher from now on. Raises ValueError: it has other labels."""
         if teacher is base.model:
             raise ValueError(
                 "a classifier cannot be its own teacher, since its head is trained; set teacher, or shrink a trained one"
@@ -141,10 +134,10 @@ class ClassDistiller:
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """As `losses.class_loss`, with the teacher."""
-        said = outputs.get("teacher_logits")
-        if said is None:
+        teacher = outputs.get("teacher_logits")
+        if teacher is None:
             return class_loss(outputs, labels, num_items_in_batch)
-        total = class_distill_sum(outputs["logits"], said, labels, self.mix)
+        total = class_distill_sum(outputs["logits"], teacher, labels, self.mix)
         count = labels.numel() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
@@ -182,66 +175,57 @@ class RegressionDistiller(ClassDistiller):
         return TASKS[self.task].metrics.for_data(of_data)
 
 
-def cache_outputs(feed: TrainData, distiller: ClassDistiller, wish: Cache) -> TrainData:
+def cache_outputs(data: TrainData, distiller: ClassDistiller, options: Cache) -> TrainData:
     """The data with cached class logits of the teacher, if there is more than one epoch."""
-    facts: dict[str, Any] = {"teacher": _evaluate_teacher(feed, distiller)}
-    if wish.form == "auto" and (feed.is_endless or feed.epochs > 1):
-        feed, facts["cache"] = _cache_logits(feed, distiller)
+    facts: dict[str, Any] = {"teacher": _evaluate_teacher(data, distiller)}
+    if options.form == "auto" and (data.is_endless or data.epochs > 1):
+        data, facts["cache"] = _cache_logits(data, distiller)
     else:
-        feed.say(f"{'teacher':<9} outputs are computed on the fly: {'form: off' if wish.form == 'off' else 'one epoch'}")
-    return replace(feed, facts={**feed.facts, "distillation": facts})
+        data.say(f"{'teacher':<9} outputs are computed on the fly: {'form: off' if options.form == 'off' else 'one epoch'}")
+    return replace(data, facts={**data.facts, "distillation": facts})
 
 
-def _cache_logits(feed: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
+def _cache_logits(data: TrainData, distiller: ClassDistiller) -> tuple[TrainData, dict[str, Any]]:
     assert distiller.teacher is not None
     assert distiller.order is not None
-    rows, built, started = Rows.of(feed.train), list[str](), time.monotonic()
-    order = np.lexsort((rows.first, -rows.lengths))
-    inputs = {"teacher": digest_of_weights(distiller.teacher), "rows": rows.digest, "order": rows.first[order].tolist()}
-    inputs |= {"labels": distiller.names, "batch": feed.plan.eval_batch, "dtype": str(feed.dtype), "form": "class logits"}
-    inputs |= {**cache_inputs(feed, distiller.teacher, feed.dtype), "classes": distiller.order.tolist()}
+    part, started = Rows.of(data.train), time.monotonic()
+    inputs = {"labels": distiller.names, "classes": distiller.order.tolist(), "form": "class logits"}
+
+    def logits_of(group: list[int]) -> list[bytes]:
+        batch = data.batch([int(part.first[one]) for one in group], data.train)
+        with data.autocast():
+            return [row.numpy().tobytes() for row in distiller.teacher_outputs((), batch).cpu()]
 
     def build(target: Path | None) -> None:
-        built.append("train")
-        size = feed.plan.eval_batch
-        groups = [order[start : start + size] for start in range(0, len(order), size)]
-        write(target, feed.each(groups, lambda group: _logit_bytes(feed, distiller, rows, group), "running the teacher"))
+        write(target, data.each(groups_of(part.order, data.plan.eval_batch), logits_of, "running the teacher"))
 
-    needed = 4 * len(distiller.names) * len(rows.first)
-    text = f"class logits of a teacher for {len(rows.first):,} examples"
-    entry = feed.group.fetch("teacher", cache.fingerprint(inputs), text, build, needed)
-    seconds = time.monotonic() - started
-    when = f"outputs computed in {seconds:.1f} s" if built else "outputs loaded from the cache"
-    feed.say(f"{'teacher':<9} {when} for {len(rows.first):,} examples: class logits, exact, {file_size(entry.size)}")
-    train = WithTeacher(feed.train, entry.path, np.argsort(order)[rows.which])
+    teacher, needed = distiller.teacher, 4 * len(distiller.names) * len(part.first)
+    text = f"class logits of a teacher for {len(part.first):,} examples"
+    found = fetch_outputs(data, data.train, part, teacher, digest_of_weights(teacher), inputs, text, build, needed)
+    seconds, size = time.monotonic() - started, found.entry.size
+    when = f"outputs computed in {seconds:.1f} s" if found.is_new else "outputs loaded from the cache"
+    data.say(f"{'teacher':<9} {when} for {len(part.first):,} examples: class logits, exact, {file_size(size)}")
     distiller.teacher = None
-    facts = {"form": "class_logits", "bytes": entry.size, "mass": 1.0, "seconds": seconds, "built": built}
-    return replace(feed, train=train, collate=ClassTeacherCollator(feed.collate)), facts
+    built = ["train"] if found.is_new else []
+    facts = {"form": "class_logits", "bytes": size, "mass": 1.0, "seconds": seconds, "built": built}
+    return replace(data, train=found.rows, collate=ClassTeacherCollator(data.collate)), facts
 
 
-def _logit_bytes(feed: TrainData, distiller: ClassDistiller, rows: Rows, group: np.ndarray) -> list[bytes]:
-    batch = feed.batch([int(rows.first[one]) for one in group], feed.train)
-    with feed.autocast():
-        return [row.numpy().tobytes() for row in distiller.teacher_outputs((), batch).cpu()]
-
-
-def _evaluate_teacher(feed: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
+def _evaluate_teacher(data: TrainData, distiller: ClassDistiller) -> dict[str, Any]:
     """The metrics of the teacher on the evaluation data."""
-    from hfstrat.models.load import count_parameters
-
     assert distiller.teacher is not None
-    parts, size = list[Any](), feed.plan.eval_batch
+    size = data.plan.eval_batch
 
     def measure(start: int) -> Any:
-        places = list(range(start, min(start + size, len(feed.eval))))
-        labels = feed.collate([feed.eval[place] for place in places])["labels"]
-        with feed.autocast():
-            logits = distiller.teacher_outputs((), feed.batch(places)).cpu()
+        places = list(range(start, min(start + size, len(data.eval))))
+        labels = data.collate([data.eval[place] for place in places])["labels"]
+        with data.autocast():
+            logits = distiller.teacher_outputs((), data.batch(places)).cpu()
         return distiller.metrics.sums(lambda: {"logits": logits}, {"labels": labels})
 
-    parts.extend(feed.each(list(range(0, len(feed.eval), size)), measure, "evaluating the teacher", for_all=True))
+    parts = data.each(list(range(0, len(data.eval), size)), measure, "evaluating the teacher", for_all=True)
     metrics, _ = distiller.metrics.measure(tuple(torch.cat(one).numpy() for one in zip(*parts, strict=True)))
-    feed.say(f"{'teacher':<9} evaluation {TASKS[distiller.task].text.metrics(metrics)}")
+    data.say(f"{'teacher':<9} evaluation {TASKS[distiller.task].text.metrics(metrics)}")
     return {**metrics, "parameters": count_parameters(distiller.teacher)[1]}
 
 

@@ -9,7 +9,7 @@ their memory, and return the divergence of each position (`[c]`, nats) and its g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -176,12 +176,7 @@ def distill_scores(
     """KL(teacher || student) per position in nats, `[n]`, at this temperature; without a gradient."""
     chunk = chunk or chunk_rows(head.weight, False)
     apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(hidden, head.weight), chunk)
-    found = [
-        apart(part, torch.log_softmax(logits[:, : teacher.width] / temperature, -1))[0]
-        for part, logits in blocks(hidden, head, chunk)
-    ]
-    empty = torch.empty(0, dtype=loss_dtype(head.weight.dtype), device=hidden.device)
-    return torch.cat([empty, *found])
+    return _scores(blocks(hidden, head, chunk), apart, teacher.width, temperature, hidden)
 
 
 @torch.no_grad()
@@ -189,10 +184,14 @@ def distill_scores_of_logits(logits: torch.Tensor, teacher: Teacher, temperature
     """The same from logits `[n, V]`."""
     size, chunk = _sizes(logits)
     apart = divergence_from(teacher, Mix("forward_kl", 1.0, temperature), compute_dtype(logits, logits), chunk)
-    found = [
-        apart(part, torch.log_softmax(logits[part, : teacher.width] / temperature, -1))[0] for part in parts(len(logits), size)
-    ]
-    return torch.cat([logits.new_empty(0), *found])
+    return _scores(((part, logits[part]) for part in parts(len(logits), size)), apart, teacher.width, temperature, logits)
+
+
+def _scores(
+    of_blocks: Iterable[tuple[slice, torch.Tensor]], apart: BlockDivergence, width: int, temperature: float, like: torch.Tensor
+) -> torch.Tensor:
+    found = [apart(part, torch.log_softmax(logits[:, :width] / temperature, -1))[0] for part, logits in of_blocks]
+    return torch.cat([like.new_empty(0, dtype=loss_dtype(like.dtype)), *found])
 
 
 def row_loss(targets: torch.Tensor, apart: BlockDivergence, width: int, mix: Mix) -> RowsLoss:
@@ -248,14 +247,13 @@ def _exact(teacher: Teacher, mix: Mix, dtype: torch.dtype, chunk: int) -> BlockD
     hidden, head, width = teacher.hidden, teacher.head, teacher.width
     apart = DIVERGENCES[mix.divergence]
     options = {"skew": mix.skew} if mix.divergence == "skew_kl" else {}
-    bias = None if head.bias is None else head.bias[:width]
-    head = head._replace(weight=head.weight[:width], bias=bias)
-    said, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
+    head = head.map(lambda one: one[:width])
+    chunks, first, count, product = products(hidden, head, chunk, dtype), 0, 0, hidden.new_empty(0)
 
     def of_block(part: slice, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal first, count, product
         while part.stop > first + count:  # blocks come in order, and none spans two chunks
-            first, count, _, product, _ = next(said)
+            first, count, _, product, _ = next(chunks)
         logits = logits_of(product[part.start - first : part.stop - first], head)
         if mix.temperature != 1.0:
             logits /= mix.temperature

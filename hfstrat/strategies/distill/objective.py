@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from hfstrat.errors import UserError
 from hfstrat.models import fused_loss
 from hfstrat.models.chunked_loss import Head, head_scores
-from hfstrat.models.fused_loss import HeadLossOutput, call_with_weight, is_plain, last_hidden
-from hfstrat.models.load import cast_weights, count_parameters
-from hfstrat.recipe.distill import check_pairs, even_pairs
+from hfstrat.models.fused_loss import (
+    HeadLossOutput,
+    LossCall,
+    call_body,
+    call_with_weight,
+    is_plain,
+    last_hidden,
+    logits_of_module,
+    scores_of_logits,
+)
+from hfstrat.models.load import Base, cast_weights, count_parameters
+from hfstrat.recipe.distill import Distill, LayerPairs, check_pairs, even_pairs
 from hfstrat.strategies.distill.loss import (
     Mix,
     Teacher,
@@ -25,15 +36,7 @@ from hfstrat.strategies.distill.loss import (
 )
 from hfstrat.strategies.distill.teacher import check_sizes
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import PreTrainedModel
-
-    from hfstrat.models.load import Base
-    from hfstrat.recipe.distill import Distill, LayerPairs
-
-
+NOT_COMPUTED = "strategy.teacher: its outputs cannot be computed"
 NAME = "distill_projections"  # of a trainable submodule that is not saved
 
 
@@ -68,21 +71,17 @@ class LayerMatch:
         return total * (self.weight / len(self.pairs))
 
 
-def match_layers(wish: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
-    """Add a loss that matches layers, with projections if the widths differ.
-
-    Raises:
-        UserError: a layer that does not exist.
-    """
+def match_layers(options: LayerPairs, base: Base, distiller: Any, teacher: PreTrainedModel) -> None:
+    """Add a loss that matches layers, with projections if the widths differ. Raises UserError for a layer that is missing."""
     ours, theirs = (model.config.get_text_config() for model in (base.model, teacher))
     counts = ours.num_hidden_layers, theirs.num_hidden_layers
-    pairs = [(pair[0], pair[1]) for pair in wish.layers] if wish.layers else even_pairs(*counts)
+    pairs = [(pair[0], pair[1]) for pair in options.layers] if options.layers else even_pairs(*counts)
     check_pairs(pairs, *counts)
     projections = None
     if ours.hidden_size != theirs.hidden_size:
         projections = new_projections(len(pairs), ours.hidden_size, theirs.hidden_size)
         base.model.add_module(NAME, projections)
-    distiller.match = LayerMatch(pairs, wish.loss, wish.weight, projections)
+    distiller.match = LayerMatch(pairs, options.loss, options.weight, projections)
 
 
 def new_projections(count: int, student: int, teacher: int) -> nn.ParameterList:
@@ -121,8 +120,7 @@ class FrozenTeacher:
 
     @property
     def head(self) -> Head:
-        bias = self._linear.bias
-        return Head(self._linear.weight.detach(), None if bias is None else bias.detach(), self.softcap, self.scale)
+        return Head.of(self._linear, self.softcap, self.scale)
 
     @torch.no_grad()
     def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor, all_layers: bool = False) -> Any:
@@ -133,9 +131,7 @@ class FrozenTeacher:
         self.model.eval()
         try:
             with self.adapted.disable_adapter() if self.adapted is not None else nullcontext():
-                if not all_layers:
-                    return last_hidden(self.model, args, kwargs).flatten(0, 1).index_select(0, rows)
-                return hidden_states_of(self.model, args, kwargs, rows)
+                return (hidden_states_of if all_layers else last_hidden)(self.model, args, kwargs, rows)
         finally:
             self.model.train(was_training)
 
@@ -144,28 +140,21 @@ def hidden_states_of(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], rows: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The last hidden states, and those of each layer with the embeddings first, `[n, H]` each."""
-    kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in fused_loss.HEAD_ARGUMENTS}
-    out = model.base_model(*args, **kwargs, output_hidden_states=True, use_cache=False, return_dict=True)
-    pick = [states.flatten(0, 1).index_select(0, rows) for states in out.hidden_states]
-    return out.last_hidden_state.flatten(0, 1).index_select(0, rows), pick
+    out = call_body(model, args, kwargs, output_hidden_states=True)
+    last, *layers = (states.flatten(0, 1).index_select(0, rows) for states in (out.last_hidden_state, *out.hidden_states))
+    return last, layers
 
 
 def find_head_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
     """The scale and soft-capping of a model's head, checked against its own logits.
 
-    Raises:
-        ValueError: the reason why its logits are not those of its head.
+    Raises ValueError: the reason why its logits are not those of its head.
     """
-    found: dict[str, Any] = {}
-
-    def remember(*given: Any) -> HeadLossOutput:
-        found["scale"], found["softcap"] = given[-2:]
-        return fused_loss.cross_entropy(*given)
-
-    if reason := fused_loss.bind_head_loss(model, remember):
+    if reason := fused_loss.bind_head_loss(model):
         raise ValueError(reason)
+    bound: Any = model.forward
     fused_loss.unbind_head_loss(model)
-    return found["scale"], found["softcap"]
+    return bound.scale, bound.softcap
 
 
 class Distiller:
@@ -208,90 +197,53 @@ class Distiller:
         ours = base.model.get_output_embeddings().weight.shape[0]
         self.teacher, self.width, self.is_active = teacher, min(ours, teacher.head.weight.shape[0]), True
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        loss_rows: torch.Tensor,
-        targets: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> HeadLossOutput:
-        brought = {name: kwargs.pop(name) for name in COLUMNS if name in kwargs}
+    def __call__(self, model: PreTrainedModel, call: LossCall) -> HeadLossOutput:
+        cached = {name.removeprefix("teacher_"): call.kwargs.pop(name) for name in COLUMNS if name in call.kwargs}
         if not self.is_active:
-            return fused_loss.cross_entropy(model, args, kwargs, loss_rows, targets, scale, softcap)
-        said, theirs = self._teacher_outputs(brought, args, kwargs, loss_rows)
+            return fused_loss.cross_entropy(model, call)
+        teacher, theirs = self._teacher_outputs(cached, call)
         if theirs is None or self.match is None:
-            rows = last_hidden(model, args, kwargs).flatten(0, 1).index_select(0, loss_rows)
-            return self._output(model, rows, targets, said, scale, softcap)
-        rows, ours = hidden_states_of(model, args, kwargs, loss_rows)
-        output = self._output(model, rows, targets, said, scale, softcap)
+            return self._output(model, last_hidden(model, call.args, call.kwargs, call.rows), teacher, call)
+        hidden, ours = hidden_states_of(model, call.args, call.kwargs, call.rows)
+        output = self._output(model, hidden, teacher, call)
         if torch.is_grad_enabled() and output.total is not None:
             output.total = output.total + self.match(ours, theirs)
         return output
 
-    def _teacher_outputs(
-        self, brought: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss_rows: torch.Tensor
-    ) -> tuple[Teacher, list[torch.Tensor] | None]:
+    def _teacher_outputs(self, cached: dict[str, Any], call: LossCall) -> tuple[Teacher, list[torch.Tensor] | None]:
         """The teacher's outputs, from the batch or from its forward pass, and its hidden states if layers are matched."""
-        if brought:
-            given: dict[str, Any] = {name.removeprefix("teacher_"): tensor for name, tensor in brought.items()}
-            if "hidden" in given:
-                assert self.head is not None
-                self.head = move_head(self.head, loss_rows.device)
-                return Teacher(self.width, given["hidden"], self.head), None
-            return Teacher(self.width, **given), None
+        if "hidden" in cached:
+            assert self.head is not None
+            self.head = self.head.map(lambda one: one.to(call.rows.device))
+            return Teacher(self.width, cached["hidden"], self.head), None
+        if cached:
+            return Teacher(self.width, **cached), None
         assert self.teacher is not None, "no teacher, and no cached outputs in the batch"
-        found = self.teacher.hidden(args, kwargs, loss_rows, all_layers=self.match is not None)
+        found = self.teacher.hidden(call.args, call.kwargs, call.rows, all_layers=self.match is not None)
         last, layers = found if self.match is not None else (found, None)
         return Teacher(self.width, last, self.teacher.head), layers
 
-    def _output(
-        self,
-        model: PreTrainedModel,
-        rows: torch.Tensor,
-        targets: torch.Tensor,
-        said: Teacher,
-        scale: float,
-        softcap: float | None,
-    ) -> HeadLossOutput:
-        linear: Any = model.get_output_embeddings()
-        mix = self.mix
-        if not is_plain(linear):
-            return self._output_of_module(linear, rows, targets, said, scale, softcap)
+    def _output(self, model: PreTrainedModel, hidden: torch.Tensor, teacher: Teacher, call: LossCall) -> HeadLossOutput:
+        layer: Any = model.get_output_embeddings()
+        mix, targets = self.mix, call.targets
+        if not is_plain(layer):  # as one with an adapter: logits are materialized
+            logits = logits_of_module(layer, hidden, call)
+            scores = scores_of_logits(logits.detach(), targets)
+            kl = distill_scores_of_logits(logits.detach(), teacher, mix.temperature)
+            total = distill_loss_of_logits(logits, targets, teacher, mix) if torch.is_grad_enabled() else scores.total
+            return HeadLossOutput(total=total, nll=scores.nll, correct=scores.correct, kl=kl)
 
-        def compute(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-            head = Head(weight, bias, softcap, scale)
+        def compute(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, Any, Any, Any]:
+            head = Head(weight, bias, call.softcap, call.scale)
             if torch.is_grad_enabled() and model.training:
-                return (distill_loss(rows, head, targets, said, mix),)
-            nll, correct = head_scores(rows, head.weight, targets, head.bias, head.softcap, head.scale)
-            kl = distill_scores(rows, head, said, mix.temperature)
-            total = distill_loss(rows, head, targets, said, mix) if torch.is_grad_enabled() else nll.sum()
+                return distill_loss(rows, head, targets, teacher, mix), None, None, None
+            nll, correct = head_scores(rows, head, targets)
+            kl = distill_scores(rows, head, teacher, mix.temperature)
+            total = distill_loss(rows, head, targets, teacher, mix) if torch.is_grad_enabled() else nll.sum()
             return total, nll, correct, kl
 
-        return HeadLossOutput(
-            **dict(zip(("total", "nll", "correct", "kl"), call_with_weight(linear, rows, compute), strict=False))
-        )
-
-    def _output_of_module(
-        self, linear: nn.Module, rows: torch.Tensor, targets: torch.Tensor, said: Teacher, scale: float, softcap: float | None
-    ) -> HeadLossOutput:
-        """The loss with a head that is not a plain linear layer, such as one with an adapter: logits are materialized."""
-        logits = linear(rows)
-        logits = (logits.float() if logits.dtype.itemsize < 4 else logits) * scale
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        nll = nn.functional.cross_entropy(logits.detach(), targets, reduction="none")
-        kl = distill_scores_of_logits(logits.detach(), said, self.mix.temperature)
-        total = distill_loss_of_logits(logits, targets, said, self.mix) if torch.is_grad_enabled() else nll.sum()
-        return HeadLossOutput(total=total, nll=nll, correct=logits.argmax(-1) == targets, kl=kl)
-
-
-def move_head(head: Head, device: torch.device) -> Head:
-    if head.weight.device == device:
-        return head
-    return head._replace(weight=head.weight.to(device), bias=None if head.bias is None else head.bias.to(device))
+        total, nll, correct, kl = call_with_weight(layer, hidden, compute)
+        return HeadLossOutput(total=total, nll=nll, correct=correct, kl=kl)
 
 
 def build_student(
@@ -308,11 +260,16 @@ def build_student(
         UserError: a forward pass that the loss cannot be bound to, or two models that do not fit.
     """
     fused_loss.unbind_head_loss(base.model)
+    frozen: Any = None
     if teacher is not None:
         if teacher is not base.model:
             cast_weights(teacher, base.compute_dtype)
-        asked = _freeze(strategy, distiller, teacher, base)
-        teacher = None if asked is None else teacher
+        try:
+            frozen = distiller.freeze(teacher, is_own=teacher is base.model)
+        except ValueError as error:
+            if strategy.uses_teacher:
+                raise UserError(f"{NOT_COMPUTED}: {error}") from None
+            teacher = None  # it has generated answers only
     if reason := distiller.bind(base.model):
         raise UserError(f"strategy.student: this model cannot be distilled: {reason}")
     trained = build(base)
@@ -322,10 +279,10 @@ def build_student(
     if theirs < ours and teacher is not base.model:
         base.say(f"the teacher has {theirs:,} parameters, fewer than the student's {ours:,}; check that they are not swapped")
     try:
-        distiller.set_teacher(asked, base, trained)
+        distiller.set_teacher(frozen, base, trained)
         distiller.is_active = strategy.uses_teacher
     except ValueError as error:
-        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None
+        raise UserError(f"{NOT_COMPUTED}: {error}") from None
     if strategy.on_policy:
         from hfstrat.strategies.distill.on_policy import REMARK
 
@@ -334,13 +291,3 @@ def build_student(
     if strategy.hidden_states:
         match_layers(strategy.hidden_states, base, distiller, teacher)
     return trained
-
-
-def _freeze(strategy: Distill, distiller: Any, teacher: PreTrainedModel, base: Base) -> Any:
-    """The frozen teacher; None if it only generated answers and its outputs cannot be computed."""
-    try:
-        return distiller.freeze(teacher, is_own=teacher is base.model)
-    except ValueError as error:
-        if not strategy.uses_teacher:
-            return None
-        raise UserError(f"strategy.teacher: its outputs cannot be computed: {error}") from None

@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from trl import DistillationConfig, DistillationTrainer
 
-from hfstrat.strategies.distill.tokenizer_mismatch import prompt_ids
+from hfstrat.recipe.distill import Distill
+from hfstrat.strategies.distill.sequence import prompt_ids
 from hfstrat.trainer.trainer import StrategyTrainer
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-    from hfstrat.recipe.distill import Distill
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (

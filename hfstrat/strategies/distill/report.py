@@ -24,7 +24,7 @@ SMALL = 300.0  # seconds of training up to which baseline: auto runs it
 ACCURACY = {"token_accuracy": "token accuracy", "accuracy": "accuracy"}  # the name of a metric in text
 SAME = ("name", "teacher", "student", "shrink")  # keys that define the student
 WITHOUT = {"teacher_weight": 0.0, "baseline": False}  # cross-entropy on the answers of the data alone
-SPOKEN = 32  # tokens that are generated to measure the speed
+GENERATED = 32  # tokens that are generated to measure the speed
 
 
 def compare(strategy: Distill, loaded: Loaded, result: Result, folder: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def speed_of(source: str, loaded: Loaded, form: str = "recorded") -> float | Non
     if not model.can_generate():
         return None
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    for length in (2, SPOKEN):
+    for length in (2, GENERATED):
         started = time.perf_counter()
         out = generation.continued(model, [list(range(5, 21))], None, length, min_new_tokens=length)
     return out.shape[1] / (time.perf_counter() - started)
@@ -96,8 +96,8 @@ def _baseline(strategy: Distill, loaded: Loaded, seconds: float) -> tuple[dict[s
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     report = reports.read(folder) if not done.returncode else None
     if report is None:
-        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return None, f"the run without the teacher failed: {said}"
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return None, f"the run without the teacher failed: {reason}"
     result = report.finished
     return {**_quality(result.metrics_after), "steps": result.steps, "seconds": result.train_seconds}, None
 
@@ -118,25 +118,25 @@ def without_teacher(strategy: Distill, loaded: Loaded) -> Path:
 def lines(found: dict[str, Any]) -> list[str]:
     """Lines for the summary: quality, size and speed of both models, and whether the teacher helped."""
     teacher, student, without = found["teacher"], found["student"], found["without_teacher"]
-    key, words = next((name, text) for name, text in ACCURACY.items() if name in teacher)
-    said = [
+    key, words = next((name, label) for name, label in ACCURACY.items() if name in teacher)
+    text = [
         f"{who:<16} loss {one['loss']:.4f}, {words} {one[key]:.1%}; {_shape(one)}"
         for who, one in (("teacher", teacher), ("student", student))
     ]
     share = f"{student[key] / teacher[key]:.1%}" if teacher[key] else "more"
     smaller = 1 - student["parameters"] / teacher["parameters"]
     size = f"{smaller:.0%} smaller" if smaller > 0.005 else "the same size" if smaller > -0.005 else f"{-smaller:.0%} larger"
-    said.append(f"distilled        {share} of the teacher's {words}, {size}")
+    text.append(f"distilled        {share} of the teacher's {words}, {size}")
     if without:
         gain = without["loss"] - student["loss"]
         helped = "the teacher helped" if gain > 0 else "the teacher did NOT help"
-        said.append(
+        text.append(
             f"without teacher  loss {without['loss']:.4f}, {words} {without[key]:.1%} after {_length(student, without)}: "
             f"{helped} ({-gain:+.4f})"
         )
     else:
-        said.append(f"without teacher  not run: {found['no_baseline']}")
-    return said
+        text.append(f"without teacher  not run: {found['no_baseline']}")
+    return text
 
 
 def _length(student: dict[str, Any], without: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.errors import UserError
-from hfstrat.models.load import read_shapes
+from hfstrat.models.load import check_context, read_shapes
 from hfstrat.recipe import distill as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies import checks
@@ -20,7 +20,7 @@ from hfstrat.strategies.distill.teacher import check_teacher
 from hfstrat.strategies.full import Full
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
-from hfstrat.strategies.scratch.strategy import Scratch
+from hfstrat.strategies.scratch import Scratch
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
@@ -165,9 +165,10 @@ class Distill(Strategy[section.Distill]):
         )
         if wanted.uses_teacher or wanted.seq_kd:
             rows = len(data.train) if data else 0
-            again = rows > 0 and number_of_steps(recipe.training, rows) * recipe.training.global_batch_size > rows
-            self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, again)
-            distill_teacher.check_length(self.teacher, data)
+            several = rows > 0 and number_of_steps(recipe.training, rows) * recipe.training.global_batch_size > rows
+            self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, several)
+            if self.teacher is not None and data is not None:
+                check_context(self.teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
         if wanted.shrink:
             base.model = shrink_model(wanted.shrink, base, data and data.train)
         return base
@@ -211,11 +212,9 @@ class Distill(Strategy[section.Distill]):
             return precompute.compute_each_batch(data, self.distiller, "the answers of the student change in every step")
         if self.section.uses_teacher:
             return self.objective.cache_outputs(data, self.distiller, self.section.teacher_cache)
-        judged, self.distiller.teacher = (
-            precompute.evaluate_teacher(data, self.distiller),
-            None,
-        )  # it has generated the answers, and is not used any more
-        return judged
+        data = precompute.evaluate_teacher(data, self.distiller)
+        self.distiller.teacher = None  # it has generated the answers, and is not used any more
+        return data
 
     def finish(self, model: nn.Module, base: Base) -> None:
         from hfstrat.strategies.distill.objective import remove_projections
@@ -246,15 +245,12 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
     given = [key for key in ("divergence", "temperature", "skew") if key in strategy.model_fields_set]
     if given and not task.metrics.of_distributions:
         raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
-    for key, is_given, why in (
+    cache_reason = f"{form} is for tokens; class logits are exact, so set auto or off"
+    for key, is_given, reason in (
         ("on_policy", strategy.on_policy, "a classifier generates no text; remove it"),
         ("seq_kd", strategy.seq_kd, "a classifier generates no text; remove it"),
         ("hidden_states", strategy.hidden_states is not None, "layers can be matched for causal-lm only; remove it"),
-        (
-            "teacher_cache.form",
-            form not in ("auto", "off"),
-            f"{form} is for tokens; class logits are exact, so set auto or off",
-        ),
+        ("teacher_cache.form", form not in ("auto", "off"), cache_reason),
     ):
         if is_given:
-            raise UserError(f"strategy.{key}: {why}")
+            raise UserError(f"strategy.{key}: {reason}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
 from hfstrat.models import check as models_check
 from hfstrat.models.load import read_json, read_shapes
+from hfstrat.models.parameter_names import config_size, weight_bytes
 from hfstrat.recipe.distill import check_pairs
+from hfstrat.recipe.quantization import Quantization
 from hfstrat.strategies.distill import shrink
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import distributed
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.distill import Distill, TeacherModel
     from hfstrat.recipe.schema import Recipe
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hfstrat.strategies.description import Description, Footprint
     from hfstrat.tasks.base import Task
 
+NF4 = Quantization(name="nf4")
 OTHER_VOCABULARY = (
     "their probabilities are for different tokens; use a teacher of the student's family, or fine-tune on answers of the "
     "teacher (seq_kd: true), or use TRL's GOLD, which aligns tokenizers"
@@ -36,39 +37,29 @@ OTHER_VOCABULARY = (
 
 
 def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTrainedModel:
-    """The frozen model in `dtype`.
-
-    Raises:
-        UserError: it is not usable for this task, or cannot be read.
-    """
+    """The frozen model in `dtype`. Raises UserError: it is not usable for this task, or cannot be read."""
     import transformers
 
     from hfstrat.models import quantization
 
+    auto, loading, remote = getattr(transformers, task.model.auto_class), None, section.trust_remote_code
+    options: dict[str, Any] = {"trust_remote_code": remote} | ({"revision": section.revision} if section.revision else {})
     source = Path(section.name_or_path).expanduser()
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": section.trust_remote_code}
-    if section.revision:
-        options["revision"] = section.revision
-    auto, how = getattr(transformers, task.model.auto_class), None
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
         if section.quantization is not None:
-            shared = {key: value for key, value in options.items() if key != "dtype"}
-            config = transformers.AutoConfig.from_pretrained(name, **shared)
-            remote = section.trust_remote_code
-            how = quantization.loading_options(
-                section.quantization, "strategy.teacher.quantization", auto, config, remote, dtype
-            )
-            options |= how.options
-        model, info = auto.from_pretrained(name, **options, output_loading_info=True)
+            config, key = transformers.AutoConfig.from_pretrained(name, **options), "strategy.teacher.quantization"
+            loading = quantization.loading_options(section.quantization, key, auto, config, remote, dtype)
+        kwargs = {**options, "dtype": dtype, **(loading.options if loading else {})}
+        model, info = auto.from_pretrained(name, **kwargs, output_loading_info=True)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.model.if_missing}")
-    if how is not None:
-        quantization.finalize(model, how, trains_itself=False)
+    if loading is not None:
+        quantization.finalize(model, loading, trains_itself=False)
     quantization.prevent_repacking(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
@@ -92,58 +83,49 @@ def place_teacher(
     base: Base,
     tokenizer: PreTrainedTokenizerBase,
     describe: Callable[[Shapes, bool], Description],
-    again: bool,
+    several_epochs: bool,
 ) -> PreTrainedModel | None:
     """The teacher of this process; None if it has generated answers only, and cannot be compared token by token.
 
     Args:
         describe: of the student's strategy.
-        again: whether there is more than one epoch, for which the teacher's outputs are cached.
+        several_epochs: whether there is more than one epoch, for which the teacher's outputs are cached.
 
     Raises:
         UserError: it does not fit into memory, or has another vocabulary.
     """
-    from hfstrat.models.parameter_names import weight_bytes
-    from hfstrat.models.quantization import shape_of
-    from hfstrat.recipe.quantization import Quantization
-
     section = strategy.teacher
     if section is None:
         if base.new_head:
             raise UserError("strategy.teacher: missing; the head of this model is new and random, so name a trained classifier")
-        return teacher_from_base(
-            base, will_change=strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
-        )
-    name = section.name_or_path
-    shapes = {key: shape_of(p) for key, p in base.model.named_parameters()}
-    held = read_shapes(Path(name).expanduser())
+        changes = strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
+        return teacher_from_base(base, will_change=changes)
     if strategy.seq_kd and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):
         return None
-    kept = strategy.teacher_cache.form != "off" and (again or strategy.teacher_cache.form != "auto")
-    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden_states is not None or not kept)
-    each = base.compute_dtype.itemsize
-    wanted, few = (weight_bytes(held, how, each=each) for how in (section.quantization, Quantization(name="nf4")))
-    ours = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
-    check_room(
-        name, (wanted, few), describe(shapes, base.is_tied).footprint, free_memory(), stays, not strategy.on_policy, ours
-    )
+    _check_memory(strategy, section, base, describe, several_epochs)
     found = load_teacher(section, base.task, base.compute_dtype)
     check_tokenizers(tokenizer, section, min(vocabulary_size(found), vocabulary_size(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
         raise UserError(
-            f"strategy.teacher: {name} has {known:,} tokens and the student's tokenizer {len(tokenizer):,}; use another "
-            "teacher, or remove model.add_tokens"
+            f"strategy.teacher: {section.name_or_path} has {known:,} tokens and the student's tokenizer {len(tokenizer):,}; "
+            "use another teacher, or remove model.add_tokens"
         )
     return found
 
 
-def check_length(teacher: PreTrainedModel | None, data: PreparedData | None) -> None:
-    """Refuse examples that are longer than the teacher's context. Raises UserError."""
-    from hfstrat.models.load import check_context
+def _check_memory(
+    strategy: Distill, section: TeacherModel, base: Base, describe: Callable[[Shapes, bool], Description], several_epochs: bool
+) -> None:
+    from hfstrat.models.quantization import shape_of
 
-    if teacher is not None and data is not None:
-        check_context(teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")
+    held = read_shapes(Path(section.name_or_path).expanduser())
+    sizes = [weight_bytes(held, how, each=base.compute_dtype.itemsize) for how in (section.quantization, NF4)]
+    cached = strategy.teacher_cache.form != "off" and (several_epochs or strategy.teacher_cache.form != "auto")
+    stays = strategy.uses_teacher and (strategy.on_policy or strategy.hidden_states is not None or not cached)
+    own = base.quantized["weight_bytes"] / base.quantized["parameters"] if base.quantized else 2.0
+    student = describe({name: shape_of(p) for name, p in base.model.named_parameters()}, base.is_tied).footprint
+    check_room(section.name_or_path, (sizes[0], sizes[1]), student, free_memory(), stays, not strategy.on_policy, own)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -193,17 +175,6 @@ def first_difference(ours: dict[str, int], theirs: dict[str, int], shared: int) 
     return None
 
 
-def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """The vocabulary in a folder's tokenizer.json, without transformers; None if it cannot be read."""
-    try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        words = content["model"]["vocab"]
-        listed = words if isinstance(words, dict) else {word[0]: number for number, word in enumerate(words)}
-        return {**listed, **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
 def check_room(
     name: str,
     bytes_of: tuple[float, float],
@@ -229,16 +200,16 @@ def check_room(
     ours = least + (12 * student.trainable if stays else 0)  # trainable parameters: 32 bits, gradients, moments
     if not theirs or free is None or theirs + ours <= free:
         return
-    keeping, cures = (
-        "cached outputs (teacher_cache.form: hidden, and no `hidden_states:`), since they free the teacher before training",
-        [],
+    cures: list[str] = []
+    caching = (
+        "cached outputs (teacher_cache.form: hidden, and no `hidden_states:`), since they free the teacher before training"
     )
     if stays and keepable and theirs + least <= free:
-        cures.append(keeping)
+        cures.append(caching)
     if few < theirs and few + ours <= free:
         cures.append("a quantized one (teacher: {quantization: nf4})")
     elif stays and keepable and few < theirs and few + least <= free and not cures:
-        cures.append(f"a quantized one (teacher: {{quantization: nf4}}) with {keeping}")
+        cures.append(f"a quantized one (teacher: {{quantization: nf4}}) with {caching}")
     cures.append(f"one of at most {(free - ours) / 1e9:.1f} GB" if free > ours else "a smaller student and a smaller teacher")
     raise UserError(
         f"strategy.teacher: {name} takes {theirs / 1e9:.1f} GB and the student {ours / 1e9:.1f} GB, and "
@@ -257,21 +228,16 @@ def free_memory() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-WORDS = "vocab_size"
-
-
 def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     """Refuse a teacher that does not exist or has another vocabulary, and layers that do not exist.
 
-    Raises:
-        UserError: one sentence that begins with the key.
+    Raises UserError: one sentence that begins with the key.
     """
     if recipe.data.overflow == "split" and (strategy.seq_kd or strategy.on_policy):
         raise UserError("data.overflow: split: only the first piece of an example has a prompt to answer; set truncate or drop")
     model = recipe.model
     config = read_json(Path(model.name_or_path).expanduser() / "config.json") if model.name_or_path else {}
-    count = _layers(config)
+    count = config_size(config, "layers")
     if strategy.shrink and count:
         shrink.layers_to_keep(strategy.shrink.layers, count)
     if strategy.shrink and strategy.shrink.intermediate_size and config:
@@ -280,7 +246,7 @@ def check_teacher(strategy: Distill, recipe: Recipe, network: bool) -> None:
     theirs = _check_named_teacher(strategy, recipe, config, network) if strategy.teacher else config
     if strategy.on_policy and not recipe.model.add_tokens:
         _check_config_sizes(strategy.student, config, theirs)
-    if strategy.hidden_states and strategy.hidden_states.layers and count and (above := _layers(theirs)):
+    if strategy.hidden_states and strategy.hidden_states.layers and count and (above := config_size(theirs, "layers")):
         below = len(shrink.layers_to_keep(strategy.shrink.layers, count)) if strategy.shrink else count
         check_pairs([(pair[0], pair[1]) for pair in strategy.hidden_states.layers], below, above)
 
@@ -301,33 +267,24 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
 
 def _check_config_sizes(student: Any, own: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Compare the vocabulary sizes of both configs, if they are known before loading."""
-    ours = (own if student.needs_weights else student.config).get(WORDS)
-    if isinstance(ours, int) and isinstance(theirs.get(WORDS), int):
-        check_sizes(ours, theirs[WORDS])
-
-
-def _layers(config: dict[str, Any]) -> int:
-    return next((int(config[name]) for name in LAYERS if isinstance(config.get(name), int)), 0)
+    sizes = [config_size(config, "vocabulary") for config in (own if student.needs_weights else student.config, theirs)]
+    if all(sizes):
+        check_sizes(*sizes)
 
 
 def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any], network: bool) -> dict[str, Any]:
     """The teacher's config, empty if it is not local."""
     assert strategy.teacher is not None
-    name, path = strategy.teacher.name_or_path, Path(strategy.teacher.name_or_path).expanduser()
-    if path.is_file():
-        raise UserError(f"strategy.teacher: {name} is a file; expected a model folder or a Hub id")
-    if not path.is_dir():
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise UserError(f"strategy.teacher: {name}: no such folder{models_check.near(path)}")
-        revision = strategy.teacher.revision
-        models_check.check_hub("strategy.teacher", name, revision, "config.json", "model", network)
+    name, key = strategy.teacher.name_or_path, "strategy.teacher"
+    expected = "a model folder or a Hub id"
+    path = models_check.local_folder(key, name, strategy.teacher.revision, "config.json", expected, network)
+    if path is None:
         return {}
     if (path / "adapter_config.json").is_file():
         raise UserError(f"strategy.teacher: {name} is an adapter; merge it with `hfstrat merge`, and give the result")
     if not (config := read_json(path / "config.json")):
         raise UserError(f"strategy.teacher: {name} contains no model (config.json)")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise UserError(f"strategy.teacher: {name} contains no weights (*.safetensors); the download may be incomplete")
+    models_check.check_has_weights(key, name, path)
     if not models_check.has_tokenizer(path):
         raise UserError(
             f"strategy.teacher: {name} contains no tokenizer, such as tokenizer.json, which is needed to compare the "
@@ -337,9 +294,9 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
         _check_kind(name, config, TASKS[recipe.task])
     if strategy.seq_kd:
         return config  # only text is exchanged
-    ours = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
-    theirs = read_vocabulary(path)
-    sizes = [size for size in (config.get(WORDS), own.get(WORDS)) if isinstance(size, int)]
+    ours = models_check.read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    theirs = models_check.read_vocabulary(path)
+    sizes = [size for each in (config, own) if (size := config_size(each, "vocabulary"))]
     if ours and theirs and sizes and (differs := first_difference(ours, theirs, min(sizes))):
         raise UserError(f"strategy.teacher: {name} has another vocabulary ({differs}): {OTHER_VOCABULARY}")
     return config

@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.strategies.frozen.states import CachedColumnCollator, WithColumn
-from hfstrat.trainer.collective import exhaust
+from hfstrat.strategies.cached_columns import CachedColumnCollator, WithColumn, cache_inputs, read_column, write_column
+from hfstrat.trainer.collective import Build
+from hfstrat.trainer.train_data import TrainData
 
 COLUMN = "teacher"
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -52,15 +54,15 @@ class Form:
 
     def tensors(self, blob: bytes) -> dict[str, torch.Tensor]:
         """The inputs of `Distiller`, from the concatenated bytes of all positions of a batch."""
-        kept = np.frombuffer(bytearray(blob), dtype=self.position)
+        values = np.frombuffer(bytearray(blob), dtype=self.position)
         if self.kind == "hidden":
-            hidden = torch.from_numpy(kept)
+            hidden = torch.from_numpy(values)
             return {"teacher_hidden": hidden if self.dtype == "float32" else hidden.view(TORCH[self.dtype])}
-        ids = torch.from_numpy(kept["ids"].astype(np.int64))
+        ids = torch.from_numpy(values["ids"].astype(np.int64))
         if self.kind == "top_k":
-            return {"teacher_ids": ids, "teacher_logprobs": torch.from_numpy(kept["logprobs"].copy())}
+            return {"teacher_ids": ids, "teacher_logprobs": torch.from_numpy(values["logprobs"].copy())}
         weights = torch.full(ids.shape, 1 / self.width)
-        return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(kept["entropy"].copy())}
+        return {"teacher_ids": ids, "teacher_weights": weights, "teacher_entropy": torch.from_numpy(values["entropy"].copy())}
 
     def bytes_of(self, hidden: torch.Tensor, logits: Any, generator: torch.Generator) -> tuple[bytes, float]:
         """The bytes of some positions (`hidden` `[n, H]`), and the summed probability mass that they contain.
@@ -97,6 +99,11 @@ class Rows(NamedTuple):
     supervised: np.ndarray  # and its supervised positions
     digest: str  # over their ids and labels
 
+    @property
+    def order(self) -> np.ndarray:
+        """The order in which the distinct examples are computed: the longest first."""
+        return np.lexsort((self.first, -self.lengths))
+
     @classmethod
     def of(cls, rows: Any) -> Rows:
         first, which = distinct(rows)
@@ -112,28 +119,62 @@ class Rows(NamedTuple):
 
 
 def write(target: Path | None, batches: Iterable[list[bytes]]) -> None:
-    """Write the bytes of examples, batch by batch; without a target they are only computed, for another process that writes."""
-    if target is None:
-        exhaust(batches)
-        return
-    schema = pa.schema([(COLUMN, pa.large_binary())])
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        for blobs in batches:
-            stream.write_batch(pa.record_batch([pa.array(blobs, pa.large_binary())], schema=schema))
+    """Write the bytes of examples, batch by batch, as `write_column` does."""
+    write_column(target, COLUMN, pa.large_binary(), (pa.array(blobs, pa.large_binary()) for blobs in batches))
 
 
 class WithTeacher(WithColumn):
-    """Examples with the cached outputs of the teacher.
-
-    Args:
-        rows: the tokenized examples.
-        file: written by `write`, memory-mapped.
-        places: the index in the file for each example, `[len(rows)]`.
-    """
+    """Examples with the outputs of the teacher that `write` wrote; `places` has the index in the file for each example."""
 
     def __init__(self, rows: Any, file: Path, places: np.ndarray) -> None:
-        said = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column(COLUMN)
-        super().__init__(rows, COLUMN, lambda place: said[place].as_py(), places)
+        values = read_column(file, COLUMN)
+        super().__init__(rows, COLUMN, lambda place: values[place].as_py(), places)
+
+
+class Fetched(NamedTuple):
+    """Examples with the cached outputs, the entry of the cache, and whether it was computed now."""
+
+    rows: WithTeacher
+    entry: cache.Entry
+    is_new: bool
+
+
+def fetch_outputs(
+    data: TrainData,
+    rows: Any,
+    part: Rows,
+    teacher: Any,
+    weights: str,
+    inputs: dict[str, Any],
+    text: str,
+    build: Build,
+    needed: int,
+) -> Fetched:
+    """The outputs of a teacher for some examples, from the cache or from `build`.
+
+    Args:
+        rows: the examples, `part` the distinct ones of them.
+        weights: digest of the teacher's weights.
+        inputs: what the outputs depend on in addition to weights, examples and batches.
+        text: description of the entry, of `needed` bytes.
+    """
+    inputs = {
+        "teacher": weights,
+        "rows": part.digest,
+        "order": hashlib.sha256(part.first[part.order].tobytes()).hexdigest(),
+        "batch": data.plan.eval_batch,
+        "dtype": str(data.dtype),
+        **inputs,
+        **cache_inputs(data, teacher, data.dtype),
+    }
+    built: list[bool] = []
+
+    def building(target: Path | None) -> Any:
+        built.append(True)
+        return build(target)
+
+    entry = data.group.fetch("teacher", cache.fingerprint(inputs), text, building, needed)
+    return Fetched(WithTeacher(rows, entry.path, np.argsort(part.order)[part.which]), entry, bool(built))
 
 
 class TeacherCollator(CachedColumnCollator):

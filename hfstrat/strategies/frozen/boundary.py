@@ -8,21 +8,27 @@ cached states; otherwise every block computes as usual.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from hfstrat.models.blocks import find_blocks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from hfstrat.models.blocks import evaluating, find_blocks
+from hfstrat.models.quantization import is_quantized, keeps_outliers
 
 COLUMN = "boundary_states"
 NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)$")
 Batch = dict[str, torch.Tensor]
+RAW: dict[torch.dtype, Any] = {
+    torch.float32: np.dtype("float32"),
+    torch.bfloat16: np.dtype("int16"),
+    torch.float16: np.dtype("int16"),
+}
 
 
 class Named(NamedTuple):
@@ -131,13 +137,10 @@ def frozen_depth(model: nn.Module, blocks: list[Named], batch: Batch) -> int:
     def look(module: nn.Module, args: Any, given: Any) -> None:
         touched.append(bool((given[0] if isinstance(given, tuple) else given).requires_grad))
 
-    hooks = [block.module.register_forward_hook(look) for block in blocks]
-    try:
-        with evaluating(model), torch.enable_grad():
-            model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model), torch.enable_grad():
+        for block in blocks:
+            hooks.enter_context(block.module.register_forward_hook(look))
+        model(**batch)
     if len(touched) != len(blocks):
         return 0
     return touched.index(True) if True in touched else len(blocks)
@@ -151,28 +154,13 @@ def modules_before(boundary: Boundary, batch: Batch) -> dict[str, nn.Module]:
     def note(module: nn.Module, args: Any, given: Any) -> None:
         done[names[module]] = module
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with evaluating(boundary.model), torch.no_grad():
-            boundary.take(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(boundary.model), torch.no_grad():
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        boundary.take(batch)
     last = boundary.skipped[-1]
     inside = {f"{last.name}.{name}": m for name, m in last.module.named_modules() if name}
     return done | {last.name: last.module} | inside  # the exception left its own forward
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the model to evaluation mode, and restore the mode of each module afterwards."""
-    were = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in were:
-            module.training = training
 
 
 class Still:
@@ -181,13 +169,97 @@ class Still:
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
         for module in modules:
-            module.train = self._never(module)  # type: ignore[method-assign]
+            module.train = MethodType(lambda self, mode=True: nn.Module.train(self, False), module)  # type: ignore[method-assign]
             module.training = False
-
-    def _never(self, module: nn.Module) -> Callable[..., nn.Module]:
-        return lambda mode=True: nn.Module.train(module, False)
 
     def release(self) -> None:
         for module in self.modules:
             vars(module).pop("train", None)
-        self.modules = []
+
+
+class Refused(Exception):
+    """The frozen part cannot be cached; the message gives the reason."""
+
+
+@dataclass
+class Prefix:
+    """The frozen part of a model: its end, the number of its blocks and of all blocks, and all modules that run in it."""
+
+    boundary: Boundary
+    frozen: int
+    blocks: int
+    modules: dict[str, nn.Module]
+
+
+def find_prefix(model: nn.Module, batch: Batch) -> Prefix:
+    """The longest frozen prefix of a model, with its boundary bound.
+
+    Args:
+        batch: collated examples, without labels, on the model's device.
+
+    Raises:
+        Refused: no block is frozen, or the blocks cannot be identified.
+    """
+    if not (blocks := named_blocks(model)):
+        raise Refused(f"the transformer blocks of {type(model).__name__} cannot be identified")
+    try:
+        frozen = frozen_depth(model, blocks, batch)
+    except Exception as error:  # an unknown structure can fail in any way
+        raise Refused(f"its blocks cannot be run one by one ({type(error).__name__}: {error})") from error
+    if not frozen:
+        raise Refused(_why_nothing_is_frozen(model))
+    if any(getattr(block.module, "_compiled_call_impl", None) for block in blocks):
+        raise Refused("its blocks are compiled, and a compiled block cannot be skipped")
+    skipped = blocks[:frozen]
+    norm = final_norm(model, blocks)
+    if frozen == len(blocks) and norm and not any(p.requires_grad for p in norm.module.parameters()):
+        skipped = [*skipped, norm]
+    boundary = Boundary(model, skipped)
+    boundary.bind()
+    try:
+        return Prefix(boundary, frozen, len(blocks), modules_before(boundary, batch))
+    except Exception:
+        boundary.unbind()
+        raise
+
+
+def _why_nothing_is_frozen(model: Any) -> str:
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if any("lora_" in name for name in trainable):
+        return "adapters are trained in the first block, or before it"
+    embeddings = model.get_input_embeddings()
+    if any(parameter.requires_grad for parameter in embeddings.parameters()):
+        head = model.get_output_embeddings()
+        tied = head is not None and getattr(head, "weight", None) is embeddings.weight
+        return f"the input embeddings are trained{', since they are tied to the LM head' if tied else ''}"
+    return f"parameters are trained in the first block, or before it ({trainable[0] if trainable else 'nothing is frozen'})"
+
+
+def can_precompute(prefix: Prefix, batch: Batch) -> str | None:
+    """The reason why the outputs of the prefix differ between epochs, or None."""
+    config, boundary = prefix.boundary.model.config, prefix.boundary
+    if dropped := [name for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, name, 0)]:
+        return f"layers are skipped at random ({dropped[0]} in the model's config)"
+    if mixed := [name for name, module in prefix.modules.items() if is_quantized(module) and keeps_outliers(module)]:
+        return f"the output of an int8 layer depends on outliers of the other examples in the batch ({mixed[0]})"
+    with torch.no_grad(), torch.random.fork_rng(), evaluating(boundary.model):
+        calm = boundary.take(batch)
+        boundary.model.train()
+        torch.manual_seed(0)
+        trained = boundary.take(batch)
+    if calm.dtype not in RAW:
+        return f"its hidden states are {str(calm.dtype).removeprefix('torch.')}"
+    if not torch.equal(calm, trained):
+        active = [(name, value) for name, module in prefix.modules.items() if (value := _dropout_rate(module))]
+        if active:
+            name, value = active[0]
+            return f"dropout is active in the frozen part ({name}: {value:g}); set strategy.frozen_dropout: false"
+        return "the frozen part computes different outputs in training and in evaluation"
+    return None
+
+
+def _dropout_rate(module: nn.Module) -> float:
+    """The rate of a dropout module, or of an attention with dropout of its own."""
+    values = [module.p] if isinstance(module, torch.nn.modules.dropout._DropoutNd) else []
+    values += [value for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+    return float(max(values, default=0.0))

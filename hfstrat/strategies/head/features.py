@@ -7,19 +7,19 @@ model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from hfstrat.data.splits import column
 from hfstrat.errors import UserError
-from hfstrat.models.blocks import find_blocks, keep_layers_in_config
+from hfstrat.models.blocks import evaluating, find_blocks, keep_layers_in_config
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PROBE_TOKENS = 7
 TOLERANCE = 1e-2  # share of the largest value; 16-bit bodies round their norms
@@ -55,29 +55,20 @@ def hidden_of(given: Any) -> torch.Tensor:
 def split_body(model: PreTrainedModel) -> Body:
     """The parts of a body; checks on a few tokens that its output is that of its last block, with or without a norm.
 
-    Raises:
-        UserError: a body whose output is computed in another way.
+    Raises UserError: a body whose output is computed in another way.
     """
-    found = find_blocks(model)
-    name = type(model).__name__
+    found, name = find_blocks(model), type(model).__name__
     if found is None:
         raise UserError(f"strategy: {name} is not a stack of blocks, so it cannot be cut at a layer; use partial or lora")
-    blocks = found.modules
     last: list[torch.Tensor] = []
-    hook = blocks[-1].register_forward_hook(lambda module, args, given: last.append(hidden_of(given)))
-    was_training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        output = model(input_ids=torch.arange(3, 3 + PROBE_TOKENS, device=device)[None]).last_hidden_state
-        if near(last[-1], output):
-            return Body(model, blocks, None)
-        for norm in norms(model, blocks):
-            if near(norm(last[-1]), output):
-                return Body(model, blocks, norm)
-    finally:
-        hook.remove()
-        model.train(was_training)
+    hook = found.modules[-1].register_forward_hook(lambda module, args, given: last.append(hidden_of(given)))
+    with hook, evaluating(model):
+        ids = torch.arange(3, 3 + PROBE_TOKENS, device=next(model.parameters()).device)
+        output = model(input_ids=ids[None]).last_hidden_state
+        for norm in (None, *norms(model, found.modules)):
+            body = Body(model, found.modules, norm)
+            if near(body.end(last[-1]), output):
+                return body
     raise UserError(
         f"strategy: the output of {name} is not that of its last block, with or without a norm; use partial or lora"
     )
@@ -107,6 +98,7 @@ def cut(body: Body, layer: int) -> Body:
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # per CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
 GPU_BATCH_TOKENS = 32_768
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is for the loss
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
@@ -132,7 +124,6 @@ def extract(
     layers: Sequence[int],
     poolings: Sequence[str],
     dtype: torch.dtype,
-    progress: Callable[[int], None] | None = None,
     group: ProcessGroup = SINGLE,
 ) -> torch.Tensor:
     """Features of examples, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
@@ -143,55 +134,67 @@ def extract(
         collate: from a list of examples to `input_ids`, `attention_mask` and further inputs of the body.
         layers: numbers of the blocks, from 1.
         dtype: of the forward pass.
-        progress: called with the number of finished examples, after each batch.
         group: the processes that share the batches; all of them get all features.
     """
-    device = next(body.model.parameters()).device
-    found = torch.empty(len(places), len(layers), len(poolings), body.width)
-    where = {layer: index for index, layer in enumerate(layers)}
-    state: dict[str, Any] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(module: Any, args: Any, given: Any) -> None:
+    def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        found = torch.empty(len(mask), len(layers), len(poolings), body.width)
+
+        def keep(index: int, given: Any) -> None:
             hidden = body.end(hidden_of(given))
-            pooled = torch.stack([pool(hidden, state["mask"], name) for name in poolings], dim=1)
-            state["made"][:, where[layer]] = pooled.cpu()
+            found[:, index] = torch.stack([pool(hidden, mask, name) for name in poolings], dim=1).cpu()
 
-        return hook
+        with ExitStack() as hooks:
+            for index, layer in enumerate(layers):
+                hook = body.blocks[layer - 1].register_forward_hook(lambda _, args, given, at=index: keep(at, given))
+                hooks.enter_context(hook)
+            body.model(**inputs)
+        return found
 
-    hooks = [body.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in layers]
-    body.model.eval()
-    budget, done = (GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS), 0
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    return _run(body.model, rows, places, collate, dtype, group, run)
 
-            def one(batch: list[int]) -> torch.Tensor:
-                inputs = collate([rows[int(places[index])] for index in batch])
-                given = {name: value.to(device) for name, value in inputs.items() if name in INPUTS}
-                state["mask"] = given["attention_mask"]
-                state["made"] = torch.empty(len(batch), *found.shape[1:])
-                body.model(**given)
-                return state["made"]
 
-            groups = list(batches(lengths_of(rows, places), budget))
-            for batch, made in zip(groups, group.each(groups, one, for_all=True), strict=True):
-                found[batch] = made
-                done += len(batch)
-                if progress:
-                    progress(done)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def extract_inputs(
+    model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, group: ProcessGroup = SINGLE
+) -> torch.Tensor:
+    """The inputs of a layer of the full model, `[rows, H]`, float32: for classes with a pooling of their own."""
+
+    def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        taken: list[torch.Tensor] = []
+        with layer.register_forward_pre_hook(lambda module, args: taken.append(args[0])):
+            model(**inputs)
+        return taken[0].float().cpu()
+
+    return _run(model, rows, range(len(rows)), collate, dtype, group, run)
+
+
+def _run(
+    model: Any,
+    rows: Any,
+    places: Sequence[int] | np.ndarray,
+    collate: Collate,
+    dtype: torch.dtype,
+    group: ProcessGroup,
+    run: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+) -> torch.Tensor:
+    """The results of `run` for the inputs of all batches, `[len(places), ...]`."""
+    device = next(model.parameters()).device
+    lengths = column(rows, "length")[np.asarray(places, dtype=np.int64)]
+    groups = list(batches(lengths, GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS))
+
+    def one(batch: list[int]) -> torch.Tensor:
+        inputs = collate([rows[int(places[index])] for index in batch])
+        return run({name: value.to(device) for name, value in inputs.items() if name in INPUTS})
+
+    model.eval()
+    found = torch.empty(0)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for batch, made in zip(groups, group.each(groups, one, for_all=True), strict=True):
+            if not len(found):
+                found = torch.empty(len(places), *made.shape[1:])
+            found[batch] = made
     return found
-
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is for the loss
-
-
-def lengths_of(rows: Any, places: Sequence[int] | np.ndarray) -> np.ndarray:
-    from hfstrat.data.splits import column
-
-    return column(rows, "length")[np.asarray(places, dtype=np.int64)]
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
@@ -204,31 +207,3 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
-
-
-def extract_inputs(
-    model: Any, layer: torch.nn.Module, rows: Any, collate: Collate, dtype: torch.dtype, group: ProcessGroup = SINGLE
-) -> torch.Tensor:
-    """The inputs of a layer of the full model, `[rows, H]`, float32: for classes with a pooling of their own."""
-    device = next(model.parameters()).device
-    taken: list[torch.Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
-    found: torch.Tensor | None = None
-    model.eval()
-    budget = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-
-            def one(batch: list[int]) -> torch.Tensor:
-                inputs = collate([rows[index] for index in batch])
-                model(**{name: value.to(device) for name, value in inputs.items() if name in INPUTS})
-                return taken.pop().float().cpu()
-
-            groups = list(batches(lengths_of(rows, range(len(rows))), budget))
-            for batch, said in zip(groups, group.each(groups, one, for_all=True), strict=True):
-                found = torch.empty(len(rows), said.shape[1]) if found is None else found
-                found[batch] = said
-    finally:
-        hook.remove()
-    assert found is not None
-    return found

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from hfstrat.errors import UserError
 from hfstrat.models import output_scale
-from hfstrat.models.blocks import keep_layers_in_config
-from hfstrat.models.classifier_heads import final_linear
-from hfstrat.models.load import cast_weights
+from hfstrat.models.blocks import final_linear, keep_layers_in_config
+from hfstrat.models.load import Base, cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
@@ -21,18 +20,11 @@ from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
-from hfstrat.strategies.head.shapes import check_depth
 from hfstrat.tasks import sentence_transformers
+from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
 
-if TYPE_CHECKING:
-    from hfstrat.models.load import Base
-    from hfstrat.trainer.train_data import TrainData
-
-EXACT_WEIGHTS, EXACT_PRODUCTS = (
-    2_000_000,
-    10_000_000_000,
-)  # weights, examples x weights: sizes that are solved in seconds
+EXACT_WEIGHTS, EXACT_PRODUCTS = 2 * 10**6, 10**10  # weights, examples x weights: sizes that are solved in seconds
 SEED = 42  # for the examples of the probe and of the choice of the penalty
 SAMPLE = 32  # evaluation examples that run through the full published model
 NEAR = 0.1  # of the spread of the logits: allowed difference of the full model (in 16 bits) from its head on features
@@ -99,8 +91,8 @@ class SolvedTrainer(StrategyTrainer):
         layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
-        said = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
-        loss = self.loss(said, rows.labels.to(self.args.device))
+        outputs = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}
+        loss = self.loss(outputs, rows.labels.to(self.args.device))
         self.log({"loss": float(loss), "l2": strength})
         self.evaluate()
 
@@ -108,8 +100,7 @@ class SolvedTrainer(StrategyTrainer):
 def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainData, ClassifierHead]:
     """The features of all examples as data, and a model of the cut body with a head.
 
-    Raises:
-        UserError: more layers than there are, or a body that cannot be cut.
+    Raises UserError: a body that cannot be cut.
     """
     config = base.model.config
     body, _, reads_last = _parts(strategy, base)
@@ -128,26 +119,25 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
     if units is not None and scale is not None:
         constant = constant_direction(scale.apply(pooled.train[:CONSTANT_ROWS])) if by_transformers else None
-        output_scale.scale(last_of(head), units, constant, keep=False)
+        output_scale.scale(head[-1], units, constant, keep=False)  # type: ignore[arg-type]
     model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
     batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
     sample = {name: value for name, value in batch.items() if name != "labels"}
-    said = facts(pooled, base, exact)
-    built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], said)
+    found = facts(pooled, exact)
+    built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], found)
     train = FeatureRows(pooled.train, pooled.train_labels, units)
     held = FeatureRows(pooled.eval, pooled.eval_labels, units)
     solved = "the head is solved, so the schedule of training is not used" if exact else "the head is trained"
     base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
-    return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": said}), built
+    return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": found}), built
 
 
 def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool]:
     """The body, the last linear layer, and whether that is the complete head."""
     base.model.requires_grad_(False)
     body, final = split_body(base.model.base_model), final_linear(base.model)
-    check_depth(strategy.layer, body.depth)
-    reads_last = final.bias is None and base.head_modules == [name_of(base.model, final)]
-    return body, final, reads_last
+    names = [name for name, module in base.model.named_modules() if module is final]
+    return body, final, final.bias is None and base.head_modules == names
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:
@@ -158,12 +148,11 @@ def shorten(base: Base, body: Any, pooled: Pooled) -> None:
     base.say(f"the body ends after layer {pooled.layer} of {depth}; pooled by {pooled.pooling}")
 
 
-def facts(pooled: Pooled, base: Base, exact: bool) -> dict[str, Any]:
-    table = [each._asdict() for each in pooled.table]
+def facts(pooled: Pooled, exact: bool) -> dict[str, Any]:
     return {
         "layer": pooled.layer,
         "pooling": pooled.pooling,
-        "candidates": table,
+        "candidates": [each._asdict() for each in pooled.table],
         "features_from_cache": pooled.from_cache,
         "solved_exactly": exact,
         "features_seconds": pooled.seconds,
@@ -180,8 +169,7 @@ def is_exact(strategy: Head, pooled: Pooled) -> bool:
 def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     """Solve the head of transformers' own class, so that another strategy can continue from it.
 
-    Raises:
-        UserError: more layers than there are, or a body that cannot be cut.
+    Raises UserError: a body that cannot be cut.
     """
     body, final, reads_last = _parts(strategy, base)
     units = data.collate.units
@@ -191,7 +179,7 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
         pooled = pool_rows(body, data, classes, strategy.layer, ("last",), SEED)
         shorten(base, body, pooled)
         features, labels = pooled.train, pooled.train_labels
-        found = facts(pooled, base, True)
+        found = facts(pooled, True)
     else:
         depth = body.depth
         if strategy.layer != "auto":
@@ -212,32 +200,21 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
 def check_same(base: Base, data: TrainData, final: nn.Linear, layer: Linear, features: torch.Tensor) -> None:
     """Compare the logits of the class with those of the head on its features.
 
-    Raises:
-        UserError: the class pools in another way.
+    Raises UserError: the class pools in another way.
     """
     count = min(8, len(features))
     batch = data.collate([data.train[index] for index in range(count)])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     base.model.eval()
     with torch.autocast(data.device.type, data.dtype, enabled=data.dtype != torch.float32):
-        said = base.model(**inputs).logits.double()
+        logits = base.model(**inputs).logits.double()
     wanted = layer.logits(features[:count])
     least = 1.0 if data.collate.units is None else float(data.collate.units.std.max())
-    if float((said - wanted).abs().max()) > NEAR * max(least, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
+    if float((logits - wanted).abs().max()) > NEAR * max(least, float((wanted - wanted.mean(1, keepdim=True)).abs().max())):
         raise UserError(
             f"strategy.then: the logits of {type(base.model).__name__} differ from those of its head on the features, so "
             "training cannot continue from the solved head; remove then"
         )
-
-
-def last_of(head: nn.Sequential) -> nn.Linear:
-    layer = head[-1]
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
 
 
 def preview(base: Base) -> nn.Module:

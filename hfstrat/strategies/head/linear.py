@@ -71,15 +71,15 @@ def leave_one_out(features: torch.Tensor, targets: torch.Tensor, numbers: bool =
     mean = wanted.mean(0)
     left, values, _ = torch.linalg.svd(x, full_matrices=False)
     projected = left.T @ (wanted - mean)
-    best, said = float("inf"), wanted
+    best, found = float("inf"), wanted
     for ridge in RIDGES:
         shrink = values.square() / (values.square() + ridge * float(values.square().mean()))
         fitted = mean + left @ (shrink[:, None] * projected)
         leverage = (left.square() * shrink).sum(1) + 1 / len(x)
         held_out = wanted - (wanted - fitted) / (1 - leverage).clamp(min=1e-6)[:, None]
         if (error := float((wanted - held_out).square().mean())) < best:
-            best, said = error, held_out
-    return said
+            best, found = error, held_out
+    return found
 
 
 def fit_ridge(features: torch.Tensor, targets: torch.Tensor, strength: float | None, bias: bool) -> tuple[Linear, float]:
@@ -148,7 +148,7 @@ def fit_logistic(
     """Fit a logistic regression: multinomial for labels `[n]`, one per label for `[n, K]` of 0 and 1.
 
     Minimizes the mean loss over examples (summed over labels if there are several) plus `strength / 2` times the squared
-    weights of standardized features; scikit-learn's `C` is `1 / (n * strength)`. The bias is not penalised.
+    weights of standardized features; scikit-learn's `C` is `1 / (n * strength)`. The bias is not penalized.
 
     Args:
         features: `[n, H]`, float32.
@@ -205,9 +205,9 @@ def loss_and_gradient(
             total += functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum").double()
             slope = logits.sigmoid_().sub_(wanted)
         else:
-            said = logits.log_softmax(-1)
-            total -= said.gather(1, wanted[:, None]).double().sum()
-            slope = said.exp_()
+            logprobs = logits.log_softmax(-1)
+            total -= logprobs.gather(1, wanted[:, None]).double().sum()
+            slope = logprobs.exp_()
             slope[torch.arange(len(wanted)), wanted] -= 1
         gradient[:, : x.shape[1]] += slope.T @ part
         if bias:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models.parameter_names import EMBEDDING, HEAD
+from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, EMBEDDING, HEAD, count_blocks
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.strategies.checks import inner_keys
 from hfstrat.strategies.description import Description, Footprint, count
 from hfstrat.strategies.full import Full
-from hfstrat.strategies.head import shapes as head_shapes
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.tasks.base import Task
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
+LAST_LAYERS = ("score", "classifier", "out_proj")
 CONTINUATIONS: dict[str, type[Strategy[Any]]] = {"partial": Partial, "lora": Lora, "full": Full}
 
 
@@ -61,13 +61,13 @@ class Head(Strategy[section.Head]):
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         """With `layer: auto` all blocks are counted, since the end of the body is chosen later."""
-        wanted, layer = self.section, _layer(self.section, shapes)
-        classifier = head_shapes.classifier_of(shapes)
+        wanted, shapes_left = self.section, _cut(self.section, shapes)
+        classifier = _classifier_of(shapes)
         if classifier is None:
             return self._describe_language_head(shapes, tied)
         hidden = wanted.hidden_size if wanted.head == "mlp" else None
-        head = head_shapes.head_size(shapes, classifier, hidden, reads_last=wanted.pooling == "last")
-        footprint = Footprint(head, head + head_shapes.body_size(shapes, layer))
+        head = _head_size(shapes, classifier, hidden, reads_last=wanted.pooling == "last")
+        footprint = Footprint(head, head + _body_size(shapes_left))
         return Description(footprint, frozenset({f"{classifier}.weight"}), shapes, saves_model=False, body_once=True)
 
     def _describe_language_head(self, shapes: Shapes, tied: bool) -> Description:
@@ -90,6 +90,7 @@ class Head(Strategy[section.Head]):
             return super().build(base, data)
         from hfstrat.strategies.head.heads import classifier_head
 
+        check_depth(self.section.layer, base.model.config.get_text_config().num_hidden_layers)
         data, self.classifier = classifier_head(self.section, base, data)
         return Built(self.classifier.model, data)
 
@@ -148,13 +149,14 @@ class HeadThen(Strategy[section.Head]):
             self.then.check(recipe, wrapping, network)
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
-        layer = _layer(self.section, shapes)
+        shapes = _cut(self.section, shapes)
         with inner_keys("then"):
-            return self.then.describe(head_shapes.cut(shapes, layer), tied)
+            return self.then.describe(shapes, tied)
 
     def build(self, base: Base, data: TrainData) -> Built:
         from hfstrat.strategies.head.heads import solve_head
 
+        check_depth(self.section.layer, base.model.config.get_text_config().num_hidden_layers)
         data = solve_head(self.section, base, data)
         return Built(self.build_model(base), data)
 
@@ -183,8 +185,40 @@ def _check_task(section: section.Head, task: Task) -> None:
         raise UserError("strategy.untie: the head of a classifier is not tied to the embeddings; remove it")
 
 
-def _layer(section: section.Head, shapes: Shapes) -> int | None:
-    """The layer at which the body ends; None where it is chosen later. Raises UserError where there is no such layer."""
-    layer = None if section.layer == "auto" else section.layer
-    head_shapes.check_depth(layer, head_shapes.depth_of(shapes))
-    return layer
+def check_depth(layer: int | str, depth: int) -> None:
+    """Refuse a layer beyond the last. Raises UserError."""
+    if isinstance(layer, int) and layer > depth:
+        raise UserError(f"strategy.layer: given {layer}, but this model has {depth} layers")
+
+
+def _cut(section: section.Head, shapes: Shapes) -> Shapes:
+    """The shapes without the blocks after `layer`; all of them if it is selected later. Raises UserError."""
+    layer = section.layer
+    check_depth(layer, count_blocks(shapes))
+    if layer == "auto":
+        return shapes
+    return {name: s for name, s in shapes.items() if not (match := BLOCK.search(name)) or int(match.group(1)) < layer}
+
+
+def _classifier_of(shapes: Shapes) -> str | None:
+    """The name of a classifier's last linear layer, or None."""
+    names = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and not BLOCK.search(name)]
+    return next((name for name in reversed(names) if name.rpartition(".")[2] in LAST_LAYERS), None)
+
+
+def _head_size(shapes: Shapes, classifier: str, hidden: int | None, reads_last: bool) -> int:
+    """Parameters of a head on pooled features.
+
+    Args:
+        hidden: width of an MLP's hidden layer.
+        reads_last: whether the last token is pooled, for which heads of transformers on decoders have no bias.
+    """
+    classes, width = shapes[f"{classifier}.weight"]
+    if hidden is not None:
+        return width * hidden + hidden + hidden * classes + classes
+    return width * classes + (0 if reads_last and f"{classifier}.bias" not in shapes else classes)
+
+
+def _body_size(shapes: Shapes) -> int:
+    """Parameters of the body without transformers' own head."""
+    return sum(prod(s) for name, s in shapes.items() if not CLASS_HEAD.search(name) or ".pooler." in name)

@@ -34,7 +34,7 @@ class Regressor(SequenceModel):
     def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None]:
         """Let the last linear layer of the head be trained on standardized targets; folded away before the result is saved."""
         from hfstrat.models import output_scale
-        from hfstrat.models.classifier_heads import final_linear
+        from hfstrat.models.blocks import final_linear
 
         self._check_precision(base, data)
         # for the loss of a later evaluation; predictions do not need them

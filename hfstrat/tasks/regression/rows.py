@@ -45,7 +45,7 @@ class TargetRows(FramedRows):
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import has_token_types
-        from hfstrat.models.classifier_heads import pad_token_of
+        from hfstrat.models.load import pad_token_of
         from hfstrat.tasks.regression.prepare import TargetCollator
 
         return TargetCollator(pad_token_of(base.model.config, tokenizer), multiple, has_token_types(base.model), data.units)

@@ -40,20 +40,20 @@ class SequenceModel(Model):
             )
 
     def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
-        from hfstrat.models.classifier_heads import with_head
+        from hfstrat.models.families import with_class_head
 
-        found = with_head(shapes, config, labels)
+        found = with_class_head(shapes, config, labels)
         return None if found is None else (found, False)
 
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
-        from hfstrat.models.classifier_heads import head_modules
+        from hfstrat.models.blocks import head_modules
 
         modules = head_modules(model)
         return modules, [name for name in missing if not name.startswith(tuple(f"{module}." for module in modules))]
 
     def adapt(self, base: Base, tokenizer: Any) -> None:
         """Set the padding token, by which decoders find the last token, and turn the cache off."""
-        from hfstrat.models.classifier_heads import pad_token_of
+        from hfstrat.models.load import pad_token_of
 
         config = base.model.config
         config.pad_token_id = pad_token_of(config, tokenizer)

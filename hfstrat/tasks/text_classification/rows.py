@@ -47,7 +47,7 @@ class LabelledRows(FramedRows):
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.collate import ClassCollator, has_token_types
-        from hfstrat.models.classifier_heads import pad_token_of
+        from hfstrat.models.load import pad_token_of
 
         several = len(data.label_names) if data.many else None
         return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_token_types(base.model), several)

@@ -1,4 +1,4 @@
-"""Classifiers that learn from a classifier: the loss against a reference, kept answers, labels in another order."""
+"""Classifiers that are distilled from a classifier: the loss against a reference, cached outputs, labels in another order."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_teacher_s_labels_are_put_into_the_student_s_order() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that trained a tiny BERT to tell three labels."""
+    """The folder of a run that trained a tiny BERT on three labels."""
     folder = tmp_path_factory.mktemp("teacher")
     recipe = write_recipe(folder, make_any(folder / "body", "bert"), labelled(folder))
     with pytest.MonkeyPatch.context() as patch:
@@ -166,7 +166,7 @@ def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
 def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: str) -> None:
-    """Whether its student knows segment ids or not, whole or by a batch, in training or asked once."""
+    """With and without segment ids of the student, for all examples or one batch, in training or cached."""
     from helpers.classifiers import encoder_tokenizer
     from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""A student and its teacher: what is minimised, what is kept of the answers, what is saved."""
+"""A student and its teacher: what is minimized, what is cached of the outputs, what is saved."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_teacher_that_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def kept(rows: list[dict[str, Any]], form: Form, teacher: FrozenTeacher, folder: Path) -> WithTeacher:
-    """The teacher's answers about each row, asked one at a time."""
+    """The teacher's outputs for each row, computed one at a time."""
     from hfstrat.models.chunked_loss import blocks
 
     collate, blobs = Collator(0, 8, masks_logits=False, selects_rows=True), []
@@ -165,7 +165,7 @@ def test_kept_answers_are_the_teacher_s_in_any_order(models: Callable[..., Path]
 
 
 def test_the_first_token_of_an_answer_counts(models: Callable[..., Path], tmp_path: Path) -> None:
-    """A row with an answer of one token has one position, the prompt's last, and brings along what is said there."""
+    """A row with an answer of one token has one position, the prompt's last, with the output there."""
     teacher = FrozenTeacher(load(models(tied=True)).float())
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, -100, 8]}, {"input_ids": [5, 9], "labels": [-100, 9]}]
     assert Rows.of(rows).supervised.tolist() == [1, 1]
@@ -204,7 +204,7 @@ def test_draws_and_likeliest_tokens_are_those_of_the_distribution(models: Callab
 
 @pytest.fixture
 def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`distil("{...}", "a=b", name=...)` runs a small recipe in float32 and gives the report's result and what trained."""
+    """`distil("{...}", "a=b", name=...)` runs a small recipe in float32 and returns the report's result and the trainer."""
     import hfstrat.run.train as page
 
     seen: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, cap
 def test_answers_of_another_teacher_are_not_taken(
     distil: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither where the teacher's folder has other weights now, nor where another one's answers bear its name."""
+    """Neither if the teacher's folder has other weights now, nor if another one's outputs have its name."""
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -289,7 +289,7 @@ def test_answers_of_another_teacher_are_not_taken(
 
 
 def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
-    """With kept answers, which are those of unpacked runs, and asked about each packed batch."""
+    """With cached outputs, which are those of unpacked runs, and computed for each packed batch."""
     found = {}
     for form, packing in (("hidden", "false"), ("hidden", "true"), ("off", "true")):
         strategy = f"{{name: distill, teacher: TEACHER, student: full, teacher_cache: {{form: '{form}'}}}}"
@@ -335,7 +335,7 @@ def test_the_teacher_is_nowhere_but_beside(distil: Any, models: Callable[..., Pa
 
 
 def test_an_adapter_learns_from_its_own_base(distil: Any) -> None:
-    """At the start both say the same; afterwards the adapter has moved away from what the base still says."""
+    """At the start both have the same outputs; afterwards those of the adapter differ from those of the base."""
     result = distil("{name: distill, student: {name: lora, r: 4}, teacher_weight: 0.3, teacher_cache: {form: 'off'}}")
     assert result["metrics_before"]["teacher_kl"] == pytest.approx(0.0, abs=1e-6)
     assert result["metrics_after"]["teacher_kl"] > 1e-4
@@ -425,7 +425,7 @@ def test_two_processes_equal_one(recipe: Any, models: Callable[..., Path], tmp_p
 
 @pytest.mark.slow
 def test_the_same_student_without_the_teacher_is_run_and_compared(recipe: Any, tmp_path: Path) -> None:
-    """From the same start, over the same rows: with `teacher_weight: 0` the run is the baseline, so both come to the same."""
+    """With the same start and rows: with `teacher_weight: 0` the run is the baseline, so both have the same result."""
     strategy = "strategy={name: distill, shrink: {layers: 2}, student: full, teacher_weight: 1e-12}"
     report = run(recipe(strategy, "model.dtype=float32"))
     assert report is not None

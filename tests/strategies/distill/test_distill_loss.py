@@ -116,13 +116,13 @@ def test_a_teacher_sure_of_the_target_gives_cross_entropy() -> None:
     sure = functional.one_hot(given["targets"], 23).double() * 1e4
     given["teacher"] = Teacher(23, sure, Head(torch.eye(23, dtype=torch.float64)))
     for alpha in (1.0, 0.4):
-        expected = head_loss(given["hidden"], given["head"].weight, given["targets"])
+        expected = head_loss(given["hidden"], Head(given["head"].weight), given["targets"])
         assert_same(given, distill_loss(**given, mix=Mix("forward_kl", alpha), chunk=3), expected)
 
 
 def test_without_the_teacher_it_is_the_plain_loss() -> None:
     given = sizes(23, 20, bias=True)
-    expected = head_loss(given["hidden"], given["head"].weight, given["targets"], given["head"].bias)
+    expected = head_loss(given["hidden"], given["head"], given["targets"])
     assert_same(given, distill_loss(**given, mix=Mix("jsd", 0.0), chunk=3), expected)
 
 
@@ -136,7 +136,7 @@ def test_no_rows_give_a_finite_zero_with_zero_gradients(name: str) -> None:
 
 
 def test_tokens_that_only_one_of_them_has_take_no_part() -> None:
-    """What the teacher gives to its padding is spread over the rest as the rest is; the student's padding is not taught."""
+    """The teacher's probability of its padding is distributed over the other tokens; the student's padding is not trained."""
     given = sizes(20, 23)
     teacher = given["teacher"]
     loud = teacher.head.bias.clone()
@@ -209,7 +209,7 @@ def test_draws_are_unbiased_in_value_and_gradient() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_likeliest_tokens_with_their_tail_equal_a_reference(count: int) -> None:
-    """One event more stands for all other tokens; with every token named it is the whole divergence."""
+    """One further event is all other tokens; with every token listed it is the full divergence."""
     given, mix = sizes(23, 20), Mix("forward_kl", 0.7, 2.0)
     teacher = given["teacher"]
     log_p = (logits_of(teacher.hidden, teacher.head)[:, :20] / 2).log_softmax(-1)

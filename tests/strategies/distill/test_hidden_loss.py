@@ -1,4 +1,4 @@
-"""Layers brought together: value and gradient against a slow float64 reference, however a batch is split."""
+"""Matched layers: value and gradient against a slow float64 reference, however a batch is split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHT = 0.7
 
 
 def distance(kind: str, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Of two vectors, as it is written in a book."""
+    """Of two vectors, by the textbook formula."""
     if kind == "mse":
         return sum(((a - b) ** 2 for a, b in zip(made, wanted, strict=True)), torch.zeros(())) / len(made)
     return 1 - (made @ wanted) / (made @ made).sqrt() / (wanted @ wanted).sqrt()
@@ -106,7 +106,7 @@ def brought_together(model: Any, teacher: Any, kind: Any, mix: Mix) -> Any:
 
 
 def states_of_layers(model: Any, ids: list[int]) -> list[torch.Tensor]:
-    """What each layer gives for one row, caught where it leaves the layer; the last one's after the norm."""
+    """The output of each layer for one row, by hooks; that of the last one after the norm."""
     caught: list[torch.Tensor] = []
     body = model.model
     hooks = [layer.register_forward_hook(lambda *of: caught.append(of[-1])) for layer in [*body.layers[:-1], body.norm]]
@@ -141,7 +141,7 @@ def reference(model: Any, teacher: Any, rows: list[dict[str, Any]], kind: str) -
 def test_a_student_has_the_reference_gradient_however_the_batch_is_split(
     models: Callable[..., Path], wide: Path, kind: Any
 ) -> None:
-    """The divergence's own part, proved elsewhere, is taken off; what is left is that of the layers alone."""
+    """The divergence, which other tests check, is subtracted; the rest is the loss of the layers alone."""
     rows, teacher, mix = some_rows(), load(wide), Mix("forward_kl", 0.4, 2.0)
     plain = gradients(taught(load(models()), teacher, mix), rows, 8)
     model = brought_together(load(models()), teacher, kind, mix)

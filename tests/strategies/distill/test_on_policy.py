@@ -1,4 +1,4 @@
-"""A student that learns on its own answers, by TRL's trainer inside ours."""
+"""A student that is trained on its own answers, by TRL's trainer inside ours."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_run_comes_nearer_to_its_teacher_and_reloads(
 
 
 def test_equal_splits_take_the_same_step(distil: Any, tmp_path: Path) -> None:
-    """The answers to a whole step's prompts are drawn at once, however it is split afterwards."""
+    """The answers to all prompts of a step are sampled at once, however it is split afterwards."""
     runs = []
     for size in (8, 2):
         result = distil(
@@ -142,7 +142,7 @@ def test_vocabularies_of_two_sizes_are_refused_before_anything_is_loaded(
 
 @pytest.mark.slow
 def test_two_processes_learn_too(recipe: Any, models: Callable[..., Path], tmp_path: Path) -> None:
-    """Each draws answers of its own, so that losses are not those of one process."""
+    """Each samples its own answers, so that losses are not those of one process."""
     from helpers.commands import hfstrat
 
     section = f"{{name: distill, teacher: {models(tied=True)}, student: full, on_policy: true, max_new_tokens: 6}}"

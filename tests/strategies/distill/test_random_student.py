@@ -1,4 +1,4 @@
-"""A student with random weights: it begins as strategy scratch begins, reads its teacher's tokens, and learns from it."""
+"""A student with random weights: it begins as strategy scratch begins, has its teacher's tokens, and imitates it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
-from hfstrat.strategies.distill.tokenizer_mismatch import retokenize_answers, retokenize_prompt
+from hfstrat.strategies.distill.sequence import retokenize_answers, retokenize_prompt
 
 CONFIG = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 
 
 @pytest.fixture
 def distil(recipe: Any, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`distil("temperature: 2.0", "a=b", name=...)` runs a small recipe without `model:`; gives the report's result."""
+    """`distil("temperature: 2.0", "a=b", name=...)` runs a small recipe without `model:`; returns the report's result."""
     monkeypatch.setattr("hfstrat.strategies.distill.report.speed_of", lambda *args: 1.0)
 
     def start(
@@ -65,7 +65,7 @@ def test_a_random_student_reads_its_teacher_s_tokens_and_reloads(
 
 
 def test_it_begins_as_strategy_scratch_begins(distil: Any, recipe: Any, models: Callable[..., Path], tmp_path: Path) -> None:
-    """Also where the teacher is not asked (the baseline), so that both are compared from the same start."""
+    """Also if the teacher is not used (the baseline), so that both are compared from the same start."""
     one, without = distil(name="one"), distil("teacher_weight: 0.0", name="without")
     words = [f"strategy={{name: scratch, config: {CONFIG}}}", f"model={{tokenizer: {models(tied=True)}, dtype: float32}}"]
     alone = run(recipe(*words, f"output_dir={tmp_path / 'alone'}"))["result"]
@@ -107,7 +107,7 @@ def test_a_student_with_new_tokens_learns_what_the_teacher_wrote(distil: Any, ca
 
 
 def test_texts_are_handed_over_where_tokenizers_differ() -> None:
-    from hfstrat.strategies.scratch.tokenizer import _train_bpe
+    from hfstrat.strategies.new_tokenizer import _train_bpe
 
     ours, theirs = make_tokenizer(), make_tokenizer()
     theirs._tokenizer = _train_bpe(["the cat sat under the red hat"] * 9, 280, ["<|endoftext|>", "<|im_end|>"])

@@ -1,4 +1,4 @@
-"""Answers that a teacher writes: what it says to each prompt alone, kept block by block."""
+"""Answers that a teacher generates: those to each prompt alone, cached block by block."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from rich.console import Console
 from hfstrat.data.render import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
-from hfstrat.strategies.distill.sequence import replace_answers
-from hfstrat.strategies.distill.tokenizer_mismatch import OtherTokenizer, prompt_ids, retokenize_answers, retokenize_prompt
+from hfstrat.strategies.distill.sequence import (
+    OtherTokenizer,
+    prompt_ids,
+    replace_answers,
+    retokenize_answers,
+    retokenize_prompt,
+)
 
 
 @dataclass
@@ -61,7 +66,7 @@ def test_each_answer_is_what_the_teacher_says_to_this_prompt_alone(
         assert new["length"] == len(new["input_ids"])
 
 
-def test_an_interrupted_teacher_goes_on_with_the_next_block(
+def test_an_interrupted_teacher_continues_with_the_next_block(
     models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "BLOCK", 3)
@@ -128,7 +133,7 @@ HEADED = (  # Llama 3's kind of marks
 @pytest.mark.parametrize("student", ["own", "thinking", "plain"])
 @pytest.mark.parametrize("teacher", ["headed", "plain"])
 def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path: Path) -> None:
-    """The ids are those that it would be asked with had it been trained on these conversations."""
+    """The ids are those of its prompts had it been trained on these conversations."""
     from hfstrat.data.prepare import prepare
     from hfstrat.data.render import Renderer
     from hfstrat.recipe.data import Data
@@ -152,7 +157,7 @@ def test_a_teacher_is_asked_in_its_own_form(student: str, teacher: str, tmp_path
     asked, form = foreign.prompts(data.train, first, prompts), Renderer(theirs, "auto")
     afters = [(0, 1), *([(1, 1)] if student == "thinking" else []), (1, 3), (2, 2), (3, 1)]  # row, and turns before the answer
     assert asked == [form.prompt_ids({"messages": talks[row][:after]}) for row, after in afters]
-    foreign.reach = max(map(len, asked))
+    foreign.context = max(map(len, asked))
     with pytest.raises(UserError, match=r"its context is \d+ tokens, and a prompt has \d+"):
         foreign.prompts(data.train, first, prompts)
     theirs.chat_template = "{{ raise_exception('no system turns') }}"

@@ -122,7 +122,7 @@ def test_keeping_all_channels_changes_nothing(models: Callable[..., Path], name:
 
 @pytest.mark.parametrize("name", NARROW)
 def test_silent_channels_go_without_a_change(models: Callable[..., Path], name: str, tmp_path: Path) -> None:
-    """Channels that are silenced anywhere are those that are left out, and nothing is missing without them."""
+    """Channels that are always zero are removed, and the outputs without them are the same."""
     model = NARROW[name](models)
     width, layers, silent = model.config.intermediate_size, model.config.num_hidden_layers, {}
     for layer in range(layers):

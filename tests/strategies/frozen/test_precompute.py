@@ -18,8 +18,7 @@ from hfstrat.data.packing import Bin, PackedRows, PackingCollator
 from hfstrat.errors import UserError
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.strategies.frozen.boundary import COLUMN
-from hfstrat.strategies.frozen.precompute import gain, precompute
-from hfstrat.strategies.frozen.states import States, WithStates, write
+from hfstrat.strategies.frozen.precompute import States, WithStates, gain, precompute, write
 from hfstrat.trainer.plan import Plan
 from hfstrat.trainer.train_data import TrainData
 
@@ -94,7 +93,7 @@ FAMILIES = {
 
 
 def make(family: str, last: int = 2, **more: Any) -> Any:
-    """A random model of which the last blocks and what comes after them learn; its weights are far from their small start."""
+    """A random model whose last blocks and later parameters are trainable; its weights are far from their initial values."""
     torch.manual_seed(0)
     model = FAMILIES[family](**more).eval()
     learn_last(model, last)
@@ -154,7 +153,7 @@ def outputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("last", [1, 2, 0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_with_stored_states_is_the_whole_model(family: str, last: int) -> None:
-    """Outputs and gradients, for rows in another company than they were computed in; and no block is left out by mistake."""
+    """Outputs and gradients, for rows in other batches than they were computed in; and no block is left out by mistake."""
     model = make(family, last)
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     feed = precompute(make_feed(), model, True)
@@ -184,7 +183,7 @@ def test_the_model_with_stored_states_is_the_whole_model(family: str, last: int)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_at_equal_shapes_it_is_the_same_bit_for_bit(dtype: torch.dtype) -> None:
-    """All rows have the same width, so whoever sits together, the kernels are the same."""
+    """All rows have the same width, so the kernels are the same for every batch."""
     from hfstrat.models.load import set_precision
 
     model = make("llama")
@@ -312,7 +311,7 @@ def test_what_cannot_be_computed_once_is_refused_with_its_reason(model: Any, rea
 
 
 def test_without_dropout_in_the_frozen_part_it_can_be_done() -> None:
-    """And dropout goes on in what learns."""
+    """And dropout stays active in the trainable part."""
     model = make("bert", dropout=0.3)
     feed = precompute(make_feed(), model, True, still=True)
     model.train()
@@ -396,7 +395,7 @@ def test_packed_rows_are_given_the_states_of_rows_that_stand_alone(family: str, 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str) -> None:
-    """And what stands where padding is changes nothing, packed or not."""
+    """And the values at padded positions change nothing, packed or not."""
     model = make(family)
     assert bind_head_loss(model) is None
     prepared = precompute(packed_feed(0, flatten=False)[0], model, True)

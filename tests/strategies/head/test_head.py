@@ -1,4 +1,4 @@
-"""Head-only transfer: features against plain transformers, what is chosen, what is published, what goes on from it."""
+"""Head-only transfer: features against plain transformers, what is selected, what is published, what continues from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hfstrat.models.load import Base, count_parameters, read_shapes
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.strategies import Head
 from hfstrat.run import setup
-from hfstrat.strategies.head import select_layer
+from hfstrat.strategies.head import pooled
 from hfstrat.strategies.head.features import POOLINGS, cut, extract, split_body
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
@@ -56,7 +56,7 @@ def loaded_body(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_are_what_the_cut_model_says_of_one_text(bodies: Any, family: str, recipe_of: Any) -> None:
+def test_features_are_those_of_the_cut_model_for_one_text(bodies: Any, family: str, recipe_of: Any) -> None:
     """Every layer and pooling, in padded batches, against the shortened model on each text alone."""
     job = job_of(recipe_of(family))
     rows = job.data.train.select(range(9))
@@ -114,14 +114,14 @@ def test_a_run_ends_with_a_shorter_verified_classifier(recipe_of: Any, bodies: A
     assert result["verified"]["max_difference"] <= 1e-4 * result["verified"]["max_logit"]
     assert (
         result["head"]["published"]["max_difference"] <= 1e-3 * result["verified"]["max_logit"]
-    )  # what ran once is what is saved
+    )  # the cached features are those of the saved model
     assert result["metrics_after"]["loss"] != result["metrics_before"]["loss"]
     folder = Path(result["artifact"])
     config = json.loads((folder / "config.json").read_text())
     depth = config.get("num_hidden_layers") or config.get("n_layer") or config.get("n_layers")
     assert depth == result["head"]["layer"]
     assert sorted(config["id2label"].values()) == ["cat", "dog", "fish"]
-    if isinstance(loaded.recipe.strategy.layer, int):  # with auto nobody knows beforehand how long the body will be
+    if isinstance(loaded.recipe.strategy.layer, int):  # with auto the depth is unknown before the run
         made = TASKS["text-classification"].model.shapes(read_shapes(bodies(family)), read_config(bodies(family)), labels=3)
         assert made is not None
         footprint = strategies.build(loaded.recipe.strategy).describe(*made).footprint
@@ -198,16 +198,16 @@ def test_the_probe_finds_the_layer_that_knows() -> None:
     noise = torch.randn(200, 8, generator=generator)
     knowing = noise + 4 * labels[:, None]
     targets = linear.targets_of(labels, 2)
-    assert select_layer.score(linear.leave_one_out(knowing, targets), targets) > 0.95
-    assert select_layer.score(linear.leave_one_out(noise, targets), targets) < 0.65
-    assert select_layer.candidate_layers(30, "auto")[-1] == 30
-    assert len(select_layer.candidate_layers(30, "auto")) == select_layer.MOST_LAYERS
-    assert select_layer.candidate_layers(4, "auto") == [1, 2, 3, 4]
-    assert select_layer.candidate_layers(30, 7) == [7]
+    assert pooled.score(linear.leave_one_out(knowing, targets), targets) > 0.95
+    assert pooled.score(linear.leave_one_out(noise, targets), targets) < 0.65
+    assert pooled.candidate_layers(30, "auto")[-1] == 30
+    assert len(pooled.candidate_layers(30, "auto")) == pooled.MOST_LAYERS
+    assert pooled.candidate_layers(4, "auto") == [1, 2, 3, 4]
+    assert pooled.candidate_layers(30, 7) == [7]
     table = [
-        select_layer.Candidate(2, "mean", 0.9),
-        select_layer.Candidate(1, "mean", 0.9),
-        select_layer.Candidate(3, "mean", 0.8),
+        pooled.Candidate(2, "mean", 0.9),
+        pooled.Candidate(1, "mean", 0.9),
+        pooled.Candidate(3, "mean", 0.8),
     ]
     assert max(table, key=lambda each: (each.score, -each.layer)).layer == 1
 
@@ -222,7 +222,7 @@ def test_the_probe_finds_the_layer_that_knows() -> None:
     ],
 )
 def test_training_goes_on_from_the_solved_head(recipe_of: Any, family: str, further: str) -> None:
-    """At step 0 the loss is that of the solved head, and what learns then is what the other strategy declares."""
+    """At step 0 the loss is that of the solved head, and the trainable parameters are those of the other strategy."""
     loaded = recipe_of(family, f"strategy={{name: head, layer: 2, l2: 0.1, then: {further}}}")
     job = job_of(loaded)
     before = job.trainer.evaluate()["eval_loss"]
@@ -266,7 +266,7 @@ def test_a_head_that_was_killed_goes_on_as_if_it_had_not_been(recipe_of: Any, tm
 
 @pytest.mark.parametrize("strategy", ["head", "{name: head, layer: 2, then: full}"])
 def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`hfstrat check` shows what learns without running the body."""
+    """`hfstrat check` shows the trainable parameters without running the body."""
     check.show(recipe_of("llama", f"strategy={strategy}"), rows=1)
     assert "score" in capsys.readouterr().out
 
@@ -279,7 +279,7 @@ def test_ten_thousand_classes_are_not_solved_in_float64() -> None:
 
 
 def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None:
-    """A tied model's head is untied: it alone moves, and plain transformers loads what comes out as it is."""
+    """A tied model's head is untied: it alone changes, and plain transformers loads the result."""
     from transformers import AutoModelForCausalLM
 
     loaded = recipe(f"model={models(tied=True)}", FLOAT, "strategy={name: head, untie: true}")

@@ -1,4 +1,4 @@
-"""Head-only transfer on real models and data: the numbers that were promised. Skips where they are not at hand."""
+"""Head-only transfer on real models and data: the documented numbers. Skipped without the models."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_probe_beats_the_last_token_of_the_last_layer(shared: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate"), [("full", 2e-4), ("lora", 1e-3), ("partial", 2e-4)])
 def test_minilm_learns_by_the_other_strategies(shared: Path, name: str, rate: float, tmp_path: Path) -> None:
-    """A body that comes without a head, by few steps on a part of SST-2: it starts at chance and is well above it then."""
+    """A body without a head, few steps on a part of SST-2: it starts at chance and ends well above."""
     strategy = "{name: partial, last_n_layers: 2, frozen_dropout: false}" if name == "partial" else name
     loaded = recipe_for(minilm(), shared, "sst2", tmp_path, strategy, rows=640)
     more = [f"training.learning_rate={rate}", "training.num_train_epochs=2", "evaluation.max_rows=400"]

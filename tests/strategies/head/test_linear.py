@@ -11,7 +11,7 @@ from hfstrat.strategies.head import linear
 
 @pytest.fixture
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of unlike spread and mean, and three classes that they tell in part."""
+    """Features of different spread and mean, which partly separate three classes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(150, 6, generator=generator) * torch.tensor([1.0, 5.0, 0.1, 1.0, 2.0, 1.0]) + 3
     noise = torch.randn(150, generator=generator)
@@ -20,7 +20,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def objective(layer: linear.Linear, x: torch.Tensor, labels: torch.Tensor, strength: float, bias: bool) -> torch.Tensor:
-    """As it is written in the docstring, on standardised features."""
+    """The formula of the docstring, on standardized features."""
     scale = linear.Scale.of(x, centered=bias)
     weight = layer.weight * scale.spread
     logits = layer.logits(x.double())
@@ -93,7 +93,7 @@ def test_many_classes_go_in_chunks(monkeypatch: pytest.MonkeyPatch, rows: tuple[
 
 
 def test_the_penalty_is_chosen_on_rows_that_the_fit_is_not_shown(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Labels that the features do not tell want a strong penalty, those that they do tell a weak one."""
+    """Labels that the features do not predict need a strong penalty, those that they predict a weak one."""
     x, _ = rows
     noise = torch.randint(0, 2, (150,), generator=torch.Generator().manual_seed(2))
     _, strong = linear.fit_logistic(x, noise, 2)

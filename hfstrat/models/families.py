@@ -1,25 +1,21 @@
-"""The parameter shapes of a model family from its config alone, for the families in `KNOWN`; no torch.
-
-transformers itself has the last word when the model is built.
-"""
+"""The parameter shapes of a model family from its config alone, for the families in `KNOWN`, and those of its classification
+head; no torch. transformers itself decides when the model is built."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import UserError
+from hfstrat.models.load import parse_config
 from hfstrat.models.transformers_source import attribute_map, config_keys
-
-Shapes = dict[str, tuple[int, ...]]
-
+from hfstrat.recipe.section import Shapes
 
 Settings = dict[str, Any]
 
 
-def reads_both_ways(family: str, settings: Settings) -> bool:
+def is_bidirectional(family: str, settings: Settings) -> bool:
     """Whether tokens attend to later tokens, unless the config sets `is_decoder`: a causal LM cannot be trained that way."""
     return {**config_keys(family), **settings}.get("is_decoder") is False
 
@@ -33,6 +29,10 @@ def canonical(family: str, settings: Settings) -> Settings:
 def common_name(family: str, key: str) -> str:
     """The family's own name of a common key."""
     return attribute_map(family).get(key, key)
+
+
+def common_names(family: str, *keys: str) -> tuple[str, ...]:
+    return tuple(common_name(family, key) for key in keys)
 
 
 def shapes_of(family: str, settings: Settings) -> Shapes | None:
@@ -118,19 +118,14 @@ SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "qwen3": _llama_like(None, norms=True),
     "gpt2": _gpt2,
 }
-
-
 BODIES: dict[str, Callable[[Settings], Shapes]] = {"bert": _bert}  # encoders, without any head
-
-
 KNOWN = SHAPES | BODIES
 
 
 def read_stored(source: str) -> dict[str, Any] | None:
     """The config of a local folder or file; None for a Hub id.
 
-    Raises:
-        UserError: it is not a JSON object, or has no model_type.
+    Raises UserError: it is not a JSON object, or has no model_type.
     """
     path = Path(source).expanduser()
     file = path / "config.json" if path.is_dir() else path
@@ -138,10 +133,59 @@ def read_stored(source: str) -> dict[str, Any] | None:
         if path.exists():
             raise UserError(f"model.name_or_path: {source} has no config.json")
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model.name_or_path: {file} is not valid JSON: {error}") from None
+    config = parse_config(file)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise UserError(f"model.name_or_path: {file}: expected a JSON object with a model_type, as transformers saves it")
     return config
+
+
+ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")
+ENCODERS = {  # a family: the body's name in its classification model, and the two linear layers of the head
+    "bert": ("bert", "bert.pooler.dense", "classifier"),
+    "distilbert": ("distilbert", "pre_classifier", "classifier"),
+    "modernbert": ("model", "head.dense", "classifier"),
+    "electra": ("electra", *ROBERTA_HEAD),
+    "mpnet": ("mpnet", *ROBERTA_HEAD),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), ("roberta", *ROBERTA_HEAD)),
+}
+DECODERS = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "opt": "model", "bloom": "transformer"}
+
+
+def with_class_head(shapes: Shapes, config: Settings, labels: int) -> Shapes | None:
+    """The parameters of the classification model that transformers builds from a checkpoint, without torch.
+
+    Args:
+        shapes: of the checkpoint, which may have no head or another head.
+
+    Returns:
+        None for families with unknown heads.
+    """
+    kind, names = str(config.get("model_type")), config.get("architectures") or []
+    is_causal = any(str(name).endswith("ForCausalLM") for name in names)
+    prefix = ENCODERS[kind][0] if kind in ENCODERS else DECODERS.get(kind, "model" if is_causal else None)
+    if prefix is None:
+        return None
+    bare = not any(name.startswith(f"{prefix}.") for name in shapes)
+    if bare and is_causal:
+        return None  # a decoder whose body has another name
+    named = {f"{prefix}.{name}" if bare else name: shape for name, shape in shapes.items()}
+    body = {name: shape for name, shape in named.items() if name.startswith(f"{prefix}.") and "position_ids" not in name}
+    width = int(config.get("hidden_size") or config.get("n_embd") or config.get("dim") or config.get("d_model") or 0)
+    if not body or not width:
+        return None
+    head = _class_head(kind, width, labels, config)
+    if not any(name.startswith(f"{prefix}.pooler.") for name in head):
+        body = {name: shape for name, shape in body.items() if not name.startswith(f"{prefix}.pooler.")}
+    return body | head
+
+
+def _class_head(kind: str, width: int, labels: int, config: Settings) -> Shapes:
+    if kind not in ENCODERS:
+        return {"score.weight": (labels, width)}
+    _, square, last = ENCODERS[kind]
+    found: Shapes = {f"{square}.weight": (width, width), f"{square}.bias": (width,)}
+    if kind == "modernbert":
+        found = {f"{square}.weight": (width, width), "head.norm.weight": (width,)}
+        optional = {"classifier_bias": f"{square}.bias", "norm_bias": "head.norm.bias"}
+        found |= {name: (width,) for key, name in optional.items() if config.get(key)}
+    return found | {f"{last}.weight": (labels, width), f"{last}.bias": (labels,)}

@@ -24,11 +24,9 @@ CHATML = (
 def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     """The tokenizer trained on the training data, from the cache if it was trained on the same bytes and options.
 
-    Raises:
-        UserError: the texts are too short for this vocabulary.
+    Raises UserError: the texts are too short for this vocabulary.
     """
     import tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     from hfstrat.data import cache
     from hfstrat.data.corpus import open_corpus
@@ -39,7 +37,8 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     template = options.chat_template
     if template == "auto":
         template = "chatml" if corpus.has_conversations() else "none"
-    text = {"chatml": CHATML, "none": None}[template] if template in ("chatml", "none") else check_template(template)
+    known = {"chatml": CHATML, "none": None}
+    text = known[template] if template in known else check_template(template)
     framed = TASKS[recipe.task].rows.framed
     special = [END, PAD, *([TURN, TURN_END] if template == "chatml" else []), *([FIRST] if framed else [])]
     special += options.special_tokens
@@ -51,7 +50,6 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
         "special": special,
         "tokenizers": tokenizers.__version__,
     }
-    said = f"a tokenizer of {options.vocab_size:,} tokens, from {recipe.data.train[0].path}"
 
     def build(target: Path) -> None:
         made = _train_bpe(corpus.texts(), options.vocab_size, special)
@@ -62,25 +60,35 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
             )
         made.save(str(target))
 
-    entry = cache.fetch("tokenizer", cache.fingerprint(inputs), said, build)
-    end = TURN_END if template == "chatml" else END
-    backend = tokenizers.Tokenizer.from_file(str(entry.path))
+    description = f"a tokenizer of {options.vocab_size:,} tokens, from {recipe.data.train[0].path}"
+    entry = cache.fetch("tokenizer", cache.fingerprint(inputs), description, build)
+    tokenizer = _load(entry.path, TURN_END if template == "chatml" else END, special, framed)
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def _load(file: Path, end: str, special: list[str], framed: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a file for transformers; with `framed` it adds the tokens around a text to classify."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend, frame = tokenizers.Tokenizer.from_file(str(file)), dict[str, Any]()
     if framed:
-        ids = [(token, backend.token_to_id(token)) for token in (FIRST, END)]
         backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{FIRST} $A {END}", pair=f"{FIRST} $A {END} $B {END}", special_tokens=ids
+            single=f"{FIRST} $A {END}",
+            pair=f"{FIRST} $A {END} $B {END}",
+            special_tokens=[(token, backend.token_to_id(token)) for token in (FIRST, END)],
         )
-    tokenizer = PreTrainedTokenizerFast(
+        frame = {"cls_token": FIRST, "sep_token": END, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=end,
         pad_token=PAD,
-        **({"cls_token": FIRST, "sep_token": END, "model_input_names": ["input_ids", "attention_mask"]} if framed else {}),
+        **frame,
+        padding_side="right",
         clean_up_tokenization_spaces=False,
         additional_special_tokens=[token for token in special if token not in (end, PAD, FIRST)],
     )
-    tokenizer.chat_template = text
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def _train_bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import ast
-import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models import transformers_source
-from hfstrat.models.random import families, sizes
+from hfstrat.models import families, random_init, transformers_source
+from hfstrat.models.check import check_hub, check_tokenizer, read_vocabulary
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes, parse, split_class
 from hfstrat.strategies import checks
-from hfstrat.strategies.base import Strategy
-from hfstrat.strategies.description import Description, Footprint, count
-from hfstrat.strategies.scratch.tokenizer import check_vocabulary_size
+from hfstrat.strategies.full import AllWeights
+from hfstrat.strategies.new_tokenizer import check_vocabulary_size
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from hfstrat.data.prepare import PreparedData as Data
@@ -34,15 +32,19 @@ if TYPE_CHECKING:
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
+def _suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
+
+
 def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
     """Refuse a family without a model for the task, and a causal LM with bidirectional attention. Raises UserError."""
     known, causal = transformers_source.families_of(auto_class), auto_class == "AutoModelForCausalLM"
     kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
-        near = get_close_matches(family.lower(), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one such as {such}"
+        hint = _suggestion(family.lower(), known, f"expected one such as {such}")
         raise UserError(f"{key}: {family}: the installed transformers has no {kind} of that family; {hint}")
-    if causal and families.reads_both_ways(family, settings):
+    if causal and families.is_bidirectional(family, settings):
         raise UserError(
             f"{key}: {family} has bidirectional attention, so a causal LM would see the token that it has to predict; "
             f"expected one such as {such}"
@@ -54,8 +56,7 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
     known = transformers_source.config_keys(family)
     for key in families.canonical(family, config) if known else []:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(list(known)[10:])}"
+            hint = _suggestion(key, known, f"expected one of {', '.join(list(known)[10:])}")
             raise UserError(f"strategy.config.{key}: the config of {family} has no such key; {hint}")
     positive = {families.common_name(family, name) for name in COUNTS}
     for key, value in config.items():
@@ -90,21 +91,15 @@ def _divisor(number: int, near: int) -> int:
 
 def count_tokens(folder: Path, added: list[str]) -> int | None:
     """The size of a tokenizer by its tokenizer.json, with added tokens; None if there is no such file."""
-    try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]
-        words = set(vocabulary) if isinstance(vocabulary, dict) else {word for word, _ in vocabulary}
-        return len(words | {token["content"] for token in content.get("added_tokens") or []} | set(added))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    known = read_vocabulary(folder)
+    return None if known is None else len(known.keys() | set(added))
 
 
 def check_class(text: str) -> None:
     """Refuse a file that does not exist or is not Python, or that has no such class. Raises UserError."""
     file, name = split_class(text)
     if not file.is_file():
-        near = get_close_matches(file.name, [path.name for path in file.parent.glob("*.py")], n=1)
-        hint = f"did you mean {file.parent / near[0]}?" if near else f"looked in {file.parent.resolve()}"
+        hint = _suggestion(file.name, (path.name for path in file.parent.glob("*.py")), f"looked in {file.parent.resolve()}")
         raise UserError(f"strategy.model_class: {file}: no such file; {hint}")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -112,12 +107,11 @@ def check_class(text: str) -> None:
         raise UserError(f"strategy.model_class: {file} is not valid Python: {error}") from None
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     if name not in classes:
-        near = get_close_matches(name, classes, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"its classes: {', '.join(classes) or 'none'}"
+        hint = _suggestion(name, classes, f"its classes: {', '.join(classes) or 'none'}")
         raise UserError(f"strategy.model_class: {file} has no class {name}; {hint}")
 
 
-class Scratch(Strategy[section.Scratch]):
+class Scratch(AllWeights[section.Scratch]):
     """A model with random weights; every parameter is trained, in float32."""
 
     def check_task(self, task: Task) -> None:
@@ -153,9 +147,6 @@ class Scratch(Strategy[section.Scratch]):
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
         return TASKS[recipe.task].model.shapes(shapes, config, labels) if shapes else None
 
-    def describe(self, shapes: Shapes, tied: bool) -> Description:
-        return Description(Footprint(count(shapes), count(shapes)), frozenset(shapes), shapes)
-
     def _vocabulary_size(self, recipe: Recipe) -> int | None:
         """The number of tokens, where it is known before a tokenizer is loaded."""
         if self.section.tokenizer is not None:
@@ -164,8 +155,6 @@ class Scratch(Strategy[section.Scratch]):
 
     def _check_tokenizer(self, recipe: Recipe, network: bool) -> None:
         """Refuse a recipe without exactly one tokenizer."""
-        from hfstrat.models import check as models_check
-
         model = recipe.model
         if model.gguf_file:
             raise UserError("model.name_or_path: strategy scratch reads no weights, such as a .gguf file; give a config.json")
@@ -177,7 +166,7 @@ class Scratch(Strategy[section.Scratch]):
                     "strategy.tokenizer: missing; set `tokenizer: {vocab_size: 4096}` under strategy to train one on the "
                     "data, or model.tokenizer to use an existing one"
                 )
-            models_check.check_tokenizer(model, network)
+            check_tokenizer(model, network)
             return
         if model.tokenizer is not None:
             raise UserError("model.tokenizer: strategy.tokenizer trains a new one; remove one of them")
@@ -187,8 +176,6 @@ class Scratch(Strategy[section.Scratch]):
 
     def _check_source(self, recipe: Recipe, network: bool) -> None:
         """Refuse a `model:` without a config, or together with a family or a size."""
-        from hfstrat.models import check as models_check
-
         source = recipe.model.name_or_path
         if self.section.model_type or self.section.parameters:
             key = "model_type" if self.section.model_type else "parameters"
@@ -198,7 +185,7 @@ class Scratch(Strategy[section.Scratch]):
             )
         path = Path(source).expanduser()
         if not path.exists():
-            models_check.check_hub("model.name_or_path", source, recipe.model.revision, "config.json", "model", network)
+            check_hub("model.name_or_path", source, recipe.model.revision, "config.json", "model", network)
 
     def blueprint(self, recipe: Recipe, vocabulary: int | None, stored: dict[str, Any] | None) -> tuple[str, Any] | None:
         """The family and the keys of the config, by the names of the family; None if only transformers can read it.
@@ -250,38 +237,26 @@ class Scratch(Strategy[section.Scratch]):
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
             return settings  # a tokenizer on the Hub: the shape is chosen once it is loaded
-        return sizes.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
+        return random_init.pick(family, parse(self.section.parameters), vocabulary, settings[context], settings)
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
-        from hfstrat.strategies.scratch import tokenizer as scratch_tokenizer
+        from hfstrat.strategies import new_tokenizer
 
         if self.section.tokenizer is None:
             return super().load_tokenizer(recipe)
-        return scratch_tokenizer.train(recipe, self.section.tokenizer)
+        return new_tokenizer.train(recipe, self.section.tokenizer)
 
     def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
-        from hfstrat.models.random import build
         from hfstrat.tasks import loading
 
         task = TASKS[recipe.task]
         if self.section.model_class is not None:
-            base = build.from_class(recipe, tokenizer, self.section.model_class, self.section.config)
-            base.task = task
-            return base
-        stored = build.stored_config(recipe.model) if recipe.model.name_or_path else None
+            return random_init.from_class(recipe, tokenizer, task, self.section.model_class, self.section.config)
+        stored = random_init.stored_config(recipe.model) if recipe.model.name_or_path else None
         found = self.blueprint(recipe, len(tokenizer), stored)
         assert found is not None
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)
         if self.section.parameters is not None:
-            base.say(f"{'shape':<9} {sizes.describe(family, settings)}")
+            base.say(f"{'shape':<9} {random_init.describe(family, settings)}")
         return base
-
-    def build_model(self, base: Base) -> nn.Module:
-        base.model.requires_grad_(True)
-        return base.model
-
-    def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.models.load import cast_weights
-
-        cast_weights(model, base.own_dtype)
