@@ -40,8 +40,6 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     options = {**GREEDY, "pad_token_id": pad, **options}
     if tokenizer is not None:
         options.setdefault("eos_token_id", _end_tokens(model, tokenizer))
-    if hasattr(model.config.get_text_config(), "output_router_logits"):
-        options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
     if len(prompts) == 1 or _can_batch(model, prompts, pad):
         return _generated(model, prompts, pad, max_new_tokens=most, **options)[0]
     alone = [_generated(model, [prompt], pad, max_new_tokens=most, **options)[0][0] for prompt in prompts]
@@ -62,6 +60,8 @@ def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+    if hasattr(model.config.get_text_config(), "output_router_logits"):
+        options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
     with torch.no_grad():
         out = model.generate(
             input_ids=ids, attention_mask=mask, use_cache=True, synced_gpus=False, return_dict_in_generate=True, **options
