@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.classifiers import labelled
+from helpers.runs import run
 
 from hfstrat.cli import generate
 from hfstrat.cli.chat import chat
@@ -136,6 +138,17 @@ def test_safetensors_load_plainly(tiny: Path, tmp_path: Path) -> None:
     one, two = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny, tmp_path / "x"))
     ids = torch.arange(12)[None]
     assert torch.equal(one(input_ids=ids).logits, two(input_ids=ids).logits)
+
+
+def test_a_pooled_classifier_is_exported_as_it_was_verified(recipe: Any, tmp_path: Path) -> None:
+    """A result of `head`: plain sentence-transformers computes the same from the exported folder, which names the labels."""
+    library = pytest.importorskip("sentence_transformers")
+    rows = labelled(tmp_path, 40)
+    assert run(recipe("task=text-classification", "strategy=head", "data.max_length=64", f"data.train={rows}"))
+    export.export(str(tmp_path / "run"), tmp_path / "x", "safetensors")
+    one, two = (library.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "run/final", tmp_path / "x"))
+    assert (one.encode(PROMPTS) == two.encode(PROMPTS)).all()
+    assert one[0].auto_model.config.id2label == two[0].auto_model.config.id2label
 
 
 def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from helpers.hub_runs import finished_run, recipe_of, report_of
 
 from hfstrat.errors import UserError
-from hfstrat.publish import hub_files
+from hfstrat.publish import staging
 from hfstrat.publish.scrub import REMOVED, Scrubber, published_report, without_rows
 from hfstrat.tasks.report import parse, read
 
@@ -106,7 +106,7 @@ def test_planted_secrets_and_paths_do_not_go_up(tmp_path: Path, monkeypatch: pyt
     (final / "config.json").write_text(json.dumps(config))
     up = tmp_path / "up"
     up.mkdir()
-    hub_files.stage(run, read(run), up, "me/x")
+    staging.stage(run, read(run), up, "me/x")
     text = everything(up)
     for secret in (PLANTED, "somewhere secret", "somebody", str(tmp_path), "not to go up", "a row of the"):
         assert secret not in text, secret
@@ -122,4 +122,4 @@ def test_what_slipped_through_is_refused(tmp_path: Path) -> None:
     up = tmp_path / "up"
     up.mkdir()
     with pytest.raises(UserError, match=r"adapter_model\.safetensors would reveal something that looks like a token"):
-        hub_files.stage(run, read(run), up, "me/x")
+        staging.stage(run, read(run), up, "me/x")
