@@ -191,7 +191,7 @@ def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
         file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
     except UserError as error:
         raise UserError(f"--accelerate-config: {error}") from None
-    settings = launch._read(file)
+    settings = launch.read_config(file)
     count, kind = processes or int(settings.get("num_processes") or 1), str(settings.get("distributed_type"))
     if kind == "FSDP":
         return _fsdp(settings.get("fsdp_config") or {}, count)

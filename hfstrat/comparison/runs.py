@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hfstrat import errors
 from hfstrat.models.load import read_json
@@ -28,9 +27,6 @@ STATE, LOG, RESULT, CACHE = "state.json", "log.txt", "run", "cache"  # in the fo
 TIMED_OUT = "timed-out"
 TICK = 0.5  # seconds between two checks of a process
 GRACE = 15.0  # seconds to terminate after SIGTERM
-CHECKPOINT = re.compile(  # what an ending says about checkpoints, which are deleted here
-    r"; (?:the last (?:good|complete) checkpoint is \S+?|there was no checkpoint yet|no checkpoint exists yet)(?=\. |\.?$)"
-)
 
 
 @dataclass(frozen=True)
@@ -97,24 +93,12 @@ def execute(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
         KeyboardInterrupt: was passed on to the run, which has ended; no ending is stored.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / STATE).unlink(missing_ok=True)
-    outcome_file = run.folder / "outcome.json"
-    outcome_file.unlink(missing_ok=True)
-    started = launch.plan_launch([run.source, *run.overrides, "--overwrite"], None, None)
-    environment = started.environment | {heartbeat.FILE: str(outcome_file), "HFSTRAT_CACHE": str(run.folder / CACHE)}
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    killed, since = kernel_kills(), time.monotonic()
+    reported = run.folder / "outcome.json"
+    for file in (run.folder / STATE, reported):
+        file.unlink(missing_ok=True)
+    kills, since = kernel_kills(), time.monotonic()
     with run.log.open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            started.command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches it only through this process
-            # Linux: it is terminated when this process is killed (PR_SET_PDEATHSIG)
-            preexec_fn=(lambda: library.prctl(1, signal.SIGTERM)) if library else None,
-        )
+        child = _start(run, reported, log)
         try:
             in_time = _wait(child, since, limit, look)
         except BaseException:
@@ -124,15 +108,30 @@ def execute(run: Run, limit: float | None, look: Callable[[], None]) -> Ending:
             for folder in (run.folder / CACHE, *checkpoints.all_checkpoints(run.result)):
                 shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - since
-    killed = kernel_kills() - killed
-    status, sentence = outcome(child.returncode, read_json(outcome_file), killed, None if in_time else limit)
-    for file in run.folder.glob(f"{outcome_file.name}*"):  # also the file with its process id
+    status, sentence = outcome(child.returncode, read_json(reported), kernel_kills() - kills, None if in_time else limit)
+    for file in run.folder.glob(f"{reported.name}*"):  # also the file with its process id
         file.unlink(missing_ok=True)
-    ending = Ending(run.identity, status, CHECKPOINT.sub("", sentence), seconds)
+    ending = Ending(run.identity, status, sentence, seconds)
     partial = run.folder / f"{STATE}.partial"
     partial.write_text(json.dumps(asdict(ending), indent=1), encoding="utf-8")
     partial.replace(run.folder / STATE)
     return ending
+
+
+def _start(run: Run, reported: Path, log: IO[str]) -> subprocess.Popen[bytes]:
+    """The process of a run, which reports its outcome in a file."""
+    planned = launch.plan_launch([run.source, *run.overrides, "--overwrite"], None, None)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return subprocess.Popen(
+        planned.command,
+        env=planned.environment | {heartbeat.FILE: str(reported), "HFSTRAT_CACHE": str(run.folder / CACHE)},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches it only through this process
+        # Linux: it is terminated when this process is killed (PR_SET_PDEATHSIG)
+        preexec_fn=(lambda: library.prctl(1, signal.SIGTERM)) if library else None,
+    )
 
 
 def _wait(child: subprocess.Popen[bytes], since: float, limit: float | None, look: Callable[[], None]) -> bool:
@@ -171,15 +170,15 @@ def outcome(code: int, reported: dict[str, Any], kills: int, limit: float | None
 
     Args:
         code: as `Popen.returncode`.
-        reported: what it reported about its end; empty if it could not.
+        reported: what it reported about its end (`heartbeat.note`); empty if it could not.
         kills: processes that the kernel killed for lack of memory in the meantime.
         limit: the seconds after which it was terminated; None if it was not.
     """
     if limit is not None:
         return TIMED_OUT, f"it took longer than {format.duration(limit)} and was terminated (--timeout)"
     if reported:
-        code = int(reported.get("code", errors.CRASH))
-        return errors.NAMES.get(code, errors.NAMES[errors.CRASH]), str(reported.get("sentence", ""))
+        sentence = reported["sentence"].replace(reported.get("checkpoints", ""), "")  # they are deleted
+        return errors.NAMES.get(reported["code"], errors.NAMES[errors.CRASH]), sentence
     if code == -signal.SIGKILL:
         sure = "by the kernel, because memory ran out" if kills > 0 else "most likely by the kernel, because memory ran out"
         return errors.NAMES[errors.OUT_OF_MEMORY], f"killed (signal 9), {sure}"

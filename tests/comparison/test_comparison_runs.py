@@ -45,7 +45,8 @@ def test_the_reported_outcome_is_stored(process: Any) -> None:
 def test_no_ending_mentions_deleted_checkpoints(process: Any) -> None:
     for hint in ("; the last complete checkpoint is a/b/checkpoint-10", "; no checkpoint exists yet", ""):
         sentence = f"the gradient is not finite at step 3{hint}. Halve training.learning_rate"
-        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', sentence)}; raise SystemExit(5)")
+        ended = {"code": 5, "sentence": sentence, "checkpoints": hint}
+        run = process(f"import json, os; json.dump({ended}, open(os.environ['HFSTRAT_OUTCOME'], 'w')); raise SystemExit(5)")
         assert execute(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
 
 
