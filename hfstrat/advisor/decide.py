@@ -14,12 +14,12 @@ from hfstrat.advisor import candidates, hardware, memory, rules, speed
 from hfstrat.advisor.architecture import VALIDATED, Model
 from hfstrat.advisor.candidates import Candidate, Unavailable
 from hfstrat.advisor.data import Survey
-from hfstrat.advisor.hardware import HEADROOM, Device, Sharing, import_bytes, time_band
+from hfstrat.advisor.hardware import Device, Sharing, import_bytes, time_band
 from hfstrat.advisor.memory import Prediction, Shape
 from hfstrat.advisor.rules import Facts, Score
 from hfstrat.advisor.speed import Rate, Work
 from hfstrat.errors import UserError
-from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
+from hfstrat.trainer.plan import HEADROOM, modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 EVALUATIONS = 6.0  # one before training, four during, one after
@@ -324,7 +324,6 @@ def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], size
         rows=data.rows,
         classes=max(1, len(data.labels)),
         tokens=data.tokens,
-        parameters=situation.model.parameters,
         scratch_parameters=situation.model.parameters,
         adapter_parameters=float(footprint.trainable),
         domain_gap=measured.domain_gap if measured else None,

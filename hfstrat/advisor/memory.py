@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfstrat.advisor.architecture import Block, Model, block_bytes, is_input, live_blocks
+from hfstrat.advisor.architecture import Block, Model, block_bytes, live_blocks, trains_input
 from hfstrat.advisor.hardware import Sharing, constants
+from hfstrat.models import rows_per_chunk
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
 from hfstrat.strategies.description import Description
 from hfstrat.trainer.plan import CPU_MULTIPLE
@@ -28,8 +29,6 @@ OF_A_PRODUCT = 3  # kernels: forward, and the gradients of input and weight
 OF_THE_HEAD = 2  # kernels: forward, and the gradient of the input
 ATTENTION, ATTENTION_FORWARD = 3, 1  # products of an attention, with and without the backward pass
 EVALUATED = 128  # sampled examples; the number of evaluation examples is unknown, and more add few widths
-CHUNK_BYTES = {True: 16 * 2**20, False: 256 * 2**20}  # logits of a chunk on a CPU and a GPU, as in hfstrat.models.chunked_loss
-CHUNK_ROWS = 128
 FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch for pooled features, as in hfstrat.strategies.head
 FEATURES_CACHED = 16_384  # examples whose features of all layers are in memory at a time
 PROBE = (2, 128)  # sequences and tokens whose logits are stored to compare the artifact with
@@ -204,7 +203,7 @@ class Terms:
         return passed + self.head_forward()[0]
 
     def _wide(self) -> int:
-        return 4 if self.s.compute == 4 or any(is_input(name) for name in self.d.names) else 2
+        return 4 if self.s.compute == 4 or trains_input(self.d) else 2
 
     def _block(self, block: Block) -> float:
         """What autograd stores for a block; the sequences of a batch nearly always differ in length."""
@@ -246,8 +245,7 @@ class Terms:
         return states, 8.0 * self.table if self.trains_head else 0.0
 
     def chunk(self, rows: float) -> float:
-        size = CHUNK_BYTES[self.s.on_cpu] // (4 * self.m.vocabulary)
-        return min(rows, max(CHUNK_ROWS, size, self.m.width // 4 if self.trains_head else 0))
+        return min(rows, rows_per_chunk(self.m.vocabulary, self.m.width, self.trains_head, self.s.on_cpu))
 
 
 class Prediction(NamedTuple):
@@ -339,7 +337,7 @@ class _Phases(Terms):
         inside = rows * (a * 3.0 * self.m.inner + 4.0 * self.m.width * 4)
         head = 0.0
         if not self.s.classifies:
-            chunk = min(rows, max(CHUNK_ROWS, CHUNK_BYTES[self.s.on_cpu] // (4 * words))) * words
+            chunk = min(rows, rows_per_chunk(words, self.m.width, False, self.s.on_cpu)) * words
             head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.trains_head and a == 2 else 0.0)
         # a solved head is saved with a copy of the body below the chosen layer, assumed to be half of it
         shorter = 0.5 * self.s.compute * (self.all + self.table) if self.d.body_once and self.s.classifies else 0.0

@@ -23,6 +23,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import router_loss
 from hfstrat.models.quantization import elements
 from hfstrat.recipe.format import file_size
+from hfstrat.strategies.description import PAYS
 from hfstrat.strategies.frozen.boundary import COLUMN, Batch, Boundary, Still, evaluating, named_blocks
 from hfstrat.strategies.frozen.prefix import Prefix, Refused, can_precompute, find_prefix
 from hfstrat.strategies.frozen.states import (
@@ -87,7 +88,6 @@ def _head_cost(feed: TrainData, model: Any) -> float:
 
 
 KEY = "strategy.precompute"
-PAYS = 1.1  # predicted speedup below which disk space and waiting time are not worth it
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: allowed difference of outputs with cached states
 __all__ = ["Refused", "can_precompute", "find_prefix", "precompute"]
 Wish = bool | Literal["auto"]
