@@ -89,15 +89,15 @@ def _charts(table: Table) -> list[str]:
     loss = text.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
     axes = (("time", charts.TIME, "seconds", _time_tick), ("tokens", "training tokens", "tokens", format.count))
     found = [
-        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (say, _plain_tick))
-        for name, axis, key, say in axes
+        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (show, _plain_tick))
+        for name, axis, key, show in axes
     ]
     as_quality: Callable[[float], str] = lambda value: _quality_tick(value, metric)  # noqa: E731
     costs = ((charts.TIME, "seconds", "seconds", _time_tick), ("memory (GiB)", "memory", "peak_memory_bytes", _plain_tick))
-    for axis, cost, key, say in costs:
+    for axis, cost, key, show in costs:
         points, better = _points(rows, key, cost), table["quality"]["higher_is_better"]
         title = f"Quality over {axis.removesuffix(' (GiB)')}"
-        found.append(charts.scatter(title, (axis, text.metric_name(metric)), points, better, (say, as_quality)))
+        found.append(charts.scatter(title, (axis, text.metric_name(metric)), points, better, (show, as_quality)))
     return found
 
 
