@@ -108,8 +108,8 @@ class Shape:
         return self.length * self.micro
 
 
-class Terms:
-    """The terms of all phases."""
+class Phases:
+    """The phases of a run, each a sum of terms by name."""
 
     def __init__(self, model: Model, description: Description, shape: Shape, sharing: Sharing) -> None:
         self.m, self.d, self.s, self.sharing = model, description, shape, sharing
@@ -126,7 +126,7 @@ class Terms:
         self.table = float(model.vocabulary * model.width)
         self.largest = max((count for name, count in self.matrices.items() if name in description.names), default=0)
 
-    # present all the time
+    # terms of all phases
 
     def weights(self) -> float:
         n = self.sharing.processes
@@ -185,7 +185,7 @@ class Terms:
             training = min(training, ceil(self.s.rows * self.s.length / FEATURE_TOKENS[True]))
         return self.k["kernel"] * compiled(self.m, self.d, training, evaluating, full_head)
 
-    # present in some phases
+    # terms of some phases
 
     def activations(self) -> float:
         """What autograd stores during one pass."""
@@ -247,40 +247,7 @@ class Terms:
     def chunk(self, rows: float) -> float:
         return min(rows, rows_per_chunk(self.m.vocabulary, self.m.width, self.trains_head, self.s.on_cpu))
 
-
-class Prediction(NamedTuple):
-    """Bytes by phase and term; the largest phase is the peak."""
-
-    phases: dict[str, dict[str, float]]
-
-    @property
-    def phase(self) -> str:
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def terms(self) -> dict[str, float]:
-        return self.phases[self.phase]
-
-    @property
-    def total(self) -> float:
-        return sum(self.terms.values())
-
-
-def predict(model: Model, description: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
-    """Predict the memory of a run on one device, phase by phase."""
-    parts = _Phases(model, description, shape, sharing or Sharing())
-    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
-    if description.body_once and shape.classifies:
-        phases["features"] = parts.features()
-    else:
-        phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
-    if description.teacher:
-        phases["teacher"] = parts.teacher()
-    return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})
-
-
-class _Phases(Terms):
-    """The terms that are present in each phase."""
+    # the phases
 
     def forward(self) -> dict[str, float]:
         small, tables = self.head_forward()
@@ -371,3 +338,34 @@ class _Phases(Terms):
             "caches": self.caches(),
             "framework": self.k["framework"],
         }
+
+
+class Prediction(NamedTuple):
+    """Bytes by phase and term; the largest phase is the peak."""
+
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def phase(self) -> str:
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return self.phases[self.phase]
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+
+def predict(model: Model, description: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+    """Predict the memory of a run on one device, phase by phase."""
+    parts = Phases(model, description, shape, sharing or Sharing())
+    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
+    if description.body_once and shape.classifies:
+        phases["features"] = parts.features()
+    else:
+        phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
+    if description.teacher:
+        phases["teacher"] = parts.teacher()
+    return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})

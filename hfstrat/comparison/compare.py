@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from hfstrat import __version__, errors
-from hfstrat.comparison import page, results, runs, survey
+from hfstrat.comparison import page, processes, results
 from hfstrat.comparison.entries import Lineup, Request, fingerprint, line_up
+from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import DataFacts
 from hfstrat.comparison.text import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
@@ -49,9 +48,9 @@ def compare(request: Request, predict: Predict) -> int:
     data = stored_facts(request, planned)
     if data is None:
         screen.show("reading the data")
-        data = survey.read_data(lineup, request.budget, request.seeds)
+        data = processes.read_data(lineup, request.budget, request.seeds)
     planned = with_steps(request, lineup, planned, data)
-    endings = {run: runs.read_ending(run) for run in planned}
+    endings = {run: processes.read_ending(run) for run in planned}
     if request.retry:
         endings = {run: ending if ending and ending.is_done else None for run, ending in endings.items()}
     predictions = predict_once(request, lineup, planned, predict)
@@ -75,7 +74,7 @@ def execute_all(comparison: Comparison, screen: Screen) -> None:
         with screen.watching():
             for run in [run for run, ending in endings.items() if ending is None]:
                 screen.starts(run)
-                ending = endings[run] = runs.execute(run, time_limit(comparison.request), screen.look)
+                ending = endings[run] = processes.execute(run, time_limit(comparison.request), screen.look)
                 screen.ended(run, ending, comparison.write())
     except KeyboardInterrupt:
         comparison.write()
@@ -122,7 +121,7 @@ def plan(request: Request, lineup: Lineup) -> list[Run]:
     for index in range(request.seeds):
         for entry in lineup.entries:
             folder = request.output / entry.label / f"seed-{lineup.seed(index)}"
-            overrides = lineup.overrides(entry, index, request.budget, None, folder / runs.RESULT)
+            overrides = lineup.overrides(entry, index, request.budget, None, folder / processes.RESULT)
             identity = fingerprint(load_recipe(entry.source, overrides, entry.text), request.budget)
             planned.append(Run(entry.label, lineup.seed(index), entry.source, tuple(overrides), folder, identity))
     return planned

@@ -162,7 +162,7 @@ def labels(files: Iterable[str]) -> dict[str, str]:
     """A short label for each recipe file: its name, with as many parent folders as needed to be unique.
 
     Raises:
-        UserError: a file is given twice.
+        UserError: the same file twice.
     """
     files = list(files)
     paths = [Path(file).expanduser().absolute().with_suffix("").parts[1:] for file in files]

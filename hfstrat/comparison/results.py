@@ -11,8 +11,7 @@ import numpy as np
 
 from hfstrat import errors
 from hfstrat.comparison.entries import Entry
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import DataFacts
+from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.evaluation import row_scores
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hfstrat.comparison.entries import Lineup, Request
-from hfstrat.comparison.runs import Ending, Run
+from hfstrat.comparison.processes import Ending, Run
 from hfstrat.recipe import format
 from hfstrat.recipe.format import MISSING
 from hfstrat.strategies import defaults

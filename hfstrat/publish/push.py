@@ -74,7 +74,7 @@ def prepare(recipe: Recipe) -> list[str]:
 
 
 def push(recipe: Recipe, run: Path, report: Report) -> list[str]:
-    """Upload the verified result of a run if its recipe says so; returns lines to print. No error here fails the run."""
+    """Upload the verified result of a run if its recipe requests it; returns lines to print. No error here fails the run."""
     if not is_wanted(recipe):
         return []
     try:

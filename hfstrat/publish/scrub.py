@@ -134,7 +134,7 @@ def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
 
 
 def _paths(value: Any, name: str = "") -> Iterator[str]:
-    """The strings of a recipe that are paths: they exist on this disk, or their key and form say so."""
+    """The strings of a recipe that are paths: they exist on this disk, or their key and form imply it."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _paths(each, str(key))

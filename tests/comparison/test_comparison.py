@@ -19,8 +19,8 @@ from rich.console import Console
 
 from hfstrat import errors
 from hfstrat.cli import main
-from hfstrat.comparison import compare, entries, survey
-from hfstrat.comparison.runs import Ending, Run
+from hfstrat.comparison import compare, entries, processes
+from hfstrat.comparison.processes import Ending, Run
 from hfstrat.comparison.text import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.recipe.schema import STRATEGIES
@@ -210,20 +210,20 @@ def test_tokens_are_counted_in_the_order_of_the_run() -> None:
     order = BatchOrder(lengths, 8, 100, 5, group_by_length=True)
     for steps in (1, 2, 7, 30):
         exactly = sum(int(lengths[order.batch(step)].sum()) for step in range(steps))
-        assert survey.affordable_steps(exactly, lengths, recipe, "a") == steps
-        assert survey.affordable_steps(exactly + 1, lengths, recipe, "a") == steps
-        assert survey.affordable_steps(exactly - 1, lengths, recipe, "a") == steps - 1 if steps > 1 else True
+        assert processes.affordable_steps(exactly, lengths, recipe, "a") == steps
+        assert processes.affordable_steps(exactly + 1, lengths, recipe, "a") == steps
+        assert processes.affordable_steps(exactly - 1, lengths, recipe, "a") == steps - 1 if steps > 1 else True
     with pytest.raises(UserError, match="too few for one step of a: its first 8 examples have"):
-        survey.affordable_steps(order.tokens(0) - 1, lengths, recipe, "a")
+        processes.affordable_steps(order.tokens(0) - 1, lengths, recipe, "a")
 
 
 def test_evaluations_must_use_the_same_examples() -> None:
-    survey.check({"a": facts(), "b": facts(tokenizer="two")})
+    processes.check({"a": facts(), "b": facts(tokenizer="two")})
     with pytest.raises(UserError, match="tokens have no defined bytes"):
-        survey.check({"a": facts(), "b": facts(tokenizer="two", has_bytes=False)})
-    other = survey.DataFacts(**{**vars(facts()), "evaluated": "others"})
+        processes.check({"a": facts(), "b": facts(tokenizer="two", has_bytes=False)})
+    other = processes.DataFacts(**{**vars(facts()), "evaluated": "others"})
     with pytest.raises(UserError, match="a and b are evaluated on different examples"):
-        survey.check({"a": facts(), "b": other})
+        processes.check({"a": facts(), "b": other})
 
 
 def test_finished_runs_are_not_repeated(played: Played, write: Any, tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_models_of_several_tokenizers_are_compared_by_bytes(
     played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {"lora": facts("one"), "full": facts("two")}
-    monkeypatch.setattr(survey, "read_data", lambda *_: both)
+    monkeypatch.setattr(processes, "read_data", lambda *_: both)
     found = played.compare(request(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     assert found["quality"]["metric"] == "bits_per_byte"
     for row in found["entries"]:

@@ -1,15 +1,20 @@
-"""One run of a comparison: a process of its own, and its ending."""
+"""The processes of a comparison: one that reads the data once, because that needs torch, then one per run.
+
+`python -m hfstrat.comparison.processes SPEC.json` reads the data and writes answer.json next to the specification.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from hfstrat import errors
+from hfstrat.comparison.entries import Budget, Lineup
+from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe import format
 from hfstrat.run import launch
@@ -185,3 +192,142 @@ def outcome(code: int, reported: dict[str, Any], kills: int, limit: float | None
     if code < 0:
         return errors.NAMES[errors.CRASH], f"killed by signal {-code} ({signal.Signals(-code).name})"
     return errors.NAMES[errors.CRASH], f"it ended with exit code {code} without a message; see its log"
+
+
+# data
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What an entry is trained on and evaluated on."""
+
+    train_rows: int
+    train_tokens: int  # of one epoch
+    eval_rows: int
+    evaluated: str  # hash of the evaluated examples
+    tokenizer: str  # hash of the tokenizer
+    has_bytes: bool  # whether bits per byte are exact
+    steps: list[int]  # that fit into a budget of tokens, by seed; empty for other budgets
+
+
+def read_data(lineup: Lineup, budget: Budget, seeds: int) -> dict[str, DataFacts]:
+    """Read the data of every entry, by its label.
+
+    Raises:
+        UserError: data that cannot be read, different evaluation examples, or a budget of tokens below one step.
+    """
+    spec = {
+        "budget": budget.amount if budget.kind == "tokens" else None,
+        "entries": [
+            [
+                entry.label,
+                entry.source,
+                entry.text,
+                [lineup.overrides(entry, n, budget, None, Path("run")) for n in range(seeds)],
+            ]
+            for entry in lineup.entries
+        ],
+    }
+    with tempfile.TemporaryDirectory(prefix="hfstrat-survey-") as scratch:
+        file, answer = Path(scratch) / "spec.json", Path(scratch) / "answer.json"
+        file.write_text(json.dumps(spec), encoding="utf-8")
+        command = [sys.executable, "-m", "hfstrat.comparison.processes", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
+    if "error" in found:
+        raise RunError(found["error"], found["code"])
+    if done.returncode or not found:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"the data could not be read: {last}", errors.CRASH)
+    facts = {label: DataFacts(**each) for label, each in found.items()}
+    check(facts)
+    return facts
+
+
+def check(facts: dict[str, DataFacts]) -> None:
+    """Check that the evaluations are comparable.
+
+    Raises:
+        UserError: different examples are evaluated, or tokenizers differ and bits per byte are unknown.
+    """
+    first, *others = facts.items()
+    for label, each in others:
+        if each.evaluated != first[1].evaluated:
+            raise UserError(
+                f"{first[0]} and {label} are evaluated on different examples (one of them drops some: data.overflow, "
+                "data.max_length); use the same tokenizer for both, or add data.overflow=truncate for all"
+            )
+    without = [label for label, each in facts.items() if not each.has_bytes]
+    if len({each.tokenizer for each in facts.values()}) > 1 and without:
+        raise UserError(
+            f"{without[0]}: losses per token are not comparable across tokenizers, and this tokenizer's tokens have no defined "
+            "bytes, so bits per byte are not comparable either; use one tokenizer for all of them (model.tokenizer)"
+        )
+
+
+def _facts(budget: float | None, label: str, source: str, text: str | None, overrides: list[list[str]]) -> dict[str, Any]:
+    """The data of one entry; `overrides` are those of each seed."""
+    import numpy as np
+
+    from hfstrat import strategies
+    from hfstrat.data import cache
+    from hfstrat.data.token_bytes import token_bytes
+    from hfstrat.recipe.load import load_recipe, located
+    from hfstrat.trainer.plan import make_plan
+
+    seeds = [load_recipe(source, each, text) for each in overrides]
+    recipe = seeds[0].recipe
+    with located(seeds[0]):
+        tokenizer, data = strategies.build(recipe.strategy).read(recipe)
+        make_plan(recipe.training, data.lengths, data.eval_lengths, processes=1)  # raises now rather than in the first run
+    return {
+        "train_rows": len(data.train),
+        "train_tokens": int(data.lengths.sum()),
+        "eval_rows": len(set(data.eval["row"][:])),
+        "evaluated": hashlib.sha256(np.unique(data.eval["row"][:]).astype(np.int64).tobytes()).hexdigest(),
+        "tokenizer": cache.tokenizer_digest(tokenizer),
+        "has_bytes": bool(data.label_names) or token_bytes(tokenizer) is not None,
+        "steps": [affordable_steps(budget, data.lengths, each.recipe, label) for each in seeds] if budget else [],
+    }
+
+
+def affordable_steps(budget: float, lengths: Any, recipe: Any, label: str) -> int:
+    """The number of steps with at most so many unpadded tokens, in the order in which a run takes its examples.
+
+    Raises:
+        UserError: the first step alone has more.
+    """
+    from hfstrat.data.collate import BatchOrder
+    from hfstrat.trainer.plan import ENDLESS
+
+    training = recipe.training
+    grouped = training.train_sampling_strategy == "group_by_length"
+    order = BatchOrder(lengths, training.global_batch_size, ENDLESS, recipe.seed, group_by_length=grouped)
+    left, steps = budget - order.tokens(0), 0
+    if left < 0:
+        raise UserError(
+            f"--budget: {budget:,.0f} tokens are too few for one step of {label}: its first {training.global_batch_size} "
+            f"examples have {order.tokens(0):,} tokens; raise the budget, or lower training.global_batch_size"
+        )
+    while left >= 0 and steps < ENDLESS:
+        steps += 1
+        left -= order.tokens(steps)
+    return steps
+
+
+def _main(spec_file: str) -> None:
+    file = Path(spec_file)
+    spec = json.loads(file.read_text(encoding="utf-8"))
+    errors.quiet_libraries()
+    try:
+        found: dict[str, Any] = {entry[0]: _facts(spec["budget"], *entry) for entry in spec["entries"]}
+    except Exception as error:
+        named = errors.named(error)
+        if named.code == errors.CRASH:
+            raise
+        found = {"error": str(named), "code": named.code}
+    (file.parent / "answer.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
