@@ -24,12 +24,16 @@ NAMES = {
 
 
 class RunError(Exception):
-    """An end with a name and a message, which is shown without a traceback."""
+    """An end with a name and a message, which is shown without a traceback.
+
+    checkpoints: the part of the message that names checkpoints; a comparison, which deletes them, leaves it out.
+    """
 
     code = CRASH
 
-    def __init__(self, message: str, code: int | None = None) -> None:
+    def __init__(self, message: str, code: int | None = None, checkpoints: str = "") -> None:
         super().__init__(message)
+        self.checkpoints = checkpoints
         self.code = self.code if code is None else code
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from hfstrat.errors import UserError
 from hfstrat.models import check, families, random_init
 from hfstrat.models.load import read_json, read_shapes
-from hfstrat.models.parameter_names import BLOCK, CONFIG_KEYS, EMBEDDING, config_size
+from hfstrat.models.parameter_names import CONFIG_KEYS, config_size, count_blocks, height
 from hfstrat.recipe import section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description
@@ -218,18 +218,15 @@ class Block(NamedTuple):
 
 def live_blocks(model: Model, description: Description) -> list[Block]:
     """The blocks that gradients pass through: all from the lowest one with trainable parameters in or below it."""
-    numbers = {name: int(match.group(1)) for name in description.shapes if (match := BLOCK.search(name))}
-    depth = max(numbers.values(), default=-1) + 1
-    trained = {number for name, number in numbers.items() if name in description.names}
-    adapted = {number for name, number in numbers.items() if name in description.adapted}
-    below = any(is_input(name) for name in description.names)
-    lowest = 0 if below else min(trained | adapted, default=depth)
+    depth = count_blocks(description.shapes)
+    trained, adapted = ({height(name, depth) - 1 for name in names} for names in (description.names, description.adapted))
+    lowest = min(max(0, number) for number in (*trained, *adapted, depth))
     return [Block(number in trained, number in adapted) for number in range(lowest, depth)]
 
 
-def is_input(name: str) -> bool:
-    """Whether a parameter is below the blocks."""
-    return bool(EMBEDDING.search(name)) or ".embeddings." in name or ".wpe." in name
+def trains_input(description: Description) -> bool:
+    """Whether a parameter below the blocks is trained."""
+    return any(height(name, 0) == 0 for name in description.names)
 
 
 def block_bytes(model: Model, description: Description, block: Block, compute: int, length: int, masked: bool) -> float:
@@ -240,7 +237,7 @@ def block_bytes(model: Model, description: Description, block: Block, compute: i
         length: tokens per sequence, padding included; attention with dropout stores its square.
         masked: whether the sequences of a batch differ in length, so that a mask is passed.
     """
-    wide = 4 if compute == 4 or any(is_input(name) for name in description.names) else 2
+    wide = 4 if compute == 4 or trains_input(description) else 2
     return LAYOUTS[model.layout](model, description.rank, block.state, compute, wide, length, masked)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,6 +15,7 @@ from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
 from hfstrat.errors import UserError
 from hfstrat.models import random_init
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
+from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Description, Footprint
@@ -49,27 +49,9 @@ class Candidate:
         return EPOCHS.get(self.name, USUAL_EPOCHS)
 
     @property
-    def training(self) -> dict[str, Any]:
-        """Keys of `training:` that are proposed for it."""
-        rate = defaults.learning_rate(self.name, self.model.width)
-        return {} if rate is None else {"learning_rate": rate}
-
-    @property
-    def parameters(self) -> int:
-        return sum(map(prod, self.description.shapes.values()))
-
-    @property
     def artifact_bytes(self) -> float:
         """What has to be loaded to use the result in 16 bits, base included."""
         return 2.0 * self.footprint.total
-
-
-@dataclass(frozen=True)
-class Unavailable:
-    """A strategy that is impossible here, and why."""
-
-    name: str
-    reason: str
 
 
 def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -> Candidate:
@@ -83,41 +65,39 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     """
     if data.task not in STRATEGIES[name].tasks:
         raise UserError(f"strategy: does not support task {data.task}")
-    return _from_scratch(name, model, data, most) if STRATEGIES[name].random_weights else _pretrained(name, model, data)
+    if STRATEGIES[name].random_weights:
+        model, settings = _from_scratch(model, data, most)
+        shapes, tied = model.shapes, model.tied
+    else:
+        shapes, tied = _with_head(model, data)
+        architecture_name = str((model.config.get("architectures") or [""])[0])
+        about = defaults.ModelFacts(data.task, model.name, model.layers, model.width, architecture_name)
+        settings = defaults.section(name, about)
+    section = {"name": name, **settings}
+    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
+    built = strategies.build(strategy)
+    built.check_task(TASKS[data.task])
+    return Candidate(name, section, strategy, model, built.describe(shapes, tied))
 
 
-def _pretrained(name: str, model: Model, data: Survey) -> Candidate:
-    task = TASKS[data.task]
+def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:
+    """The parameters of a pretrained model with the head of the task, and whether the head is tied."""
+    task, labels = TASKS[data.task], len(data.labels)
     if task.text.generates and model.is_encoder:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
         task.model.check_architecture(model.name, model.config)
-    labels = len(data.labels)
     known = task.model.shapes(model.shapes, model.config, labels)
-    shapes, tied = known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
-    about = defaults.ModelFacts(data.task, model.name, model.layers, model.width, class_name(model.config))
-    section = {"name": name, **defaults.section(name, about)}
-    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
-    built = strategies.build(strategy)
-    built.check_task(task)
-    return Candidate(name, section, strategy, model, built.describe(shapes, tied))
+    return known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
 
 
-def class_name(config: dict[str, Any]) -> str:
-    """The class that a config.json names, such as LlamaForCausalLM; empty if it names none."""
-    return str((config.get("architectures") or [""])[0])
-
-
-def _from_scratch(name: str, model: Model, data: Survey, most: float) -> Candidate:
+def _from_scratch(model: Model, data: Survey, most: float) -> tuple[Model, dict[str, Any]]:
     """A Llama with a new tokenizer, with as many parameters as the tokens can train, and not larger than `model`."""
     worthwhile = data.tokens * WORTHWHILE / OPTIMAL
     size = random_init.readable(float(f"{max(SMALLEST, min(worthwhile, most, model.parameters)):.1e}"))
     vocabulary = new_vocabulary(data.tokens)
-    new = architecture.by_hand(size, vocabulary, data.max_length)
-    section = {"name": name, "model_type": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
-    strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
-    built = strategies.build(strategy)
-    return Candidate(name, section, strategy, new, built.describe(new.shapes, new.tied))
+    settings = {"model_type": "llama", "parameters": size, "tokenizer": {"vocab_size": vocabulary}}
+    return architecture.by_hand(size, vocabulary, data.max_length), settings
 
 
 def new_vocabulary(tokens: float) -> int:

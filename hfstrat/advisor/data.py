@@ -31,7 +31,7 @@ class Survey:
     """Statistics of a data set.
 
     lengths: tokens of the sampled examples, before truncation.
-    texts, names: the sampled examples as plain text, and their labels.
+    texts: the sampled examples as plain text.
     labels: number of examples per label of a classification.
     many: whether an example may have several labels.
     estimated: what is not exact, in words.
@@ -42,12 +42,10 @@ class Survey:
     rows: int
     lengths: np.ndarray
     supervised_share: float = 1.0
-    bytes_read: int = 0
     duplicates: float = 0.0
     labels: dict[str, int] = field(default_factory=dict)
     many: bool = False
     texts: list[str] = field(default_factory=list, repr=False)
-    names: list[str] = field(default_factory=list, repr=False)
     max_length: int = 1024
     format: str = ""
     estimated: list[str] = field(default_factory=list)
@@ -56,10 +54,6 @@ class Survey:
     def tokens(self) -> float:
         """Tokens of all examples, truncated to `max_length`."""
         return self.rows * self.mean_length
-
-    @property
-    def supervised(self) -> float:
-        return self.tokens * self.supervised_share
 
     @property
     def longest(self) -> int:
@@ -92,7 +86,11 @@ class Survey:
     def lines(self) -> list[str]:
         """The statistics in words."""
         if self.by_hand:
-            return self._lines_by_hand()
+            classes = f", {len(self.labels):,} classes of {min(self.labels.values()):,} examples" if self.labels else ""
+            return [
+                f"sizes given by hand: {self.rows:,} examples{classes}, about {self.tokens:,.0f} tokens",
+                f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
+            ]
         middle, high = np.percentile(self.lengths, (50, 99))
         share = "" if self.labels else f", {self.supervised_share:.0%} of them supervised"
         found = [
@@ -108,15 +106,6 @@ class Survey:
                 f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
             )
         return found + [f"estimated: {words}" for words in self.estimated]
-
-    def _lines_by_hand(self) -> list[str]:
-        """The statistics of data that does not exist yet."""
-        each = next(iter(self.labels.values()), 0)
-        classes = f", {len(self.labels):,} classes of {each:,} examples" if self.labels else ""
-        return [
-            f"sizes given by hand: {self.rows:,} examples{classes}, about {self.tokens:,.0f} tokens",
-            f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
-        ]
 
 
 def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Survey:
@@ -151,54 +140,56 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     files = sources.local_files(path, "--data")
     if files is None:
         raise UserError(f"--data: {path}: no such file; advise reads local files only (or give --rows and --tokens by hand)")
-    rows, guessed, bytes_read = _read(files)
-    data = Data.model_validate({"train": path})
-    try:
-        task = task or task_of_rows(rows[: readers.HEAD_ROWS], path).name
-        reading = TASKS[task].rows.read_format(_with_all_columns(rows[: readers.HEAD_ROWS]), path, data, "auto", {})
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
-    found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), bytes_read=bytes_read, format=reading.kind)
-    if guessed:
-        found.rows = guessed
+    rows, estimate = _read(files)
+    examples, found = _parse(path, task, rows)
+    if estimate:
+        found.rows = estimate
         found.estimated.append(f"the number of examples, from the first {len(rows):,} and the size of the files")
-    examples = []
-    for number, row in enumerate(rows):
-        try:
-            examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
-        except BadRow as error:
-            raise UserError(f"--data: {reading.where(number)}: {error}") from None
-    words = [example.content for example in examples]
-    found.duplicates = 1 - len(set(words)) / len(words)
-    chosen = list(range(0, len(rows), max(1, len(rows) // SAMPLE)))[:SAMPLE]
-    found.texts = [words[index] for index in chosen]
-    if not TASKS[task].text.generates:
-        found.many = bool(reading.many)
+    found.duplicates = 1 - len({example.content for example in examples}) / len(examples)
+    chosen = examples[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    found.texts = [example.content for example in chosen]
+    if not TASKS[found.task].text.generates:
         counts = Counter(label for example in examples for label in example.labels)
         found.labels = {name: count * found.rows // len(rows) for name, count in counts.most_common()}
-        found.names = [examples[index].labels[0] if examples[index].labels else "" for index in chosen]
         if len(found.labels) < 2:
             raise UserError(f"--data: {path}: {len(found.labels)} label; a classification needs at least two")
-    _tokenize(found, [examples[index] for index in chosen], folder)
+    _tokenize(found, chosen, folder)
     if len(chosen) < len(rows):
         found.estimated.append(f"tokens and lengths, from {len(chosen):,} examples")
     found.max_length = proposed_length(found.lengths, context)
     return found
 
 
-def _read(files: list[Path]) -> tuple[list[dict[str, Any]], int, int]:
-    """The first rows, the total number of rows if it was estimated (otherwise 0), and the bytes of the files."""
-    size = sum(file.stat().st_size for file in files)
+def _parse(path: str, task: str | None, rows: list[dict[str, Any]]) -> tuple[list[Any], Survey]:
+    """The examples of a task, and a survey without their statistics."""
+    data, head = Data.model_validate({"train": path}), rows[: readers.HEAD_ROWS]
+    try:
+        task = task or task_of_rows(head, path).name
+        reading = TASKS[task].rows.read_format(_with_all_columns(head), path, data, "auto", {})
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
+        except BadRow as error:
+            raise UserError(f"--data: {reading.where(number)}: {error}") from None
+    many = not TASKS[task].text.generates and bool(reading.many)
+    return examples, Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=many)
+
+
+def _read(files: list[Path]) -> tuple[list[dict[str, Any]], int]:
+    """The first rows, and the total number of rows if it was estimated (otherwise 0)."""
     stream: Iterator[dict[str, Any]] = itertools.chain.from_iterable(readers.read(file) for file in files)
     rows = list(itertools.islice(stream, MOST_READ))
     if not rows:
         raise UserError(f"--data: {files[0]}: the file has no rows; expected at least one")
     if len(rows) < MOST_READ or next(stream, None) is None:
-        return rows, 0, size
+        return rows, 0
     if any(file.suffix in (".gz", ".parquet", ".arrow") for file in files):
-        return rows, len(rows) + 1 + sum(1 for _ in stream), size
+        return rows, len(rows) + 1 + sum(1 for _ in stream)
     read = sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows)
-    return rows, max(len(rows), round(size / read * len(rows))), size
+    return rows, max(len(rows), round(sum(file.stat().st_size for file in files) / read * len(rows)))
 
 
 def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -209,9 +200,9 @@ def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def proposed_length(lengths: np.ndarray, context: int) -> int:
     """The smallest multiple of 16 within the context that covers nearly all tokens."""
     top = int(min(context, lengths.max()))
-    for length in range(16, top + 16, 16):
+    for length in range(16, top, 16):
         if np.minimum(lengths, length).sum() >= KEPT * lengths.sum():
-            return max(16, min(length, context))
+            return length
     return max(16, min(-(-top // 16) * 16, context))
 
 

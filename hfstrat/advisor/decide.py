@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from hfstrat.advisor import candidates, hardware, memory, rules, speed
 from hfstrat.advisor.architecture import VALIDATED, Model
-from hfstrat.advisor.candidates import Candidate, Unavailable
+from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
-from hfstrat.advisor.hardware import HEADROOM, Device, Sharing, import_bytes, time_band
+from hfstrat.advisor.hardware import Device, Sharing, import_bytes, time_band
 from hfstrat.advisor.memory import Prediction, Shape
 from hfstrat.advisor.rules import Facts, Score
 from hfstrat.advisor.speed import Rate, Work
 from hfstrat.errors import UserError
-from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
+from hfstrat.trainer.plan import HEADROOM, modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 EVALUATIONS = 6.0  # one before training, four during, one after
@@ -150,30 +150,30 @@ class Scored:
 
 @dataclass(frozen=True)
 class Advice:
-    """The possible strategies, best first, and the impossible ones."""
+    """The possible strategies, best first, and the reason why each of the others is impossible."""
 
     ranked: tuple[Scored, ...]
-    unavailable: tuple[Unavailable, ...]
+    unavailable: dict[str, str]
 
 
 def decide(situation: Situation, names: Sequence[str]) -> Advice:
     """Rank strategies. Raises UserError if none of them is possible."""
     found, unavailable = propose(situation, names)
     if not found:
-        reason = unavailable[0].reason if unavailable else "no strategy given"
+        reason = next(iter(unavailable.values()), "no strategy given")
         raise UserError(f"--model: {situation.model.name}: no strategy is possible: {reason}")
     timed = [smaller_if_needed(estimate(fit(candidate, situation), situation), situation) for candidate in found]
-    return Advice(rank(score(timed, situation)), tuple(unavailable))
+    return Advice(rank(score(timed, situation)), unavailable)
 
 
-def propose(situation: Situation, names: Sequence[str]) -> tuple[list[Candidate], list[Unavailable]]:
+def propose(situation: Situation, names: Sequence[str]) -> tuple[list[Candidate], dict[str, str]]:
     """Step 1: the strategies that are possible, and those that are not."""
-    found, unavailable = list[Candidate](), list[Unavailable]()
+    found, unavailable = list[Candidate](), dict[str, str]()
     for name in names:
         try:
             found.append(candidates.propose(name, situation.model, situation.data))
         except UserError as error:
-            unavailable.append(Unavailable(name, str(error).partition(": ")[2] or str(error)))
+            unavailable[name] = str(error).partition(": ")[2] or str(error)
     return found, unavailable
 
 
@@ -218,10 +218,8 @@ def shape_of(data: Survey, sizes: tuple[int, int, int], once: bool, on_cpu: bool
     """The batches of a run of one process.
 
     Args:
-        data: the training examples.
         sizes: sequences per pass, per optimizer step, and per evaluation pass.
         once: whether the body runs once over all examples.
-        on_cpu: whether the device is a CPU.
         compute: bytes per number in the forward pass.
     """
     micro, share, eval_rows = sizes
@@ -295,7 +293,7 @@ def smaller_if_needed(timed: Timed, situation: Situation) -> Timed:
     while not timed.candidate.strategy.needs_weights and most > candidates.SMALLEST:
         if timed.fits and timed.steps >= rules.ENOUGH[True]:
             break
-        most = max(candidates.SMALLEST, timed.candidate.parameters / 2)
+        most = max(candidates.SMALLEST, timed.candidate.model.parameters / 2)
         smaller = candidates.propose(timed.candidate.name, situation.model, situation.data, most)
         timed = estimate(fit(smaller, situation), situation)
     return timed
@@ -309,14 +307,7 @@ def score(timed: Sequence[Timed], situation: Situation) -> list[Scored]:
 
 
 def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], sizes: dict[str, float]) -> Facts:
-    """What the rules need to know about a candidate.
-
-    Args:
-        situation: what advice is given for.
-        timed: the candidate.
-        seconds: training time of each candidate in any unit.
-        sizes: bytes of the result of each candidate.
-    """
+    """What the rules need to know about a candidate; by name, training times in any unit and bytes of the results."""
     data, measured, footprint = situation.data, situation.measured, timed.candidate.footprint
     floor = min((value for value in seconds.values() if value), default=1.0)
     return Facts(
@@ -324,7 +315,6 @@ def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], size
         rows=data.rows,
         classes=max(1, len(data.labels)),
         tokens=data.tokens,
-        parameters=situation.model.parameters,
         scratch_parameters=situation.model.parameters,
         adapter_parameters=float(footprint.trainable),
         domain_gap=measured.domain_gap if measured else None,

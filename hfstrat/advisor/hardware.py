@@ -20,7 +20,6 @@ from hfstrat.run import launch
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LEAST_MEMORY, MOST_MEMORY = 2**26, 2**50
 LEAST_TIME, MOST_TIME = 5.0, 366 * 86400.0
-HEADROOM = 0.92  # share of the memory that a run may use, as in hfstrat.trainer.autobatch
 CONSTANTS = Path(__file__).parent / "constants.json"  # fitted by benchmarks/memory_prediction.py and time_prediction.py
 
 
@@ -95,14 +94,14 @@ class Sharing(NamedTuple):
     offloads_weights: bool = False
 
 
-def parse_memory(text: str, option: str = "--memory") -> float:
+def parse_memory(text: str) -> float:
     """'16GiB' in bytes. Raises UserError for anything that is not a plausible amount of memory."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if match is None or match[2] == "i":
-        raise UserError(f"{option}: {text}: expected an amount of memory such as 16GiB or 24GB")
+        raise UserError(f"--memory: {text}: expected an amount of memory such as 16GiB or 24GB")
     amount = float(match[1]) * UNITS[match[2]]
     if not LEAST_MEMORY <= amount <= MOST_MEMORY:
-        raise UserError(f"{option}: {text} is {amount:,.0f} bytes; expected between 64MiB and 1024TiB, such as 16GiB")
+        raise UserError(f"--memory: {text} is {amount:,.0f} bytes; expected between 64MiB and 1024TiB, such as 16GiB")
     return amount
 
 
@@ -191,7 +190,7 @@ def read_sharing(name: str | None, processes: int | None = None) -> Sharing:
         file = Path(name) if Path(name).is_file() else library.find("accelerate_configs", name)
     except UserError as error:
         raise UserError(f"--accelerate-config: {error}") from None
-    settings = launch._read(file)
+    settings = launch.read_config(file)
     count, kind = processes or int(settings.get("num_processes") or 1), str(settings.get("distributed_type"))
     if kind == "FSDP":
         return _fsdp(settings.get("fsdp_config") or {}, count)

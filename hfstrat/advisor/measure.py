@@ -27,8 +27,8 @@ import numpy as np
 from hfstrat import strategies
 from hfstrat.advisor import candidates, decide, recipes, speed
 from hfstrat.advisor.decide import Fitted, Measured, Situation
-from hfstrat.errors import UserError, quiet_libraries
-from hfstrat.recipe.load import load_recipe
+from hfstrat.errors import UserError, first_line, quiet_libraries
+from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
 
@@ -114,13 +114,13 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
     if "precompute" in type(fitted.candidate.strategy).model_fields:
         recipe["strategy"] = {**recipe["strategy"], "precompute": False}
     recipe["evaluation"] = {"eval_on_start": False, "samples": 0, "max_rows": 16}
-    return defaults.recipe_text("real steps for `hfstrat advise --measure`", {**recipe, "output_dir": "OUTPUT"})
+    return defaults.recipe_text("real steps for `hfstrat advise --measure`", recipe)
 
 
 def _probe_recipe(situation: Situation) -> str:
     data = {"train": recipes.absolute_path(situation.data.source), "max_length": situation.data.max_length}
     model = recipes.absolute_path(situation.model.name)
-    recipe = {"task": situation.data.task, "model": model, "strategy": "full", "data": data, "output_dir": "OUTPUT"}
+    recipe = {"task": situation.data.task, "model": model, "strategy": "full", "data": data}
     return defaults.recipe_text("a probe for `hfstrat advise --measure`", recipe)
 
 
@@ -182,12 +182,12 @@ class TimeIsOver(Exception):
     """Stops the training from a callback."""
 
 
-def steps(recipe: str, seconds: float) -> dict[str, float]:
+def steps(loaded: Loaded, seconds: float) -> dict[str, float]:
     """Run real steps of a recipe for some seconds: seconds and tokens of a typical optimizer step, and the number of passes."""
     from hfstrat.run import setup
     from hfstrat.trainer.distributed import join_world
 
-    job = setup.set_up(load_recipe(recipe), join_world(), overwrite=True)
+    job = setup.set_up(loaded, join_world(), overwrite=True)
     watch = stopwatch(seconds)
     job.trainer.add_callback(watch)
     with contextlib.suppress(TimeIsOver):
@@ -282,18 +282,18 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
     }
 
 
-def probe(recipe: str, rows: int) -> dict[str, Any]:
+def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
     """Accuracy of a cross-validated probe on the base's features (also on half and a quarter), of TF-IDF and the majority."""
     import torch
 
     from hfstrat.strategies.head.features import extract, split_body
     from hfstrat.strategies.head.pooled import candidate_layers
 
-    loaded = load_recipe(recipe).recipe
-    task, strategy = TASKS[loaded.task], strategies.build(loaded.strategy)
+    recipe = loaded.recipe
+    task, strategy = TASKS[recipe.task], strategies.build(recipe.strategy)
     data: Any
-    tokenizer, data = strategy.read(loaded)
-    base = strategy.load(loaded, tokenizer, data)
+    tokenizer, data = strategy.read(recipe)
+    base = strategy.load(recipe, tokenizer, data)
     body = split_body(base.model.base_model)
     places = np.random.default_rng(0).permutation(len(data.train))[:rows]
     layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
@@ -364,17 +364,17 @@ def main(file: str) -> None:
     quiet_libraries()
     found: dict[str, Any] = {"rates": {}, "failed": {}}
     with tempfile.TemporaryDirectory() as folder:
+
+        def load(name: str, text: str) -> Loaded:
+            return load_recipe(f"{name}.yaml", [f"output_dir={json.dumps(str(Path(folder) / name))}"], text)
+
         for name, text in request["recipes"].items():
-            recipe = Path(folder) / f"{name}.yaml"
-            recipe.write_text(text.replace("OUTPUT", str(Path(folder) / name)), encoding="utf-8")
             try:
-                found["rates"][name] = steps(str(recipe), request["seconds"])
+                found["rates"][name] = steps(load(name, text), request["seconds"])
             except Exception as error:  # the other strategies are still measured
-                found["failed"][name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                found["failed"][name] = f"{type(error).__name__}: {first_line(error)}"
         if request.get("probe"):
-            recipe = Path(folder) / "probe.yaml"
-            recipe.write_text(request["probe"].replace("OUTPUT", str(Path(folder) / "probe")), encoding="utf-8")
-            found["probe"] = probe(str(recipe), request["probe_rows"])
+            found["probe"] = probe(load("probe", request["probe"]), request["probe_rows"])
     if request.get("texts"):
         texts = {"data": request["texts"], "reference": reference_texts(len(request["texts"]))}
         found["bits_per_byte"] = bits_per_byte(request["model"], texts, request["seconds"], request["longest"])

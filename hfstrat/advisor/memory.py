@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfstrat.advisor.architecture import Block, Model, block_bytes, is_input, live_blocks
+from hfstrat.advisor.architecture import Block, Model, block_bytes, live_blocks, trains_input
 from hfstrat.advisor.hardware import Sharing, constants
+from hfstrat.models import rows_per_chunk
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
 from hfstrat.strategies.description import Description
 from hfstrat.trainer.plan import CPU_MULTIPLE
@@ -28,8 +29,6 @@ OF_A_PRODUCT = 3  # kernels: forward, and the gradients of input and weight
 OF_THE_HEAD = 2  # kernels: forward, and the gradient of the input
 ATTENTION, ATTENTION_FORWARD = 3, 1  # products of an attention, with and without the backward pass
 EVALUATED = 128  # sampled examples; the number of evaluation examples is unknown, and more add few widths
-CHUNK_BYTES = {True: 16 * 2**20, False: 256 * 2**20}  # logits of a chunk on a CPU and a GPU, as in hfstrat.models.chunked_loss
-CHUNK_ROWS = 128
 FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch for pooled features, as in hfstrat.strategies.head
 FEATURES_CACHED = 16_384  # examples whose features of all layers are in memory at a time
 PROBE = (2, 128)  # sequences and tokens whose logits are stored to compare the artifact with
@@ -109,8 +108,8 @@ class Shape:
         return self.length * self.micro
 
 
-class Terms:
-    """The terms of all phases."""
+class Phases:
+    """The phases of a run, each a sum of terms by name."""
 
     def __init__(self, model: Model, description: Description, shape: Shape, sharing: Sharing) -> None:
         self.m, self.d, self.s, self.sharing = model, description, shape, sharing
@@ -127,7 +126,7 @@ class Terms:
         self.table = float(model.vocabulary * model.width)
         self.largest = max((count for name, count in self.matrices.items() if name in description.names), default=0)
 
-    # present all the time
+    # terms of all phases
 
     def weights(self) -> float:
         n = self.sharing.processes
@@ -186,7 +185,7 @@ class Terms:
             training = min(training, ceil(self.s.rows * self.s.length / FEATURE_TOKENS[True]))
         return self.k["kernel"] * compiled(self.m, self.d, training, evaluating, full_head)
 
-    # present in some phases
+    # terms of some phases
 
     def activations(self) -> float:
         """What autograd stores during one pass."""
@@ -204,7 +203,7 @@ class Terms:
         return passed + self.head_forward()[0]
 
     def _wide(self) -> int:
-        return 4 if self.s.compute == 4 or any(is_input(name) for name in self.d.names) else 2
+        return 4 if self.s.compute == 4 or trains_input(self.d) else 2
 
     def _block(self, block: Block) -> float:
         """What autograd stores for a block; the sequences of a batch nearly always differ in length."""
@@ -246,43 +245,9 @@ class Terms:
         return states, 8.0 * self.table if self.trains_head else 0.0
 
     def chunk(self, rows: float) -> float:
-        size = CHUNK_BYTES[self.s.on_cpu] // (4 * self.m.vocabulary)
-        return min(rows, max(CHUNK_ROWS, size, self.m.width // 4 if self.trains_head else 0))
+        return min(rows, rows_per_chunk(self.m.vocabulary, self.m.width, self.trains_head, self.s.on_cpu))
 
-
-class Prediction(NamedTuple):
-    """Bytes by phase and term; the largest phase is the peak."""
-
-    phases: dict[str, dict[str, float]]
-
-    @property
-    def phase(self) -> str:
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def terms(self) -> dict[str, float]:
-        return self.phases[self.phase]
-
-    @property
-    def total(self) -> float:
-        return sum(self.terms.values())
-
-
-def predict(model: Model, description: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
-    """Predict the memory of a run on one device, phase by phase."""
-    parts = _Phases(model, description, shape, sharing or Sharing())
-    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
-    if description.body_once and shape.classifies:
-        phases["features"] = parts.features()
-    else:
-        phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
-    if description.teacher:
-        phases["teacher"] = parts.teacher()
-    return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})
-
-
-class _Phases(Terms):
-    """The terms that are present in each phase."""
+    # the phases
 
     def forward(self) -> dict[str, float]:
         small, tables = self.head_forward()
@@ -339,7 +304,7 @@ class _Phases(Terms):
         inside = rows * (a * 3.0 * self.m.inner + 4.0 * self.m.width * 4)
         head = 0.0
         if not self.s.classifies:
-            chunk = min(rows, max(CHUNK_ROWS, CHUNK_BYTES[self.s.on_cpu] // (4 * words))) * words
+            chunk = min(rows, rows_per_chunk(words, self.m.width, False, self.s.on_cpu)) * words
             head = chunk * (a + 8.0) + (2.0 * words * self.m.width if self.trains_head and a == 2 else 0.0)
         # a solved head is saved with a copy of the body below the chosen layer, assumed to be half of it
         shorter = 0.5 * self.s.compute * (self.all + self.table) if self.d.body_once and self.s.classifies else 0.0
@@ -373,3 +338,34 @@ class _Phases(Terms):
             "caches": self.caches(),
             "framework": self.k["framework"],
         }
+
+
+class Prediction(NamedTuple):
+    """Bytes by phase and term; the largest phase is the peak."""
+
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def phase(self) -> str:
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return self.phases[self.phase]
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+
+def predict(model: Model, description: Description, shape: Shape, sharing: Sharing | None = None) -> Prediction:
+    """Predict the memory of a run on one device, phase by phase."""
+    parts = Phases(model, description, shape, sharing or Sharing())
+    phases = {"loading": parts.loading(), "evaluation": parts.evaluation(), "best weights": parts.best()}
+    if description.body_once and shape.classifies:
+        phases["features"] = parts.features()
+    else:
+        phases |= {"forward pass": parts.forward(), "backward pass": parts.backward(), "optimizer step": parts.step()}
+    if description.teacher:
+        phases["teacher"] = parts.teacher()
+    return Prediction({name: {key: value for key, value in terms.items() if value} for name, terms in phases.items()})

@@ -96,7 +96,8 @@ def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any])
     recipe["data"] = {"train": absolute_path(survey.source), "max_length": survey.max_length}
     if not survey.labels and survey.cut_share:
         recipe["data"]["overflow"] = "split"
-    recipe["training"] = {**training, **candidate.training, **fitted.settings}
+    rate = defaults.learning_rate(candidate.name, candidate.model.width)
+    recipe["training"] = {**training, **({} if rate is None else {"learning_rate": rate}), **fitted.settings}
     return {**recipe, "output_dir": f"runs/advised-{candidate.name}"}
 
 

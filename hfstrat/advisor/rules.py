@@ -40,7 +40,6 @@ class Facts:
     rows: float
     classes: int
     tokens: float
-    parameters: float
     scratch_parameters: float
     adapter_parameters: float
     domain_gap: float | None = None

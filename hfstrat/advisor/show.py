@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat.advisor.candidates import Unavailable
-from hfstrat.advisor.decide import Advice, Kind, Measured, Scored, Situation, caveats
+from hfstrat.advisor.decide import Advice, Kind, Scored, Situation, caveats
 from hfstrat.advisor.hardware import import_bytes, memory_band
 from hfstrat.recipe import format
 from hfstrat.strategies import defaults
@@ -20,12 +19,8 @@ WIDTH = 160  # of output that is not a terminal
 NARROWEST = 18  # characters of a column that holds a sentence
 ROUGH = 0.5  # a relative error from which on it is reported as a factor
 POINTS = "points only rank the strategies; one is about a percentage point of accuracy, or a hundredth of the loss"
-KINDS: dict[Kind, str] = {
-    "fits": "fits",
-    "fits with": "fits with",
-    "fits with more": "fits only with",
-    "does not fit": "does not fit",
-}
+KINDS: dict[Kind, str] = {"fits with more": "fits only with"}  # in words where they differ
+DATA = ("source", "task", "rows", "tokens", "supervised_share", "max_length", "cut_share", "duplicates", "labels", "estimated")
 
 
 def show(situation: Situation, advice: Advice) -> None:
@@ -35,22 +30,22 @@ def show(situation: Situation, advice: Advice) -> None:
         console = Console(highlight=False, width=WIDTH)
     wide = (console.width - 20) / len(advice.ranked) >= NARROWEST
 
-    def say(line: str, indent: int = 10) -> None:
+    def write(line: str, indent: int = 10) -> None:
         wrap = textwrap.TextWrapper(console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
         for part in wrap.wrap(line):
             console.print(part, markup=False, soft_wrap=True)
 
     for line in header(situation):
-        say(line)
+        write(line)
     console.print(table(situation, advice, wide))
     for place, scored in enumerate(advice.ranked, 1):
-        say(f"{f'{place}. {scored.name}':<11} {reason(scored)}", 12)
+        write(f"{f'{place}. {scored.name}':<11} {reason(scored)}", 12)
         if not wide:
-            say(f"{'':<11} {factors_line(scored.name)}", 12)
-    for each in advice.unavailable:
-        say(f"{each.name:<11} not available: {each.reason}", 12)
+            write(f"{'':<11} {factors_line(scored.name)}", 12)
+    for name, why in advice.unavailable.items():
+        write(f"{name:<11} not available: {why}", 12)
     for line in [*shortfall(situation, advice), POINTS, *caveats(situation)]:
-        say(f"note      {line}")
+        write(f"note      {line}")
 
 
 def header(situation: Situation) -> list[str]:
@@ -133,7 +128,7 @@ def trainable(scored: Scored) -> str:
 
 
 def peak_memory(scored: Scored) -> str:
-    words = KINDS[scored.fitted.kind] + (f" {scored.fitted.words}" if scored.fitted.words else "")
+    words = KINDS.get(scored.fitted.kind, scored.fitted.kind) + (f" {scored.fitted.words}" if scored.fitted.words else "")
     return f"{format.memory(scored.fitted.peak)}: {words}"
 
 
@@ -149,42 +144,25 @@ def reason(scored: Scored) -> str:
 
 def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    band, model, data = memory_band(), situation.model, situation.data
+    band, model, data, measured = memory_band(), situation.model, situation.data, situation.measured
     return {
         "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
-        "data": {
-            "source": data.source,
-            "task": data.task,
-            "rows": data.rows,
-            "tokens": data.tokens,
-            "supervised_share": data.supervised_share,
-            "max_length": data.max_length,
-            "cut_share": data.cut_share,
-            "duplicates": data.duplicates,
-            "labels": data.labels,
-            "estimated": data.estimated,
-        },
+        "data": {name: getattr(data, name) for name in DATA},
         "device": {"name": situation.device.name, "memory": situation.limit, "processes": situation.sharing.processes},
         "goal": situation.goal,
         "time": situation.time,
         "rate": situation.rate._asdict(),
-        "measured": _measured(situation.measured),
+        "measured": {key: value for key, value in asdict(measured).items() if value is not None} if measured else {},
         "memory_band": band._asdict() if band else None,
         "strategies": [
             *(_ranked(place, scored) for place, scored in enumerate(advice.ranked, 1)),
-            *(_unavailable(place, each) for place, each in enumerate(advice.unavailable, len(advice.ranked) + 1)),
+            *(
+                {"rank": place, "name": name, "can": False, "reason": why}
+                for place, (name, why) in enumerate(advice.unavailable.items(), len(advice.ranked) + 1)
+            ),
         ],
         "caveats": caveats(situation),
     }
-
-
-def _measured(measured: Measured | None) -> dict[str, Any]:
-    """Empty if nothing was measured."""
-    return {} if measured is None else {key: value for key, value in asdict(measured).items() if value is not None}
-
-
-def _unavailable(place: int, each: Unavailable) -> dict[str, Any]:
-    return {"rank": place, "name": each.name, "can": False, "reason": each.reason}
 
 
 def _ranked(place: int, scored: Scored) -> dict[str, Any]:

@@ -8,21 +8,21 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hfstrat import strategies
 from hfstrat.advisor import architecture
-from hfstrat.advisor.architecture import Model
+from hfstrat.advisor.architecture import Model, live_blocks
 from hfstrat.advisor.hardware import Device, cores, time_band
 from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
-from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
-from hfstrat.strategies.description import Description
+from hfstrat.models.load import read_json
+from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD, count_blocks
+from hfstrat.strategies.description import PAYS, Description
 from hfstrat.tasks import TASKS
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
@@ -31,7 +31,6 @@ SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
 FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
-PAYS = 1.1  # as in hfstrat.strategies.frozen.precompute
 RATES_FILE = "advisor-rates.json"
 MATMUL = """
 import json, os, time, torch
@@ -91,11 +90,9 @@ def work(
         supervised: share of the tokens that contribute to the loss.
         epochs: how often cached states are used.
     """
-    depth = 1 + max((int(m.group(1)) for name in description.shapes if (m := BLOCK.search(name))), default=-1)
+    depth = count_blocks(description.shapes)
     attention = 4.0 * length * model.heads * model.head_width * (1.0 if model.is_encoder else 0.5)
-    touched = set(description.names | description.adapted)
-    below = any(BLOCK.search(name) is None and not HEAD.search(name) and _is_table(name) for name in description.names)
-    lowest = 0 if below else min((int(m.group(1)) for name in touched if (m := BLOCK.search(name))), default=depth)
+    lowest = depth - len(live_blocks(model, description))
     frozen = live = weights = adapters = 0.0
     for name, shape in description.shapes.items():
         match = BLOCK.search(name)
@@ -109,9 +106,7 @@ def work(
         adapters += 2.0 * description.rank * sum(shape) * (name in description.adapted)
     frozen, live = frozen + attention * lowest, live + attention * (depth - lowest)
     head = _head(model, description) * supervised
-    trains_head = any(HEAD.search(name) for name in description.names) or (
-        model.tied and any(EMBEDDING.search(name) for name in description.names)
-    )
+    trains_head = any(HEAD.search(name) or (model.tied and EMBEDDING.search(name)) for name in description.names)
     teacher = 2.0 * description.teacher
     forward = frozen + live + adapters + head
     backward = live + weights + 2 * adapters + head * (1 + trains_head) + attention * (depth - lowest) * (weights > 0)
@@ -127,10 +122,6 @@ def work(
 def gain(once: float, rest: float, epochs: float) -> float:
     """The speedup of training if `once` is computed once, as in `strategies.frozen.precompute` (which imports torch)."""
     return epochs * (once + rest) / (once + epochs * rest)
-
-
-def _is_table(name: str) -> bool:
-    return bool(EMBEDDING.search(name)) or "embeddings" in name or ".wte" in name
 
 
 def _head(model: Model, description: Description) -> float:
@@ -160,16 +151,12 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
 def matmul_rate() -> float:
     """Operations per second of a matrix product in the training precision; measured once by a child process, then cached."""
     file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
-    known = _read(file)
-    if key in known:
-        return float(known[key])
-    ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
-    try:
-        known[key] = float(json.loads(ended.stdout))
-    except ValueError:
-        return _numpy_rate()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(known))
+    known = read_json(file)
+    if key not in known:
+        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=True)
+        known[key] = json.loads(ended.stdout)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known))
     return float(known[key])
 
 
@@ -177,26 +164,6 @@ def threads() -> int:
     """The number of threads torch uses: OMP_NUM_THREADS, at most the cores available to this process."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(wanted)) if wanted.isdigit() and int(wanted) else cores()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _numpy_rate() -> float:
-    """The same without torch, in float32."""
-    import numpy as np
-
-    a, b = np.ones((512, 1024), np.float32), np.ones((1024, 4096), np.float32)
-    a @ b
-    started = time.perf_counter()
-    for _ in range(5):
-        a @ b
-    return 5 * 2 * 512 * 1024 * 4096 / (time.perf_counter() - started)
 
 
 def rates_of_reports(folder: Path) -> list[Rate]:

@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
 CHARACTER, LINE = 6.4, 13.0
 TICKS = 5  # per axis, roughly
 COLORS = 8  # of the page's style
-Say = Callable[[float], str]
+Format = Callable[[float], str]
 TIME = "time"  # an axis of this name is in seconds
 MINUTE = 60.0
 HOUR = 60 * MINUTE
@@ -54,15 +54,12 @@ def axis(
     return Axis(low - room, high + room, start, stop, False, is_time)
 
 
-def _round_step(wanted: float, is_time: bool) -> float:
-    if is_time and (longer := [step for step in TIMES if step >= wanted]) and wanted > TIMES[0]:
-        return longer[0]
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= wanted * (1 - 1e-9))
-
-
 def _linear_ticks(low: float, high: float, is_time: bool) -> list[float]:
-    step = _round_step((high - low) / TICKS, is_time)
+    wanted = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= wanted * (1 - 1e-9))
+    if is_time and wanted > TIMES[0]:
+        step = next((longer for longer in TIMES if longer >= wanted), step)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, first + 12) if n * step <= high * (1 + 1e-9) + 1e-12]
 
@@ -70,15 +67,13 @@ def _linear_ticks(low: float, high: float, is_time: bool) -> list[float]:
 def _log_ticks(low: float, high: float, is_time: bool) -> list[float]:
     if high / low < 10:
         return _linear_ticks(low, high, is_time)
-    if is_time and len(found := [each for each in TIMES if low <= each <= high]) > 1:
-        return found[:: math.ceil(len(found) / 6)]
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+    found = [each for each in TIMES if low <= each <= high] if is_time else []
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for digits in ((1, 2, 5), (1, 3), (1,)) if len(found) < 2 else ():
+        found = [digit * power for power in powers for digit in digits if low <= digit * power <= high]
         if len(found) <= 6:
             break
-    every = math.ceil(len(found) / 6)
-    return found[::every]
+    return found[:: math.ceil(len(found) / 6)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ class Point:
     on_front: bool = False
 
 
-def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Say, Say]) -> str:
+def curves(title: str, names: tuple[str, str], found: list[Curve], show: tuple[Format, Format]) -> str:
     """Lines over time or tokens; empty without points."""
     points = [point for curve in found for line in curve.lines for point in line]
     if not points:
@@ -116,13 +111,13 @@ def curves(title: str, names: tuple[str, str], found: list[Curve], say: tuple[Sa
         for line in curve.lines:
             places = [(across.at(x), up.at(y)) for x, y in line]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            hint = "; ".join(f"{say[0](x)}: {say[1](y)}" for x, y in line)
+            hint = "; ".join(f"{show[0](x)}: {show[1](y)}" for x, y in line)
             body.append(f'<g class="{color}"><title>{escape(curve.label)}: {escape(hint)}</title>')
             body.append(f'<polyline points="{path}"/>{"".join(marker(curve.number, *place, 2.6) for place in places)}</g>')
-    return _chart(title, names, across, up, say, body)
+    return _chart(title, names, across, up, show, body)
 
 
-def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_better: bool, say: tuple[Say, Say]) -> str:
+def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_better: bool, show: tuple[Format, Format]) -> str:
     """Quality over a cost, with intervals and the Pareto front as a line; empty without points."""
     if not found:
         return ""
@@ -139,7 +134,7 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
         taken += [(left, top - 1, right, top + 1), (right - 1, min(top, bottom), right + 1, max(top, bottom))]
     for point in found:
         x, y = across.at(point.x), up.at(point.y)
-        body.append(f'<g class="s{point.number % COLORS}"><title>{escape(_hint(point, say))}</title>')
+        body.append(f'<g class="s{point.number % COLORS}"><title>{escape(_hint(point, show))}</title>')
         if point.low is not None and point.high is not None:
             body.append(
                 f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(point.low):.1f}" y2="{up.at(point.high):.1f}"/>'
@@ -147,12 +142,12 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
         body.append(f"{marker(point.number, x, y, 5)}</g>")
         body.append(_label(point.label, x, y, taken))
     better = "higher is better" if higher_is_better else "lower is better"
-    return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, say, body)
+    return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, show, body)
 
 
-def _hint(point: Point, say: tuple[Say, Say]) -> str:
-    interval = "" if point.low is None or point.high is None else f" ({say[1](point.low)} to {say[1](point.high)})"
-    return f"{point.label}: {say[1](point.y)}{interval} at {say[0](point.x)}{', Pareto-optimal' if point.on_front else ''}"
+def _hint(point: Point, show: tuple[Format, Format]) -> str:
+    interval = "" if point.low is None or point.high is None else f" ({show[1](point.low)} to {show[1](point.high)})"
+    return f"{point.label}: {show[1](point.y)}{interval} at {show[0](point.x)}{', Pareto-optimal' if point.on_front else ''}"
 
 
 def _front(places: list[tuple[float, float]]) -> str:
@@ -195,14 +190,14 @@ def marker(number: int, x: float, y: float, r: float) -> str:
     return '<polygon points="' + " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in shapes[kind]) + '"/>'
 
 
-def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, say: tuple[Say, Say], body: list[str]) -> str:
+def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, show: tuple[Format, Format], body: list[str]) -> str:
     """The frame of a chart with ticks and names."""
     parts = [f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">']
     parts.append(f"<title>{escape(title)}</title>")
     floor = HEIGHT - BOTTOM
     last = -1e9
     for value in across.ticks():
-        x, text = across.at(value), say[0](value)
+        x, text = across.at(value), show[0](value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" y2="{floor:g}"/>')
         half = CHARACTER * len(text) / 2
         place = min(x, WIDTH - 2 - half)
@@ -212,7 +207,7 @@ def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, say: tupl
     for value in up.ticks():
         y = up.at(value)
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(say[1](value))}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(show[1](value))}</text>')
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 5:g}" text-anchor="middle">')
     parts.append(f"{escape(names[0])}{' (log)' if across.is_log else ''}</text>")
     parts.append(f'<text class="axis" transform="translate(11 {(TOP + floor) / 2:g}) rotate(-90)" text-anchor="middle">')

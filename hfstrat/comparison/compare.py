@@ -6,22 +6,21 @@ import fcntl
 import json
 import shlex
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from hfstrat import __version__, errors
-from hfstrat.comparison import page, results, runs, survey
+from hfstrat.comparison import page, processes, results
 from hfstrat.comparison.entries import Lineup, Request, fingerprint, line_up
+from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.screen import Screen
-from hfstrat.comparison.survey import DataFacts
+from hfstrat.comparison.text import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
+from hfstrat.recipe import renamed, yaml
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.defaults import Prediction
-from hfstrat.tasks import report
 
 LOCK = ".hfstrat.compare.lock"  # also marks the folder of a comparison
 DATA, PAGE, BEFORE = "comparison.json", "report.html", "before.json"
@@ -46,45 +45,44 @@ def compare(request: Request, predict: Predict) -> int:
     screen = Screen()
     screen.remarks(request, lineup)
     planned = plan(request, lineup)
-    endings = {run: runs.read_ending(run) for run in planned}
-    if request.retry:
-        endings = {run: ending if ending and ending.is_done else None for run, ending in endings.items()}
     data = stored_facts(request, planned)
     if data is None:
-        screen.say("reading the data")
-        data = survey.read_data(lineup, request.budget, request.seeds)
+        screen.show("reading the data")
+        data = processes.read_data(lineup, request.budget, request.seeds)
     planned = with_steps(request, lineup, planned, data)
-    endings = dict(zip(planned, endings.values(), strict=True))
+    endings = {run: processes.read_ending(run) for run in planned}
+    if request.retry:
+        endings = {run: ending if ending and ending.is_done else None for run, ending in endings.items()}
     predictions = predict_once(request, lineup, planned, predict)
-    lock = lock_folder(request.output, lineup, planned, data, predictions)
     comparison = Comparison(request, lineup, data, predictions, endings)
-    screen.begin(comparison.table())
+    with lock_folder(comparison):
+        screen.begin(comparison.table(), endings)
+        execute_all(comparison, screen)
+        table = comparison.write()
+    screen.result(table, request.output / PAGE)
+    first, *_ = ended = [ending for ending in endings.values() if ending]
+    if not any(ending.is_done for ending in ended):
+        raise RunError(f"no run finished; the first: {first.status}: {first.sentence}", errors.CRASH)
+    return errors.OK
+
+
+def execute_all(comparison: Comparison, screen: Screen) -> None:
+    """Execute the runs that have not ended. Raises RunError after an interruption."""
+    endings = comparison.endings
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with screen.watching(planned, endings):
-            for run in planned:
-                if endings[run] is not None:
-                    continue
+        with screen.watching():
+            for run in [run for run, ending in endings.items() if ending is None]:
                 screen.starts(run)
-                endings[run] = runs.execute(run, time_limit(request), screen.look)
-                screen.ended(run, endings[run], comparison.table())
-                comparison.write()
+                ending = endings[run] = processes.execute(run, time_limit(comparison.request), screen.look)
+                screen.ended(run, ending, comparison.write())
     except KeyboardInterrupt:
         comparison.write()
         done = sum(ending is not None for ending in endings.values())
         raise RunError(
-            f"interrupted; {done} of {len(planned)} runs have ended and are stored; the same command continues with the others",
+            f"interrupted; {done} of {len(endings)} runs have ended and are stored; the same command continues with the others",
             errors.INTERRUPTED,
         ) from None
-    finally:
-        lock.close()
-    table = comparison.write()
-    screen.result(table, request.output / PAGE)
-    failed = [ending for ending in endings.values() if ending and not ending.is_done]
-    if len(failed) == len(endings):
-        first = failed[0]
-        raise RunError(f"no run finished; the first: {first.status}: {first.sentence}", errors.CRASH)
-    return errors.OK
 
 
 def check_folder(folder: Path) -> None:
@@ -100,11 +98,21 @@ def check_proposed(lineup: Lineup) -> None:
     """Check that no proposed recipe would overwrite one that was edited. Raises UserError."""
     for entry in lineup.entries:
         file = Path(entry.source)
-        if entry.text is not None and file.is_file() and file.read_text(encoding="utf-8") != entry.text:
-            raise UserError(
-                f"{file}: was edited, or proposed for another model or other data; to compare it as it is, give the recipe "
-                f"files instead of --model and --data (hfstrat compare {file.parent}/*.yaml); or choose another --output"
-            )
+        if entry.text is not None and file.is_file():
+            stored = renamed.upgraded(settings_of(file.read_text("utf-8")))  # may be from before a key was renamed
+            if stored != settings_of(entry.text):
+                raise UserError(
+                    f"{file}: was edited, or proposed for another model or other data; to compare it as it is, give the recipe "
+                    f"files instead of --model and --data (hfstrat compare {file.parent}/*.yaml); or choose another --output"
+                )
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """The keys and values of a recipe; empty if it is not one any more."""
+    try:
+        return yaml.parse(text, "a proposed recipe")[0]
+    except UserError:
+        return {}
 
 
 def plan(request: Request, lineup: Lineup) -> list[Run]:
@@ -113,7 +121,7 @@ def plan(request: Request, lineup: Lineup) -> list[Run]:
     for index in range(request.seeds):
         for entry in lineup.entries:
             folder = request.output / entry.label / f"seed-{lineup.seed(index)}"
-            overrides = lineup.overrides(entry, index, request.budget, None, folder / runs.RESULT)
+            overrides = lineup.overrides(entry, index, request.budget, None, folder / processes.RESULT)
             identity = fingerprint(load_recipe(entry.source, overrides, entry.text), request.budget)
             planned.append(Run(entry.label, lineup.seed(index), entry.source, tuple(overrides), folder, identity))
     return planned
@@ -131,13 +139,11 @@ def with_steps(request: Request, lineup: Lineup, planned: list[Run], data: dict[
     """The runs, with the number of steps that fits into a budget of tokens."""
     if request.budget.kind != "tokens":
         return planned
-    found, entries = [], {entry.label: entry for entry in lineup.entries}
+    entries, found = {entry.label: entry for entry in lineup.entries}, []
     for run in planned:
         index = run.seed - lineup.seed(0)
-        steps = data[run.label].steps[index]
-        found.append(
-            replace(run, overrides=tuple(lineup.overrides(entries[run.label], index, request.budget, steps, run.result)))
-        )
+        overrides = lineup.overrides(entries[run.label], index, request.budget, data[run.label].steps[index], run.result)
+        found.append(replace(run, overrides=tuple(overrides)))
     return found
 
 
@@ -152,14 +158,13 @@ def predict_once(request: Request, lineup: Lineup, planned: list[Run], predict: 
     return {**predictions, **earlier}
 
 
-def lock_folder(
-    folder: Path, lineup: Lineup, planned: list[Run], data: dict[str, DataFacts], predictions: dict[str, Prediction]
-) -> IO[str]:
+def lock_folder(comparison: Comparison) -> IO[str]:
     """Create and lock the folder; store the proposed recipes, the facts about the data, and the predictions in it.
 
     Raises:
         UserError: another comparison is using it.
     """
+    folder, lineup, planned = comparison.request.output, comparison.lineup, list(comparison.endings)
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / LOCK).open("w")
     try:
@@ -167,13 +172,14 @@ def lock_folder(
     except OSError:
         raise UserError(f"--output: {folder} is in use by a running comparison; choose another folder") from None
     for entry in lineup.entries:
-        if entry.text is not None:
-            Path(entry.source).parent.mkdir(exist_ok=True)
-            Path(entry.source).write_text(entry.text, encoding="utf-8")
+        file = Path(entry.source)
+        if entry.text is not None and not (file.is_file() and settings_of(file.read_text("utf-8")) == settings_of(entry.text)):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(entry.text, encoding="utf-8")
     stored = {
         "runs": [run.identity for run in planned],
-        "rows": {label: vars(each) for label, each in data.items()},
-        "predicted": {run.identity: predictions.get(run.label, {}) for run in planned[: len(lineup.entries)]},
+        "rows": {label: vars(each) for label, each in comparison.data.items()},
+        "predicted": {run.identity: comparison.predictions.get(run.label, {}) for run in planned[: len(lineup.entries)]},
     }
     (folder / BEFORE).write_text(json.dumps(stored, indent=1), encoding="utf-8")
     return lock
@@ -186,55 +192,41 @@ def time_limit(request: Request) -> float | None:
     return EXTRA_SECONDS + EXTRA_TIMES * request.budget.amount
 
 
+@dataclass(frozen=True)
 class Comparison:
-    """The results so far, written to comparison.json and report.html."""
+    """The results so far, written to comparison.json and report.html; `endings` has all runs in their order."""
 
-    def __init__(
-        self,
-        request: Request,
-        lineup: Lineup,
-        data: dict[str, DataFacts],
-        predictions: dict[str, Prediction],
-        endings: dict[Run, Ending | None],
-    ) -> None:
-        self.request, self.lineup, self.data = request, lineup, data
-        self.predictions, self.endings = predictions, endings
-        self.task = lineup.entries[0].loaded.recipe.task
-        self.quality = results.quality_of(self.task, len({each.tokenizer for each in data.values()}))
+    request: Request
+    lineup: Lineup
+    data: dict[str, DataFacts]
+    predictions: dict[str, Prediction]
+    endings: dict[Run, Ending | None]
 
     def table(self) -> dict[str, Any]:
         """Everything that is known; the same runs always give the same numbers."""
-        its_runs: dict[str, list[Run]] = {entry.label: [] for entry in self.lineup.entries}
-        for run in self.endings:
-            its_runs[run.label].append(run)
-        done = {label: [run for run in of if (e := self.endings[run]) and e.is_done] for label, of in its_runs.items()}
-        rows = [
-            results.entry_row(
-                entry,
-                [results.run_row(run, self.endings[run], self.quality) for run in its_runs[entry.label]],
-                self.predictions.get(entry.label),
-            )
-            for entry in self.lineup.entries
-        ]
-        found = results.compare_entries(rows, results.aligned(done, self.quality), self.quality)
-        finished = {label: [results.result_of(run) for run in of] for label, of in done.items() if of}
-        first = next((report.read(of[0].result) for of in done.values() if of), None)
+        entries, task = self.lineup.entries, self.lineup.entries[0].loaded.recipe.task
+        quality = results.quality_of(task, len({each.tokenizer for each in self.data.values()}))
+        of = {entry.label: [run for run in self.endings if run.label == entry.label] for entry in entries}
+        done = {label: [run for run in its if (e := self.endings[run]) and e.is_done] for label, its in of.items()}
+        reports = {label: [results.report_of(run) for run in its] for label, its in done.items() if its}
+        rows = []
+        for entry in entries:
+            its_runs = [results.run_row(run, self.endings[run], quality) for run in of[entry.label]]
+            rows.append(results.entry_row(entry, its_runs, self.predictions.get(entry.label)))
+        best = results.compare_entries(rows, results.aligned(done, quality), quality)
+        first = next((its[0] for its in reports.values()), None)
         return {
             "hfstrat": __version__,
-            "task": self.task,
-            "quality": self.quality._asdict(),
-            "budget": {
-                "kind": self.request.budget.kind,
-                "amount": self.request.budget.amount,
-                "text": self.request.budget.text,
-            },
+            "task": task,
+            "quality": quality._asdict(),
+            "budget": vars(self.request.budget),
             "seeds": [self.lineup.seed(index) for index in range(self.request.seeds)],
             "rows": results.data_row(self.data),
-            **found,
+            "best": best,
             "entries": rows,
             "excluded": self.lineup.excluded,
-            "samples": results.samples({label: several[0] for label, several in finished.items()}),
-            "confusions": results.confusions(finished),
+            "samples": results.samples({label: its[0].finished for label, its in reports.items()}),
+            "confusions": results.confusions({label: [each.finished for each in its] for label, its in reports.items()}),
             "environment": first.environment.model_dump(include=ENVIRONMENT) if first else {},
             "repeat": {"command": shlex.join(command_of(self.request)), "folder": str(Path.cwd())},
         }

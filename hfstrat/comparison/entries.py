@@ -19,8 +19,8 @@ from hfstrat import __version__
 from hfstrat.data import cache, readers, sources
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
-from hfstrat.models.load import read_json, read_shapes
-from hfstrat.models.parameter_names import config_size, count_blocks
+from hfstrat.models.load import read_json
+from hfstrat.models.parameter_names import config_size
 from hfstrat.recipe.changes import flat
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import STRATEGIES
@@ -38,6 +38,7 @@ RESERVED = ("seed", "output_dir", "data.eval_seed", "training.max_steps", "train
 OPTIONS = {"model.name_or_path: ": "--model: ", "data.train: ": "--data: ", "data: ": "--data: "}
 HELD_OUT = 0.2  # of the examples (at most 1,000): more than for a single run, because differences are to be measured
 LONGEST = 1024
+UNKNOWN_DEPTH = 6  # blocks, where there is no config; the checks then report why
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def labels(files: Iterable[str]) -> dict[str, str]:
     """A short label for each recipe file: its name, with as many parent folders as needed to be unique.
 
     Raises:
-        UserError: a file is given twice.
+        UserError: the same file twice.
     """
     files = list(files)
     paths = [Path(file).expanduser().absolute().with_suffix("").parts[1:] for file in files]
@@ -177,9 +178,9 @@ def _from_names(request: Request) -> Lineup:
     """One proposed recipe per strategy. Without --strategies, impossible ones are excluded."""
     if not request.model or not request.data:
         raise UserError("compare: nothing to compare: give recipes, or --model and --data (and --strategies)")
-    names = defaults.parse_names(request.strategies) if request.strategies is not None else list(defaults.ORDER)
+    names = list(defaults.ORDER) if request.strategies is None else defaults.parse_names(request.strategies)
     task, how = task_of(request.data, request.task)
-    found, excluded, first = list[Entry](), dict[str, str](), None
+    found, errors = list[Entry](), dict[str, UserError]()
     for name in names:
         try:
             text = propose(name, task, request.model, request.data)
@@ -187,10 +188,12 @@ def _from_names(request: Request) -> Lineup:
         except UserError as error:
             if request.strategies is not None:
                 raise
-            excluded[name], first = str(error).removeprefix(f"{name}: "), first or error
-    if first and not found:
-        raise first
-    return Lineup(found, excluded, [f"task: {task} ({how})"])
+            errors[name] = error
+    if not found:
+        raise next(iter(errors.values()))
+    return Lineup(
+        found, {name: str(error).removeprefix(f"{name}: ") for name, error in errors.items()}, [f"task: {task} ({how})"]
+    )
 
 
 def task_of(data: str, wanted: str | None) -> tuple[str, str]:
@@ -221,7 +224,7 @@ def propose(name: str, task: str, model: str, data: str) -> str:
     """
     config = _config(model)
     architecture, width = str((config.get("architectures") or [""])[0]), config_size(config, "width")
-    about = defaults.ModelFacts(task, model, _depth(model, config), width, architecture)
+    about = defaults.ModelFacts(task, model, config_size(config, "layers") or UNKNOWN_DEPTH, width, architecture)
     rate = defaults.learning_rate(name, 0 if STRATEGIES[name].random_weights else width)
     context = config_size(config, "context") or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # RoBERTa reserves two positions
@@ -249,35 +252,21 @@ def _config(model: str) -> dict[str, Any]:
         return {}
 
 
-def _depth(model: str, config: dict[str, Any]) -> int:
-    """The number of blocks, by the config or the names of the parameters; 6 if unknown."""
-    if layers := config_size(config, "layers"):
-        return layers
-    folder = Path(model).expanduser()
-    return count_blocks(read_shapes(folder) if folder.is_dir() else {}) or 6
-
-
 def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     """The recipe with what all runs of a comparison share."""
-    common = ["hub.push_to_hub=false", "training.resume_from_checkpoint=never"]
+    overrides = [*request.overrides, "hub.push_to_hub=false", "training.resume_from_checkpoint=never"]
+    evaluation = f"data.eval={json.dumps(request.evaluate)}"
     if request.evaluate is not None:
-        common += [_eval_override(request), "data.eval_split=null"]
-    overrides = [*request.overrides, *common, *request.budget.overrides()]
+        overrides += [evaluation, "data.eval_split=null"]
+    spent, folder = request.budget.overrides(), f"output_dir={json.dumps(str(request.output / label / 'seed'))}"
     try:
-        loaded = load_recipe(file, overrides, text)
-        overrides += loaded.recipe.strategy.single_run
-        folder = request.output / label / "seed"
-        loaded = load_recipe(file, [*overrides, f"output_dir={json.dumps(str(folder))}"], text)
+        overrides += load_recipe(file, [*overrides, *spent], text).recipe.strategy.single_run
+        loaded = load_recipe(file, [*overrides, *spent, folder], text)
         description = preflight.check(loaded, overwrite=True)
     except UserError as error:
         message = _as_option(str(error), file, label) if text is not None else str(error)
-        raise UserError(message.replace(f"command line: {_eval_override(request)}: data.eval: ", "--evaluate: ", 1)) from None
-    shared = [override for override in overrides if override not in request.budget.overrides()]
-    return Entry(label, file, text, tuple(shared), loaded, description and description.footprint)
-
-
-def _eval_override(request: Request) -> str:
-    return f"data.eval={json.dumps(request.evaluate)}"
+        raise UserError(message.replace(f"command line: {evaluation}: data.eval: ", "--evaluate: ", 1)) from None
+    return Entry(label, file, text, tuple(overrides), loaded, description and description.footprint)
 
 
 def _as_option(message: str, file: str, label: str) -> str:
@@ -299,10 +288,12 @@ def check_comparable(entries: list[Entry], budget: Budget) -> None:
         raise UserError("compare: nothing to compare")
     first, *others = entries
     for other in others:
-        for key, one, two in _differences(first.loaded, other.loaded):
+        one, two = _data_keys(first.loaded), _data_keys(other.loaded)
+        if differing := sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key)):
+            key = differing[0]
             raise UserError(
-                f"{key}: {one!r} in {first.label}, {two!r} in {other.label}; a comparison needs the same data: make them "
-                f"equal, or add {key}=... for all of them"
+                f"{key}: {one.get(key)!r} in {first.label}, {two.get(key)!r} in {other.label}; a comparison needs the same "
+                f"data: make them equal, or add {key}=... for all of them"
             )
     sizes = {entry.label: entry.loaded.recipe.training.global_batch_size for entry in entries}
     if budget.kind == "steps" and len(set(sizes.values())) > 1:
@@ -311,13 +302,6 @@ def check_comparable(entries: list[Entry], budget: Budget) -> None:
             f"training.global_batch_size: {listed}; the same number of steps is then not the same budget: add "
             "training.global_batch_size=... for all of them, or give a budget of time or tokens"
         )
-
-
-def _differences(one: Loaded, two: Loaded) -> Iterable[tuple[str, Any, Any]]:
-    first, second = _data_keys(one), _data_keys(two)
-    for key in sorted(first.keys() | second.keys()):
-        if first.get(key) != second.get(key):
-            yield key, first.get(key), second.get(key)
 
 
 def _data_keys(loaded: Loaded) -> dict[str, Any]:

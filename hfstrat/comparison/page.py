@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hfstrat.comparison import charts, sheet
+from hfstrat.comparison import charts, text
 from hfstrat.comparison.charts import Curve, Point
 from hfstrat.recipe import format
 
@@ -43,14 +43,14 @@ def values(table: Table) -> dict[str, Any]:
         "labels": [row["label"] for row in rows],
         "setting": f"Budget per run: {table['budget']['text']}; {seeds} each; {data['train_rows']:,} training examples, the "
         f"same {data['eval_rows']:,} evaluation examples for all.",
-        "summary": [_sentence(line) for line in sheet.summary(table)],
-        "remarks": [_sentence(line) for line in sheet.remarks(table)],
-        "failures": sheet.failures(table),
+        "summary": [_sentence(line) for line in text.summary(table)],
+        "remarks": [_sentence(line) for line in text.remarks(table)],
+        "failures": text.failures(table),
         "sheet": _sheet(table),
         "charts": [Markup(chart) for chart in _charts(table) if chart],
         "confusions": [_confusion(label, found) for label, found in table["confusions"].items()],
         "samples": [_sample(sample) for sample in table["samples"]],
-        "run_columns": ["recipe", "seed", "status", sheet.metric_name(table["quality"]["metric"])]
+        "run_columns": ["recipe", "seed", "status", text.metric_name(table["quality"]["metric"])]
         + ["steps", "time", "peak memory", "folder (with log.txt)"],
         "runs": _runs(table),
         "environment": _environment(table["environment"]),
@@ -65,7 +65,7 @@ def _sentence(line: str) -> str:
 def _sheet(table: Table) -> list[dict[str, Any]]:
     """The lines of the table with their classes in the style."""
     labels, lines, group = [row["label"] for row in table["entries"]], [], "measured"
-    for line in sheet.sheet(table):
+    for line in text.sheet(table):
         if line.is_empty:
             continue
         leads, starts_factors = line.name.startswith(LEADING), line.group == "factors" != group
@@ -86,18 +86,18 @@ def _sheet(table: Table) -> list[dict[str, Any]]:
 def _charts(table: Table) -> list[str]:
     """The charts as SVG; empty texts where nothing was measured."""
     rows, metric = table["entries"], table["quality"]["metric"]
-    loss = sheet.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
+    loss = text.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
     axes = (("time", charts.TIME, "seconds", _time_tick), ("tokens", "training tokens", "tokens", format.count))
     found = [
-        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (say, _plain_tick))
-        for name, axis, key, say in axes
+        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (show, _plain_tick))
+        for name, axis, key, show in axes
     ]
     as_quality: Callable[[float], str] = lambda value: _quality_tick(value, metric)  # noqa: E731
     costs = ((charts.TIME, "seconds", "seconds", _time_tick), ("memory (GiB)", "memory", "peak_memory_bytes", _plain_tick))
-    for axis, cost, key, say in costs:
+    for axis, cost, key, show in costs:
         points, better = _points(rows, key, cost), table["quality"]["higher_is_better"]
         title = f"Quality over {axis.removesuffix(' (GiB)')}"
-        found.append(charts.scatter(title, (axis, sheet.metric_name(metric)), points, better, (say, as_quality)))
+        found.append(charts.scatter(title, (axis, text.metric_name(metric)), points, better, (show, as_quality)))
     return found
 
 
@@ -148,20 +148,20 @@ def _confusion(label: str, found: Table) -> dict[str, Any]:
     return card | {"confused": [(_shorten(names[i], 40), _shorten(names[j], 40), count) for count, i, j in worst]}
 
 
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _shorten(words: str, most: int) -> str:
+    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def _sample(sample: Table) -> list[tuple[str, str]]:
     """The prompt, the reference and the answers, each with its heading."""
     texts = [("prompt", sample["prompt"]), ("reference", sample["reference"]), ("before training", sample["before"])]
-    return [(heading, _shorten(text.strip(), 500)) for heading, text in [*texts, *sample["after"].items()] if text]
+    return [(heading, _shorten(each.strip(), 500)) for heading, each in [*texts, *sample["after"].items()] if each]
 
 
 def _runs(table: Table) -> list[list[str]]:
     metric = table["quality"]["metric"]
     return [
-        [row["label"], str(run["seed"]), sheet.status_name(run["status"]), format.metric(metric, run.get("quality"))]
+        [row["label"], str(run["seed"]), text.status_name(run["status"]), format.metric(metric, run.get("quality"))]
         + [format.count(run.get("steps")), format.duration(run.get("seconds")), format.memory(run.get("peak_memory_bytes"))]
         + [run["folder"]]
         for row in table["entries"]

@@ -11,15 +11,14 @@ import numpy as np
 
 from hfstrat import errors
 from hfstrat.comparison.entries import Entry
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import DataFacts
+from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
-from hfstrat.tasks.report import Result, read
+from hfstrat.tasks.report import Report, Result, read
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -52,18 +51,13 @@ def student(freedom: int) -> float:
 
 def _between(t: float, freedom: int) -> float:
     """The probability of a value between -t and t."""
-    angle = math.atan(t / math.sqrt(freedom))
-    term, total = 1.0, 0.0
-    if freedom % 2:
-        term = math.cos(angle)
-        for k in range(1, (freedom - 1) // 2 + 1):
-            total += term
-            term *= math.cos(angle) ** 2 * (2 * k) / (2 * k + 1)
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    for k in range(1, freedom // 2 + 1):
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1, (freedom - odd) // 2 + 1):
         total += term
-        term *= math.cos(angle) ** 2 * (2 * k - 1) / (2 * k)
-    return math.sin(angle) * total
+        term *= math.cos(angle) ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
@@ -139,31 +133,28 @@ def run_row(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]
     found |= {"status": ending.status, "sentence": ending.sentence, "wall_seconds": ending.wall_seconds}
     if not ending.is_done:
         return found
-    result = result_of(run)
-    found |= {name: value for name in FROM_REPORT if (value := getattr(result, name)) is not None}
-    found["seconds"] = result.setup_seconds + result.train_seconds
-    for when, metrics in (("before", result.metrics_before), ("quality", result.metrics_after)):
-        found[when] = (metrics or {}).get(quality.metric)
-    found["metrics"] = result.metrics_after
-    start, after = result.setup_seconds, result.metrics_after
+    result = report_of(run).finished
+    start, before, after = result.setup_seconds, result.metrics_before or {}, result.metrics_after
     scale = after[quality.metric] / after["loss"] if quality is IN_BYTES and after["loss"] else 1.0
-    found["curve"] = [
-        {
-            "seconds": start + point.seconds,
-            "tokens": point.tokens,
-            "step": point.step,
-            "loss": scale * point.eval_loss,
-        }
-        for point in result.curve
-    ]
-    return found
+    return {
+        **found,
+        **{name: value for name in FROM_REPORT if (value := getattr(result, name)) is not None},
+        "seconds": start + result.train_seconds,
+        "before": before.get(quality.metric),
+        "quality": after.get(quality.metric),
+        "metrics": after,
+        "curve": [
+            {"seconds": start + each.seconds, "tokens": each.tokens, "step": each.step, "loss": scale * each.eval_loss}
+            for each in result.curve
+        ],
+    }
 
 
-def result_of(run: Run) -> Result:
-    """The result of a finished run."""
+def report_of(run: Run) -> Report:
+    """The report of a finished run."""
     report = read(run.result)
     assert report is not None, "checked when its ending was read"
-    return report.finished
+    return report
 
 
 def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None) -> dict[str, Any]:
@@ -194,7 +185,7 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality) -> dict[str, Any]:
+def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality) -> str | None:
     """Add intervals over examples, differences from the best, and Pareto fronts to the rows; returns the best label.
 
     Args:
@@ -204,9 +195,9 @@ def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], qualit
     """
     found = {row["label"]: row for row in rows if row["quality"] is not None}
     if not found:
-        return {"best": None}
+        return None
     better = max if quality.higher_is_better else min
-    best = better(found.values(), key=lambda row: row["quality"])["label"]
+    best: str = better(found.values(), key=lambda row: row["quality"])["label"]
     draws = resampled(dict(parts)) if parts else {}
     for label, row in found.items():
         row["over_rows"] = list(interval(draws[label])) if label in draws else None
@@ -216,7 +207,7 @@ def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], qualit
         on = front(points, quality.higher_is_better)
         for row in rows:
             row.setdefault("front", {})[cost] = row["label"] in on
-    return {"best": best}
+    return best
 
 
 def against(label: str, best: str, draws: Mapping[str, np.ndarray], parts: Mapping[str, Any]) -> dict[str, Any]:

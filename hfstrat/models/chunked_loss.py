@@ -16,12 +16,11 @@ from packaging.version import Version
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = 16 * 2**20  # of a chunk's float32 logits on a CPU: about the size of its last-level cache
-MIN_CHUNK_ROWS = 128  # each chunk reads the complete weight, which takes longer than the product with fewer rows
+from hfstrat.models import rows_per_chunk
+
 BLOCK_BYTES = 2**20  # of a block's float32 logits on a CPU: a few of these fit its second-level cache
 ROW_MULTIPLE = 16  # of the rows of a product on a CPU
 HAS_MIXED_PRODUCT = Version(torch.__version__) >= Version("2.8")  # 16-bit factors, float32 sum, on CUDA
-GPU_CHUNK_BYTES = 256 * 2**20  # on a GPU large matrix products matter more than memory
 
 RowsLoss = Callable[[slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From the slice of a block's rows, its logits `[b, V]` (not to be changed) and a buffer of their size to the summed loss of
@@ -104,14 +103,9 @@ def head_scores(
 
 
 def chunk_rows(weight: torch.Tensor, trainable: bool) -> int:
-    """Rows per chunk: as many as keep the logits in the cache, but enough that reading the weight does not dominate.
-
-    For a trainable weight each chunk also reads and writes its gradient, which is as large as H rows of logits: H/4 rows per
-    chunk need little memory in comparison.
-    """
+    """Rows per chunk, see `hfstrat.models`."""
     vocabulary, width = weight.shape
-    size = CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
-    return max(MIN_CHUNK_ROWS, size // (4 * vocabulary), width // 4 if trainable else 0)
+    return rows_per_chunk(vocabulary, width, trainable, weight.device.type == "cpu")
 
 
 def block_rows(device: torch.device, vocabulary: int, chunk: int) -> int:

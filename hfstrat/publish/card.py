@@ -7,8 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfstrat.publish import provenance
-from hfstrat.publish.scrub import Scrubber, published_report
+from hfstrat.publish.scrub import Base, Scrubber, is_hub_data, license_of, published_report
 from hfstrat.publish.snippets import Artifact, snippet
 from hfstrat.recipe import format
 from hfstrat.tasks.report import Estimate, Measured, Report, Result, Run, Statistics, parse
@@ -67,7 +66,7 @@ def _metadata(report: Report, public: Report, artifact: Artifact, title: str) ->
     from huggingface_hub import ModelCardData
 
     base = artifact.base
-    sets = [part.source for part in _sources(report.run, "train") if provenance.is_hub_data(part.source)]
+    sets = [part.source for part in _sources(report.run, "train") if is_hub_data(part.source)]
     license = base.license if base else None
     more = {"base_model_relation": "adapter" if artifact.is_adapter else "finetune"} if base and base.hub else {}
     return ModelCardData(
@@ -90,7 +89,7 @@ def _eval_results(public: Report, artifact: Artifact) -> list[Any]:
     return [
         EvalResult(
             task_type=artifact.task.text.pipeline,
-            dataset_type=origin if provenance.is_hub_data(origin) else "local",
+            dataset_type=origin if is_hub_data(origin) else "local",
             dataset_name=name,
             metric_type=METRICS[key].kind,
             metric_name=METRICS[key].name.format(unit=artifact.task.text.loss_unit),
@@ -150,7 +149,7 @@ def quoted(text: str) -> str:
     return f"\n{fence}text\n{text.strip()}\n{fence}"
 
 
-def _base_name(base: provenance.Base) -> str:
+def _base_name(base: Base) -> str:
     if not base.hub:
         return f"the local model `{base.name}`"
     at = f" at revision `{base.revision[:12]}`" if base.revision else ""
@@ -221,7 +220,7 @@ def _data(run: Run, public: Run) -> str:
     rows = []
     for part, role in (("train", "training"), ("eval", "evaluation")):
         for local, shown in zip(_sources(run, part), _sources(public, part), strict=True):
-            license = provenance.data_license(local.source) or "unknown"
+            license = license_of(local.source, "dataset") or "unknown"
             counts = f"{shown.rows_kept:,}", f"{shown.tokens:,}"
             rows.append([code(shown.source), role, *counts, license, code(shown.sha256[:16])])
     return table(["source", "used for", "examples", "tokens", "license", "sha256 of token ids"], rows, (2, 3))

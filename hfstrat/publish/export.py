@@ -1,8 +1,9 @@
-"""`hfstrat export`: writes a result in a format of other programs, loads it again and compares.
+"""A result in another form: `hfstrat merge` merges an adapter into its base, `hfstrat export` writes files for other programs.
 
-safetensors: transformers' format (an adapter is merged). gguf: for llama.cpp and Ollama, written with the `gguf` package, for
-Llama models with a byte-level BPE; other models are refused, since llama.cpp's own converter supports more. onnx: by
-transformers' exporter (optimum's does not work with transformers 5).
+safetensors: the form that transformers or sentence-transformers load (an adapter is merged). gguf: for llama.cpp and Ollama,
+written with the `gguf` package, for Llama models with a byte-level BPE; other models are refused, since llama.cpp's own
+converter supports more. onnx: by transformers' exporter (optimum's does not work with transformers 5). Each file is loaded
+again and compared.
 """
 
 from __future__ import annotations
@@ -10,14 +11,29 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfstrat.errors import RunError, UserError
-from hfstrat.publish.merge import merge
-from hfstrat.tasks.artifact import PROBE_TEXT, load, resolve
+from hfstrat.errors import RunError, UserError, first_line
+from hfstrat.models.load import read_json
+from hfstrat.recipe import format
+from hfstrat.tasks import TASKS, artifact, sentence_transformers
+from hfstrat.tasks.artifact import PROBE_TEXT
+from hfstrat.tasks.report import Report, Result
 
+NEEDS = {"safetensors": [], "gguf": ["gguf"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}  # packages
+ALLOWED = {"gguf": 3e-2, "onnx": 1e-3}  # difference relative to the largest logit: matrices of a GGUF file are in 16 bits
+ROWS, TOKENS = 16, 64  # held-out examples that are compared, and tokens of each: all their logits are in memory
+PROMPTS = (
+    PROBE_TEXT,
+    "Write a short poem about the sea.",
+    "Explain in two sentences why the sky is blue.",
+    "def fibonacci(n):\n    ",
+    "Translate to French: The weather is nice today.",
+    "A train leaves at 9:40 and arrives at 12:05. How long does it take?",
+)
 INSTEAD = "llama.cpp's convert_hf_to_gguf.py supports more models (run it on a merged folder)"
 LAYER = {  # modules of a block: transformers' name, GGUF's name
     "input_layernorm": "attn_norm",
@@ -32,7 +48,207 @@ LAYER = {  # modules of a block: transformers' name, GGUF's name
 }
 
 
-def write(model: Any, tokenizer: Any, output: Path) -> None:
+def merge(target: str, output: Path) -> None:
+    """Merge an adapter into the base that it was trained on, loaded in 16 bits, and write a complete model folder.
+
+    The sum is computed in float32 and rounded once. Prints the mean KL divergence (nats per token) of the merged model from
+    the trained one (the base, quantized if it was, with the adapter) on held-out examples of the run or on built-in prompts,
+    and how often both predict the same token.
+
+    Raises:
+        UserError: no adapter, an output folder in use, or a base that is not that of the training.
+    """
+    import torch
+
+    folder, report = artifact.resolve(target)
+    complete = UserError(f"{target}: no adapter to merge: this is a complete model already")
+    if Path(folder).is_dir() and not _is_adapter(folder):
+        raise complete
+    _check_unused(output)
+    check_base(folder, report)
+    quantization = report.run.recipe.model.quantization if report and "quantization" in report.reload else None
+    model, tokenizer, _ = artifact.load(target, widened=True)
+    if not hasattr(model, "merge_and_unload"):
+        raise complete
+    inputs, which = inputs_of(report, tokenizer)
+    before = log_probabilities(model, inputs)
+    if quantization:
+        del model  # so that only one model is in memory
+        model, _, _ = artifact.load(target, "none", widened=True)
+    dtype = model.get_base_model().dtype
+    merged = _merged(model, dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16)
+    after = log_probabilities(merged, inputs)
+    _save(merged, tokenizer, output)
+    print(f"{output}: merged in {_dtype(merged)}{', into the unquantized base' if quantization else ''}")
+    trained = f"{quantization.name} with adapter" if quantization else "adapter"
+    print(f"KL({trained} || merged) = {_divergence(before, after, artifact.task_of(target).text.unit)} ({which})")
+
+
+def check_base(folder: str, report: Report | None) -> None:
+    """Refuse a local base whose weights have changed since training (a base on the Hub is named with its commit)."""
+    from hfstrat.models.fingerprint import model_fingerprint
+
+    before = report.environment.model_sha256 if report else None
+    if report is None or not before or not Path(report.run.recipe.model.name_or_path).expanduser().is_dir():
+        return
+    named = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    if named and Path(named).is_dir() and model_fingerprint(named) != before:
+        raise UserError(f"{folder}: the weights of its base {named} have changed since training; restore them")
+
+
+def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+    """The inputs on which base and merged model are compared, and their description."""
+    import torch
+
+    rows = held_out(report, tokenizer)
+    names = ("input_ids", "token_type_ids")
+    found = [{name: torch.tensor([row[name][:TOKENS]]) for name in names if row.get(name)} for row in rows]
+    if found:
+        return found, f"{len(found)} held-out examples"
+    answers = report.result.answers if report and isinstance(report.result, Result) else []
+    texts = [*(f"{answer.prompt}\n\n{answer.after}" for answer in answers), *PROMPTS]
+    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], f"{len(texts)} prompts"
+
+
+def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """Evaluation examples of the run, if its data are available; else an empty list."""
+    if report is None:
+        return []
+    recipe = report.run.recipe
+    try:
+        data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
+    except Exception:  # the data were moved, or are on another machine
+        return []
+    return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]
+
+
+def log_probabilities(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
+    """Log-probabilities of each input, `[1, T, V]` or `[1, K]`, float32 on the CPU."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        moved = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
+        return [model(**one).logits.float().log_softmax(-1).cpu() for one in moved]
+
+
+def _divergence(before: list[Any], after: list[Any], unit: str) -> str:
+    pairs = list(zip(before, after, strict=True))
+    count = sum(one.shape[:-1].numel() for one in before)
+    nats = sum((one.exp() * (one - two)).sum().item() for one, two in pairs) / count
+    same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in pairs) / count
+    return f"{nats:.2e} nats per {unit}; the same top prediction for {format.percent(same, 2)} of {count}"
+
+
+def export(target: str, output: Path, form: str) -> None:
+    """Write a run's result (or a model) into a new folder, or as a .gguf file.
+
+    Raises:
+        UserError: an unknown format, a missing package, a model that the format does not support.
+        RunError: the logits of the written model differ.
+    """
+    if form not in NEEDS:
+        raise UserError(f"--format: {form}; expected one of {', '.join(NEEDS)}")
+    if missing := [name for name in NEEDS[form] if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--format {form}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if form == "gguf" and output.suffix != ".gguf":
+        raise UserError(f"{output}: expected a file name that ends in .gguf")
+    _check_unused(output)
+    folder, _ = artifact.resolve(target)
+    if form == "safetensors" and _is_adapter(folder):
+        return merge(target, output)
+    if form == "safetensors" and sentence_transformers.is_one(folder):
+        shutil.copytree(folder, output, dirs_exist_ok=True)  # as it was verified: saved again, it would lose its labels
+        return print(f"{output}: loads with sentence-transformers")
+    # in the stored dtype: that of this machine might round
+    model, tokenizer, _ = artifact.load(target, "none", "checkpoint", widened=True)
+    if hasattr(model, "merge_and_unload"):
+        model = _merged(model, model.get_base_model().dtype)
+    writers: dict[str, Callable[[Any, Any, Path], None]] = {"safetensors": _safetensors, "gguf": _gguf, "onnx": _onnx}
+    return writers[form](model, tokenizer, output)
+
+
+def _is_adapter(folder: str) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def _check_unused(output: Path) -> None:
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"{output} is in use; name a new one")
+
+
+def _merged(model: Any, dtype: Any) -> Any:
+    return model.float().merge_and_unload(safe_merge=True).to(dtype)
+
+
+def _save(model: Any, tokenizer: Any, output: Path) -> None:
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _safetensors(model: Any, tokenizer: Any, output: Path) -> None:
+    _save(model, tokenizer, output)
+    print(f"{output}: {_dtype(model)}, loads with transformers")
+
+
+def _gguf(model: Any, tokenizer: Any, output: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    write_gguf(model, tokenizer, output)
+    where = {"pretrained_model_name_or_path": str(output.absolute().parent), "gguf_file": output.name}
+    again = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True))
+    if AutoTokenizer.from_pretrained(**where)(PROBE_TEXT)["input_ids"] != tokenizer(PROBE_TEXT)["input_ids"]:
+        raise RunError(f"{output}: loaded again, its tokenizer gives different tokens; the file is kept for inspection")
+    _compare(model.float(), again.float(), tokenizer, output, ALLOWED["gguf"])
+
+
+def _onnx(model: Any, tokenizer: Any, output: Path) -> None:
+    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+
+    model = model.float().cpu()
+    model.config.use_cache = False
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        exported = OnnxExporter().export(model, _inputs(tokenizer, 2), OnnxConfig(dynamic=True))
+    except Exception as error:
+        why = f"{output}: transformers' ONNX exporter does not support a {type(model).__name__}: {first_line(error)}"
+        raise UserError(why) from error
+    _save(exported, tokenizer, output)
+    _compare(model, ExportedModel.from_pretrained(output), tokenizer, output, ALLOWED["onnx"])
+
+
+def _inputs(tokenizer: Any, rows: int) -> dict[str, Any]:
+    import torch
+
+    batch = torch.tensor([tokenizer(PROBE_TEXT)["input_ids"]] * rows)
+    return {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
+
+
+def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: float) -> None:
+    """Print the difference of the logits of the exported model, loaded again, from those of the model.
+
+    Raises:
+        RunError: the difference is too large.
+    """
+    import torch
+
+    inputs = _inputs(tokenizer, 1)
+    with torch.no_grad():
+        want, got = (torch.as_tensor(each(**inputs).logits).float().cpu() for each in (model.cpu(), again))
+    off, largest = float((want - got).abs().max()), float(want.abs().max())
+    if not off <= allowed * largest:
+        raise RunError(f"{output}: loaded again, its logits differ by {off:.3g} (largest {largest:.3g}); the file is kept")
+    same = float((want.argmax(-1) == got.argmax(-1)).float().mean())
+    print(
+        f"{output}: loaded again: logits differ by at most {off:.2g} (largest {largest:.3g}), {same:.0%} same top predictions"
+    )
+
+
+def write_gguf(model: Any, tokenizer: Any, output: Path) -> None:
     """Write weights (matrices in 16 bits), config, tokenizer and chat template.
 
     Raises:
@@ -142,98 +358,3 @@ def _stored(gguf: Any, weight: Any, dtype: Any) -> tuple[Any, None, Any]:
         bits = weight.to(torch.bfloat16).contiguous().view(torch.uint8).reshape(weight.shape[0], -1)
         return bits.numpy(), None, gguf.GGMLQuantizationType.BF16
     return weight.to(torch.float16).contiguous().numpy(), None, gguf.GGMLQuantizationType.F16
-
-
-NEEDS = {"safetensors": [], "gguf": ["gguf"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
-
-
-ALLOWED = {"gguf": 3e-2, "onnx": 1e-3}  # difference relative to the largest logit: matrices of a GGUF file are in 16 bits
-
-
-def export(target: str, output: Path, form: str) -> None:
-    """Write a run's result (or a model) into a new folder, or as a .gguf file.
-
-    Raises:
-        UserError: an unknown format, a missing package, a model that the format does not support.
-        RunError: the logits of the written model differ.
-    """
-    if form not in NEEDS:
-        raise UserError(f"--format: {form}; expected one of {', '.join(NEEDS)}")
-    if missing := [name for name in NEEDS[form] if importlib.util.find_spec(name) is None]:
-        raise UserError(f"--format {form}: needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    if form == "gguf" and output.suffix != ".gguf":
-        raise UserError(f"{output}: expected a file name that ends in .gguf")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"{output} is in use; name a new one")
-    folder, _ = resolve(target)
-    if form == "safetensors" and (Path(folder) / "adapter_config.json").is_file():
-        return merge(target, output)
-    model, tokenizer, _ = load(
-        target, "none", "checkpoint", widened=True
-    )  # in the stored dtype: that of this machine might round
-    if hasattr(model, "merge_and_unload"):
-        own = model.get_base_model().dtype
-        model = model.float().merge_and_unload(safe_merge=True).to(own)
-    writers: dict[str, Callable[[Any, Any, Path], None]] = {"safetensors": _safetensors, "gguf": _gguf, "onnx": _onnx}
-    return writers[form](model, tokenizer, output)
-
-
-def _safetensors(model: Any, tokenizer: Any, output: Path) -> None:
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"{output}: {str(model.dtype).removeprefix('torch.')}, loads with transformers")
-
-
-def _gguf(model: Any, tokenizer: Any, output: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    write(model, tokenizer, output)
-    where = {"pretrained_model_name_or_path": str(output.absolute().parent), "gguf_file": output.name}
-    again = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True))
-    if AutoTokenizer.from_pretrained(**where)(PROBE_TEXT)["input_ids"] != tokenizer(PROBE_TEXT)["input_ids"]:
-        raise RunError(f"{output}: loaded again, its tokenizer gives different tokens; the file is kept for inspection")
-    _compare(model.float(), again.float(), tokenizer, output, ALLOWED["gguf"])
-
-
-def _onnx(model: Any, tokenizer: Any, output: Path) -> None:
-    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
-
-    model = model.float().cpu()
-    model.config.use_cache = False
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        exported = OnnxExporter().export(model, dict(_inputs(tokenizer, 2)), OnnxConfig(dynamic=True))
-    except Exception as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{output}: transformers' ONNX exporter does not support a {type(model).__name__}: {why}") from error
-    exported.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    _compare(model, ExportedModel.from_pretrained(output), tokenizer, output, ALLOWED["onnx"])
-
-
-def _inputs(tokenizer: Any, rows: int) -> Any:
-    import torch
-
-    ids = tokenizer(PROBE_TEXT)["input_ids"]
-    batch = torch.tensor([ids] * rows)
-    return {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
-
-
-def _compare(model: Any, again: Any, tokenizer: Any, output: Path, allowed: float) -> None:
-    """Print the difference of the logits of the exported model, loaded again, from those of the model.
-
-    Raises:
-        RunError: the difference is too large.
-    """
-    import torch
-
-    inputs = _inputs(tokenizer, 1)
-    with torch.no_grad():
-        want, got = (torch.as_tensor(each(**inputs).logits).float().cpu() for each in (model.cpu(), again))
-    off, largest = float((want - got).abs().max()), float(want.abs().max())
-    if not off <= allowed * largest:
-        raise RunError(f"{output}: loaded again, its logits differ by {off:.3g} (largest {largest:.3g}); the file is kept")
-    same = float((want.argmax(-1) == got.argmax(-1)).float().mean())
-    print(
-        f"{output}: loaded again: logits differ by at most {off:.2g} (largest {largest:.3g}), {same:.0%} same top predictions"
-    )

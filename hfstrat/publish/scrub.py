@@ -1,12 +1,15 @@
-"""Removes local paths, secrets and examples of the data from everything that is published."""
+"""What is published names nothing local: Hub ids and hashes instead of paths; no secrets and no examples of the data."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hfstrat.tasks.report import Report
 
@@ -27,34 +30,16 @@ PATHS = re.compile(r"(?:(?<![\w:/.<>\])])(?:file://)?(?:/|~/)(?:[\w.@+~*-]+/)+[\
 ROWS = re.compile(
     r"^(answers|samples?|examples?|.*_examples|prompts?|completions?|references?|messages?|texts?|rows_shown|shown)$"
 )
-NAMES_OF_PATHS = {
-    "path",
-    "train",
-    "eval",
-    "output_dir",
-    "resume_from_checkpoint",
-    "template",
-    "name_or_path",
-    "tokenizer",
-    "adapter",
-    "model_class",
+NAMES_OF_PATHS = {  # keys of a recipe
+    *("path", "train", "eval", "output_dir", "resume_from_checkpoint", "template"),
+    *("name_or_path", "tokenizer", "adapter", "model_class"),
 }
 SUFFIXES = {
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".arrow",
-    ".txt",
-    ".gz",
-    ".yaml",
-    ".yml",
-    ".gguf",
-    ".jinja",
-    ".py",
-    ".md",
+    *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz"),
+    *(".yaml", ".yml", ".gguf", ".jinja", ".py", ".md"),
 }
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+CACHED = re.compile(r"(?:models|datasets)--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
 
 
 class Scrubber:
@@ -149,7 +134,7 @@ def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
 
 
 def _paths(value: Any, name: str = "") -> Iterator[str]:
-    """The strings of a recipe that are paths: they exist on this disk, or their key and form say so."""
+    """The strings of a recipe that are paths: they exist on this disk, or their key and form imply it."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _paths(each, str(key))
@@ -177,3 +162,64 @@ def _secrets_at_hand() -> set[str]:
 
     found = {value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 12}
     return {secret for secret in (*found, get_token()) if secret}
+
+
+# base model and data
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that a run started from. `hub` is an id, or "" for a local model."""
+
+    hub: str
+    revision: str | None  # a commit, if known
+    name: str  # of the folder or file, without its path
+    sha256: str | None  # over the weights of a local one
+    license: str | None
+
+    @property
+    def reference(self) -> str:
+        """The base in the config of an adapter: an id, or words that cannot be mistaken for one."""
+        if self.hub:
+            return self.hub
+        return f"local model {self.name!r}" + (f" (weights' sha256 {self.sha256})" if self.sha256 else "")
+
+
+def base_of(report: Report) -> Base | None:
+    """The base of a run; None if it started from random weights."""
+    model, known = report.run.recipe.model, report.environment.model_sha256
+    source = model.name_or_path
+    if not source or report.run.recipe.strategy.random_weights:
+        return None
+    path, license = Path(source).expanduser(), license_of(source, "model")
+    if found := CACHED.search(str(path.absolute())):
+        owner, name, commit = found.groups()
+        return Base(f"{owner}/{name}" if name else owner, commit, name or owner, None, license)
+    if path.exists() or not HUB_ID.fullmatch(source):
+        return Base("", None, path.name, known, license)
+    if known and len(known) == 64:  # a hash over weights and not a commit: of a relative folder that no longer exists
+        return Base("", None, path.name, known, None)
+    commit = known if known and re.fullmatch(r"[0-9a-f]{40}", known) else model.revision
+    return Base(source, commit, source.split("/")[-1], None, license)
+
+
+def is_hub_data(source: str) -> bool:
+    """Whether a data source is a Hub id."""
+    path = Path(source).expanduser()
+    return "/" in source and bool(HUB_ID.fullmatch(source)) and not path.exists() and not path.suffix
+
+
+def license_of(source: str, kind: str) -> str | None:
+    """The license in the card next to a model or dataset, or in its card in the Hub's cache."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    path = Path(source).expanduser()
+    if path.exists():
+        card: Any = (path if path.is_dir() else path.parent) / "README.md"
+    else:
+        card = try_to_load_from_cache(source, "README.md", repo_type=kind) if HUB_ID.fullmatch(source) else None
+    try:
+        license = (metadata_load(card) or {}).get("license") if isinstance(card, str | Path) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return ", ".join(map(str, license)) if isinstance(license, list) else (str(license) if license else None)

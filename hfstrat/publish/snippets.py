@@ -10,10 +10,12 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
-from hfstrat.publish import provenance
+from hfstrat.publish.scrub import Base, base_of
 from hfstrat.tasks import TASKS, task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank accepts
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Artifact:
         return "sentence-transformers" if self.is_sentence else ("peft" if self.is_adapter else "transformers")
 
     @property
-    def base(self) -> provenance.Base | None:
-        return provenance.base_of(self.report) if self.report else None
+    def base(self) -> Base | None:
+        return base_of(self.report) if self.report else None
 
     @property
     def base_name(self) -> str:
@@ -86,95 +88,61 @@ def _load(a: Artifact) -> list[str]:
     auto, source = a.task.model.auto_class, repr(a.source).replace("'", '"')
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
     if a.is_sentence:
-        return [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f"model = SentenceTransformer({source})",
-        ]
-    if not a.is_adapter:
-        return [
-            f"from transformers import {auto}, AutoTokenizer",
-            "",
-            f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})',
-            tokenizer,
-        ]
-    special = (a.folder / "config.json").is_file()  # labels and padding, which the base does not have
-    if not (a.own_base or special or a.local_base):
-        by_itself = auto.replace("AutoModel", "AutoPeftModel")
-        return [
-            f"from peft import {by_itself}",
-            "from transformers import AutoTokenizer",
-            "",
-            f'model = {by_itself}.from_pretrained({source}, dtype="auto"{trust})',
-            tokenizer,
-        ]
+        return ["from sentence_transformers import SentenceTransformer", "", f"model = SentenceTransformer({source})"]
+    special = (a.folder / "config.json").is_file()  # labels and padding, which the base of an adapter does not have
+    if a.is_adapter and (a.own_base or special or a.local_base):
+        return _load_on_base(a, auto, source, special, [tokenizer], trust)
+    imports = [f"from transformers import {auto}, AutoTokenizer"]
+    if a.is_adapter:
+        auto = auto.replace("AutoModel", "AutoPeftModel")
+        imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
+    return [*imports, "", f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})', tokenizer]
+
+
+def _load_on_base(a: Artifact, auto: str, source: str, special: bool, lines: list[str], trust: str) -> list[str]:
+    """Code that loads the base and then the adapter; `lines` load the tokenizer."""
     names = ["AutoConfig", auto, "AutoTokenizer"] if special else [auto, "AutoTokenizer"]
     base, more = f'"{a.base_name}"', ', dtype="auto"'
     if a.base_name.endswith(".gguf"):
         file = Path(a.base_name)
-        base, names = f'"{file.parent}"', sorted([*names, "GgufConfig"])
+        base, names = f'"{file.parent}"', [*names, "GgufConfig"]
         more += f', gguf_file="{file.name}", quantization_config=GgufConfig(dequantize=True)'
     if a.base and a.base.revision:
         more += f', revision="{a.base.revision}"'
     more += f", config=AutoConfig.from_pretrained({source})" if special else ""
-    known = a.base.sha256 if a.base and a.own_base and not a.local_base else None
-    why = f"# your copy of the base: the sha256 of its weights starts with {known[:12]}" if known else ""
-    added = bool(a.report and a.report.run.recipe.model.add_tokens)
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {', '.join(sorted(names))}",
-        "",
-        tokenizer,
-        *([why] if why else []),
-        f"base = {auto}.from_pretrained({base}{more}{trust})",
-        *(["base.resize_token_embeddings(len(tokenizer))"] if added else []),
-        f"model = PeftModel.from_pretrained(base, {source})",
-    ]
+    if a.base and a.own_base and not a.local_base and a.base.sha256:
+        lines = [*lines, f"# your copy of the base: the sha256 of its weights starts with {a.base.sha256[:12]}"]
+    lines = [*lines, f"base = {auto}.from_pretrained({base}{more}{trust})"]
+    if a.report and a.report.run.recipe.model.add_tokens:
+        lines.append("base.resize_token_embeddings(len(tokenizer))")
+    imports = ["from peft import PeftModel", f"from transformers import {', '.join(sorted(names))}"]
+    return [*imports, "", *lines, f"model = PeftModel.from_pretrained(base, {source})"]
 
 
 def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     """Ways to serve this artifact: titles and shell commands."""
     if artifact.task.text.pipeline != "text-generation":
         return []
-    source, trust = artifact.source, " --trust-remote-code" if artifact.trust else ""
-    if not artifact.is_adapter:
-        request = _request(source, artifact.chats)
-        return [
-            ("transformers (pip install 'transformers[serving]')", [f"transformers serve {source}{trust}", request]),
-            ("vLLM", [f"vllm serve {source}{trust}", request]),
-            (
-                "Ollama",
-                [
-                    f"hfstrat export {source} model.gguf --format gguf",
-                    "printf 'FROM ./model.gguf\\n' > Modelfile",
-                    "ollama create my-model -f Modelfile && ollama run my-model",
-                ],
-            ),
-        ]
-    merged = [f"hfstrat merge {source} merged"]
-    rank = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= artifact.rank), artifact.rank)
-    base = artifact.base_name
+    trust, chats = " --trust-remote-code" if artifact.trust else "", artifact.chats
+    source = model = vllm = artifact.source
+    merging, notes, loads = list[str](), ("", "", ""), source
+    if artifact.is_adapter:
+        merging, model, vllm = [f"hfstrat merge {source} merged"], "./merged", "mine"
+        notes = ("after merging; ", " (the base with the adapter; or merge first)", " (after merging)")
+        rank = next((size for size in VLLM_RANKS if size >= artifact.rank), artifact.rank)
+        loads = f"{artifact.base_name} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}"
+    ollama = [
+        f"hfstrat export {'merged' if merging else source} model.gguf --format gguf",
+        "printf 'FROM ./model.gguf\\n' > Modelfile",
+        "ollama create my-model -f Modelfile && ollama run my-model",
+    ]
     return [
         (
-            "transformers (after merging; pip install 'transformers[serving]')",
-            [*merged, f"transformers serve ./merged{trust}", _request("./merged", artifact.chats)],
+            f"transformers ({notes[0]}pip install 'transformers[serving]')",
+            [*merging, f"transformers serve {model}{trust}", _request(model, chats)],
         ),
-        (
-            "vLLM (the base with the adapter; or merge first)",
-            [
-                f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}{trust}",
-                _request("mine", artifact.chats),
-            ],
-        ),
-        (
-            "Ollama (after merging)",
-            [
-                *merged,
-                "hfstrat export merged model.gguf --format gguf",
-                "printf 'FROM ./model.gguf\\n' > Modelfile",
-                "ollama create my-model -f Modelfile && ollama run my-model",
-            ],
-        ),
+        (f"vLLM{notes[1]}", [f"vllm serve {loads}{trust}", _request(vllm, chats)]),
+        (f"Ollama{notes[2]}", [*merging, *ollama]),
     ]
 
 

@@ -72,7 +72,7 @@ def plan_launch(
         alone = processes in (None, 1) and (machines.num_machines or 1) == 1
         config = "single" if alone else (several if gpus else "cpu_ddp")
     file = Path(config) if Path(config).is_file() else library.find("accelerate_configs", config)
-    settings = _read(file)
+    settings = read_config(file)
     wanted = processes or int(settings.get("num_processes") or 1)
     on_cpu, kind = bool(settings.get("use_cpu")), str(settings.get("distributed_type"))
     count = machines.num_machines or int(settings.get("num_machines") or 1)
@@ -132,7 +132,8 @@ def _check_possible(config: str, kind: str, wanted: int, machines: int, on_cpu: 
         raise UserError(f"--num-processes {wanted}: this machine has {gpus} GPU(s); on CPUs use --accelerate-config cpu_ddp")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The settings of an Accelerate config. Raises UserError if it is none."""
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hfstrat.recipe.section import Shapes
 
+PAYS = 1.1  # predicted speedup below which cached hidden states are not worth disk space and waiting time
 TRAINED_BYTES = 12  # of a trainable parameter in a checkpoint: its float32 weight and two Adam moments
 
 

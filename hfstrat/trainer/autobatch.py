@@ -21,10 +21,8 @@ from hfstrat.errors import UserError
 from hfstrat.models.blocks import checkpoint_activations
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Training
-from hfstrat.trainer.plan import Plan, largest_that_fits
+from hfstrat.trainer.plan import HEADROOM, Plan, largest_that_fits
 from hfstrat.trainer.train_data import TrainData
-
-HEADROOM = 0.92  # share of the device's memory that a measured step may use
 
 
 def peak_bytes() -> int:

@@ -156,10 +156,10 @@ def explain(error: BaseException) -> errors.RunError:
     return ProcessLost(gone) if gone else errors.named(error)
 
 
-def note(code: int, sentence: str) -> None:
+def note(code: int, sentence: str, checkpoints: str = "") -> None:
     """Write the outcome for the launcher's parent, if it has one and no other process has written it."""
     rank, file = int(os.environ.get("RANK", "0")), os.environ.get(FILE)
     if file and (code or rank == 0) and not Path(file).exists():
         partial = Path(f"{file}.{rank}")
-        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank}))
+        partial.write_text(json.dumps({"code": code, "sentence": sentence, "rank": rank, "checkpoints": checkpoints}))
         partial.rename(file)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CPU_TOKENS = 512  # per forward pass: with more, activations exceed the caches (benchmarks/micro_batch.py)
 CPU_MULTIPLE = 16  # of the widths of batches: kernels are compiled for each width
 MAX_TOKENS = 16_384  # of the longest examples in one forward pass, if memory is not measured
+HEADROOM = 0.92  # share of the device's memory that a step may use
 ENDLESS = 10**7  # steps, if only a time limit ends the run
 
 

@@ -212,14 +212,13 @@ class Resumable(Base):  # type: ignore[misc]
             raise error
         checkpoints.remove(folder)
         completed = checkpoints.complete(folder.parent)
-        kept = f"the last complete checkpoint is {completed[-1]}" if completed else "no complete checkpoint exists yet"
+        kept = f"; the last complete checkpoint is {completed[-1]}" if completed else "; no complete checkpoint exists yet"
         if self.args.world_size > 1:
-            raise errors.RunError(
-                f"the disk is full: checkpoint-{self.state.global_step} was not saved; {kept}", end.code
-            ) from error
+            full = f"the disk is full: checkpoint-{self.state.global_step} was not saved{kept}"
+            raise errors.RunError(full, end.code, kept) from error
         if self.state.best_global_step == self.state.global_step:  # its weights will be lost
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self._best_saved
         self.print_line(
-            f"the disk is full: checkpoint-{self.state.global_step} was not saved; {kept}. Training continues; free some disk "
+            f"the disk is full: checkpoint-{self.state.global_step} was not saved{kept}. Training continues; free some disk "
             "space, or the result cannot be saved"
         )

@@ -163,16 +163,16 @@ def report_exit() -> Iterator[None]:
         named = heartbeat.explain(error)
         if named.code == errors.CRASH and not isinstance(named, heartbeat.ProcessLost):
             traceback.print_exc()
-        end(named.code, str(named))
+        end(named.code, str(named), named.checkpoints)
     else:
         end(errors.OK, "")
 
 
-def end(code: int, sentence: str) -> None:
+def end(code: int, sentence: str, checkpoints: str = "") -> None:
     """Report the end, once, and exit. With several processes, only the first that fails is reported."""
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get(heartbeat.FILE):
-        heartbeat.note(code, sentence)
+        heartbeat.note(code, sentence, checkpoints)
     elif code and (rank == 0 or code != errors.USER):
         print(f"{'' if rank == 0 else f'rank {rank}: '}{sentence}", file=sys.stderr)
     sys.stdout.flush()

@@ -170,7 +170,7 @@ class StrategyTrainer(Resumable, Trainer):
         cure = "Halve training.learning_rate, increase training.warmup_steps, or look for broken examples with `hfstrat check`"
         if step == 0:
             cure = "Nothing was trained yet: the model's weights are not finite, or it needs model.dtype: float32 or bfloat16"
-        raise errors.RunError(f"the {what} is not finite at step {step}{kept}. {cure}", errors.NON_FINITE)
+        raise errors.RunError(f"the {what} is not finite at step {step}{kept}. {cure}", errors.NON_FINITE, kept)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_finite()

@@ -79,7 +79,7 @@ def test_more_data_adds_at_least_as_much_to_scratch_as_to_any_other_strategy() -
     source = random.Random(1)
     for _ in range(200):
         rows, tokens = 10 ** source.uniform(1, 7), 10 ** source.uniform(3, 11)
-        one = rules.Facts("quality", rows, 1, tokens, 1e9, 1e9, 1e7, domain_gap=source.choice([None, 0.0, 0.6]))
+        one = rules.Facts("quality", rows, 1, tokens, 1e9, 1e7, domain_gap=source.choice([None, 0.0, 0.6]))
         more = replace(one, rows=rows * 3, tokens=tokens * 3)
         gains = {name: rules.score(more, name).points - rules.score(one, name).points for name in rules.ALL}
         assert all(gains["scratch"] >= gain - 1e-9 for gain in gains.values()), gains

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from hfstrat import errors
 from hfstrat.cli import main
-from hfstrat.comparison import compare, entries, survey
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.screen import Screen
+from hfstrat.comparison import compare, entries, processes
+from hfstrat.comparison.processes import Ending, Run
+from hfstrat.comparison.text import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import defaults
@@ -210,20 +210,20 @@ def test_tokens_are_counted_in_the_order_of_the_run() -> None:
     order = BatchOrder(lengths, 8, 100, 5, group_by_length=True)
     for steps in (1, 2, 7, 30):
         exactly = sum(int(lengths[order.batch(step)].sum()) for step in range(steps))
-        assert survey.affordable_steps(exactly, lengths, recipe, "a") == steps
-        assert survey.affordable_steps(exactly + 1, lengths, recipe, "a") == steps
-        assert survey.affordable_steps(exactly - 1, lengths, recipe, "a") == steps - 1 if steps > 1 else True
+        assert processes.affordable_steps(exactly, lengths, recipe, "a") == steps
+        assert processes.affordable_steps(exactly + 1, lengths, recipe, "a") == steps
+        assert processes.affordable_steps(exactly - 1, lengths, recipe, "a") == steps - 1 if steps > 1 else True
     with pytest.raises(UserError, match="too few for one step of a: its first 8 examples have"):
-        survey.affordable_steps(order.tokens(0) - 1, lengths, recipe, "a")
+        processes.affordable_steps(order.tokens(0) - 1, lengths, recipe, "a")
 
 
 def test_evaluations_must_use_the_same_examples() -> None:
-    survey.check({"a": facts(), "b": facts(tokenizer="two")})
+    processes.check({"a": facts(), "b": facts(tokenizer="two")})
     with pytest.raises(UserError, match="tokens have no defined bytes"):
-        survey.check({"a": facts(), "b": facts(tokenizer="two", has_bytes=False)})
-    other = survey.DataFacts(**{**vars(facts()), "evaluated": "others"})
+        processes.check({"a": facts(), "b": facts(tokenizer="two", has_bytes=False)})
+    other = processes.DataFacts(**{**vars(facts()), "evaluated": "others"})
     with pytest.raises(UserError, match="a and b are evaluated on different examples"):
-        survey.check({"a": facts(), "b": other})
+        processes.check({"a": facts(), "b": other})
 
 
 def test_finished_runs_are_not_repeated(played: Played, write: Any, tmp_path: Path) -> None:
@@ -333,6 +333,23 @@ def test_an_edited_recipe_is_not_overwritten(played: Played, tiny: Path, rows: P
     assert len(played.ran) == 2
 
 
+def test_a_recipe_proposed_before_a_key_was_renamed_is_not_an_edited_one(
+    played: Played, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """It is rewritten in today's names; a comment in a recipe with today's names stays."""
+    given = request(tmp_path / "out", model=str(tiny), data=str(rows), strategies="distill", seeds=1)
+    first = played.compare(given)
+    made = tmp_path / "out" / "recipes" / "distill.yaml"
+    todays = made.read_text()
+    made.write_text(todays.replace("teacher_weight:", "alpha:"))
+    assert made.read_text() != todays
+    assert played.compare(given) == first
+    assert made.read_text() == todays
+    made.write_text(f"# mine\n{todays}")
+    assert played.compare(given) == first
+    assert made.read_text().startswith("# mine")
+
+
 def test_separate_evaluation_data(played: Played, write: Any, rows: Path, tmp_path: Path) -> None:
     """Then nothing is held out, in any run."""
     given = request(tmp_path / "out", recipes=[write("a.yaml")], evaluate=str(rows))
@@ -417,7 +434,7 @@ def test_models_of_several_tokenizers_are_compared_by_bytes(
     played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {"lora": facts("one"), "full": facts("two")}
-    monkeypatch.setattr(survey, "read_data", lambda *_: both)
+    monkeypatch.setattr(processes, "read_data", lambda *_: both)
     found = played.compare(request(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
     assert found["quality"]["metric"] == "bits_per_byte"
     for row in found["entries"]:
@@ -431,14 +448,14 @@ def test_the_summary_rates_the_advisor(
     played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whether its first choice was best, and how many measurements are within its predictions."""
-    from hfstrat.comparison import sheet
+    from hfstrat.comparison import text
 
     band = {"seconds": 90.0, "seconds_band": (80.0, 90.0), "memory_bytes": 1.0, "memory_band": (0.0, 2.0), "source": "[1]"}
     predictions: dict[str, Any] = {"lora": {**band, "rank": 1}, "full": {**band, "rank": 2}}
     played.predict = lambda recipes: predictions
     files = [write("lora.yaml"), write("full.yaml", "full")]
     found = played.compare(request(tmp_path / "out", recipes=files))
-    lines = sheet.summary(found)
+    lines = text.summary(found)
     assert lines[0].startswith("best: full, loss (nats/token) 1.")
     assert any(line.startswith("the advisor's first choice was lora, versus the best: +0.") for line in lines)
     assert "time was within the predicted range for 1 of 2" in lines
@@ -447,10 +464,10 @@ def test_the_summary_rates_the_advisor(
     assert all(line in shown for line in lines)
     assert "[1]" not in shown  # sources are only on the page
     predictions["lora"]["rank"], predictions["full"]["rank"] = 2, 1
-    right = sheet.summary(played.compare(request(tmp_path / "right", recipes=files)))
+    right = text.summary(played.compare(request(tmp_path / "right", recipes=files)))
     assert "the advisor's first choice was full, which is best" in right
     played.endings = {"full": ("out-of-memory", "killed")}
-    failed = sheet.summary(played.compare(request(tmp_path / "failed", recipes=files)))
+    failed = text.summary(played.compare(request(tmp_path / "failed", recipes=files)))
     assert "the advisor's first choice was full, which did not finish" in failed
 
 
@@ -481,14 +498,14 @@ def test_the_remaining_time_follows_predictions_and_their_error() -> None:
 def test_predictions_and_measurements_are_shown_together(
     played: Played, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfstrat.comparison import sheet
+    from hfstrat.comparison import text
 
     predictions: dict[str, Any] = {
         "lora": {"seconds": 70.0, "seconds_band": (60.0, 80.0), "rank": 1, "verdict": "it fits and does well"}
     }
     played.predict = lambda recipes: predictions if set(recipes) == {"lora", "full"} else {}
     found = played.compare(request(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=1))
-    lines = [line.cells for line in sheet.sheet(found) if line.group == "predicted"]
+    lines = [line.cells for line in text.sheet(found) if line.group == "predicted"]
     assert lines[0] == ["70s (60s to 80s), off by 23%", "–"]
     assert lines[1] == ["–", "–"]
     assert lines[3] == ["it fits and does well", "–"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hfstrat.comparison import runs
-from hfstrat.comparison.runs import Run, execute, outcome, read_ending
+from hfstrat.comparison import processes
+from hfstrat.comparison.processes import Run, execute, outcome, read_ending
 from hfstrat.run import launch
 from hfstrat.run.launch import Launch
 
@@ -45,7 +45,8 @@ def test_the_reported_outcome_is_stored(process: Any) -> None:
 def test_no_ending_mentions_deleted_checkpoints(process: Any) -> None:
     for hint in ("; the last complete checkpoint is a/b/checkpoint-10", "; no checkpoint exists yet", ""):
         sentence = f"the gradient is not finite at step 3{hint}. Halve training.learning_rate"
-        run = process(f"{OUTCOME.replace('CODE', '5').replace('because', sentence)}; raise SystemExit(5)")
+        ended = {"code": 5, "sentence": sentence, "checkpoints": hint}
+        run = process(f"import json, os; json.dump({ended}, open(os.environ['HFSTRAT_OUTCOME'], 'w')); raise SystemExit(5)")
         assert execute(run, None, lambda: None).sentence == "the gradient is not finite at step 3. Halve training.learning_rate"
 
 
@@ -64,7 +65,7 @@ def test_a_broken_state_file_is_ignored(process: Any) -> None:
     assert read_ending(run) is None
     run.folder.mkdir(parents=True)
     for text in ("", "{", "[]", '{"identity": "identity"}'):
-        (run.folder / runs.STATE).write_text(text)
+        (run.folder / processes.STATE).write_text(text)
         assert read_ending(run) is None
 
 
@@ -94,8 +95,8 @@ def test_each_run_starts_with_an_empty_cache(process: Any) -> None:
     """The cache is its own and is deleted afterwards, so that the time does not depend on earlier runs."""
     run = process("import os; c = os.environ['HFSTRAT_CACHE']; os.mkdir(c); open(c + '/x', 'w'); print(c)")
     execute(run, None, lambda: None)
-    assert run.log.read_text().strip() == str(run.folder / runs.CACHE)
-    assert not (run.folder / runs.CACHE).exists()
+    assert run.log.read_text().strip() == str(run.folder / processes.CACHE)
+    assert not (run.folder / processes.CACHE).exists()
 
 
 def test_no_checkpoint_is_left(process: Any) -> None:
@@ -114,7 +115,7 @@ def test_no_run_outlives_a_comparison_that_was_killed(tmp_path: Path) -> None:
 import os, sys
 from pathlib import Path
 from hfstrat.run import launch
-from hfstrat.comparison.runs import Run, execute
+from hfstrat.comparison.processes import Run, execute
 launch.plan_launch = lambda *_: launch.Launch([sys.executable, "-c", {child!r}, {str(mark)!r}], dict(os.environ), 1)
 execute(Run("a", 1, "a.yaml", (), Path({str(tmp_path / "a")!r}), "x"), None, lambda: None)
 """

@@ -13,11 +13,10 @@ import pytest
 
 from hfstrat.advisor import recipes as advisor_recipes
 from hfstrat.comparison import compare as comparison_compare
-from hfstrat.comparison import runs, survey
+from hfstrat.comparison import processes
 from hfstrat.comparison.entries import Request, parse_budget
+from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
-from hfstrat.comparison.runs import Ending, Run
-from hfstrat.comparison.survey import DataFacts
 from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import load_recipe
 
@@ -96,8 +95,8 @@ class Played:
         self.skills = {"head": 0.3, "partial": 0.6, "lora": 0.8, "full": 0.9, "distill": 0.5, "scratch": 0.05}
         self.facts = facts()
         self.predict: Predict = advisor_recipes.predict
-        monkeypatch.setattr(runs, "execute", self.execute)
-        monkeypatch.setattr(survey, "read_data", self.read_data)
+        monkeypatch.setattr(processes, "execute", self.execute)
+        monkeypatch.setattr(processes, "read_data", self.read_data)
 
     def read_data(self, lineup: Any, budget: Any, seeds: int) -> dict[str, DataFacts]:
         self.surveys += 1
@@ -116,7 +115,7 @@ class Played:
             skill = self.skills.get(run.label, 0.5)
             leave_result(run, skill, 10 + 90 * skill, self.classes)
         ending = Ending(run.identity, *how, 25.0)
-        (run.folder / runs.STATE).write_text(json.dumps(vars(ending)))
+        (run.folder / processes.STATE).write_text(json.dumps(vars(ending)))
         return ending
 
     def compare(self, given: Request) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hfstrat.publish import card, snippets
 from hfstrat.tasks.report import parse, read
 
 
-def made(run: Path, repo: str = "me/x") -> str:
+def card_of(run: Path, repo: str = "me/x") -> str:
     return card.make(read(run), run / "final", repo)
 
 
@@ -34,7 +34,7 @@ def code_of(text: str) -> str:
 
 
 def test_its_numbers_are_those_of_the_report(tmp_path: Path) -> None:
-    text = made(finished_run(tmp_path / "run"))
+    text = card_of(finished_run(tmp_path / "run"))
     for words in (
         "| loss (nats per token) ↓ | 3.5000 | **2.5000** |",
         "| perplexity ↓ | 33.10 | **12.20** |",
@@ -51,10 +51,10 @@ def test_its_numbers_are_those_of_the_report(tmp_path: Path) -> None:
 
 
 def test_metadata_are_valid(tmp_path: Path) -> None:
-    """By huggingface_hub's own classes, and by what the Hub's check asks for."""
+    """According to the classes of huggingface_hub and the check of the Hub."""
     from huggingface_hub import HfApi, ModelCard
 
-    text = made(finished_run(tmp_path / "run", model={"name_or_path": "owner/base"}))
+    text = card_of(finished_run(tmp_path / "run", model={"name_or_path": "owner/base"}))
     head = head_of(text)
     assert head["base_model"] == "owner/base"
     assert head["base_model_relation"] == "adapter"
@@ -70,7 +70,7 @@ def test_metadata_are_valid(tmp_path: Path) -> None:
 
 
 def test_a_local_base_is_in_no_metadata(tmp_path: Path) -> None:
-    text = made(finished_run(tmp_path / "run"))
+    text = card_of(finished_run(tmp_path / "run"))
     assert "base_model" not in head_of(text)
     assert "the local model `Tiny-Base`" in text
     assert f"`{'fe' * 32}`" in text
@@ -93,14 +93,14 @@ def test_known_licenses_are_named(tmp_path: Path) -> None:
 
 def test_code_fits_the_artifact(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", model={"name_or_path": "owner/base"})
-    assert 'AutoPeftModelForCausalLM.from_pretrained("me/x"' in code_of(made(run))
-    own = code_of(made(finished_run(tmp_path / "own")))
+    assert 'AutoPeftModelForCausalLM.from_pretrained("me/x"' in code_of(card_of(run))
+    own = code_of(card_of(finished_run(tmp_path / "own")))
     assert 'PeftModel.from_pretrained(base, "me/x")' in own
     assert 'AutoModelForCausalLM.from_pretrained("path/to/Tiny-Base", dtype="auto")' in own
     (run / "final" / "adapter_config.json").unlink()
-    assert '= AutoModelForCausalLM.from_pretrained("me/x", dtype="auto")' in code_of(made(run))
+    assert '= AutoModelForCausalLM.from_pretrained("me/x", dtype="auto")' in code_of(card_of(run))
     (run / "final" / "modules.json").write_text("[]")
-    assert 'SentenceTransformer("me/x")' in code_of(made(run))
+    assert 'SentenceTransformer("me/x")' in code_of(card_of(run))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "own", "whole", "sentence", "classifier"])
@@ -114,7 +114,7 @@ def test_code_is_python(tmp_path: Path, kind: str) -> None:
         (final / "modules.json").write_text("[]")
     if kind == "classifier":
         (final / "config.json").write_text("{}")
-    compile(code_of(made(run)), "card", "exec")
+    compile(code_of(card_of(run)), "card", "exec")
 
 
 def test_answers_cannot_leave_their_block(tmp_path: Path) -> None:

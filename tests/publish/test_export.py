@@ -1,4 +1,4 @@
-"""Answers in batches and streams, conversations, and other forms of a result: each says what the model says."""
+"""Answers in batches and streams, conversations, and exported results: each agrees with the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.classifiers import labelled
+from helpers.runs import run
 
 from hfstrat.cli import inference
 from hfstrat.errors import UserError
@@ -29,8 +31,8 @@ def loaded(tiny: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def test_batches_say_what_single_prompts_say(loaded: tuple[Any, Any]) -> None:
-    """A float32 model of random weights: left padding moves its logits by 1e-6, its choices not."""
+def test_batches_equal_single_prompts(loaded: tuple[Any, Any]) -> None:
+    """A float32 model of random weights: left padding changes its logits by 1e-6, but not its tokens."""
     from hfstrat.tasks.generation import answer
 
     model, tokenizer = loaded
@@ -50,7 +52,7 @@ def test_sampling_is_a_function_of_its_seed(loaded: tuple[Any, Any]) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_streamed_is_what_is_said_at_once(loaded: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_equals_the_complete_answer(loaded: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = loaded
     renderer = generation.renderer_of(tokenizer, None, plain=False)
     text = generation.stream(model, renderer, PROMPTS[1], How(12))
@@ -67,18 +69,18 @@ def test_files_in_and_out_keep_their_order(tiny: Path, tmp_path: Path) -> None:
     assert all(isinstance(row["completion"], str) for row in rows)
 
 
-def talked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: Path, said: str, length: int = 4
+def chat_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: Path, typed: str, length: int = 4
 ) -> list[str]:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     inference.chat(str(target), How(length))
     return capsys.readouterr().out.splitlines()
 
 
 def test_a_conversation_from_a_pipe(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = "the cat sat", "and the dog?"
-    whole = talked(monkeypatch, capsys, tiny, f"{first}\n{second}\n/reset\n{first}\n/what\n/quit\nnever read\n")
-    alone = talked(monkeypatch, capsys, tiny, f"{first}\n")
+    whole = chat_lines(monkeypatch, capsys, tiny, f"{first}\n{second}\n/reset\n{first}\n/what\n/quit\nnever read\n")
+    alone = chat_lines(monkeypatch, capsys, tiny, f"{first}\n")
     begun = whole.index("(a new conversation)")
     assert whole[begun + 1 : begun + 1 + len(alone)] == alone == whole[: len(alone)]
     assert "(/what: no such command; /reset starts over, /quit exits)" in whole
@@ -87,17 +89,17 @@ def test_a_conversation_from_a_pipe(tiny: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_long_conversation_forgets_its_beginning(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "\n".join(["the cat sat on the red mat and the dog ran under the blue hat " * 3] * 8)
-    assert any("no longer fit" in line for line in talked(monkeypatch, capsys, tiny, said))
+    typed = "\n".join(["the cat sat on the red mat and the dog ran under the blue hat " * 3] * 8)
+    assert any("no longer fit" in line for line in chat_lines(monkeypatch, capsys, tiny, typed))
     with pytest.raises(UserError, match="exceeds the model's context"):
-        talked(monkeypatch, capsys, tiny, "the cat " * 300)
+        chat_lines(monkeypatch, capsys, tiny, "the cat " * 300)
 
 
 @pytest.mark.parametrize(("kind", "form"), [({}, "F16"), ({"dtype": "bfloat16", "tied": True}, "BF16")])
-def test_a_gguf_says_what_the_model_says(
+def test_a_gguf_computes_what_the_model_computes(
     models: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: dict[str, Any], form: str
 ) -> None:
-    """Read again by transformers, which knows nothing of our writer: the same ids, logits within 16 bits."""
+    """Loaded by transformers, independently of our writer: the same token ids, logits equal within 16 bits."""
     gguf = pytest.importorskip("gguf")
     export.export(str(models(**kind)), tmp_path / "x.gguf", "gguf")
     assert "loaded again: logits differ" in capsys.readouterr().out
@@ -137,7 +139,18 @@ def test_safetensors_load_plainly(tiny: Path, tmp_path: Path) -> None:
     assert torch.equal(one(input_ids=ids).logits, two(input_ids=ids).logits)
 
 
-def test_onnx_says_what_the_model_says(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pooled_classifier_is_exported_as_it_was_verified(recipe: Any, tmp_path: Path) -> None:
+    """A result of `head`: plain sentence-transformers computes the same from the exported folder, which names the labels."""
+    library = pytest.importorskip("sentence_transformers")
+    rows = labelled(tmp_path, 40)
+    assert run(recipe("task=text-classification", "strategy=head", "data.max_length=64", f"data.train={rows}"))
+    export.export(str(tmp_path / "run"), tmp_path / "x", "safetensors")
+    one, two = (library.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "run/final", tmp_path / "x"))
+    assert (one.encode(PROMPTS) == two.encode(PROMPTS)).all()
+    assert one[0].auto_model.config.id2label == two[0].auto_model.config.id2label
+
+
+def test_onnx_computes_what_the_model_computes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     export.export(str(tiny), tmp_path / "x", "onnx")

@@ -1,4 +1,4 @@
-"""A Hub id that is misspelt, gated or out of reach is answered at once, by a loopback server that speaks the Hub's errors."""
+"""A Hub id that is misspelled, gated or unreachable is refused at once; a loopback server returns the Hub's errors."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Accepts connections and never responds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(8)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def ask(endpoint: str, model: str, tmp_path: Path, *overrides: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def check(endpoint: str, model: str, tmp_path: Path, *overrides: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n')
     recipe = tmp_path / "recipe.yaml"
@@ -74,8 +74,8 @@ def ask(endpoint: str, model: str, tmp_path: Path, *overrides: str, timeout: flo
         ("me/broken", (), "the Hub cannot be reached"),
     ],
 )
-def test_the_hubs_answers_are_told(server: str, tmp_path: Path, model: str, overrides: tuple[str, ...], words: str) -> None:
-    done = ask(server, model, tmp_path, *overrides)
+def test_responses_are_explained(server: str, tmp_path: Path, model: str, overrides: tuple[str, ...], words: str) -> None:
+    done = check(server, model, tmp_path, *overrides)
     assert done.returncode == 2
     assert words in done.stderr
     assert "recipe.yaml:1: model" in done.stderr or "command line" in done.stderr
@@ -83,8 +83,8 @@ def test_the_hubs_answers_are_told(server: str, tmp_path: Path, model: str, over
     assert not (tmp_path / "run").exists()
 
 
-def test_a_hub_that_never_answers_is_given_up(silent: str, tmp_path: Path) -> None:
-    """One request of four seconds, not a minute of retries: the limit here is generous, the machine may be busy."""
-    done = ask(silent, "me/slow", tmp_path, timeout=25)
+def test_a_hub_that_never_responds_is_not_awaited(silent: str, tmp_path: Path) -> None:
+    """One request of four seconds, not a minute of retries; the limit is generous because the machine may be busy."""
+    done = check(silent, "me/slow", tmp_path, timeout=25)
     assert done.returncode == 2
     assert "the Hub cannot be reached" in done.stderr

@@ -30,7 +30,7 @@ def logits(model: Any, length: int = 24) -> torch.Tensor:
 
 
 def from_hub(base: Path, dtype: Any) -> Any:
-    """As a reader of the card would: the base at hand, the adapter from the Hub."""
+    """As in the card: the base is local, the adapter is from the Hub."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -44,7 +44,7 @@ def on_disk(base: Path, folder: Path, dtype: Any) -> Any:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), folder)
 
 
-def test_a_pushed_adapter_says_the_same(server: LoopbackHub, recipe: Any, tiny: Path, tmp_path: Path) -> None:
+def test_a_pushed_adapter_computes_the_same(server: LoopbackHub, recipe: Any, tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     report = run(recipe(PUSH, "training.max_steps=2"))
@@ -59,10 +59,10 @@ def test_a_pushed_adapter_says_the_same(server: LoopbackHub, recipe: Any, tiny: 
     everything = b"".join(file.content for file in server.repos["me/x"].main.values())
     assert str(tmp_path).encode() not in everything
     assert str(tiny.parent).encode() not in everything
-    assert str(tmp_path) not in (final / "README.md").read_text(), "the card beside the result tells nothing either"
+    assert str(tmp_path) not in (final / "README.md").read_text(), "nor is it in the card next to the result"
 
 
-def test_a_pushed_classifier_says_the_same(server: LoopbackHub, recipe: Any, tmp_path: Path) -> None:
+def test_a_pushed_classifier_computes_the_same(server: LoopbackHub, recipe: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     rows = labelled(tmp_path, 40)
@@ -73,7 +73,7 @@ def test_a_pushed_classifier_says_the_same(server: LoopbackHub, recipe: Any, tmp
     assert one.config.id2label == two.config.id2label
 
 
-def test_a_run_outlives_a_hub_that_breaks(
+def test_a_run_does_not_fail_with_the_hub(
     server: LoopbackHub, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hfstrat.publish import push
@@ -89,7 +89,7 @@ def test_a_run_outlives_a_hub_that_breaks(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (MODEL.is_dir() and DATA.is_dir()), reason="needs the demo model: `make test-slow` fetches it")
-def test_the_quickstarts_adapter_says_the_same(server: LoopbackHub, tmp_path: Path) -> None:
+def test_the_quickstarts_adapter_computes_the_same(server: LoopbackHub, tmp_path: Path) -> None:
     result = quickstart(tmp_path, PUSH)
     assert result["hub"]["compared"]
     want = logits(on_disk(MODEL, tmp_path / "run" / "final", torch.bfloat16))

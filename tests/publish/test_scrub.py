@@ -1,4 +1,4 @@
-"""What goes up tells nothing of this machine: secrets and paths that were planted on purpose are not in it."""
+"""Nothing that is uploaded names this machine: planted secrets and paths are not in it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from helpers.hub_runs import finished_run, recipe_of, report_of
 
 from hfstrat.errors import UserError
-from hfstrat.publish import hub_files
+from hfstrat.publish import staging
 from hfstrat.publish.scrub import REMOVED, Scrubber, published_report, without_rows
 from hfstrat.tasks.report import parse, read
 
-PLANTED = "hf_" + "Pl4nted" * 4  # no token of anybody's
+PLANTED = "hf_" + "Pl4nted" * 4  # not a real token
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def scrubber() -> Scrubber:
         ("/data/*/part.jsonl", "part.jsonl"),
         (f"token={PLANTED}", f"token={REMOVED}"),
         ("https://me:secretword@host/x", f"https://{REMOVED}@host/x"),
-        # and what is no path stays
+        # what is not a path is unchanged
         ("https://huggingface.co/owner/name/tree/main", "https://huggingface.co/owner/name/tree/main"),
         ("owner/name", "owner/name"),
         ("accuracy/F1 of 3/4", "accuracy/F1 of 3/4"),
@@ -47,21 +47,21 @@ def test_paths_keep_their_last_part_and_secrets_nothing(scrubber: Scrubber, text
     assert scrubber.text(text) == clean
 
 
-def test_a_home_folder_is_somebodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_contains_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     scrubber = Scrubber(recipe_of())
     assert scrubber.text("/home/somebody and /home/somebody/x/y") == "~ and y"
     assert scrubber.leaks("in /home/somebody/x") == ["the folder /home/somebody"]
 
 
-def test_known_paths_may_hold_blanks(tmp_path: Path) -> None:
+def test_known_paths_may_contain_spaces(tmp_path: Path) -> None:
     folder = tmp_path / "my own data"
     folder.mkdir()
     scrubber = Scrubber(recipe_of(data={"train": str(folder)}))
     assert scrubber.text(f"read from {folder}!") == "read from my own data!"
 
 
-def test_what_is_called_a_secret_is_removed(scrubber: Scrubber, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_keys_are_removed(scrubber: Scrubber, monkeypatch: pytest.MonkeyPatch) -> None:
     value = {"api_key": "abc", "hub_token": "abc", "eos_token": "<s>", "tokenizer": "mine", "token_accuracy": 0.5}
     assert scrubber.value(value) == value | {"api_key": REMOVED, "hub_token": REMOVED}
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "a word that is long")
@@ -75,10 +75,10 @@ def test_files_of_one_name_stay_two(scrubber: Scrubber) -> None:
 def test_rows_are_left_out() -> None:
     shown = {"answers": [{"prompt": "p"}], "samples": ["a"], "train_duplicate_examples": ["a"], "loss": 1.0, "note": "x" * 999}
     assert without_rows({"a": [shown]}) == {"a": [{"loss": 1.0, "note": REMOVED}]}
-    assert without_rows({"answers": {"rows": 3}}) == {"answers": {"rows": 3}}, "what is measured of answers is no row"
+    assert without_rows({"answers": {"rows": 3}}) == {"answers": {"rows": 3}}, "measurements of answers are not examples"
 
 
-def test_answers_stay_where_the_recipe_asked() -> None:
+def test_answers_to_prompts_of_the_recipe_stay() -> None:
     own = recipe_of(evaluation={"prompts": ["a row of the evaluation data"]})
     assert len(published_report(parse(report_of(own)), Scrubber(own))["result"]["answers"]) == 1
     other = recipe_of()
@@ -89,7 +89,7 @@ def everything(folder: Path) -> str:
     return "\n".join(path.read_text("utf-8", "replace") for path in folder.rglob("*") if path.is_file())
 
 
-def test_planted_secrets_and_paths_do_not_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_secrets_and_paths_are_not_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", PLANTED)
     where = tmp_path / "somewhere secret"
     where.mkdir()
@@ -106,15 +106,15 @@ def test_planted_secrets_and_paths_do_not_go_up(tmp_path: Path, monkeypatch: pyt
     (final / "config.json").write_text(json.dumps(config))
     up = tmp_path / "up"
     up.mkdir()
-    hub_files.stage(run, read(run), up, "me/x")
+    staging.stage(run, read(run), up, "me/x")
     text = everything(up)
     for secret in (PLANTED, "somewhere secret", "somebody", str(tmp_path), "not to go up", "a row of the"):
         assert secret not in text, secret
     assert "Tiny-Base" in text
 
 
-def test_what_slipped_through_is_refused(tmp_path: Path) -> None:
-    """The header of the weights is nobody's to clean: with a token in it nothing goes up."""
+def test_what_cannot_be_cleaned_is_refused(tmp_path: Path) -> None:
+    """The header of the weights is not cleaned: with a token in it nothing is uploaded."""
     from safetensors.numpy import save_file
 
     run = finished_run(tmp_path / "run")
@@ -122,4 +122,4 @@ def test_what_slipped_through_is_refused(tmp_path: Path) -> None:
     up = tmp_path / "up"
     up.mkdir()
     with pytest.raises(UserError, match=r"adapter_model\.safetensors would reveal something that looks like a token"):
-        hub_files.stage(run, read(run), up, "me/x")
+        staging.stage(run, read(run), up, "me/x")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from hfstrat.models import MIN_CHUNK_ROWS
 from hfstrat.models.chunked_loss import (
-    MIN_CHUNK_ROWS,
     Head,
     RowsLoss,
     block_rows,

@@ -39,6 +39,7 @@ from hfstrat.strategies.cached_columns import (
     sample_batch,
     write_column,
 )
+from hfstrat.strategies.description import PAYS
 from hfstrat.strategies.frozen.boundary import (
     COLUMN,
     RAW,
@@ -55,7 +56,6 @@ from hfstrat.trainer import distributed
 from hfstrat.trainer.train_data import TrainData
 
 KEY = "strategy.precompute"
-PAYS = 1.1  # predicted speedup below which disk space and waiting time are not worth it
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number: allowed difference of outputs with cached states
 Mode = bool | Literal["auto"]
 
