@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def _suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+def _suggestion(name: str, known: Iterable[str], otherwise: str, quote: str = "") -> str:
     near = get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else otherwise
+    return f"did you mean {quote}{near[0]}{quote}?" if near else otherwise
 
 
 def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def check_family(family: str, key: str, auto_class: str, settings: dict[str, Any
     known, causal = transformers_source.families_of(auto_class), auto_class == "AutoModelForCausalLM"
     kind, such = ("causal LM", "llama, qwen3, mistral or gpt2") if causal else ("classifier", "bert, modernbert or llama")
     if known and family not in known:
-        hint = _suggestion(family.lower(), known, f"expected one such as {such}")
+        hint = _suggestion(family.lower(), known, f"expected one such as {such}", "'")
         raise UserError(f"{key}: {family}: the installed transformers has no {kind} of that family; {hint}")
     if causal and families.is_bidirectional(family, settings):
         raise UserError(
@@ -56,7 +56,7 @@ def check_keys(family: str, config: dict[str, Any]) -> None:
     known = transformers_source.config_keys(family)
     for key in families.canonical(family, config) if known else []:
         if key not in known:
-            hint = _suggestion(key, known, f"expected one of {', '.join(list(known)[10:])}")
+            hint = _suggestion(key, known, f"expected one of {', '.join(list(known)[10:])}", "'")
             raise UserError(f"strategy.config.{key}: the config of {family} has no such key; {hint}")
     positive = {families.common_name(family, name) for name in COUNTS}
     for key, value in config.items():
