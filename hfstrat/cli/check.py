@@ -122,7 +122,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int) -> No
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            show_labelled(console, tokenizer, row, index, data.label_names)
+            show_labeled(console, tokenizer, row, index, data.label_names)
         else:
             show_row(console, tokenizer, row, index)
 
@@ -185,7 +185,7 @@ def _more(count: int) -> str:
     return f"{count:,} more token{'s' * (count != 1)}"
 
 
-def show_labelled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
+def show_labeled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
     """One example of a classification, special tokens included, and its labels."""
     labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
     label = ", ".join(names[label] for label in labels) or "(none)"

@@ -30,7 +30,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
     model, tokenizer, report = load(target, form, spreads=True)
     import torch
 
-    from hfstrat.data.classification.tokenize import Texts
+    from hfstrat.data.labeled import Texts
 
     task = task_of(target).text
     assert isinstance(task, LabelText)
@@ -51,7 +51,7 @@ def predict(target: str, given: list[str], file: Path | None, output: Path | Non
 def rows_of(file: Path) -> list[Any]:
     """The lines of a .txt, or the texts and pairs of any other file with rows; labels there are ignored."""
     from hfstrat.data import readers, sources
-    from hfstrat.data.classification.labels import PAIRS, TEXTS
+    from hfstrat.data.labeled import PAIRS, TEXTS
 
     path = sources.local_file(str(file), "--file")
     if path is None:

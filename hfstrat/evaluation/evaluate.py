@@ -130,7 +130,7 @@ class Rows:
             raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
 
     def _read(self, subject: Subject) -> Any:
-        from hfstrat.data.corpus import held_out
+        from hfstrat.data.splits import held_out
         from hfstrat.tasks.artifact import resolve
 
         recipe, rows = self.recipe, subject.task.rows

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
-from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.load import Answers, apply_override
-from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.schema import Evaluation, Recipe
 from hfstrat.tasks import artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
 

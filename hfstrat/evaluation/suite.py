@@ -12,7 +12,7 @@ import numpy as np
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import METHOD, Measurement, with_intervals
 from hfstrat.evaluation.row_scores import supervised_bytes
-from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.schema import Evaluation
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:

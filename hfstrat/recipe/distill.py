@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from hfstrat.errors import UserError
-from hfstrat.recipe.quantization import FromName, Quantization
-from hfstrat.recipe.section import Default, Section
+from hfstrat.recipe.section import Default, FromName, Quantization, Section
 from hfstrat.recipe.strategies import Full, Lora, NewTokenizer, Partial, Scratch, StrategySection, from_name
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

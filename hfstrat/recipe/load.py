@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import suggestions, yaml
+from hfstrat.recipe import foreign, suggestions, yaml
 from hfstrat.recipe.distill import StudentName
 from hfstrat.recipe.schema import MODEL_DEFAULTS, STRATEGIES, Recipe
 from hfstrat.recipe.strategies import ContinuationName
@@ -197,7 +197,7 @@ class Answers:
         if name is None:
             return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
         near = suggestions.nearest(str(name), list(STRATEGIES))
-        hint = suggestions.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
+        hint = foreign.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
         hint = f"; {hint}" if hint else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 

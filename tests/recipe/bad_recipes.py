@@ -55,9 +55,9 @@ def headed(name: str, lines: str, says: list[str], more: int | None = 0) -> Bad:
     """A classifier's head with other lines; `more` is how many lines below it the mistake is (None: anywhere)."""
     where = at(R + more) if more is not None else "recipe.yaml:"
     given = {NAME: "  name: head", R: lines, OUTPUT: "output_dir: run\ntask: text-classification"}
-    labelled = rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8)))
+    labeled = rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8)))
     config = config_of("LlamaForCausalLM", model_type="llama", num_hidden_layers=2, hidden_size=8)
-    return Bad(name, where, says, given, files=labelled | config)
+    return Bad(name, where, says, given, files=labeled | config)
 
 
 def small_model() -> dict[str, str | bytes]:
@@ -673,7 +673,7 @@ UNSUPPORTED = {  # rows that are recognized but not supported yet
     "preference labels": {"messages": [], "label": True},
     "multiple choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
 }
-LABELLED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
+LABELED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
         Bad(name, at(TRAIN), [name.split(" of S")[0], "not supported yet"], files=rows(json.dumps(row)))
@@ -681,7 +681,7 @@ DATA_FILES = [
     ),
     *(
         Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
-        for name, row in LABELLED.items()
+        for name, row in LABELED.items()
     ),
     Bad(
         "another speaker",

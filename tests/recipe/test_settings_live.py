@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import sentences, write_jsonl
 from datasets import Dataset
-from helpers.classifiers import labelled
+from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.recipes import OWN
@@ -220,10 +220,10 @@ def tokens(seen: Seen) -> dict[str, int]:
     return dict(seen.job.data.renderer.tokenizer.get_vocab())
 
 
-HEADED = ["task=text-classification", "data.train=LABELLED", "strategy={name: head, layer: 3, pooling: mean}"]
+HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
 PROBES: dict[str, Probe] = {
     "task": Probe(
-        ["task=text-classification", "data.train=LABELLED"],
+        ["task=text-classification", "data.train=LABELED"],
         lambda s: type(s.job.base.model).__name__,
         "LlamaForSequenceClassification",
     ),
@@ -637,7 +637,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
-        "LABELLED": lambda: labelled(tmp_path),
+        "LABELED": lambda: labeled(tmp_path),
         "CHOICES": lambda: write_jsonl(tmp_path / "choices.jsonl", [{"query": "a", "choices": ["cat", "dog"], "gold": 0}]),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",

@@ -105,7 +105,7 @@ def place_teacher(
     """
     from hfstrat.models.parameter_names import weight_bytes
     from hfstrat.models.quantization import shape_of
-    from hfstrat.recipe.quantization import Quantization
+    from hfstrat.recipe.section import Quantization
 
     section = strategy.teacher
     if section is None:

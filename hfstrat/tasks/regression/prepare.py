@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from hfstrat.data import cache, splits
-from hfstrat.data.classification.prepare import find_duplicates, longest_first, prompt_of, tokenize_texts
-from hfstrat.data.classification.tokenize import Texts
+from hfstrat.data.classes import find_duplicates, longest_first, prompt_of, tokenize_texts
 from hfstrat.data.collate import ClassCollator
+from hfstrat.data.labeled import Texts
 from hfstrat.data.prepare import PreparedData, Table, load_table
 from hfstrat.data.splits import choose_stratified, column
 from hfstrat.errors import UserError

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.data import cache, splits
-from hfstrat.data.classification import tokenize
-from hfstrat.data.classification.labels import LabeledText, LabelFormat, as_number, sort_labels
-from hfstrat.data.classification.tokenize import Texts
+from hfstrat.data.labeled import LabeledText, LabelFormat, Texts, as_number, sort_labels, write
 from hfstrat.data.prepare import PreparedData, Table, load_table
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import EXAMPLES, choose_stratified, column
@@ -305,7 +303,7 @@ def tokenize_texts(
         "rows",
         cache.fingerprint(inputs),
         f"{path}, labeled, at most {texts.max_length} tokens per row",
-        lambda target: asdict(tokenize.write(*source.read(), data, texts, target)),
+        lambda target: asdict(write(*source.read(), data, texts, target)),
         source.estimate_bytes(),
     )
     stats = Statistics.from_dict(entry.value)
