@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+import itertools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.data import cache, splits
-from hfstrat.data.labeled import LabeledText, LabelFormat, Texts, as_number, sort_labels, write
-from hfstrat.data.prepare import PreparedData, Table, load_table
+from hfstrat.data.labeled import FORMAT, LabelFormat, Texts, as_number, sort_labels, write
+from hfstrat.data.prepare import PreparedData, RowEncoder, Table, divide, evaluation_fields
 from hfstrat.data.sources import DataSource
-from hfstrat.data.splits import EXAMPLES, choose_stratified, column
+from hfstrat.data.splits import EXAMPLES, Selection, show
 from hfstrat.data.stats import Statistics
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-SHOWN_TOKENS = 24
 
 
 def encode_labels(rows: Dataset, names: list[str], many: bool, key: str) -> Dataset:
@@ -66,7 +61,7 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
         )
 
 
-def check_labels(rows: Dataset, names: list[str], many: bool, stats: Statistics) -> None:
+def check_labels(rows: int, names: list[str], many: bool, stats: Statistics) -> None:
     """Refuse labels that no classifier can be trained on.
 
     Raises:
@@ -81,58 +76,26 @@ def check_labels(rows: Dataset, names: list[str], many: bool, stats: Statistics)
             f"data.train: {stats.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
             "are expected. For numbers set task: regression"
         )
-    if not many and len(names) == len(rows) > 2:
+    if not many and len(names) == rows > 2:
         raise UserError(
-            f"data.train: {stats.source}: each of {len(rows):,} rows has a different label, such as '{names[0]}'; expected "
+            f"data.train: {stats.source}: each of {rows:,} rows has a different label, such as '{names[0]}'; expected "
             "classes with several rows each. Is this column an id? Map another one by data.columns"
         )
 
 
-def hold_out(
-    rows: Dataset, size: float, limit: int | None, seed: int, held_out: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the evaluation rows, `[n]` each; see `splits.choose_stratified` for `held_out`."""
-    hashes = column(rows, "text_hash")
-    if held_out is None:
-        held_out = choose_stratified(hashes, [str(label) for label in rows["label"][:]], size, limit, seed)
-    held = np.isin(hashes, held_out)
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def find_duplicates(train: Dataset, held: Dataset, tokenizer: Any) -> dict[str, Any]:
-    """As `splits.find_duplicates`: rows are duplicates if their texts are equal, ignoring case, white space and labels."""
-    hashes, others = column(train, "text_hash"), column(held, "text_hash")
-    found, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    shared = np.flatnonzero(np.isin(others, found))
-    return {
-        "train_duplicates": int((counts - 1).sum()),
-        "train_duplicate_examples": _show(train, first[counts > 1], tokenizer),
-        "eval_rows_in_train": len(shared),
-        "eval_rows_in_train_examples": _show(held, shared, tokenizer),
-    }
-
-
-def find_conflicts(train: Dataset, tokenizer: Any) -> dict[str, Any]:
+def find_conflicts(train: Selection, tokenizer: Any) -> dict[str, Any]:
     """Count and examples of training texts that occur with more than one label (or set of labels)."""
-    hashes = column(train, "text_hash")
+    hashes = train.take(train.text_hash)
     order = np.argsort(hashes, kind="stable")
     repeats = np.flatnonzero(np.diff(hashes[order]) == 0)
     places = np.unique(order[np.concatenate([repeats, repeats + 1])]) if len(repeats) else repeats
     labels: dict[int, set[str]] = {}
-    for place, label in zip(places, train.select(places)["label"][:], strict=True):
+    for place, label in zip(places, train.select(places).dataset()["label"][:], strict=True):
         labels.setdefault(int(hashes[place]), set()).add(str(label))
     conflicting = {key for key, several in labels.items() if len(several) > 1}
-    chosen = [place for place in places if int(hashes[place]) in conflicting]
-    firsts = list({int(hashes[place]): place for place in reversed(chosen)}.values())
-    return {
-        "conflicting_texts": len(conflicting),
-        "conflicting_text_examples": _show(train, np.array(firsts, dtype=int), tokenizer),
-    }
-
-
-def _show(rows: Dataset, places: np.ndarray, tokenizer: Any) -> list[str]:
-    ids = [rows[int(place)]["input_ids"][:SHOWN_TOKENS] for place in places[:EXAMPLES]]
-    return [" ".join(tokenizer.decode(each, skip_special_tokens=True).split()) for each in ids]
+    firsts = {int(hashes[place]): place for place in reversed(places) if int(hashes[place]) in conflicting}
+    shown = show(train, list(firsts.values())[:EXAMPLES], tokenizer)
+    return {"conflicting_texts": len(conflicting), "conflicting_text_examples": shown}
 
 
 NAMES_SHOWN = 3
@@ -148,11 +111,6 @@ class Classes(PreparedData):
 
     many: bool = False
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(super().fingerprint().encode())
-        digest.update(repr((self.label_names, self.train["label"][:])).encode())
-        return digest.hexdigest()
 
     def report(self) -> dict[str, Any]:
         classes = dict(zip(self.label_names, map(int, self.counts), strict=True))
@@ -175,6 +133,66 @@ class Classes(PreparedData):
         return [*lines, f"{'labels':<9} {line}"]
 
 
+class TextEncoder(RowEncoder):
+    """Texts, or pairs of texts, whose labels are of the complete text.
+
+    Args:
+        task: as the recipe names it.
+    """
+
+    task: str
+
+    def __init__(self, tokenizer: Any, data: Data) -> None:
+        super().__init__(Texts(tokenizer, data.max_length))
+
+    def options(self, source: DataSource) -> dict[str, Any]:
+        names, texts = class_names(source), self.renderer
+        options = {"max_length": texts.max_length, "overflow": source.data.overflow, "between": texts.between}
+        return {"task": self.task, "classes": names, **options}
+
+    def write(self, source: DataSource, target: Path) -> Statistics:
+        return write(*source.read(), source.data, self.renderer, target)
+
+    def selection(self, table: Table, labeled: Dataset) -> Selection:
+        """All rows of a table, which have a column `label` in `labeled`."""
+        return replace(table.rows, table=labeled, row=table.rows.row.astype(np.int64))  # as earlier checkpoints hashed them
+
+
+class ClassEncoder(TextEncoder):
+    """Texts with one label, or any number of them (`many`). The labels are those of the training rows unless given.
+
+    Raises:
+        UserError: fewer than two labels, labels that are not classes, or an evaluation label that no training row has.
+    """
+
+    task = FORMAT
+
+    def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None, many: bool = False) -> None:
+        super().__init__(tokenizer, data)
+        self.names, self.many = names or [], many
+
+    def reader(self, source: DataSource) -> Callable[..., Any]:
+        return partial(LabelFormat.detect, names=class_names(source))
+
+    def with_labels(self, table: Table, key: str) -> Selection:
+        if self.names:
+            check_seen(table.rows.table, self.names, table.statistics)
+            return self.selection(table, encode_labels(table.rows.table, self.names, self.many, key))
+        self.many, self.names = table.statistics.many_labels, collect_labels(table)
+        rows = encode_labels(table.rows.table, self.names, self.many, key)
+        check_labels(len(rows), self.names, self.many, table.statistics)
+        return self.selection(table, rows)
+
+    def strata(self, rows: Selection) -> list[str]:
+        return [str(label) for label in rows.dataset()["label"][:]]
+
+    def count(self, rows: Dataset) -> np.ndarray:
+        """Rows per label, `[labels]`."""
+        labels = rows["label"][:]
+        flat = list(itertools.chain.from_iterable(labels)) if self.many else labels
+        return np.bincount(np.asarray(flat, dtype=np.int64), minlength=len(self.names))
+
+
 def prepare(
     data: Data,
     tokenizer: Any,
@@ -183,54 +201,16 @@ def prepare(
     max_eval_rows: int | None = None,
     held_out: np.ndarray | None = None,
 ) -> Classes:
-    """Read, tokenize and label the training and evaluation rows of a recipe, or take them from the cache.
-
-    Args:
-        held_out: hashes of the texts to hold out, if they were chosen before.
+    """The data of a classification.
 
     Raises:
-        UserError: data that cannot be read, rows that do not fit, fewer than two labels, labels that are not classes, or an
-            evaluation label that no training row has.
+        UserError: data that cannot be read, or labels that `ClassEncoder` refuses.
     """
-    texts = Texts(tokenizer, data.max_length)
-    tokenized = partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
-    table = load_table(data.train, data, "data.train", tokenized)
-    many, names = table.statistics.many_labels, collect_labels(table)
-    train = encode_labels(table.rows.table, names, many, "data.train")
-    origin = np.searchsorted(table.ends, np.arange(len(train)), "right")
-    statistics = {"train": table.statistics}
-    check_labels(train, names, many, table.statistics)
-    if data.eval or data.eval_split:
-        evaluated = load_table(data.eval or data.train, data, "data.eval", tokenized)
-        check_seen(evaluated.rows.table, names, evaluated.statistics)
-        statistics["eval"], held = evaluated.statistics, encode_labels(evaluated.rows.table, names, many, "data.eval")
-        held = held.select(range(min(max_eval_rows or len(held), len(held))))
-    else:
-        evaluated = table
-        left, out = hold_out(train, data.eval_size, max_eval_rows, data.drawn_by(seed), held_out)
-        train, held, origin = train.select(left), train.select(out), origin[left]
-    found = find_duplicates(train, held, tokenizer) | find_conflicts(train, tokenizer)
-    counts = np.bincount(flatten_labels(train), minlength=len(names))
-    weights = [source.weight for source in data.train]
-    if any(weight != 1 for weight in weights):
-        train = train.select(splits.apply_weights(origin, weights, seed))
-    shown = _samples(evaluated, held, samples)
-    train, held = train.remove_columns("text_hash"), longest_first(held)
-    lengths = column(train, "length")
-    return Classes(
-        train=train,
-        eval=held,
-        lengths=lengths,
-        eval_lengths=column(held, "length"),
-        order=hashlib.sha256(column(train, "row").tobytes() + lengths.tobytes()).hexdigest(),
-        renderer=texts,
-        statistics=statistics,
-        samples=shown,
-        duplicates=found,
-        label_names=tuple(names),
-        many=many,
-        counts=counts,
-    )
+    encoder = ClassEncoder(tokenizer, data)
+    parts = divide(encoder, data, seed, max_eval_rows, held_out)
+    fields, counts = parts.fields(data, seed, samples), encoder.count(parts.train.dataset())
+    fields["duplicates"] |= find_conflicts(parts.train, tokenizer)
+    return Classes(**fields, label_names=tuple(encoder.names), many=encoder.many, counts=counts)
 
 
 def prepare_eval(
@@ -241,30 +221,9 @@ def prepare_eval(
     Raises:
         UserError: as `prepare`; also a label that the classifier does not have.
     """
-    texts = Texts(tokenizer, data.max_length)
-    table = load_table(
-        data.train, data, "data.train", partial(tokenize_texts, texts=texts, key=cache.tokenizer_digest(tokenizer))
-    )
-    check_seen(table.rows.table, names, table.statistics)
-    held = encode_labels(table.rows.table, names, many, "data.train")
-    held = held.select(range(min(max_rows or len(held), len(held))))
-    counts, shown = np.bincount(flatten_labels(held), minlength=len(names)), _samples(table, held, samples)
-    held = longest_first(held)
-    lengths, statistics = column(held, "length"), {"eval": table.statistics}
-    return Classes(held, held, lengths, lengths, "", texts, statistics, shown, {}, tuple(names), many, counts)
-
-
-def longest_first(rows: Dataset) -> Dataset:
-    """Evaluation rows by length: rows of similar length share a forward pass, and no sum depends on the order."""
-    return rows.select(np.argsort(-column(rows, "length"), kind="stable")).remove_columns("text_hash")
-
-
-def flatten_labels(rows: Dataset) -> np.ndarray:
-    """The label ids of all rows, concatenated."""
-    values = rows["label"][:]
-    return np.asarray(
-        [v for each in values for v in each] if values and isinstance(values[0], list) else values, dtype=np.int64
-    )
+    encoder = ClassEncoder(tokenizer, data, names, many)
+    fields = evaluation_fields(encoder, data, samples, max_rows)
+    return Classes(**fields, label_names=tuple(names), many=many, counts=encoder.count(fields["eval"]))
 
 
 def collect_labels(table: Table) -> list[str]:
@@ -284,51 +243,3 @@ def class_names(source: DataSource) -> list[str] | None:
         if source.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
             return list(feature.names)
     return None
-
-
-def tokenize_texts(
-    source: DataSource, texts: Texts, key: str, task: str = "text-classification", detect: Callable[..., Any] | None = None
-) -> tuple[Path, Statistics]:
-    """The Arrow file of the prepared rows of one source, new or cached, and their statistics.
-
-    Args:
-        key: a hash of the tokenizer.
-        detect: how rows are read, from the first of them; by default as texts with labels.
-    """
-    data, path, names = source.data, source.source.path, class_names(source)
-    source.detect = detect or partial(LabelFormat.detect, names=names)
-    options = {"max_length": texts.max_length, "overflow": data.overflow, "between": texts.between}
-    inputs = {**source.fingerprint_inputs(), "task": task, "tokenizer": key, "classes": names, **options}
-    entry = cache.fetch(
-        "rows",
-        cache.fingerprint(inputs),
-        f"{path}, labeled, at most {texts.max_length} tokens per row",
-        lambda target: asdict(write(*source.read(), data, texts, target)),
-        source.estimate_bytes(),
-    )
-    stats = Statistics.from_dict(entry.value)
-    stats.source, stats.weight = path, source.source.weight
-    return entry.path, stats
-
-
-def prompt_of(example: LabeledText) -> dict[str, str]:
-    """The text, or both texts of a pair, under the names that tokenizers of pairs have for them."""
-    return {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
-
-
-def _samples(table: Table, held: Dataset, count: int) -> list[dict[str, Any]]:
-    """The first evaluation rows as prompt and reference, spread over the labels."""
-    rows = column(held, "row")
-    seen: Counter[str] = Counter()
-    ranked = []
-    for place, label in enumerate(map(str, held["label"][: 100 * count])):
-        ranked.append((seen[label], place))
-        seen[label] += 1
-    examples = table.examples([int(rows[place]) for _, place in sorted(ranked)[:count]])
-    return [
-        {
-            "prompt": prompt_of(e),
-            "reference": ", ".join(e.labels),
-        }
-        for e in examples
-    ]

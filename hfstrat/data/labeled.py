@@ -64,6 +64,15 @@ class LabeledText(NamedTuple):
         """Both texts, without the labels; equal for duplicates."""
         return self.text if self.pair is None else f"{self.text}\n{self.pair}"
 
+    @property
+    def prompt(self) -> dict[str, str]:
+        """The text, or both texts of a pair, by the names that tokenizers have for them."""
+        return {"text": self.text} | ({"text_pair": self.pair} if self.pair is not None else {})
+
+    @property
+    def answer(self) -> str:
+        return ", ".join(self.labels)
+
 
 @dataclass
 class LabelFormat:

@@ -83,6 +83,10 @@ class Selection:
         """The rows at these positions of the selection."""
         return replace(self, positions=positions if self.positions is None else self.positions[positions])
 
+    def first(self, count: int | None) -> Selection:
+        """The first `count` rows; all of them for None."""
+        return self if count is None or count >= len(self) else self.select(np.arange(count))
+
     def lengths(self) -> np.ndarray:
         """Tokens of each row, `[rows]`."""
         return self.take(self.length)
@@ -136,18 +140,23 @@ def divide(rows: Selection, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: int) -> np.ndarray:
+def choose_held_out(
+    hashes: np.ndarray, size: float, limit: int | None, seed: int, strata: list[str] | None = None
+) -> np.ndarray:
     """Sorted hashes of the texts to hold out, drawn by seed. Equal rows, and the parts of one row, stay on one side.
 
     Args:
         hashes: text hashes of all rows, `[n]`.
         size: rows to hold out; below 1 a share.
         limit: rows at most.
+        strata: the class of each row, `[n]`: each is held out in its proportion, but not the last text of one.
 
     Raises:
         UserError: too few distinct rows.
     """
     wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    if strata is not None:
+        return _choose_stratified(hashes, strata, wanted, seed)
     ordered = np.sort(hashes)
     starts = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
@@ -164,16 +173,10 @@ def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: in
     return np.sort(drawn[:taken])
 
 
-def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
-    """As `choose_held_out`, with each label in its proportion. A label (or set of labels) of a single text is trained on.
-
-    Args:
-        labels: the label of each row, `[n]`.
-    """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+def _choose_stratified(hashes: np.ndarray, strata: list[str], wanted: int, seed: int) -> np.ndarray:
     distinct_hashes, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
-    _, stratum = np.unique([labels[index] for index in first], return_inverse=True)
+    _, stratum = np.unique([strata[index] for index in first], return_inverse=True)
     order = np.random.default_rng((seed, 0)).permutation(len(first))
     by_stratum = order[np.argsort(stratum[order], kind="stable")]
     members = np.split(by_stratum, np.cumsum(np.bincount(stratum))[:-1])
@@ -181,10 +184,8 @@ def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit:
     quota = np.floor(share).astype(int)
     rest = np.argsort(-(share - quota), kind="stable")
     quota[rest[: wanted - quota.sum()]] += 1
-    taken = [
-        _first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)
-    ]  # one is left to train on
-    held = np.concatenate(taken)
+    # the last text of each is left to train on
+    held = np.concatenate([_first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)])
     if not len(held):
         raise UserError(
             f"data: {len(hashes)} rows ({len(first)} distinct texts) are too few to hold out {wanted} for evaluation; "
@@ -238,9 +239,9 @@ def find_duplicates(train: Selection, held: Selection, tokenizer: Any) -> dict[s
     del ordered, second
     return {
         "train_duplicates": int(np.count_nonzero(repeats)),
-        "train_duplicate_examples": _show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
+        "train_duplicate_examples": show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
         "eval_rows_in_train": int(np.count_nonzero(shared)),
-        "eval_rows_in_train_examples": _show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
+        "eval_rows_in_train_examples": show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
     }
 
 
@@ -260,19 +261,19 @@ def _row_hashes(rows: Selection) -> np.ndarray:
     return hashes.copy() if rows.positions is None else hashes
 
 
-def _show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
-    """The end of the prompt and the start of the answer: the start of a row may be the same system message in all.
+def show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
+    """Rows as text: the start, or the end of the prompt and the start of the answer (many may have the same system message).
 
     Args:
         which: indices of rows, not of parts.
     """
-    shown = []
+    starts, shown = np.flatnonzero(_first_parts(rows)), []
     for number in which:
-        position = np.flatnonzero(_first_parts(rows))[number]
+        position = starts[number]
         row = rows.table[int(position if rows.positions is None else rows.positions[position])]
-        first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
-        ids = row["input_ids"][max(0, first - TOKENS_BEFORE) : first + TOKENS_AFTER]
-        shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))
+        first = next((index for index, label in enumerate(row.get("labels", ())) if label != IGNORED), None)
+        window = slice(TOKENS_BEFORE) if first is None else slice(max(0, first - TOKENS_BEFORE), first + TOKENS_AFTER)
+        shown.append(" ".join(tokenizer.decode(row["input_ids"][window], skip_special_tokens=True).split()))
     return shown
 
 
@@ -335,9 +336,7 @@ def open_corpus(recipe: Recipe, detect: Callable[..., Any]) -> Corpus:
         return Corpus(sources, None)
     labels: list[str] = []
     hashes, seed = np.fromiter(_hashes(_examples(sources), labels), dtype=np.int64), data.drawn_by(recipe.seed)
-    if labels:
-        return Corpus(sources, choose_stratified(hashes, labels, size, limit, seed))
-    return Corpus(sources, choose_held_out(hashes, size, limit, seed))
+    return Corpus(sources, choose_held_out(hashes, size, limit, seed, labels or None))
 
 
 def held_out(recipe: Recipe, detect: Callable[..., Any]) -> np.ndarray | None:
