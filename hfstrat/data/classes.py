@@ -51,9 +51,9 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
     import pyarrow.compute as pc
 
     counts = pc.value_counts(pc.list_flatten(rows.data.column("names"))).to_pylist()
-    if strange := [entry for entry in counts if entry["values"] not in set(names)]:
-        first = strange[0]
-        more = f" (and {len(strange) - 1} more labels)" if len(strange) > 1 else ""
+    if unseen := [entry for entry in counts if entry["values"] not in set(names)]:
+        first = unseen[0]
+        more = f" (and {len(unseen) - 1} more labels)" if len(unseen) > 1 else ""
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UserError(
             f"data.eval: {stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "

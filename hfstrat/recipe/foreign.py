@@ -100,7 +100,7 @@ TASK_TYPES = {
 }
 DISTRIBUTED = "distribution is not part of a recipe: `hfstrat train RECIPE --accelerate-config NAME`"
 NUM_LABELS = "the labels are found in the training data: remove the key"
-MASK = "data.train_on says which tokens contribute to the loss; "
+MASK = "data.train_on selects the tokens that contribute to the loss; "
 NF4, INT8 = "write `model.quantization: nf4`", "write `model.quantization: int8`"
 COLUMN = "data.columns maps their names to ours: write `data.columns: {{{value}: %s}}`"
 STEPS = "{ours} is a number of optimizer steps, or below 1 a share of the run: "
@@ -168,7 +168,7 @@ _EXPLAINED: dict[str, dict[str, str]] = {
     "eval_strategy evaluation_strategy": SCHEDULED,
     "save_strategy": SCHEDULED,
     "logging_strategy": {"": "`training.logging_steps` is the number of optimizer steps between two logged losses"},
-    "do_eval": {"": "every run is evaluated: remove the key; training.eval_steps says how often"},
+    "do_eval": {"": "every run is evaluated: remove the key; training.eval_steps sets how often"},
     "hub_token": {"": "a token does not belong in a recipe: run `hf auth login`, or set HF_TOKEN"},
     "hub_strategy": {"": "the result is pushed once, after it was verified: remove the key"},
     "overwrite_output_dir": {"": "it is a flag: `hfstrat train RECIPE --overwrite`"},

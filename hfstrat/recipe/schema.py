@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
-from hfstrat.recipe.section import Default, FromName, Quantization, Section, seconds
+from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
@@ -76,10 +76,10 @@ class Training(Section):
     global_batch_size: int = Field(
         16, ge=1, description="Sequences per optimizer step, over all processes; gradient accumulation is derived"
     )
-    per_device_train_batch_size: int | Literal["auto"] = Field(
+    per_device_train_batch_size: PositiveOrAuto = Field(
         "auto", description="Sequences per forward pass on each device; auto: as many as fit"
     )
-    per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same for evaluation")
+    per_device_eval_batch_size: PositiveOrAuto = Field("auto", description="The same for evaluation")
     train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
         "auto",
         description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
@@ -121,13 +121,6 @@ class Training(Section):
         "auto", min_length=1, description="auto (the last complete checkpoint), never, or the path of a checkpoint"
     )
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
-
-    @field_validator("per_device_train_batch_size", "per_device_eval_batch_size")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected a whole number, at least 1, or auto")
-        return value
 
     @field_validator("max_time", mode="before")
     @classmethod
@@ -184,7 +177,7 @@ class Evaluation(Section):
         description="Forgetting check: the loss on a text outside of the training data. auto: bundled passages, for causal LMs "
         "with pretrained weights; off; or a file with rows of text",
     )
-    batch_tokens: int | Literal["auto"] = Field(
+    batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"
     )
 
@@ -201,13 +194,6 @@ class Evaluation(Section):
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"expected a regular expression ({error})") from None
-        return value
-
-    @field_validator("batch_tokens")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected a whole number, at least 1, or auto")
         return value
 
     @model_validator(mode="after")
@@ -240,11 +226,6 @@ class Hub(Section):
         return self
 
 
-def _from_string(key: str, either: Any) -> BeforeValidator:
-    """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
-
-
 MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
     "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
 }
@@ -256,9 +237,9 @@ class Recipe(Section):
     task: Literal["causal-lm", "text-classification", "regression"] = Field(
         "causal-lm", description="What the model is trained for: generated text, labels, or numbers"
     )
-    model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
-    strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
-    data: Annotated[Data, _from_string("train", Data | str)]
+    model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
+    strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
+    data: Annotated[Data, from_text("train", Data | str)]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()

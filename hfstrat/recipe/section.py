@@ -1,18 +1,32 @@
-"""The base class of recipe sections, and the units of their values."""
+"""What several recipe sections share: their base class, the units of their values, and quantization."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
     """A part of the recipe: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+def from_text(key: str, either: Any) -> BeforeValidator:
+    """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
+
+
+def _positive(value: int | str) -> int | str:
+    if isinstance(value, int) and value < 1:
+        raise ValueError("expected a whole number, at least 1, or auto")
+    return value
+
+
+PositiveOrAuto = Annotated[int | Literal["auto"], AfterValidator(_positive)]
 
 
 class Default(NamedTuple):
@@ -44,7 +58,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse(text: str | int) -> int:
-    """The number that 10M, 1.5B, 300k or a plain number stands for. Raises ValueError for anything else."""
+    """The number given as 10M, 1.5B, 300k or a plain number. Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(text).strip().lower())
     if not match or float(match.group(1)) <= 0:
         raise ValueError("expected a number of parameters such as 300k, 10M or 1.5B")
@@ -106,6 +120,4 @@ class Quantization(Section):
         }
 
 
-FromName = BeforeValidator(
-    lambda value: {"name": value} if isinstance(value, str) else value, json_schema_input_type=Quantization | Form | None
-)
+FromName = from_text("name", Quantization | Form | None)
