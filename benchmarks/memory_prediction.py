@@ -73,11 +73,11 @@ def write_data(case: dict[str, Any], folder: Path) -> tuple[str, str]:
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split() * 4
-    labelled, length = case["task"] == "text-classification", case["length"]
+    labeled, length = case["task"] == "text-classification", case["length"]
     files = []
     for name, rows in zip(("train", "eval"), rows_of(case), strict=True):
         short = [length // 8 + 13 * i % (length // 2) for i in range(max(rows, 6))]  # a word is at least one token
-        if labelled:  # a text is truncated
+        if labeled:  # a text is truncated
             found = [
                 {"text": " ".join(words[7 * i :][: short[i] if i % 2 else length]), "label": i % 3} for i in range(max(rows, 6))
             ]
@@ -91,7 +91,7 @@ def write_data(case: dict[str, Any], folder: Path) -> tuple[str, str]:
 
 
 def recipe_of(case: dict[str, Any], data: tuple[str, str], output: str) -> dict[str, Any]:
-    labelled = case["task"] == "text-classification"
+    labeled = case["task"] == "text-classification"
     random = case["strategy"]["name"] == "scratch"
     return {
         "task": case["task"],
@@ -101,7 +101,7 @@ def recipe_of(case: dict[str, Any], data: tuple[str, str], output: str) -> dict[
             "train": data[0],
             "eval": data[1],
             "max_length": case["length"],
-            "overflow": "truncate" if labelled else "split",
+            "overflow": "truncate" if labeled else "split",
         },
         "training": {
             "max_steps": STEPS,
@@ -225,7 +225,7 @@ def predicted(case: dict[str, Any]) -> Any:
             random_init.readable(section.parse(strategy.parameters)), strategy.tokenizer.vocab_size, case["length"]
         )
     made = TASKS[case["task"]].model.shapes(model.shapes, model.config, 3)
-    labelled = case["task"] == "text-classification"
+    labeled = case["task"] == "text-classification"
     rows, step = rows_of(case), case["micro"] * case["passes"]
     assert made is not None
     description = build(strategy).describe(*made)
@@ -237,7 +237,7 @@ def predicted(case: dict[str, Any]) -> Any:
         recompute=case["recompute"],
         compute=2 if hardware.has_bfloat16() else 4,
         rows=rows[0] + rows[1],
-        classifies=labelled,
+        classifies=labeled,
         widths=batch_widths(pieces_of(case), case["micro"], step, case["micro"], description.body_once, STEPS),
     )
     return memory.predict(model, description, shape)

@@ -112,7 +112,7 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
     model, tokenizer, report = load(target, quantization, spreads=True)
     import torch
 
-    from hfstrat.data.classification.tokenize import Texts
+    from hfstrat.data.labeled import Texts
 
     task = task_of(target).text
     assert isinstance(task, LabelText)
@@ -162,7 +162,7 @@ def _read_prompts(file: Path) -> list[Any]:
 
 def _read_texts(file: Path) -> list[Any]:
     """The texts and pairs of texts of a file; labels are ignored."""
-    from hfstrat.data.classification.labels import PAIRS, TEXTS
+    from hfstrat.data.labeled import PAIRS, TEXTS
 
     found: list[Any] = []
     for number, row in enumerate(_read_file(file), 1):

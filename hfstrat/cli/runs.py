@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
 from hfstrat.recipe import format
-from hfstrat.recipe.changes import flat
+from hfstrat.recipe.stored import flat
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Report, Result
 

@@ -18,8 +18,9 @@ from hfstrat.comparison.results import Predict
 from hfstrat.comparison.text import Screen
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
-from hfstrat.recipe import renamed, yaml
+from hfstrat.recipe import yaml
 from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.stored import upgraded
 from hfstrat.strategies.defaults import Prediction
 
 LOCK = ".hfstrat.compare.lock"  # also marks the folder of a comparison
@@ -99,7 +100,7 @@ def check_proposed(lineup: Lineup) -> None:
     for entry in lineup.entries:
         file = Path(entry.source)
         if entry.text is not None and file.is_file():
-            stored = renamed.upgraded(settings_of(file.read_text("utf-8")))  # may be from before a key was renamed
+            stored = upgraded(settings_of(file.read_text("utf-8")))  # may be from before a key was renamed
             if stored != settings_of(entry.text):
                 raise UserError(
                     f"{file}: was edited, or proposed for another model or other data; to compare it as it is, give the recipe "

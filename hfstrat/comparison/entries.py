@@ -21,10 +21,10 @@ from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
 from hfstrat.models.parameter_names import config_size
-from hfstrat.recipe.changes import flat
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
+from hfstrat.recipe.stored import flat
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Footprint

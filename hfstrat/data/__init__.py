@@ -2,6 +2,6 @@
 
 Read: `sources` finds the files or Hub data set, `readers` reads rows, `formats` turns a row into an example. Render: `render`
 turns an example into token ids and labels. Prepare: `prepare.prepare` does both for a recipe, through the `cache`, and chooses
-the evaluation rows (`tokenize`, `splits`, `stats`). `collate` and `packing` make batches of the result. `classification/` has
-the same steps for rows with labels.
+the evaluation rows (`tokenize`, `splits`, `stats`). `collate` and `packing` make batches of the result. `labeled` reads and
+tokenizes rows with labels, `classes` prepares those of a classification.
 """

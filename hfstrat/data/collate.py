@@ -78,7 +78,7 @@ class BatchOrder(Sampler[int]):
 
     def begin(self, step: int) -> None:
         """Start at this step. The stream still has its full length, but the positions before the step are not computed, since
-        whoever resumes skips them."""
+        a resumed run skips them."""
         self.first = step
 
     def __iter__(self) -> Iterator[int]:
@@ -106,6 +106,17 @@ class TokenCollator(ABC):
     @abstractmethod
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]: ...
 
+    def pad(self, rows: list[dict[str, Any]], **fill: int) -> dict[str, torch.Tensor]:
+        """Columns of the rows by name, padded with the given number, and `attention_mask`: int64 `[B, T]` each."""
+        shape = (len(rows), rounded(max(len(row["input_ids"]) for row in rows), self.multiple))
+        batch = {name: torch.full(shape, number) for name, number in {**fill, "attention_mask": 0}.items()}
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["attention_mask"][index, :length] = 1
+            for name in fill:
+                batch[name][index, :length] = torch.as_tensor(row[name])
+        return batch
+
 
 class Collator(TokenCollator):
     """Collates rows of a causal language model.
@@ -121,23 +132,11 @@ class Collator(TokenCollator):
         self.masks_logits, self.selects_rows = masks_logits, selects_rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
-        shape = (len(rows), width)
-        ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
-        labels = torch.full(shape, IGNORED, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.long)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids[index, :length] = torch.as_tensor(row["input_ids"])
-            labels[index, :length] = torch.as_tensor(row["labels"])
-            mask[index, :length] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        targets = shift(labels)
+        batch = self.pad(rows, input_ids=self.pad_token_id, labels=IGNORED)
         if self.selects_rows:
-            batch["loss_rows"] = (targets != IGNORED).flatten().nonzero()[:, 0]
-            batch["targets"] = targets.flatten()[batch["loss_rows"]]
-        elif self.masks_logits:
-            batch["logits_to_keep"] = targets != IGNORED
+            return batch | loss_positions(batch["labels"])
+        if self.masks_logits:
+            batch["logits_to_keep"] = shift(batch["labels"]) != IGNORED
         return batch
 
 
@@ -154,6 +153,13 @@ def rounded(length: int, multiple: int) -> int:
 def shift(labels: torch.Tensor) -> torch.Tensor:
     """What each position predicts: the label to its right (`[B, T]`, -100 at the end)."""
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def loss_positions(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`loss_rows` (int64 `[n]`, indices into B*T) and `targets` (int64 `[n]`) of labels `[B, T]`."""
+    targets = shift(labels).flatten()
+    rows = (targets != IGNORED).nonzero()[:, 0]
+    return {"loss_rows": rows, "targets": targets[rows]}
 
 
 def has_token_types(model: Any) -> bool:
@@ -177,17 +183,11 @@ class ClassCollator(TokenCollator):
         self.types = ["token_type_ids"] if has_types else []
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = rounded(max(len(row["input_ids"]) for row in rows), self.multiple)
-        shape = (len(rows), width)
-        batch = {"input_ids": torch.full(shape, self.pad_token_id), "attention_mask": torch.zeros(shape, dtype=torch.long)}
+        batch = self.pad(rows, input_ids=self.pad_token_id)
         for name in self.types:
-            batch[name] = torch.zeros(shape, dtype=torch.long)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            batch["input_ids"][index, :length] = torch.as_tensor(row["input_ids"])
-            batch["attention_mask"][index, :length] = 1
-            for name in self.types if row["token_type_ids"] else ():
-                batch[name][index, :length] = torch.as_tensor(row["token_type_ids"])
+            batch[name] = torch.zeros_like(batch["input_ids"])
+            for index, row in enumerate(rows):
+                batch[name][index, : len(row["token_type_ids"])] = torch.as_tensor(row["token_type_ids"])
         batch["labels"] = self.encode_labels([row["label"] for row in rows])
         return batch
 

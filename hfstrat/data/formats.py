@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 from hfstrat.errors import UserError
@@ -241,15 +242,7 @@ def alpaca(row: Row) -> Example:
     return Example(messages + completion, prompt_turns=len(messages))
 
 
-def messages(row: Row) -> Example:
-    return _conversation(row, "messages")
-
-
-def conversations(row: Row) -> Example:
-    return _conversation(row, "conversations")
-
-
-def _conversation(row: Row, column: str) -> Example:
+def conversation(row: Row, column: str) -> Example:
     if not isinstance(row[column], list) or not row[column]:
         raise BadRow(f"'{column}' is not a list with at least one message")
     turns = parse_messages(row[column], column, "user")
@@ -261,8 +254,8 @@ def _conversation(row: Row, column: str) -> Example:
 
 
 FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {  # name: the columns it needs, and its parser
-    "messages": (frozenset({"messages"}), messages),
-    "conversations": (frozenset({"conversations"}), conversations),
+    "messages": (frozenset({"messages"}), partial(conversation, column="messages")),
+    "conversations": (frozenset({"conversations"}), partial(conversation, column="conversations")),
     "prompt-completion": (frozenset({"prompt", "completion"}), prompt_completion),
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
     "text": (frozenset({"text"}), text),

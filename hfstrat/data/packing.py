@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from hfstrat.data.collate import BatchOrder, Collator, rounded, shift
+from hfstrat.data.collate import BatchOrder, Collator, loss_positions, rounded
 from hfstrat.data.render import IGNORED
 
 if TYPE_CHECKING:
@@ -119,10 +119,7 @@ class PackingCollator:
             positions[index, start:] = torch.arange(shape[1] - start)
         if self.flatten:
             ids, labels, positions = (tensor.reshape(1, -1) for tensor in (ids, labels, positions))
-        targets = shift(labels)
-        loss_rows = (targets != IGNORED).flatten().nonzero()[:, 0]
-        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
-        return batch | {"loss_rows": loss_rows, "targets": targets.flatten()[loss_rows]}
+        return {"input_ids": ids, "labels": labels, "position_ids": positions, **loss_positions(labels)}
 
 
 def count_bins(order: BatchOrder, capacity: int, unit: int) -> int:

@@ -1,9 +1,14 @@
-"""The data of a causal language model: tokenized once, every row counted, evaluation rows that share no text with training."""
+"""Prepared data: every row tokenized once and counted, and evaluation rows that share no text with training.
+
+`divide` does this for the rows of any task; a `RowEncoder` is what differs. That of causal language models is here.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hfstrat.data import cache, splits
+from hfstrat.data.formats import RowFormat
 from hfstrat.data.render import RENDER_VERSION, TEMPLATES, Renderer
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import Selection, read_columns
@@ -40,11 +46,11 @@ class PreparedData:
     lengths: np.ndarray  # tokens of each training row
     eval_lengths: np.ndarray  # tokens of each evaluation row
     order: str  # a hash of which rows train, and their order
-    renderer: Any  # Renderer; for a classification Texts
+    renderer: Any  # Renderer; Texts where a text has labels
     statistics: dict[str, Statistics]  # of "train", and of "eval" if evaluation rows have their own source
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
     duplicates: dict[str, Any] = field(default_factory=dict)  # see `splits.find_duplicates`
-    label_names: tuple[str, ...] = ()  # of a classification, by label id
+    label_names: tuple[str, ...] = ()  # where a text has labels: their names, by id
 
     def probe(self, rows: int = 2, tokens: int = 128) -> Any:
         """Token ids `[rows, tokens]` of some evaluation rows, truncated to the shortest, for comparing models."""
@@ -55,8 +61,11 @@ class PreparedData:
         return torch.tensor([ids[:width] for ids in chosen])
 
     def fingerprint(self) -> str:
-        """A hash of the tokens of the training rows and their order."""
-        return hashlib.sha256(f"{self.statistics['train'].sha256} {self.order}".encode()).hexdigest()
+        """A hash of the tokens of the training rows, their order, and their labels where they have names."""
+        tokens = hashlib.sha256(f"{self.statistics['train'].sha256} {self.order}".encode()).hexdigest()
+        if not self.label_names:
+            return tokens
+        return hashlib.sha256(f"{tokens}{(self.label_names, self.train['label'][:])!r}".encode()).hexdigest()
 
     def report(self) -> dict[str, Any]:
         """The statistics as they are stored in the report."""
@@ -94,7 +103,164 @@ class Table(NamedTuple):
         return [found[row] for row in wanted]
 
 
-Tokenize = Callable[[DataSource], tuple[Path, Statistics]]
+class RowEncoder(ABC):
+    """How the rows of one task become token ids and labels.
+
+    Args:
+        renderer: turns examples into token ids.
+    """
+
+    def __init__(self, renderer: Any) -> None:
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
+        self.tokenizer_key = cache.tokenizer_digest(self.tokenizer)
+
+    def reader(self, source: DataSource) -> Callable[..., Any]:
+        """The function that chooses how to read the rows of a source, from the first of them."""
+        return RowFormat.detect
+
+    @abstractmethod
+    def options(self, source: DataSource) -> dict[str, Any]:
+        """What the tokenized rows depend on in addition to the source and the tokenizer; it has `max_length`."""
+
+    @abstractmethod
+    def write(self, source: DataSource, target: Path) -> Statistics:
+        """Write the tokenized rows to an Arrow file and return their statistics."""
+
+    def with_labels(self, table: Table, key: str) -> Selection:
+        """The tokenized rows with their labels.
+
+        Args:
+            key: the setting that names their sources; rows of `data.train` come first.
+        """
+        return table.rows
+
+    def strata(self, rows: Selection) -> list[str] | None:
+        """The class of each row, in whose proportions rows are held out; None where rows have none."""
+        return None
+
+    def reference(self, example: Any) -> str:
+        """The answer to an example, as text."""
+        return str(example.answer)
+
+    def tokenize(self, source: DataSource) -> tuple[Path, Statistics]:
+        """The Arrow file of the tokenized rows of a source, new or cached, and their statistics."""
+        source.detect, options = self.reader(source), self.options(source)
+        inputs = {**source.fingerprint_inputs(), "tokenizer": self.tokenizer_key, **options}
+        entry = cache.fetch(
+            "rows",
+            cache.fingerprint(inputs),
+            f"{source.source.path}, at most {options['max_length']} tokens per row",
+            lambda target: asdict(self.write(source, target)),
+            source.estimate_bytes(),
+        )
+        stats = Statistics.from_dict(entry.value)
+        tail = f" (last {source.data.eval_size:.0%})" if source.part == "tail" else ""
+        stats.source, stats.weight = f"{source.source.path}{tail}", source.source.weight
+        return entry.path, stats
+
+
+class ConversationEncoder(RowEncoder):
+    """Conversations and plain texts, whose labels are their own tokens."""
+
+    def options(self, source: DataSource) -> dict[str, Any]:
+        names = ("max_length", "overflow", "train_on", "documents")
+        given = {name: getattr(source.data, name) for name in names}
+        return {"template": self.renderer.template, "render_version": RENDER_VERSION, **given}
+
+    def write(self, source: DataSource, target: Path) -> Statistics:
+        return write_tokens(*source.read(), source.data, self.renderer, target)
+
+    def with_labels(self, table: Table, key: str) -> Selection:
+        if key == "data.train":
+            self.renderer.continues_text = table.statistics.format == "text"
+        return table.rows
+
+
+@dataclass
+class Parts:
+    """The training and the evaluation rows of a recipe, before the weights of the sources apply.
+
+    `evaluated` is the table of the evaluation rows: that of the training rows where they are held out.
+    """
+
+    encoder: RowEncoder
+    table: Table
+    train: Selection
+    evaluated: Table
+    held: Selection
+
+    def fields(self, data: Data, seed: int, samples: int) -> dict[str, Any]:
+        """The fields of `PreparedData`."""
+        if not len(self.held):
+            raise UserError(
+                "data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate"
+            )
+        train, weights = self.train, [source.weight for source in data.train]
+        if any(weight != 1 for weight in weights):
+            origin = np.searchsorted(self.table.ends, train.take(np.arange(len(train.row))), "right")
+            train = train.select(splits.apply_weights(origin, weights, seed))
+        given = {"train": self.table, "eval": self.evaluated} if self.evaluated is not self.table else {"train": self.table}
+        found = _fields(self.encoder, train, self.held, {name: table.statistics for name, table in given.items()})
+        found["samples"] = _samples(self.encoder, self.evaluated, self.held, samples)
+        return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.tokenizer)}
+
+
+def divide(encoder: RowEncoder, data: Data, seed: int, limit: int | None = None, held_out: np.ndarray | None = None) -> Parts:
+    """The tokenized training and evaluation rows of a recipe, from its files or from the cache.
+
+    Args:
+        limit: evaluation rows at most.
+        held_out: hashes of the texts to hold out, if they were chosen before the tokenizer existed.
+    """
+    holds_out_tails = data.documents == "files" and not (data.eval or data.eval_split)
+    table = load_table(encoder, data.train, data, "data.train", "head" if holds_out_tails else "all")
+    train = encoder.with_labels(table, "data.train")
+    if holds_out_tails:
+        evaluated = load_table(encoder, data.train, data, "data.train", "tail")
+    elif data.eval or data.eval_split:
+        evaluated = load_table(encoder, data.eval or data.train, data, "data.eval")
+    else:
+        if held_out is None:
+            hashes, strata = train.take(train.text_hash), encoder.strata(train)
+            held_out = splits.choose_held_out(hashes, data.eval_size, limit, data.drawn_by(seed), strata)
+        left, out = splits.divide(train, held_out)
+        return Parts(encoder, table, train.select(left), table, train.select(out))
+    return Parts(encoder, table, train, evaluated, encoder.with_labels(evaluated, "data.eval").first(limit))
+
+
+def evaluation_fields(encoder: RowEncoder, data: Data, samples: int, limit: int | None) -> dict[str, Any]:
+    """The fields of `PreparedData` with all rows of `data.train` as evaluation rows, or the first `limit` of them."""
+    table = load_table(encoder, data.train, data, "data.train")
+    held = encoder.with_labels(table, "data.train").first(limit)
+    found = _fields(encoder, held, held, {"eval": table.statistics})
+    return found | {"samples": _samples(encoder, table, held, samples)}
+
+
+def _fields(encoder: RowEncoder, train: Selection, held: Selection, statistics: dict[str, Statistics]) -> dict[str, Any]:
+    by_length = held.select(np.argsort(-held.lengths(), kind="stable"))  # similar lengths share a forward pass
+    return {
+        "train": train.dataset(),
+        "eval": by_length.dataset(),
+        "lengths": train.lengths(),
+        "eval_lengths": by_length.lengths(),
+        "order": train.digest(),
+        "renderer": encoder.renderer,
+        "statistics": statistics,
+    }
+
+
+def _samples(encoder: RowEncoder, table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
+    """The first evaluation rows as prompt and reference, spread over the classes."""
+    if not count:
+        return []
+    rows, seen, ranked = held.take(held.row), Counter[str](), list[tuple[int, int]]()
+    for place, label in enumerate(encoder.strata(held.first(100 * count)) or ()):
+        ranked.append((seen[label], place))
+        seen[label] += 1
+    numbers = (rows[place] for _, place in sorted(ranked)) if ranked else (row for row, _ in itertools.groupby(rows))
+    chosen = [int(row) for row in itertools.islice(numbers, count)]
+    pairs = [(example.prompt, encoder.reference(example)) for example in table.examples(chosen)]
+    return [{"prompt": prompt, "reference": reference} for prompt, reference in pairs if prompt]
 
 
 def prepare(
@@ -105,80 +271,35 @@ def prepare(
     max_eval_rows: int | None = None,
     held_out: np.ndarray | None = None,
 ) -> PreparedData:
-    """Read, render and tokenize the training and evaluation rows of a recipe, or take them from the cache.
+    """The data of a causal language model.
 
     Args:
         samples: evaluation rows to return as prompt and reference.
-        held_out: hashes of the texts to hold out, if they were chosen before the tokenizer existed.
+        held_out: see `divide`.
 
     Raises:
         UserError: data that cannot be read, rows that do not fit their format, no token with loss, or more than one percent
             of the supervised tokens lost to `max_length`.
     """
-    renderer = Renderer(tokenizer, data.template, data.train_on)
-    key = cache.tokenizer_digest(tokenizer)
-    tokenize: Tokenize = lambda source: _tokenize(source, renderer, key)  # noqa: E731
-    holds_out_tails = data.documents == "files" and not (data.eval or data.eval_split)
-    table = load_table(data.train, data, "data.train", tokenize, "head" if holds_out_tails else "all")
-    renderer.continues_text = table.statistics.format == "text"
-    statistics, train = {"train": table.statistics}, table.rows
-    if data.eval or data.eval_split or holds_out_tails:
-        if holds_out_tails:
-            evaluated = load_table(data.train, data, "data.train", tokenize, "tail")
-        else:
-            evaluated = load_table(data.eval or data.train, data, "data.eval", tokenize)
-        statistics["eval"], held = evaluated.statistics, evaluated.rows
-        held = held.select(np.arange(min(max_eval_rows or len(held), len(held))))
-    else:
-        evaluated = table
-        if held_out is None:
-            held_out = splits.choose_held_out(train.take(train.text_hash), data.eval_size, max_eval_rows, data.drawn_by(seed))
-        left, out = splits.divide(train, held_out)
-        train, held = train.select(left), train.select(out)
-    if not len(held):
-        raise UserError("data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate")
-    duplicates = splits.find_duplicates(train, held, tokenizer)
-    weights = [source.weight for source in data.train]
-    if any(weight != 1 for weight in weights):
-        origin = np.searchsorted(table.ends, train.take(np.arange(len(table.rows))), "right")
-        train = train.select(splits.apply_weights(origin, weights, seed))
-    shown = _samples(evaluated, held, samples)
-    held = _by_length(held)
-    return PreparedData(
-        train=train.dataset(),
-        eval=held.dataset(),
-        lengths=train.lengths(),
-        eval_lengths=held.lengths(),
-        order=train.digest(),
-        renderer=renderer,
-        statistics=statistics,
-        samples=shown,
-        duplicates=duplicates,
-    )
+    encoder = ConversationEncoder(Renderer(tokenizer, data.template, data.train_on))
+    return PreparedData(**divide(encoder, data, seed, max_eval_rows, held_out).fields(data, seed, samples))
 
 
 def prepare_eval(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | None = None) -> PreparedData:
     """All rows of `data.train` as evaluation rows, with the masks of training. Raises UserError as `prepare` does."""
     template = data.template if data.template in TEMPLATES else "chat"  # the template of a file is by now the tokenizer's own
-    renderer = Renderer(tokenizer, template, data.train_on)
-    key = cache.tokenizer_digest(tokenizer)
-    table = load_table(data.train, data, "data.train", lambda source: _tokenize(source, renderer, key))
-    renderer.continues_text = table.statistics.format == "text"
-    held = table.rows.select(np.arange(min(max_rows or len(table.rows), len(table.rows))))
-    shown = _samples(table, held, samples)
-    held = _by_length(held)
-    rows, lengths = held.dataset(), held.lengths()
-    return PreparedData(rows, rows, lengths, lengths, held.digest(), renderer, {"eval": table.statistics}, shown)
+    encoder = ConversationEncoder(Renderer(tokenizer, template, data.train_on))
+    return PreparedData(**evaluation_fields(encoder, data, samples, max_rows))
 
 
 def prepare_untruncated(data: Data, tokenizer: Any) -> Selection:
     """All rows of `data.train` in order and not truncated, for another tokenizer with its own template."""
     unlimited = data.model_copy(update={"max_length": UNLIMITED, "overflow": "truncate"})
-    renderer, key = Renderer(tokenizer, "auto", data.train_on), cache.tokenizer_digest(tokenizer)
-    return load_table(data.train, unlimited, "data.train", lambda source: _tokenize(source, renderer, key)).rows
+    encoder = ConversationEncoder(Renderer(tokenizer, "auto", data.train_on))
+    return load_table(encoder, data.train, unlimited, "data.train").rows
 
 
-def load_table(given: list[Source], data: Data, key: str, tokenize: Tokenize, part: str = "all") -> Table:
+def load_table(encoder: RowEncoder, given: list[Source], data: Data, key: str, part: str = "all") -> Table:
     """The tokenized rows of several sources.
 
     Args:
@@ -187,16 +308,12 @@ def load_table(given: list[Source], data: Data, key: str, tokenize: Tokenize, pa
     """
     from datasets import Dataset, concatenate_datasets
 
-    tables, columns, statistics, sources = (
-        list[Dataset](),
-        list[dict[str, np.ndarray]](),
-        list[Statistics](),
-        list[DataSource](),
-    )
+    tables, columns = list[Dataset](), list[dict[str, np.ndarray]]()
+    statistics, sources = list[Statistics](), list[DataSource]()
     for one in given:
         source = DataSource.open(one, data, key)
         source.part = part
-        file, stats = tokenize(source)
+        file, stats = encoder.tokenize(source)
         rows = Dataset.from_file(str(file))
         before = sum(each.count for each in sources)
         row_type = np.int32 if before + stats.rows_read < 2**31 else np.int64
@@ -212,32 +329,3 @@ def load_table(given: list[Source], data: Data, key: str, tokenize: Tokenize, pa
     ends = np.cumsum([len(rows) for rows in tables])
     joined = columns[0] if len(columns) == 1 else {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     return Table(Selection(concatenate_datasets(tables), **joined), Statistics.merge(statistics), sources, ends)
-
-
-def _tokenize(source: DataSource, renderer: Renderer, tokenizer_key: str) -> tuple[Path, Statistics]:
-    data, path = source.data, source.source.path
-    options = {name: getattr(data, name) for name in ("max_length", "overflow", "train_on", "documents")}
-    rendering = {"tokenizer": tokenizer_key, "template": renderer.template, "render_version": RENDER_VERSION}
-    inputs = {**source.fingerprint_inputs(), **rendering, **options}
-
-    def build(target: Path) -> dict[str, Any]:
-        return asdict(write_tokens(*source.read(), data, renderer, target))
-
-    description = f"{path}, at most {data.max_length} tokens per row"
-    entry = cache.fetch("rows", cache.fingerprint(inputs), description, build, source.estimate_bytes())
-    stats = Statistics.from_dict(entry.value)
-    tail = f" (last {data.eval_size:.0%})" if source.part == "tail" else ""
-    stats.source, stats.weight = f"{path}{tail}", source.source.weight
-    return entry.path, stats
-
-
-def _by_length(held: Selection) -> Selection:
-    """Longest first: rows of similar length share a forward pass, and no sum depends on the order."""
-    return held.select(np.argsort(-held.lengths(), kind="stable"))
-
-
-def _samples(table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
-    """The first evaluation rows as prompt and reference; of a plain text its beginning and its continuation."""
-    chosen = itertools.islice((row for row, _ in itertools.groupby(held.take(held.row))), count)
-    examples = table.examples([int(row) for row in chosen])
-    return [{"prompt": prompt, "reference": example.answer} for example in examples if (prompt := example.prompt)]

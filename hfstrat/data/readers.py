@@ -19,6 +19,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,33 +60,23 @@ def read(path: Path, limit: int | None = None) -> Iterator[Row]:
     if kind in ("parquet", "arrow"):
         yield from itertools.islice(_table_rows(path, kind), limit)
         return
-    try:
-        with _open(path) as file:
-            rows: Iterator[Row]
-            if kind == "csv":
-                rows = _csv_rows(file, path)
-            elif kind == "text":
-                rows = ({"text": line.rstrip("\n")} for line in file if line.strip())
-            else:
-                rows = _json_rows(file, path)
-            yield from itertools.islice(rows, limit)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
-    except (csv.Error, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: cannot read this file: {error}") from None
+    with _open(path) as file:
+        rows: Iterator[Row]
+        if kind == "csv":
+            rows = _csv_rows(file, path)
+        elif kind == "text":
+            rows = ({"text": line.rstrip("\n")} for line in file if line.strip())
+        else:
+            rows = _json_rows(file, path)
+        yield from itertools.islice(rows, limit)
 
 
 def read_document(path: Path) -> Row:
     """A text file as a single row. Raises UserError if it is of another kind or not UTF-8."""
     if file_kind(path) != "text":
         raise UserError(f"data.documents: {path}: `documents: files` needs .txt files; remove data.documents")
-    try:
-        with _open(path) as file:
-            return {"text": file.read()}
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: cannot read this file: {error}") from None
+    with _open(path) as file:
+        return {"text": file.read()}
 
 
 def read_head(path: Path) -> list[Row]:
@@ -101,10 +92,16 @@ def read_head(path: Path) -> list[Row]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
+@contextmanager
+def _open(path: Path) -> Iterator[IO[str]]:
+    """The text of a file, plain or gzip. Raises UserError where the file, or what is read from it, is invalid."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+    except (csv.Error, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path}: cannot read this file: {error}") from None
 
 
 def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:

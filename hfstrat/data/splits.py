@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hfstrat.data.formats import BadRow, RowFormat, hash_text
+from hfstrat.data.labeled import LabeledText
 from hfstrat.data.render import IGNORED
+from hfstrat.data.sources import DataSource
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hfstrat.data.formats import Example
+    from hfstrat.recipe.schema import Recipe
 
 MAX_HELD_OUT = 1000
 EXAMPLES = 3
@@ -77,6 +83,10 @@ class Selection:
         """The rows at these positions of the selection."""
         return replace(self, positions=positions if self.positions is None else self.positions[positions])
 
+    def first(self, count: int | None) -> Selection:
+        """The first `count` rows; all of them for None."""
+        return self if count is None or count >= len(self) else self.select(np.arange(count))
+
     def lengths(self) -> np.ndarray:
         """Tokens of each row, `[rows]`."""
         return self.take(self.length)
@@ -130,18 +140,23 @@ def divide(rows: Selection, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: int) -> np.ndarray:
+def choose_held_out(
+    hashes: np.ndarray, size: float, limit: int | None, seed: int, strata: list[str] | None = None
+) -> np.ndarray:
     """Sorted hashes of the texts to hold out, drawn by seed. Equal rows, and the parts of one row, stay on one side.
 
     Args:
         hashes: text hashes of all rows, `[n]`.
         size: rows to hold out; below 1 a share.
         limit: rows at most.
+        strata: the class of each row, `[n]`: each is held out in its proportion, but not the last text of one.
 
     Raises:
         UserError: too few distinct rows.
     """
     wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+    if strata is not None:
+        return _choose_stratified(hashes, strata, wanted, seed)
     ordered = np.sort(hashes)
     starts = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
@@ -158,16 +173,10 @@ def choose_held_out(hashes: np.ndarray, size: float, limit: int | None, seed: in
     return np.sort(drawn[:taken])
 
 
-def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit: int | None, seed: int) -> np.ndarray:
-    """As `choose_held_out`, with each label in its proportion. A label (or set of labels) of a single text is trained on.
-
-    Args:
-        labels: the label of each row, `[n]`.
-    """
-    wanted = max(1, min(MAX_HELD_OUT, limit or MAX_HELD_OUT, round(size if size >= 1 else size * len(hashes))))
+def _choose_stratified(hashes: np.ndarray, strata: list[str], wanted: int, seed: int) -> np.ndarray:
     distinct_hashes, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
-    _, stratum = np.unique([labels[index] for index in first], return_inverse=True)
+    _, stratum = np.unique([strata[index] for index in first], return_inverse=True)
     order = np.random.default_rng((seed, 0)).permutation(len(first))
     by_stratum = order[np.argsort(stratum[order], kind="stable")]
     members = np.split(by_stratum, np.cumsum(np.bincount(stratum))[:-1])
@@ -175,10 +184,8 @@ def choose_stratified(hashes: np.ndarray, labels: list[str], size: float, limit:
     quota = np.floor(share).astype(int)
     rest = np.argsort(-(share - quota), kind="stable")
     quota[rest[: wanted - quota.sum()]] += 1
-    taken = [
-        _first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)
-    ]  # one is left to train on
-    held = np.concatenate(taken)
+    # the last text of each is left to train on
+    held = np.concatenate([_first_groups(each[:-1], sizes, count) for each, count in zip(members, quota, strict=True)])
     if not len(held):
         raise UserError(
             f"data: {len(hashes)} rows ({len(first)} distinct texts) are too few to hold out {wanted} for evaluation; "
@@ -232,9 +239,9 @@ def find_duplicates(train: Selection, held: Selection, tokenizer: Any) -> dict[s
     del ordered, second
     return {
         "train_duplicates": int(np.count_nonzero(repeats)),
-        "train_duplicate_examples": _show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
+        "train_duplicate_examples": show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
         "eval_rows_in_train": int(np.count_nonzero(shared)),
-        "eval_rows_in_train_examples": _show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
+        "eval_rows_in_train_examples": show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
     }
 
 
@@ -254,19 +261,19 @@ def _row_hashes(rows: Selection) -> np.ndarray:
     return hashes.copy() if rows.positions is None else hashes
 
 
-def _show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
-    """The end of the prompt and the start of the answer: the start of a row may be the same system message in all.
+def show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
+    """Rows as text: the start, or the end of the prompt and the start of the answer (many may have the same system message).
 
     Args:
         which: indices of rows, not of parts.
     """
-    shown = []
+    starts, shown = np.flatnonzero(_first_parts(rows)), []
     for number in which:
-        position = np.flatnonzero(_first_parts(rows))[number]
+        position = starts[number]
         row = rows.table[int(position if rows.positions is None else rows.positions[position])]
-        first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
-        ids = row["input_ids"][max(0, first - TOKENS_BEFORE) : first + TOKENS_AFTER]
-        shown.append(" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()))
+        first = next((index for index, label in enumerate(row.get("labels", ())) if label != IGNORED), None)
+        window = slice(TOKENS_BEFORE) if first is None else slice(max(0, first - TOKENS_BEFORE), first + TOKENS_AFTER)
+        shown.append(" ".join(tokenizer.decode(row["input_ids"][window], skip_special_tokens=True).split()))
     return shown
 
 
@@ -281,3 +288,76 @@ def describe_duplicates(found: dict[str, Any]) -> list[str]:
         if found.get(count):
             lines.append(f"{found[count]:,} {words}, for example " + "; ".join(f'"{text}"' for text in found[examples]))
     return lines
+
+
+@dataclass
+class Corpus:
+    """The training sources of a recipe before a tokenizer exists."""
+
+    sources: list[DataSource]
+    held_out: np.ndarray | None  # text hashes; None if evaluation rows have their own source
+
+    def examples(self) -> Iterator[Example | LabeledText]:
+        """The training rows, each once."""
+        held = set() if self.held_out is None else set(self.held_out.tolist())
+        return (example for example in _examples(self.sources) if hash_text(example.content) not in held)
+
+    def texts(self) -> Iterator[str]:
+        """Their text, without the markup of a template."""
+        for example in self.examples():
+            if isinstance(example, LabeledText):
+                yield from filter(None, (example.text, example.pair))
+            elif example.text is not None:
+                yield example.text
+            else:
+                yield from (message["content"] for message in example.messages or [])
+
+    def has_conversations(self) -> bool:
+        """Whether any source has prompts or conversations."""
+        formats = [row_format for _, row_format in map(DataSource.read, self.sources)]
+        return any(isinstance(row_format, RowFormat) and row_format.kind != "text" for row_format in formats)
+
+
+def open_corpus(recipe: Recipe, detect: Callable[..., Any]) -> Corpus:
+    """The corpus of a recipe. If rows of `data.train` are to be held out, they are chosen here.
+
+    Args:
+        detect: how the task reads rows; see `DataSource`.
+    """
+    data, size, limit = recipe.data, recipe.data.eval_size, recipe.evaluation.max_rows
+    sources = [DataSource.open(source, data, "data.train") for source in data.train]
+    for source in sources:
+        source.detect = detect
+    if data.eval or data.eval_split:
+        return Corpus(sources, None)
+    if data.documents == "files":
+        for source in sources:
+            source.part = "head"
+        return Corpus(sources, None)
+    labels: list[str] = []
+    hashes, seed = np.fromiter(_hashes(_examples(sources), labels), dtype=np.int64), data.drawn_by(recipe.seed)
+    return Corpus(sources, choose_held_out(hashes, size, limit, seed, labels or None))
+
+
+def held_out(recipe: Recipe, detect: Callable[..., Any]) -> np.ndarray | None:
+    """Text hashes of the rows to hold out, if a new tokenizer must not see them; else None."""
+    return None if recipe.strategy.new_tokenizer is None else open_corpus(recipe, detect).held_out
+
+
+def _hashes(examples: Iterator[Example | LabeledText], labels: list[str]) -> Iterator[int]:
+    """The text hashes of the rows that are not blank; their labels, if any, are appended to `labels`."""
+    for example in examples:
+        if example.has_target:
+            if isinstance(example, LabeledText):
+                labels.append(example.stratum)
+            yield hash_text(example.content)
+
+
+def _examples(sources: list[DataSource]) -> Iterator[Example | LabeledText]:
+    for source in sources:
+        rows, row_format = source.read()
+        for index, row in enumerate(rows):
+            try:
+                yield row_format.example(row)
+            except BadRow as error:
+                raise UserError(f"{row_format.where(index)}: {error}") from None

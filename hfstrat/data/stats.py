@@ -13,22 +13,6 @@ from hfstrat.recipe.format import plural
 
 MAX_LOST = 0.01  # share of the supervised tokens that may be lost without the user's consent
 MAX_UNSUPERVISED = 0.05  # share of the rows that may have nothing to train on
-COUNTS = (
-    "rows_read",
-    "rows_kept",
-    "rows_cut",
-    "rows_split",
-    "rows_dropped",
-    "rows_blank",
-    "rows_unreached",
-    "rows_with_tools",
-    "rows_unrolled",
-    "unrolled_into",
-    "tokens",
-    "supervised",
-    "tokens_lost",
-    "supervised_lost",
-)
 
 
 @dataclass
@@ -85,7 +69,7 @@ class Statistics:
         total.train_on = " and ".join(dict.fromkeys(part.train_on for part in parts))
         total.format = " and ".join(dict.fromkeys(part.format for part in parts))
         total.sha256 = hashlib.sha256(" ".join(part.sha256 for part in parts).encode()).hexdigest()
-        for name in COUNTS:
+        for name in (each.name for each in fields(cls) if each.type == "int"):
             setattr(total, name, sum(getattr(part, name) for part in parts))
         return total
 

@@ -20,9 +20,8 @@ from pydantic import ValidationError
 from hfstrat.data import sources
 from hfstrat.errors import UserError, quiet_libraries
 from hfstrat.models.load import read_json
-from hfstrat.recipe.evaluation import Evaluation
 from hfstrat.recipe.load import Answers, apply_override
-from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.schema import Evaluation, Recipe
 from hfstrat.tasks import TASKS, artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
 
@@ -223,7 +222,7 @@ class Rows:
             raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
 
     def _read(self, subject: Subject) -> Any:
-        from hfstrat.data.corpus import held_out
+        from hfstrat.data.splits import held_out
 
         recipe, rows = self.recipe, subject.task.rows
         counts, tokenizer = (recipe.evaluation.rows_to_answer, recipe.evaluation.max_rows), subject.tokenizer

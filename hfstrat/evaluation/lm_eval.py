@@ -16,7 +16,7 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Measurement, Z, means
 from hfstrat.evaluation.likelihood import Likelihood
-from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.schema import Evaluation
 
 TOKENS_PER_ROW = 256  # assumed for the harness's own passes, whose batch size counts rows
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import METHOD, Measurement, supervised_bytes, with_intervals
-from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.schema import Evaluation
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:

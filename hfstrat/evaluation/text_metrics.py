@@ -23,7 +23,7 @@ from hfstrat.tasks.generation import continued
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
-    from hfstrat.recipe.evaluation import Evaluation
+    from hfstrat.recipe.schema import Evaluation
 
 
 Compare = Callable[[str, str], float]

@@ -12,8 +12,8 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 
 if TYPE_CHECKING:
-    from hfstrat.recipe.quantization import Quantization
     from hfstrat.recipe.schema import Model
+    from hfstrat.recipe.section import Quantization
 
 HUB_TIMEOUT = 4  # seconds
 

@@ -9,8 +9,7 @@ from math import prod
 from typing import Any
 
 from hfstrat.errors import UserError
-from hfstrat.recipe.quantization import Quantization
-from hfstrat.recipe.section import Shapes
+from hfstrat.recipe.section import Quantization, Shapes
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")

@@ -21,8 +21,7 @@ from hfstrat.errors import CRASH, RunError, UserError
 from hfstrat.models.blocks import head_modules
 from hfstrat.models.parameter_names import check_modules, is_named
 from hfstrat.recipe.format import file_size, percent
-from hfstrat.recipe.quantization import Quantization
-from hfstrat.recipe.section import Shapes
+from hfstrat.recipe.section import Quantization, Shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

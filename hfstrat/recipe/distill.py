@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hfstrat.errors import UserError
-from hfstrat.recipe.quantization import FromName, Quantization
-from hfstrat.recipe.section import Default, Section
-from hfstrat.recipe.strategies import Full, Lora, NewTokenizer, Partial, Scratch, StrategySection, from_name
+from hfstrat.recipe.section import Default, FromName, Quantization, Section, from_text
+from hfstrat.recipe.strategies import Full, Lora, NewTokenizer, Partial, Scratch, StrategySection
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -112,10 +111,6 @@ def check_pairs(pairs: list[tuple[int, int]], student: int, teacher: int) -> Non
                 )
 
 
-def _from_path(value: Any) -> Any:
-    return {"name_or_path": value} if isinstance(value, str) else value
-
-
 Student = Annotated[Full | Lora | Partial | Scratch, Field(discriminator="name")]
 StudentName = Literal["full", "lora", "partial", "scratch"]
 
@@ -124,10 +119,10 @@ class Distill(StrategySection):
     """The loss is `w * T^2 * divergence + (1 - w) * cross-entropy` over supervised tokens, with w = teacher_weight."""
 
     name: Literal["distill"]
-    teacher: Annotated[TeacherModel | None, BeforeValidator(_from_path, json_schema_input_type=TeacherModel | str | None)] = (
-        Field(None, description="Default: `model:` itself before shrink, or with its adapter disabled")
+    teacher: Annotated[TeacherModel | None, from_text("name_or_path", TeacherModel | str | None)] = Field(
+        None, description="Default: `model:` itself before shrink, or with its adapter disabled"
     )
-    student: Annotated[Student, from_name(Student | StudentName)] = Field(
+    student: Annotated[Student, from_text("name", Student | StudentName)] = Field(
         description="How the student is trained: another strategy with its keys"
     )
     shrink: Shrink | None = Field(None, description="The student is `model:` with layers left out, or narrower ones")
@@ -218,15 +213,15 @@ OF_THE_DIVERGENCE = ("teacher_weight", "temperature", "divergence", "skew", "tea
 def _check_read(strategy: Distill) -> None:
     """Refuse keys that nothing reads. (`teacher_weight: 0` is allowed: it switches the teacher off.)"""
     given, kept = changed(strategy), changed(strategy.teacher_cache)
-    if strategy.seq_kd and (odd := [key for key in OF_THE_DIVERGENCE if key in given]):
-        raise ValueError(f"{odd[0]}: with seq_kd the teacher only generates text, so this key has no effect; remove it")
-    if strategy.on_policy and (odd := [key for key in ("teacher_weight", "teacher_cache", "baseline") if key in given]):
+    if strategy.seq_kd and (unused := [key for key in OF_THE_DIVERGENCE if key in given]):
+        raise ValueError(f"{unused[0]}: with seq_kd the teacher only generates text, so this key has no effect; remove it")
+    if strategy.on_policy and (unused := [key for key in ("teacher_weight", "teacher_cache", "baseline") if key in given]):
         reasons = {
             "teacher_weight": "with on_policy the loss is the divergence from the teacher alone",
             "teacher_cache": "with on_policy the answers of the student change in every step, so nothing can be cached",
             "baseline": "with on_policy there is no loss without the teacher",
         }
-        raise ValueError(f"{odd[0]}: {reasons[odd[0]]}; remove it")
+        raise ValueError(f"{unused[0]}: {reasons[unused[0]]}; remove it")
     if "max_new_tokens" in given and not (strategy.on_policy or strategy.seq_kd):
         raise ValueError("max_new_tokens: no text is generated; it is for seq_kd: true and on_policy: true, so remove it")
     if "skew" in given and strategy.divergence != "skew_kl":

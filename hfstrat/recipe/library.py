@@ -33,6 +33,6 @@ def find(kind: str, name: str) -> Path:
 
 
 def title(file: Path) -> str:
-    """The first comment line of a file, which says what it is for."""
+    """The first comment line of a file: its purpose."""
     first = file.read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

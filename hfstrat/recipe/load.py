@@ -1,6 +1,7 @@
 """From a recipe file and `a.b=c` overrides to a `Recipe` that knows where each of its values came from.
 
-Messages that begin with a key of the recipe, and where that key stands."""
+A message that begins with a key of the recipe gets the file and the line of that key.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import suggestions, yaml
+from hfstrat.recipe import foreign, suggestions, yaml
 from hfstrat.recipe.distill import StudentName
 from hfstrat.recipe.schema import MODEL_DEFAULTS, STRATEGIES, Recipe
 from hfstrat.recipe.strategies import ContinuationName
@@ -41,11 +42,11 @@ class Loaded:
     origins: dict[KeyPath, str]
 
     def origin(self, path: KeyPath) -> str:
-        """Where this very value came from."""
+        """Where this value came from."""
         return self.origins.get(path, "default")
 
     def place(self, path: KeyPath) -> str:
-        """Where to look for this value: its own place, or that of the section it would stand in."""
+        """Where to look for this value: its own place, or that of the section that it belongs in."""
         return _place(
             {key: origin for key, origin in self.origins.items() if not origin.startswith("default")}, path, self.source
         )
@@ -197,7 +198,7 @@ class Answers:
         if name is None:
             return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
         near = suggestions.nearest(str(name), list(STRATEGIES))
-        hint = suggestions.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
+        hint = foreign.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
         hint = f"; {hint}" if hint else ""
         return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
 
@@ -211,17 +212,17 @@ class Answers:
         return f"{where}: {'.'.join(path)}.name: {given}; expected one of {', '.join(names)}{hint}"
 
     def _refused(self, path: KeyPath, error: ErrorDetails) -> str:
-        """The sentence of a validator; one over a whole section stands at the first given key that it speaks of."""
+        """The message of a validator; that of a whole section is placed at the first given key that it names."""
         text = error["msg"].removeprefix("Value error, ")
         if not isinstance(error["input"], dict):
             return f"{self._where(path)}: {'.'.join(path)} = {_show(error['input'])}: {text}"
         words = [word.split(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
-        spoken = ((*path, *word[:depth]) for word in words for depth in range(len(word), 0, -1))
-        at = next((key for key in spoken if key in self.origins), path)
+        named = ((*path, *word[:depth]) for word in words for depth in range(len(word), 0, -1))
+        at = next((key for key in named if key in self.origins), path)
         own = at[len(path) :] or at[-1:]
-        said_already = bool(own) and text.startswith(f"{'.'.join(own)}:")
-        dotted = ".".join(at[: -len(own)] if said_already else at)
-        return f"{self._where(at)}: {dotted or 'recipe'}{'.' if said_already else ': '}{text}"
+        is_named = bool(own) and text.startswith(f"{'.'.join(own)}:")
+        dotted = ".".join(at[: -len(own)] if is_named else at)
+        return f"{self._where(at)}: {dotted or 'recipe'}{'.' if is_named else ': '}{text}"
 
 
 def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:

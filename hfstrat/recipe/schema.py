@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
-from hfstrat.recipe.evaluation import Evaluation
-from hfstrat.recipe.quantization import FromName, Quantization
-from hfstrat.recipe.section import Default, Section, seconds
+from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
@@ -25,6 +24,9 @@ Optimizer = Literal[
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
+
+
+Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json"]
 
 
 AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
@@ -74,10 +76,10 @@ class Training(Section):
     global_batch_size: int = Field(
         16, ge=1, description="Sequences per optimizer step, over all processes; gradient accumulation is derived"
     )
-    per_device_train_batch_size: int | Literal["auto"] = Field(
+    per_device_train_batch_size: PositiveOrAuto = Field(
         "auto", description="Sequences per forward pass on each device; auto: as many as fit"
     )
-    per_device_eval_batch_size: int | Literal["auto"] = Field("auto", description="The same for evaluation")
+    per_device_eval_batch_size: PositiveOrAuto = Field("auto", description="The same for evaluation")
     train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
         "auto",
         description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
@@ -120,13 +122,6 @@ class Training(Section):
     )
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
 
-    @field_validator("per_device_train_batch_size", "per_device_eval_batch_size")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected a whole number, at least 1, or auto")
-        return value
-
     @field_validator("max_time", mode="before")
     @classmethod
     def _readable_time(cls, value: Any) -> Any:
@@ -142,6 +137,75 @@ class Training(Section):
                 raise ValueError(f"{name}: given {value}; expected a whole number of steps, or below 1 a share of the run")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience: needs training.load_best_model_at_end: true; set it, or remove this key")
+        return self
+
+
+class Evaluation(Section):
+    """What is measured in addition to the training loss, before and after training; `hfstrat evaluate` measures the same."""
+
+    eval_on_start: bool = Field(True, description="Also measure everything before training")
+    max_rows: int | None = Field(None, ge=1, description="Maximum number of evaluation examples")
+    prompts: list[str] = Field(
+        [], description="Prompts to answer before and after training; default: those of evaluation examples"
+    )
+    samples: int = Field(3, ge=0, description="Number of evaluation examples to answer if no prompts are given")
+    max_new_tokens: int = Field(48, ge=1, description="Maximum length of an answer in tokens")
+    metrics: list[Metric] = Field(
+        [],
+        description="Metrics of generated answers against their references: exact_match, f1 (both as in SQuAD), rouge, chrf "
+        "(pip install 'hfstrat[eval]'), regex (share that matches `regex`), json (share of valid JSON)",
+    )
+    metric_rows: int = Field(200, ge=1, description="Maximum number of evaluation examples to answer for `metrics`")
+    regex: str | None = Field(
+        None, description="Pattern of metrics: [regex]; with a group, its match has to equal that in the reference"
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="Temperature of the answers for `metrics`; 0: greedy, above: sampled with the recipe's seed"
+    )
+    choices: list[str] = Field(
+        [],
+        description="Files of multiple-choice examples, scored by likelihood: {query, choices, gold}, {context_options, "
+        "continuation, gold}, or {context, continuation}",
+    )
+    lm_eval: list[str] = Field(
+        [], description="Tasks of lm-evaluation-harness, by name or YAML file (pip install 'hfstrat[eval]')"
+    )
+    include_path: str | None = Field(None, description="Folder with more tasks for `lm_eval`")
+    control: str = Field(
+        "auto",
+        min_length=1,
+        description="Forgetting check: the loss on a text outside of the training data. auto: bundled passages, for causal LMs "
+        "with pretrained weights; off; or a file with rows of text",
+    )
+    batch_tokens: PositiveOrAuto = Field(
+        "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"
+    )
+
+    @property
+    def rows_to_answer(self) -> int:
+        """Number of evaluation examples whose text is kept."""
+        return max(self.samples, self.metric_rows if self.metrics else 0)
+
+    @field_validator("regex")
+    @classmethod
+    def _a_pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"expected a regular expression ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Evaluation:
+        if "regex" in self.metrics and self.regex is None:
+            raise ValueError("metrics: regex needs a pattern; set evaluation.regex, such as '#### (-?[0-9]+)'")
+        if self.regex is not None and "regex" not in self.metrics:
+            raise ValueError("regex: only used by metrics: [regex]; add regex to evaluation.metrics, or remove the pattern")
+        if self.temperature and not self.metrics:
+            raise ValueError("temperature: only used by metrics; set evaluation.metrics, or remove it")
+        if self.include_path and not self.lm_eval:
+            raise ValueError("include_path: only used by lm_eval; set evaluation.lm_eval, or remove it")
         return self
 
 
@@ -162,11 +226,6 @@ class Hub(Section):
         return self
 
 
-def _from_string(key: str, either: Any) -> BeforeValidator:
-    """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
-
-
 MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
     "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
 }
@@ -178,9 +237,9 @@ class Recipe(Section):
     task: Literal["causal-lm", "text-classification", "regression"] = Field(
         "causal-lm", description="What the model is trained for: generated text, labels, or numbers"
     )
-    model: Annotated[Model, _from_string("name_or_path", Model | str)] = Model()
-    strategy: Annotated[AnyStrategy, _from_string("name", AnyStrategy | StrategyName)]
-    data: Annotated[Data, _from_string("train", Data | str)]
+    model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
+    strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
+    data: Annotated[Data, from_text("train", Data | str)]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()

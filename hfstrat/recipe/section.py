@@ -1,18 +1,32 @@
-"""The base class of recipe sections, and the units of their values."""
+"""What several recipe sections share: their base class, the units of their values, and quantization."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
     """A part of the recipe: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+def from_text(key: str, either: Any) -> BeforeValidator:
+    """A validator that reads text as the section with this key; `either` is the type in the JSON schema."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=either)
+
+
+def _positive(value: int | str) -> int | str:
+    if isinstance(value, int) and value < 1:
+        raise ValueError("expected a whole number, at least 1, or auto")
+    return value
+
+
+PositiveOrAuto = Annotated[int | Literal["auto"], AfterValidator(_positive)]
 
 
 class Default(NamedTuple):
@@ -44,7 +58,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse(text: str | int) -> int:
-    """The number that 10M, 1.5B, 300k or a plain number stands for. Raises ValueError for anything else."""
+    """The number given as 10M, 1.5B, 300k or a plain number. Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(text).strip().lower())
     if not match or float(match.group(1)) <= 0:
         raise ValueError("expected a number of parameters such as 300k, 10M or 1.5B")
@@ -57,3 +71,53 @@ def split_class(text: str) -> tuple[Path, str]:
     if not sign or not file.endswith(".py") or not name.isidentifier():
         raise ValueError("model_class: expected a local file and a class in it, such as my_model.py:TinyModel")
     return Path(file).expanduser(), name
+
+
+Form = Literal["int8", "nf4", "fp4"]
+
+
+BLOCK, NESTED = 64, 256  # weights per scale; scales per second-level scale with use_double_quant
+
+
+class Quantization(Section):
+    """Linear layers of the frozen model in 8 or 4 bits, by bitsandbytes. Trainable parameters are never quantized."""
+
+    name: Form = Field(description="int8 (arXiv 2208.07339); nf4, for normally distributed weights, or fp4 (arXiv 2305.14314)")
+    use_double_quant: bool = Field(True, description="nf4 and fp4: quantize the scales too, which saves 0.37 bits per weight")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="nf4 and fp4: dtype of the matrix products; auto: model.dtype"
+    )
+    skip_modules: list[str] = Field(
+        [], description="Modules that are not quantized, in addition to heads and trainable modules"
+    )
+
+    @model_validator(mode="after")
+    def _four_bits_only(self) -> Quantization:
+        for key in ("use_double_quant", "compute_dtype"):
+            if self.name == "int8" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}: for nf4 and fp4 only (int8 has one scale per row and computes in model.dtype); remove it"
+                )
+        return self
+
+    @property
+    def bits(self) -> float:
+        """Bits per quantized weight, with its share of the scales (int8: one more float32 per row, not counted here)."""
+        if self.name == "int8":
+            return 8.0
+        return 4 + (8 + 32 / NESTED) / BLOCK if self.use_double_quant else 4 + 32 / BLOCK
+
+    def as_bitsandbytes(self, compute: str, skipped: list[str]) -> dict[str, Any]:
+        """The arguments of a `BitsAndBytesConfig` as JSON values."""
+        if self.name == "int8":
+            return {"load_in_8bit": True, "llm_int8_skip_modules": skipped}
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.name,
+            "bnb_4bit_use_double_quant": self.use_double_quant,
+            "bnb_4bit_compute_dtype": compute if self.compute_dtype == "auto" else self.compute_dtype,
+            "llm_int8_skip_modules": skipped,
+        }
+
+
+FromName = from_text("name", Quantization | Form | None)

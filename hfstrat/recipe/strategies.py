@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe import section
-from hfstrat.recipe.section import Default, Section
+from hfstrat.recipe.section import Default, Section, from_text
 
 
 class StrategySection(Section):
@@ -36,7 +36,7 @@ class StrategySection(Section):
 
     @property
     def size(self) -> str | int | None:
-        """The number of parameters that a model with random weights shall have, if one is given."""
+        """The number of parameters that a model with random weights, if one is given."""
         return None
 
     @property
@@ -57,11 +57,6 @@ class StrategySection(Section):
     def training_defaults(self) -> dict[str, Default]:
         """The values of unset `training:` keys."""
         return self.defaults
-
-
-def from_name(either: Any) -> BeforeValidator:
-    """A validator that reads a bare name as the section with this name; `either` is the type in the JSON schema."""
-    return BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value, json_schema_input_type=either)
 
 
 class Full(StrategySection):
@@ -221,7 +216,7 @@ class Head(StrategySection):
         "auto", description="L2 penalty of the exact solver, per example; auto: the best on held-out examples"
     )
     untie: bool = Field(False, description="Give a causal LM whose head is tied to its embeddings a trainable head of its own")
-    then: Annotated[Continuation | None, from_name(Continuation | ContinuationName | None)] = Field(
+    then: Annotated[Continuation | None, from_text("name", Continuation | ContinuationName | None)] = Field(
         None, description="Strategy that continues from the solved head: partial, lora or full, or a section of one"
     )
     defaults: ClassVar[dict[str, Default]] = {

@@ -107,7 +107,7 @@ class Strategy(ABC, Generic[S]):
         Args:
             screen: for the output of a run; None where the data are only looked at, and no model is run over them.
         """
-        from hfstrat.data.corpus import held_out
+        from hfstrat.data.splits import held_out
 
         task, wanted, tokenizer = TASKS[recipe.task], recipe.evaluation, self.load_tokenizer(recipe)
         held = held_out(recipe, task.rows.reader)

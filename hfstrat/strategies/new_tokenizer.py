@@ -29,8 +29,8 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     import tokenizers
 
     from hfstrat.data import cache
-    from hfstrat.data.corpus import open_corpus
     from hfstrat.data.render import check_template
+    from hfstrat.data.splits import open_corpus
     from hfstrat.tasks import TASKS
 
     corpus = open_corpus(recipe, TASKS[recipe.task].rows.reader)

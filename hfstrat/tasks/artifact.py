@@ -16,8 +16,7 @@ from typing import Any, get_args
 
 from hfstrat.errors import ARTIFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
 from hfstrat.models.check import is_quantized_already
-from hfstrat.recipe.quantization import Form, Quantization
-from hfstrat.recipe.section import Shapes
+from hfstrat.recipe.section import Form, Quantization, Shapes
 from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report, read

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import renamed
 from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.stored import upgraded
 
 FILE = "report.json"
 SCHEMA_VERSION = 1
@@ -84,7 +84,7 @@ class Run(Part):
     @field_validator("recipe", mode="before")
     @classmethod
     def _todays_names(cls, value: Any) -> Any:
-        return renamed.upgraded(value) if isinstance(value, dict) else value
+        return upgraded(value) if isinstance(value, dict) else value
 
     @property
     def strategy(self) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import changes
-from hfstrat.recipe.renamed import upgraded
+from hfstrat.recipe import stored
+from hfstrat.recipe.stored import upgraded
 
 MARKER = "hfstrat_complete.json"
 RESUME = "training.resume_from_checkpoint"
@@ -147,7 +147,7 @@ def _named(output_dir: Path, resume: str, recipe: dict[str, Any]) -> tuple[Path,
 
 def _changes(folder: Path, recipe: dict[str, Any]) -> list[str]:
     """The changes of the recipe since a checkpoint, in words. Raises UserError for changes that a resumed run must not have."""
-    allowed, refused = changes.compare(state_of(folder)["recipe"], recipe)
+    allowed, refused = stored.compare(state_of(folder)["recipe"], recipe)
     if refused:
         raise UserError(
             f"{folder} belongs to another recipe: {'; '.join(refused)}. "
@@ -161,7 +161,7 @@ def extends_run(output_dir: Path, resume: str, recipe: dict[str, Any]) -> bool:
     if resume != "auto":
         return False
     newest = next((folder for folder in reversed(all_checkpoints(output_dir)) if fault(folder) is None), None)
-    return newest is not None and changes.is_longer(state_of(newest)["recipe"], recipe)
+    return newest is not None and stored.is_longer(state_of(newest)["recipe"], recipe)
 
 
 def state_of(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from accelerate.utils import save_fsdp_model
 from transformers.distributed.fsdp import get_fsdp_ckpt_kwargs
 
 from hfstrat import errors
-from hfstrat.recipe import changes
+from hfstrat.recipe import stored
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.callbacks import Patience
 from hfstrat.trainer.signals import Agreement, deferred
@@ -73,7 +73,7 @@ class Resumable(Base):  # type: ignore[misc]
         state, here = self.state, self.checkpoint
         if state.best_global_step is None or here is None:
             return
-        if changes.evaluates_on_others(checkpoints.state_of(here)["recipe"], self.marker_state["recipe"]):
+        if stored.evaluates_on_others(checkpoints.state_of(here)["recipe"], self.marker_state["recipe"]):
             self._forget_best("the evaluation data has changed")
             return
         places = [here.parent / f"checkpoint-{state.best_global_step}", Path(state.best_model_checkpoint or here)]

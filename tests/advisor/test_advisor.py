@@ -261,7 +261,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "strategies": "lora,lora"}, "--strategies: lora,lora: expected some of"),
     ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
     ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data already has labels"),
-    ({"parameters": "30M", "data": "LABELLED", "task": "causal-lm"}, "--data: "),
+    ({"parameters": "30M", "data": "LABELED", "task": "causal-lm"}, "--data: "),
     ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model already has a vocabulary"),
     ({"rows": 100, "tokens": 10_000}, "--model: missing"),
     ({"parameters": "30M"}, "--data: missing"),
@@ -271,8 +271,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "message"), BAD, ids=[message for _, message in BAD])
 def test_bad_input_is_a_sentence(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
-    labelled = write_jsonl(tmp_path / "labelled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
-    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELLED": str(labelled)}
+    labeled = write_jsonl(tmp_path / "labeled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
+    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELED": str(labeled)}
     given = {
         "device": "cpu",
         **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},

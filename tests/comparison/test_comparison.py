@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.classifiers import labelled, make_encoder
+from helpers.classifiers import labeled, make_encoder
 from helpers.comparisons import Played, facts, request
 from rich.console import Console
 
@@ -89,7 +89,7 @@ def test_every_possible_strategy_is_proposed(tiny: Path, rows: Path, tmp_path: P
 
 
 def test_a_strategy_that_does_not_support_the_task_is_excluded_or_refused(tmp_path: Path) -> None:
-    model, rows = make_encoder(tmp_path / "model", "bert"), labelled(tmp_path)
+    model, rows = make_encoder(tmp_path / "model", "bert"), labeled(tmp_path)
     given = {"model": str(model), "data": str(rows)}
     lineup = entries.line_up(request(tmp_path / "out", **given))
     assert [entry.label for entry in lineup.entries] == ["head", "partial", "lora", "full", "scratch"]

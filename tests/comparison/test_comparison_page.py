@@ -61,13 +61,13 @@ def read(text: str) -> Reader:
 @pytest.fixture(params=["words", "classes"])
 def table(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path, rows: Path) -> dict[str, Any]:
     """A comparison in which one run is out of memory."""
-    from helpers.classifiers import labelled, make_encoder
+    from helpers.classifiers import labeled, make_encoder
 
     monkeypatch.chdir(tmp_path)
     classes = request.param == "classes"
     played = Played(monkeypatch, classes)
     played.endings = {("partial", 43): ("out-of-memory", "killed (signal 9) & gone")}
-    model, data = (make_encoder(tmp_path / "model", "bert"), labelled(tmp_path)) if classes else (tiny, rows)
+    model, data = (make_encoder(tmp_path / "model", "bert"), labeled(tmp_path)) if classes else (tiny, rows)
     return played.compare(compare_request(tmp_path / "out", model=str(model), data=str(data), seeds=3))
 
 

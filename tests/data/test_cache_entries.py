@@ -84,10 +84,10 @@ def test_the_least_recently_used_entry_is_removed_and_built_again(
     make("a")
     make("d")
     assert names() == ["rows-c", "rows-a", "rows-d"]
-    said = capsys.readouterr().err
-    assert "removed rows-b" in said
-    assert "made of b" in said
-    assert "HFSTRAT_CACHE_MAX" in said
+    printed = capsys.readouterr().err
+    assert "removed rows-b" in printed
+    assert "made of b" in printed
+    assert "HFSTRAT_CACHE_MAX" in printed
     assert make("b").path.read_bytes() == b"b" * SIZE
     assert make.built == ["a", "b", "c", "d", "b"]
 
@@ -237,9 +237,9 @@ def test_the_commands(make: Any) -> None:
     code = (
         "import sys; from hfstrat.cli.main import app; app(sys.argv[1:], standalone_mode=False); print('torch' in sys.modules)"
     )
-    for words, said in ((["ls"], "made of a"), (["rm", "--all"], "removed  rows-a"), (["ls"], "0 entries")):
+    for words, printed in ((["ls"], "made of a"), (["rm", "--all"], "removed  rows-a"), (["ls"], "0 entries")):
         done = subprocess.run([sys.executable, "-c", code, "cache", *words], capture_output=True, text=True, check=True)
-        assert said in done.stdout
+        assert printed in done.stdout
         assert done.stdout.endswith("False\n")
     assert names() == []
 

@@ -12,10 +12,9 @@ from conftest import make_tokenizer, write_jsonl
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.classifiers import encoder_tokenizer
 
-from hfstrat.data.classification.labels import LabeledText, label_of, sort_labels
-from hfstrat.data.classification.prepare import Classes, prepare
-from hfstrat.data.classification.tokenize import Texts
+from hfstrat.data.classes import Classes, prepare
 from hfstrat.data.formats import BadRow
+from hfstrat.data.labeled import LabeledText, Texts, label_of, sort_labels
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 

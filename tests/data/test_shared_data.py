@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import SHARED, make_tokenizer
 
-from hfstrat.data.classification.prepare import prepare as prepare_classes
+from hfstrat.data.classes import prepare as prepare_classes
 from hfstrat.data.prepare import prepare
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data

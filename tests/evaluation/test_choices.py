@@ -17,7 +17,7 @@ from hfstrat.errors import UserError
 from hfstrat.evaluation import choices
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.likelihood import Likelihood
-from hfstrat.recipe.evaluation import Evaluation
+from hfstrat.recipe.schema import Evaluation
 from hfstrat.tasks.causal_lm import CausalLM
 
 TASK = """\

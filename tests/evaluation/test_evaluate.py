@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import write_jsonl
-from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.classifiers import labeled, make_any, write_recipe
 from helpers.runs import run
 
 from hfstrat.errors import UserError
@@ -152,7 +152,7 @@ def test_a_model_alone_is_measured_on_the_control_text(tiny: Path) -> None:
 def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
     body = make_any(tmp_path / "bert", "bert")
-    rows = labelled(tmp_path)
+    rows = labeled(tmp_path)
     recipe = write_recipe(tmp_path, body, rows)
     run(load_recipe(str(recipe), ["model.dtype=float32", "strategy={name: lora, r: 4}"]))
     result = report_of(tmp_path / "run")

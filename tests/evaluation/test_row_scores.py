@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.classifiers import labelled, make_encoder, write_recipe
+from helpers.classifiers import labeled, make_encoder, write_recipe
 from helpers.runs import run
 
 from hfstrat.evaluation import intervals
@@ -71,7 +71,7 @@ def test_the_same_rows_are_held_out_under_any_seed(recipe: Any) -> None:
 
 @pytest.mark.parametrize("many", [False, True])
 def test_of_a_classifier(tmp_path: Path, many: bool) -> None:
-    file = write_recipe(tmp_path, make_encoder(tmp_path / "model", "bert"), labelled(tmp_path, many=many))
+    file = write_recipe(tmp_path, make_encoder(tmp_path / "model", "bert"), labeled(tmp_path, many=many))
     report = run(load_recipe(str(file)))
     assert report is not None
     found = check(report, tmp_path / "run", "text-classification")

@@ -66,7 +66,7 @@ def make_any(folder: Path, family: str) -> Path:
     return make_encoder(folder, family) if family in ENCODERS else make_model(folder, family, chat=False)
 
 
-def labelled(folder: Path, count: int = 90, many: bool = False, pairs: bool = False, seed: int = 3) -> Path:
+def labeled(folder: Path, count: int = 90, many: bool = False, pairs: bool = False, seed: int = 3) -> Path:
     """Examples with one word that determines the label."""
     source = random.Random(seed)
     rows: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def labelled(folder: Path, count: int = 90, many: bool = False, pairs: bool = Fa
             row["labels"] = sorted({label, LABELS[number % 2]})[: number % 3]
             del row["label"]
         rows.append(row)
-    return write_jsonl(folder / "labelled.jsonl", rows)
+    return write_jsonl(folder / "labeled.jsonl", rows)
 
 
 def write_recipe(folder: Path, model: Path, rows: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tokenizer
-from helpers.classifiers import labelled
+from helpers.classifiers import labeled
 
 pytest.importorskip("bitsandbytes")
 
@@ -405,7 +405,7 @@ def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: 
     """Verified in a fresh process by the run; a head is published with the dequantized weights."""
     (tmp_path / "recipe.yaml").write_text(
         f"task: text-classification\nmodel: {{name_or_path: {wide}, quantization: {form}}}\nstrategy: {strategy}\n"
-        f"data: {{train: {labelled(tmp_path)}, max_length: 64}}\ntraining: {{max_steps: 3, global_batch_size: 8}}\n"
+        f"data: {{train: {labeled(tmp_path)}, max_length: 64}}\ntraining: {{max_steps: 3, global_batch_size: 8}}\n"
         f"evaluation: {{samples: 0}}\noutput_dir: {tmp_path / 'run'}\n"
     )
     report = run(load_recipe(str(tmp_path / "recipe.yaml")))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import labelled
+from helpers.classifiers import labeled
 from helpers.runs import run
 
 from hfstrat.cli import inference
@@ -142,7 +142,7 @@ def test_safetensors_load_plainly(tiny: Path, tmp_path: Path) -> None:
 def test_a_pooled_classifier_is_exported_as_it_was_verified(recipe: Any, tmp_path: Path) -> None:
     """A result of `head`: plain sentence-transformers computes the same from the exported folder, which names the labels."""
     library = pytest.importorskip("sentence_transformers")
-    rows = labelled(tmp_path, 40)
+    rows = labeled(tmp_path, 40)
     assert run(recipe("task=text-classification", "strategy=head", "data.max_length=64", f"data.train={rows}"))
     export.export(str(tmp_path / "run"), tmp_path / "x", "safetensors")
     one, two = (library.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "run/final", tmp_path / "x"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import labelled
+from helpers.classifiers import labeled
 from helpers.commands import DATA, MODEL, quickstart
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.runs import run
@@ -65,7 +65,7 @@ def test_a_pushed_adapter_computes_the_same(server: LoopbackHub, recipe: Any, ti
 def test_a_pushed_classifier_computes_the_same(server: LoopbackHub, recipe: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    rows = labelled(tmp_path, 40)
+    rows = labeled(tmp_path, 40)
     short = ("training.max_steps=2", "data.max_length=64", f"data.train={rows}")
     assert run(recipe(PUSH, "task=text-classification", "strategy=full", *short))
     one, two = (AutoModelForSequenceClassification.from_pretrained(name) for name in (tmp_path / "run" / "final", "me/x"))

@@ -23,12 +23,12 @@ class Bad:
 
     `lines` replaces lines of the sound recipe by number (a replacement may have several), `text` replaces it whole.
     `files` are made beside it: a name with a slash at its end is a folder, None removes a file. `at` is where the
-    message has to point, as file and line; `says` are fragments that it has to contain.
+    message has to point, as file and line; `message` are fragments that it has to contain.
     """
 
     name: str
     at: str
-    says: list[str]
+    message: list[str]
     lines: dict[int, str] = field(default_factory=dict)
     text: str | bytes | None = None
     overrides: list[str] = field(default_factory=list)
@@ -41,23 +41,23 @@ def at(line: int) -> str:
     return f"recipe.yaml:{line}: "
 
 
-def key(name: str, line: int, old: str, says: list[str], more: int = 0) -> Bad:
+def key(name: str, line: int, old: str, message: list[str], more: int = 0) -> Bad:
     """A case that writes another line in the recipe; `more` is how many lines below it the mistake is."""
-    return Bad(name, at(line + more), says, lines={line: old})
+    return Bad(name, at(line + more), message, lines={line: old})
 
 
-def given(name: str, override: str, says: list[str]) -> Bad:
+def given(name: str, override: str, message: list[str]) -> Bad:
     """A case that is given on the command line."""
-    return Bad(name, f"{COMMAND}: {override}: ", says, overrides=[override])
+    return Bad(name, f"{COMMAND}: {override}: ", message, overrides=[override])
 
 
-def headed(name: str, lines: str, says: list[str], more: int | None = 0) -> Bad:
+def headed(name: str, lines: str, message: list[str], more: int | None = 0) -> Bad:
     """A classifier's head with other lines; `more` is how many lines below it the mistake is (None: anywhere)."""
     where = at(R + more) if more is not None else "recipe.yaml:"
     given = {NAME: "  name: head", R: lines, OUTPUT: "output_dir: run\ntask: text-classification"}
-    labelled = rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8)))
+    labeled = rows(*(json.dumps({"text": f"a {n}", "label": n % 2}) for n in range(8)))
     config = config_of("LlamaForCausalLM", model_type="llama", num_hidden_layers=2, hidden_size=8)
-    return Bad(name, where, says, given, files=labelled | config)
+    return Bad(name, where, message, given, files=labeled | config)
 
 
 def small_model() -> dict[str, str | bytes]:
@@ -215,7 +215,7 @@ UNKNOWN_KEYS = [
     given("a list as keys", "training.extra.0.x.y=1", ["training.extra.0", "not a field of"]),
 ]
 
-THEIRS = [  # the key of another tool, a value of it, and what is said to it
+THEIRS = [  # the key of another tool, a value of it, and the answer
     ("lora_rank", "8", "strategy.r"),
     ("lora_target", "q_proj", "strategy.target_modules"),
     ("finetuning_type", "lora", "strategy.name"),
@@ -290,16 +290,16 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
 ]
 FOREIGN_KEYS = [
     *(
-        key(f"{name} at the top", OUTPUT, f"output_dir: run\n{name}: {value}", [name, says, "no such key in a recipe"], 1)
-        for name, value, says in THEIRS
+        key(f"{name} at the top", OUTPUT, f"output_dir: run\n{name}: {value}", [name, message, "no such key in a recipe"], 1)
+        for name, value, message in THEIRS
     ),
     *(
-        key(f"{name} in training", RATE, f"  {name}: {value}", [f"training.{name}", says, "no such key in 'training'"])
-        for name, value, says in THEIRS
+        key(f"{name} in training", RATE, f"  {name}: {value}", [f"training.{name}", message, "no such key in 'training'"])
+        for name, value, message in THEIRS
     ),
     *(
-        key(f"{name}: {value}", OUTPUT, f"output_dir: run\n{name}: {value}", [f"{name} = ", *says], 1)
-        for name, value, *says in EXPLAINED
+        key(f"{name}: {value}", OUTPUT, f"output_dir: run\n{name}: {value}", [f"{name} = ", *message], 1)
+        for name, value, *message in EXPLAINED
     ),
     key(
         "accumulation with its micro-batch",
@@ -673,7 +673,7 @@ UNSUPPORTED = {  # rows that are recognized but not supported yet
     "preference labels": {"messages": [], "label": True},
     "multiple choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
 }
-LABELLED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
+LABELED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
         Bad(name, at(TRAIN), [name.split(" of S")[0], "not supported yet"], files=rows(json.dumps(row)))
@@ -681,7 +681,7 @@ DATA_FILES = [
     ),
     *(
         Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
-        for name, row in LABELLED.items()
+        for name, row in LABELED.items()
     ),
     Bad(
         "another speaker",
@@ -1010,14 +1010,14 @@ LONG: dict[str, str | bytes | None] = {"rows.jsonl": ROWS}
 NEW = "  tokenizer: {vocab_size: 300}"
 
 
-def scratch(name: str, line: str, says: list[str], **files: str | bytes | None) -> Bad:
-    """A case under strategy scratch; the mistake stands on line R."""
-    return Bad(name, at(R), says, {MODEL: "seed: 1", NAME: "  name: scratch", R: line}, files={**LONG, **files})
+def scratch(name: str, line: str, message: list[str], **files: str | bytes | None) -> Bad:
+    """A case under strategy scratch; the mistake is on line R."""
+    return Bad(name, at(R), message, {MODEL: "seed: 1", NAME: "  name: scratch", R: line}, files={**LONG, **files})
 
 
-def scratch_model(name: str, model: str, line: str, says: list[str], **files: str | bytes | None) -> Bad:
-    """A case under strategy scratch; the mistake stands in the model."""
-    return Bad(name, at(MODEL), says, {MODEL: model, NAME: "  name: scratch", R: line}, files={**LONG, **files})
+def scratch_model(name: str, model: str, line: str, message: list[str], **files: str | bytes | None) -> Bad:
+    """A case under strategy scratch; the mistake is in the model."""
+    return Bad(name, at(MODEL), message, {MODEL: model, NAME: "  name: scratch", R: line}, files={**LONG, **files})
 
 
 FROM_SCRATCH = [
@@ -1114,9 +1114,9 @@ FROM_SCRATCH = [
 CHECKPOINT: dict[str, str | bytes | None] = {"run/.hfstrat.lock": "", "run/checkpoint-2/hfstrat_complete.json": MARKER}
 
 
-def distilled(name: str, keys: str, says: list[str], line: int = 1, **more: Any) -> Bad:
+def distilled(name: str, keys: str, message: list[str], line: int = 1, **more: Any) -> Bad:
     """A case of strategy distill with these keys after its name; the mistake is in the one with this number."""
-    return Bad(name, at(NAME + line), says, lines={NAME: "  name: distill", R: keys}, **more)
+    return Bad(name, at(NAME + line), message, lines={NAME: "  name: distill", R: keys}, **more)
 
 
 def words(*tokens: str) -> str:
@@ -1394,20 +1394,20 @@ OUTPUTS: list[Bad] = [
 LABELS = [json.dumps({"text": f"t {n}", "label": "ab"[n % 2]}) for n in range(8)]
 
 
-def classify(name: str, line: int, says: list[str], lines: dict[int, str] | None = None, **more: Any) -> Bad:
-    """A case of task: text-classification; its rows are sound unless `files` says otherwise."""
+def classify(name: str, line: int, message: list[str], lines: dict[int, str] | None = None, **more: Any) -> Bad:
+    """A case of task: text-classification; its rows are sound unless `files` has others."""
     task = {OUTPUT: "output_dir: run\ntask: text-classification"}
-    return Bad(name, at(line), says, lines=task | (lines or {}), **{"files": rows(*LABELS), **more})
+    return Bad(name, at(line), message, lines=task | (lines or {}), **{"files": rows(*LABELS), **more})
 
 
 def labels(*values: Any) -> dict[str, str | bytes | None]:
     return rows(*(json.dumps({"text": "t", "label": value}) for value in values))
 
 
-def taught(name: str, keys: str, says: list[str], line: int = 2, **more: Any) -> Bad:
+def taught(name: str, keys: str, message: list[str], line: int = 2, **more: Any) -> Bad:
     """A classifier with a teacher and these keys; the mistake is in the one with this number."""
     lines = {NAME: "  name: distill\n  student: full", R: keys}
-    return classify(name, NAME + line, says, lines, files=rows(*LABELS) | more.pop("files", {}), **more)
+    return classify(name, NAME + line, message, lines, files=rows(*LABELS) | more.pop("files", {}), **more)
 
 
 CLASSIFICATION = [
@@ -1475,12 +1475,12 @@ CLASSIFICATION = [
 ]
 
 
-def quantized(name: str, section: str, says: list[str], strategy: str | None = None, **more: Any) -> Bad:
+def quantized(name: str, section: str, message: list[str], strategy: str | None = None, **more: Any) -> Bad:
     """A case with another `quantization`, and maybe another strategy (in one line)."""
     lines = {MODEL: f"model: {{name_or_path: model, quantization: {section}}}"}
     if strategy:
         lines |= {STRATEGY: f"strategy: {strategy}", NAME: "seed: 1", R: "task: causal-lm"}
-    return Bad(name, at(more.pop("line", MODEL)), says, lines | more.pop("lines", {}), **more)
+    return Bad(name, at(more.pop("line", MODEL)), message, lines | more.pop("lines", {}), **more)
 
 
 BNB_CONFIG = json.dumps({"model_type": "llama", "num_hidden_layers": 2, "quantization_config": {"load_in_4bit": True}})

@@ -25,7 +25,7 @@ Snapshot = dict[str, tuple[int, int]]
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Any:
-    """`answer(case, command)` gives the exit code, what was said, and the folder before and after."""
+    """`answer(case, command)` gives the exit code, what was printed, and the folder before and after."""
 
     def started(*_: Any) -> None:
         raise AssertionError("this was not refused")
@@ -42,8 +42,8 @@ def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captur
         before = snapshot(tmp_path)
         with pytest.raises(SystemExit) as ended:
             main.main()
-        said = capfd.readouterr()
-        return ended.value.code, said.out + said.err, before, snapshot(tmp_path)
+        printed = capfd.readouterr()
+        return ended.value.code, printed.out + printed.err, before, snapshot(tmp_path)
 
     return run
 
@@ -56,20 +56,20 @@ def snapshot(folder: Path) -> Snapshot:
 @pytest.mark.parametrize("command", ["train", "check"])
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_mistake_is_answered(answer: Any, case: Bad, command: str) -> None:
-    code, said, before, after = answer(case, command)
+    code, printed, before, after = answer(case, command)
     assert code == errors.USER
-    assert "Traceback" not in said
-    assert any(line.startswith(case.at) for line in said.splitlines()), said
-    missing = [fragment for fragment in case.says if fragment not in said]
-    assert not missing, said
+    assert "Traceback" not in printed
+    assert any(line.startswith(case.at) for line in printed.splitlines()), printed
+    missing = [fragment for fragment in case.message if fragment not in printed]
+    assert not missing, printed
     assert before == after
 
 
 def test_the_corpus_is_a_corpus() -> None:
-    """Each case has a name of its own, something to say, and is wrong in some way."""
+    """Each case has a name of its own, a message, and is wrong in some way."""
     assert len(CASES) >= 65
     assert len({case.name for case in CASES}) == len(CASES)
-    assert all(case.says for case in CASES)
+    assert all(case.message for case in CASES)
 
 
 def test_the_sound_recipe_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import sentences, write_jsonl
 from datasets import Dataset
-from helpers.classifiers import labelled
+from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.recipes import OWN
@@ -77,7 +77,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Probe:
-    """Set `overrides` (words in capitals stand for paths) and look: it differs, and is `wanted` where that is given.
+    """Set `overrides` (words in capitals are replaced by paths) and look: it differs, and is `wanted` where that is given.
 
     `beside` is set both times.
     """
@@ -111,7 +111,7 @@ def dropouts(seen: Seen) -> list[float]:
 
 
 def blocks(seen: Seen) -> set[str]:
-    """The numbers of the transformer blocks that learn."""
+    """The numbers of the trainable transformer blocks."""
     return {name.split("layers.")[1].split(".")[0] for name in seen.learning() if "layers." in name}
 
 
@@ -129,7 +129,7 @@ def distiller(seen: Seen) -> Any:
 
 
 def matched(seen: Seen, name: str) -> Any:
-    """Of the layers that are brought together."""
+    """Of the layers that are matched."""
     return getattr(distiller(seen).match, name, None)
 
 
@@ -152,14 +152,14 @@ def measured(seen: Seen) -> Any:
 
 
 def asked_of_the_harness(seen: Seen) -> Any:
-    """Which tasks it is asked for, and where it looks for them."""
-    asked: list[Any] = [None]
+    """The requested tasks, and the folder in which it looks for them."""
+    requested: list[Any] = [None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            lm_eval, "measure", lambda subject, wanted, *rest: asked.append((wanted.lm_eval, wanted.include_path)) or {}
+            lm_eval, "measure", lambda subject, wanted, *rest: requested.append((wanted.lm_eval, wanted.include_path)) or {}
         )
         measured(seen)
-    return asked[-1]
+    return requested[-1]
 
 
 def budget(seen: Seen) -> int:
@@ -220,10 +220,10 @@ def tokens(seen: Seen) -> dict[str, int]:
     return dict(seen.job.data.renderer.tokenizer.get_vocab())
 
 
-HEADED = ["task=text-classification", "data.train=LABELLED", "strategy={name: head, layer: 3, pooling: mean}"]
+HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
 PROBES: dict[str, Probe] = {
     "task": Probe(
-        ["task=text-classification", "data.train=LABELLED"],
+        ["task=text-classification", "data.train=LABELED"],
         lambda s: type(s.job.base.model).__name__,
         "LlamaForSequenceClassification",
     ),
@@ -440,7 +440,7 @@ PROBES: dict[str, Probe] = {
     ),
 }
 DISTILL = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full}"
-ASKED = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full, teacher_cache: {form: 'off'}}"
+UNCACHED = "strategy={name: distill, teacher: {name_or_path: TEACHER}, student: full, teacher_cache: {form: 'off'}}"
 THEIRS = "strategy.teacher.quantization"
 PROBES |= {
     "strategy.distill.name": Probe(["strategy={name: distill, student: full}"], lambda s: distiller(s) is not None, True),
@@ -472,25 +472,25 @@ PROBES |= {
         ["strategy.teacher.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True, [DISTILL]
     ),
     "strategy.teacher.quantization.name": Probe(
-        [f"{THEIRS}=nf4"], lambda s: bits_of_teacher(s) and bits_of_teacher(s).weight.quant_type, "nf4", [ASKED]
+        [f"{THEIRS}=nf4"], lambda s: bits_of_teacher(s) and bits_of_teacher(s).weight.quant_type, "nf4", [UNCACHED]
     ),
     "strategy.teacher.quantization.use_double_quant": Probe(
         [f"{THEIRS}={{name: nf4, use_double_quant: false}}"],
         lambda s: bits_of_teacher(s).weight.quant_state.nested,
         False,
-        [ASKED, f"{THEIRS}=nf4"],
+        [UNCACHED, f"{THEIRS}=nf4"],
     ),
     "strategy.teacher.quantization.compute_dtype": Probe(
         [f"{THEIRS}={{name: nf4, compute_dtype: bfloat16}}"],
         lambda s: bits_of_teacher(s).compute_dtype,
         torch.bfloat16,
-        [ASKED, f"{THEIRS}=nf4"],
+        [UNCACHED, f"{THEIRS}=nf4"],
     ),
     "strategy.teacher.quantization.skip_modules": Probe(
         [f"{THEIRS}={{name: nf4, skip_modules: [mlp]}}"],
         lambda s: has_bits(distiller(s).teacher.model),
         16,
-        [ASKED, f"{THEIRS}=nf4"],
+        [UNCACHED, f"{THEIRS}=nf4"],
     ),
     "strategy.shrink.layers": Probe(
         ["strategy.shrink={layers: [0, 3]}"], lambda s: s.job.base.model.config.num_hidden_layers, 2, [DISTILL]
@@ -542,7 +542,7 @@ APART = {  # keys that are probed by a test of their own, below
 
 
 def keys() -> set[str]:
-    """Every key of the schema that is no section, with the strategy's name where it stands in one."""
+    """Every key of the schema that is no section, with the strategy's name where it belongs to one."""
     sections = suggestions.sections_of(Recipe)
     found = set()
     for path, classes in sections.items():
@@ -569,10 +569,10 @@ def test_every_key_has_a_probe_and_every_probe_a_key() -> None:
 @pytest.fixture(scope="module")
 def data_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows that several formats can read, in unequal lengths."""
-    said = sentences(120, seed=1)
+    texts = sentences(120, seed=1)
     rows = [
         {"prompt": f"{n} {a}", "completion": b, "text": a, "spare": f"the spare column {n}"}
-        for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))
+        for n, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))
     ]
     return write_jsonl(tmp_path_factory.mktemp("live") / "rows.jsonl", rows)
 
@@ -626,7 +626,7 @@ def sound(set_up: Callable[..., Seen]) -> Seen:
 
 @pytest.fixture
 def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
-    """Fills in what the capitals in a probe stand for, making what is asked for."""
+    """Fills in the paths for words in capitals, creating what they name."""
     makers: dict[str, Callable[[], Any]] = {
         "GPT2": lambda: models(family="gpt2"),
         "BASE": lambda: models(),
@@ -637,7 +637,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
         "OTHER": lambda: other_rows(tmp_path),
-        "LABELLED": lambda: labelled(tmp_path),
+        "LABELED": lambda: labeled(tmp_path),
         "CHOICES": lambda: write_jsonl(tmp_path / "choices.jsonl", [{"query": "a", "choices": ["cat", "dog"], "gold": 0}]),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",
@@ -735,9 +735,9 @@ def test_when_the_run_without_a_teacher_is_made(
         return SimpleNamespace(returncode=1, stderr="stopped here")
 
     monkeypatch.setattr(distill_report.subprocess, "run", run)
-    for wish, seconds, runs in (("auto", 10, 1), ("auto", 1000, 0), ("true", 1000, 1), ("false", 10, 0)):
+    for setting, seconds, runs in (("auto", 10, 1), ("auto", 1000, 0), ("true", 1000, 1), ("false", 10, 0)):
         started.clear()
-        job = set_up([DISTILL.replace("TEACHER", sound.job.recipe.model.name_or_path), f"strategy.baseline={wish}"]).job
+        job = set_up([DISTILL.replace("TEACHER", sound.job.recipe.model.name_or_path), f"strategy.baseline={setting}"]).job
         _, reason = distill_report._baseline(job.recipe.strategy, job.loaded, seconds)
         assert len(started) == runs, reason
         assert reason
@@ -748,7 +748,7 @@ def test_when_the_run_without_a_teacher_is_made(
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked"),
+    ("settings", "requested"),
     [
         ({"eval": "me/eval"}, [("me/set", None, "train", None), ("me/eval", None, "train", None)]),
         ({"eval": "me/eval", "config": "c"}, [("me/set", "c", "train", None), ("me/eval", "c", "train", None)]),
@@ -760,7 +760,7 @@ def test_when_the_run_without_a_teacher_is_made(
     ids=["plain", "config", "revision", "split", "slice", "eval_split"],
 )
 def test_what_a_hub_data_set_is_asked_for(
-    sound: Seen, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], asked: list[Any]
+    sound: Seen, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], requested: list[Any]
 ) -> None:
     seen = []
 
@@ -770,7 +770,7 @@ def test_what_a_hub_data_set_is_asked_for(
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     prepare(Data(train="me/set", **settings), sound.job.data.renderer.tokenizer, seed=1)
-    assert seen == asked
+    assert seen == requested
 
 
 def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -781,7 +781,7 @@ def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPat
         seen.append((source, config, split, revision))
         return Dataset.from_list([{"prompt": f"{source} {n}", "completion": "the cat"} for n in range(4)])
 
-    def asked(**settings: Any) -> set[str]:
+    def requested(**settings: Any) -> set[str]:
         seen.clear()
         data = Data.model_validate({"config": "all", "revision": "main", **settings})
         prepare(data, sound.job.data.renderer.tokenizer, seed=1)
@@ -790,16 +790,16 @@ def test_each_source_asks_for_its_own(sound: Seen, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path))
     own = {"path": "me/a", "config": "c", "split": "s[:10%]", "revision": "r"}
-    before = asked(train=[own, "me/b"], eval=[own | {"split": "test"}, "me/c"])
+    before = requested(train=[own, "me/b"], eval=[own | {"split": "test"}, "me/c"])
     assert seen == [
         ("me/a", "c", "s[:10%]", "r"),
         ("me/b", "all", "train", "main"),
         ("me/a", "c", "test", "r"),
         ("me/c", "all", "train", "main"),
     ]
-    after = asked(train=[own | {"revision": "other"}, "me/b"], eval=[own | {"split": "test"}, "me/c"])
+    after = requested(train=[own | {"revision": "other"}, "me/b"], eval=[own | {"split": "test"}, "me/c"])
     assert len(after - before) == 1
-    asked(train=[own], eval_split="validation")
+    requested(train=[own], eval_split="validation")
     assert [split for _, _, split, _ in seen] == ["s[:10%]", "validation"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from hfstrat.recipe import library, renamed, suggestions
+from hfstrat.recipe import library, stored, suggestions
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import STRATEGIES, Recipe
 from hfstrat.trainer.plan import make_plan, training_arguments
@@ -80,7 +80,7 @@ def test_stored_recipes_get_todays_names() -> None:
         "evaluation": {"before": False},
         "output_dir": "o",
     }
-    new = renamed.upgraded(old)
+    new = stored.upgraded(old)
     assert new["strategy"] == {
         "name": "distill",
         "student": {"name": "lora", "lora_alpha": 8, "lora_dropout": 0.1, "init_lora_weights": True},
@@ -89,9 +89,9 @@ def test_stored_recipes_get_todays_names() -> None:
     }
     assert new["data"] == old["data"]
     assert new["training"] == {"resume_from_checkpoint": "never", "packing": True, "extra": {"resume": 1}}
-    assert renamed.upgraded(new) == new
+    assert stored.upgraded(new) == new
     sections = suggestions.sections_of(Recipe)
-    for name, names in renamed.RENAMED.items():
+    for name, names in stored.RENAMED.items():
         found = [cls for path, classes in sections.items() if path[-1:] == (name,) for cls in classes]
         for cls in [STRATEGIES[name]] if name in STRATEGIES else found:
             assert set(names.values()) <= set(cls.model_fields)

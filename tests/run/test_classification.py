@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from helpers.classifiers import LABELS, labelled, write_recipe
+from helpers.classifiers import LABELS, labeled, write_recipe
 from helpers.runs import run
 from safetensors.torch import load_file
 
 from hfstrat import strategies
 from hfstrat.cli import inference
-from hfstrat.data.corpus import open_corpus
+from hfstrat.data.splits import open_corpus
 from hfstrat.errors import UserError
 from hfstrat.publish import export
 from hfstrat.recipe import library
@@ -41,7 +41,7 @@ def classify(tmp_path: Path, bodies: Any) -> Callable[..., Any]:
     """`classify("bert", "strategy=full", many=True)` loads a small recipe."""
 
     def load(family: str, *overrides: str, **rows: Any) -> Any:
-        return load_recipe(str(write_recipe(tmp_path, bodies(family), labelled(tmp_path, **rows))), list(overrides))
+        return load_recipe(str(write_recipe(tmp_path, bodies(family), labeled(tmp_path, **rows))), list(overrides))
 
     return load
 
@@ -156,7 +156,7 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
     inference.predict(target, ["the cat"], None, None)
     assert capsys.readouterr().out.split()[0] in LABELS
     output = tmp_path / "printed.jsonl"
-    inference.predict(target, [], tmp_path / "labelled.jsonl", output)
+    inference.predict(target, [], tmp_path / "labeled.jsonl", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 90
     assert all(row["labels"][0] in LABELS and 0 < row["scores"][0] <= 1 for row in rows)
@@ -185,7 +185,7 @@ def test_predict_truncates_texts_as_the_run_did(classify: Any, tmp_path: Path, q
     [name for name in library.names("recipes") if name.endswith("classifier") and not name.startswith("distill")],
 )
 def test_the_bundled_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: None) -> None:
-    data = labelled(tmp_path)
+    data = labeled(tmp_path)
     model = "{}" if name.startswith("scratch") else str(bodies("llama"))
     small = [f"model={model}", f"data.train={data}", f"data.eval={data}", f"output_dir={tmp_path / 'run'}"]
     small += ["strategy.parameters=60k", "strategy.tokenizer.vocab_size=300"] if model == "{}" else []
@@ -196,7 +196,7 @@ def test_the_bundled_recipes_run(name: str, tmp_path: Path, bodies: Any, quick: 
 @pytest.mark.slow
 def test_two_processes_equal_one_process(classify: Any, tmp_path: Path, bodies: Any) -> None:
     """8 examples in one process equal 2 x 4 in two: equal weights after three steps, and equal metrics."""
-    recipe = write_recipe(tmp_path, bodies("llama"), labelled(tmp_path))
+    recipe = write_recipe(tmp_path, bodies("llama"), labeled(tmp_path))
     found = []
     for count in (1, 2):
         folder = tmp_path / f"by{count}"

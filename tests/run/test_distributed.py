@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.classifiers import labeled, make_any, write_recipe
 from helpers.distributed import in_world, same
 from helpers.fsdp_on_cpu import FSDP2, ZERO
 from helpers.runs import run
@@ -51,7 +51,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
         "  eval_steps: 2, logging_steps: 1}\nevaluation: {samples: 1, max_new_tokens: 4}\noutput_dir: out\n"
     )
     classes.mkdir()
-    class_recipe = write_recipe(classes, make_any(folder / "body", "llama"), labelled(classes))
+    class_recipe = write_recipe(classes, make_any(folder / "body", "llama"), labeled(classes))
 
     def get(name: str, *more: str) -> tuple[str, list[str]]:
         section = {**LM, **CLASSES}[name].replace("TEACHER", str(models(tied=True)))

@@ -16,10 +16,10 @@ from helpers.runs import run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from hfstrat import strategies
-from hfstrat.data.corpus import held_out
 from hfstrat.data.formats import hash_text
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED
+from hfstrat.data.splits import held_out
 from hfstrat.data.token_bytes import token_bytes
 from hfstrat.errors import UserError
 from hfstrat.models import families, random_init, transformers_source
@@ -206,7 +206,7 @@ def rows_of(tmp_path: Path, **data: Any) -> Recipe:
 
 def test_a_tokenizer_sees_no_row_that_is_held_out(tmp_path: Path) -> None:
     """Other words in the held-out rows change nothing, other words in the training rows do."""
-    from hfstrat.data.corpus import open_corpus
+    from hfstrat.data.splits import open_corpus
     from hfstrat.tasks import TASKS
 
     recipe = rows_of(tmp_path)

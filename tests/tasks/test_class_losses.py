@@ -163,12 +163,12 @@ def set_counter() -> Callable[..., Any]:
     def count(folder: Path, many: bool) -> int:
         from types import SimpleNamespace
 
-        from helpers.classifiers import labelled, write_recipe
+        from helpers.classifiers import labeled, write_recipe
 
         from hfstrat.recipe.load import load_recipe
         from hfstrat.run import setup
 
-        recipe = write_recipe(folder, make_any(folder / "model", "llama"), labelled(folder, many=many))
+        recipe = write_recipe(folder, make_any(folder / "model", "llama"), labeled(folder, many=many))
         world: Any = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
         trainer = setup.set_up(load_recipe(str(recipe)), world, overwrite=False).trainer
         batches = iter(trainer.get_train_dataloader())

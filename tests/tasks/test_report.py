@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from hfstrat import errors
 from hfstrat.errors import UserError
-from hfstrat.recipe.renamed import upgraded
+from hfstrat.recipe.stored import upgraded
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Part, Report, parse
 

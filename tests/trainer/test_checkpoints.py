@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import changes
+from hfstrat.recipe import stored
 from hfstrat.trainer import checkpoints
 
 
@@ -119,17 +119,17 @@ def changed(section: str, **keys: Any) -> dict[str, Any]:
 
 
 def test_allowed_changes_resume_and_are_reported() -> None:
-    allowed, refused = changes.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
+    allowed, refused = stored.compare(BEFORE, changed("training", save_steps=10, num_train_epochs=2.0))
     assert allowed == ["training.num_train_epochs was 1.0, is 2.0", "training.save_steps was None, is 10"]
     assert not refused
-    assert changes.compare(BEFORE, changed("hub", push_to_hub=True)) == ([], [])
-    assert changes.compare(BEFORE, changed("training", extra={"dataloader_num_workers": 2}))[1] == []
-    assert changes.compare(BEFORE, changed("evaluation", max_rows=7))[0]
+    assert stored.compare(BEFORE, changed("hub", push_to_hub=True)) == ([], [])
+    assert stored.compare(BEFORE, changed("training", extra={"dataloader_num_workers": 2}))[1] == []
+    assert stored.compare(BEFORE, changed("evaluation", max_rows=7))[0]
 
 
 def test_what_may_not_is_refused_by_name() -> None:
     other = changed("training", learning_rate=0.2, extra={"adam_beta2": 0.9}) | {"seed": 2}
-    assert changes.compare(BEFORE, other)[1] == [
+    assert stored.compare(BEFORE, other)[1] == [
         "seed was 1, is 2",
         "training.extra.adam_beta2 was None, is 0.9",
         "training.learning_rate was 0.1, is 0.2",
@@ -137,8 +137,8 @@ def test_what_may_not_is_refused_by_name() -> None:
 
 
 def test_a_key_that_an_older_version_did_not_have_is_no_change() -> None:
-    assert changes.compare(BEFORE, changed("model", quantization=None)) == ([], [])
-    assert changes.compare(BEFORE, changed("model", quantization="nf4"))[1]
+    assert stored.compare(BEFORE, changed("model", quantization=None)) == ([], [])
+    assert stored.compare(BEFORE, changed("model", quantization="nf4"))[1]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_a_key_that_an_older_version_did_not_have_is_no_change() -> None:
     ],
 )
 def test_a_longer_run(keys: dict[str, Any], longer: bool) -> None:
-    assert changes.is_longer(BEFORE, changed("training", **keys)) is longer
+    assert stored.is_longer(BEFORE, changed("training", **keys)) is longer
 
 
 def test_more_time_is_longer() -> None:
     ten, twenty = (changed("training", num_train_epochs=None, max_time=time) for time in ("10min", "20min"))
-    assert changes.is_longer(ten, twenty)
-    assert not changes.is_longer(twenty, ten)
+    assert stored.is_longer(ten, twenty)
+    assert not stored.is_longer(twenty, ten)

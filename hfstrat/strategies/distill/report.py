@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.recipe.changes import without_unset
+from hfstrat.recipe.stored import without_unset
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.verify import LAUNCHER
 

@@ -11,7 +11,7 @@ from hfstrat.models import check as models_check
 from hfstrat.models.load import read_json, read_shapes
 from hfstrat.models.parameter_names import config_size, weight_bytes
 from hfstrat.recipe.distill import check_pairs
-from hfstrat.recipe.quantization import Quantization
+from hfstrat.recipe.section import Quantization
 from hfstrat.strategies.distill import shrink
 from hfstrat.tasks import TASKS
 from hfstrat.trainer import distributed

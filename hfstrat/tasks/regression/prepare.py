@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hfstrat.data import cache, splits
-from hfstrat.data.classification.prepare import find_duplicates, longest_first, prompt_of, tokenize_texts
-from hfstrat.data.classification.tokenize import Texts
+from hfstrat.data.classes import TextEncoder
 from hfstrat.data.collate import ClassCollator
-from hfstrat.data.prepare import PreparedData, Table, load_table
-from hfstrat.data.splits import choose_stratified, column
+from hfstrat.data.prepare import PreparedData, Table, divide, evaluation_fields
+from hfstrat.data.sources import DataSource
+from hfstrat.data.splits import Selection
 from hfstrat.errors import UserError
 from hfstrat.models.output_scale import Units
 from hfstrat.tasks.regression.targets import FORMAT, TargetFormat
@@ -34,11 +32,6 @@ class Targets(PreparedData):
     """
 
     units: Units = field(default_factory=lambda: Units(torch.zeros(1), torch.ones(1)))
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(super().fingerprint().encode())
-        digest.update(repr((self.label_names, self.train["label"][:])).encode())
-        return digest.hexdigest()
 
     def report(self) -> dict[str, Any]:
         facts = {name: {"mean": m, "std": s} for name, m, s in self._facts()}
@@ -68,6 +61,41 @@ class TargetCollator(ClassCollator):
         return self.units.standardize(torch.tensor(values, dtype=torch.float64)).float()
 
 
+class TargetEncoder(TextEncoder):
+    """Texts with numbers, one for each of `names`, which are those of the training rows unless given.
+
+    Raises:
+        UserError: sources with different numbers of targets.
+    """
+
+    task = FORMAT
+
+    def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None) -> None:
+        super().__init__(tokenizer, data)
+        self.names, self.is_model = names or [], names is not None
+
+    def reader(self, source: DataSource) -> Callable[..., Any]:
+        return TargetFormat.detect
+
+    def with_labels(self, table: Table, key: str) -> Selection:
+        first, *others = [source.read()[1].target_names for source in table.sources]
+        if odd := next((found for found in others if len(found) != len(first)), None):
+            raise UserError(f"{key}: a source has {len(odd)} targets, and the first one {len(first)}; expected the same in all")
+        self.names = self.names or first
+        if len(first) != len(self.names):
+            expected = f"the model predicts {len(self.names)}: {', '.join(self.names)}"
+            if not self.is_model:
+                expected = f"data.train {len(self.names)}; expected the same ones"
+            raise UserError(f"{key}: it has {len(first)} targets, and {expected}")
+        return self.selection(table, table.rows.table.rename_column("targets", "label"))
+
+    def strata(self, rows: Selection) -> list[str]:
+        return [""] * len(rows)  # numbers are no classes
+
+    def reference(self, example: Any) -> str:
+        return ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, example.labels, strict=True))
+
+
 def prepare(
     data: Data,
     tokenizer: Any,
@@ -81,33 +109,10 @@ def prepare(
     Raises:
         UserError: data that cannot be read, targets that are not finite numbers, or that do not vary.
     """
-    texts = Texts(tokenizer, data.max_length)
-    table, names = _table(data.train, data, "data.train", texts)
-    train = table.rows.table.rename_column("targets", "label")
-    origin = np.searchsorted(table.ends, np.arange(len(train)), "right")
-    statistics, evaluated = {"train": table.statistics}, table
-    if data.eval or data.eval_split:
-        evaluated, others = _table(data.eval or data.train, data, "data.eval", texts)
-        if len(others) != len(names):
-            raise UserError(f"data.eval: it has {len(others)} targets, and data.train {len(names)}; expected the same ones")
-        statistics["eval"], held = evaluated.statistics, evaluated.rows.table.rename_column("targets", "label")
-        held = held.select(range(min(max_eval_rows or len(held), len(held))))
-    else:
-        hashes = column(train, "text_hash")
-        if held_out is None:
-            held_out = choose_stratified(hashes, [""] * len(hashes), data.eval_size, max_eval_rows, data.drawn_by(seed))
-        out = np.isin(hashes, held_out)
-        train, held, origin = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out)), origin[~out]
-    found, units = find_duplicates(train, held, tokenizer), units_of(train, names, table.statistics.source)
-    weights = [source.weight for source in data.train]
-    if any(weight != 1 for weight in weights):
-        train = train.select(splits.apply_weights(origin, weights, seed))
-    train = train.remove_columns("text_hash")
-    lengths, shown = column(train, "length"), _samples(evaluated, held, samples, names)
-    held = longest_first(held)
-    order = hashlib.sha256(column(train, "row").tobytes() + lengths.tobytes()).hexdigest()
-    eval_lengths = column(held, "length")
-    return Targets(train, held, lengths, eval_lengths, order, texts, statistics, shown, found, tuple(names), units)
+    encoder = TargetEncoder(tokenizer, data)
+    parts = divide(encoder, data, seed, max_eval_rows, held_out)
+    units = units_of(parts.train.dataset(), encoder.names, parts.table.statistics.source)
+    return Targets(**parts.fields(data, seed, samples), label_names=tuple(encoder.names), units=units)
 
 
 def prepare_eval(data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Targets:
@@ -116,19 +121,12 @@ def prepare_eval(data: Data, tokenizer: Any, config: Any, samples: int, max_rows
     Raises:
         UserError: as `prepare`; also another number of targets than the model has.
     """
-    texts = Texts(tokenizer, data.max_length)
-    table, found = _table(data.train, data, "data.train", texts)
     names = [config.id2label[index] for index in sorted(config.id2label)]
-    if len(found) != len(names):
-        raise UserError(f"data.train: it has {len(found)} targets, and the model predicts {len(names)}: {', '.join(names)}")
-    held = table.rows.table.rename_column("targets", "label")
-    held = held.select(range(min(max_rows or len(held), len(held))))
-    shown, held = _samples(table, held, samples, names), longest_first(held)
-    lengths, statistics = column(held, "length"), {"eval": table.statistics}
+    fields = evaluation_fields(TargetEncoder(tokenizer, data, names), data, samples, max_rows)
     mean = getattr(config, "target_mean", None) or [0.0] * len(names)  # a model of another library has none
     std = getattr(config, "target_std", None) or [1.0] * len(names)
     units = Units(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
-    return Targets(held, held, lengths, lengths, "", texts, statistics, shown, {}, tuple(names), units)
+    return Targets(**fields, label_names=tuple(names), units=units)
 
 
 def units_of(train: Dataset, names: list[str], source: str) -> Units:
@@ -145,24 +143,3 @@ def units_of(train: Dataset, names: list[str], source: str) -> Units:
                 f"data.train: {source}: '{name}' is {values[0, index]:g} in all training rows; expected numbers that vary"
             )
     return Units(values.mean(0), std)
-
-
-def _table(sources: Any, data: Data, key: str, texts: Texts) -> tuple[Table, list[str]]:
-    """The tokenized rows of all sources, and the names of their targets."""
-    digest = cache.tokenizer_digest(texts.tokenizer)
-    table = load_table(
-        sources, data, key, partial(tokenize_texts, texts=texts, key=digest, task=FORMAT, detect=TargetFormat.detect)
-    )
-    names = [source.read()[1].target_names for source in table.sources]
-    if odd := next((found for found in names if len(found) != len(names[0])), None):
-        raise UserError(f"{key}: a source has {len(odd)} targets, and the first one {len(names[0])}; expected the same in all")
-    return table, names[0]
-
-
-def _samples(table: Table, held: Dataset, count: int, names: list[str]) -> list[dict[str, Any]]:
-    """The first evaluation examples as prompt and reference."""
-    examples = table.examples([int(row) for row in column(held, "row")[:count]])
-    return [
-        {"prompt": prompt_of(e), "reference": ", ".join(f"{n} {v:.6g}" for n, v in zip(names, e.labels, strict=True))}
-        for e in examples
-    ]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hfstrat.data.classification.labels import PAIRS, TEXTS, LabeledText
 from hfstrat.data.formats import BadRow, rename, require_text
+from hfstrat.data.labeled import PAIRS, TEXTS, LabeledText
 from hfstrat.errors import UserError
 
 FORMAT = "regression"

@@ -10,7 +10,7 @@ from hfstrat.tasks.text_classification.text import LabelText, logits_of
 if TYPE_CHECKING:
     import torch
 
-    from hfstrat.data.classification.tokenize import Texts
+    from hfstrat.data.labeled import Texts
 
 
 class NumberText(LabelText):

@@ -8,7 +8,7 @@ from hfstrat.errors import UserError
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.text_classification.metrics import ClassMetrics
 from hfstrat.tasks.text_classification.model import Classifier
-from hfstrat.tasks.text_classification.rows import LabelledRows
+from hfstrat.tasks.text_classification.rows import LabeledRows
 from hfstrat.tasks.text_classification.text import LabelText
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class TextClassification(Task):
     """The task `text-classification`."""
 
     name = "text-classification"
-    rows = LabelledRows()
+    rows = LabeledRows()
     model = Classifier()
     metrics = ClassMetrics()
     text = LabelText()

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.classification.labels import OUR_COLUMNS, LabelFormat
+from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
 from hfstrat.tasks.base import FramedRows
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hfstrat.data.classification.prepare import Classes
+    from hfstrat.data.classes import Classes
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
 
 
-class LabelledRows(FramedRows):
+class LabeledRows(FramedRows):
     """Examples with one label, or any number of them."""
 
     columns = OUR_COLUMNS
@@ -34,12 +34,12 @@ class LabelledRows(FramedRows):
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
     ) -> Classes:
-        from hfstrat.data.classification.prepare import prepare
+        from hfstrat.data.classes import prepare
 
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
-        from hfstrat.data.classification.prepare import prepare_eval
+        from hfstrat.data.classes import prepare_eval
 
         names = [config.id2label[index] for index in sorted(config.id2label)]
         many = config.problem_type == "multi_label_classification"

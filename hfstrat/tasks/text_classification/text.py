@@ -9,7 +9,7 @@ from hfstrat.tasks.base import Text, Values
 if TYPE_CHECKING:
     import torch
 
-    from hfstrat.data.classification.tokenize import Texts
+    from hfstrat.data.labeled import Texts
     from hfstrat.data.prepare import PreparedData
 
 
@@ -82,8 +82,8 @@ def logits_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype)
     """
     import torch
 
-    from hfstrat.data.classification.labels import LabeledText
     from hfstrat.data.collate import has_token_types
+    from hfstrat.data.labeled import LabeledText
 
     row = prompt if isinstance(prompt, dict) else {"text": prompt}
     encoded = texts.encode([LabeledText(row["text"], row.get("text_pair"), [])])[0]

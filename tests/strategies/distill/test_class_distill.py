@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import labelled, make_any, write_recipe
+from helpers.classifiers import labeled, make_any, write_recipe
 from helpers.distillation import DIVERGENCES, divergence_of
 from helpers.runs import run
 from torch.nn import functional
@@ -96,7 +96,7 @@ def test_the_teacher_s_labels_are_put_into_the_student_s_order() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that trained a tiny BERT on three labels."""
     folder = tmp_path_factory.mktemp("teacher")
-    recipe = write_recipe(folder, make_any(folder / "body", "bert"), labelled(folder))
+    recipe = write_recipe(folder, make_any(folder / "body", "bert"), labeled(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
         run(load_recipe(str(recipe), ["training.max_steps=20", "training.eval_steps=10"]))
@@ -106,7 +106,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def distil(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: {"bit_equal": True, "loaded_with": "a test"})
-    recipe = write_recipe(tmp_path, trained / "run" / "final", trained / "labelled.jsonl")
+    recipe = write_recipe(tmp_path, trained / "run" / "final", trained / "labeled.jsonl")
 
     def start(strategy: str, name: str) -> Any:
         words = [f"strategy={strategy}", f"output_dir={tmp_path / name}", "model.dtype=float32"]
@@ -145,7 +145,7 @@ def test_the_shipped_recipe_shrinks_what_the_one_before_it_made(
     monkeypatch.setattr(distill_report, "_baseline", lambda *args: (None, "a test"))
     first, recipe = (str(library.find("recipes", f"{kind}/classifier")) for kind in ("full", "distill"))
     assert load_recipe(recipe).recipe.model.name_or_path == f"{load_recipe(first).recipe.output_dir}/final"
-    rows = [f"data.{part}={trained / 'labelled.jsonl'}" for part in ("train", "eval")]
+    rows = [f"data.{part}={trained / 'labeled.jsonl'}" for part in ("train", "eval")]
     words = [f"model={trained / 'run' / 'final'}", "strategy.shrink.layers=2", f"output_dir={tmp_path / 'run'}"]
     report = run(load_recipe(recipe, [*rows, *words]))
     assert report is not None
@@ -170,9 +170,8 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
     from helpers.classifiers import encoder_tokenizer
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from hfstrat.data.classification.labels import LabeledText
-    from hfstrat.data.classification.tokenize import Texts
     from hfstrat.data.collate import ClassCollator, has_token_types
+    from hfstrat.data.labeled import LabeledText, Texts
 
     teacher, student = (
         AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(make_any(tmp_path / name, name))).eval()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.classifiers import FAMILIES, labelled, write_recipe
+from helpers.classifiers import FAMILIES, labeled, write_recipe
 from helpers.runs import run
 
 from hfstrat import errors, strategies
@@ -35,7 +35,7 @@ def recipe_of(tmp_path: Path, bodies: Any) -> Callable[..., Any]:
     """`recipe_of("bert", "strategy=head", many=True)` loads a small recipe."""
 
     def load(family: str, *overrides: str, **rows: Any) -> Any:
-        file = write_recipe(tmp_path, bodies(family), labelled(tmp_path, **rows))
+        file = write_recipe(tmp_path, bodies(family), labeled(tmp_path, **rows))
         return load_recipe(str(file), [FLOAT, "evaluation.samples=1", *overrides])
 
     return load

@@ -1,8 +1,64 @@
-"""Comparison of a recipe with that of a checkpoint: which keys may change when a run is resumed, and which may not."""
+"""Recipes of earlier runs, as reports and checkpoints hold them: old names of keys, and what may change on resuming.
+
+A recipe that an earlier version wrote is read through `upgraded`, so that its run can be resumed, compared and pushed.
+"""
 
 from __future__ import annotations
 
 from typing import Any
+
+from hfstrat.recipe.section import seconds
+
+RENAMED: dict[str, dict[str, str]] = {  # a section or a strategy: its old names and those of today
+    "lora": {"alpha": "lora_alpha", "dropout": "lora_dropout"},
+    "partial": {"thaw": "gradual_unfreezing"},
+    "scratch": {"architecture": "model_type"},
+    "distill": {
+        "loss": "divergence",
+        "alpha": "teacher_weight",
+        "level": "seq_kd",
+        "hidden": "hidden_states",
+        "cache": "teacher_cache",
+    },
+    "training": {"resume": "resume_from_checkpoint"},
+    "evaluation": {"before": "eval_on_start"},
+    "hub": {"push": "push_to_hub", "repo": "repo_id"},
+    "quantization": {"double_quant": "use_double_quant"},
+}
+SWITCH = {"on": True, "off": False}
+VALUES: dict[tuple[str, str], dict[Any, Any]] = {  # a section and today's name: its old values and those of today
+    ("lora", "init_lora_weights"): {"default": True},
+    ("partial", "precompute"): SWITCH,
+    ("distill", "seq_kd"): {"sequence": True, "token": False},
+    ("training", "packing"): SWITCH,
+}
+NESTED = ("strategy", "student", "then")  # keys whose sections are strategies
+
+
+def new_name(section: str, key: str, value: Any) -> tuple[str, Any] | None:
+    """Today's name and value of an old key or value; None where neither has changed."""
+    name = RENAMED.get(section, {}).get(key, key)
+    values = VALUES.get((section, name), {})
+    new = values[value] if isinstance(value, str) and value in values else value
+    return (name, new) if (name, new) != (key, value) else None
+
+
+def section_of(key: str, section: dict[str, Any]) -> str:
+    """The name that a section has in `RENAMED`: its key, or that of the strategy in it."""
+    return str(section.get("name")) if key in NESTED else key
+
+
+def upgraded(stored: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """A stored recipe with today's names and values."""
+    found: dict[str, Any] = {}
+    for key, value in stored.items():
+        key, value = new_name(section, key, value) or (key, value)
+        found[key] = upgraded(value, section_of(key, value)) if isinstance(value, dict) and key not in FREE else value
+    return found
+
+
+FREE = ("columns", "extra", "config")  # mappings whose keys are the user's
+
 
 LENGTH = ("training.num_train_epochs", "training.max_steps", "training.max_time")
 EVALUATED_ON = ("evaluation.max_rows",)  # evaluation losses before and after a change are not comparable
@@ -59,8 +115,6 @@ def _amount(key: str, value: Any) -> float:
     if value is None:
         return 0.0 if key == "training.num_train_epochs" else float(10**9)
     if isinstance(value, str):
-        from hfstrat.recipe.section import seconds
-
         return seconds(value)
     return float(value)
 

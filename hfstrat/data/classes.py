@@ -1,0 +1,245 @@
+"""The data of a classification: tokenized once, labels collected from training, evaluation rows in the same proportions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfstrat.data.labeled import FORMAT, LabelFormat, Texts, as_number, sort_labels, write
+from hfstrat.data.prepare import PreparedData, RowEncoder, Table, divide, evaluation_fields
+from hfstrat.data.sources import DataSource
+from hfstrat.data.splits import EXAMPLES, Selection, show
+from hfstrat.data.stats import Statistics
+from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def encode_labels(rows: Dataset, names: list[str], many: bool, key: str) -> Dataset:
+    """The rows with a column `label` (a number, or a list of numbers) instead of `names`.
+
+    Raises:
+        UserError: one split has one label per row, the other has lists of labels.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    listed = rows.data.column("names").combine_chunks()
+    numbers = pc.index_in(pc.list_flatten(listed), value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(listed).to_numpy(zero_copy_only=False)
+    if not many and (lengths != 1).any():
+        raise UserError(f"{key}: rows have lists of labels, but the first source has one label per row; use the same in all")
+    stops = np.cumsum(lengths)
+    labels = [numbers[stop - n : stop].tolist() for stop, n in zip(stops, lengths, strict=True)] if many else numbers
+    return rows.remove_columns("names").add_column("label", labels)
+
+
+def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
+    """Refuse evaluation rows with labels that the model cannot predict.
+
+    Raises:
+        UserError: a label that no training row has.
+    """
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(pc.list_flatten(rows.data.column("names"))).to_pylist()
+    if unseen := [entry for entry in counts if entry["values"] not in set(names)]:
+        first = unseen[0]
+        more = f" (and {len(unseen) - 1} more labels)" if len(unseen) > 1 else ""
+        known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise UserError(
+            f"data.eval: {stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "
+            f"training row has; training has {known}. Remove these rows, or add training rows with this label"
+        )
+
+
+def check_labels(rows: int, names: list[str], many: bool, stats: Statistics) -> None:
+    """Refuse labels that no classifier can be trained on.
+
+    Raises:
+        UserError: a single label, scores, or a different label for each row.
+    """
+    if not names or (len(names) == 1 and not many):
+        found = f"every row has the label '{names[0]}'" if names else "no row has a label"
+        raise UserError(f"data.train: {stats.source}: {found}; a classifier needs at least two labels")
+    numbers = [as_number(name) for name in names]
+    if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
+        raise UserError(
+            f"data.train: {stats.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
+            "are expected. For numbers set task: regression"
+        )
+    if not many and len(names) == rows > 2:
+        raise UserError(
+            f"data.train: {stats.source}: each of {rows:,} rows has a different label, such as '{names[0]}'; expected "
+            "classes with several rows each. Is this column an id? Map another one by data.columns"
+        )
+
+
+def find_conflicts(train: Selection, tokenizer: Any) -> dict[str, Any]:
+    """Count and examples of training texts that occur with more than one label (or set of labels)."""
+    hashes = train.take(train.text_hash)
+    order = np.argsort(hashes, kind="stable")
+    repeats = np.flatnonzero(np.diff(hashes[order]) == 0)
+    places = np.unique(order[np.concatenate([repeats, repeats + 1])]) if len(repeats) else repeats
+    labels: dict[int, set[str]] = {}
+    for place, label in zip(places, train.select(places).dataset()["label"][:], strict=True):
+        labels.setdefault(int(hashes[place]), set()).add(str(label))
+    conflicting = {key for key, several in labels.items() if len(several) > 1}
+    firsts = {int(hashes[place]): place for place in reversed(places) if int(hashes[place]) in conflicting}
+    shown = show(train, list(firsts.values())[:EXAMPLES], tokenizer)
+    return {"conflicting_texts": len(conflicting), "conflicting_text_examples": shown}
+
+
+NAMES_SHOWN = 3
+
+
+@dataclass
+class Classes(PreparedData):
+    """Rows with `input_ids`, `token_type_ids` (empty where all zero), `label`, `length`, `row`, memory-mapped.
+
+    `label` is an id, or a list of ids where a row may have several labels (`many`); `label_names` are the names by id.
+    `counts` are training rows per label, `[labels]`; `renderer` is the `Texts`.
+    """
+
+    many: bool = False
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def report(self) -> dict[str, Any]:
+        classes = dict(zip(self.label_names, map(int, self.counts), strict=True))
+        kind = "multi_label_classification" if self.many else "single_label_classification"
+        return super().report() | {"labels": {"problem_type": kind, "training_rows": classes}}
+
+    def lines(self) -> list[str]:
+        """The statistics as text, with the class imbalance."""
+        lines = super().lines()
+        small, large = int(self.counts.argmin()), int(self.counts.argmax())
+        names = ", ".join(self.label_names[:NAMES_SHOWN]) + (", ..." if len(self.label_names) > NAMES_SHOWN else "")
+        kind = "any number per row" if self.many else "one per row"
+        line = f"{len(self.label_names):,} ({names}), {kind}; training rows: smallest {self.label_names[small]} "
+        line += f"{self.counts[small]:,}, largest {self.label_names[large]} {self.counts[large]:,}"
+        if not self.many:
+            line += f" = {self.counts[large] / self.counts.sum():.1%}, the accuracy of always predicting it"
+        cut = sum(stats.rows_cut for stats in self.statistics.values())
+        if cut and self.renderer.max_length:
+            lines.append(f"{'cut':<9} {cut:,} texts truncated to {self.renderer.max_length:,} tokens; special tokens are kept")
+        return [*lines, f"{'labels':<9} {line}"]
+
+
+class TextEncoder(RowEncoder):
+    """Texts, or pairs of texts, whose labels are of the complete text.
+
+    Args:
+        task: as the recipe names it.
+    """
+
+    task: str
+
+    def __init__(self, tokenizer: Any, data: Data) -> None:
+        super().__init__(Texts(tokenizer, data.max_length))
+
+    def options(self, source: DataSource) -> dict[str, Any]:
+        names, texts = class_names(source), self.renderer
+        options = {"max_length": texts.max_length, "overflow": source.data.overflow, "between": texts.between}
+        return {"task": self.task, "classes": names, **options}
+
+    def write(self, source: DataSource, target: Path) -> Statistics:
+        return write(*source.read(), source.data, self.renderer, target)
+
+    def selection(self, table: Table, labeled: Dataset) -> Selection:
+        """All rows of a table, which have a column `label` in `labeled`."""
+        return replace(table.rows, table=labeled, row=table.rows.row.astype(np.int64))  # as earlier checkpoints hashed them
+
+
+class ClassEncoder(TextEncoder):
+    """Texts with one label, or any number of them (`many`). The labels are those of the training rows unless given.
+
+    Raises:
+        UserError: fewer than two labels, labels that are not classes, or an evaluation label that no training row has.
+    """
+
+    task = FORMAT
+
+    def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None, many: bool = False) -> None:
+        super().__init__(tokenizer, data)
+        self.names, self.many = names or [], many
+
+    def reader(self, source: DataSource) -> Callable[..., Any]:
+        return partial(LabelFormat.detect, names=class_names(source))
+
+    def with_labels(self, table: Table, key: str) -> Selection:
+        if self.names:
+            check_seen(table.rows.table, self.names, table.statistics)
+            return self.selection(table, encode_labels(table.rows.table, self.names, self.many, key))
+        self.many, self.names = table.statistics.many_labels, collect_labels(table)
+        rows = encode_labels(table.rows.table, self.names, self.many, key)
+        check_labels(len(rows), self.names, self.many, table.statistics)
+        return self.selection(table, rows)
+
+    def strata(self, rows: Selection) -> list[str]:
+        return [str(label) for label in rows.dataset()["label"][:]]
+
+    def count(self, rows: Dataset) -> np.ndarray:
+        """Rows per label, `[labels]`."""
+        labels = rows["label"][:]
+        flat = list(itertools.chain.from_iterable(labels)) if self.many else labels
+        return np.bincount(np.asarray(flat, dtype=np.int64), minlength=len(self.names))
+
+
+def prepare(
+    data: Data,
+    tokenizer: Any,
+    seed: int,
+    samples: int = 0,
+    max_eval_rows: int | None = None,
+    held_out: np.ndarray | None = None,
+) -> Classes:
+    """The data of a classification.
+
+    Raises:
+        UserError: data that cannot be read, or labels that `ClassEncoder` refuses.
+    """
+    encoder = ClassEncoder(tokenizer, data)
+    parts = divide(encoder, data, seed, max_eval_rows, held_out)
+    fields, counts = parts.fields(data, seed, samples), encoder.count(parts.train.dataset())
+    fields["duplicates"] |= find_conflicts(parts.train, tokenizer)
+    return Classes(**fields, label_names=tuple(encoder.names), many=encoder.many, counts=counts)
+
+
+def prepare_eval(
+    data: Data, tokenizer: Any, names: list[str], many: bool, samples: int = 0, max_rows: int | None = None
+) -> Classes:
+    """All rows of `data.train` as evaluation rows, by the labels that a classifier has.
+
+    Raises:
+        UserError: as `prepare`; also a label that the classifier does not have.
+    """
+    encoder = ClassEncoder(tokenizer, data, names, many)
+    fields = evaluation_fields(encoder, data, samples, max_rows)
+    return Classes(**fields, label_names=tuple(names), many=many, counts=encoder.count(fields["eval"]))
+
+
+def collect_labels(table: Table) -> list[str]:
+    """The labels of the training rows, in the order that all sources define, else in natural order."""
+    import pyarrow.compute as pc
+
+    found = pc.unique(pc.list_flatten(table.rows.table.data.column("names"))).to_pylist()
+    orders = [class_names(source) for source in table.sources]
+    known = orders[0] if orders[0] is not None and all(order == orders[0] for order in orders) else None
+    return sort_labels(found, known)
+
+
+def class_names(source: DataSource) -> list[str] | None:
+    """The class names of a Hub data set's label column, if its features define them."""
+    for name, feature in (source.hub.features if source.hub is not None else {}).items():
+        feature = getattr(feature, "feature", feature)  # of a list of labels
+        if source.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
+            return list(feature.names)
+    return None
