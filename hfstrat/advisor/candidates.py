@@ -82,7 +82,7 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
 
 def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:
     """The parameters of a pretrained model with the head of the task, and whether the head is tied."""
-    task, labels = TASKS[data.task], len(data.labels)
+    task, labels = TASKS[data.task], data.outputs
     if task.text.generates and model.is_encoder:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:

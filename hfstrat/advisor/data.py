@@ -24,6 +24,7 @@ BYTES_PER_TOKEN = 4.0  # of English, used without a tokenizer
 TURN_TOKENS = 5  # that a chat template adds per message, roughly
 BY_HAND = "by hand"  # instead of a source
 KEPT = 0.995  # share of the tokens within the proposed max_length
+CLASSES_OF_A_NUMBER = 2  # an assumption: the rules were not measured on regressions
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Survey:
     texts: the sampled examples as plain text.
     labels: number of examples per label of a classification.
     many: whether an example may have several labels.
+    targets: mean and standard deviation of each number of a regression.
     estimated: what is not exact, in words.
     """
 
@@ -45,6 +47,7 @@ class Survey:
     duplicates: float = 0.0
     labels: dict[str, int] = field(default_factory=dict)
     many: bool = False
+    targets: dict[str, tuple[float, float]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list, repr=False)
     max_length: int = 1024
     format: str = ""
@@ -60,11 +63,21 @@ class Survey:
         return int(min(self.max_length, self.lengths.max()))
 
     @property
+    def outputs(self) -> int:
+        """Outputs of a head: one for each label or number; 0 where text is generated."""
+        return len(self.labels) or len(self.targets)
+
+    @property
+    def classes(self) -> int:
+        """The classes by which the rules count examples; a regression counts as a classification into few of them."""
+        return len(self.labels) or (CLASSES_OF_A_NUMBER if self.targets else 1)
+
+    @property
     def pieces(self) -> np.ndarray:
-        """Lengths of the sampled examples in training: truncated for a classifier, split otherwise."""
+        """Lengths of the sampled examples in training: truncated for a head, split otherwise."""
         full, rest = np.divmod(self.lengths, self.max_length)
         split = np.concatenate([np.full(int(full.sum()), self.max_length), rest[rest > 0]])
-        return self.cut_lengths if self.labels else split
+        return self.cut_lengths if self.outputs else split
 
     @property
     def cut_lengths(self) -> np.ndarray:
@@ -92,7 +105,7 @@ class Survey:
                 f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
             ]
         middle, high = np.percentile(self.lengths, (50, 99))
-        share = "" if self.labels else f", {self.supervised_share:.0%} of them supervised"
+        share = "" if self.outputs else f", {self.supervised_share:.0%} of them supervised"
         found = [
             f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
             f"lengths in tokens: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; max_length "
@@ -105,6 +118,8 @@ class Survey:
                 f"{len(self.labels):,} classes, from {small} ({self.labels[small]:,} examples) to {large} "
                 f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
             )
+        for name, (mean, std) in self.targets.items():
+            found.append(f"{name}: mean {mean:.4g}, standard deviation {std:.4g}, the RMSE of always predicting the mean")
         return found + [f"estimated: {words}" for words in self.estimated]
 
 
@@ -114,7 +129,8 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
         raise UserError(f"--rows: {rows}: expected at least 1")
     if tokens < rows:
         raise UserError(f"--tokens: {tokens} tokens for {rows} rows; expected the total number of tokens of all rows")
-    labeled = not TASKS[task].text.generates
+    headed = not TASKS[task].text.generates
+    labeled = headed and TASKS[task].metrics.of_distributions
     if labeled and classes < 2:
         raise UserError("--classes: missing; give the number of labels, such as --classes 3")
     each = max(8, min(context, -(-tokens // rows)))
@@ -122,7 +138,8 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     lengths = np.full(1, each)
     if classes and not labeled:
         raise UserError(f"--classes: task {task} has no classes; remove the option, or set --task text-classification")
-    return Survey(BY_HAND, task, rows, lengths, labels=labels, max_length=each, format="sizes given by hand")
+    targets = {"target": (0.0, 1.0)} if headed and not labeled else {}
+    return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
 def survey(path: str, task: str | None, context: int, folder: Path | None) -> Survey:
@@ -148,7 +165,7 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     found.duplicates = 1 - len({example.content for example in examples}) / len(examples)
     chosen = examples[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     found.texts = [example.content for example in chosen]
-    if not TASKS[found.task].text.generates:
+    if not TASKS[found.task].text.generates and TASKS[found.task].metrics.of_distributions:
         counts = Counter(label for example in examples for label in example.labels)
         found.labels = {name: count * found.rows // len(rows) for name, count in counts.most_common()}
         if len(found.labels) < 2:
@@ -174,8 +191,20 @@ def _parse(path: str, task: str | None, rows: list[dict[str, Any]]) -> tuple[lis
             examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
         except BadRow as error:
             raise UserError(f"--data: {reading.where(number)}: {error}") from None
-    many = not TASKS[task].text.generates and bool(reading.many)
-    return examples, Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=many)
+    has_head, has_labels = not TASKS[task].text.generates, TASKS[task].metrics.of_distributions
+    found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=has_head and reading.many)
+    if has_head and not has_labels:
+        found.targets = _targets(reading.target_names, examples, path)
+    return examples, found
+
+
+def _targets(names: list[str], examples: list[Any], path: str) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of each number. Raises UserError for one that does not vary."""
+    values = np.asarray([example.labels for example in examples], dtype=np.float64)
+    found = {name: (float(column.mean()), float(column.std())) for name, column in zip(names, values.T, strict=True)}
+    if still := next((name for name, (mean, std) in found.items() if std <= 1e-12 * max(abs(mean), 1e-300)), None):
+        raise UserError(f"--data: {path}: '{still}' is {found[still][0]:g} in all rows; expected numbers that vary")
+    return found
 
 
 def _read(files: list[Path]) -> tuple[list[dict[str, Any]], int]:

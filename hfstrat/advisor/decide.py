@@ -232,7 +232,7 @@ def shape_of(data: Survey, sizes: tuple[int, int, int], once: bool, on_cpu: bool
         on_cpu=on_cpu,
         supervised=data.supervised_share,
         rows=data.rows,
-        classifies=bool(data.labels),
+        classifies=bool(data.outputs),
         widths=memory.batch_widths(data.pieces, micro, share, eval_rows, once),
     )
 
@@ -273,7 +273,7 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
     """Operations per token; a solved head takes no steps and is evaluated on cached features."""
     work = speed.work(candidate.model, candidate.description, data.mean_length, data.supervised_share, recompute, epochs)
-    return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.labels else work
+    return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.outputs else work
 
 
 def rate_for(candidate: Candidate, situation: Situation) -> Rate:
@@ -313,7 +313,7 @@ def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], size
     return Facts(
         goal=situation.goal,
         rows=data.rows,
-        classes=max(1, len(data.labels)),
+        classes=data.classes,
         tokens=data.tokens,
         scratch_parameters=situation.model.parameters,
         adapter_parameters=float(footprint.trainable),
@@ -343,6 +343,8 @@ def caveats(situation: Situation) -> list[str]:
         found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
     if model.parameters > 500e6 and situation.device.is_cpu:
         found.append("memory was validated on models of up to 135M parameters")
+    if situation.data.targets:
+        found.append("the rules were measured on classifications and language models, not on regressions")
     if situation.measured is None:
         found.append("nothing was measured on this data, so the ranking follows rules alone (--measure 30s measures)")
     return found

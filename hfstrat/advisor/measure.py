@@ -94,7 +94,7 @@ def _request(situation: Situation, fitted: dict[str, Fitted], seconds: float) ->
         "model": str(situation.model.folder),
         "longest": min(data.max_length, situation.model.context, 512),
     }
-    if data.labels and not data.many:
+    if data.outputs and not data.many:
         request |= {"probe": _probe_recipe(situation), "probe_rows": PROBED}
     if TASKS[data.task].text.generates and not situation.model.is_encoder:
         request["texts"] = data.texts[:: max(1, len(data.texts) // TEXTS)][:TEXTS]
@@ -157,15 +157,15 @@ def interpret(raw: dict[str, Any], rates: dict[str, float]) -> Measured:
     if probe := raw.get("probe"):
         probe_gain = probe["probe"] - max(probe["tf_idf"], probe["majority"])
         lines.append(
-            f"linear probe ({probe['best']}), cross-validated on {probe['rows']:,} examples: accuracy {probe['probe']:.1%}; "
-            f"TF-IDF {probe['tf_idf']:.1%}, majority class {probe['majority']:.1%}"
+            f"linear probe ({probe['best']}), cross-validated on {probe['rows']:,} examples: {probe['metric']} "
+            f"{probe['probe']:.1%}; TF-IDF {probe['tf_idf']:.1%}, {probe['baseline']} {probe['majority']:.1%}"
         )
         lines.append(learning_curve({int(count): accuracy for count, accuracy in probe["curve"].items()}))
     return Measured(rates, domain_gap, probe_gain, lines, raw)
 
 
 def learning_curve(curve: dict[int, float]) -> str:
-    """The accuracy of the probe by number of examples, and whether more data would help."""
+    """The score of the probe by number of examples, and whether more data would help."""
     counts = sorted(curve)
     points = ", ".join(f"{curve[count]:.1%} with {count:,} examples" for count in counts)
     if len(counts) < 2:
@@ -283,7 +283,8 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
 
 
 def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
-    """Accuracy of a cross-validated probe on the base's features (also on half and a quarter), of TF-IDF and the majority."""
+    """Accuracy (of numbers R^2) of a cross-validated probe on the base's features, also on half and a quarter; of the same
+    on TF-IDF; and of the constant prediction."""
     import torch
 
     from hfstrat.strategies.head.features import extract, split_body
@@ -299,8 +300,9 @@ def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
     layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
     collate = task.rows.collator(base, data, tokenizer, 16)
     found = extract(body, data.train, places, collate, layers, poolings, base.compute_dtype)
-    labels = torch.as_tensor(np.asarray(data.train["label"][:])[places], dtype=torch.long)
-    classes = len(data.label_names)
+    labels, classes = torch.as_tensor(np.asarray(data.train["label"][:])[places]), len(data.label_names)
+    names = ("R^2", "mean") if labels.is_floating_point() else ("accuracy", "majority class")
+    constant = 0.0 if labels.is_floating_point() else float(torch.bincount(labels).max()) / len(labels)
     words = tf_idf([[str(token) for token in data.train[int(place)]["input_ids"]] for place in places])
     scores = {
         f"layer {layer}, {pooling}": cross_validate(found[:, i, j], labels, classes)
@@ -315,18 +317,23 @@ def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
         "best": best,
         "probe": scores[best],
         "tf_idf": cross_validate(words, labels, classes),
-        "majority": float(torch.bincount(labels).max()) / len(labels),
+        "majority": constant,
+        **dict(zip(("metric", "baseline"), names, strict=True)),
         "curve": {count: cross_validate(found[:count, i, j], labels[:count], classes) for count in parts}
         | {len(places): scores[best]},
     }
 
 
 def cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
-    """Accuracy of logistic regression on folds that it was not fitted on."""
+    """Accuracy of logistic regression on folds that it was not fitted on; of numbers R^2 of ridge regression, leave-one-out."""
     import torch
 
-    from hfstrat.strategies.head.linear import fit_logistic
+    from hfstrat.strategies.head.linear import fit_logistic, leave_one_out
+    from hfstrat.strategies.head.pooled import score
 
+    if labels.is_floating_point():
+        targets = ((labels - labels.mean(0)) / labels.std(0, correction=0).clamp(min=1e-12)).float()
+        return score(leave_one_out(features.float(), targets, numbers=True), targets, numbers=True)
     right = 0
     folds = torch.arange(len(labels)) % FOLDS
     for fold in range(FOLDS):

@@ -94,7 +94,7 @@ def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any])
         recipe["model"] = name if fitted.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
     recipe["strategy"] = candidate.section
     recipe["data"] = {"train": absolute_path(survey.source), "max_length": survey.max_length}
-    if not survey.labels and survey.cut_share:
+    if not survey.outputs and survey.cut_share:
         recipe["data"]["overflow"] = "split"
     rate = defaults.learning_rate(candidate.name, candidate.model.width)
     recipe["training"] = {**training, **({} if rate is None else {"learning_rate": rate}), **fitted.settings}
@@ -164,7 +164,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     survey = data.survey(recipe.data.train[0].path, recipe.task, model.context, model.folder)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
-    known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, len(survey.labels))
+    known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, survey.outputs)
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)

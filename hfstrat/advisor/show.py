@@ -20,7 +20,19 @@ NARROWEST = 18  # characters of a column that holds a sentence
 ROUGH = 0.5  # a relative error from which on it is reported as a factor
 POINTS = "points only rank the strategies; one is about a percentage point of accuracy, or a hundredth of the loss"
 KINDS: dict[Kind, str] = {"fits with more": "fits only with"}  # in words where they differ
-DATA = ("source", "task", "rows", "tokens", "supervised_share", "max_length", "cut_share", "duplicates", "labels", "estimated")
+DATA = (
+    "source",
+    "task",
+    "rows",
+    "tokens",
+    "supervised_share",
+    "max_length",
+    "cut_share",
+    "duplicates",
+    "labels",
+    "targets",
+    "estimated",
+)
 
 
 def show(situation: Situation, advice: Advice) -> None:

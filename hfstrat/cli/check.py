@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies import checks
+from hfstrat.tasks import TASKS
 
 SHOWN_TOKENS = 200
 LEAST = 8  # tokens of a span to show
@@ -61,7 +62,7 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     length = f"{'length':<9} {plan.length}, {plan.global_batch_size} sequences per step"
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)
-    show_examples(console, tokenizer, data, rows)
+    show_examples(console, tokenizer, data, rows, TASKS[recipe.task].text.target)
     console.print()
     show_settings(console, loaded, every)
 
@@ -111,8 +112,8 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
     console.print(table)
 
 
-def show_examples(console: Console, tokenizer: Any, data: Any, count: int) -> None:
-    """The first training examples as the model sees them, with a legend."""
+def show_examples(console: Console, tokenizer: Any, data: Any, count: int, target: Callable[..., str]) -> None:
+    """The first training examples as the model sees them, with a legend; `target` describes what a head predicts."""
     marked = "tokens in green" if console.is_terminal else "tokens between [[ and ]]"
     legend = "with special tokens" if data.label_names else f"{marked} contribute to the loss, the others are context"
     if count:
@@ -120,7 +121,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int) -> No
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            show_labeled(console, tokenizer, row, index, data.label_names)
+            show_labeled(console, tokenizer, row, index, target(row["label"], data.label_names))
         else:
             show_row(console, tokenizer, row, index)
 
@@ -142,11 +143,9 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) 
     console.print(text)
 
 
-def show_labeled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, names: tuple[str, ...]) -> None:
-    """One example of a classification, special tokens included, and its labels."""
-    labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
-    label = ", ".join(names[label] for label in labels) or "(none)"
-    console.print(f"\nexample {index}: {row['length']} tokens, label {escape(label)}")
+def show_labeled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, target: str) -> None:
+    """One example of a task with a head, special tokens included, and its target."""
+    console.print(f"\nexample {index}: {row['length']} tokens, {escape(target)}")
     more = len(row["input_ids"]) - SHOWN_TOKENS
     text = tokenizer.decode(row["input_ids"][:SHOWN_TOKENS]) + (f" ... {more} more tokens" if more > 0 else "")
     console.print(Text(text, style="dim"))

@@ -14,7 +14,7 @@ from hfstrat.tasks import TASKS, generation
 from hfstrat.tasks.artifact import check_output, check_task, load, task_of
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.generation import How
-from hfstrat.tasks.text_classification.text import LabelText
+from hfstrat.tasks.heads import HeadText
 
 COMMANDS = "/reset starts over, /quit exits"
 IS_CLASSIFIER = "this is a classifier: use `hfstrat predict`"
@@ -115,7 +115,7 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
     from hfstrat.data.labeled import Texts
 
     task = task_of(target).text
-    assert isinstance(task, LabelText)
+    assert isinstance(task, HeadText)
     tokenized = Texts(tokenizer, report.run.recipe.data.max_length if report else MAX_LENGTH)
     with _writer(output) as write:
         for row in inputs:

@@ -50,7 +50,7 @@ def values(table: Table) -> dict[str, Any]:
         "charts": [Markup(chart) for chart in _charts(table) if chart],
         "confusions": [_confusion(label, found) for label, found in table["confusions"].items()],
         "samples": [_sample(sample) for sample in table["samples"]],
-        "run_columns": ["recipe", "seed", "status", text.metric_name(table["quality"]["metric"])]
+        "run_columns": ["recipe", "seed", "status", text.metric_name(table["quality"]["metric"], table["task"])]
         + ["steps", "time", "peak memory", "folder (with log.txt)"],
         "runs": _runs(table),
         "environment": _environment(table["environment"]),
@@ -86,7 +86,8 @@ def _sheet(table: Table) -> list[dict[str, Any]]:
 def _charts(table: Table) -> list[str]:
     """The charts as SVG; empty texts where nothing was measured."""
     rows, metric = table["entries"], table["quality"]["metric"]
-    loss = text.metric_name(metric) if metric in ("loss", "bits_per_byte") else "loss (nats)"
+    task = table["task"]
+    loss = text.metric_name(metric if metric == "bits_per_byte" else "loss", task)
     axes = (("time", charts.TIME, "seconds", _time_tick), ("tokens", "training tokens", "tokens", format.count))
     found = [
         charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (show, _plain_tick))
@@ -97,7 +98,7 @@ def _charts(table: Table) -> list[str]:
     for axis, cost, key, show in costs:
         points, better = _points(rows, key, cost), table["quality"]["higher_is_better"]
         title = f"Quality over {axis.removesuffix(' (GiB)')}"
-        found.append(charts.scatter(title, (axis, text.metric_name(metric)), points, better, (show, as_quality)))
+        found.append(charts.scatter(title, (axis, text.metric_name(metric, task)), points, better, (show, as_quality)))
     return found
 
 

@@ -23,12 +23,12 @@ from hfstrat.comparison.processes import Ending, Run
 from hfstrat.recipe import format
 from hfstrat.recipe.format import MISSING
 from hfstrat.strategies import defaults
+from hfstrat.tasks import TASKS, CausalLM
 
 TAIL = 4096  # bytes of a log that are read
 NARROWEST = 18  # characters of a column that holds a sentence
 PLAIN_WIDTH = 160
 Row = dict[str, Any]
-METRICS = {"loss": "loss (nats/token)", "bits_per_byte": "bits per byte"}
 COSTS = {"seconds": "time", "memory": "memory"}  # with the keys of a measurement and of its prediction:
 MEASURED = {"seconds": "seconds", "memory": "peak_memory_bytes"}
 PREDICTED = {"seconds": "seconds", "memory": "memory_bytes"}
@@ -47,8 +47,9 @@ class Line(NamedTuple):
         return all(cell == MISSING for cell in self.cells)
 
 
-def metric_name(metric: str) -> str:
-    return METRICS.get(metric, metric.replace("_", " "))
+def metric_name(metric: str, task: str) -> str:
+    """A metric in words, with the unit of the task's loss."""
+    return f"loss ({TASKS[task].text.loss_unit})" if metric == "loss" else metric.replace("_", " ")
 
 
 def status_name(status: str) -> str:
@@ -66,7 +67,7 @@ def sheet(table: Row) -> list[Line]:
     lines = [line("strategy", lambda row: row["strategy"])] if several else []
     lines += [
         line("runs", finished_runs),
-        line(metric_name(metric), lambda row: format.metric(metric, row["quality"])),
+        line(metric_name(metric, table["task"]), lambda row: format.metric(metric, row["quality"])),
         line("  95% CI, seeds", lambda row: interval(row["over_seeds"], metric)),
         line("  95% CI, examples", lambda row: interval(row.get("over_rows"), metric)),
         line("  versus the best", lambda row: versus_best(row, table)),
@@ -152,7 +153,7 @@ def summary(table: Row) -> list[str]:
         return []
     close = [row["label"] for row in rows if (found := row.get("against_best")) and not found["significant"]]
     tied = f"; not significantly worse: {', '.join(close)}" if close else ""
-    lines = [f"best: {best['label']}, {metric_name(metric)} {format.metric(metric, best['quality'])}{tied}"]
+    lines = [f"best: {best['label']}, {metric_name(metric, table['task'])} {format.metric(metric, best['quality'])}{tied}"]
     for cost, name in COSTS.items():
         if optimal := [row["label"] for row in rows if row.get("front", {}).get(cost)]:
             lines.append(f"Pareto-optimal in quality and {name}: {', '.join(optimal)}")
@@ -218,7 +219,7 @@ class Screen:
         self.live: Live | None = None
         self.endings: dict[Run, Ending | None] = {}  # of all runs, in their order
         self.rows: dict[tuple[str, int], Row] = {}  # of the table, by recipe and seed
-        self.metric = "loss"
+        self.metric, self.task = "loss", CausalLM.name
         self.predicted: dict[str, float] = {}
         self.running: Run | None = None
         self.since = 0.0
@@ -233,12 +234,13 @@ class Screen:
             self.show(remark)
 
     def begin(self, table: Row, endings: dict[Run, Ending | None]) -> None:
-        data, self.endings, self.metric = table["rows"], endings, table["quality"]["metric"]
+        data, self.endings = table["rows"], endings
+        self.metric, self.task = table["quality"]["metric"], table["task"]
         self.predicted = {row["label"]: row["predicted"].get("seconds") or 0.0 for row in table["entries"]}
         self._read(table)
         self.show(
             f"{data['train_rows']:,} training examples ({data['train_tokens']:,} tokens per epoch); all are evaluated on the "
-            f"same {data['eval_rows']:,} examples by {metric_name(self.metric)}"
+            f"same {data['eval_rows']:,} examples by {metric_name(self.metric, self.task)}"
         )
 
     @contextmanager
@@ -288,7 +290,7 @@ class Screen:
     def _outcome(self, run: Run, ending: Ending) -> str:
         if not ending.is_done:
             return f"{status_name(ending.status)}: {ending.sentence}"
-        row, name = self.rows[run.label, run.seed], metric_name(self.metric).removesuffix(" (nats/token)")
+        row, name = self.rows[run.label, run.seed], metric_name(self.metric, self.task).partition(" (")[0]
         quality = f"{name} {format.metric(self.metric, row['quality'])}"
         return ", ".join([quality, format.duration(row["seconds"]), format.memory(row["peak_memory_bytes"])])
 

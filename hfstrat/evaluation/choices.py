@@ -21,7 +21,7 @@ from hfstrat.errors import UserError
 from hfstrat.evaluation.forward import Progress, Runner, Subject
 from hfstrat.evaluation.intervals import Measurement, means
 from hfstrat.evaluation.likelihood import Ids, Likelihood
-from hfstrat.tasks.metrics import ratios
+from hfstrat.tasks.base import ratios
 
 QUESTIONS, GOLD = ("query", "question", "prompt", "context", "ctx"), ("gold", "label", "answer", "answerKey", "target")
 

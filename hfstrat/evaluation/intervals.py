@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.tasks.metrics import Score, ratios
+from hfstrat.tasks.base import Score, ratios
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData

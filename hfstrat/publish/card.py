@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from hfstrat.publish.scrub import Base, Scrubber, is_hub_data, license_of, published_report
 from hfstrat.publish.snippets import Artifact, snippet
 from hfstrat.recipe import format
-from hfstrat.tasks.report import Estimate, Measured, Report, Result, Run, Statistics, parse
+from hfstrat.tasks.report import Report, Result, Run, parse
+from hfstrat.tasks.report_parts import Estimate, Measured, Statistics
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LABELS = 30  # rows of the table of labels, at most

@@ -18,7 +18,6 @@ from typing import Any
 
 from hfstrat.errors import RunError, UserError, first_line
 from hfstrat.models.load import read_json
-from hfstrat.recipe import format
 from hfstrat.tasks import TASKS, artifact, sentence_transformers
 from hfstrat.tasks.artifact import PROBE_TEXT
 from hfstrat.tasks.report import Report, Result
@@ -71,17 +70,19 @@ def merge(target: str, output: Path) -> None:
     if not hasattr(model, "merge_and_unload"):
         raise complete
     inputs, which = inputs_of(report, tokenizer)
-    before = log_probabilities(model, inputs)
+    before = outputs_of(model, inputs)
     if quantization:
         del model  # so that only one model is in memory
         model, _, _ = artifact.load(target, "none", widened=True)
-    dtype = model.get_base_model().dtype
-    merged = _merged(model, dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16)
-    after = log_probabilities(merged, inputs)
+    task, dtype = artifact.task_of(target), model.get_base_model().dtype
+    if task.metrics.of_distributions and dtype not in (torch.bfloat16, torch.float16):
+        dtype = torch.bfloat16  # numbers would be rounded
+    merged = _merged(model, dtype)
+    after = outputs_of(merged, inputs)
     _save(merged, tokenizer, output)
     print(f"{output}: merged in {_dtype(merged)}{', into the unquantized base' if quantization else ''}")
     trained = f"{quantization.name} with adapter" if quantization else "adapter"
-    print(f"KL({trained} || merged) = {_divergence(before, after, artifact.task_of(target).text.unit)} ({which})")
+    print(f"{task.text.agreement(trained, before, after)} ({which})")
 
 
 def check_base(folder: str, report: Report | None) -> None:
@@ -122,22 +123,14 @@ def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
     return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]
 
 
-def log_probabilities(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
-    """Log-probabilities of each input, `[1, T, V]` or `[1, K]`, float32 on the CPU."""
+def outputs_of(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
+    """The outputs of each input, `[1, T, V]` or `[1, K]`, float32 on the CPU."""
     import torch
 
     model.eval()
     with torch.no_grad():
         moved = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
-        return [model(**one).logits.float().log_softmax(-1).cpu() for one in moved]
-
-
-def _divergence(before: list[Any], after: list[Any], unit: str) -> str:
-    pairs = list(zip(before, after, strict=True))
-    count = sum(one.shape[:-1].numel() for one in before)
-    nats = sum((one.exp() * (one - two)).sum().item() for one, two in pairs) / count
-    same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in pairs) / count
-    return f"{nats:.2e} nats per {unit}; the same top prediction for {format.percent(same, 2)} of {count}"
+        return [model(**one).logits.float().cpu() for one in moved]
 
 
 def export(target: str, output: Path, form: str) -> None:

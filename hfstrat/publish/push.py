@@ -18,7 +18,8 @@ from hfstrat.models import fingerprint
 from hfstrat.publish import staging
 from hfstrat.recipe import format
 from hfstrat.recipe.schema import Hub, Recipe
-from hfstrat.tasks.report import HubCommit, Report, read, write
+from hfstrat.tasks.report import Report, read, write
+from hfstrat.tasks.report_parts import HubCommit
 
 Result = TypeVar("Result")
 LATER = "set hub.push_to_hub=false, and `hfstrat push RUN --repo NAME` later"

@@ -96,6 +96,7 @@ CAUSAL_LM, CLASSIFICATION = "write `task: causal-lm` (the default)", "write `tas
 TASK_TYPES = {
     **dict.fromkeys(("causal_lm", "causallm", "clm", "text-generation", "lm"), CAUSAL_LM),
     **dict.fromkeys(("seq_cls", "sequence-classification", "sequence_classification", "classification"), CLASSIFICATION),
+    "regression": "write `task: regression`",
     **dict.fromkeys(("single_label_classification", "multi_label_classification", "sentiment-analysis"), CLASSIFICATION),
 }
 DISTRIBUTED = "distribution is not part of a recipe: `hfstrat train RECIPE --accelerate-config NAME`"

@@ -13,7 +13,8 @@ from hfstrat.models.fingerprint import environment
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.tasks import TASKS
-from hfstrat.tasks.report import Baselines, DataStatistics, Environment, Failure, Report, Result, Run, Verified, write
+from hfstrat.tasks.report import Failure, Report, Result, Run, write
+from hfstrat.tasks.report_parts import Baselines, DataStatistics, Environment, Verified
 
 
 def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:

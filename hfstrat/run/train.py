@@ -11,7 +11,8 @@ from hfstrat import errors
 from hfstrat.models import fingerprint
 from hfstrat.recipe.load import Loaded, load_recipe, located
 from hfstrat.run import output_dir, preflight, report
-from hfstrat.tasks.report import Answer, Comparison, Report, Result, write
+from hfstrat.tasks.report import Report, Result, write
+from hfstrat.tasks.report_parts import Answer, Comparison
 from hfstrat.trainer import checkpoints, heartbeat, signals
 
 if TYPE_CHECKING:

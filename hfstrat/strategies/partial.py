@@ -29,7 +29,9 @@ class Partial(Strategy[section.Partial]):
 
     def check_task(self, task: Task) -> None:
         if not task.text.generates and self.section.head is False:
-            raise UserError("strategy.head: false: a classifier's head is new and random, so it has to be trained; remove it")
+            raise UserError(
+                f"strategy.head: false: a head for {task.name} is new and random, so it has to be trained; remove it"
+            )
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)

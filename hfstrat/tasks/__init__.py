@@ -23,11 +23,11 @@ def task_of_files(folder: str | Path) -> Task:
 
     path = Path(folder).expanduser()
     kind = read_json(path / "adapter_config.json").get("task_type")
-    if (path / "modules.json").is_file():  # of sentence-transformers: a head on pooled hidden states
-        return TASKS[TextClassification.name]
-    architectures = read_json(path / "config.json").get("architectures") or [""]
+    config, is_pooled = read_json(path / "config.json"), (path / "modules.json").is_file()  # of sentence-transformers
+    architecture = str((config.get("architectures") or [""])[0])
     for task in TASKS.values():
-        if kind == task.model.peft_type or (kind is None and str(architectures[0]).endswith(task.model.architecture)):
+        named = kind == task.model.peft_type or (kind is None and architecture.endswith(task.model.architecture))
+        if (not task.text.generates if is_pooled else named) and task.model.fits(config):
             return task
     return TASKS[CausalLM.name]
 
@@ -43,9 +43,10 @@ def task_of_rows(rows: list[dict[str, Any]], source: str) -> Task:
     problem = None
     for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
-            task.rows.read_format(head, source, Data.model_validate({"train": source}), "auto", {})
+            reading = task.rows.read_format(head, source, Data.model_validate({"train": source}), "auto", {})
         except UserError as error:
             problem = error
-        else:
+            continue
+        if task.rows.fits(reading, head):
             return task
     raise problem or UserError(f"{source}: fits no task")

@@ -26,7 +26,7 @@ FORMS = ("recorded", "none", *get_args(Form))
 KEY = "--quantization"
 SHARE = 0.9  # of the free memory that weights may take: a forward pass needs the rest
 
-# what a command is given, before torch
+# checks of a command's arguments, before torch
 
 
 def resolve(target: str) -> tuple[str, Report | None]:
@@ -78,14 +78,16 @@ def check(form: str, folder: str, recorded: dict[str, Any] | None) -> None:
     already = is_quantized_already(folder)
     needed = form not in ("recorded", "none") or already or (form == "recorded" and bool(recorded))
     if needed and importlib.util.find_spec("bitsandbytes") is None:
-        cure = f", or {KEY} none" if recorded else ""
-        raise UserError(f"{folder}: its quantized form needs bitsandbytes: pip install 'hfstrat[quantization]'{cure}")
+        instead = f", or {KEY} none" if recorded else ""
+        raise UserError(f"{folder}: its quantized form needs bitsandbytes: pip install 'hfstrat[quantization]'{instead}")
     if form in ("recorded", "none"):
         return
     if sentence_transformers.is_one(folder):
-        raise UserError(f"{KEY}: {form}: {folder} has the form of sentence-transformers, which is loaded as it is; remove it")
+        raise UserError(
+            f"{KEY}: {form}: {folder} has the format of sentence-transformers, which cannot be quantized; remove it"
+        )
     if already:
-        raise UserError(f"{KEY}: {form}: {folder} is saved quantized already; remove it, or give none to dequantize it")
+        raise UserError(f"{KEY}: {form}: {folder} is already saved quantized; remove it, or give none to dequantize it")
 
 
 # loading
@@ -98,12 +100,13 @@ def load(
 
     Args:
         form: recorded, as it was trained: on a quantized base, if it was; none, without quantization; int8, nf4 or fp4.
-        dtype: as `model.dtype`, or checkpoint for that of the stored weights; None: as the run's recipe says, or auto.
+        dtype: as `model.dtype`, or checkpoint for that of the stored weights; None: that of the run's recipe; without a run
+            auto, or checkpoint for a regression.
         spreads, widened: as for `placed`.
 
     Raises:
         UserError: it cannot be loaded (in this form).
-        RunError: a GPU has no room for it.
+        RunError: a GPU has too little memory for it.
     """
     folder, report = resolve(target)
     reload = report.reload if report else {}
@@ -114,12 +117,14 @@ def load(
 
     from hfstrat.models.load import compute_dtype, source_of
 
-    section = report.run.recipe.model if report else None
+    section, task = report.run.recipe.model if report else None, task_of(target)
+    if section is None and not task.metrics.of_distributions:
+        dtype = dtype or "checkpoint"  # 16 bits would round numbers
     wanted = dtype or (section.dtype if section else "auto")
     source, options = source_of(section) if section else (folder, {})
-    options |= {"source": source, "task": task_of(target).name, **reload}
+    options |= {"source": source, "task": task.name, **reload}
     try:
-        weights: Any = "auto" if dtype == "checkpoint" else compute_dtype(wanted)
+        weights: Any = "auto" if wanted == "checkpoint" else compute_dtype(wanted)
         model = placed(load_artifact(folder, weights, options, form), spreads, widened)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
@@ -275,7 +280,7 @@ def choose(needed: int, free: int | None, spreads: bool) -> str:
 
 
 def placed(model: Any, spreads: bool = False, widened: bool = False) -> Any:
-    """The model on a device that has room for it; a line on stderr where that is not one GPU, although there is one.
+    """The model on a device with enough memory; prints a line to stderr if there is a GPU, but not this one alone is used.
 
     Args:
         model: loaded, on the CPU; one that bitsandbytes quantized is on the GPU already, and stays there.
@@ -295,8 +300,12 @@ def placed(model: Any, spreads: bool = False, widened: bool = False) -> Any:
     where = choose(needed, free, spreads and alone and bool(getattr(inner_of(model), "_no_split_modules", None)))
     if where == "cuda":
         return model.to("cuda")
-    kind = "its layers are shared out" if where == "spread" else "it runs on the CPU, which is slow"
-    print(f"the weights take {needed / 1e9:.1f} GB, the GPU has {free / 1e9:.1f} GB free: {kind}", file=sys.stderr, flush=True)
+    placement = "its layers are distributed" if where == "spread" else "it runs on the CPU, which is slow"
+    print(
+        f"the weights take {needed / 1e9:.1f} GB, the GPU has {free / 1e9:.1f} GB free: {placement}",
+        file=sys.stderr,
+        flush=True,
+    )
     return spread(model, needed) if where == "spread" else model
 
 
@@ -321,7 +330,7 @@ def inner_of(model: Any) -> Any:
 def no_room(target: str) -> RunError:
     """The error where a GPU's memory runs out although it seemed enough, or bitsandbytes had to use the GPU."""
     return RunError(
-        f"{target}: the GPU has no room for it. What would work: --quantization nf4 (generate, chat, predict, evaluate), which "
-        "takes a quarter of 16 bits; CUDA_VISIBLE_DEVICES= before the command, which runs it on the CPU",
+        f"{target}: the GPU has too little memory for it. Try --quantization nf4 (generate, chat, predict, evaluate), which "
+        "needs a quarter of 16 bits, or CUDA_VISIBLE_DEVICES= before the command, which runs it on the CPU",
         OUT_OF_MEMORY,
     )

@@ -8,7 +8,7 @@ Nothing outside this package asks which task it is. Only annotations name torch 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
-    from hfstrat.tasks.metrics import Score
 
 Values = dict[str, float]
 """Metrics by name."""
+
+Score = Callable[[Any], dict[str, float]]
+"""From how often each row counts (an array `[rows]` of numbers of at least 0) to metrics by name."""
 
 
 class Quality(NamedTuple):
@@ -54,6 +56,10 @@ class Rows(ABC):
             UserError: columns that fit no format of this task.
         """
         return self.reader(head, source, wanted, columns)
+
+    def fits(self, reading: Any, head: list[dict[str, Any]]) -> bool:
+        """Whether first rows whose columns fit also have values of this task, for detecting it."""
+        return True
 
     @abstractmethod
     def prepare(
@@ -93,17 +99,6 @@ class Rows(ABC):
         """Inputs of a forward pass on which models are compared by their `logits`."""
 
 
-class FramedRows(Rows):
-    """Examples of one text or two between special tokens, with `labels` of the complete example."""
-
-    framed = True
-
-    def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
-        """The longest and the shortest evaluation example together, so that padding is part of what is compared."""
-        batch = collate([data.eval[0], data.eval[len(data.eval) - 1]])
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
 class Model(ABC):
     """The models of a task: their class in transformers, what their config needs, and their head."""
 
@@ -129,6 +124,10 @@ class Model(ABC):
             shapes: those of the checkpoint.
             labels: outputs of the head (0 where there is none).
         """
+
+    def fits(self, config: dict[str, Any]) -> bool:
+        """Whether the config.json of a model of this task's class is for this task, where several share a class."""
+        return True
 
     def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values that the task sets in the model's config."""
@@ -239,6 +238,21 @@ class Text(ABC):
         """The details of an evaluation in a few lines."""
         return []
 
+    def target(self, value: Any, names: tuple[str, ...]) -> str:
+        """What a prepared example of a task with a head is trained to predict, in words."""
+        raise NotImplementedError
+
+    def agreement(self, name: str, one: list[torch.Tensor], other: list[torch.Tensor]) -> str:
+        """How the outputs `[..., K]` of a model and of the one merged from it differ, for the same inputs: here logits."""
+        pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(one, other, strict=True)]
+        divergence = sum((a.exp() * (a - b)).sum().item() for a, b in pairs)
+        same = sum((a.argmax(-1) == b.argmax(-1)).sum().item() for a, b in pairs)
+        count = sum(a.shape[:-1].numel() for a, _ in pairs)
+        return (
+            f"KL({name} || merged) = {divergence / count:.2e} nats per {self.unit}; "
+            f"the same top prediction for {same / count:.2%} of {count}"
+        )
+
     @abstractmethod
     def example(self, chats: bool, sentence: bool) -> list[str]:
         """Lines of Python that use a loaded `model` and its `tokenizer`.
@@ -261,3 +275,16 @@ class Task(ABC):
     def check(self, recipe: Recipe) -> None:
         """Refuse settings that do not apply to this task, before torch. Raises UserError."""
         return
+
+
+def ratios(columns: dict[str, np.ndarray], metrics: Mapping[str, Callable[[dict[str, float]], float]]) -> Score:
+    """A score of sums over rows, from columns `[rows]` in float64."""
+    import numpy as np
+
+    names, table = list(columns), np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        sums = dict(zip(names, (weights @ table).tolist(), strict=True))
+        return {name: metric(sums) for name, metric in metrics.items()}
+
+    return score

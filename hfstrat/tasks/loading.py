@@ -24,11 +24,11 @@ def load_base(
     data: PreparedData | None = None,
     learns: Trainable | None = None,
 ) -> Base:
-    """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before it is
-    decided what learns; or quantized, but for what `learns` names.
+    """Load the model for a task (a causal LM) in its checkpoint's own precision, so that nothing is rounded before the
+    trainable parameters are known; or quantized, except for those that `learns` names.
 
     Raises:
-        UserError: weights that are nothing for this task, cannot be read, or lack parameters.
+        UserError: weights that do not fit the task, cannot be read, or lack parameters.
     """
     import transformers
 
@@ -68,7 +68,7 @@ def load_base(
         base.reload |= how.record
         base.say(base.quantized.pop("line"))
     if replaced:
-        base.say(f"the checkpoint's own {replaced[0].rpartition('.')[0]} is for other labels and begins anew")
+        base.say(f"the checkpoint's {replaced[0].rpartition('.')[0]} does not match the labels and is re-initialized")
     task.model.adapt(base, tokenizer)
     return base
 
@@ -106,7 +106,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
     if model.gguf_file:
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # the plain way cannot be trained or saved
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # otherwise it cannot be trained or saved
         options["dtype"] = torch.float32
     try:
         loaded, info = getattr(transformers, task.model.auto_class).from_pretrained(

@@ -1,4 +1,5 @@
-"""A pooled classifier in the form of sentence-transformers: `SentenceTransformer(folder).encode(texts)` gives logits."""
+"""A head on pooled hidden states in the format of sentence-transformers: `SentenceTransformer(folder).encode(texts)` returns
+its outputs."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
 
 
 def check_installed() -> None:
-    """Raises UserError where the library is not there. Imports nothing."""
+    """Raises UserError where the library is not installed. Imports nothing."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(
-            "strategy.name: a head on pooled hidden states is saved in the form of sentence-transformers: "
+            "strategy.name: a head on pooled hidden states is saved in the format of sentence-transformers: "
             "pip install 'hfstrat[head]'"
         )
 
@@ -44,7 +45,7 @@ def save(
 ) -> None:
     """Write Transformer + Pooling + Dense, with the body's weights in `dtype` on the disk and the head's in float32.
 
-    The config says float32, so whoever loads it computes in float32; in the body's own 16 bits the head would be rounded.
+    The config has float32, in which it is loaded: in the body's 16 bits the head would be rounded.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -55,8 +56,8 @@ def save(
     model.body.save_pretrained(body)
     tokenizer.save_pretrained(body)
     transformer = Transformer(str(body), max_seq_length=max_length)
-    made_up = transformer.auto_model.load_state_dict(model.body.state_dict(), strict=False).missing_keys
-    for name in made_up:  # a pooler that the body came without: nothing reads it, and it should not be another one each time
+    unused = transformer.auto_model.load_state_dict(model.body.state_dict(), strict=False).missing_keys
+    for name in unused:  # a pooler that the body lacks: unused, and zero so that results are reproducible
         torch.nn.init.zeros_(transformer.auto_model.get_parameter(name))
     modules: list[nn.Module] = [transformer, Pooling(model.config.get_text_config().hidden_size, POOLING[model.pooling])]
     for linear, activation in layers_of(model.head):
@@ -74,7 +75,7 @@ def save(
 
 
 def layers_of(head: nn.Sequential) -> list[tuple[nn.Linear, nn.Module]]:
-    """Each linear layer with what comes after it."""
+    """Each linear layer with its activation."""
     from torch import nn
 
     found = []
@@ -87,20 +88,20 @@ def layers_of(head: nn.Sequential) -> list[tuple[nn.Linear, nn.Module]]:
 
 
 def add_to_config(file: Path, values: dict[str, Any]) -> None:
-    """Labels and the like: `AutoConfig` reads them, and so does whoever looks for them."""
+    """Add values, such as labels, to a config.json, where `AutoConfig` finds them."""
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(config | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def only_texts(file: Path) -> None:
-    """Where the tokenizer has a chat template, the library would put every text into it; the head was made for bare texts."""
+    """Keep the library from applying the tokenizer's chat template: the head was trained on plain texts."""
     config = json.loads(file.read_text(encoding="utf-8"))
     config["modality_config"] = {"text": config["modality_config"]["text"]}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def shrink(folder: Path, dtype: torch.dtype) -> None:
-    """Store what is float32, but has the values of a 16-bit type, in that type. The config still says float32."""
+    """Store float32 tensors whose values a 16-bit type holds exactly in that type; the config keeps float32."""
     from safetensors.torch import load_file, save_file
 
     for file in folder.glob("*.safetensors"):
@@ -138,5 +139,5 @@ def load(folder: str) -> Any:
             return SequenceClassifierOutput(logits=self.whole(given)["sentence_embedding"])
 
     loaded = Classifier().eval()
-    loaded.__class__.__name__ = "SentenceTransformer"  # what it is for whoever reads the report
+    loaded.__class__.__name__ = "SentenceTransformer"  # the name in the report
     return loaded

@@ -1,4 +1,4 @@
-"""Is the artifact what was trained? It is loaded by plain transformers or peft in a fresh process and compared.
+"""Compares the saved artifact, loaded by plain transformers or peft in a fresh process, with the trained model.
 
 Run as `python -m hfstrat.tasks.verify SPEC.json`: prints one line of JSON, or ends with `errors.OUT_OF_MEMORY`.
 """
@@ -20,19 +20,11 @@ from hfstrat.models.load import read_json, read_shapes
 from hfstrat.tasks.artifact import load_artifact
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
-
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # of the largest logit; kernels may differ, noise is O(1)
-
-
-# Times that much on another device, where each sum is rounded elsewhere: SmolLM2-135M in bfloat16 is 6.5e-2 away from itself in
-# float32, in float16 2.4e-3, and two that are rounded may each be so far off
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # share of the largest logit: kernels may differ
+# Times that on another device, where sums are rounded differently: SmolLM2-135M in bfloat16 differs by 6.5e-2 from itself in
+# float32, in float16 by 2.4e-3, and two rounded models may each differ by as much
 ELSEWHERE = 10
-
-
-FULL = ("CUDA error: out of memory", "ALLOC_FAILED")  # a GPU too full to begin with, which has no exception of its own
-
-
+FULL = ("CUDA error: out of memory", "ALLOC_FAILED")  # a GPU that is full from the start raises no exception of its own
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "HFSTRAT_")
 
 
@@ -48,7 +40,7 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:
-    """What the model says to the probe before training: an artifact has to be nearer to the trained one than to this."""
+    """The logits of the probe before training: those of the artifact have to be nearer to the trained model's than to these."""
     import torch
 
     device = next(model.parameters()).device
@@ -57,9 +49,9 @@ def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> 
 
 
 def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Reload `folder` in a fresh process and compare what it says with what the trained model said.
+    """Reload `folder` in a fresh process and compare its logits with those of the trained model.
 
-    On the device on which that was said; on the CPU where a GPU has no room for it.
+    On the device of the trained model; on the CPU where a GPU has too little memory.
 
     Args:
         probe: `inputs` of a forward pass; `logits` of the trained model and `untrained` of the one before training, float32;
@@ -67,10 +59,10 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
         options: the `task`, and keywords for loading the base of an adapter (`source`, and those of `from_pretrained`).
 
     Returns:
-        How far the logits are apart, the `device` of the comparison and that of the trained model, `trained_on`.
+        How much the logits differ, the `device` of the comparison and that of the trained model, `trained_on`.
 
     Raises:
-        RunError: the artifact does not load, says something else, or there is no memory to load it again.
+        RunError: the artifact does not load, its logits differ, or there is no memory to load it again.
     """
     import torch
 
@@ -79,32 +71,31 @@ def verify(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> dict
         file = Path(scratch) / "probe.pt"
         torch.save({"inputs": probe["inputs"], "logits": probe["logits"]}, file)
         spec = {"folder": str(folder), "probe": str(file), "dtype": probe["dtype"], "options": options}
-        child = ask(spec | {"device": device})
+        child = compare(spec | {"device": device})
         if child.returncode == errors.OUT_OF_MEMORY and device != "cpu":
             device = "cpu"
-            child = ask(spec | {"device": device})
-    result = answer_of(child, folder) | {"device": device, "trained_on": probe["device"]}
+            child = compare(spec | {"device": device})
+    result = result_of(child, folder) | {"device": device, "trained_on": probe["device"]}
     moved = float((probe["logits"] - probe["untrained"]).abs().max()) if probe["untrained"] is not None else float("inf")
     result["moved_by_training"] = moved
     # within the precision, and far from the untrained model: one whose weights did not load would be near that. NaN fails
     allowed = min(tolerance(probe["dtype"], device == probe["device"]) * result["max_logit"], moved / 4)
     if not (result["bit_equal"] or result["max_difference"] <= allowed):
         raise errors.RunError(
-            f"the artifact in {folder} does not say what the trained model said: logits differ by "
-            f"{result['max_difference']:.3g}, {allowed:.3g} is allowed (training moved them by {moved:.3g}); it is kept for "
-            "inspection",
+            f"the artifact in {folder} does not match the trained model: logits differ by {result['max_difference']:.3g}, "
+            f"expected at most {allowed:.3g} (training changed them by {moved:.3g}); it is kept for inspection",
             errors.ARTIFACT,
         )
     return result
 
 
 def tolerance(dtype: str, same_device: bool) -> float:
-    """By how much logits may differ, as a share of the largest."""
+    """The allowed difference of logits, as a share of the largest."""
     return TOLERANCE[dtype] * (1 if same_device else ELSEWHERE)
 
 
 def first_device(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -> str:
-    """Where it is loaded first: where the logits were computed, but for a GPU that cannot hold the weights."""
+    """The device to try first: that of the trained model, unless it is a GPU without enough free memory for the weights."""
     import torch
 
     if probe["device"] != "cuda" or not torch.cuda.is_available():
@@ -114,15 +105,15 @@ def first_device(folder: Path, probe: dict[str, Any], options: dict[str, Any]) -
 
 
 def weight_bytes(folder: Path, options: dict[str, Any], size: int) -> int:
-    """The least that the weights will take, with `size` bytes each: what is not here, or quantized, counts nothing."""
+    """A lower bound of the memory for the weights, at `size` bytes each; remote and quantized weights are not counted."""
     adapter = read_json(folder / "adapter_config.json")
     base = Path(str(adapter.get("base_model_name_or_path") or folder))
     places = {folder} if options.get("quantization") else {folder, base}
     return size * sum(prod(shape) for place in places if place.is_dir() for shape in read_shapes(place).values())
 
 
-def ask(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """A fresh process that loads and compares. One that is to use the CPU sees no GPU, where libraries would put things."""
+def compare(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Load and compare in a fresh process; for the CPU the GPUs are hidden, since libraries would use them."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
     if spec["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -132,13 +123,13 @@ def ask(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def answer_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
-    """What the fresh process found. Raises RunError where it found nothing."""
+def result_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
+    """The result of the fresh process. Raises RunError where it failed."""
     lines = child.stdout.strip().splitlines()
-    if child.returncode in (errors.OUT_OF_MEMORY, -signal.SIGKILL):  # which the system sends where memory runs out
+    if child.returncode in (errors.OUT_OF_MEMORY, -signal.SIGKILL):  # sent by the system when memory runs out
         raise errors.RunError(
-            f"the artifact in {folder} was not compared: there is no memory to load it in a fresh process, on the CPU neither; "
-            "it is kept, and is whole",
+            f"the artifact in {folder} was not compared: there is not enough memory to load it in a fresh process, "
+            "not even on the CPU; it is kept, and is complete",
             errors.OUT_OF_MEMORY,
         )
     if child.returncode or not lines:

@@ -391,7 +391,7 @@ def test_a_terminal_shows_a_live_table(played: Played, write: Any, tmp_path: Pat
         "waiting",
         "running",
         "out of memory",
-        "loss (nats/token)",
+        "loss (nats per token)",
     ):
         assert words in text, words
 
@@ -456,7 +456,7 @@ def test_the_summary_rates_the_advisor(
     files = [write("lora.yaml"), write("full.yaml", "full")]
     found = played.compare(request(tmp_path / "out", recipes=files))
     lines = text.summary(found)
-    assert lines[0].startswith("best: full, loss (nats/token) 1.")
+    assert lines[0].startswith("best: full, loss (nats per token) 1.")
     assert any(line.startswith("the advisor's first choice was lora, versus the best: +0.") for line in lines)
     assert "time was within the predicted range for 1 of 2" in lines
     assert "memory was within the predicted range for 0 of 2" in lines

@@ -20,7 +20,7 @@ from hfstrat.evaluation import table
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.evaluation.intervals import Measurement, draws, means, wilson, with_intervals
 from hfstrat.recipe.load import load_recipe
-from hfstrat.tasks.metrics import ratios
+from hfstrat.tasks.base import ratios
 from hfstrat.tasks.text_classification.scores import of_sums, score_of
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}

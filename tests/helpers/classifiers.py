@@ -83,10 +83,23 @@ def labeled(folder: Path, count: int = 90, many: bool = False, pairs: bool = Fal
     return write_jsonl(folder / "labeled.jsonl", rows)
 
 
-def write_recipe(folder: Path, model: Path, rows: Path) -> Path:
+def measured(folder: Path, targets: int = 1, offset: float = 2000.0) -> Path:
+    """Texts whose number is `offset` plus how often a word is in them; a second target is a small negative number."""
+    source = random.Random(3)
+    rows: list[dict[str, Any]] = []
+    for number in range(90):
+        hits = number % 4
+        words = [*source.choices(WORDS[3:], k=source.randint(2, 6)), *["cat"] * hits, str(number)]
+        source.shuffle(words)
+        values = [offset + 5.0 * hits, -0.01 * hits]
+        rows.append({"text": " ".join(words)} | ({"score": values[0]} if targets == 1 else {"scores": values}))
+    return write_jsonl(folder / "measured.jsonl", rows)
+
+
+def write_recipe(folder: Path, model: Path, rows: Path, task: str = "text-classification") -> Path:
     file = folder / "recipe.yaml"
     file.write_text(
-        f"task: text-classification\nmodel: {model}\nstrategy: full\ndata: {{train: {rows}, eval_size: 20, max_length: 64}}\n"
+        f"task: {task}\nmodel: {model}\nstrategy: full\ndata: {{train: {rows}, eval_size: 20, max_length: 64}}\n"
         "training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, learning_rate: 1e-2,\n"
         "  eval_steps: 2, logging_steps: 1}\n"
         f"evaluation: {{samples: 2}}\noutput_dir: {folder / 'run'}\n"

@@ -135,5 +135,5 @@ def test_a_head_for_other_labels_begins_anew_and_says_so(bodies: Any, tmp_path: 
     recipe = Recipe.model_validate({"model": str(tmp_path / "three"), "strategy": "full", "data": "x", "output_dir": "x"})
     other: Any = SimpleNamespace(label_names=("a", "b"), many=False)
     base = load_base(recipe.model, load_tokenizer(recipe.model), TASK, other)
-    assert "begins anew" in base.remarks[0]
+    assert "does not match the labels and is re-initialized" in base.remarks[0]
     assert base.model.classifier.out_features == 2

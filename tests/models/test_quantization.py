@@ -345,7 +345,7 @@ def test_blocks_learn_above_a_quantized_prefix(trained: Any, form: str) -> None:
     assert not list(quantization.layers(whole))
     quantization.prevent_repacking(plain)
     torch.testing.assert_close(evaluate(whole).float(), evaluate(plain).float(), rtol=0.1, atol=0.05)
-    with pytest.raises(UserError, match="is saved quantized already"):
+    with pytest.raises(UserError, match="is already saved quantized"):
         artifact.load(str(folder), "fp4")
 
 
@@ -586,12 +586,12 @@ def test_what_cannot_be_measured_in_other_bits_is_refused_before_it_is_loaded(tr
     folder = trained("{name: partial, last_n_layers: 1, head: true}", "nf4")
     with pytest.raises(UserError, match=r"--quantization: nf5: expected one of recorded, none, int8, nf4, fp4"):
         Request(str(wide), quantization="nf5").check()
-    with pytest.raises(UserError, match="is saved quantized already"):
+    with pytest.raises(UserError, match="is already saved quantized"):
         Request(str(folder), quantization="int8").check()
-    with pytest.raises(UserError, match="is saved quantized already"):
+    with pytest.raises(UserError, match="is already saved quantized"):
         Request(str(wide), against=str(folder), quantization="int8").check()
     (tmp_path / "modules.json").write_text("[]")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="the form of sentence-transformers"):
+    with pytest.raises(UserError, match="the format of sentence-transformers"):
         Request(str(tmp_path), quantization="int8").check()
     assert Request(**json.loads(Request(str(wide), quantization="fp4").to_json())).quantization == "fp4"

@@ -1411,8 +1411,16 @@ def taught(name: str, keys: str, message: list[str], line: int = 2, **more: Any)
 
 
 CLASSIFICATION = [
-    taught("a classifier that writes", "  on_policy: true", ["strategy.on_policy: a classifier generates no text"]),
-    taught("a classifier's sentences", "  seq_kd: true", ["strategy.seq_kd: a classifier generates no text", "remove it"]),
+    taught(
+        "a classifier that writes",
+        "  on_policy: true",
+        ["strategy.on_policy: a model for text-classification generates no text"],
+    ),
+    taught(
+        "a classifier's sentences",
+        "  seq_kd: true",
+        ["strategy.seq_kd: a model for text-classification generates no text", "remove it"],
+    ),
     taught(
         "a classifier's layers",
         "  hidden_states: {}",
@@ -1472,6 +1480,65 @@ CLASSIFICATION = [
     ),
     classify("a number of labels", EVAL_SIZE, ["labels are found in the training data"], {EVAL_SIZE: "  num_labels: 2"}),
     key("a format without its task", EVAL_SIZE, "  format: text-classification", ["needs `task: text-classification`"]),
+]
+
+
+def regress(name: str, line: int, message: list[str], lines: dict[int, str] | None = None, **more: Any) -> Bad:
+    """A case of task: regression; its rows are sound unless `files` says otherwise."""
+    task = {OUTPUT: "output_dir: run\ntask: regression"}
+    return Bad(name, at(line), message, lines=task | (lines or {}), **{"files": numbers(*range(8)), **more})
+
+
+def numbers(*values: Any) -> dict[str, str | bytes | None]:
+    return rows(*(json.dumps({"text": "t", "score": value}) for value in values))
+
+
+def of_csv(*lines: str) -> dict[str, str | bytes | None]:
+    return {"rows.csv": "".join(f"{line}\n" for line in lines)}
+
+
+CSV = {TRAIN: "  train: rows.csv"}
+REGRESSION = [
+    regress("a word for a number", TRAIN, ["row 2: 'score' is 'good'", "text-classification"], files=numbers(0.5, "good")),
+    regress("no number", TRAIN, ["row 2: 'score' is missing", "expected a number"], files=numbers(0.5, None)),
+    regress("a number that is none", TRAIN, ["row 3: 'score' is nan", "finite"], files=numbers(1, 2, float("nan"))),
+    regress("an endless number", TRAIN, ["row 2: 'score' is -inf", "finite"], files=numbers(1, -float("inf"))),
+    regress("a number beyond floats", TRAIN, ["row 2: 'score' is inf", "finite"], files=numbers(1, 10**400)),
+    regress("a truth value for a number", TRAIN, ["row 1: 'score' is true", "expected a number"], files=numbers(True, 1)),
+    regress("a list among numbers", TRAIN, ["row 2: 'score[0]' is 'a'", "number"], files=numbers([1, 2], ["a", 2])),
+    regress("a number among lists", TRAIN, ["row 2: 'score' is 3", "list of 2 numbers"], files=numbers([1, 2], 3)),
+    regress("a shorter list", TRAIN, ["row 3: 'score' is a list of 1", "of 2 numbers"], files=numbers([1, 2], [3, 4], [5])),
+    regress("an empty list", TRAIN, ["row 1: 'score' is a list", "a number"], files=numbers([], [])),
+    regress("decimals with a comma", TRAIN, ["row 1: 'score' is '3,5'", "a point"], CSV, files=of_csv("text,score", 'a,"3,5"')),
+    regress("several numbers as text", TRAIN, ["'[1, 2]'", "a list"], CSV, files=of_csv("text,score", 'a,"[1, 2]"')),
+    regress("an empty field", TRAIN, ["row 2: 'score' is", "number"], CSV, files=of_csv("text,score", "a,1", "b,")),
+    regress(
+        "no column of numbers",
+        TRAIN,
+        ["text + score", "review, stars", "stars: target"],
+        CSV,
+        files=of_csv("review,stars", "a,1"),
+    ),
+    regress("columns of another task", TRAIN, ["text + score", "prompt, completion"], files=rows(GOOD_ROW)),
+    regress(
+        "a column that is not there",
+        EVAL_SIZE,
+        ["data.columns", "no column 'valenc'", "did you mean 'valence'?"],
+        CSV | {EVAL_SIZE: "  columns: {valenc: target, arousal: target}"},
+        files=of_csv("text,valence,arousal", "a,1,2"),
+    ),
+    regress("a format of another task", EVAL_SIZE, ["data.format: messages", "regression"], {EVAL_SIZE: "  format: messages"}),
+    regress("numbers of parts", EVAL_SIZE, ["overflow: split", "complete text"], {EVAL_SIZE: "  overflow: split"}),
+    regress("a template for numbers", EVAL_SIZE, ["data.template", "causal-lm"], {EVAL_SIZE: "  template: plain"}),
+    regress("half precision", MODEL + 2, ["float16", "bfloat16"], {MODEL: "model:\n  name_or_path: model\n  dtype: float16"}),
+    regress(
+        "a divergence of numbers",
+        R + 1,
+        ["strategy.divergence", "squared error"],
+        {NAME: "  name: distill\n  student: full", R: "  divergence: reverse_kl"},
+    ),
+    key("regression without its task", EVAL_SIZE, "  format: regression", ["needs `task: regression`"]),
+    key("its name in transformers", OUTPUT, "output_dir: run\nproblem_type: regression", ["write `task: regression`"], 1),
 ]
 
 
@@ -1558,6 +1625,7 @@ QUANTIZED = [
 CASES = [
     *QUANTIZED,
     *CLASSIFICATION,
+    *REGRESSION,
     *UNKNOWN_KEYS,
     *FOREIGN_KEYS,
     *FOREIGN_VALUES,

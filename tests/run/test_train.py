@@ -366,7 +366,7 @@ def test_a_differing_artifact_is_detected(recipe: Any, monkeypatch: pytest.Monke
         save_file({name: torch.zeros_like(t) for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
 
     monkeypatch.setattr(Strategy, "save", save)
-    with pytest.raises(RunError, match="does not say what the trained model said") as info:
+    with pytest.raises(RunError, match="does not match the trained model") as info:
         run(recipe("training.learning_rate=0.1", "training.load_best_model_at_end=false"))
     assert info.value.code == errors.ARTIFACT
     assert not (folder_of(recipe()) / "final").exists()

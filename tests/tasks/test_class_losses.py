@@ -13,8 +13,7 @@ import torch
 from helpers.classifiers import make_any
 
 from hfstrat.data.collate import ClassCollator
-from hfstrat.tasks.text_classification.losses import class_loss, class_sums
-from hfstrat.tasks.text_classification.scores import of_sums
+from hfstrat.tasks.text_classification.scores import class_loss, class_sums, of_sums
 
 CLASSES = 4
 

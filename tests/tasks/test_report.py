@@ -14,7 +14,8 @@ from hfstrat import errors
 from hfstrat.errors import UserError
 from hfstrat.recipe.stored import upgraded
 from hfstrat.tasks import report as reports
-from hfstrat.tasks.report import Part, Report, parse
+from hfstrat.tasks.report import Report, parse
+from hfstrat.tasks.report_parts import Part
 
 OLD = Path(__file__).with_name("report_of_version_0.json")  # of hfstrat e5ec128, with the parts of every strategy
 

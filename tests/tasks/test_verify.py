@@ -1,4 +1,4 @@
-"""What is compared with its reload where, and what is done where a GPU has no room for it. GPUs are pretended."""
+"""Where an artifact is compared with the trained model, also if a GPU has too little memory. GPUs are simulated."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_another_device_may_differ_by_more(
     if passes:
         assert verify.verify(tiny, probe, {})["device"] == "cpu"
         return
-    with pytest.raises(errors.RunError, match="does not say what the trained model said") as ended:
+    with pytest.raises(errors.RunError, match="does not match the trained model") as ended:
         verify.verify(tiny, probe, {})
     assert ended.value.code == errors.ARTIFACT
 
@@ -161,7 +161,7 @@ def test_a_process_for_the_cpu_sees_no_gpu(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(subprocess, "run", lambda command, env, **more: seen.append(env))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     for device in ("cuda", "cpu"):
-        verify.ask({"probe": str(tmp_path / "probe.pt"), "device": device})
+        verify.compare({"probe": str(tmp_path / "probe.pt"), "device": device})
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["3", ""]
 
 
@@ -195,7 +195,7 @@ def test_a_model_without_room_stays_on_the_cpu_or_is_shared_out(
     assert artifact.placed(model) is model
     assert "runs on the CPU" in capsys.readouterr().err
     shared = artifact.placed(model, spreads=True)  # among no GPUs and the CPU
-    assert "its layers are shared out" in capsys.readouterr().err
+    assert "its layers are distributed" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert stream(shared, renderer_of(tokenizer, None, plain=False), "the cat", How(6)) == said
     pretend(monkeypatch, size)

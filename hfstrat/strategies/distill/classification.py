@@ -25,7 +25,7 @@ from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, fetch_outputs, write
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
-from hfstrat.tasks.text_classification.losses import class_loss
+from hfstrat.tasks.text_classification.scores import class_loss
 from hfstrat.trainer.train_data import TrainData
 
 NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")

@@ -245,10 +245,10 @@ def _check_task(strategy: section.Distill, task: Task) -> None:
     given = [key for key in ("divergence", "temperature", "skew") if key in strategy.model_fields_set]
     if given and not task.metrics.of_distributions:
         raise UserError(f"strategy.{given[0]}: numbers have no distribution: the loss is the squared error; remove it")
-    cache_reason = f"{form} is for tokens; class logits are exact, so set auto or off"
+    cache_reason = f"{form} is for tokens; one output per text is cached exactly, so set auto or off"
     for key, is_given, reason in (
-        ("on_policy", strategy.on_policy, "a classifier generates no text; remove it"),
-        ("seq_kd", strategy.seq_kd, "a classifier generates no text; remove it"),
+        ("on_policy", strategy.on_policy, f"a model for {task.name} generates no text; remove it"),
+        ("seq_kd", strategy.seq_kd, f"a model for {task.name} generates no text; remove it"),
         ("hidden_states", strategy.hidden_states is not None, "layers can be matched for causal-lm only; remove it"),
         ("teacher_cache.form", form not in ("auto", "off"), cache_reason),
     ):

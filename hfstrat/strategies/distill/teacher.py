@@ -97,7 +97,7 @@ def place_teacher(
     section = strategy.teacher
     if section is None:
         if base.new_head:
-            raise UserError("strategy.teacher: missing; the head of this model is new and random, so name a trained classifier")
+            raise UserError("strategy.teacher: missing; the head of this model is new and random, so name a trained model")
         changes = strategy.shrink is None and (strategy.student.name != "lora" or distributed.is_sharded())
         return teacher_from_base(base, will_change=changes)
     if strategy.seq_kd and first_difference(tokenizer.get_vocab(), tokenizer_of(section).get_vocab(), 10**9):

@@ -16,6 +16,7 @@ from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import Selection
 from hfstrat.errors import UserError
 from hfstrat.models.output_scale import Units
+from hfstrat.recipe.format import plural
 from hfstrat.tasks.regression.targets import FORMAT, TargetFormat
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def units_of(train: Dataset, names: list[str], source: str) -> Units:
         UserError: a target with one value in all of them.
     """
     values = torch.tensor(train["label"][:], dtype=torch.float64)
+    if len(values) < 2:
+        raise UserError(f"data.train: {source}: {plural(len(values), 'training row')}; expected several, whose numbers vary")
     std = values.std(0, correction=0)
     for index, name in enumerate(names):
         if std[index] <= 1e-12 * values[:, index].abs().max().clamp(min=1e-300):

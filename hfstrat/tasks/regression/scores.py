@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from hfstrat.tasks.metrics import Score
+    from hfstrat.tasks.base import Score
 
 
 def score_of(sums: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Score:

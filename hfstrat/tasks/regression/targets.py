@@ -14,6 +14,8 @@ from hfstrat.errors import UserError
 FORMAT = "regression"
 TARGET = "target"
 TARGETS = (TARGET, "targets", "label", "labels", "score", "scores", "rating", "value", "y")
+CLASSES = "Classes are for task: text-classification"
+INCOMPLETE = "Remove rows whose targets are not all known"
 COLUMNS = sorted({*TARGETS, *TEXTS, *(name for pair in PAIRS for name in pair)})
 
 
@@ -64,8 +66,9 @@ class TargetFormat:
                 f"{source}: task regression needs text + score, or a pair such as sentence1 + sentence2 + score; there are "
                 f"{', '.join(given) or 'no columns'}. Map them, such as `columns: {{review: text, stars: target}}`"
             )
-        listed = next((row[targets[0]] for row in head if isinstance(row.get(targets[0]), list | tuple)), None)
-        return cls(source, names, pair or (str(text), ""), targets, len(listed) if listed and len(targets) == 1 else 0)
+        first = next((row[targets[0]] for row in head if row.get(targets[0]) is not None), None)
+        size = len(first) if isinstance(first, list | tuple) and len(targets) == 1 else 0
+        return cls(source, names, pair or (str(text), ""), targets, size)
 
     @property
     def kind(self) -> str:
@@ -103,14 +106,26 @@ def number(value: Any, column: str) -> float:
     Raises:
         BadRow: a missing, infinite or textual value.
     """
-    if isinstance(value, bool) or value is None or isinstance(value, list | tuple | dict):
-        given = "missing" if value is None else f"a {type(value).__name__}"
-        hint = "; several targets are given as lists in all rows" if isinstance(value, list | tuple) else ""
-        raise BadRow(f"'{column}' is {given}; expected a number{hint}. Remove rows whose targets are not all known")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadRow(f"'{column}' is {'missing' if value is None else 'empty'}; expected a number. {INCOMPLETE}")
+    if isinstance(value, bool):
+        raise BadRow(f"'{column}' is {str(value).lower()}; expected a number. {CLASSES}")
+    if isinstance(value, list | tuple):
+        raise BadRow(f"'{column}' is a list; expected a number as in the first rows (lists of several targets in all rows)")
     try:
         found = float(value)
     except (TypeError, ValueError):
-        raise BadRow(f"'{column}' is {value!r}; expected a number. Classes are for task: text-classification") from None
+        raise BadRow(f"'{column}' is {value!r}; expected a number. {_hint(value)}") from None
+    except OverflowError:  # an integer of JSON has any size
+        found = math.inf
     if not math.isfinite(found):
-        raise BadRow(f"'{column}' is {found}; expected a finite number. Remove rows whose targets are not all known")
+        raise BadRow(f"'{column}' is {found}; expected a finite number. {INCOMPLETE}")
     return found
+
+
+def _hint(value: Any) -> str:
+    """What to write instead of a text that is no number."""
+    parts = [part.strip() for part in str(value).strip("[]() ").split(",")]
+    if not all(part.lstrip("+-").replace(".", "", 1).isdigit() for part in parts):
+        return CLASSES
+    return "Write decimals with a point, and several targets as a list of numbers or as columns mapped to target"

@@ -2,17 +2,181 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfstrat.errors import UserError
-from hfstrat.tasks.base import Task
-from hfstrat.tasks.text_classification.metrics import ClassMetrics
-from hfstrat.tasks.text_classification.model import Classifier
-from hfstrat.tasks.text_classification.rows import LabeledRows
-from hfstrat.tasks.text_classification.text import LabelText
+from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat, as_number
+from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
+from hfstrat.tasks.heads import HeadModel, HeadRows, HeadText, check_texts, logits_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from hfstrat.data.classes import Classes
+    from hfstrat.data.labeled import Texts
+    from hfstrat.models.load import Base
+    from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
+
+
+class LabeledRows(HeadRows):
+    """Examples with one label, or any number of them."""
+
+    columns = OUR_COLUMNS
+
+    @property
+    def reader(self) -> Callable[..., Any]:
+        return LabelFormat.detect
+
+    def fits(self, reading: Any, head: list[dict[str, Any]]) -> bool:
+        """Numbers with fractions are no classes."""
+        label = next(theirs for theirs, ours in reading.names.items() if ours == reading.columns[2])
+        values = [row[label] for row in head if row.get(label) is not None]
+        numbers = [None if isinstance(v, bool | list | tuple) else as_number(str(v)) for v in _flat(values)]
+        return any(n is None for n in numbers) or all(n is not None and n.is_integer() for n in numbers)
+
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Classes:
+        from hfstrat.data.classes import prepare
+
+        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
+
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
+        from hfstrat.data.classes import prepare_eval
+
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        many = config.problem_type == "multi_label_classification"
+        return prepare_eval(data, tokenizer, names, many, samples, max_rows)
+
+    def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
+        from hfstrat.data.collate import ClassCollator, has_token_types
+        from hfstrat.models.load import pad_token_of
+
+        several = len(data.label_names) if data.many else None
+        return ClassCollator(pad_token_of(base.model.config, tokenizer), multiple, has_token_types(base.model), several)
+
+    def worst_row(self, data: Any, length: int) -> dict[str, Any]:
+        return {"input_ids": [1] * length, "token_type_ids": [], "label": [0] if data.many else 0}
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+
+
+class Classifier(HeadModel):
+    """Outputs are logits of labels."""
+
+    def problem_type(self, data: Any) -> str:
+        return "multi_label_classification" if data.many else "single_label_classification"
+
+
+@dataclass(frozen=True)
+class ClassMetrics(Metrics):
+    """Loss (nats per text or, with several labels, per label), accuracy and F1."""
+
+    names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
+    shares: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+    @property
+    def quality(self) -> Quality:
+        return Quality("accuracy", True, "right", "rows")
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        from hfstrat.tasks.text_classification.scores import class_loss
+
+        return class_loss(outputs, labels, num_items_in_batch)
+
+    def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        from hfstrat.tasks.text_classification.scores import class_sums
+
+        labels = inputs.pop("labels")
+        return class_sums(model(**inputs)["logits"], labels)
+
+    def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
+        from hfstrat.tasks.text_classification.scores import of_sums
+
+        totals, marks = sums
+        return of_sums(totals, marks, self.labels)
+
+    def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
+        from hfstrat.tasks.text_classification.scores import score_of
+
+        return score_of(sums[0], sums[1], len(self.labels))
+
+    def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        from hfstrat.tasks.text_classification.scores import columns_of
+
+        return columns_of(*sums)
+
+
+class LabelText(HeadText):
+    """Predictions are labels with their probabilities."""
+
+    def outputs(self, model: Any, texts: Texts, prompt: Any, dtype: torch.dtype) -> list[tuple[str, float]]:
+        return labels_of(model, texts, prompt, dtype)
+
+    def line(self, outputs: list[tuple[str, float]]) -> str:
+        return ", ".join(f"{label} ({chance:.0%})" for label, chance in outputs) or "(none)"
+
+    def record(self, outputs: list[tuple[str, float]]) -> dict[str, Any]:
+        return {"labels": [label for label, _ in outputs], "scores": [chance for _, chance in outputs]}
+
+    def metrics(self, metrics: Values) -> str:
+        micro = f", micro-F1 {metrics['micro_f1']:.1%}" if "micro_f1" in metrics else ""
+        return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}{micro}"
+
+    def change(self, before: Values, after: Values) -> str:
+        return (
+            f"accuracy {before['accuracy']:.1%} -> {after['accuracy']:.1%}, "
+            f"macro-F1 {before['macro_f1']:.1%} -> {after['macro_f1']:.1%}"
+        )
+
+    def target(self, value: Any, names: tuple[str, ...]) -> str:
+        labels = value if isinstance(value, list) else [value]
+        return f"label {', '.join(names[label] for label in labels) or '(none)'}"
+
+    def details(self, details: dict[str, Any]) -> list[str]:
+        from hfstrat.tasks.text_classification.scores import lines_of
+
+        return lines_of(details)
+
+    def example(self, chats: bool, sentence: bool) -> list[str]:
+        if sentence:
+            return [
+                'logits = model.encode(["a text to label"], convert_to_tensor=True)',
+                "labels = model[0].auto_model.config.id2label",
+                "print(labels[int(logits[0].argmax())])",
+            ]
+        return [
+            'inputs = tokenizer("a text to label", return_tensors="pt")',
+            "logits = model(**inputs).logits",
+            "print(model.config.id2label[int(logits[0].argmax())])",
+        ]
+
+
+def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype) -> list[tuple[str, float]]:
+    """The labels that a classifier predicts for one text or pair, with probabilities; see `logits_of`.
+
+    Returns:
+        The most probable label; of a model for several labels those above one half, which may be none.
+    """
+    config, logits = model.config, logits_of(model, texts, prompt, compute_dtype)
+    if config.problem_type == "multi_label_classification":
+        chances = logits.sigmoid()
+        chosen = [index for index in chances.argsort(descending=True).tolist() if chances[index] > 0.5]
+    else:
+        chances = logits.softmax(-1)
+        chosen = [int(chances.argmax())]
+    return [(config.id2label[index], float(chances[index])) for index in chosen]
 
 
 class TextClassification(Task):
@@ -26,25 +190,3 @@ class TextClassification(Task):
 
     def check(self, recipe: Recipe) -> None:
         check_texts(recipe)
-
-
-def check_texts(recipe: Recipe) -> None:
-    """Refuse settings that are for generated text, in a task that predicts something about complete texts."""
-    task = recipe.task
-    if recipe.data.overflow == "split":
-        raise UserError(
-            f"data.overflow: split: a label belongs to a complete text, not to its parts; for {task} expected truncate, "
-            "drop or error"
-        )
-    for key in ("template", "train_on"):
-        if getattr(recipe.data, key) != "auto":
-            raise UserError(f"data.{key}: {getattr(recipe.data, key)} is for task: causal-lm; remove it")
-    if recipe.model.gguf_file:
-        raise UserError("model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id")
-    for key in ("metrics", "choices", "lm_eval"):
-        if getattr(recipe.evaluation, key):
-            raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {task}")
-    if recipe.evaluation.control not in ("auto", "off"):
-        raise UserError(f"evaluation.control: it is a language model's loss; remove it for {task}")
-    if recipe.training.packing is True:
-        raise UserError(f"training.packing: true: examples of {task} are not packed; set auto or false")

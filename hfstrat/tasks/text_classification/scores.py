@@ -1,11 +1,14 @@
-"""What a classifier's evaluation says: accuracy, F1, a table by label, what is taken for what. Numpy only."""
+"""Loss and metrics of a classifier: accuracy, F1, a table by label, confusions. Metrics need numpy only, losses torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 MATRIX = 100  # labels, at most, for which the whole confusion matrix is kept
 TOP = 20  # confusions that are kept by name
@@ -14,11 +17,11 @@ LONGEST = 24  # characters of a label there
 
 
 def of_sums(sums: np.ndarray, marks: np.ndarray, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics, and the details by label, from what `losses.class_sums` gives of each row.
+    """Metrics, and the details by label, from what `class_sums` returns for each row.
 
     Args:
         sums: summed loss and items, `[rows, 2]`.
-        marks: true and predicted class `[rows, 2]`, or for several labels a row 2 x true + predicted `[rows, labels]` (int8).
+        marks: true and predicted class `[rows, 2]`, or for several labels per row 2 x true + predicted `[rows, labels]` (int8).
         names: of the labels.
     """
     details = (_several if marks.dtype == np.int8 else _single)(marks, names)
@@ -41,28 +44,28 @@ def columns_of(sums: np.ndarray, marks: np.ndarray) -> dict[str, np.ndarray]:
     """`nll` (nats) over `items` of each row, and whether all of its labels are `right`; of a single one also which it is
     (`true`) and was `predicted`. `sums` and `marks` as for `of_sums`."""
     nll, items = sums.astype(np.float64).T
-    true, said = (marks >= 2, marks % 2 == 1) if marks.dtype == np.int8 else marks.astype(np.int64).T[:, :, None]
-    found = {"nll": nll, "items": items, "right": (true == said).all(1).astype(np.float64)}
-    return found if marks.dtype == np.int8 else {**found, "true": true[:, 0], "predicted": said[:, 0]}
+    true, predicted = (marks >= 2, marks % 2 == 1) if marks.dtype == np.int8 else marks.astype(np.int64).T[:, :, None]
+    found = {"nll": nll, "items": items, "right": (true == predicted).all(1).astype(np.float64)}
+    return found if marks.dtype == np.int8 else {**found, "true": true[:, 0], "predicted": predicted[:, 0]}
 
 
 def _single_parts(marks: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
-    true, said = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
-    right = true == said
+    true, predicted = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
+    right = true == predicted
 
     def score(weights: np.ndarray) -> dict[str, float]:
         hits = np.bincount(true[right], weights[right], count)
-        both = np.bincount(true, weights, count) + np.bincount(said, weights, count)
+        both = np.bincount(true, weights, count) + np.bincount(predicted, weights, count)
         f1 = 2 * hits / np.maximum(both, 1)
-        there = both > 0  # as scikit-learn: labels that are neither asked for nor said do not count
+        there = both > 0  # as scikit-learn: labels that are neither true nor predicted do not count
         return {"accuracy": float(hits.sum() / weights.sum()), "macro_f1": float(f1[there].mean())}
 
     return score
 
 
 def _several_parts(marks: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    true, said = marks >= 2, marks % 2 == 1
-    whole, counted = (true == said).all(1), [each.astype(np.float64) for each in (true & said, true, said)]
+    true, predicted = marks >= 2, marks % 2 == 1
+    whole, counted = (true == predicted).all(1), [each.astype(np.float64) for each in (true & predicted, true, predicted)]
 
     def score(weights: np.ndarray) -> dict[str, float]:
         hits, support, calls = (weights @ each for each in counted)
@@ -76,23 +79,23 @@ def _several_parts(marks: np.ndarray) -> Callable[[np.ndarray], dict[str, float]
 
 
 def _single(marks: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    true, said = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
+    true, predicted = marks[:, 0].astype(np.int64), marks[:, 1].astype(np.int64)
     count = len(names)
-    hits = np.bincount(true[true == said], minlength=count)
-    support, calls = np.bincount(true, minlength=count), np.bincount(said, minlength=count)
+    hits = np.bincount(true[true == predicted], minlength=count)
+    support, calls = np.bincount(true, minlength=count), np.bincount(predicted, minlength=count)
     table = _table(names, hits, support, calls)
-    details: dict[str, Any] = {"labels": table, "confusions": _confusions(true, said, names)}
+    details: dict[str, Any] = {"labels": table, "confusions": _confusions(true, predicted, names)}
     largest = int(support.argmax())
     details["largest_label"] = {"label": names[largest], "accuracy": float(support[largest] / len(true))}
     if count <= MATRIX:
-        pairs = np.bincount(true * count + said, minlength=count * count)
+        pairs = np.bincount(true * count + predicted, minlength=count * count)
         details["confusion"] = {"rows_are": "true", "columns_are": "predicted", "counts": pairs.reshape(count, count).tolist()}
     return details
 
 
 def _several(marks: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    true, said = marks >= 2, marks % 2 == 1
-    return {"labels": _table(names, (true & said).sum(0), true.sum(0), said.sum(0))}
+    true, predicted = marks >= 2, marks % 2 == 1
+    return {"labels": _table(names, (true & predicted).sum(0), true.sum(0), predicted.sum(0))}
 
 
 def _table(names: tuple[str, ...], hits: np.ndarray, support: np.ndarray, calls: np.ndarray) -> list[dict[str, Any]]:
@@ -103,28 +106,68 @@ def _table(names: tuple[str, ...], hits: np.ndarray, support: np.ndarray, calls:
     return [dict(zip(("label", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows]
 
 
-def _confusions(true: np.ndarray, said: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    wrong = true != said
-    pairs, counts = np.unique(np.stack([true[wrong], said[wrong]]), axis=1, return_counts=True)
+def _confusions(true: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    wrong = true != predicted
+    pairs, counts = np.unique(np.stack([true[wrong], predicted[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TOP]
     return [{"true": names[pairs[0, i]], "predicted": names[pairs[1, i]], "count": int(counts[i])} for i in order]
 
 
 def lines_of(details: dict[str, Any]) -> list[str]:
-    """What to beat, the labels that are hardest, and what is taken for what."""
+    """The baseline, the labels with the lowest F1, and the most frequent confusions."""
     lines = []
     if largest := details.get("largest_label"):
         share = largest["accuracy"]
-        lines.append(f"to beat          accuracy {share:.1%} by always saying {_short(largest['label'])}")
+        lines.append(f"baseline         accuracy {share:.1%} by always predicting {_short(largest['label'])}")
     worst = sorted((row for row in details.get("labels", []) if row["support"]), key=lambda row: row["f1"])[:PRINTED]
     if worst:
-        said = ", ".join(f"{_short(row['label'])} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
-        lines.append(f"lowest F1        {said}")
+        words = ", ".join(f"{_short(row['label'])} {row['f1']:.1%} (of {row['support']:,})" for row in worst)
+        lines.append(f"lowest F1        {words}")
     if pairs := details.get("confusions", [])[:PRINTED]:
-        said = ", ".join(f"{_short(pair['true'])} as {_short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
-        lines.append(f"taken for        {said}")
+        words = ", ".join(f"{_short(pair['true'])} as {_short(pair['predicted'])} {pair['count']:,}x" for pair in pairs)
+        lines.append(f"confusions       {words}")
     return lines
 
 
 def _short(label: str) -> str:
     return label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."
+
+
+def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+    """A classifier's loss summed over this micro-batch and divided by the items of the whole optimizer step.
+
+    Labels `[B]` (int64, one class per row): cross-entropy, an item is a row. Labels `[B, L]` (float, 0 or 1, any number of
+    labels per row): binary cross-entropy, an item is a row's yes or no to one label. The losses of transformers' classification
+    heads ignore `num_items_in_batch`, so that their gradients grow with the number of micro-batches.
+    """
+    import torch
+
+    total = class_nll(outputs["logits"], labels).sum()
+    count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def class_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of each row `[B]` (nats), in at least float32, from logits `[B, L]`; with several labels summed over them."""
+    from torch.nn import functional
+
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    if labels.is_floating_point():
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").sum(1)
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def class_sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row: summed loss and items, `[B, 2]`; and the true and predicted labels.
+
+    These are the class and the one with the largest logit (int64 `[B, 2]`); with several labels (int8 `[B, L]`) 2 where a label
+    is true plus 1 where it is predicted, with a probability above one half.
+    """
+    import torch
+
+    nll = class_nll(logits, labels)
+    sums = torch.stack([nll, torch.full_like(nll, labels.numel() / max(1, len(labels)))], dim=1)
+    sums = sums.to(torch.float64 if not nll.is_mps else nll.dtype)
+    if labels.is_floating_point():
+        return sums, (2 * (labels > 0.5) + (logits > 0)).to(torch.int8)
+    return sums, torch.stack([labels, logits.argmax(-1)], dim=1)

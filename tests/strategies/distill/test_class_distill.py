@@ -155,9 +155,12 @@ def test_the_shipped_recipe_shrinks_what_the_one_before_it_made(
 
 def test_what_a_classifier_cannot_have_is_refused(distil: Any) -> None:
     for strategy, said in (
-        ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "a classifier generates no text"),
+        ("{name: distill, shrink: {layers: 2}, student: full, on_policy: true}", "text-classification generates no text"),
         ("{name: distill, student: lora, baseline: false}", "cannot be its own teacher"),
-        ("{name: distill, shrink: {layers: 2}, student: full, teacher_cache: {form: top_k}}", "class logits are exact"),
+        (
+            "{name: distill, shrink: {layers: 2}, student: full, teacher_cache: {form: top_k}}",
+            "one output per text is cached exactly",
+        ),
         ("{name: distill, shrink: {layers: 2}, student: full, hidden_states: {loss: mse}}", "causal-lm only"),
     ):
         with pytest.raises(UserError, match=said):

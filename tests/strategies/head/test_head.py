@@ -25,7 +25,7 @@ from hfstrat.strategies.head import pooled
 from hfstrat.strategies.head.features import POOLINGS, cut, extract, split_body
 from hfstrat.strategies.head.heads import is_exact, language_head
 from hfstrat.tasks import TASKS, artifact, sentence_transformers, verify
-from hfstrat.tasks.text_classification.text import labels_of
+from hfstrat.tasks.text_classification import labels_of
 
 FLOAT = "model.dtype=float32"
 
@@ -165,7 +165,7 @@ def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, fami
     changed = verify.probe_logits(sentence_transformers.load(str(folder)), inputs)
     assert (changed - logits).abs().max() > 1e-3 * logits.abs().max()
     if family == "bert":  # once, in a fresh process
-        with pytest.raises(errors.RunError, match="does not say what the trained model said"):
+        with pytest.raises(errors.RunError, match="does not match the trained model"):
             verify.verify(folder, facts, {"task": "text-classification"})
 
 

@@ -1,0 +1,273 @@
+"""The parts of a report: what was read, measured and verified. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Part(BaseModel):
+    """A part of the report. Keys that this version does not declare are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+
+def optional(description: str) -> Any:
+    """A field that is left out of the file where it is None: a part of some strategies, or of some ends."""
+    return Field(default=None, exclude_if=lambda value: value is None, description=description)
+
+
+class Statistics(Part):
+    """Statistics of the training or the evaluation examples of a run."""
+
+    source: str = ""
+    format: str = ""
+    template: str = ""
+    train_on: str = Field("", description="Which tokens are supervised")
+    rows_read: int = 0
+    rows_kept: int = 0
+    tokens: int = 0
+    supervised: int = Field(0, description="Tokens that contribute to the loss")
+    tokens_lost: int = Field(0, description="Tokens cut off because an example was longer than data.max_length")
+    sha256: str = Field("", description="Over all token ids and labels, in order")
+    sources: list[Statistics] = Field([], description="The same for each source, where there are several")
+
+
+class Overlap(Part):
+    """Examples that occur more than once."""
+
+    train_duplicates: int = 0
+    train_duplicate_examples: list[str] = []
+    eval_rows_in_train: int = 0
+    eval_rows_in_train_examples: list[str] = []
+
+
+class Labels(Part):
+    """The labels of a classification, or the numbers of a regression."""
+
+    problem_type: str = ""
+    training_rows: dict[str, int] = Field({}, description="Training examples of each label")
+    targets: dict[str, dict[str, float]] | None = optional(
+        "Mean and standard deviation of each number in the training examples"
+    )
+
+
+class DataStatistics(Part):
+    """Statistics of the data of a run."""
+
+    train: Statistics
+    eval: Statistics | None = optional("None where examples are held out from the training data")
+    overlap: Overlap = Overlap()
+    labels: Labels | None = optional("Of a task with a head")
+
+
+class Estimate(Part):
+    """A metric with the bounds of its 95 % confidence interval; None where no interval can be computed."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Label(Part):
+    """Scores of one label of a classification."""
+
+    label: str
+    precision: float = 0.0
+    recall: float = 0.0
+    f1: float = 0.0
+    support: int = 0
+
+
+class Confusion(Part):
+    """The confusion matrix: a row for each true label, a column for each predicted one."""
+
+    counts: list[list[int]]
+
+
+class Target(Part):
+    """Errors and correlations of one number of a regression."""
+
+    target: str
+    mae: float
+    rmse: float
+    pearson: float
+    spearman: float
+
+
+class Details(Part):
+    """The evaluation metrics in detail."""
+
+    labels: list[Label] = []
+    confusion: Confusion | None = optional("Where each example has one label")
+    targets: list[Target] | None = optional("Of a regression")
+    baseline: dict[str, float] | None = optional("Errors of always predicting the training mean")
+
+
+class Measured(Part):
+    """Metrics of one set of examples, with confidence intervals."""
+
+    rows: int
+    tokens: float | None = optional("Supervised tokens")
+    before: dict[str, Estimate] | None = optional("Before training")
+    after: dict[str, Estimate]
+    difference: dict[str, Estimate] | None = optional("After minus before, on the same resampled examples")
+    details: dict[str, Any] | None = optional("What a task reports in addition")
+
+
+class Point(Part):
+    """An evaluation during training. Further keys are the metrics, as `eval_*`."""
+
+    step: int
+    seconds: float
+    tokens: int
+    eval_loss: float
+
+
+class LoggedLoss(Part):
+    """A training loss that was logged."""
+
+    step: int
+    loss: float
+
+
+class Overfitting(Part):
+    """A step at which the evaluation loss rose while the training loss fell."""
+
+    step: int
+    eval_loss: float
+    train_loss: float
+
+
+class Plan(Part):
+    """Steps and batches of the run."""
+
+    steps: int = 0
+    epochs: float | None = None
+    rows: int = 0
+    processes: int = 1
+    global_batch_size: int = 0
+    micro_batch: int = 0
+    accumulation: int = 1
+    checkpointing: bool = False
+    bins: int | None = Field(None, description="Packed sequences per step; None: not packed")
+
+
+class Baselines(Part):
+    """Losses that a language model from random weights has to beat, in nats per token of the evaluation examples."""
+
+    uniform: float
+    unigram: float
+    unigram_bits_per_byte: float | None = None
+    parameters: int
+    unique_tokens: int
+    epoch_tokens: int
+    epochs: float | None = None
+
+
+class Verified(Part):
+    """Comparison of the saved result, reloaded in a fresh process, with the trained model."""
+
+    bit_equal: bool
+    max_difference: float = Field(0.0, description="Of the logits")
+    loaded_with: str
+    max_logit: float | None = None
+    top1_agreement: float | None = None
+    device: str | None = None
+    trained_on: str | None = None
+
+
+class Answer(Part):
+    """The answers to a prompt before and after training."""
+
+    prompt: str
+    before: str = ""
+    after: str = ""
+    reference: str = ""
+
+
+class Quantized(Part):
+    """The quantized base model."""
+
+    name: str
+    parameters: int
+    quantized_parameters: int
+    share: float
+    weight_bytes: int
+    left_out: list[str] = []
+
+
+class Precomputed(Part):
+    """Hidden states of frozen layers that were computed once (strategy `partial`)."""
+
+    blocks: list[int]
+    bytes: int
+    seconds: float
+    built: list[str]
+
+
+class ClassifierHead(Part):
+    """The classification head on frozen features (strategy `head`)."""
+
+    layer: int
+    pooling: str
+    solved_exactly: bool
+
+
+class Teacher(Part):
+    """The teacher's metrics on the evaluation examples. Further keys are the metrics."""
+
+    loss: float
+    parameters: int
+
+
+class TeacherCache(Part):
+    """Outputs of the teacher that were computed once."""
+
+    form: str
+    bytes: int
+    seconds: float
+    mass: float = Field(description="Share of the teacher's probability mass that is stored")
+    width: int | None = None
+    built: list[str] = []
+
+
+class Distillation(Part):
+    """The teacher of a distillation."""
+
+    teacher: Teacher | None = None
+    cache: TeacherCache | None = optional("Where the teacher's outputs are cached")
+
+
+class Comparison(Part):
+    """Teacher, student, and the same student trained without the teacher (strategy `distill`)."""
+
+    teacher: dict[str, float | None]
+    student: dict[str, float | None]
+    before: dict[str, float] | None = None
+    without_teacher: dict[str, float] | None = None
+    no_baseline: str | None = Field(None, description="Why no student was trained without the teacher")
+    lines: list[str] = []
+
+
+class HubCommit(Part):
+    """The commit on the Hub that holds the result."""
+
+    repo: str
+    commit: str
+    revision: str | None = None
+    compared: bool = Field(False, description="Whether the files were downloaded again and compared")
+
+
+class Environment(Part):
+    """The machine and the versions of the libraries."""
+
+    python: str = ""
+    platform: str = ""
+    libraries: dict[str, str] = {}
+    processor: str = ""
+    threads: int | None = None
+    gpus: list[str] = []
+    model_sha256: str | None = Field(None, description="Over a local model's weight files, or the commit of a Hub model")
+    data_sha256: dict[str, str] = {}
