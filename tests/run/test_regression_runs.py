@@ -13,7 +13,6 @@ import torch
 from conftest import write_jsonl
 from helpers.classifiers import make_any, measured, write_recipe
 from helpers.runs import UNVERIFIED, run, stop_at, weights
-from hfstrat.evaluation.request import Request
 
 from hfstrat.advisor import data as survey
 from hfstrat.advisor import measure
@@ -23,7 +22,7 @@ from hfstrat.cli.advise import advise
 from hfstrat.cli.inference import predict
 from hfstrat.comparison import entries, text
 from hfstrat.errors import UserError
-from hfstrat.evaluation.evaluate import evaluate
+from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import export
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
