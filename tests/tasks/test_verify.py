@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
                 return subprocess.CompletedProcess(CHILD, int(str(ended.code)), "", "")
         return subprocess.CompletedProcess(CHILD, 0, capsys.readouterr().out, "")
 
-    monkeypatch.setattr(verify, "ask", ask)
+    monkeypatch.setattr(verify, "compare", ask)
     return devices, full
 
 
@@ -80,7 +80,7 @@ def test_a_gpu_whose_memory_runs_out_is_followed_by_the_cpu(
 def test_a_process_that_the_system_killed_says_nothing_of_the_artefact(
     tiny: Path, probe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "ask", lambda spec: subprocess.CompletedProcess(CHILD, -9, "", ""))
+    monkeypatch.setattr(verify, "compare", lambda spec: subprocess.CompletedProcess(CHILD, -9, "", ""))
     with pytest.raises(errors.RunError, match="was not compared"):
         verify.verify(tiny, probe, {})
 
