@@ -108,6 +108,16 @@ def write(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 def constant_direction(features: torch.Tensor) -> torch.Tensor:
     """A direction `[H]` on which features `[n, H]` are about 1: ridge regression of the constant 1, without an intercept."""
     wide = features.double()
-    gram = wide @ wide.T
-    penalty = CONSTANT_RIDGE * gram.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype)
-    return wide.T @ torch.linalg.solve(gram + penalty, torch.ones(len(wide), dtype=wide.dtype))
+    return wide.T @ _inverse(wide).sum(1)
+
+
+def constant_error(features: torch.Tensor) -> float:
+    """How far from 1 each example is on the direction that is found from the others; root mean square."""
+    inverse = _inverse(features.double())
+    return float((inverse.sum(1) / inverse.diagonal()).square().mean().sqrt())
+
+
+def _inverse(features: torch.Tensor) -> torch.Tensor:
+    """Of the penalized inner products of features `[n, H]`."""
+    gram = features @ features.T
+    return torch.linalg.inv(gram + CONSTANT_RIDGE * gram.diagonal().mean() * torch.eye(len(features), dtype=gram.dtype))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
 
+LARGEST_ERROR = 0.5  # standard deviations that predictions of a decoder may begin off without a warning
 SAMPLE = 64  # training examples that determine the direction that stands for a missing bias
 
 LARGEST_16_BIT = 20  # how many standard deviations a target may be from 0, where outputs have 8 bits of precision
@@ -89,15 +90,27 @@ class Regressor(HeadModel):
         # for the loss of a later evaluation; predictions do not need them
         base.model.config.target_mean, base.model.config.target_std = (each.tolist() for each in data.units)
         layer = final_linear(base.model)
-        constant = None if layer.bias is not None else self._constant(base, data.train, collate, layer)
+        constant = None if layer.bias is not None else self._constant(base, data, collate, layer)
         output_scale.scale(layer, data.units, constant, keep=not base.new_head)
         return lambda: output_scale.fold(base.model)
 
-    def _constant(self, base: Base, rows: Any, collate: Any, layer: Any) -> torch.Tensor:
+    def _constant(self, base: Base, data: Any, collate: Any, layer: Any) -> torch.Tensor:
         """The direction of hidden states that stands for the bias that a decoder's head lacks."""
-        import torch
+        from hfstrat.models.output_scale import constant_direction, constant_error
 
-        from hfstrat.models.output_scale import constant_direction
+        features = self._features(base, data.train, collate, layer)
+        far = float((data.units.mean / data.units.std).abs().max())
+        if (error := far * constant_error(features)) > LARGEST_ERROR:
+            base.say(
+                f"{'warning':<9} the head of {type(base.model).__name__} has no bias, and the mean of the targets is {far:,.0f} "
+                f"standard deviations away from 0: predictions begin {error:.2g} standard deviations off. Subtract the mean from "
+                "the targets, or use an encoder"
+            )
+        return constant_direction(features)
+
+    def _features(self, base: Base, rows: Any, collate: Any, layer: Any) -> torch.Tensor:
+        """What the last layer reads, `[n, H]`, for the first training examples."""
+        import torch
 
         taken: list[torch.Tensor] = []
         hook = layer.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
@@ -115,7 +128,7 @@ class Regressor(HeadModel):
         finally:
             hook.remove()
             base.model.train(was_training)
-        return constant_direction(torch.cat(found))
+        return torch.cat(found)
 
     def _check_precision(self, base: Base, data: Any) -> None:
         """Raises UserError where 16 bits round predictions by more than a hundredth of the spread of the targets."""
