@@ -103,8 +103,8 @@ class Regressor(HeadModel):
         if (error := far * constant_error(features)) > LARGEST_ERROR:
             base.say(
                 f"{'warning':<9} the head of {type(base.model).__name__} has no bias, and the mean of the targets is "
-                f"{far:,.0f} standard deviations away from 0: predictions begin {error:.2g} standard deviations off. Subtract the "
-                "mean from the targets, or use an encoder"
+                f"{far:,.0f} standard deviations away from 0: predictions begin {error:.2g} standard deviations off. Subtract "
+                "the mean from the targets, or use an encoder"
             )
         return constant_direction(features)
 
