@@ -152,7 +152,7 @@ def test_the_error_of_a_missing_bias_is_that_of_examples_left_out() -> None:
 
 
 def test_the_loss_is_not_in_nats() -> None:
-    assert "squared error" in TASK.text.loss_unit
+    assert "MSE" in TASK.text.loss_unit
     assert "nats" not in TASK.text.loss_unit
 
 
