@@ -48,7 +48,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 soak: $(VENV)/.installed
 	HFSTRAT_SOAK=200 $(BIN)/python -m pytest tests/run/test_soak.py -m slow
