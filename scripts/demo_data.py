@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdlib_source import library, modules, output_folder, write
+from stdlib_source import modules, write_dataset
 
 MAX_CODE_CHARS = 640  # short rows, so that the demo improves within three minutes on two cores
 SENTENCE_CHARS = (20, 160)
@@ -76,13 +76,5 @@ def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return training, evaluation
 
 
-def main() -> None:
-    folder = output_folder("demo_data.py")
-    training, evaluation = build(library())
-    write(folder, "train", training)
-    write(folder, "eval", evaluation)
-    print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")
-
-
 if __name__ == "__main__":
-    main()
+    write_dataset("demo_data.py", build)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo_data import first_sentence
-from stdlib_source import library, modules, output_folder, write
+from stdlib_source import modules, write_dataset
 
 CLASSES = 12
 EVAL_FRACTION = 8  # one of this many rows
@@ -42,13 +42,5 @@ def build(root: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return training, evaluation
 
 
-def main() -> None:
-    folder = output_folder("demo_labels.py")
-    training, evaluation = build(library())
-    write(folder, "train", training)
-    write(folder, "eval", evaluation)
-    print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")
-
-
 if __name__ == "__main__":
-    main()
+    write_dataset("demo_labels.py", build)

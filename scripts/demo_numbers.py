@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_data import MAX_CODE_CHARS
-from stdlib_source import library, modules, output_folder, write
+from stdlib_source import modules, write_dataset
 
 EVAL_FRACTION = 16  # one of this many rows
 EACH = 400  # rows of the same complexity, at most: most functions have a single path
@@ -49,13 +49,5 @@ def build(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return training, evaluation
 
 
-def main() -> None:
-    folder = output_folder("demo_numbers.py")
-    training, evaluation = build(library())
-    write(folder, "train", training)
-    write(folder, "eval", evaluation)
-    print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")
-
-
 if __name__ == "__main__":
-    main()
+    write_dataset("demo_numbers.py", build)

@@ -7,7 +7,7 @@ import json
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +45,12 @@ def output_folder(script: str) -> Path:
 
 def write(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_dataset(script: str, build: Callable[[Path], tuple[list[Any], list[Any]]]) -> None:
+    """Write the training and evaluation rows that `build` makes from the standard library into the folder given to a script."""
+    folder = output_folder(script)
+    training, evaluation = build(library())
+    write(folder, "train", training)
+    write(folder, "eval", evaluation)
+    print(f"{folder}: {len(training)} training rows, {len(evaluation)} evaluation rows from the standard library")

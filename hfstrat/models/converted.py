@@ -6,6 +6,7 @@ files as they are, so every key differs. `from_pretrained` knows the way back.
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,16 +32,14 @@ def is_converted(model: nn.Module) -> bool:
 def load_converted(model: Any, folder: Path) -> LoadResult:
     """Load the weights of a folder that `save_pretrained` wrote, in place, so that an optimizer keeps its parameters.
 
-    The weights are first loaded into a second model of the same class, on the CPU and in the widest of the types of the
-    model's weights, so that nothing is rounded.
+    The weights are first loaded into a second model of the same class, on the CPU and in a type that holds all types of
+    the model's weights, so that nothing is rounded.
 
     Returns:
         The missing and unexpected keys, as `load_state_dict` names them.
     """
     types = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
-    widest = max(types, key=lambda dtype: dtype.itemsize) if len(types) < 2 else torch.float32
-    if torch.float64 in types:
-        widest = torch.float64
+    widest = reduce(torch.promote_types, types)
     copy, info = type(model).from_pretrained(folder, dtype=widest, output_loading_info=True, local_files_only=True)
     state = copy.state_dict()
     del copy

@@ -103,8 +103,7 @@ class Lora(Strategy[section.Lora]):
                 f"strategy.init_lora_weights: {self.section.init_lora_weights} together with model.add_tokens: PEFT would not "
                 "save the embeddings of the new tokens; set another initialization"
             )
-        tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
-        names = [name.rsplit(".", 1)[-1] for name, module in base.model.named_modules() if id(module) in tables]
+        names = [name.rsplit(".", 1)[-1] for name in _vocabulary_modules(base)]
         return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
 
     def build_model(self, base: Base) -> nn.Module:
@@ -172,8 +171,7 @@ class Lora(Strategy[section.Lora]):
         """Refuse an adapter on one of two tied modules: merged, it would change both. Raises UserError."""
         if not base.is_tied or self.section.target_modules == "all-linear":
             return
-        tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
-        tied = {name for name, module in base.model.named_modules() if id(module) in tables}
+        tied = _vocabulary_modules(base)
         for target in self.section.target_modules:
             if any(name == target or name.endswith(f".{target}") for name in tied):
                 raise UserError(
@@ -248,6 +246,12 @@ class Lora(Strategy[section.Lora]):
             added += sum(shapes[name][1 if fnmatchcase(name, "*.c_*.weight") else 0] for name in adapted)
         added += sum(prod(shapes[name]) for name in trained)
         return Footprint(added, base + added)
+
+
+def _vocabulary_modules(base: Base) -> list[str]:
+    """The names of the input embeddings and the LM head."""
+    tables = {id(base.model.get_input_embeddings()), id(base.model.get_output_embeddings())}
+    return [name for name, module in base.model.named_modules() if id(module) in tables]
 
 
 def _unmatched(model: Any, source: str) -> str | None:

@@ -21,7 +21,7 @@ from hfstrat.tasks import TASKS, sentence_transformers, task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report, read
 
-PROBE_TEXT = "Once upon a time a model learnt from text. def add(a, b):\n    return a + b\nThe capital of France is"
+PROBE_TEXT = "Once upon a time a model learned from text. def add(a, b):\n    return a + b\nThe capital of France is"
 FORMS = ("recorded", "none", *get_args(Form))
 KEY = "--quantization"
 SHARE = 0.9  # of the free memory that weights may take: a forward pass needs the rest

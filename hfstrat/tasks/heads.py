@@ -59,9 +59,9 @@ class HeadModel(Model):
     def fits(self, config: dict[str, Any]) -> bool:
         return not has_numbers(config)
 
+    @abstractmethod
     def problem_type(self, data: Any) -> str:
         """What transformers calls the kind of the outputs."""
-        raise NotImplementedError
 
     def config_options(self, data: Any, tokenizer: Any) -> dict[str, Any]:
         names = dict(enumerate(data.label_names))
