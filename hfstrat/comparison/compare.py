@@ -6,13 +6,14 @@ import fcntl
 import json
 import shlex
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from hfstrat import __version__, errors
 from hfstrat.comparison import page, processes, results
-from hfstrat.comparison.entries import Lineup, Request, fingerprint, line_up
+from hfstrat.comparison.entries import Entry, Lineup, Request, fingerprint, line_up
 from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
 from hfstrat.comparison.text import Screen
@@ -213,8 +214,8 @@ class Comparison:
         rows = []
         for entry in entries:
             its_runs = [results.run_row(run, self.endings[run], quality) for run in of[entry.label]]
-            rows.append(results.entry_row(entry, its_runs, self.predictions.get(entry.label)))
-        best = results.compare_entries(rows, results.aligned(done, quality), quality)
+            rows.append(results.entry_row(entry, its_runs, self.predictions.get(entry.label), quality))
+        best, baselines = results.compare_entries(rows, results.aligned(done, quality), quality)
         first = next((its[0] for its in reports.values()), None)
         return {
             "hfstrat": __version__,
@@ -223,8 +224,10 @@ class Comparison:
             "budget": vars(self.request.budget),
             "seeds": [self.lineup.seed(index) for index in range(self.request.seeds)],
             "rows": results.data_row(self.data),
+            "about": about(entries),
             "best": best,
             "entries": rows,
+            "baselines": baselines,
             "excluded": self.lineup.excluded,
             "samples": results.samples({label: its[0].finished for label, its in reports.items()}),
             "confusions": results.confusions({label: [each.finished for each in its] for label, its in reports.items()}),
@@ -241,6 +244,19 @@ class Comparison:
             partial.write_text(content, encoding="utf-8")
             partial.replace(self.request.output / name)
         return table
+
+
+def about(entries: Sequence[Entry]) -> str:
+    """The model and the data that are compared, by their names without folders: 'MiniLM on train.csv'."""
+    recipes = [entry.loaded.recipe for entry in entries]
+    models = dict.fromkeys(Path(recipe.model.name_or_path).name for recipe in recipes if recipe.model.name_or_path)
+    data = dict.fromkeys(_short(source.path) for recipe in recipes for source in recipe.data.train)
+    return " on ".join(filter(None, (", ".join(models), ", ".join(data))))
+
+
+def _short(path: str) -> str:
+    """A Hub id as it is; of a local path the last two parts, since many files are named train.csv."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def command_of(request: Request) -> list[str]:

@@ -36,7 +36,7 @@ def values(table: Table) -> dict[str, Any]:
     """The values of the template."""
     data, seeds, rows = table["rows"], format.plural(len(table["seeds"]), "seed"), table["entries"]
     return {
-        "title": f"{table['task']}: {format.plural(len(rows), 'recipe')} compared",
+        "title": f"{table['task']}: {table.get('about') or format.plural(len(rows), 'recipe')} compared",
         "style": Markup((HERE / "style.css").read_text(encoding="utf-8").strip()),
         "colors": charts.COLORS,
         "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),

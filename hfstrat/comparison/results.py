@@ -22,6 +22,7 @@ from hfstrat.tasks.report import Report, Result, read
 
 LEVEL = 0.95
 RESAMPLES = 2000
+MOST = 500.0  # reach of an interval on a logarithmic scale, beyond which exp would overflow
 AT_ONCE = 4_000_000  # resampling weights in memory at a time
 SEED = 0  # of the resampling: the same measurements always give the same intervals
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")  # for several tokenizers, whose losses per token differ
@@ -37,37 +38,36 @@ class Interval(NamedTuple):
     high: float
 
 
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t for a number of degrees of freedom.
+def over_seeds(values: Sequence[float], examples: int | None = None) -> Interval | None:
+    """The 95 % confidence interval of the mean over seeds; None for fewer than two.
 
-    By bisection on the distribution function, a finite sum for integer degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    Student's t on a scale where it cannot leave the range of the metric: the logit of a share, with half an example added to
+    both sides (Haldane 1956), and the logarithm of a positive number. Other metrics keep their own scale.
+
+    Args:
+        values: of the metric, one for each seed.
+        examples: of how many examples the values are shares; None: they are not shares.
     """
-    low, high = 0.0, 1000.0
-    while high - low > 1e-9 * max(1.0, low):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _between(middle, freedom) < LEVEL else (low, middle)
-    return (low + high) / 2
-
-
-def _between(t: float, freedom: int) -> float:
-    """The probability of a value between -t and t."""
-    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(1, (freedom - odd) // 2 + 1):
-        total += term
-        term *= math.cos(angle) ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
-
-
-def over_seeds(values: Sequence[float]) -> Interval | None:
-    """The 95 % confidence interval of the mean over seeds (Student's t); None for fewer than two."""
-    count = len(values)
+    count, scaled = len(values), np.asarray(values, dtype=np.float64)
     if count < 2:
         return None
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = student(count - 1) * spread / math.sqrt(count)
-    return Interval(mean - reach, mean + reach)
+    if examples is not None:
+        shares = (scaled * examples + 0.5) / (examples + 1)
+        low, high = _t_interval(np.log(shares / (1 - shares)))
+        back = [((1 / (1 + math.exp(-bound))) * (examples + 1) - 0.5) / examples for bound in (low, high)]
+        return Interval(*(min(1.0, max(0.0, bound)) for bound in back))
+    if (scaled > 0).all():
+        low, high = _t_interval(np.log(scaled))
+        return Interval(math.exp(low), math.exp(high))
+    return Interval(*_t_interval(scaled))
+
+
+def _t_interval(values: np.ndarray) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    middle, spread = float(values.mean()), float(values.std(ddof=1))
+    reach = min(MOST, float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * spread / math.sqrt(len(values)))
+    return middle - reach, middle + reach
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> float:
@@ -157,11 +157,12 @@ def report_of(run: Run) -> Report:
     return report
 
 
-def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None) -> dict[str, Any]:
+def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Prediction | None, quality: Quality) -> dict[str, Any]:
     """One recipe: means over its finished runs."""
     done = [run for run in its_runs if run["status"] == errors.NAMES[errors.OK]]
     values = [run["quality"] for run in done if run["quality"] is not None]
-    spread = over_seeds(values)
+    is_share = quality.metric in TASKS[entry.loaded.recipe.task].metrics.shares
+    spread = over_seeds(values, round(done[0]["metrics"].get("rows", 0)) or None if is_share and done else None)
     failed = next((run for run in its_runs if run["status"] not in (errors.NAMES[errors.OK], WAITING, RUNNING)), None)
     return {
         "label": entry.label,
@@ -185,17 +186,23 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality) -> str | None:
-    """Add intervals over examples, differences from the best, and Pareto fronts to the rows; returns the best label.
+def compare_entries(
+    rows: list[dict[str, Any]], parts: Mapping[str, Any], quality: Quality
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """Add intervals over examples, differences from the best, and Pareto fronts to the rows.
 
     Args:
         rows: as `entry_row` gives them.
-        parts: by label, numerators and denominators of `quality`, `[seeds, examples]` each (see `aligned`).
+        parts: by label, numerators and denominators of `quality`, `[seeds, examples]` each (see `aligned`); those of baselines
+            too.
         quality: the metric.
+
+    Returns:
+        The best label, and the baselines with their quality, interval and difference from the best.
     """
     found = {row["label"]: row for row in rows if row["quality"] is not None}
     if not found:
-        return None
+        return None, []
     better = max if quality.higher_is_better else min
     best: str = better(found.values(), key=lambda row: row["quality"])["label"]
     draws = resampled(dict(parts)) if parts else {}
@@ -207,18 +214,31 @@ def compare_entries(rows: list[dict[str, Any]], parts: Mapping[str, Any], qualit
         on = front(points, quality.higher_is_better)
         for row in rows:
             row.setdefault("front", {})[cost] = row["label"] in on
-    return best
+    return best, [
+        _baseline(name, found, draws, parts) for name in parts if name.startswith(intervals.BASELINE) and name not in found
+    ]
+
+
+def _baseline(name: str, found: Mapping[str, Any], draws: Mapping[str, np.ndarray], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The quality of a baseline, and the difference of each recipe from it."""
+    return {
+        "name": name.removeprefix(intervals.BASELINE),
+        "quality": ratio(*parts[name]),
+        "over_rows": list(interval(draws[name])),
+        "differences": {label: against(label, name, draws, parts) for label in found if label in draws},
+    }
 
 
 def against(label: str, best: str, draws: Mapping[str, np.ndarray], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference from the best on the same examples; it is significant if its interval excludes zero."""
+    """The difference from another, such as the best, on the same examples; it is significant if its interval excludes zero."""
     low, high = interval(draws[label] - draws[best])
     difference = ratio(*parts[label]) - ratio(*parts[best])
     return {"difference": difference, "low": low, "high": high, "significant": low > 0 or high < 0}
 
 
 def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The scores of each finished run by label, `[seeds, examples]`, on the examples that all runs have.
+    """The scores of each finished run by label, `[seeds, examples]`, on the examples that all runs have; and those of the
+    baselines that the first of them measured, whose names begin with `intervals.BASELINE`.
 
     An entry without stored scores is left out.
     """
@@ -240,6 +260,10 @@ def aligned(entries: Mapping[str, list[Run]], quality: Quality) -> dict[str, tup
             np.stack([c[name][p] for c, p in zip(of, places, strict=True)]) for name in (quality.above, quality.below)
         )
         made[label] = (above.astype(np.float64), below.astype(np.float64))
+    columns = next((of[0] for of in read.values() if any(name.startswith(intervals.BASELINE) for name in of[0])), {})
+    for name in (name for name in columns if name.startswith(intervals.BASELINE)):
+        at = np.searchsorted(columns["row"], shared)
+        made.setdefault(name, (columns[name][at][None], columns[quality.below][at][None].astype(np.float64)))
     return made if len(shared) else {}
 
 

@@ -157,7 +157,25 @@ def summary(table: Row) -> list[str]:
     for cost, name in COSTS.items():
         if optimal := [row["label"] for row in rows if row.get("front", {}).get(cost)]:
             lines.append(f"Pareto-optimal in quality and {name}: {', '.join(optimal)}")
-    return lines + _advisor(table, best)
+    return lines + baselines(table) + _advisor(table, best)
+
+
+def baselines(table: Row) -> list[str]:
+    """What a recipe has to beat, and those that are not better beyond chance; none in comparisons of earlier versions."""
+    metric, found = table["quality"]["metric"], table.get("baselines", [])
+    sign = 1 if table["quality"]["higher_is_better"] else -1
+    lines = []
+    for one in found:
+        value = f"{metric_name(metric, table['task'])} {format.metric(metric, one['quality'])}"
+        bounds = f"95% CI {interval(one['over_rows'], metric)}"
+        behind = [
+            label
+            for label, difference in one["differences"].items()
+            if not (difference["significant"] and sign * difference["difference"] > 0)
+        ]
+        remark = f"; not significantly better: {', '.join(behind)}" if behind else ""
+        lines.append(f"baseline {one['name']}: {value} ({bounds}){remark}")
+    return lines
 
 
 def _advisor(table: Row, best: Row) -> list[str]:
@@ -352,10 +370,15 @@ def last_line(log: Path) -> str:
     return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
 
 
+def title(table: Row) -> str:
+    about = f": {table['about']}" if table.get("about") else ""
+    return f"{table['task']}{about}, budget per run: {table['budget']['text']}"
+
+
 def print_sheet(console: Console, table: Row) -> None:
     """The table; if its columns are too narrow for sentences, the factors are printed below."""
     lines, labels = sheet(table), [row["label"] for row in table["entries"]]
-    shown = Table("", *(escape(label) for label in labels), title=f"{table['task']}, budget per run: {table['budget']['text']}")
+    shown = Table("", *(escape(label) for label in labels), title=title(table))
     shown.title_justify = "left"
     wide = (console.width - 26) / len(labels) >= NARROWEST
     for line in lines:

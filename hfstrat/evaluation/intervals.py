@@ -120,6 +120,7 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
 # the scores of each example in a file next to a run's report, so that two runs can be compared example by example
 
 ROWS_FILE = "evaluation_rows.npz"
+BASELINE = "baseline "  # begins the names of the columns of baselines
 Columns = dict[str, np.ndarray]
 
 

@@ -177,6 +177,11 @@ class Evaluation(Section):
         description="Forgetting check: the loss on a text outside of the training data. auto: bundled passages, for causal LMs "
         "with pretrained weights; off; or a file with rows of text",
     )
+    baselines: bool = Field(
+        True,
+        description="Of a task with a head, also measure what it has to beat: a constant prediction, a linear model of TF-IDF, "
+        "and a linear head on frozen features",
+    )
     batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"
     )

@@ -10,6 +10,7 @@ from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Measurement
 from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of
 from hfstrat.models import fused_loss, load
+from hfstrat.run import simple_models
 from hfstrat.tasks import verify
 from hfstrat.tasks.report import Result
 from hfstrat.trainer import autobatch, baselines, callbacks, checkpoints, sharded
@@ -58,7 +59,8 @@ def after(job: Job, earlier: dict[str, Measurement]) -> dict[str, Any]:
     if sums is not None and len(sums[0]) == len(job.data.eval):
         found[ROWS] = measurement_of(job.task, sums, job.data)
     found |= measure(job)
-    return build_report(earlier, found)
+    simple = simple_models.compare(job.simple_models, found[ROWS], job.task) if ROWS in found else []
+    return build_report(earlier, found) | {"simple_models": simple}
 
 
 def measure(job: Job) -> dict[str, Measurement]:
@@ -88,7 +90,8 @@ def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
     """The result of a run that took `seconds` to train, and the probe: logits of the final model on some inputs."""
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
-        intervals.write_rows(job.folder, job.data, job.task.metrics.columns(job.trainer.sums))
+        columns = job.task.metrics.columns(job.trainer.sums) | simple_models.columns(job.simple_models, job.task)
+        intervals.write_rows(job.folder, job.data, columns)
     result = _result(job, last, seconds)
     trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
     fused_loss.unbind_head_loss(job.base.model)  # the model as transformers defines it is saved and compared

@@ -12,6 +12,7 @@ from hfstrat.evaluation.suite import ROWS
 from hfstrat.models.fingerprint import environment
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
+from hfstrat.run import simple_models
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.report import Failure, Report, Result, Run, write
 from hfstrat.tasks.report_parts import Baselines, DataStatistics, Environment, Verified
@@ -53,6 +54,7 @@ def summary(report: Report) -> list[str]:
     lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
     if result.baselines:
         lines.append(_entry("baselines", _baselines(result.baselines, before, after)))
+    lines += simple_models.summary(result.simple_models)
     times = f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}"
     cost = f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}"
     lines += [

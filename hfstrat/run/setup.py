@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,12 +16,13 @@ from transformers.utils import logging
 from hfstrat import strategies
 from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
+from hfstrat.evaluation.simple_models import SimpleModel
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
 from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run import output_dir, resume
+from hfstrat.run import output_dir, resume, simple_models
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
@@ -53,6 +54,7 @@ class Job:
     train_data: TrainData
     probe: dict[str, Any]  # inputs for comparing models
     baselines: Baselines | None = None  # losses to beat
+    simple_models: list[SimpleModel] = field(default_factory=list)  # baselines of a task with a head
     outline: nn.Module | None = None  # of a sharded model
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
@@ -104,7 +106,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     args = training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
-    base, built, probe = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
+    base, built, probe, simple = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
     lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
@@ -113,7 +115,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
     prepared = strategy.prepare(built.model, rows)
-    for line in resume.cache_remarks(checkpoint, stored):
+    for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
@@ -121,13 +123,16 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     outline, rows = sharded.outline(built.model), prepared.data
-    return Job(loaded, strategy, data, plan, base, trainer, progress, dtype, checkpoint, lock, rows, probe, baselines, outline)
+    return Job(
+        loaded, strategy, data, plan, base, trainer, progress, dtype, checkpoint, lock, rows, probe, baselines, simple, outline
+    )
 
 
 def build_model(
     recipe: Recipe, strategy: Strategy[Any], tokenizer: Any, data: Data, plan: Plan, args: TrainingArguments, screen: Console
-) -> tuple[Base, Built, dict[str, Any]]:
-    """The base model, the model to train with its data, and the inputs on which the saved result is compared with it."""
+) -> tuple[Base, Built, dict[str, Any], list[SimpleModel]]:
+    """The base model, the model to train with its data, the inputs on which the saved result is compared with it, and the
+    baselines of a task with a head."""
     task, dtype = TASKS[recipe.task], load.compute_dtype(recipe.model.dtype)
     sharded.disable_sharded_loading()
     set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
@@ -140,9 +145,10 @@ def build_model(
     rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, screen, group=group)
     if (undo := task.model.fit_output(base, data, collate)) is not None:
         rows = rows.with_undo(undo)
+    simple = simple_models.measure(recipe, strategy, base, rows, data)  # before the body changes
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
-    return base, built, probe
+    return base, built, probe, simple
 
 
 def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any]) -> None:

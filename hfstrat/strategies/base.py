@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
@@ -53,6 +53,8 @@ class Prepared:
 
 class Strategy(ABC, Generic[S]):
     """A way of training. The methods are called in this order."""
+
+    has_pretrained_body: ClassVar[bool] = False  # and trains it, so that a head on the frozen body is a baseline
 
     def __init__(self, section: S) -> None:
         self.section = section

@@ -33,3 +33,5 @@ class AllWeights(Strategy[S]):
 
 class Full(AllWeights[section.Full]):
     """All weights of a pretrained model are trained."""
+
+    has_pretrained_body = True

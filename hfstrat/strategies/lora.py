@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Lora(Strategy[section.Lora]):
     """Adapters are trained, the base model is frozen (in 16 bits where the hardware supports it)."""
 
+    has_pretrained_body = True
+
     def __init__(self, section: section.Lora) -> None:
         super().__init__(section)
         self.initial_adapter: Path | None = None  # of an initialization that changed the base's weights

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class Partial(Strategy[section.Partial]):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
+    has_pretrained_body = True
+
     def check_task(self, task: Task) -> None:
         if not task.text.generates and self.section.head is False:
             raise UserError(

@@ -35,6 +35,7 @@ from hfstrat.tasks.report_parts import (
     Point,
     Precomputed,
     Quantized,
+    SimpleModel,
     Verified,
     optional,
 )
@@ -87,6 +88,7 @@ class Result(Part):
     losses: list[LoggedLoss] = []
     plan: Plan = Plan()
     baselines: Baselines | None = Field(None, description="Of a language model from random weights")
+    simple_models: list[SimpleModel] = Field([], description="Baselines of a task with a head")
     overfitting: list[Overfitting] = []
     reload: dict[str, Any] = Field({}, description="Options that the result has to be loaded with")
     measured: dict[str, Measured] = Field({}, description="Metrics with intervals, by the name of the examples")

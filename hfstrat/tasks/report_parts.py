@@ -105,6 +105,17 @@ class Details(Part):
     baseline: dict[str, float] | None = optional("Errors of always predicting the training mean")
 
 
+class SimpleModel(Part):
+    """A baseline of a task with a head, measured on the evaluation examples."""
+
+    name: str
+    metric: str
+    value: Estimate
+    difference: Estimate = Field(description="Result minus baseline, on the same resampled examples")
+    train_rows: int = Field(0, description="Training examples that it was fitted on")
+    seconds: float = 0.0
+
+
 class Measured(Part):
     """Metrics of one set of examples, with confidence intervals."""
 

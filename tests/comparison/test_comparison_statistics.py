@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from hfstrat.comparison import results
 from hfstrat.comparison.results import Interval
@@ -18,19 +19,45 @@ def measured(seed: int, seeds: int = 3, rows: int = 30) -> Parts:
     return random.gamma(2.0, size=(seeds, rows)), random.integers(1, 9, size=(seeds, rows)).astype(float)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 200])
-def test_the_quantile_is_that_of_scipy(freedom: int) -> None:
-    reference = pytest.importorskip("scipy.stats").t.ppf(0.975, freedom)
-    assert results.student(freedom) == pytest.approx(reference, rel=1e-7)
+def test_the_interval_over_seeds_is_students_on_a_scale_of_its_own() -> None:
+    values = np.array([0.81, 0.79, 0.84, 0.80])
 
+    def reference(scaled: np.ndarray) -> tuple[float, float]:
+        return stats.t.interval(0.95, 3, loc=scaled.mean(), scale=stats.sem(scaled))  # type: ignore[no-any-return]
 
-def test_the_interval_over_seeds_is_that_of_scipy() -> None:
-    values = [0.81, 0.79, 0.84, 0.80]
-    stats = pytest.importorskip("scipy.stats")
-    wanted = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert results.over_seeds(values) == pytest.approx(wanted, rel=1e-7)
+    assert results.over_seeds(values.tolist()) == pytest.approx(np.exp(reference(np.log(values))), rel=1e-7)
+    assert results.over_seeds((-values).tolist()) == pytest.approx(reference(-values), rel=1e-7)
+    counted = (values * 100 + 0.5) / 101
+    wanted = (special.expit(reference(special.logit(counted))) * 101 - 0.5) / 100
+    assert results.over_seeds(values.tolist(), 100) == pytest.approx(wanted, rel=1e-7)
     assert results.over_seeds([0.8]) is None
-    assert results.over_seeds([0.8, 0.8]) == Interval(0.8, 0.8)
+    assert results.over_seeds([0.8, 0.8]) == pytest.approx(Interval(0.8, 0.8))
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=5))
+def test_an_interval_of_shares_stays_between_zero_and_one(right: list[int]) -> None:
+    values = [count / 50 for count in right]
+    found = results.over_seeds(values, 50)
+    assert found is not None
+    assert 0 <= found.low <= found.high <= 1
+    assert found.low - 1e-9 <= np.median(values) <= found.high + 1e-9 or len(values) > 2
+
+
+def test_an_interval_of_losses_stays_above_zero() -> None:
+    found = results.over_seeds([0.01, 3.0])
+    assert found is not None
+    assert 0 < found.low < 0.01
+    assert found.high > 3.0
+
+
+def test_the_interval_of_shares_has_the_stated_coverage() -> None:
+    random, truth, hits = np.random.default_rng(0), 0.9, 0
+    for _ in range(400):
+        spread = special.expit(special.logit(truth) + 0.2 * random.standard_normal(3))
+        found = results.over_seeds((np.round(spread * 1000) / 1000).tolist(), 1000)
+        assert found is not None
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
 
 
 def test_resampling_draws_the_same_examples_for_all() -> None:

@@ -349,6 +349,7 @@ PROBES: dict[str, Probe] = {
         ["evaluation.include_path=here"], asked_of_the_harness, (["a"], "here"), ["evaluation.lm_eval=[a]"]
     ),
     "evaluation.control": Probe(["evaluation.control=off"], lambda s: "control text" in measured(s), False),
+    "evaluation.baselines": Probe(["evaluation.baselines=false"], lambda s: len(s.job.simple_models), 0, HEADED),
     "evaluation.batch_tokens": Probe(["evaluation.batch_tokens=77"], budget, 77),
     "evaluation.max_new_tokens": Probe(["evaluation.max_new_tokens=2"], asked_length, [2], ["seed=42"]),
     "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.sampler.batch(0).tolist())),
