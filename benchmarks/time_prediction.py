@@ -80,7 +80,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     )
     return {
         "rate": quick.rates[strategy],
-        "product": speed.matmul_rate(),
+        "product": speed.matmul_rate()[0],
         "seconds": result["step_seconds"],
         "operations": load.training * result["tokens"],
     }

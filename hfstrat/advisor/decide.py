@@ -105,6 +105,7 @@ class Timed:
 
     epochs: as many as the time allows.
     steps: optimizer steps of 16 examples that the time would allow; infinite without a limit.
+    late: the shortest run that is worth it, in multiples of the time limit, where it exceeds that.
     words: what the time limit changes; empty: nothing.
     band: relative error of such times; None: not validated.
     """
@@ -115,6 +116,7 @@ class Timed:
     epochs: float
     steps: float = math.inf
     in_time: bool = True
+    late: float = 1.0
     words: str = ""
     band: float | None = None
 
@@ -265,9 +267,11 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     per_epoch = work.training * data.tokens / per_second
     possible = (limit - takes(0.0)) / per_epoch if per_epoch else 0.0
     steps_per_epoch = data.rows / GLOBAL_BATCH
-    if possible * steps_per_epoch >= min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch):
+    least = min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch)
+    if possible * steps_per_epoch >= least:
         return replace(timed, seconds=limit, epochs=possible, words=f"{possible:.2g} of {candidate.epochs:g} epochs")
-    return replace(timed, in_time=False, words="exceeds the time")
+    late = takes(least / steps_per_epoch) / limit
+    return replace(timed, in_time=False, late=late, words="exceeds the time")
 
 
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
@@ -320,14 +324,18 @@ def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], size
         domain_gap=measured.domain_gap if measured else None,
         probe_gain=measured.probe_gain if measured else None,
         steps=timed.steps,
+        late=timed.late,
         seconds={name: max(value, floor / 8) for name, value in seconds.items()},
         artifact_bytes=sizes,
     )
 
 
 def rank(scored: Sequence[Scored]) -> tuple[Scored, ...]:
-    """Step 5: best first: those that fit here, then those that need more processes, then the others; each by points."""
-    return tuple(sorted(scored, key=lambda each: (ORDER[each.fitted.kind] + 2 * (not each.timed.in_time), -each.score.points)))
+    """Step 5: best first: those that fit here, then those that need more processes, then the others; each by points.
+
+    A run that ends after the time limit loses points by how late it is, but may still be before one that takes a few steps.
+    """
+    return tuple(sorted(scored, key=lambda each: (ORDER[each.fitted.kind], -each.score.points)))
 
 
 def caveats(situation: Situation) -> list[str]:
@@ -346,5 +354,5 @@ def caveats(situation: Situation) -> list[str]:
     if situation.data.targets:
         found.append("the rules were measured on classifications and language models, not on regressions")
     if situation.measured is None:
-        found.append("nothing was measured on this data, so the ranking follows rules alone (--measure 30s measures)")
+        found.append("nothing was measured on this data, so the ranking follows rules alone")
     return found

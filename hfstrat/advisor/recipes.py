@@ -39,7 +39,7 @@ class Written:
 
 
 def write(advice: Advice, situation: Situation, folder: Path) -> Written:
-    """Write recipes for the first strategies that fit into memory and time; no folder is created if there are none.
+    """Write recipes for the first strategies that fit into memory; no folder is created if there are none.
 
     Raises:
         UserError: sizes given by hand, `folder` is a file, or it contains recipes already.
@@ -53,7 +53,7 @@ def write(advice: Advice, situation: Situation, folder: Path) -> Written:
     folder.mkdir(parents=True, exist_ok=True)
     files, rejected = list[Path](), dict[str, str]()
     for place, scored in enumerate(advice.ranked, 1):
-        if len(files) == WRITTEN or not scored.timed.in_time or scored.fitted.kind == "does not fit":
+        if len(files) == WRITTEN or scored.fitted.kind == "does not fit":
             continue
         file = folder / f"{len(files) + 1}-{scored.name}.yaml"
         file.write_text(text_of(scored, place, situation), encoding="utf-8")
@@ -74,7 +74,8 @@ def text_of(scored: Scored, place: int, situation: Situation) -> str:
     reason = scored.score.parts[0][0].reason if scored.score.parts else ""
     comment = f"{scored.name}, number {place} of `hfstrat advise`: {reason}."
     training: dict[str, Any] = {"num_train_epochs": scored.candidate.epochs}
-    if situation.time is not None and scored.timed.words:  # the limit includes more than training
+    stops_early = scored.timed.words and scored.timed.work.training
+    if situation.time is not None and stops_early:  # the limit includes more than training
         training = {"max_time": f"{max(1.0, situation.time - speed.START_SECONDS):.0f}s"}
     return defaults.recipe_text(comment, recipe_of(scored.fitted, situation, training))
 

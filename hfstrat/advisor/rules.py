@@ -24,6 +24,7 @@ ALL = ("head", "partial", "lora", "full", "distill", "scratch")
 ENOUGH = {False: 100.0, True: 300.0}  # steps of 16 examples, for fine-tuning and from scratch
 ADAPTED = {"lora": 1.0, "head": 2.0}  # a head is above everything that it cannot change
 NOTABLE = 0.5  # points
+LATE = 6.0  # points for each doubling of the time limit
 LEVEL_FROM, WORST_FEW = 64.0, 20.0  # examples per class where fine-tuning draws level; points behind at 8
 
 
@@ -32,6 +33,7 @@ class Facts:
     """What the rules depend on.
 
     steps: optimizer steps within the time, if all of it were training; infinite without a limit.
+    late: how many times the time limit the shortest run takes, where it is longer than that.
     domain_gap: bits per byte of the base on these texts, divided by the bits it expects, minus 1; None: not measured.
     probe_gain: accuracy of a probe on the base's features, minus that of the better of majority and TF-IDF; None: not measured.
     """
@@ -45,6 +47,7 @@ class Facts:
     domain_gap: float | None = None
     probe_gain: float | None = None
     steps: float = math.inf
+    late: float = 1.0
     seconds: dict[str, float] | None = None
     artifact_bytes: dict[str, float] | None = None
 
@@ -206,6 +209,13 @@ RULES = [
         "the time allows only a few steps, which favors a solved head and strategies that converge fast",
         "benchmarks/results/quickstart.md (most of the gain in 120 steps), scratch_recipes.md; arXiv 2003.04807 and regret.md "
         "(77 classes)",
+    ),
+    Rule(
+        "late",
+        ALL,
+        lambda f, s: -LATE * math.log2(max(1.0, f.late)),
+        "it is expected to end after the time limit",
+        "--time",
     ),
     Rule(
         "from scratch",

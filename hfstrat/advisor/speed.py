@@ -31,19 +31,24 @@ SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
 FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
-RATES_FILE = "advisor-rates.json"
+RATES_FILE = "advisor-rates-2.json"
 MATMUL = """
-import json, os, time, torch
+import json, time, torch, psutil
 dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 a, b = (torch.randn(*shape, dtype=dtype) for shape in ((512, 1024), (1024, 4096)))
 a @ b
-best = 0.0
-for _ in range(20):
+def seconds():
+    times = psutil.cpu_times()
+    return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), time.process_time()
+before, until, best = seconds(), time.perf_counter() + 1.0, 0.0
+while time.perf_counter() < until:
     started = time.perf_counter()
     a @ b
     best = max(best, 2 * 512 * 1024 * 4096 / (time.perf_counter() - started))
-print(json.dumps(best))
+total, idle, own = (now - then for now, then in zip(seconds(), before))
+print(json.dumps({"rate": best, "others": max(0.0, (total - idle - own) / total) if total else 0.0}))
 """
+BUSY = 0.15  # share of the cores that other processes may use before a measured speed is not believed
 
 
 class Work(NamedTuple):
@@ -143,21 +148,37 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
         if found:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", time_band("reports"))
-        rate = matmul_rate()
-        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", time_band("product"), rate)
+        rate, others = matmul_rate()
+        source = "a matrix product timed on this machine"
+        if others > BUSY:
+            source += f" while other processes used {others:.0%} of it, so times on a free machine are shorter"
+        return Rate(SHARE["cpu"] * rate, source, None if others > BUSY else time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
-def matmul_rate() -> float:
-    """Operations per second of a matrix product in the training precision; measured once by a child process, then cached."""
+def matmul_rate() -> tuple[float, float]:
+    """Operations per second of a matrix product in the training precision, and the share of the machine that other processes
+    used meanwhile; measured once by a child process, and cached if the machine was free.
+
+    Raises:
+        UserError: torch could not run.
+    """
     file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = read_json(file)
     if key not in known:
-        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=True)
-        known[key] = json.loads(ended.stdout)
+        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"the speed of this machine cannot be measured: torch failed with exit code {ended.returncode}: {last}"
+            )
+        found = json.loads(ended.stdout)
+        if found["others"] > BUSY:
+            return float(found["rate"]), float(found["others"])
+        known[key] = found["rate"]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
-    return float(known[key])
+    return float(known[key]), 0.0
 
 
 def threads() -> int:

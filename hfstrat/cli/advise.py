@@ -20,6 +20,7 @@ from hfstrat.tasks import TASKS
 
 GOALS = ("quality", "speed", "size")
 RUNS = "runs"  # where the bundled recipes write their runs
+MEASURING = 20.0  # seconds, unless --measure says otherwise
 CONTEXT, VOCABULARY = 2048, 32_000  # of a model given only by its size
 
 
@@ -37,7 +38,7 @@ class Request:
     num_processes: int | None = None
     goal: str = "quality"
     strategies: str | None = None
-    measure: str | None = None
+    measure: str | None = None  # a time, auto, or None: not at all
     reports: str | None = None
     parameters: str | None = None
     vocab: int | None = None
@@ -50,9 +51,7 @@ def advise(request: Request, folder: Path | None, as_json: bool) -> None:
     """Print advice, and write recipes if a folder is given. Raises UserError."""
     situation = situation_of(request)
     names = strategies_of(request.strategies, situation.data.task)
-    if request.measure is not None:
-        limit = hardware.parse_time(request.measure, "--measure")
-        situation = replace(situation, measured=measure.measure(situation, names, limit))
+    situation, remark = measured(situation, names, request.measure)
     advice = decide.decide(situation, names)
     written = recipes.write(advice, situation, folder) if folder is not None else recipes.Written([], {})
     if as_json:
@@ -60,14 +59,35 @@ def advise(request: Request, folder: Path | None, as_json: bool) -> None:
         print(json.dumps(answer, indent=1, default=str))
         return
     show.show(situation, advice)
+    if remark:
+        print(f"note      {remark}")
     for name, reason in written.rejected.items():
         print(f"note      no recipe for {name}: {reason}")
     if folder is not None and not written.files:
-        print("note      no recipe written: no strategy fits the given memory and time")
+        print("note      no recipe written: no strategy fits into the given memory")
     for file in written.files:
         print(f"recipe    {file} (hfstrat train {file})")
     if len(written.files) > 1:
         print(f"compare   measure them side by side: hfstrat compare {folder}/*.yaml --budget {request.time or '10min'}")
+
+
+def measured(situation: Situation, names: Sequence[str], wanted: str | None) -> tuple[Situation, str]:
+    """The situation with what was measured, and a remark where that was not possible.
+
+    Args:
+        wanted: a time; auto: a short one, where it is possible; None: not at all.
+    """
+    if wanted is None:
+        return situation, ""
+    if wanted != "auto":
+        limit = hardware.parse_time(wanted, "--measure")
+        return replace(situation, measured=measure.measure(situation, names, limit)), ""
+    if (reason := measure.obstacle(situation)) is not None:
+        return situation, f"nothing was measured: {reason}"
+    try:
+        return replace(situation, measured=measure.measure(situation, names, MEASURING)), ""
+    except UserError as error:  # the rules still have an answer
+        return situation, f"nothing was measured: {str(error).removeprefix('--measure: ')}"
 
 
 def strategies_of(text: str | None, task: str) -> Sequence[str]:

@@ -149,7 +149,10 @@ def advise(
     num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes")] = None,
     goal: Annotated[str, Option(metavar="GOAL", help="quality, speed or size")] = "quality",
     strategies: Annotated[str | None, Option(metavar="NAME,...", help="Only these, such as head,lora")] = None,
-    measure: Annotated[str | None, Option(metavar="TIME", help="Measure real steps for this long, such as 30s")] = None,
+    measure: Annotated[
+        str, Option(metavar="TIME", help="Probe the data and time real steps for at most this long; auto: 20s where possible")
+    ] = "auto",
+    no_measure: Annotated[bool, Option("--no-measure", help="Follow rules alone, without starting torch")] = False,
     reports: Annotated[
         str | None, Option(metavar="DIR", help="Past runs that show the speed of this machine; default: runs")
     ] = None,
@@ -165,7 +168,7 @@ def advise(
     from hfstrat.cli import advise as cli_advise
 
     request = cli_advise.Request(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
-    request = replace(request, measure=measure, reports=reports, parameters=parameters, vocab=vocab)
+    request = replace(request, measure=None if no_measure else measure, reports=reports, parameters=parameters, vocab=vocab)
     cli_advise.advise(replace(request, rows=rows, tokens=tokens, classes=classes), write, json)
 
 

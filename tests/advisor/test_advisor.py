@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
     """Training ends early enough that loading and verification are within the time too."""
     import yaml
 
-    monkeypatch.setattr(speed, "matmul_rate", lambda: 1e7)
+    monkeypatch.setattr(speed, "matmul_rate", lambda: (1e7, 0.0))
     monkeypatch.chdir(tmp_path)  # without reports of past runs that give another rate
     given = Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB", strategies="lora")
     advise(given, None, as_json=True)
@@ -209,15 +210,44 @@ def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
     assert json.loads(capsys.readouterr().out)["strategies"][0]["time"]["seconds"] == time
     recipe = yaml.safe_load((tmp_path / "out" / "1-lora.yaml").read_text())
     assert recipe["training"]["max_time"] == f"{time - speed.START_SECONDS:.0f}s"
-    for less, expected in (
-        ({"memory": "100MiB"}, "no strategy fits into 100 MiB: lora needs least"),
-        ({"time": "5s"}, "no strategy finishes within 5.0s"),
-    ):
-        advise(replace(given, **less), tmp_path / "none", as_json=False)
-        output = capsys.readouterr().out
-        assert expected in output
-        assert "no recipe written: no strategy fits the given memory and time" in output
-        assert not (tmp_path / "none").exists()
+    advise(replace(given, memory="100MiB"), tmp_path / "none", as_json=False)
+    output = capsys.readouterr().out
+    assert "no strategy fits into 100 MiB: lora needs least" in output
+    assert "no recipe written: no strategy fits into the given memory" in output
+    assert not (tmp_path / "none").exists()
+    advise(replace(given, time="5s"), tmp_path / "late", as_json=False)
+    assert "no strategy finishes within 5.0s" in capsys.readouterr().out
+    assert (tmp_path / "late" / "1-lora.yaml").is_file()
+
+
+def test_a_few_steps_in_time_are_not_better_than_a_run_that_ends_a_little_late() -> None:
+    """77 classes of which a step sees 16 examples: a head that is solved a minute late is before a hundredth of an epoch."""
+    facts = rules.Facts("quality", 10_000, 77, 150_000, 22e6, 800_000)
+    late = rules.score(replace(facts, late=1.5), "head").points
+    for name in ("partial", "lora", "full", "scratch"):
+        assert late > rules.score(replace(facts, steps=6.0), name).points
+    assert rules.score(replace(facts, late=40.0), "head").points < rules.score(replace(facts, steps=2000.0), "lora").points
+
+
+def test_a_speed_that_was_measured_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed.cache, "folder", lambda: tmp_path)
+    answers = iter([{"rate": 1e9, "others": 0.6}, {"rate": 4e11, "others": 0.0}])
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return subprocess.CompletedProcess([], 0, json.dumps(next(answers)), "")
+
+    monkeypatch.setattr(speed.subprocess, "run", answer)
+    busy = speed.rate_of(CPU)
+    assert "other processes used 60%" in busy.source
+    assert busy.band is None
+    assert [speed.matmul_rate() for _ in range(2)] == [(4e11, 0.0)] * 2
+
+
+def test_a_speed_that_cannot_be_measured_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(speed, "MATMUL", "raise RuntimeError('no such instruction')")
+    with pytest.raises(UserError, match="no such instruction"):
+        speed.matmul_rate()
 
 
 def test_labels_are_detected_as_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +287,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "tokens": 5}, "--tokens: 5 tokens for 100 rows"),
     ({**MODEL, "rows": 0}, "--rows: 0: expected at least 1"),
     ({**MODEL, "accelerate_config": "fsdp9"}, "--accelerate-config: fsdp9: no such name among the bundled accelerate_configs"),
-    ({**MODEL, "measure": "30s"}, "--measure: needs a model folder and data"),
+    ({**MODEL, "measure": "30s"}, "--measure: it needs a model folder and data"),
     ({**MODEL, "strategies": "lora,lora"}, "--strategies: lora,lora: expected some of"),
     ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
     ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data already has labels"),
@@ -312,6 +342,7 @@ def test_processes_on_a_cpu_share_its_memory_and_cores(monkeypatch: pytest.Monke
         candidate = candidates.propose(name, model, data)
         assert decide.fit(candidate, Situation(model, data, CPU, 2.0 * GIB)).kind == "does not fit"
     monkeypatch.setattr(hardware, "memory_here", lambda: 32.0 * GIB)
+    monkeypatch.setattr(speed, "matmul_rate", lambda: (1e11, 0.0))
     one, two = (situation_of(Request(**MODEL, device="cpu", num_processes=count)) for count in (1, 2))
     assert (one.limit, two.limit) == (32 * GIB, 16 * GIB)
     times = [[scored.timed.seconds for scored in decide.decide(each, ["full", "lora"]).ranked] for each in (one, two)]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import sentences, write_jsonl
 
-from hfstrat.advisor import measure
-from hfstrat.cli.advise import Request, advise
+from hfstrat.advisor import child, measure
+from hfstrat.cli.advise import Request, advise, measured, situation_of
+from hfstrat.errors import UserError
 
 
 def test_passes_and_optimizer_steps_are_separated() -> None:
@@ -20,17 +22,49 @@ def test_passes_and_optimizer_steps_are_separated() -> None:
     tokens = [source.randint(50, 400) for _ in range(22)]
     passes = [(0.002 * count + (0.3 if place % 4 == 3 else 0.0), place % 4 == 3) for place, count in enumerate(tokens)]
     passes[0] = (9.0, False)  # the first ones compile
-    found = measure.typical_step(passes, [float(count) for count in tokens], 1000.0)
+    found = child.typical_step(passes, [float(count) for count in tokens], 1000.0)
     assert found["seconds"] == pytest.approx(0.002 * 1000 + 0.3)
     assert found["tokens"] == 1000.0
 
 
-def test_tf_idf_separates_topics_and_not_noise() -> None:
-    texts = [[*sentence.split(), "topic" if n % 2 else "other"] for n, sentence in enumerate(sentences(120, seed=3))]
+def test_the_probe_of_words_separates_topics_and_not_noise() -> None:
+    draw = random.Random(3)
+    texts = [[draw.randrange(10, 60) for _ in range(8)] + [n % 2] for n in range(120)]
     labels = torch.arange(120) % 2
-    assert measure.cross_validate(measure.tf_idf(texts), labels, 2) > 0.8
+    assert child.cross_validate_words(texts, labels, 2) > 0.8
     noise = torch.randint(0, 2, (120,), generator=torch.Generator().manual_seed(0))
-    assert measure.cross_validate(measure.tf_idf([text[:-1] for text in texts]), noise, 2) < 0.75
+    assert child.cross_validate_words([text[:-1] for text in texts], noise, 2) < 0.75
+    assert child.cross_validate_words(texts, labels[:, None].double(), 1) > 0.5
+
+
+def test_what_was_measured_when_time_was_over_is_used(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measuring process is ended, with the processes that it started; its last complete answer counts."""
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import json, time\nprint(json.dumps({'rates': {}, 'failed': {}, 'left': ['lora']}), flush=True)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(measure, "CHILD", [str(script)])
+    started = time.monotonic()
+    raw = measure._run_child({}, 1.0)
+    assert time.monotonic() - started < 30
+    assert "no time was left for lora" in " ".join(measure.interpret(raw, {}).lines)
+    script.write_text("import time\ntime.sleep(600)\n")
+    with pytest.raises(UserError, match="give more time"):
+        measure._run_child({}, 0.5)
+
+
+def test_speeds_of_a_busy_machine_are_not_used() -> None:
+    step = {"seconds": 1.0, "tokens": 100.0, "passes": 9.0, "others": 0.5}
+    lines = measure.interpret({"rates": {"lora": step}, "failed": {}}, {}).lines
+    assert any("other processes used 50% of the cores" in line for line in lines)
+
+
+def test_an_obstacle_is_a_remark_unless_the_user_asked(tiny: Path, tmp_path: Path) -> None:
+    given = situation_of(Request(parameters="30M", rows=100, tokens=10_000, device="a100"))
+    assert "sizes given by hand" in measured(given, ["lora"], "auto")[1]
+    assert measured(given, ["lora"], None) == (given, "")
+    with pytest.raises(UserError, match="--measure: it needs a model folder and data"):
+        measured(given, ["lora"], "30s")
 
 
 def test_a_base_expects_texts_like_its_pretraining_data(shared: Path) -> None:
@@ -39,7 +73,7 @@ def test_a_base_expects_texts_like_its_pretraining_data(shared: Path) -> None:
     words, source = story.split()[:800], random.Random(0)
     texts = [words[start : start + 100] for start in range(0, 800, 100)]
     kinds = {"data": [" ".join(text) for text in texts], "shuffled": [" ".join(source.sample(text, 100)) for text in texts]}
-    found = measure.bits_per_byte(str(shared / "models" / "stories260K"), kinds, 60.0, 256)
+    found = child.bits_per_byte(str(shared / "models" / "stories260K"), kinds, 60.0, 256)
     gaps = {kind: one["needed"] / one["expected"] - 1 for kind, one in found.items()}
     assert abs(gaps["data"]) < 0.35
     assert gaps["shuffled"] > 0.7
@@ -55,7 +89,7 @@ def test_the_learning_curve_reports_whether_more_data_helps() -> None:
 @pytest.mark.slow
 def test_measured_rates_are_reported(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in sentences(200, seed=4)])
-    request = Request(model=str(tiny), data=str(file), device="cpu", measure="6s", strategies="lora,full")
+    request = Request(model=str(tiny), data=str(file), device="cpu", measure="60s", strategies="lora,full")
     advise(request, None, as_json=True)
     found = json.loads(capsys.readouterr().out)["measured"]
     assert set(found["rates"]) == {"lora", "full"}, found

@@ -1,0 +1,286 @@
+"""The process that measures for `hfstrat advise`: `python -m hfstrat.advisor.child REQUEST.json`.
+
+It prints all of its answer so far as a line of JSON after each thing that it has measured, the most informative first, so that
+the process can be ended at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from hfstrat import strategies
+from hfstrat.errors import first_line, quiet_libraries
+from hfstrat.recipe.load import Loaded, load_recipe
+from hfstrat.tasks import TASKS
+
+if TYPE_CHECKING:
+    import torch
+
+UNTIMED = 2  # first passes, in which kernels are compiled
+FOLDS = 3
+PROBE_OPERATIONS = 4e12  # a few seconds on a CPU
+
+
+class TimeIsOver(Exception):
+    """Stops the training from a callback."""
+
+
+def steps(loaded: Loaded, seconds: float) -> dict[str, float]:
+    """Run real steps of a recipe for some seconds: seconds and tokens of a typical optimizer step, and the number of passes."""
+    from hfstrat.run import setup
+    from hfstrat.trainer.distributed import join_world
+
+    job = setup.set_up(loaded, join_world(), overwrite=True)
+    watch = stopwatch(seconds)
+    job.trainer.add_callback(watch)
+    with contextlib.suppress(TimeIsOver):
+        job.trainer.train()
+    job.progress.close()
+    plan, lengths, sampler = job.plan, job.data.lengths, job.trainer.sampler
+    each = plan.accumulation
+    tokens = [
+        float(lengths[sampler.batch(place // each)].reshape(each, -1)[place % each].sum())
+        if hasattr(sampler, "batch")
+        else float(lengths.mean()) * plan.global_batch_size / each
+        for place in range(len(watch.passes))
+    ]
+    job.release()
+    return typical_step(watch.passes, tokens, float(lengths.mean()) * plan.global_batch_size)
+
+
+def stopwatch(limit: float) -> Any:
+    """A callback that times each pass in `passes` (seconds, and whether an optimizer step is included), until `limit`."""
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.passes: list[tuple[float, bool]] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.since = self.began = time.monotonic()
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.note(ends_step=False)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.note(ends_step=True)
+
+        def note(self, ends_step: bool) -> None:
+            now = time.monotonic()
+            self.passes.append((now - self.since, ends_step))
+            self.since = now
+            steps = sum(ends for _, ends in self.passes)
+            if now - self.began > limit and len(self.passes) > 2 * UNTIMED and (steps or now - self.began > 2 * limit):
+                raise TimeIsOver
+
+    return Stopwatch()
+
+
+def typical_step(passes: list[tuple[float, bool]], tokens: list[float], step_tokens: float) -> dict[str, float]:
+    """Seconds of an average step: its tokens at the speed of plain passes, plus the optimizer step.
+
+    Args:
+        passes: seconds, and whether an optimizer step is included.
+        tokens: of each pass.
+        step_tokens: tokens of an average step.
+    """
+    timed = list(zip(passes, tokens, strict=True))[UNTIMED:]
+    plain = [(seconds, count) for (seconds, ends), count in timed if not ends]
+    last = [(seconds, count) for (seconds, ends), count in timed if ends]
+    base = plain or last
+    per_token = sum(seconds for seconds, _ in base) / sum(count for _, count in base)
+    optimizer = statistics.median([seconds - per_token * count for seconds, count in last]) if plain and last else 0.0
+    return {"seconds": per_token * step_tokens + max(0.0, optimizer), "tokens": step_tokens, "passes": float(len(timed))}
+
+
+def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longest: int) -> dict[str, dict[str, float]]:
+    """Bits per byte that the base needs and expects for each kind of text, as far as time allows, kinds in turn.
+
+    What it expects is the entropy of its own predictions. On texts like its pretraining data, both are about equal
+    (Braverman et al. 2020, arXiv 1906.05664); on other texts it needs more.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hfstrat.models.load import compute_dtype
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=compute_dtype("auto")).eval()
+    sums = {kind: np.zeros(3) for kind in texts}  # nats needed, nats expected, bytes
+    until = time.monotonic() + seconds
+    for group in zip(*texts.values(), strict=False):
+        for kind, text in zip(texts, group, strict=True):
+            ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)["input_ids"]
+            if ids.shape[1] < 2:
+                continue
+            with torch.inference_mode():
+                logs = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            size = len(tokenizer.decode(ids[0, 1:], skip_special_tokens=True).encode())
+            sums[kind] += (-float(logs.gather(1, ids[0, 1:, None]).sum()), -float((logs.exp() * logs).sum()), size)
+        if time.monotonic() > until:
+            break
+    return {
+        kind: {"needed": needed / math.log(2) / max(1.0, size), "expected": expected / math.log(2) / max(1.0, size)}
+        for kind, (needed, expected, size) in sums.items()
+    }
+
+
+def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
+    """Accuracy (of numbers R^2) of a cross-validated probe on the base's features, also on half and a quarter; of the same
+    on TF-IDF; and of the constant prediction."""
+    import torch
+
+    from hfstrat.strategies.head.features import extract, split_body
+    from hfstrat.strategies.head.pooled import candidate_layers
+
+    recipe = loaded.recipe
+    task, strategy = TASKS[recipe.task], strategies.build(recipe.strategy)
+    data: Any
+    tokenizer, data = strategy.read(recipe)
+    base = strategy.load(recipe, tokenizer, data)
+    body = split_body(base.model.base_model)
+    places = np.random.default_rng(0).permutation(len(data.train))[: min(rows, affordable(base, data))]
+    layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
+    collate = task.rows.collator(base, data, tokenizer, 16)
+    found = extract(body, data.train, places, collate, layers, poolings, base.compute_dtype)
+    labels, classes = torch.as_tensor(np.asarray(data.train["label"][:])[places]), len(data.label_names)
+    names = ("R^2", "mean") if labels.is_floating_point() else ("accuracy", "majority class")
+    constant = 0.0 if labels.is_floating_point() else float(torch.bincount(labels).max()) / len(labels)
+    ids = [data.train[int(place)]["input_ids"] for place in places]
+    scores = {
+        f"layer {layer}, {pooling}": cross_validate(found[:, i, j], labels, classes)
+        for i, layer in enumerate(layers)
+        for j, pooling in enumerate(poolings)
+    }
+    best = max(scores, key=lambda name: scores[name])
+    i, j = divmod(list(scores).index(best), len(poolings))
+    parts = [count for count in (len(places) // 4, len(places) // 2) if count]
+    return {
+        "rows": len(places),
+        "best": best,
+        "probe": scores[best],
+        "tf_idf": cross_validate_words(ids, labels, classes),
+        "majority": constant,
+        **dict(zip(("metric", "baseline"), names, strict=True)),
+        "curve": {count: cross_validate(found[:count, i, j], labels[:count], classes) for count in parts}
+        | {len(places): scores[best]},
+    }
+
+
+def affordable(base: Any, data: Any) -> int:
+    """The number of examples whose forward pass takes a few seconds on a CPU."""
+    parameters = sum(p.numel() for p in base.model.base_model.parameters()) - base.model.get_input_embeddings().weight.numel()
+    return max(64, int(PROBE_OPERATIONS / (2.0 * max(1, parameters) * float(data.lengths.mean()))))
+
+
+def cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    """Accuracy of logistic regression on folds that it was not fitted on; of numbers R^2 of ridge regression, leave-one-out."""
+    import torch
+
+    from hfstrat.strategies.head.linear import fit_logistic, leave_one_out
+    from hfstrat.strategies.head.pooled import score
+
+    if labels.is_floating_point():
+        targets = ((labels - labels.mean(0)) / labels.std(0, correction=0).clamp(min=1e-12)).float()
+        return score(leave_one_out(features.float(), targets, numbers=True), targets, numbers=True)
+    right = 0
+    folds = torch.arange(len(labels)) % FOLDS
+    for fold in range(FOLDS):
+        train, test = folds != fold, folds == fold
+        layer, _ = fit_logistic(features[train].float(), labels[train], classes, strength=1e-2)
+        right += int((layer.logits(features[test]).argmax(1) == labels[test]).sum())
+    return right / len(labels)
+
+
+def cross_validate_words(ids: list[list[int]], labels: torch.Tensor, classes: int) -> float:
+    """The same of a linear model of TF-IDF on token ids."""
+    import torch
+
+    from hfstrat.evaluation import simple_models
+    from hfstrat.strategies.head.pooled import score
+
+    folds, numbers = torch.arange(len(labels)) % FOLDS, labels.is_floating_point()
+    targets = ((labels - labels.mean(0)) / labels.std(0, correction=0).clamp(min=1e-12)) if numbers else labels
+    predicted = torch.zeros(len(labels), targets.shape[1] if numbers else classes, dtype=torch.float64)
+    for fold in range(FOLDS):
+        train, test = (folds != fold).nonzero()[:, 0].tolist(), (folds == fold).nonzero()[:, 0].tolist()
+        rows, held = [ids[place] for place in train], [ids[place] for place in test]
+        found = (
+            simple_models.tf_idf_of_numbers(rows, targets[train], held)
+            if numbers
+            else simple_models.tf_idf(rows, labels[train], held, classes)
+        )
+        predicted[test] = torch.as_tensor(found)
+    if numbers:
+        return score(predicted, targets.double(), numbers=True)
+    return float((predicted.argmax(1) == labels).double().mean())
+
+
+def reference_texts(count: int) -> list[str]:
+    """Prose of Python's own documentation, in pieces."""
+    from pydoc_data.topics import topics
+
+    words = " ".join(topics.values()).split()
+    return [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)][:count]
+
+
+class Busyness:
+    """The share of all cores that other processes have used since it was made."""
+
+    def __init__(self) -> None:
+        self.before = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float, float]:
+        """Seconds of all cores, of those that did nothing, and of this process."""
+        times = psutil.cpu_times()
+        own = time.process_time()
+        return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), own
+
+    def of_others(self) -> float:
+        total, idle, own = (now - before for now, before in zip(self.now(), self.before, strict=True))
+        return max(0.0, (total - idle - own) / total) if total else 0.0
+
+
+def main(file: str) -> None:
+    request = json.loads(Path(file).read_text(encoding="utf-8"))
+    until = time.monotonic() + request["seconds"]
+    quiet_libraries()
+    waiting = [*(["probe"] * ("probe" in request)), *(["bits_per_byte"] * ("texts" in request)), *request["recipes"]]
+    found: dict[str, Any] = {"rates": {}, "failed": {}, "left": list(waiting)}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def load(name: str, text: str) -> Loaded:
+            return load_recipe(f"{name}.yaml", [f"output_dir={json.dumps(str(Path(folder) / name))}"], text)
+
+        for name in waiting:
+            share = max(1.0, (until - time.monotonic()) / max(1, len(found["left"])))
+            try:
+                if name == "probe":
+                    found["probe"] = probe(load(name, request["probe"]), request["probe_rows"])
+                elif name == "bits_per_byte":
+                    texts = {"data": request["texts"], "reference": reference_texts(len(request["texts"]))}
+                    found[name] = bits_per_byte(request["model"], texts, share / 2, request["longest"])
+                else:
+                    busyness = Busyness()
+                    timed = steps(load(name, request["recipes"][name]), share / 2)  # the other half is for its start
+                    found["rates"][name] = timed | {"others": busyness.of_others()}
+            except Exception as error:  # the others are still measured
+                found["failed"][name] = f"{type(error).__name__}: {first_line(error)}"
+            found["left"].remove(name)
+            print("\n" + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
