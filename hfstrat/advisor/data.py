@@ -226,7 +226,7 @@ def _targets(names: list[str], examples: list[Any], path: str) -> dict[str, tupl
     values = np.asarray([example.labels for example in examples], dtype=np.float64)
     found = {name: (float(column.mean()), float(column.std())) for name, column in zip(names, values.T, strict=True)}
     if still := next((name for name, (mean, std) in found.items() if std <= 1e-12 * max(abs(mean), 1e-300)), None):
-        raise UserError(f"{path}: '{still}' is {found[still][0]:g} in all rows; expected numbers that vary")
+        raise UserError(f"{path}: '{still}' is {found[still][0]:g} in all training rows; expected numbers that vary")
     return found
 
 

@@ -171,7 +171,7 @@ def class_columns(head: Iterable[Mapping[str, Any]], names: dict[str, str]) -> l
     rows = list(head)
     for theirs, ours in names.items():
         values = {str(row[theirs]) for row in rows if isinstance(row.get(theirs), str | int)}
-        if ours.casefold().strip() in CLASSES and 2 <= len(values) <= min(FEW_CLASSES, len(rows) // 2):
+        if ours.casefold().strip() in ("label", "labels", *CLASSES) and 2 <= len(values) <= min(FEW_CLASSES, len(rows) // 2):
             text = next(theirs for theirs, ours in names.items() if ours == "text")
             columns = f"columns: {{{theirs}: label}}" if text == "text" else f"columns: {{{text}: text, {theirs}: label}}"
             return [

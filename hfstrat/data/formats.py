@@ -20,6 +20,7 @@ from hfstrat.data.values import (
     BadRow,
     Row,
     optional_text,
+    parse_json,
     parse_list,
     require_text,
     shown,
@@ -211,10 +212,12 @@ def parse_tools(value: Any) -> list[Message] | None:
     if not value:
         return None
     try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise BadRow(f"'tools' is not valid JSON: {error.msg}") from None
-    found = [json.loads(tool) if isinstance(tool, str) else tool for tool in found] if isinstance(found, list) else [found]
+        found = parse_json(value) if isinstance(value, str) else value
+        found = [
+            parse_json(tool) if isinstance(tool, str) else tool for tool in (found if isinstance(found, list) else [found])
+        ]
+    except ValueError as error:
+        raise BadRow(f"'tools' is not valid JSON: {error}") from None
     if not all(isinstance(tool, Mapping) for tool in found):
         raise BadRow("'tools' is not a list of tool definitions")
     return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in found] or None
@@ -340,11 +343,9 @@ def _refuse_unsupported(given: list[str], source: str) -> None:
         )
     for name, shapes in UNSUPPORTED:
         if any(shape <= set(given) for shape in shapes):
-            fits = [known for known, each in FORMATS.items() if each.needed <= set(given)]
-            instead = (
-                f"; `format: {fits[0]}` would train on {' and '.join(sorted(FORMATS[fits[0]].needed))} alone" if fits else ""
-            )
-            raise UserError(f"{columns} are {name}, which are not supported yet{instead}")
+            fits = next((known for known, each in FORMATS.items() if each.needed <= set(given)), None)
+            alone = f"; `format: {fits}` would train on {' and '.join(sorted(FORMATS[fits].needed))} alone" if fits else ""
+            raise UserError(f"{columns} are {name}, which are not supported yet{alone}")
 
 
 def _proposal(given: list[str]) -> str:

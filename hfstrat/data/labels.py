@@ -36,9 +36,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
             raise BadRow(f"'{column}' is {value}: this row has no label; use a labeled split")
         return names[value]
     if isinstance(value, list | tuple):
-        raise BadRow(
-            f"'{column}' is or contains a list, but other rows have one label; expected a list in all of them, or in none"
-        )
+        raise BadRow(f"'{column}' has a list, but other rows have one label; expected a list in all of them, or in none")
     if not isinstance(value, str | int) or not str(value).strip():
         given = "empty" if isinstance(value, str) else "null" if value is None else type(value).__name__
         raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number")

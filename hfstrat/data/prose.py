@@ -10,7 +10,8 @@ LINES = 2000  # looked at
 BLANK = 0.05  # share of blank lines, from which they separate paragraphs
 INDENTED = 0.2  # share of indented lines, from which they are code or verse
 FULL = 0.8  # share of the lines within a paragraph that have no room for the next word
-WIDEST = 140  # characters of a line that was wrapped by hand or by an editor
+WIDTHS = (40, 140)  # characters of a line that was wrapped by hand or by an editor
+OPEN = 0.4  # share of the lines that do not end a sentence, and of those that begin with another word than the others
 
 
 def describe(lines: Sequence[str]) -> str:
@@ -28,8 +29,10 @@ def describe(lines: Sequence[str]) -> str:
 def _is_wrapped(lines: list[str]) -> bool:
     """Whether nearly every line is so long that the first word of the next one would not fit the width."""
     width = sorted(map(len, lines))[-1 - len(lines) // 50]
-    if width > WIDEST:
+    first_words = {line.split()[0] for line in lines}
+    if not WIDTHS[0] <= width <= WIDTHS[1] or len(first_words) < OPEN * len(lines):
         return False
     inside = [(a, b) for a, b in pairwise(lines) if " " in a.strip()]
+    is_open = sum(a.rstrip()[-1] not in ".!?:;\"'" for a, _ in inside)
     full = sum(len(a.rstrip()) + 1 + len(b.split()[0]) > width for a, b in inside)
-    return len(inside) >= MIN_LINES - 1 and full >= FULL * len(inside)
+    return len(inside) >= MIN_LINES - 1 and full >= FULL * len(inside) and is_open >= OPEN * len(inside)

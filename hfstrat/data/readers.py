@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hfstrat.data.values import Row, parse_json, unique_keys
+from hfstrat.data.values import Row, parse_json, reason_of, unique_keys
 from hfstrat.errors import UserError, first_line
 from hfstrat.recipe.format import plural
 
@@ -95,7 +95,7 @@ def read_head(path: Path) -> list[Row]:
     """
     rows = list(read(path, HEAD_ROWS))
     if not rows:
-        raise UserError(f"{path}: the file has no rows; expected at least one")
+        raise UserError(f"{path}: no rows; expected at least one")
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -119,9 +119,12 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
     # strict: otherwise a quote that nothing closes would take all rows after it into one field
     reader = csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)
+    begin = 1  # line of the row that is read
     try:
         names = _named_columns(next((row for row in reader if row), []), path)
+        begin = reader.line_num + 1
         for row in reader:
+            begin = reader.line_num + 1
             values, more = row[: len(names)], "".join(row[len(names) :])
             if more or (len(values) < len(names) and "".join(row).strip()):
                 raise UserError(
@@ -132,8 +135,8 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
                 yield dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"{path}:{reader.line_num}: cannot read this row: {error}; put a text that contains quotes in double quotes, and "
-            "write each quote in it twice"
+            f"{path}:{begin}: the row that begins here cannot be read: {error}; put a text that contains quotes in double "
+            "quotes, and write each quote in it twice"
         ) from None
 
 
@@ -173,8 +176,7 @@ def _json_array(file: IO[str], path: Path) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: row {count + 1}: this row cannot be read: {reason}") from None
+        raise UserError(f"{path}: row {count + 1}: this row cannot be read: {reason_of(error)}") from None
 
 
 def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:

@@ -122,8 +122,17 @@ def parse_json(text: str) -> Any:
     """Any JSON. Raises ValueError: invalid, a duplicate key, nested too deeply, or a number of too many digits."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, DuplicateKey):
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason_of(error)) from None
+
+
+def reason_of(error: ValueError | RecursionError) -> str:
+    """Why Python does not read valid JSON."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error) if isinstance(error, DuplicateKey) else "a number has more digits than can be read"
 
 
 def shown(value: Any) -> str:
