@@ -17,6 +17,8 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS
 
+CLASSES, LANGUAGE, NUMBERS = "text-classification", "causal-lm", "regression"
+TEXTS = [f"the cat sat on mat {number}" for number in range(24)]
 KEYS = re.compile(r"^(--data|data\.train|data\.eval|data\.columns|data\.format): ")
 
 
