@@ -34,7 +34,7 @@ def generate(
     Raises:
         UserError: no prompts, a file that cannot be read, an output that exists.
     """
-    inputs: list[Any] = [*prompts, *(_read_prompts(file) if file else [])]
+    inputs: list[Any] = [*map(valid, prompts), *(_read_prompts(file) if file else [])]
     if not inputs:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
@@ -113,7 +113,9 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
     given = resolve(target)[1]
-    inputs: list[Any] = [*texts, *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
+    if any(not text.strip() for text in texts):
+        raise UserError("--text: it is empty; expected text")
+    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
     model, tokenizer, report = load(target, quantization, spreads=True)
     import torch
 

@@ -232,3 +232,40 @@ def test_missing_values_are_none_in_every_file(tmp_path: Path, kind: str) -> Non
     prompts = [(reading.example(row).messages or [])[0]["content"] for each in files for row in readers.read(each)]
     assert prompts == [f"{text}\n\npolitely" if n % 2 == 0 else text for n, text in enumerate(TEXTS)]
     assert prepared(file, data, LANGUAGE) == len(TEXTS)
+
+
+def test_predictions_use_the_columns_of_the_training(tmp_path: Path) -> None:
+    from hfstrat.cli.inference import _read_prompts, _read_texts
+
+    data = Data.model_validate({"train": "rows", "columns": {"review": "text", "stars": "label"}})
+    file = write_jsonl(tmp_path / "a.jsonl", [{"review": "a", "stars": 3}, {"review": "b"}])
+    assert _read_texts(file, data) == [{"text": "a"}, {"text": "b"}]
+    file = write_jsonl(tmp_path / "b.jsonl", [{"text": "a"}, {"text": "b", "review": 3}])
+    assert _read_texts(file, data) == [{"text": "a"}, {"text": "b"}]
+    (tmp_path / "a.txt").write_text("\ufefffirst\u2028still first\n\nsecond\n")
+    assert [row["text"] for row in _read_texts(tmp_path / "a.txt", None)] == ["first\u2028still first", "second"]
+    with pytest.raises(UserError, match="no column such as text"):
+        _read_texts(write_jsonl(tmp_path / "c.jsonl", [{"body": "a"}]), data)
+    prompts = [{"prompt": "a"}, {"prompt": "a", "system": "s"}, {"messages": [{"from": "human", "value": "a"}]}]
+    found = _read_prompts(write_jsonl(tmp_path / "d.jsonl", prompts))
+    user = {"role": "user", "content": "a"}
+    assert found == ["a", [{"role": "system", "content": "s"}, user], [user]]
+    for odd, words in (({"prompt": 3}, "row 1: 'prompt' is int"), ({"text": "a", "x": 1}, "neither 'prompt' nor 'messages'")):
+        with pytest.raises(UserError, match=words):
+            _read_prompts(write_jsonl(tmp_path / "e.jsonl", [odd]))
+
+
+def test_a_file_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
+    from hfstrat.tasks.artifact import written
+
+    def fail() -> None:
+        with written(tmp_path / "a.json") as file:
+            file.write("{")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+    with written(tmp_path / "a.json") as file:
+        file.write("{}")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
