@@ -235,7 +235,7 @@ def _read(source: sources.DataSource) -> tuple[list[Row], int]:
     stream, files = source.rows(), source.files or []
     rows = list(itertools.islice(stream, MOST_READ))
     if not rows:
-        raise UserError(f"{source.source.path}: no rows; expected at least one")
+        raise UserError(f"{source.source.path}: it has no rows; expected at least one")
     if len(rows) < MOST_READ or next(stream, None) is None:
         return rows, 0
     if any(file.suffix in (".gz", ".parquet", ".arrow") for file in files):

@@ -85,7 +85,7 @@ def chat(target: str, how: How, quantization: str = "recorded") -> None:
 def _read_message(is_terminal: bool) -> str | None:
     """The next message, None at the end of the input."""
     try:
-        return input("> " if is_terminal else "").strip()
+        return str(valid(input("> " if is_terminal else "").strip()))
     except EOFError:
         return None
 

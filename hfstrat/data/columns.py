@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from hfstrat.data.values import by_our_names, is_missing, is_valid
+from hfstrat.data.values import by_our_names, is_missing, is_valid, valid
 from hfstrat.errors import UserError
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos", "pixelvalues")
@@ -48,7 +48,7 @@ class Reading:
     def unread(self, row: Mapping[str, Any]) -> list[str]:
         """The columns of a row that have a value which is not read."""
         columns = [theirs for theirs in row if self.names.get(theirs, theirs) not in self.reads]
-        return [theirs for theirs in columns if not is_missing(row[theirs]) and row[theirs] not in ("", [], {})]
+        return [valid(theirs) for theirs in columns if not is_missing(row[theirs]) and row[theirs] not in ("", [], {})]
 
     def where(self, index: int) -> str:
         """A row, named for messages."""

@@ -9,14 +9,16 @@ MIN_LINES = 10  # of which less is known
 LINES = 2000  # looked at
 BLANK = 0.05  # share of blank lines, from which they separate paragraphs
 INDENTED = 0.2  # share of indented lines, from which they are code or verse
-FULL = 0.8  # share of the lines within a paragraph that have no room for the next word
+FULL = 0.6  # share of the lines within a paragraph that have no room for the next word
 WIDTHS = (40, 140)  # characters of a line that was wrapped by hand or by an editor
-OPEN = 0.4  # share of the lines that do not end a sentence, and of those that begin with another word than the others
+OPEN = 0.4  # share of the lines that do not end a sentence
+DISTINCT = 0.1  # different first words per line: sentences made from one pattern have fewer
 
 
 def describe(lines: Sequence[str]) -> str:
     """Why the lines look like parts of one text, in words; "" if they do not."""
     filled = [line for line in lines if line.strip()]
+    lines = "\n".join(lines).strip().split("\n")  # blank lines at the ends separate nothing
     if len(filled) < MIN_LINES:
         return ""
     if len(lines) - len(filled) >= max(2, BLANK * len(lines)):
@@ -30,7 +32,7 @@ def _is_wrapped(lines: list[str]) -> bool:
     """Whether nearly every line is so long that the first word of the next one would not fit the width."""
     width = sorted(map(len, lines))[-1 - len(lines) // 50]
     first_words = {line.split()[0] for line in lines}
-    if not WIDTHS[0] <= width <= WIDTHS[1] or len(first_words) < OPEN * len(lines):
+    if not WIDTHS[0] <= width <= WIDTHS[1] or len(first_words) < DISTINCT * len(lines):
         return False
     inside = [(a, b) for a, b in pairwise(lines) if " " in a.strip()]
     is_open = sum(a.rstrip()[-1] not in ".!?:;\"'" for a, _ in inside)

@@ -95,7 +95,7 @@ def read_head(path: Path) -> list[Row]:
     """
     rows = list(read(path, HEAD_ROWS))
     if not rows:
-        raise UserError(f"{path}: no rows; expected at least one")
+        raise UserError(f"{path}: it has no rows; expected at least one")
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +218,7 @@ class DataSource:
         """The rows, and how to read them."""
         return detect_format(self.rows(), self.source.path, *self.wanted, self.detect, self.class_names)
 
-    @property
+    @cached_property
     def class_names(self) -> dict[str, list[str]]:
         """The names of label ids by column, if the source has some."""
         return features.class_names(self.files or []) if self.hub is None else features.of_features(self.hub.features)
@@ -307,5 +308,5 @@ def detect_format(
     rows = iter(rows)
     head = list(itertools.islice(rows, HEAD_ROWS))
     if not head:
-        raise UserError(f"{source}: no rows; expected at least one")
+        raise UserError(f"{source}: it has no rows; expected at least one")
     return itertools.chain(head, rows), detect(head, source, wanted, mapping, class_names)
