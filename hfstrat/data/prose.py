@@ -9,8 +9,8 @@ MIN_LINES = 10  # of which less is known
 LINES = 2000  # looked at
 BLANK = 0.05  # share of blank lines, from which they separate paragraphs
 INDENTED = 0.2  # share of indented lines, from which they are code or verse
-FULL = 0.6  # share of the lines within a paragraph that have no room for the next word
-WIDTHS = (40, 140)  # characters of a line that was wrapped by hand or by an editor
+FULL = 0.5  # share of the lines within a paragraph that have no room for the next word
+WIDTHS = (40, 120)  # characters of a line that was wrapped by hand or by an editor
 OPEN = 0.4  # share of the lines that do not end a sentence
 DISTINCT = 0.1  # different first words per line: sentences made from one pattern have fewer
 
@@ -30,7 +30,7 @@ def describe(lines: Sequence[str]) -> str:
 
 def _is_wrapped(lines: list[str]) -> bool:
     """Whether nearly every line is so long that the first word of the next one would not fit the width."""
-    width = sorted(map(len, lines))[-1 - len(lines) // 50]
+    width = sorted(map(len, lines))[-1 - len(lines) // 10]
     first_words = {line.split()[0] for line in lines}
     if not WIDTHS[0] <= width <= WIDTHS[1] or len(first_words) < DISTINCT * len(lines):
         return False
