@@ -187,9 +187,10 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
 
 def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tuple[list[Any], Survey]:
     """All examples, and a survey without their statistics."""
-    path, head, class_names = source.source.path, rows[: readers.HEAD_ROWS], source.class_names
-    task = task or task_of_rows(head, path, class_names).name
-    reading = TASKS[task].rows.read_format(head, path, source.data, class_names=class_names)
+    path, head = source.source.path, rows[: readers.HEAD_ROWS]
+    task = task or task_of_rows(head, path, source.class_names).name
+    source.detect = TASKS[task].rows.reader
+    reading = source.read()[1]
     examples, stats = [], Statistics(path, rows_read=len(rows), warnings=[*reading.remarks, *source.remarks()])
     for number, row in enumerate(rows):
         try:

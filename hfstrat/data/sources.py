@@ -29,7 +29,7 @@ SPLITS = {  # words in file names, and the split they mean
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-PROSE_FILES = 20  # text files of a source that are looked at
+CHECKED_FILES = 20  # files of a source of which the first rows are looked at
 METADATA_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")  # of a saved `datasets` folder: no rows
 EVALUATION_SPLITS = ("validation", "test")  # of a folder given for evaluation: the first that is present is read
 BYTES_PER_TEXT_BYTE = 2  # a token id and a label, of four bytes each, for about every four bytes of text
@@ -189,6 +189,7 @@ class DataSource:
         count: rows, once they have been read.
         detect: chooses how to read the rows, from the first of them.
         part: of each file, if a file is one document: all, head (to train on) or tail (held out).
+        is_checked: whether its files have been found to be of one format.
     """
 
     source: Source
@@ -198,6 +199,7 @@ class DataSource:
     count: int = 0
     detect: Callable[..., Any] = RowFormat.detect
     part: str = "all"
+    is_checked: bool = False
 
     @classmethod
     def open(cls, source: Source, data: Data, key: str) -> DataSource:
@@ -216,7 +218,22 @@ class DataSource:
 
     def read(self) -> tuple[Iterator[Row], Any]:
         """The rows, and how to read them."""
+        if len(self.files or []) > 1 and self.data.documents == "lines":
+            self._check_files()
         return detect_format(self.rows(), self.source.path, *self.wanted, self.detect, self.class_names)
+
+    def _check_files(self) -> None:
+        """Refuse files of different formats: all rows of a source are read in the way of the first ones."""
+        if self.is_checked:
+            return
+        kinds: dict[str, Path] = {}
+        for file in (self.files or [])[:CHECKED_FILES]:
+            reading = self.detect(readers.read_head(file), str(file), *self.wanted, self.class_names)
+            kinds.setdefault(reading.kind, file)
+        if len(kinds) > 1:
+            listed = ", ".join(f"{file.name} ({kind})" for kind, file in kinds.items())
+            raise UserError(f"{self.source.path}: its files have different formats: {listed}; name each as a source of its own")
+        self.is_checked = True
 
     @cached_property
     def class_names(self) -> dict[str, list[str]]:
@@ -228,7 +245,7 @@ class DataSource:
         if self.data.documents == "files" or "documents" in self.data.model_fields_set:
             return []
         texts = [file for file in self.files or [] if readers.file_kind(file) == "text"]
-        for file in texts[:PROSE_FILES]:
+        for file in texts[:CHECKED_FILES]:
             if why := prose.describe(readers.first_lines(file, prose.LINES)):
                 return [
                     f"warning: {file.name} looks like one text ({why}), but each line that is not blank is an example; to "

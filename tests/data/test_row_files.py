@@ -269,3 +269,18 @@ def test_a_file_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
     with written(tmp_path / "a.json") as file:
         file.write("{}")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
+
+
+def test_files_of_different_formats_are_no_single_source(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": text, "completion": "x"} for text in TEXTS])
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_jsonl(tmp_path / "b.jsonl", [{"messages": talk}] * 9)
+    found = of_commands(tmp_path, LANGUAGE)
+    words = (
+        "its files have different formats: a.jsonl (prompt-completion), b.jsonl (messages); name each as a source of its own"
+    )
+    assert found["train"] == found["advise"] == f"{tmp_path}: {words}"
+    both = Data.model_validate(
+        {"train": [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")], "eval_size": 4, "template": "plain"}
+    )
+    assert TASKS[LANGUAGE].rows.prepare(both, tokenizer(), 0).statistics["train"].rows_kept == len(TEXTS) + 9
