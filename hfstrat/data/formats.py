@@ -46,8 +46,7 @@ WEIGHTS = ("weight", "loss_weight")
 class Example(NamedTuple):
     """Either `messages`, to be rendered by a template, or a `text`, which is trained on as it is.
 
-    `prompt_turns` is the number of messages that form the prompt; 0 for a conversation without a separate prompt. `changes`
-    are what reading the row has changed, in words.
+    `prompt_turns`: how many messages form the prompt; 0 for a conversation without a separate one. `changes`: by reading it.
     """
 
     messages: list[Message] | None = None
@@ -380,9 +379,10 @@ class RowFormat(Reading):
     def example(self, row: Row) -> Example:
         """The row as an example. Raises BadRow if it does not fit the format."""
         made = FORMATS[self.kind].parse(self.values(row))
-        clean = made._replace(messages=valid(made.messages), text=valid(made.text), tools=valid(made.tools))
-        changed = any(old is not new for old, new in zip(made, clean, strict=True))
-        return clean._replace(changes=(REPLACED,)) if changed else made
+        parts = [made.messages, made.text, made.tools]
+        if (clean := valid(parts)) is parts:
+            return made
+        return made._replace(messages=clean[0], text=clean[1], tools=clean[2], changes=(REPLACED,))
 
     def resolve(self, train_on: str) -> str:
         """The value of `data.train_on` for these rows, with `auto` resolved."""

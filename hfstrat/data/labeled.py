@@ -170,10 +170,10 @@ class LabelFormat(Reading):
 
 def repaired(made: Made) -> Made:
     """The example with U+FFFD in place of halves of surrogate pairs."""
-    text, pair, labels = valid(made.text), valid(made.pair), valid(made.labels)
-    if text is made.text and pair is made.pair and labels is made.labels:
+    parts = [made.text, made.pair, made.labels]
+    if (clean := valid(parts)) is parts:
         return made
-    return made._replace(text=text, pair=pair, labels=labels, changes=(*made.changes, REPLACED))
+    return made._replace(text=clean[0], pair=clean[1], labels=clean[2], changes=(*made.changes, REPLACED))
 
 
 def choose(given: list[str], source: str) -> tuple[str, str, str]:

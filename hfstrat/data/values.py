@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 Row = dict[str, Any]
@@ -154,13 +155,21 @@ def is_valid(text: str) -> bool:
 
 def valid(value: Any) -> Any:
     """The value itself if all its text is valid, else a copy in which U+FFFD replaces what UTF-8 does not have."""
+    if not isinstance(value, str):
+        with suppress(TypeError, ValueError, RecursionError):
+            json.dumps(value, ensure_ascii=False).encode()  # ten times as fast as looking at each text
+            return value
+    return _replaced(value)
+
+
+def _replaced(value: Any) -> Any:
     if isinstance(value, str):
         return value if is_valid(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, Mapping):
-        pairs = [(valid(key), valid(inner)) for key, inner in value.items()]
+        pairs = [(_replaced(key), _replaced(inner)) for key, inner in value.items()]
         same = all(key is a and inner is b for (key, inner), (a, b) in zip(value.items(), pairs, strict=True))
         return value if same else dict(pairs)
     if isinstance(value, list | tuple):
-        items = [valid(inner) for inner in value]
+        items = [_replaced(inner) for inner in value]
         return value if all(a is b for a, b in zip(value, items, strict=True)) else items
     return value
