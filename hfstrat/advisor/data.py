@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,11 @@ from typing import Any
 import numpy as np
 
 from hfstrat.data import readers, sources
-from hfstrat.data.formats import BadRow, Example
+from hfstrat.data.formats import Example
+from hfstrat.data.labeled import check_blank
+from hfstrat.data.labels import check_labels, similar_labels, sort_labels
+from hfstrat.data.stats import Statistics, check_rows
+from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS, task_of_rows
@@ -37,6 +40,7 @@ class Survey:
     many: whether an example may have several labels.
     targets: mean and standard deviation of each number of a regression.
     estimated: what is not exact, in words.
+    remarks: what is not read, and what may be wrong with the rows, in words.
     """
 
     source: str
@@ -52,6 +56,7 @@ class Survey:
     max_length: int = 1024
     format: str = ""
     estimated: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> float:
@@ -120,7 +125,7 @@ class Survey:
             )
         for name, (mean, std) in self.targets.items():
             found.append(f"{name}: mean {mean:.4g}, standard deviation {std:.4g}, the RMSE of always predicting the mean")
-        return found + [f"estimated: {words}" for words in self.estimated]
+        return found + self.remarks + [f"estimated: {words}" for words in self.estimated]
 
 
 def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Survey:
@@ -157,45 +162,64 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     files = sources.local_files(path, "--data")
     if files is None:
         raise UserError(f"--data: {path}: no such file; advise reads local files only (or give --rows and --tokens by hand)")
-    rows, estimate = _read(files)
-    examples, found = _parse(path, task, rows)
+    data = Data.model_validate({"train": path})
+    source = sources.DataSource(data.train[0], data, files, None)
+    try:
+        rows, estimate = _read(source)
+        examples, found = _parse(source, task, rows)
+        _check(examples, found, len(rows), data)
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
+    examples = [example for example in examples if example.has_target]
+    found.rows = round(estimate * len(examples) / len(rows)) if estimate else len(examples)
     if estimate:
-        found.rows = estimate
         found.estimated.append(f"the number of examples, from the first {len(rows):,} and the size of the files")
     found.duplicates = 1 - len({example.content for example in examples}) / len(examples)
-    chosen = examples[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
     found.texts = [example.content for example in chosen]
-    if not TASKS[found.task].text.generates and TASKS[found.task].metrics.of_distributions:
-        counts = Counter(label for example in examples for label in example.labels)
-        found.labels = {name: count * found.rows // len(rows) for name, count in counts.most_common()}
-        if len(found.labels) < 2:
-            raise UserError(f"--data: {path}: {len(found.labels)} label; a classification needs at least two")
+    found.labels = {name: count * found.rows // len(examples) for name, count in found.labels.items()}
     _tokenize(found, chosen, folder)
-    if len(chosen) < len(rows):
+    if len(chosen) < len(examples):
         found.estimated.append(f"tokens and lengths, from {len(chosen):,} examples")
     found.max_length = proposed_length(found.lengths, context)
     return found
 
 
-def _parse(path: str, task: str | None, rows: list[dict[str, Any]]) -> tuple[list[Any], Survey]:
-    """The examples of a task, and a survey without their statistics."""
-    data, head = Data.model_validate({"train": path}), rows[: readers.HEAD_ROWS]
-    try:
-        task = task or task_of_rows(head, path).name
-        reading = TASKS[task].rows.read_format(_with_all_columns(head), path, data, "auto", {})
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
-    examples = []
+def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tuple[list[Any], Survey]:
+    """All examples, and a survey without their statistics."""
+    path, head = source.source.path, rows[: readers.HEAD_ROWS]
+    task = task or task_of_rows(head, path, source.class_names).name
+    source.detect = TASKS[task].rows.reader
+    reading = source.read()[1]
+    examples, stats = [], Statistics(path, rows_read=len(rows), warnings=[*reading.remarks, *source.remarks()])
     for number, row in enumerate(rows):
         try:
-            examples.append(reading.example({**dict.fromkeys(reading.names), **row}))
+            examples.append(reading.example(row))
         except BadRow as error:
-            raise UserError(f"--data: {reading.where(number)}: {error}") from None
+            raise UserError(f"{reading.where(number)}: {error}") from None
+        stats.note(reading.unread(row), examples[-1].changes)
     has_head, has_labels = not TASKS[task].text.generates, TASKS[task].metrics.of_distributions
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=has_head and reading.many)
+    found.remarks = stats.remarks()
     if has_head and not has_labels:
         found.targets = _targets(reading.target_names, examples, path)
+    if has_head and has_labels:
+        found.labels = dict(Counter(label for e in examples if e.has_target for label in e.labels).most_common())
+        found.remarks += similar_labels(found.labels)
     return examples, found
+
+
+def _check(examples: list[Any], found: Survey, rows: int, data: Data) -> None:
+    """Refuse what training would refuse. Raises UserError."""
+    blank = sum(not example.has_target for example in examples)
+    if TASKS[found.task].text.generates:
+        check_rows(Statistics(found.source, rows_read=rows, rows_blank=blank), data)
+    else:
+        check_blank(found.source, rows, blank)
+    if not TASKS[found.task].text.generates and TASKS[found.task].metrics.of_distributions:
+        check_labels(rows - blank, sort_labels(found.labels), found.many, found.source)
+    if blank:
+        found.remarks.append(f"{blank:,} of {rows:,} rows have nothing to train on, and are dropped")
 
 
 def _targets(names: list[str], examples: list[Any], path: str) -> dict[str, tuple[float, float]]:
@@ -203,27 +227,22 @@ def _targets(names: list[str], examples: list[Any], path: str) -> dict[str, tupl
     values = np.asarray([example.labels for example in examples], dtype=np.float64)
     found = {name: (float(column.mean()), float(column.std())) for name, column in zip(names, values.T, strict=True)}
     if still := next((name for name, (mean, std) in found.items() if std <= 1e-12 * max(abs(mean), 1e-300)), None):
-        raise UserError(f"--data: {path}: '{still}' is {found[still][0]:g} in all rows; expected numbers that vary")
+        raise UserError(f"{path}: '{still}' is {found[still][0]:g} in all training rows; expected numbers that vary")
     return found
 
 
-def _read(files: list[Path]) -> tuple[list[dict[str, Any]], int]:
+def _read(source: sources.DataSource) -> tuple[list[Row], int]:
     """The first rows, and the total number of rows if it was estimated (otherwise 0)."""
-    stream: Iterator[dict[str, Any]] = itertools.chain.from_iterable(readers.read(file) for file in files)
+    stream, files = source.rows(), source.files or []
     rows = list(itertools.islice(stream, MOST_READ))
     if not rows:
-        raise UserError(f"--data: {files[0]}: the file has no rows; expected at least one")
+        raise UserError(f"{source.source.path}: it has no rows; expected at least one")
     if len(rows) < MOST_READ or next(stream, None) is None:
         return rows, 0
     if any(file.suffix in (".gz", ".parquet", ".arrow") for file in files):
         return rows, len(rows) + 1 + sum(1 for _ in stream)
-    read = sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in rows)
+    read = sum(len(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")) for row in rows)
     return rows, max(len(rows), round(sum(file.stat().st_size for file in files) / read * len(rows)))
-
-
-def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 def proposed_length(lengths: np.ndarray, context: int) -> int:

@@ -29,6 +29,7 @@ DATA = (
     "max_length",
     "cut_share",
     "duplicates",
+    "remarks",
     "labels",
     "targets",
     "estimated",

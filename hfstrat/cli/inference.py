@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hfstrat.data import formats
+from hfstrat.data.labeled import TextFormat
+from hfstrat.data.values import BadRow, Row, by_our_names, valid
 from hfstrat.errors import UserError
+from hfstrat.recipe.data import Data
 from hfstrat.tasks import TASKS, generation
-from hfstrat.tasks.artifact import check_output, check_task, load, task_of
+from hfstrat.tasks.artifact import check_output, check_task, load, resolve, task_of, written
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.generation import How
 from hfstrat.tasks.heads import HeadText
@@ -30,7 +34,7 @@ def generate(
     Raises:
         UserError: no prompts, a file that cannot be read, an output that exists.
     """
-    inputs: list[Any] = [*prompts, *(_read_prompts(file) if file else [])]
+    inputs: list[Any] = [*map(valid, prompts), *(_read_prompts(file) if file else [])]
     if not inputs:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
@@ -81,7 +85,7 @@ def chat(target: str, how: How, quantization: str = "recorded") -> None:
 def _read_message(is_terminal: bool) -> str | None:
     """The next message, None at the end of the input."""
     try:
-        return input("> " if is_terminal else "").strip()
+        return str(valid(input("> " if is_terminal else "").strip()))
     except EOFError:
         return None
 
@@ -104,11 +108,14 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
     Raises:
         UserError: no texts, a file that cannot be read, an output that exists, or no classifier.
     """
-    inputs: list[Any] = [*texts, *(_read_texts(file) if file else [])]
-    if not inputs:
+    if not texts and file is None:
         raise UserError("predict: no text; give --text TEXT or --file FILE")
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
+    given = resolve(target)[1]
+    if any(not text.strip() for text in texts):
+        raise UserError("--text: it is empty; expected text")
+    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
     model, tokenizer, report = load(target, quantization, spreads=True)
     import torch
 
@@ -132,48 +139,77 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
 
 @contextmanager
 def _writer(output: Path | None) -> Iterator[Callable[[str], Any]]:
-    """A function that writes a line to the file, or prints it."""
+    """A function that writes a line to the file, or prints it. The file gets its name when it is complete."""
     if output is None:
         yield lambda line: print(line, flush=True)
         return
-    with output.open("w", encoding="utf-8") as file:
+    with written(output) as file:
         yield lambda line: file.write(line + "\n")
 
 
-def _read_file(file: Path) -> list[Any]:
-    """The non-empty lines of a .txt as strings, or the rows of any other file as dicts."""
+def _read_rows(file: Path, detect: Callable[[list[Row]], Callable[[Row], Any]]) -> list[Any]:
+    """What each row of a file is read as.
+
+    Args:
+        detect: from the first rows to the function that reads one.
+
+    Raises:
+        UserError: a file or a row that cannot be read.
+    """
     from hfstrat.data import readers, sources
 
     path = sources.local_file(str(file), "--file")
     if path is None:
         raise UserError(f"--file: {file}: no such file")
-    if readers.file_kind(path) == "text":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return list(readers.read(path))
+    read, found = detect(readers.read_head(path)), []
+    for number, row in enumerate(readers.read(path), 1):
+        try:
+            found.append(read(row))
+        except BadRow as error:
+            raise UserError(f"{file}: row {number}: {error}") from None
+    return found
 
 
 def _read_prompts(file: Path) -> list[Any]:
-    rows = _read_file(file)
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, dict) and not ({"prompt", "messages"} & row.keys()):
-            raise UserError(f"{file}: row {number} has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
-    return [row if isinstance(row, str) else row.get("prompt") or row["messages"] for row in rows]
+    """The prompts of a file, as training reads those of its rows."""
+
+    def read(row: Row) -> Any:
+        if set(row) == {"text"} and isinstance(row["text"], str):  # a line of a .txt
+            return valid(row["text"])
+        return _prompt_of(row)
+
+    return _read_rows(file, lambda head: read)
 
 
-def _read_texts(file: Path) -> list[Any]:
-    """The texts and pairs of texts of a file; labels are ignored."""
-    from hfstrat.data.labeled import PAIRS, TEXTS
+def _prompt_of(row: Row) -> Any:
+    """What a row asks, as `Renderer.prompt_ids` takes it: its `prompt`, or its `messages`, with `system` and `tools`.
 
-    found: list[Any] = []
-    for number, row in enumerate(_read_file(file), 1):
-        if isinstance(row, str):
-            found.append(row)
-            continue
-        pair = next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
-        text = next((name for name in TEXTS if name in row), None)
-        if pair is None and text is None:
-            raise UserError(
-                f"{file}: row {number} has no column such as text, or premise and hypothesis; it has {', '.join(row)}"
-            )
-        found.append({"text": row[pair[0]], "text_pair": row[pair[1]]} if pair else {"text": row[text]})
-    return found
+    Raises:
+        BadRow: the row has neither, or they are not as in rows to train on.
+    """
+    values = by_our_names(row, {})
+    name = next((name for name in ("prompt", "messages") if values.get(name)), None)
+    if name is None:
+        raise BadRow(f"it has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
+    messages, tools = (
+        formats.with_system(formats.parse_messages(values[name], name, "user"), values),
+        formats.parse_tools(values.get("tools")),
+    )
+    if len(messages) == 1 and isinstance(values[name], str) and not tools:
+        return valid(values[name])
+    return valid({"messages": messages, "tools": tools} if tools else messages)
+
+
+def _read_texts(file: Path, data: Data | None) -> list[dict[str, str]]:
+    """The texts and pairs of texts of a file, read as those of training rows; labels are ignored.
+
+    Args:
+        data: of the training, whose mapping of columns is used where the file has these columns.
+    """
+    mapping = {theirs: ours for source in data.train for theirs, ours in data.of(source, "columns").items()} if data else {}
+
+    def detect(head: list[Row]) -> Callable[[Row], dict[str, str]]:
+        reading = TextFormat.detect(head, str(file), mapping)
+        return lambda row: reading.example(row).prompt
+
+    return _read_rows(file, detect)

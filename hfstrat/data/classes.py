@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.data.labeled import FORMAT, LabelFormat, Texts, as_number, sort_labels, write
+from hfstrat.data.labeled import FORMAT, LABELS, LabelFormat, Texts, write
+from hfstrat.data.labels import check_labels, similar_labels, sort_labels
 from hfstrat.data.prepare import PreparedData, RowEncoder, Table, divide, evaluation_fields
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import EXAMPLES, Selection, show
@@ -58,28 +58,6 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
         raise UserError(
             f"data.eval: {stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "
             f"training row has; training has {known}. Remove these rows, or add training rows with this label"
-        )
-
-
-def check_labels(rows: int, names: list[str], many: bool, stats: Statistics) -> None:
-    """Refuse labels that no classifier can be trained on.
-
-    Raises:
-        UserError: a single label, scores, or a different label for each row.
-    """
-    if not names or (len(names) == 1 and not many):
-        found = f"every row has the label '{names[0]}'" if names else "no row has a label"
-        raise UserError(f"data.train: {stats.source}: {found}; a classifier needs at least two labels")
-    numbers = [as_number(name) for name in names]
-    if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
-        raise UserError(
-            f"data.train: {stats.source}: the labels are numbers with fractions, such as {names[0]} and {names[-1]}; classes "
-            "are expected. For numbers set task: regression"
-        )
-    if not many and len(names) == rows > 2:
-        raise UserError(
-            f"data.train: {stats.source}: each of {rows:,} rows has a different label, such as '{names[0]}'; expected "
-            "classes with several rows each. Is this column an id? Map another one by data.columns"
         )
 
 
@@ -130,7 +108,8 @@ class Classes(PreparedData):
         cut = sum(stats.rows_cut for stats in self.statistics.values())
         if cut and self.renderer.max_length:
             lines.append(f"{'cut':<9} {cut:,} texts truncated to {self.renderer.max_length:,} tokens; special tokens are kept")
-        return [*lines, f"{'labels':<9} {line}"]
+        similar = [f"{'labels':<9} {each}" for each in similar_labels(self.label_names)]
+        return [*lines, f"{'labels':<9} {line}", *similar]
 
 
 class TextEncoder(RowEncoder):
@@ -172,7 +151,7 @@ class ClassEncoder(TextEncoder):
         self.names, self.many = names or [], many
 
     def reader(self, source: DataSource) -> Callable[..., Any]:
-        return partial(LabelFormat.detect, names=class_names(source))
+        return LabelFormat.detect
 
     def with_labels(self, table: Table, key: str) -> Selection:
         if self.names:
@@ -180,7 +159,7 @@ class ClassEncoder(TextEncoder):
             return self.selection(table, encode_labels(table.rows.table, self.names, self.many, key))
         self.many, self.names = table.statistics.many_labels, collect_labels(table)
         rows = encode_labels(table.rows.table, self.names, self.many, key)
-        check_labels(len(rows), self.names, self.many, table.statistics)
+        check_labels(len(rows), self.names, self.many, f"{key}: {table.statistics.source}")
         return self.selection(table, rows)
 
     def strata(self, rows: Selection) -> list[str]:
@@ -237,9 +216,6 @@ def collect_labels(table: Table) -> list[str]:
 
 
 def class_names(source: DataSource) -> list[str] | None:
-    """The class names of a Hub data set's label column, if its features define them."""
-    for name, feature in (source.hub.features if source.hub is not None else {}).items():
-        feature = getattr(feature, "feature", feature)  # of a list of labels
-        if source.wanted[1].get(name, name) in ("label", "labels") and getattr(feature, "names", None):
-            return list(feature.names)
-    return None
+    """The class names of a source's label column, if the source has some."""
+    named = {source.wanted[1].get(column, column): names for column, names in source.class_names.items()}
+    return next((named[name] for name in LABELS if name in named), None)

@@ -11,14 +11,25 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
+from hfstrat.data.columns import Reading, class_columns, columns_of, propose, rename
+from hfstrat.data.values import (
+    REPLACED,
+    BadRow,
+    Row,
+    optional_text,
+    parse_json,
+    parse_list,
+    require_text,
+    shown,
+    text_or_json,
+    valid,
+)
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 HASH_BYTES = 8
 PROMPT_CHARACTERS = 60  # of a plain text, shown as its prompt
@@ -32,20 +43,17 @@ CALLS = ("function_call", "tool_call")
 WEIGHTS = ("weight", "loss_weight")
 
 
-class BadRow(ValueError):
-    """A row that does not fit its format. The message states what the row holds."""
-
-
 class Example(NamedTuple):
     """Either `messages`, to be rendered by a template, or a `text`, which is trained on as it is.
 
-    `prompt_turns` is the number of messages that form the prompt; 0 for a conversation without a separate prompt.
+    `prompt_turns`: how many messages form the prompt; 0 for a conversation without a separate one. `changes`: by reading it.
     """
 
     messages: list[Message] | None = None
     text: str | None = None
     tools: list[Message] | None = None
     prompt_turns: int = 0
+    changes: tuple[str, ...] = ()
 
     @property
     def has_target(self) -> bool:
@@ -91,13 +99,6 @@ def hash_text(text: str) -> int:
     normalized = " ".join(text.casefold().split())
     digest = hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def require_text(value: Any, column: str) -> str:
-    """The value, which must be a string. Raises BadRow otherwise."""
-    if not isinstance(value, str):
-        raise BadRow(f"'{column}' is {type(value).__name__ if value is not None else 'null'}, expected text")
-    return value
 
 
 def parse_messages(value: Any, column: str, role: str) -> list[Message]:
@@ -210,10 +211,12 @@ def parse_tools(value: Any) -> list[Message] | None:
     if not value:
         return None
     try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise BadRow(f"'tools' is not valid JSON: {error.msg}") from None
-    found = [json.loads(tool) if isinstance(tool, str) else tool for tool in found] if isinstance(found, list) else [found]
+        found = parse_json(value) if isinstance(value, str) else value
+        found = [
+            parse_json(tool) if isinstance(tool, str) else tool for tool in (found if isinstance(found, list) else [found])
+        ]
+    except ValueError as error:
+        raise BadRow(f"'tools' is not valid JSON: {error}") from None
     if not all(isinstance(tool, Mapping) for tool in found):
         raise BadRow("'tools' is not a list of tool definitions")
     return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in found] or None
@@ -224,22 +227,40 @@ def text(row: Row) -> Example:
 
 
 def prompt_completion(row: Row) -> Example:
-    prompt = parse_messages(row["prompt"], "prompt", "user")
+    prompt = with_system(parse_messages(row["prompt"], "prompt", "user"), row)
     messages = prompt + parse_messages(row["completion"], "completion", "assistant")
     return Example(messages, tools=parse_tools(row.get("tools")), prompt_turns=len(prompt))
 
 
 def alpaca(row: Row) -> Example:
-    extra = row.get("input")
+    extra = text_or_json(row.get("input"), "input")
     prompt = require_text(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
+    messages = with_system([*parse_history(row.get("history")), {"role": "user", "content": prompt}], row)
+    completion: Message = {"role": "assistant", "content": require_text(row["output"], "output")}
+    return Example([*messages, completion], tools=parse_tools(row.get("tools")), prompt_turns=len(messages))
+
+
+def parse_history(value: Any) -> list[Message]:
+    """Earlier turns: a list of pairs of a question and its answer; none for null and empty text.
+
+    Raises:
+        BadRow: anything else.
+    """
     messages: list[Message] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": require_text(row["system"], "system")})
-    for question, answer in row.get("history") or []:
+    for pair in parse_list(value, "history"):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(turn, str) for turn in pair):
+            raise BadRow(f"'history' has {shown(pair)}, expected pairs of texts: [[question, answer], ...]")
+        question, answer = pair
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    messages.append({"role": "user", "content": prompt})
-    completion = parse_messages(require_text(row["output"], "output"), "output", "assistant")
-    return Example(messages + completion, prompt_turns=len(messages))
+    return messages
+
+
+def with_system(messages: list[Message], row: Row) -> list[Message]:
+    """The messages after the text of the column `system`, unless they begin with a system message."""
+    system = optional_text(row.get("system"), "system")
+    if not system or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def conversation(row: Row, column: str) -> Example:
@@ -248,17 +269,24 @@ def conversation(row: Row, column: str) -> Example:
     turns = parse_messages(row[column], column, "user")
     if not any(turn["role"] == "assistant" for turn in turns):
         raise BadRow(f"'{column}' has no assistant turn, so there is nothing to train on")
-    if row.get("system") and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": require_text(row["system"], "system")})
-    return Example(turns, tools=parse_tools(row.get("tools")))
+    return Example(with_system(turns, row), tools=parse_tools(row.get("tools")))
 
 
-FORMATS: dict[str, tuple[frozenset[str], Callable[[Row], Example]]] = {  # name: the columns it needs, and its parser
-    "messages": (frozenset({"messages"}), partial(conversation, column="messages")),
-    "conversations": (frozenset({"conversations"}), partial(conversation, column="conversations")),
-    "prompt-completion": (frozenset({"prompt", "completion"}), prompt_completion),
-    "alpaca": (frozenset({"instruction", "output"}), alpaca),
-    "text": (frozenset({"text"}), text),
+class Format(NamedTuple):
+    """The columns that a format needs, those that it also reads, and its parser of rows by our names."""
+
+    needed: frozenset[str]
+    optional: frozenset[str]
+    parse: Callable[[Row], Example]
+
+
+_AROUND = frozenset({"system", "tools"})
+FORMATS = {
+    "messages": Format(frozenset({"messages"}), _AROUND, partial(conversation, column="messages")),
+    "conversations": Format(frozenset({"conversations"}), _AROUND, partial(conversation, column="conversations")),
+    "prompt-completion": Format(frozenset({"prompt", "completion"}), _AROUND, prompt_completion),
+    "alpaca": Format(frozenset({"instruction", "output"}), _AROUND | {"input", "history"}, alpaca),
+    "text": Format(frozenset({"text"}), frozenset(), text),
 }
 LABELED = [  # columns that identify rows of a classification
     {one, two, label}
@@ -274,33 +302,7 @@ ALIASES = {  # other names of a prompt and its completion, for the proposed mapp
     "prompt": ("question", "query", "context", "instruction", "input", "user", "source", "problem"),
     "completion": ("answer", "response", "continuation", "output", "chosen", "target", "assistant", "solution"),
 }
-OUR_COLUMNS = sorted({"input", "system", "tools", "history"}.union(*(needed for needed, _ in FORMATS.values())))
-
-
-def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    """Our name for each column of the data.
-
-    Raises:
-        UserError: a mapped column that the data do not have, or two columns mapped to one name.
-    """
-    columns = list(columns)
-    for theirs, ours in mapping.items():
-        if theirs not in columns:
-            near = get_close_matches(theirs, columns, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            if ours in columns and not near:
-                hint = f"; the order is {{name in the data: our name}}: did you mean {{{ours}: {theirs}}}?"
-            raise UserError(
-                f"data.columns: {source} has no column '{theirs}'; its columns are {', '.join(columns) or '(none)'}{hint}"
-            )
-    names = {column: mapping.get(column, column) for column in columns}
-    for ours in mapping.values():
-        if len(same := [column for column in columns if names[column] == ours]) > 1:
-            raise UserError(
-                f"data.columns: {source}: two columns would be named '{ours}': {' and '.join(same)}; "
-                "map one of them to another name"
-            )
-    return names
+OUR_COLUMNS = sorted(frozenset[str]().union(*(each.needed | each.optional for each in FORMATS.values())))
 
 
 def choose_format(name: str, columns: Iterable[str], source: str) -> str:
@@ -314,15 +316,14 @@ def choose_format(name: str, columns: Iterable[str], source: str) -> str:
         raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
     if name == "auto":
         _refuse_unsupported(given, source)
-        for candidate, (needed, _) in FORMATS.items():
-            if needed <= set(given):
+        for candidate, each in FORMATS.items():
+            if each.needed <= set(given):
                 return candidate
-        known = "; ".join(f"{' + '.join(sorted(needed, reverse=True))} ({key})" for key, (needed, _) in FORMATS.items())
+        known = "; ".join(f"{' + '.join(sorted(each.needed, reverse=True))} ({key})" for key, each in FORMATS.items())
         raise UserError(
-            f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. "
-            f"Map them under data, for example `columns: {{{_proposed_mapping(given)}}}`"
+            f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. {_proposal(given)}"
         )
-    missing = sorted(FORMATS[name][0] - set(given))
+    missing = sorted(FORMATS[name].needed - set(given))
     if missing:
         raise UserError(
             f"data.format: {source}: format {name} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
@@ -341,50 +342,53 @@ def _refuse_unsupported(given: list[str], source: str) -> None:
         )
     for name, shapes in UNSUPPORTED:
         if any(shape <= set(given) for shape in shapes):
-            fits = [known for known, (needed, _) in FORMATS.items() if needed <= set(given)]
-            instead = f"; `format: {fits[0]}` would train on {' and '.join(sorted(FORMATS[fits[0]][0]))} alone" if fits else ""
-            raise UserError(f"{columns} are {name}, which are not supported yet{instead}")
+            fits = next((known for known, each in FORMATS.items() if each.needed <= set(given)), None)
+            alone = f"; `format: {fits}` would train on {' and '.join(sorted(FORMATS[fits].needed))} alone" if fits else ""
+            raise UserError(f"{columns} are {name}, which are not supported yet{alone}")
 
 
-def _proposed_mapping(given: list[str]) -> str:
-    """A mapping of these columns as far as their names suggest one, else an example."""
-    pairs = {ours: next((alias for alias in aliases if alias in given), None) for ours, aliases in ALIASES.items()}
-    if all(pairs.values()):
-        return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
-    return "question: prompt, answer: completion"
+def _proposal(given: list[str]) -> str:
+    """How to map these columns: as one that any format needs alone, else as prompts with completions."""
+    near = {name.casefold().strip(): name for name in reversed(given)}
+    if single := next((name for name in ("messages", "conversations", "text") if name in near), None):
+        return propose([near[single]], {single: ()})
+    return propose(given, ALIASES)
 
 
 @dataclass
-class RowFormat:
+class RowFormat(Reading):
     """How the rows of one source are read: the format, and the column of the data for each of our columns."""
 
-    source: str
-    kind: str
-    names: dict[str, str]
+    kind: str = ""
 
     @classmethod
-    def detect(cls, head: list[Row], source: str, wanted: str, mapping: dict[str, str]) -> RowFormat:
+    def detect(
+        cls, head: list[Row], source: str, wanted: str, mapping: dict[str, str], features: Mapping[str, list[str]] | None = None
+    ) -> RowFormat:
         """The format of a source, detected from its first rows.
 
         Raises:
             UserError: a mapped column is missing, or the columns fit no format.
         """
-        names = rename(dict.fromkeys(name for row in head for name in row), mapping, source)
-        return cls(source, choose_format(wanted, names.values(), source), names)
+        names = rename(columns_of(head), mapping, source)
+        kind = choose_format(wanted, names.values(), source)
+        reads = FORMATS[kind].needed | FORMATS[kind].optional
+        remarks = class_columns(head, names) if kind == "text" and wanted == "auto" else []
+        return cls(source, names, kind, reads=reads, remarks=remarks)
 
     def example(self, row: Row) -> Example:
         """The row as an example. Raises BadRow if it does not fit the format."""
-        return FORMATS[self.kind][1]({ours: row.get(theirs) for theirs, ours in self.names.items()})
+        made = FORMATS[self.kind].parse(self.values(row))
+        parts = [made.messages, made.text, made.tools]
+        if (clean := valid(parts)) is parts:
+            return made
+        return made._replace(messages=clean[0], text=clean[1], tools=clean[2], changes=(REPLACED,))
 
     def resolve(self, train_on: str) -> str:
         """The value of `data.train_on` for these rows, with `auto` resolved."""
         if train_on != "auto":
             return train_on
         return {"text": "all", "messages": "assistant", "conversations": "assistant"}.get(self.kind, "completions")
-
-    def where(self, index: int) -> str:
-        """A row, named for messages."""
-        return f"{self.source}: row {index + 1}"
 
 
 def check_train_on(data: Data, row_format: RowFormat) -> None:

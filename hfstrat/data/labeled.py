@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from hfstrat.data.formats import BadRow, hash_text, rename, require_text
-from hfstrat.data.readers import Row
+from hfstrat.data.columns import CLASSES, Reading, columns_of, propose, rename
+from hfstrat.data.formats import hash_text
+from hfstrat.data.labels import BITS, STRIPPED, are_lists_as_text, find_vector, label_of, vector_sentence
 from hfstrat.data.stats import MAX_UNSUPERVISED, Statistics
 from hfstrat.data.tokenize import BATCH
+from hfstrat.data.values import (
+    REPLACED,
+    BadRow,
+    Row,
+    is_missing,
+    looks_like_list,
+    parse_list,
+    require_text,
+    shown,
+    valid,
+)
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -35,19 +45,29 @@ PAIRS = (
 TEXTS = ("text", "sentence")
 OUR_COLUMNS = sorted({*LABELS, *TEXTS, *(name for pair in PAIRS for name in pair)})
 ALIASES = {  # other names of a text and its label, for the proposed mapping
-    "text": ("content", "review", "comment", "document", "body", "message", "tweet", "utterance", "query", "question", "title"),
-    "label": ("class", "category", "intent", "sentiment", "target", "topic", "tag", "y", "label_text", "coarse_label"),
+    "text": (
+        *("sentence", "content", "review", "comment", "document", "body", "message", "tweet", "utterance", "query", "question"),
+        *("title", "sms", "input", "prompt", "phrase", "description"),
+    ),
+    "label": ("labels", *CLASSES, "target", "y", "output", "answer", "class_label", "rating", "stars"),
 }
 NO_LIMIT = 10**6  # tokenizers without a limit report far more
 BREAK = "\n\n"
 
 
+Made = TypeVar("Made", bound="LabeledText")
+
+
 class LabeledText(NamedTuple):
-    """A row: its text, the second text of a pair, and the names of its labels (one, or any number with `many`)."""
+    """A row: its text, the second text of a pair, and the names of its labels (one, or any number with `many`).
+
+    `changes` are what reading the row has changed, in words.
+    """
 
     text: str
     pair: str | None
     labels: list[str]
+    changes: tuple[str, ...] = ()
 
     @property
     def stratum(self) -> str:
@@ -75,35 +95,48 @@ class LabeledText(NamedTuple):
 
 
 @dataclass
-class LabelFormat:
+class LabelFormat(Reading):
     """How the rows of one source are read.
 
-    `columns` are our names of the text, the second text ("" for none) and the label; `class_names` are the names of a Hub
-    data set's label ids; `many`: a row has a list of labels.
+    `columns` are our names of the text, the second text ("" for none) and the label; `class_names` are the names that the
+    source has for label ids; `many`: a row has a list of labels.
     """
 
-    source: str
-    names: dict[str, str]
-    columns: tuple[str, str, str]
-    many: bool
+    columns: tuple[str, str, str] = ("", "", "")
+    many: bool = False
     class_names: list[str] | None = None
-    values: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
+    values_of: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
 
     @classmethod
     def detect(
-        cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str], names: list[str] | None = None
+        cls,
+        head: list[dict[str, Any]],
+        source: str,
+        wanted: str,
+        mapping: dict[str, str],
+        features: Mapping[str, list[str]] | None = None,
     ) -> LabelFormat:
         """The format of a source, detected from its first rows.
 
+        Args:
+            features: names of label ids, by column.
+
         Raises:
-            UserError: a mapped column is missing, or the columns are not a text with its label.
+            UserError: a mapped column is missing, the columns are not a text with its label, or labels are vectors.
         """
         if wanted not in ("auto", FORMAT):
             raise UserError(f"data.format: {wanted} is for task: causal-lm; expected {FORMAT} or auto")
-        renamed = rename(dict.fromkeys(name for row in head for name in row), mapping, source)
+        renamed = rename(columns_of(head), mapping, source)
         columns = choose(list(renamed.values()), source)
         theirs = next(column for column, ours in renamed.items() if ours == columns[2])
-        return cls(source, renamed, columns, any(isinstance(row.get(theirs), list | tuple) for row in head), names)
+        given = [row[theirs] for row in head if not is_missing(row.get(theirs)) and row[theirs] != ""]
+        many = any(isinstance(value, list | tuple) for value in given) or are_lists_as_text(given)
+        names = (features or {}).get(theirs)
+        found = cls(source, renamed, columns, many, names, reads=frozenset(filter(None, columns)))
+        if many and (vector := find_vector(given)) is not None:
+            first = next(index for index, row in enumerate(head) if not is_missing(row.get(theirs)) and len(row[theirs]))
+            raise UserError(f"{found.where(first)}: {vector_sentence(columns[2], vector)}")
+        return found
 
     @property
     def kind(self) -> str:
@@ -112,53 +145,35 @@ class LabelFormat:
 
     def example(self, row: Mapping[str, Any]) -> LabeledText:
         """Raises BadRow where the row does not fit."""
-        named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
+        named = self.values(row)
         first, second, label = self.columns
-        labels = self._labels(named[label], label)
-        return LabeledText(require_text(named[first], first), require_text(named[second], second) if second else None, labels)
+        given = self._given(named[label], label)
+        labels = [label_of(value, label, self.class_names) for value in given]
+        if len(set(labels)) < len(labels):
+            raise BadRow(f"'{label}' contains duplicate labels: {shown(given)}; expected the labels that apply, such as [1, 4]")
+        changes = (STRIPPED,) if any(isinstance(each, str) and each != each.strip() for each in given) else ()
+        pair = require_text(named[second], second) if second else None
+        return repaired(LabeledText(require_text(named[first], first), pair, labels, changes))
 
-    def _labels(self, value: Any, column: str) -> list[str]:
+    def _given(self, value: Any, column: str) -> list[Any]:
+        """The labels of a row as they are in the data."""
         if not self.many:
-            return [label_of(value, column, self.class_names)]
-        if not isinstance(value, list | tuple):
-            raise BadRow(f"'{column}' is {value!r}, but other rows have a list; expected a list, or [] for no label")
-        found = [label_of(each, column, self.class_names) for each in value]
-        if len(set(found)) < len(found):
-            raise BadRow(
-                f"'{column}' contains duplicate labels; expected the labels that apply, "
-                "such as [1, 4] (vectors of 0 and 1 are not supported)"
-            )
+            return [value]
+        if not isinstance(value, list | tuple) and not looks_like_list(value):
+            raise BadRow(f"'{column}' is {shown(value)}, but other rows have a list; expected a list, or [] for no label")
+        found = parse_list(value, column)
+        bits = [str(each).lower() in BITS for each in found]
+        if any(isinstance(each, bool) for each in found) or (all(bits) and len(set(map(str, found))) < len(found)):
+            raise BadRow(vector_sentence(column, found))
         return found
 
-    def where(self, index: int) -> str:
-        return f"{self.source}: row {index + 1}"
 
-
-def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
-    """The name of one label.
-
-    Raises:
-        BadRow: null, an empty text, a fraction, or a number without a class name.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):  # tables store integers as floats if a value is missing
-        if not value.is_integer():
-            raise BadRow(
-                f"'{column}' is {'empty' if math.isnan(value) else value}; expected a text or a whole number: a class. "
-                "For numbers set task: regression"
-            )
-        value = int(value)
-    if names is not None and isinstance(value, int):
-        if not 0 <= value < len(names):
-            raise BadRow(f"'{column}' is {value}: this row has no label; use a labeled split")
-        return names[value]
-    if isinstance(value, list | tuple):
-        raise BadRow(f"'{column}' is a list, but other rows have one label; expected a list in all of them, or in none")
-    if not isinstance(value, str | int) or not str(value).strip():
-        given = "empty" if isinstance(value, str) else "null" if value is None else type(value).__name__
-        raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number")
-    return str(value).strip()
+def repaired(made: Made) -> Made:
+    """The example with U+FFFD in place of halves of surrogate pairs."""
+    parts = [made.text, made.pair, made.labels]
+    if (clean := valid(parts)) is parts:
+        return made
+    return made._replace(text=clean[0], pair=clean[1], labels=clean[2], changes=(*made.changes, REPLACED))
 
 
 def choose(given: list[str], source: str) -> tuple[str, str, str]:
@@ -168,45 +183,63 @@ def choose(given: list[str], source: str) -> tuple[str, str, str]:
         UserError: the columns do not fit; the message lists them and shows how to map them.
     """
     label = next((name for name in LABELS if name in given), None)
+    texts = choose_texts(given)
+    if label and texts:
+        return (*texts, label)
+    shape = f"text + label, or a pair such as premise + hypothesis + label; the data have {', '.join(given) or 'no columns'}"
+    wanted = {} if texts else wanted_texts(given)
+    wanted |= {} if label else {"label": ALIASES["label"]}
+    raise UserError(f"{source}: task text-classification needs {shape}. {propose(given, wanted)}")
+
+
+def choose_texts(given: Collection[str]) -> tuple[str, str] | None:
+    """Our names of the text and the second text ("" for none); None where there is no text."""
     pair = next((pair for pair in PAIRS if set(pair) <= set(given)), None)
     text = next((name for name in TEXTS if name in given), None)
-    if label and (pair or text):
-        return (*pair, label) if pair else (str(text), "", label)
-    shape = f"text + label, or a pair such as premise + hypothesis + label; the data have {', '.join(given) or 'no columns'}"
-    raise UserError(
-        f"{source}: task text-classification needs {shape}. Map them under data, for example `columns: {{{_proposal(given)}}}`"
-    )
+    return pair or ((text, "") if text else None)
 
 
-def _proposal(given: list[str]) -> str:
-    """A mapping of these columns as far as their names suggest one, else an example."""
-    pairs = {ours: next((n for n in given if n.lower() in names), None) for ours, names in ALIASES.items() if ours not in given}
-    if all(pairs.values()):
-        return ", ".join(f"{theirs}: {ours}" for ours, theirs in pairs.items())
-    return "review: text, sentiment: label"
+def wanted_texts(given: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The text columns that a mapping of the given ones should have, with their other names."""
+    near = {name.casefold().strip() for name in given}
+    pair = next((pair for pair in PAIRS if set(pair) <= near), None)
+    return dict.fromkeys(pair, ()) if pair else {"text": ALIASES["text"]}
 
 
-def sort_labels(names: Iterable[str], known: list[str] | None = None) -> list[str]:
-    """Labels in the order of the data set, else in natural order: numbers by value, "b2" before "b10"."""
-    if known is not None:
-        return sorted(names, key=known.index)
-    return sorted(names, key=_natural)
+@dataclass
+class TextFormat(Reading):
+    """How the texts of a source are read for predictions, whether or not they have labels."""
 
+    columns: tuple[str, str] = ("", "")
 
-def _natural(name: str) -> tuple[Any, ...]:
-    if (number := as_number(name)) is not None:
-        return (0, number, name)
-    parts = re.split(r"(\d+)", name.casefold())
-    return (1, [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name)
+    @classmethod
+    def detect(cls, head: list[dict[str, Any]], source: str, mapping: Mapping[str, str]) -> TextFormat:
+        """The columns of the first rows; `mapping` is that of the training data, as far as it is about texts.
 
+        Raises:
+            UserError: there is no text.
+        """
+        given = columns_of(head)
+        texts = {*TEXTS, *(name for pair in PAIRS for name in pair)}
+        mapped = {theirs: ours for theirs, ours in mapping.items() if theirs in given and ours in texts and ours not in given}
+        names = rename(given, mapped, source)
+        columns = choose_texts(names.values())
+        if columns is None:
+            raise UserError(
+                f"{source}: it has no column such as text, or premise and hypothesis; it has {', '.join(given)}. "
+                "Rename the column, or name it as in training"
+            )
+        return cls(source, names, columns)
 
-def as_number(name: str) -> float | None:
-    """The label as a number, or None."""
-    try:
-        number = float(name)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    def example(self, row: Mapping[str, Any]) -> LabeledText:
+        """The row without labels. Raises BadRow where it has no text."""
+        named = self.values(row)
+        first, second = self.columns
+        pair = require_text(named[second], second) if second else None
+        found = repaired(LabeledText(require_text(named[first], first), pair, []))
+        if not found.has_target:
+            raise BadRow(f"'{first}' is empty, expected text")
+        return found
 
 
 class Encoded(NamedTuple):
@@ -282,19 +315,28 @@ def write(rows: Iterable[Row], reading: LabelFormat, data: Data, texts: Texts, t
     """
     import pyarrow as pa
 
-    stats = Statistics(reading.source, reading.kind, many_labels=reading.many)
+    stats = Statistics(reading.source, reading.kind, many_labels=reading.many, warnings=list(reading.remarks))
     numbered, digest = enumerate(rows), hashlib.sha256()
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns_of := schema(reading.values)) as stream:
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns_of := schema(reading.values_of)) as stream:
         while batch := list(itertools.islice(numbered, BATCH)):
             made = _batch(batch, reading, data, texts, stats)
             digest.update(repr([row[:3] for row in made]).encode("utf-8", "surrogatepass"))
             columns = zip(*made, strict=True) if made else [[]] * len(columns_of)
             stream.write_batch(pa.record_batch([list(column) for column in columns], schema=columns_of))
-    stats.sha256, blank = digest.hexdigest(), stats.rows_blank
-    if not stats.rows_kept or blank > MAX_UNSUPERVISED * stats.rows_read:
-        cause = f"{blank:,} have an empty text" if blank else f"none is within data.max_length = {texts.max_length}"
-        raise UserError(f"{stats.source}: of {stats.rows_read:,} rows, {cause}; check the columns, or remove these rows")
+    stats.sha256 = digest.hexdigest()
+    check_blank(stats.source, stats.rows_read, stats.rows_blank)
+    if not stats.rows_kept:
+        raise UserError(
+            f"{stats.source}: of {stats.rows_read:,} rows, none is within data.max_length = {texts.max_length}; check the "
+            "columns, or remove these rows"
+        )
     return stats
+
+
+def check_blank(source: str, rows: int, blank: int) -> None:
+    """Raises UserError where too many rows have no text."""
+    if blank > MAX_UNSUPERVISED * rows:
+        raise UserError(f"{source}: of {rows:,} rows, {blank:,} have an empty text; check the columns, or remove these rows")
 
 
 def _batch(
@@ -302,6 +344,8 @@ def _batch(
 ) -> list[tuple[Any, ...]]:
     stats.rows_read += len(batch)
     examples = [_example(row, reading, reading.where(index)) for index, row in batch]
+    for (_, row), example in zip(batch, examples, strict=True):
+        stats.note(reading.unread(row), example.changes)
     made = []
     for (index, _), example, encoded in zip(batch, examples, texts.encode(examples), strict=True):
         if not example.has_target or not encoded.input_ids:

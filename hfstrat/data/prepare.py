@@ -30,6 +30,7 @@ from hfstrat.recipe.format import plural
 if TYPE_CHECKING:
     from datasets import Dataset
 
+FEW_ROWS = 10  # evaluation rows below which metrics are called chance
 UNLIMITED = 1 << 30  # tokens: more than any row has
 
 
@@ -76,7 +77,18 @@ class PreparedData:
         lines = [f"{name:<9} {line}" for name, stats in self.statistics.items() for line in stats.lines()]
         if "eval" not in self.statistics:
             lines.append(f"{'eval':<9} {plural(len(self.eval), 'row')} held out, {len(self.train):,} left to train on")
+        lines += [f"{'eval':<9} {line}" for line in few_rows(len(self.eval))]
         return lines + [f"{'overlap':<9} {line}" for line in splits.describe_duplicates(self.duplicates)]
+
+
+def few_rows(count: int) -> list[str]:
+    """A line where metrics are over so few rows that they mean little."""
+    if count >= FEW_ROWS:
+        return []
+    return [
+        f"warning: only {plural(count, 'evaluation row')}: metrics and their intervals are mostly chance; raise "
+        f"data.eval_size, or set data.eval to at least {FEW_ROWS} rows"
+    ]
 
 
 class Table(NamedTuple):
@@ -156,6 +168,7 @@ class RowEncoder(ABC):
         stats = Statistics.from_dict(entry.value)
         tail = f" (last {source.data.eval_size:.0%})" if source.part == "tail" else ""
         stats.source, stats.weight = f"{source.source.path}{tail}", source.source.weight
+        stats.warnings += source.remarks()
         return entry.path, stats
 
 

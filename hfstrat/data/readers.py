@@ -23,9 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hfstrat.errors import UserError
+from hfstrat.data.values import Row, parse_json, reason_of, unique_keys
+from hfstrat.errors import UserError, first_line
+from hfstrat.recipe.format import plural
 
-Row = dict[str, Any]
 KINDS = {
     ".json": "json",
     ".jsonl": "json",
@@ -40,14 +41,15 @@ MAX_CSV_FIELD = 2**31 - 1  # Python's default limit is 128 KiB
 BATCH_ROWS = 1000  # rows of a table converted at a time
 BUFFER_BYTES = 1 << 20  # of a Parquet column, read ahead
 CHUNK = 1 << 19  # characters of a JSON array read at a time
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 MAX_CUT_TOKEN = 16  # characters of -Infinity, an escape, an exponent: cut at the end of a chunk, it may look like an error
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def file_kind(path: Path) -> str | None:
     """How a file is read, from its suffix (before .gz); None for an unsupported one."""
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return KINDS.get(suffixes[-1].lower()) if suffixes else None
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return KINDS.get(suffixes[-1]) if suffixes else None
 
 
 def read(path: Path, limit: int | None = None) -> Iterator[Row]:
@@ -71,6 +73,12 @@ def read(path: Path, limit: int | None = None) -> Iterator[Row]:
         yield from itertools.islice(rows, limit)
 
 
+def first_lines(path: Path, limit: int) -> list[str]:
+    """The first lines of a text file, blank ones included. Raises UserError if it is not UTF-8."""
+    with _open(path) as file:
+        return [line.rstrip("\n") for line in itertools.islice(file, limit)]
+
+
 def read_document(path: Path) -> Row:
     """A text file as a single row. Raises UserError if it is of another kind or not UTF-8."""
     if file_kind(path) != "text":
@@ -87,7 +95,7 @@ def read_head(path: Path) -> list[Row]:
     """
     rows = list(read(path, HEAD_ROWS))
     if not rows:
-        raise UserError(f"{path}: the file has no rows; expected at least one")
+        raise UserError(f"{path}: it has no rows; expected at least one")
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -96,7 +104,8 @@ def read_head(path: Path) -> list[Row]:
 def _open(path: Path) -> Iterator[IO[str]]:
     """The text of a file, plain or gzip. Raises UserError where the file, or what is read from it, is invalid."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
+        zipped = path.suffix.lower() == ".gz"
+        with gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
@@ -105,17 +114,45 @@ def _open(path: Path) -> Iterator[IO[str]]:
 
 
 def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
+    """Rows of exactly as many fields as the first line has names."""
     csv.field_size_limit(MAX_CSV_FIELD)
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
-    reader = csv.DictReader(file, delimiter="\t" if is_tsv else ",")
-    for row in reader:
-        if None in row:
-            named = len(reader.fieldnames or ())
-            raise UserError(
-                f"{path}:{reader.line_num}: this row has {named + len(row[None])} fields, but the first line names {named} "
-                "columns; put a text that contains the separator in double quotes"
-            )
-        yield row
+    # strict: otherwise a quote that nothing closes would take all rows after it into one field
+    reader = csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)
+    begin = 1  # line of the row that is read
+    try:
+        names = _named_columns(next((row for row in reader if row), []), path)
+        begin = reader.line_num + 1
+        for row in reader:
+            begin = reader.line_num + 1
+            values, more = row[: len(names)], "".join(row[len(names) :])
+            if more or (len(values) < len(names) and "".join(row).strip()):
+                raise UserError(
+                    f"{path}:{reader.line_num}: this row has {plural(len(row), 'field')}, but the first line names "
+                    f"{plural(len(names), 'column')}; put a text that contains the separator or a line break in double quotes"
+                )
+            if len(values) == len(names):
+                yield dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{begin}: the row that begins here cannot be read: {error}; put a text that contains quotes in double "
+            "quotes, and write each quote in it twice"
+        ) from None
+
+
+def _named_columns(names: list[str], path: Path) -> list[str]:
+    """The names without empty ones at the end, which spreadsheets write for empty columns."""
+    while names and not names[-1].strip():
+        names = names[:-1]
+    _check_names(names, path)
+    return names
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        what = f"two columns are named '{twice}'" if twice else "two columns have no name"
+        raise UserError(f"{path}: {what}; rename or remove one of them")
 
 
 def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
@@ -127,13 +164,19 @@ def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
 
 
 def _json_array(file: IO[str], path: Path) -> Iterator[Row]:
+    count = 0
     try:
-        for number, row in enumerate(array_items(file), 1):
+        for row in array_items(file):
+            count += 1
             if not isinstance(row, dict):
-                raise UserError(f"{path}: row {number}: expected an object with named columns, given {json.dumps(row)[:60]}")
+                raise UserError(f"{path}: row {count}: expected an object with named columns, given {json.dumps(row)[:60]}")
             yield row
     except InvalidJson as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: row {count + 1}: this row cannot be read: {reason_of(error)}") from None
 
 
 def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
@@ -141,12 +184,14 @@ def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}:{number}: this row is not valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}; "
                 "expected one row per line, or one array of rows"
             ) from None
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: this row cannot be read: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected an object with named columns, given {line.strip()[:60]}")
         yield row
@@ -194,7 +239,7 @@ class _Window:
         self.file, self.chunk = file, chunk
         self.text, self.position, self.is_complete = "", 0, False
         self.line, self.column = 1, 0  # of the first character; columns from 0
-        self.decode = json.JSONDecoder().raw_decode
+        self.decode = DECODER.raw_decode
 
     def extend(self) -> None:
         """Drop the text before the position and read at least as much as is kept."""
@@ -239,12 +284,33 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
 
     try:
         for batch in _parquet_batches(path) if kind == "parquet" else _arrow_batches(path):
+            _check_names(batch.schema.names, path)
             for start in range(0, batch.num_rows, BATCH_ROWS):  # a file may consist of one batch
                 for row in batch.slice(start, BATCH_ROWS).to_pylist():
                     yield drop_nulls(row)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: a text in this file is not UTF-8; write the file again with valid text") from None
     except (pa.ArrowException, OSError) as error:
-        name = "Parquet" if kind == "parquet" else "Arrow"
-        raise UserError(f"{path}: not a readable {name} file: {str(error).splitlines()[0]}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    name = "Parquet" if file_kind(path) == "parquet" else "Arrow"
+    return UserError(f"{path}: not a readable {name} file: {first_line(error)}")
+
+
+def table_schema(path: Path) -> Any:
+    """The schema of a Parquet or Arrow file. Raises UserError if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file_kind(path) == "parquet":
+            return pq.read_schema(path)
+        with pa.memory_map(str(path)) as source:
+            return _open_arrow(source).schema
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
@@ -260,13 +326,21 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
-        try:
-            yield from pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            file = pa.ipc.open_file(source)
-            for index in range(file.num_record_batches):
-                yield file.get_batch(index)
+        opened = _open_arrow(source)
+        if isinstance(opened, pa.RecordBatchStreamReader):
+            yield from opened
+        else:
+            yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+def _open_arrow(source: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_file(source)
 
 
 def drop_nulls(row: Row) -> Row:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfstrat.data.formats import BadRow, Example, Message
+from hfstrat.data.formats import Example, Message
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:

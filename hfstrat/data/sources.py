@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data import cache, readers
+from hfstrat.data import cache, features, prose, readers
 from hfstrat.data.formats import RowFormat
-from hfstrat.data.readers import HEAD_ROWS, KINDS, Row, file_kind
+from hfstrat.data.readers import HEAD_ROWS, KINDS, file_kind
+from hfstrat.data.values import ROWS_VERSION, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data, Source
 
@@ -27,6 +29,7 @@ SPLITS = {  # words in file names, and the split they mean
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+CHECKED_FILES = 20  # files of a source of which the first rows are looked at
 METADATA_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")  # of a saved `datasets` folder: no rows
 EVALUATION_SPLITS = ("validation", "test")  # of a folder given for evaluation: the first that is present is read
 BYTES_PER_TEXT_BYTE = 2  # a token id and a label, of four bytes each, for about every four bytes of text
@@ -84,8 +87,13 @@ def _check_file(path: Path, source: str, key: str) -> Path:
 
 
 def _folder_files(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():  # of `DatasetDict.save_to_disk`: a folder for each split
+        return _folder_files(_split_folder(folder, source, key, splits), source, key, splits)
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file() | any(folder.glob("*.safetensors")):
         raise UserError(f"{key}: {source} is a model folder; name a file or a folder with rows")
+    files = _saved_files(folder)
+    if files is not None:
+        return [_check_file(file, str(file), key) for file in files]
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and file_kind(p) and p.name not in METADATA_FILES]
     if not files:
         raise UserError(f"{key}: {source}: this folder contains no data files; expected files such as {', '.join(KINDS)}")
@@ -100,6 +108,24 @@ def _folder_files(folder: Path, source: str, key: str, splits: tuple[str, ...]) 
             )
         files = [file for file, split in named.items() if split == wanted]
     return [_check_file(file, str(file), key) for file in files]
+
+
+def _split_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> Path:
+    names = [p.name for p in sorted(folder.iterdir()) if (p / "state.json").is_file()]
+    named = {name: SPLITS.get(name, name) for name in names}
+    for wanted in splits:
+        if found := next((name for name in names if wanted in (name, named[name])), None):
+            return folder / found
+    raise UserError(f"{key}: {source}: it has the splits {', '.join(names) or '(none)'}, and none is named {splits[0]}")
+
+
+def _saved_files(folder: Path) -> list[Path] | None:
+    """The files of a folder that `Dataset.save_to_disk` wrote (its cache may lie beside them); None for any other folder."""
+    try:
+        listed = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return [folder / entry["filename"] for entry in listed] or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def splits_of(source: Source, data: Data, key: str) -> tuple[str, tuple[str, ...]]:
@@ -163,6 +189,7 @@ class DataSource:
         count: rows, once they have been read.
         detect: chooses how to read the rows, from the first of them.
         part: of each file, if a file is one document: all, head (to train on) or tail (held out).
+        is_checked: whether its files have been found to be of one format.
     """
 
     source: Source
@@ -172,6 +199,7 @@ class DataSource:
     count: int = 0
     detect: Callable[..., Any] = RowFormat.detect
     part: str = "all"
+    is_checked: bool = False
 
     @classmethod
     def open(cls, source: Source, data: Data, key: str) -> DataSource:
@@ -190,7 +218,41 @@ class DataSource:
 
     def read(self) -> tuple[Iterator[Row], Any]:
         """The rows, and how to read them."""
-        return detect_format(self.rows(), self.source.path, *self.wanted, self.detect)
+        if len(self.files or []) > 1 and self.data.documents == "lines":
+            self._check_files()
+        return detect_format(self.rows(), self.source.path, *self.wanted, self.detect, self.class_names)
+
+    def _check_files(self) -> None:
+        """Refuse files of different formats: all rows of a source are read in the way of the first ones."""
+        if self.is_checked:
+            return
+        kinds: dict[str, Path] = {}
+        for file in (self.files or [])[:CHECKED_FILES]:
+            reading = self.detect(readers.read_head(file), str(file), *self.wanted, self.class_names)
+            kinds.setdefault(reading.kind, file)
+        if len(kinds) > 1:
+            listed = ", ".join(f"{file.name} ({kind})" for kind, file in kinds.items())
+            raise UserError(f"{self.source.path}: its files have different formats: {listed}; name each as a source of its own")
+        self.is_checked = True
+
+    @cached_property
+    def class_names(self) -> dict[str, list[str]]:
+        """The names of label ids by column, if the source has some."""
+        return features.class_names(self.files or []) if self.hub is None else features.of_features(self.hub.features)
+
+    def remarks(self) -> list[str]:
+        """What the text files look like, if that is something else than lines of which each is an example."""
+        if self.data.documents == "files" or "documents" in self.data.model_fields_set:
+            return []
+        texts = [file for file in self.files or [] if readers.file_kind(file) == "text"]
+        for file in texts[:CHECKED_FILES]:
+            if why := prose.describe(readers.first_lines(file, prose.LINES)):
+                return [
+                    f"warning: {file.name} looks like one text ({why}), but each line that is not blank is an example; to "
+                    "train on complete files set `documents: files` and `overflow: split` under data (`documents: lines` "
+                    "confirms lines)"
+                ]
+        return []
 
     def rows(self) -> Iterator[Row]:
         if self.hub is not None:
@@ -220,6 +282,7 @@ class DataSource:
             "hub": self.hub_identity(),
             "format": self.wanted[0],
             "columns": self.wanted[1],
+            "rows_version": ROWS_VERSION,
             "part": [self.part, self.data.eval_size if self.part != "all" else None],
         }
 
@@ -251,11 +314,16 @@ class DataSource:
 
 
 def detect_format(
-    rows: Iterable[Row], source: str, wanted: str, mapping: dict[str, str], detect: Callable[..., Any] = RowFormat.detect
+    rows: Iterable[Row],
+    source: str,
+    wanted: str,
+    mapping: dict[str, str],
+    detect: Callable[..., Any] = RowFormat.detect,
+    class_names: dict[str, list[str]] | None = None,
 ) -> tuple[Iterator[Row], Any]:
     """All rows, and how to read them, which `detect` chooses from the first `HEAD_ROWS`. Raises UserError without rows."""
     rows = iter(rows)
     head = list(itertools.islice(rows, HEAD_ROWS))
     if not head:
-        raise UserError(f"{source}: no rows; expected at least one")
-    return itertools.chain(head, rows), detect(head, source, wanted, mapping)
+        raise UserError(f"{source}: it has no rows; expected at least one")
+    return itertools.chain(head, rows), detect(head, source, wanted, mapping, class_names)

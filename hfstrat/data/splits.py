@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hfstrat.data.formats import BadRow, RowFormat, hash_text
+from hfstrat.data.formats import RowFormat, hash_text
 from hfstrat.data.labeled import LabeledText
 from hfstrat.data.render import IGNORED
 from hfstrat.data.sources import DataSource
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hfstrat.data.columns import unread_lines
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.format import plural
@@ -49,6 +51,9 @@ class Statistics:
     misread: str = ""  # where the ids of a row decode to another text
     sha256: str = ""  # of all token ids and labels, in order
     many_labels: bool = False  # rows of a classification have lists of labels
+    unread: dict[str, int] = field(default_factory=dict)  # columns that are not read: the rows that have a value
+    changes: dict[str, int] = field(default_factory=dict)  # what reading changed, in words: the rows
+    warnings: list[str] = field(default_factory=list)  # what may be wrong with the source
     sources: list[Statistics] = field(default_factory=list)
 
     @classmethod
@@ -71,7 +76,17 @@ class Statistics:
         total.sha256 = hashlib.sha256(" ".join(part.sha256 for part in parts).encode()).hexdigest()
         for name in (each.name for each in fields(cls) if each.type == "int"):
             setattr(total, name, sum(getattr(part, name) for part in parts))
+        for part in parts:
+            total.unread = _added(total.unread, part.unread)
+            total.changes = _added(total.changes, part.changes)
+            total.warnings += [f"{part.source}: {warning}" for warning in part.warnings]
         return total
+
+    def note(self, unread: Iterable[str], changes: Iterable[str]) -> None:
+        """Count the columns of a row that are not read, and what reading it has changed."""
+        for found, names in ((self.unread, unread), (self.changes, changes)):
+            for name in names:
+                found[name] = found.get(name, 0) + 1
 
     def line(self) -> str:
         """The statistics in one line."""
@@ -95,7 +110,8 @@ class Statistics:
         return [self.line(), *(f"  {part.line()}" for part in self.sources), *self.remarks()]
 
     def remarks(self) -> list[str]:
-        remarks = []
+        remarks = [*self.warnings, *unread_lines(self.unread, self.rows_read)]
+        remarks += [f"{plural(count, 'row')} {what}" for what, count in self.changes.items()]
         if self.rows_unrolled:
             remarks.append(
                 f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "
@@ -104,6 +120,10 @@ class Statistics:
         if self.misread:
             remarks.append(f"the tokenizer does not reproduce its input: {self.misread}")
         return remarks
+
+
+def _added(some: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return {name: some.get(name, 0) + more.get(name, 0) for name in (*some, *more)}
 
 
 class LongRows:
@@ -137,7 +157,7 @@ def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
             f"{stats.source}: no token contributes to the loss: every completion is empty or lies beyond "
             f"data.max_length = {data.max_length}; raise it, or check the columns"
         )
-    _check_rows(stats, data)
+    check_rows(stats, data)
     total = stats.supervised + stats.supervised_lost
     share = stats.supervised_lost / total
     if data.overflow == "truncate" and share > MAX_LOST:
@@ -148,7 +168,8 @@ def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
         )
 
 
-def _check_rows(stats: Statistics, data: Data) -> None:
+def check_rows(stats: Statistics, data: Data) -> None:
+    """Raises UserError where too many rows have nothing to train on."""
     without = stats.rows_blank + stats.rows_unreached
     if without <= MAX_UNSUPERVISED * stats.rows_read:
         return

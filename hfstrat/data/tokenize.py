@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfstrat.data.formats import BadRow, Example, Row, RowFormat, check_train_on, hash_text
+from hfstrat.data.formats import Example, RowFormat, check_train_on, hash_text
 from hfstrat.data.render import IGNORED, Rendered, Renderer
 from hfstrat.data.stats import LongRows, Statistics, check
+from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -59,6 +60,7 @@ def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, rendere
 
     check_train_on(data, row_format)
     stats = Statistics(row_format.source, row_format.kind, renderer.template, row_format.resolve(data.train_on))
+    stats.warnings += row_format.remarks
     stats.tools_as_text = not renderer.supports_tools
     long_rows = LongRows()
     numbered = enumerate(rows)
@@ -117,7 +119,8 @@ def _tokenize_batch(
     if stats.rows_read == len(batch):  # the first batch
         stats.misread = _first_difference(renderer, texts, flat)
     encoded = iter(flat)
-    for (index, _), (example, rendered) in zip(batch, pairs, strict=True):
+    for (index, row), (example, rendered) in zip(batch, pairs, strict=True):
+        stats.note(row_format.unread(row), example.changes)
         stats.rows_with_tools += bool(example.tools)
         stats.rows_unrolled += len(rendered) > 1
         stats.unrolled_into += len(rendered) if len(rendered) > 1 else 0

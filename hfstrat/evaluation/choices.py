@@ -46,10 +46,11 @@ class Question(NamedTuple):
 def read(file: Path) -> Iterator[Question]:
     """The examples of a file. Raises UserError: a row in an unknown format, or without its correct answer."""
     from hfstrat.data import readers
+    from hfstrat.data.values import valid
 
     for number, row in enumerate(readers.read(file), 1):
         try:
-            yield parse_question(row)
+            yield parse_question(valid(row))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"{file}: row {number}: {error}; expected {FORMATS}") from None
 

@@ -169,8 +169,14 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     report = build_report(request, recipe, found, rows.side_by_side(answers), world.num_processes)
     report["seconds"] = time.monotonic() - started
     if request.output:
-        Path(request.output).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+        with artifact.written(Path(request.output)) as file:
+            file.write(json.dumps(report, indent=2, default=str) + "\n")
     show(report, screen, recipe)
+    if rows.data is not None:
+        from hfstrat.data.prepare import few_rows
+
+        for line in few_rows(len(rows.data.eval)):
+            screen.print(line, markup=False)
     return report
 
 

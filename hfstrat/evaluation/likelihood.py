@@ -205,9 +205,10 @@ def passages(source: str) -> list[str]:
         blocks = [block.strip("\n") for block in FILE.read_text("utf-8").split("\n\n") if block.strip()]
         return [" ".join(text.split("\n")) if "    " not in text else text for text in blocks]
     from hfstrat.data import readers
+    from hfstrat.data.values import valid
 
     rows = readers.read(Path(source).expanduser())
-    return [str(row.get("text") or next(iter(row.values()))) for row in rows]
+    return [valid(str(row.get("text") or next(iter(row.values())))) for row in rows]
 
 
 def measure(subject: Subject, source: str, runner: Runner) -> Measurement:

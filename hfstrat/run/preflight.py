@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from hfstrat import strategies
-from hfstrat.data import readers, render, sources
-from hfstrat.data.formats import BadRow
+from hfstrat.data import features, readers, render, sources
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import check_measurements
 from hfstrat.models import check as models_check
@@ -117,15 +116,15 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
         if data.documents == "files" and readers.file_kind(file) != "text":
             raise UserError(f"data.documents: {file}: `documents: files` needs .txt files; remove data.documents")
         with about(key):
-            _check_rows(readers.read_head(file), recipe, source, str(file) if len(files or []) > 1 else source.path)
+            _check_rows(file, recipe, source, str(file) if len(files or []) > 1 else source.path)
 
 
-def _check_rows(rows: list[dict[str, Any]], recipe: Recipe, source: Source, name: str) -> None:
+def _check_rows(file: Path, recipe: Recipe, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
-    data, task = recipe.data, TASKS[recipe.task]
+    data, task, rows = recipe.data, TASKS[recipe.task], readers.read_head(file)
     columns = data.of(source, "columns")
     try:
-        reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns)
+        reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns, features.class_names([file]))
     except UserError as error:
         if not (unknown := [name for name in columns.values() if name not in task.rows.columns]):
             raise

@@ -32,21 +32,19 @@ def task_of_files(folder: str | Path) -> Task:
     return TASKS[CausalLM.name]
 
 
-def task_of_rows(rows: list[dict[str, Any]], source: str) -> Task:
+def task_of_rows(rows: list[dict[str, Any]], source: str, class_names: dict[str, list[str]] | None = None) -> Task:
     """The task detected from the columns of the first rows: a task with labels if there are any.
 
     Raises:
         UserError: columns that fit no task.
     """
-    columns = dict.fromkeys(name for row in rows for name in row)
-    head = [{name: row.get(name) for name in columns} for row in rows]
     problem = None
     for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
-            reading = task.rows.read_format(head, source, Data.model_validate({"train": source}), "auto", {})
+            reading = task.rows.read_format(rows, source, Data.model_validate({"train": source}), class_names=class_names)
         except UserError as error:
             problem = error
             continue
-        if task.rows.fits(reading, head):
+        if task.rows.fits(reading, rows):
             return task
     raise problem or UserError(f"{source}: fits no task")

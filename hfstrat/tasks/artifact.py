@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 from hfstrat.errors import ARTIFACT, OUT_OF_MEMORY, RunError, UserError, first_line, quiet_libraries
 from hfstrat.models.check import is_quantized_already
@@ -65,6 +67,18 @@ def check_output(output: Path | None) -> None:
         raise UserError(f"{output} exists already; name another file")
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} does not exist; create it, or name another file")
+
+
+@contextmanager
+def written(output: Path) -> Iterator[IO[str]]:
+    """A new text file, which gets its name when it is complete: if writing fails, nothing is left behind."""
+    partial = output.with_name(f".{output.name}.partial{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check(form: str, folder: str, recorded: dict[str, Any] | None) -> None:

@@ -49,13 +49,24 @@ class Rows(ABC):
     def reader(self) -> Callable[..., Any]:
         """The function that `read_format` calls: from first rows, source name, format and columns to a reading."""
 
-    def read_format(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
-        """How rows are read, detected from the first of them: an object with `example(row)` and `where(index)`.
+    def read_format(
+        self,
+        head: list[dict[str, Any]],
+        source: str,
+        data: Data,
+        wanted: str = "auto",
+        columns: dict[str, str] | None = None,
+        class_names: dict[str, list[str]] | None = None,
+    ) -> Any:
+        """How rows are read (a `Reading` with `example(row)`), detected from the first of them.
+
+        Args:
+            class_names: of label ids, by column, where the source has some.
 
         Raises:
             UserError: columns that fit no format of this task.
         """
-        return self.reader(head, source, wanted, columns)
+        return self.reader(head, source, wanted, columns or {}, class_names)
 
     def fits(self, reading: Any, head: list[dict[str, Any]]) -> bool:
         """Whether first rows whose columns fit also have values of this task, for detecting it."""

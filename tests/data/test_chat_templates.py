@@ -11,9 +11,10 @@ from helpers.tokenizer_kinds import HEAD, TAIL, THINKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.data.formats import BadRow, Example, Message
+from hfstrat.data.formats import Example, Message
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED, RENDER_VERSION, Renderer
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 

@@ -13,8 +13,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from helpers.classifiers import encoder_tokenizer
 
 from hfstrat.data.classes import Classes, prepare
-from hfstrat.data.formats import BadRow
-from hfstrat.data.labeled import LabeledText, Texts, label_of, sort_labels
+from hfstrat.data.labeled import LabeledText, Texts
+from hfstrat.data.labels import label_of, sort_labels
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
@@ -145,7 +146,7 @@ def test_class_imbalance_is_reported(made: Any) -> None:
         ([0.5, 1.25, 2.0], r"row 1: 'label' is 0.5; .* For numbers set task: regression"),
         (["0.5", "1.25", "2", "0.5"], r"numbers with fractions, such as 0.5 and 2"),
         ([["a"], "b"], r"row 2: 'label' is 'b', but other rows have a list"),
-        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' contains duplicate labels; .*vectors of 0 and 1 are not supported"),
+        ([[0, 1, 0], [1, 0, 0]], r"row 1: 'label' is a vector of 0 and 1: .*vectors of 0 and 1 are not supported"),
         ([{"a": 1}, {"b": 1}], r"row 1: 'label' is dict"),
         ([f"id {n}" for n in range(9)], "each of 9 rows has a different label"),
     ],

@@ -10,9 +10,10 @@ from conftest import make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.data.formats import FORMATS, BadRow, Example
+from hfstrat.data.formats import FORMATS, Example
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 

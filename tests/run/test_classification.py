@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from conftest import write_jsonl
 from helpers.classifiers import LABELS, labeled, write_recipe
 from helpers.runs import run
 from safetensors.torch import load_file
@@ -185,7 +186,7 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
 
 
 def test_predict_prints_labels_and_generate_names_the_right_command(
-    classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path
+    classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(classify("bert", "strategy={name: lora, r: 4}"))
     capsys.readouterr()
@@ -197,6 +198,14 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 90
     assert all(row["labels"][0] in LABELS and 0 < row["scores"][0] <= 1 for row in rows)
+    broken = write_jsonl(tmp_path / "broken.jsonl", [{"text": "a"}, {"text": None}])
+    with pytest.raises(UserError, match="row 2: 'text' is null, expected text"):
+        inference.predict(target, [], broken, tmp_path / "never.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(TASKS["text-classification"].text, "record", lambda found: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            inference.predict(target, ["a"], None, tmp_path / "never.jsonl")
+    assert not list(tmp_path.glob("*never*")), "a file gets its name when it is complete"
     with pytest.raises(UserError, match="hfstrat predict"):
         inference.generate(target, ["a"], None, None, How(4))
     with pytest.raises(UserError, match="hfstrat generate"):

@@ -124,7 +124,7 @@ def test_numbers_are_detected_as_a_regression(name: str, tmp_path: Path, capsys:
 
 def test_numbers_that_do_not_vary_get_no_advice(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n}", "score": 2.5} for n in range(9)])
-    with pytest.raises(UserError, match=r"'score' is 2\.5 in all rows; expected numbers that vary"):
+    with pytest.raises(UserError, match=r"'score' is 2\.5 in all training rows; expected numbers that vary"):
         survey.survey(str(file), None, 64, None)
 
 

@@ -231,7 +231,7 @@ def test_targets_are_detected_from_the_columns() -> None:
     ("value", "words"),
     [
         (None, "missing"),
-        (float("nan"), "finite"),
+        (float("nan"), "missing"),
         (float("inf"), "finite"),
         ("good", "task: text-classification"),
         (True, "is true; expected a number"),
@@ -256,7 +256,7 @@ def test_a_target_that_is_no_number_is_refused_with_its_row(value: Any, words: s
 
 @pytest.mark.parametrize("values", [[1.0, None], [1.0], [1.0, 2.0, 3.0]])
 def test_several_targets_have_to_be_complete(values: Any) -> None:
-    from hfstrat.data.formats import BadRow
+    from hfstrat.data.values import BadRow
 
     with pytest.raises(BadRow, match="expected"):
         read([{"text": "a", "scores": [1.0, 2.0]}]).example({"text": "a", "scores": values})

@@ -32,8 +32,16 @@ class LanguageRows(Rows):
     def reader(self) -> Callable[..., Any]:
         return RowFormat.detect
 
-    def read_format(self, head: list[dict[str, Any]], source: str, data: Data, wanted: str, columns: dict[str, str]) -> Any:
-        reading = self.reader(head, source, wanted, columns)
+    def read_format(
+        self,
+        head: list[dict[str, Any]],
+        source: str,
+        data: Data,
+        wanted: str = "auto",
+        columns: dict[str, str] | None = None,
+        class_names: dict[str, list[str]] | None = None,
+    ) -> Any:
+        reading = super().read_format(head, source, data, wanted, columns, class_names)
         check_train_on(data, reading)
         return reading
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hfstrat.data.formats import BadRow, rename, require_text
-from hfstrat.data.labeled import PAIRS, TEXTS, LabeledText
+from hfstrat.data.columns import Reading, columns_of, propose, rename
+from hfstrat.data.labeled import PAIRS, TEXTS, LabeledText, choose_texts, repaired, wanted_texts
+from hfstrat.data.values import BadRow, is_missing, require_text, shown
 from hfstrat.errors import UserError
 
 FORMAT = "regression"
@@ -16,6 +17,7 @@ TARGET = "target"
 TARGETS = (TARGET, "targets", "label", "labels", "score", "scores", "rating", "value", "y")
 CLASSES = "Classes are for task: text-classification"
 INCOMPLETE = "Remove rows whose targets are not all known"
+OTHER_TARGETS = ("stars", "grade", "similarity", "price", "points", "number", "quality", "strength")  # for a proposed mapping
 COLUMNS = sorted({*TARGETS, *TEXTS, *(name for pair in PAIRS for name in pair)})
 
 
@@ -29,23 +31,28 @@ class MeasuredText(LabeledText):
 
 
 @dataclass
-class TargetFormat:
+class TargetFormat(Reading):
     """How the rows of one source are read.
 
-    `names` are our names by theirs, `columns` our names of the text and the second text ("" for none), `targets` their names
-    of the columns with numbers; `size` is how many numbers the list of a single column has, 0 where it has a number.
+    `columns` are our names of the text and the second text ("" for none), `targets` the data's names of the columns with
+    numbers; `size` is how many numbers the list of a single column has, 0 where it has a number.
     """
 
-    source: str
-    names: dict[str, str]
-    columns: tuple[str, str]
-    targets: list[str]
-    size: int
-    values: ClassVar[tuple[str, str]] = ("targets", "double")  # of the prepared column
+    columns: tuple[str, str] = ("", "")
+    targets: list[str] = field(default_factory=list)
+    size: int = 0
+    values_of: ClassVar[tuple[str, str]] = ("targets", "double")  # of the prepared column
     many: ClassVar[bool] = False
 
     @classmethod
-    def detect(cls, head: list[dict[str, Any]], source: str, wanted: str, mapping: dict[str, str]) -> TargetFormat:
+    def detect(
+        cls,
+        head: list[dict[str, Any]],
+        source: str,
+        wanted: str,
+        mapping: dict[str, str],
+        features: Mapping[str, list[str]] | None = None,
+    ) -> TargetFormat:
         """Detected from the first rows; columns that `mapping` calls `target` are the targets, one or several.
 
         Raises:
@@ -53,22 +60,24 @@ class TargetFormat:
         """
         if wanted not in ("auto", FORMAT):
             raise UserError(f"data.format: {wanted} is for another task; for regression expected {FORMAT} or auto")
-        given = list(dict.fromkeys(name for row in head for name in row))
+        given = columns_of(head)
         targets = [theirs for theirs, ours in mapping.items() if ours == TARGET and theirs in given]
         names = rename(given, mapping if len(targets) < 2 else {k: v for k, v in mapping.items() if v != TARGET}, source)
         ours = set(names.values())
         if not targets:
             targets = [next((theirs for name in TARGETS for theirs, our in names.items() if our == name), "")]
-        pair = next((pair for pair in PAIRS if set(pair) <= ours), None)
-        text = next((name for name in TEXTS if name in ours), None)
-        if not targets[0] or not (pair or text):
+        texts = choose_texts(ours)
+        if not targets[0] or texts is None:
+            aliases = wanted_texts(given) if texts is None else {}
+            aliases |= {} if targets[0] else {TARGET: (*TARGETS, *OTHER_TARGETS)}
             raise UserError(
                 f"{source}: task regression needs text + score, or a pair such as sentence1 + sentence2 + score; there are "
-                f"{', '.join(given) or 'no columns'}. Map them, such as `columns: {{review: text, stars: target}}`"
+                f"{', '.join(given) or 'no columns'}. {propose(given, aliases)}"
             )
-        first = next((row[targets[0]] for row in head if row.get(targets[0]) is not None), None)
+        first = next((row[targets[0]] for row in head if not is_missing(row.get(targets[0]))), None)
         size = len(first) if isinstance(first, list | tuple) and len(targets) == 1 else 0
-        return cls(source, names, pair or (str(text), ""), targets, size)
+        reads = frozenset([*filter(None, texts), *(names[target] for target in targets)])
+        return cls(source, names, texts, targets, size, reads=reads)
 
     @property
     def kind(self) -> str:
@@ -82,22 +91,20 @@ class TargetFormat:
 
     def example(self, row: Mapping[str, Any]) -> MeasuredText:
         """Raises BadRow where the row does not fit."""
-        named = {ours: row.get(theirs) for theirs, ours in self.names.items()}
+        named = self.values(row)
         first, second = self.columns
         targets: Any = self._numbers(row)
-        return MeasuredText(require_text(named[first], first), require_text(named[second], second) if second else None, targets)
+        pair = require_text(named[second], second) if second else None
+        return repaired(MeasuredText(require_text(named[first], first), pair, targets))
 
     def _numbers(self, row: Mapping[str, Any]) -> list[float]:
         if not self.size:
             return [number(row.get(column), column) for column in self.targets]
         column, values = self.targets[0], row.get(self.targets[0])
         if not isinstance(values, list | tuple) or len(values) != self.size:
-            given = f"a list of {len(values)}" if isinstance(values, list | tuple) else repr(values)
+            given = f"a list of {len(values)}" if isinstance(values, list | tuple) else shown(values)
             raise BadRow(f"'{column}' is {given}; expected a list of {self.size} numbers, as in the first row")
         return [number(value, f"{column}[{index}]") for index, value in enumerate(values)]
-
-    def where(self, index: int) -> str:
-        return f"{self.source}: row {index + 1}"
 
 
 def number(value: Any, column: str) -> float:
@@ -106,16 +113,18 @@ def number(value: Any, column: str) -> float:
     Raises:
         BadRow: a missing, infinite or textual value.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise BadRow(f"'{column}' is {'missing' if value is None else 'empty'}; expected a number. {INCOMPLETE}")
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
+        raise BadRow(f"'{column}' is {'missing' if is_missing(value) else 'empty'}; expected a number. {INCOMPLETE}")
     if isinstance(value, bool):
         raise BadRow(f"'{column}' is {str(value).lower()}; expected a number. {CLASSES}")
     if isinstance(value, list | tuple):
         raise BadRow(f"'{column}' is a list; expected a number as in the first rows (lists of several targets in all rows)")
     try:
+        if isinstance(value, str) and "_" in value:  # Python reads 1_000
+            raise ValueError
         found = float(value)
     except (TypeError, ValueError):
-        raise BadRow(f"'{column}' is {value!r}; expected a number. {_hint(value)}") from None
+        raise BadRow(f"'{column}' is {shown(value)}; expected a number. {_hint(value)}") from None
     except OverflowError:  # an integer of JSON has any size
         found = math.inf
     if not math.isfinite(found):

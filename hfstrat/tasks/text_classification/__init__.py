@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat, as_number
+from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
+from hfstrat.data.labels import as_number
+from hfstrat.data.values import is_missing
 from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
 from hfstrat.tasks.heads import HeadModel, HeadRows, HeadText, check_texts, logits_of
 
@@ -33,7 +35,7 @@ class LabeledRows(HeadRows):
     def fits(self, reading: Any, head: list[dict[str, Any]]) -> bool:
         """Numbers with fractions are no classes."""
         label = next(theirs for theirs, ours in reading.names.items() if ours == reading.columns[2])
-        values = [row[label] for row in head if row.get(label) is not None]
+        values = [row[label] for row in head if not is_missing(row.get(label))]
         numbers = [None if isinstance(v, bool | list | tuple) else as_number(str(v)) for v in _flat(values)]
         return any(n is None for n in numbers) or all(n is not None and n.is_integer() for n in numbers)
 
