@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import strategies
-from hfstrat.data import readers, render, sources
+from hfstrat.data import chat_template, readers, sources
 from hfstrat.data.formats import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import check_measurements
@@ -87,7 +87,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
 
 def _check_data(recipe: Recipe, network: bool) -> None:
     data = recipe.data
-    render.check_template(data.template)
+    chat_template.check_template(data.template)
     for source in data.train:
         sources.check_split(source.path, "data.train" if source.split else "data.split", data.of(source, "split"))
         _check_source(source, recipe, "data.train", "data.train", network)

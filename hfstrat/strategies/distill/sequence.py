@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from hfstrat.data import cache
 from hfstrat.data.prepare import PreparedData
-from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
+from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.segments import TAIL, SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.distill import Distill
