@@ -24,6 +24,7 @@ GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_excep
 GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag defined by transformers, unknown to jinja
 MARK = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]"  # what looks like a special token
 WORD, REASON, TOOL = "hfstratword", "hfstratreason", "hfstrat_probe"
+TALKING = ("user", "assistant")
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": WORD}
 FUNCTION = {"name": TOOL, "description": "", "parameters": {"type": "object", "properties": {}}}
 CALL = {"type": "function", "function": {"name": TOOL, "arguments": {"a": REASON}}}
@@ -226,20 +227,24 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: list[Message] | None
     ) -> tuple[list[Message], list[Message] | None, Counter[str]]:
         """The conversation in a form that the template renders, its tools, and what was rewritten; answers keep their order."""
-        turns, done = list(messages), Counter[str]()
+        done = Counter[str]()
+        if not tools and all(len(turn) == 2 and turn["role"] in TALKING for turn in messages):
+            return list(messages), tools, done
+        turns = list(messages)
         if not self.has_reasoning and any("reasoning_content" in turn for turn in turns):
             turns = [_reasoning_as_text(turn) for turn in turns]
         roles = {turn["role"] for turn in turns}
         if "developer" in roles and not self.has_developer:
             done["developer messages are written as system messages"] = sum(turn["role"] == "developer" for turn in turns)
             turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
-        calls = "tool" in roles or any("tool_calls" in turn for turn in turns)
+        calls, given = "tool" in roles or any("tool_calls" in turn for turn in turns), len(turns)
         if (calls and not self.has_calls) or (tools and not self.supports_tools):
             turns, tools = tools_as_text(turns, tools, calls=not self.has_calls), None
         systems = [index for index, turn in enumerate(turns) if turn["role"] == "system"]
         moved = [index for index in systems if not (self.has_later_system if index else self.has_system)]
         if moved:
-            done["system messages are written at the beginning of a user turn"] = len(moved)
+            if own := len(moved) - (len(turns) > given and 0 in moved):  # the first is not of the data, but the text of tools
+                done["system messages are written at the beginning of a user turn"] = own
             turns = systems_as_user(turns, first=0 in moved)
         return turns, tools, done
 

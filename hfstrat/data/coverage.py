@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hfstrat.data.messages import Message
 
@@ -42,19 +41,23 @@ class Notes:
 
 def shape(messages: Sequence[Message], tools: list[Message] | None, more: Hashable) -> Hashable:
     """What a template may decide by; `more` is anything else that the rendering depends on."""
-    turns = tuple(
-        (
-            message["role"],
-            bool(message["content"].strip()),
-            message["content"].lstrip()[:7] == "<think>",
-            CLOSE in message["content"] and _parts_of(message["content"]),
-            "reasoning_content" in message,
-            len(message.get("tool_calls", ())),
-            "name" in message,
-        )
-        for message in messages
+    return tuple([_shape(message) for message in messages]), len(tools or ()), more
+
+
+def _shape(message: Message) -> Hashable:
+    content = message["content"]
+    blank = not content or content.isspace()
+    if len(message) == 2 and CLOSE not in content:
+        return message["role"], blank
+    return (
+        message["role"],
+        blank,
+        content.lstrip().startswith("<think>") and _parts_of(content),
+        CLOSE in content and _parts_of(content),
+        "reasoning_content" in message,
+        len(message.get("tool_calls", ())),
+        "name" in message,
     )
-    return turns, len(tools or ()), more
 
 
 def _parts_of(content: str) -> tuple[bool, ...]:
@@ -133,8 +136,11 @@ class Coverage:
             for place in gone:
                 notes.lose(words[place].kind, words[place].meant)
             notes.without_definitions += any(words[place].kind == "tool definitions" for place in gone)
-        elif text := next((text for text in _texts(messages) if not _is_in(text, rows)), ""):
-            notes.lose("texts, or parts of them", text)
+            return
+        joined = rows[0] if len(rows) == 1 else "\n".join(rows)
+        for text in _texts(messages):
+            if text not in joined and not _is_in(text.strip(), joined):
+                notes.lose("texts, or parts of them", text)
 
 
 def _missing(messages: list[Message], tools: list[Message] | None, texts: Texts) -> list[int]:
@@ -146,20 +152,17 @@ def _missing(messages: list[Message], tools: list[Message] | None, texts: Texts)
     return [place for place, word in enumerate(made.words) if not any(word.text in row for row in rendered)]
 
 
-def _texts(messages: list[Message]) -> Iterator[str]:
+def _texts(messages: list[Message]) -> list[str]:
+    found = []
     for message in messages:
-        content: Any = message["content"]
-        yield from TAGS.split(content) if CLOSE in content else (content,)
-        if "reasoning_content" in message:
-            yield message["reasoning_content"]
+        content = message["content"]
+        found += [content] if CLOSE not in content else TAGS.split(content)
+        found += [message["reasoning_content"]] if "reasoning_content" in message else []
+    return found
 
 
-def _is_in(text: str, rows: list[str]) -> bool:
+def _is_in(text: str, row: str) -> bool:
     """Whether a text is in a row; templates trim texts, or write them as JSON."""
-    wanted = text.strip()
-    if any(wanted in row for row in rows):
+    if text in row or json.dumps(text, ensure_ascii=False)[1:-1] in row:
         return True
-    if any(json.dumps(wanted, ensure_ascii=False)[1:-1] in row for row in rows):
-        return True
-    parts = [line.strip() for line in wanted.splitlines()]
-    return all(any(part in row for row in rows) for part in parts)
+    return all(line.strip() in row for line in text.splitlines())

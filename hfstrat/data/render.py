@@ -134,14 +134,16 @@ class Renderer:
         notes: Notes,
     ) -> list[Rendered]:
         turns, tools, rewritten = self._fit(messages, tools)
-        notes.rewritten += rewritten
+        if rewritten:
+            notes.rewritten.update(rewritten)
         trained = _same_answers(messages, turns, trained)
         if self.chat is None:
             return [Rendered(self._render_plain(turns, trained), framed=False)]
         rows = self._located(turns, tools, options, lambda found: found.rows(trained, self.train_on == "all"))
-        notes.skipped += rows.skipped
-        notes.unopened += len(rows.unopened)
-        notes.unopened_by = notes.unopened_by or "".join(rows.unopened[:1])
+        if rows.skipped or rows.unopened:
+            notes.skipped += rows.skipped
+            notes.unopened += len(rows.unopened)
+            notes.unopened_by = notes.unopened_by or "".join(rows.unopened[:1])
         return [Rendered(segments, framed=True) for segments in rows.segments]
 
     def _fit(
