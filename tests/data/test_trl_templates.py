@@ -1,8 +1,8 @@
 """All chat templates that TRL ships, against the masks of their training variants.
 
 TRL's masks begin where the text of the assistant does, also within the generation prompt (`<|start|>assistant`, `<think>`),
-which is no part of what a model generates: what hfstrat trains is the rest of it. A text that a template does not render (calls,
-a system message, reasoning) is given to both as hfstrat writes it.
+which is no part of what a model generates: what hfstrat trains is the rest of it. A text that a template does not render
+(calls, a system message, reasoning) is given to both as hfstrat writes it.
 """
 
 from __future__ import annotations
