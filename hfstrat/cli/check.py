@@ -67,6 +67,35 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     show_settings(console, loaded, every)
 
 
+def show_json(loaded: Loaded, rows: int) -> None:
+    """Print the statistics of the data, what is unusual about them, and the first `rows` examples, as JSON."""
+    quiet_libraries()
+    tokenizer, data = strategies.build(loaded.recipe.strategy).read(loaded.recipe)
+    names, target = data.label_names, TASKS[loaded.recipe.task].text.target
+    shown: list[Any] = []
+    for index in range(min(rows, len(data.train))):
+        row = data.train[index]
+        if names:
+            shown.append({"text": tokenizer.decode(row["input_ids"]), "target": target(row["label"], names)})
+        else:
+            shown.append(pieces(tokenizer, row["input_ids"], row["labels"]))
+    found = {"data": data.report(), "lines": data.lines(), "rows": shown}
+    print(json.dumps(found, ensure_ascii=False, indent=2, default=str))
+
+
+def pieces(tokenizer: Any, ids: list[int], labels: list[int]) -> list[dict[str, Any]]:
+    """The text of an example in pieces with and without loss."""
+    found, done = list[dict[str, Any]](), ""
+    spans = itertools.groupby(range(len(ids)), key=lambda place: labels[place] != IGNORED)
+    for trained, places in spans:
+        place = list(places)
+        text = tokenizer.decode(ids[: place[-1] + 1], clean_up_tokenization_spaces=False)  # some decoders strip a first space
+        alone = text[len(done) :] if text.startswith(done) else tokenizer.decode(ids[place[0] : place[-1] + 1])
+        found.append({"text": alone, "trained": trained})
+        done = text
+    return found
+
+
 def show_settings(console: Console, loaded: Loaded, every: bool) -> None:
     """The settings that differ from their defaults, or all, each with its origin."""
     title = f"{'all settings' if every else 'settings that differ from their defaults (--all shows every setting)'}"

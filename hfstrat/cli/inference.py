@@ -11,6 +11,7 @@ from typing import Any
 
 from hfstrat.data import formats
 from hfstrat.data.labeled import TextFormat
+from hfstrat.data.messages import parse_messages, parse_template_kwargs, parse_tools
 from hfstrat.data.values import BadRow, Row, by_our_names, valid
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -191,13 +192,12 @@ def _prompt_of(row: Row) -> Any:
     name = next((name for name in ("prompt", "messages") if values.get(name)), None)
     if name is None:
         raise BadRow(f"it has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
-    messages, tools = (
-        formats.with_system(formats.parse_messages(values[name], name, "user"), values),
-        formats.parse_tools(values.get("tools")),
-    )
-    if len(messages) == 1 and isinstance(values[name], str) and not tools:
+    messages = formats.with_system(parse_messages(values[name], name, "user"), values)
+    found = {"tools": parse_tools(values), "chat_template_kwargs": parse_template_kwargs(values)}
+    given = {key: value for key, value in found.items() if value}
+    if len(messages) == 1 and isinstance(values[name], str) and not given:
         return valid(values[name])
-    return valid({"messages": messages, "tools": tools} if tools else messages)
+    return valid({"messages": messages, **given} if given else messages)
 
 
 def _read_texts(file: Path, data: Data | None) -> list[dict[str, str]]:

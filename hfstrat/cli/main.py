@@ -77,6 +77,7 @@ def check(
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Number of training examples to show")] = 3,
     every: Annotated[bool, Option("--all", help="Show default settings and frozen modules too")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print data statistics and examples as JSON instead")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Check a recipe without training: trainable parameters, data statistics, masked examples, settings."""
@@ -87,8 +88,12 @@ def check(
     loaded = load_recipe(recipe, overrides or [])
     preflight.check(loaded, overwrite)
     with located(loaded):
-        cli_check.show(loaded, rows, every)
-    print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
+        if as_json:
+            cli_check.show_json(loaded, rows)
+        else:
+            cli_check.show(loaded, rows, every)
+    if not as_json:
+        print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
 @app.command()

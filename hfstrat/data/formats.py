@@ -1,9 +1,4 @@
-"""Row formats: how a row of a file becomes an example, which is a conversation or a plain text.
-
-Conversations are accepted as OpenAI and ShareGPT write them and with content as a list of parts. All become plain messages:
-`role` and `content`, and where present `tool_calls` (`{"type": "function", "function": {"name", "arguments"}}` with
-`arguments` as an object) and `weight` 0 (a turn without loss).
-"""
+"""Row formats: how a row of a file becomes an example, which is a conversation or a plain text."""
 
 from __future__ import annotations
 
@@ -15,57 +10,41 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from hfstrat.data.columns import Reading, class_columns, columns_of, propose, rename
-from hfstrat.data.values import (
-    REPLACED,
-    BadRow,
-    Row,
-    optional_text,
-    parse_json,
-    parse_list,
-    require_text,
-    shown,
-    text_or_json,
-    valid,
-)
+from hfstrat.data.messages import Message as Message
+from hfstrat.data.messages import is_blank, parse_messages, parse_template_kwargs, parse_tools, with_reasoning
+from hfstrat.data.values import REPLACED, BadRow, Row, optional_text, parse_list, require_text, shown, text_or_json, valid
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
-Message = dict[str, Any]
 HASH_BYTES = 8
 PROMPT_CHARACTERS = 60  # of a plain text, shown as its prompt
-ROLES = {  # ShareGPT's speakers and variants
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "function_call", "tool_call"), "assistant"),
-    "system": "system",
-    **dict.fromkeys(("observation", "tool", "function_response", "tool_response", "function"), "tool"),
-}
-CALLS = ("function_call", "tool_call")
-WEIGHTS = ("weight", "loss_weight")
 
 
 class Example(NamedTuple):
     """Either `messages`, to be rendered by a template, or a `text`, which is trained on as it is.
 
-    `prompt_turns`: how many messages form the prompt; 0 for a conversation without a separate one. `changes`: by reading it.
+    `prompt_turns`: how many messages form the prompt; 0 for a conversation without a separate one. `template_kwargs`: the row's
+    own arguments of the chat template. `changes`: by reading it.
     """
 
     messages: list[Message] | None = None
     text: str | None = None
     tools: list[Message] | None = None
     prompt_turns: int = 0
+    template_kwargs: Mapping[str, Any] = {}
     changes: tuple[str, ...] = ()
 
     @property
     def has_target(self) -> bool:
         """Whether there is anything to train on: a text, or an answer that is not blank."""
         answers = [m for m in self.messages or [] if m["role"] == "assistant"]
-        return bool((self.text or "").strip()) or any(m["content"].strip() or m.get("tool_calls") for m in answers)
+        return bool((self.text or "").strip()) or not all(map(is_blank, answers))
 
     @property
     def content(self) -> str:
         """All text of the example without the markup of a template; equal for duplicates."""
         turns = (
-            f"{m['role']} {m['content']} {json.dumps(m['tool_calls']) if 'tool_calls' in m else ''}"
+            f"{m['role']} {with_reasoning(m)} {json.dumps(m['tool_calls']) if 'tool_calls' in m else ''}"
             for m in self.messages or []
         )
         return self.text if self.text is not None else "\n".join(turns)
@@ -79,14 +58,16 @@ class Example(NamedTuple):
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         if not messages[:last]:
             return None
-        return {"messages": messages[:last], "tools": self.tools} if self.tools else messages[:last]
+        given = {"tools": self.tools, "chat_template_kwargs": dict(self.template_kwargs)}
+        more = {name: value for name, value in given.items() if value}
+        return {"messages": messages[:last], **more} if more else messages[:last]
 
     @property
     def answer(self) -> str:
         """The last assistant turn; of a plain text what follows the first words."""
         if self.text is not None:
             return self.text[len(_first_words(self.text)) :][: 4 * PROMPT_CHARACTERS]
-        answers: list[Any] = [m["content"] for m in self.messages or [] if m["role"] == "assistant"]
+        answers: list[Any] = [with_reasoning(m) for m in self.messages or [] if m["role"] == "assistant"]
         return str(answers[-1]) if answers else ""
 
 
@@ -101,127 +82,6 @@ def hash_text(text: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def parse_messages(value: Any, column: str, role: str) -> list[Message]:
-    """A text as one message of `role`, or a list of messages in any of the accepted spellings.
-
-    Raises:
-        BadRow: anything else, or messages with an unknown role or without text.
-    """
-    if isinstance(value, list):
-        return [_parse_message(entry, column) for entry in value]
-    return [{"role": role, "content": require_text(value, column)}]
-
-
-def _parse_message(entry: Any, column: str) -> Message:
-    if not isinstance(entry, Mapping):
-        raise BadRow(f"'{column}' contains an entry that is not a message with 'role' and 'content'")
-    if "from" in entry:
-        return _parse_sharegpt(entry, column)
-    if not isinstance(entry.get("role"), str):
-        raise BadRow(f"'{column}' contains an entry that is not a message with 'role' and 'content'")
-    message = _join_parts(entry, column)
-    calls = [_parse_call(call, column) for call in entry.get("tool_calls") or []] + message.pop("calls", [])
-    if calls:
-        message["tool_calls"] = calls
-    for name in ("name", "tool_call_id"):
-        if entry.get(name):
-            message[name] = entry[name]
-    return message | _parse_weight(entry, column)
-
-
-def _join_parts(entry: Mapping[str, Any], column: str) -> Message:
-    """Role and content; a list of parts is joined, with reasoning in <think> tags, which most templates parse."""
-    content, calls, reasoning = entry.get("content"), [], entry.get("reasoning_content") or ""
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            value = next((part[name] for name in ("text", "value") if isinstance(part.get(name), str)), None) if kind else None
-            if value is None or kind not in ("text", "reasoning", "tool_call"):
-                raise BadRow(
-                    f"'{column}' contains a message with a part of type {kind!r}, expected text, reasoning or tool_call"
-                )
-            if kind == "tool_call":
-                calls += parse_calls(value)
-            elif kind == "reasoning":
-                reasoning += value
-            else:
-                texts.append(value)
-        content = "".join(texts)
-    if content is None and (entry.get("tool_calls") or calls):
-        content = ""
-    if not isinstance(content, str):
-        raise BadRow(f"'{column}' contains a message whose content is not text")
-    if reasoning:
-        content = f"<think>\n{reasoning}\n</think>\n\n{content}"
-    joined: Message = {"role": entry["role"], "content": content}
-    return joined | ({"calls": calls} if calls else {})
-
-
-def _parse_sharegpt(entry: Mapping[str, Any], column: str) -> Message:
-    speaker = str(entry["from"])
-    if speaker not in ROLES:
-        raise BadRow(f"'{column}' contains a message from {speaker!r}, expected one of {', '.join(ROLES)}")
-    text = require_text(entry.get("value"), f"{column}.value")
-    message: Message = {"role": ROLES[speaker], "content": text}
-    if speaker in CALLS and (calls := parse_calls(text)):
-        message |= {"content": "", "tool_calls": calls}
-    return message | _parse_weight(entry, column)
-
-
-def _parse_weight(entry: Mapping[str, Any], column: str) -> Message:
-    """`weight: 0`, as in OpenAI's format, excludes an assistant turn from the loss."""
-    weight = next((entry[name] for name in WEIGHTS if entry.get(name) is not None), 1)
-    if weight not in (0, 1):
-        raise BadRow(f"'{column}' contains a message of weight {weight}; expected 1 (trained) or 0 (not trained)")
-    return {"weight": 0} if weight == 0 and entry.get("role") == "assistant" else {}
-
-
-def parse_calls(text: str) -> list[Message]:
-    """Tool calls written as JSON, one object or a list; empty if the text is anything else."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        return []
-    found = found if isinstance(found, list) else [found]
-    are_calls = all(isinstance(call, dict) and ("name" in call or "function" in call) for call in found)
-    return [_parse_call(call, "tool_calls") for call in found] if are_calls else []
-
-
-def _parse_call(call: Any, column: str) -> Message:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRow(f"'{column}' contains a tool call without a function name")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):  # OpenAI writes JSON as a string; templates expect the object
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            arguments = {"arguments": arguments}
-    parsed: Message = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return parsed | ({"id": call["id"]} if call.get("id") else {})
-
-
-def parse_tools(value: Any) -> list[Message] | None:
-    """Tool definitions, given as a list or as JSON text; each as `{"type": "function", "function": ...}`.
-
-    Raises:
-        BadRow: invalid JSON, or not a list of objects.
-    """
-    if not value:
-        return None
-    try:
-        found = parse_json(value) if isinstance(value, str) else value
-        found = [
-            parse_json(tool) if isinstance(tool, str) else tool for tool in (found if isinstance(found, list) else [found])
-        ]
-    except ValueError as error:
-        raise BadRow(f"'tools' is not valid JSON: {error}") from None
-    if not all(isinstance(tool, Mapping) for tool in found):
-        raise BadRow("'tools' is not a list of tool definitions")
-    return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in found] or None
-
-
 def text(row: Row) -> Example:
     return Example(text=require_text(row["text"], "text"))
 
@@ -229,7 +89,7 @@ def text(row: Row) -> Example:
 def prompt_completion(row: Row) -> Example:
     prompt = with_system(parse_messages(row["prompt"], "prompt", "user"), row)
     messages = prompt + parse_messages(row["completion"], "completion", "assistant")
-    return Example(messages, tools=parse_tools(row.get("tools")), prompt_turns=len(prompt))
+    return Example(messages, tools=parse_tools(row), prompt_turns=len(prompt), template_kwargs=parse_template_kwargs(row))
 
 
 def alpaca(row: Row) -> Example:
@@ -237,7 +97,12 @@ def alpaca(row: Row) -> Example:
     prompt = require_text(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
     messages = with_system([*parse_history(row.get("history")), {"role": "user", "content": prompt}], row)
     completion: Message = {"role": "assistant", "content": require_text(row["output"], "output")}
-    return Example([*messages, completion], tools=parse_tools(row.get("tools")), prompt_turns=len(messages))
+    return Example(
+        [*messages, completion],
+        tools=parse_tools(row),
+        prompt_turns=len(messages),
+        template_kwargs=parse_template_kwargs(row),
+    )
 
 
 def parse_history(value: Any) -> list[Message]:
@@ -269,7 +134,7 @@ def conversation(row: Row, column: str) -> Example:
     turns = parse_messages(row[column], column, "user")
     if not any(turn["role"] == "assistant" for turn in turns):
         raise BadRow(f"'{column}' has no assistant turn, so there is nothing to train on")
-    return Example(with_system(turns, row), tools=parse_tools(row.get("tools")))
+    return Example(with_system(turns, row), tools=parse_tools(row), template_kwargs=parse_template_kwargs(row))
 
 
 class Format(NamedTuple):
@@ -280,7 +145,7 @@ class Format(NamedTuple):
     parse: Callable[[Row], Example]
 
 
-_AROUND = frozenset({"system", "tools"})
+_AROUND = frozenset({"system", "tools", "functions", "chat_template_kwargs"})
 FORMATS = {
     "messages": Format(frozenset({"messages"}), _AROUND, partial(conversation, column="messages")),
     "conversations": Format(frozenset({"conversations"}), _AROUND, partial(conversation, column="conversations")),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hfstrat.data import cache, splits
+from hfstrat.data.chat_template import options_of
 from hfstrat.data.formats import RowFormat
 from hfstrat.data.render import RENDER_VERSION, TEMPLATES, Renderer
 from hfstrat.data.sources import DataSource
@@ -178,6 +179,8 @@ class ConversationEncoder(RowEncoder):
     def options(self, source: DataSource) -> dict[str, Any]:
         names = ("max_length", "overflow", "train_on", "documents")
         given = {name: getattr(source.data, name) for name in names}
+        if source.data.chat_template_kwargs:
+            given["chat_template_kwargs"] = source.data.chat_template_kwargs
         return {"template": self.renderer.template, "render_version": RENDER_VERSION, **given}
 
     def write(self, source: DataSource, target: Path) -> Statistics:
@@ -294,22 +297,31 @@ def prepare(
         UserError: data that cannot be read, rows that do not fit their format, no token with loss, or more than one percent
             of the supervised tokens lost to `max_length`.
     """
-    encoder = ConversationEncoder(Renderer(tokenizer, data.template, data.train_on))
+    encoder = ConversationEncoder(Renderer(tokenizer, data.template, data.train_on, data.chat_template_kwargs))
     return PreparedData(**divide(encoder, data, seed, max_eval_rows, held_out).fields(data, seed, samples))
 
 
 def prepare_eval(data: Data, tokenizer: Any, samples: int = 0, max_rows: int | None = None) -> PreparedData:
     """All rows of `data.train` as evaluation rows, with the masks of training. Raises UserError as `prepare` does."""
     template = data.template if data.template in TEMPLATES else "chat"  # the template of a file is by now the tokenizer's own
-    encoder = ConversationEncoder(Renderer(tokenizer, template, data.train_on))
+    encoder = ConversationEncoder(Renderer(tokenizer, template, data.train_on, data.chat_template_kwargs))
     return PreparedData(**evaluation_fields(encoder, data, samples, max_rows))
 
 
 def prepare_untruncated(data: Data, tokenizer: Any) -> Selection:
-    """All rows of `data.train` in order and not truncated, for another tokenizer with its own template."""
-    unlimited = data.model_copy(update={"max_length": UNLIMITED, "overflow": "truncate"})
-    encoder = ConversationEncoder(Renderer(tokenizer, "auto", data.train_on))
+    """All rows of `data.train` in order and not truncated, for another tokenizer with its own template and those of its
+    arguments that it reads."""
+    options = options_for(tokenizer, data)
+    unlimited = data.model_copy(update={"max_length": UNLIMITED, "overflow": "truncate", "chat_template_kwargs": options})
+    encoder = ConversationEncoder(Renderer(tokenizer, "auto", data.train_on, options))
     return load_table(encoder, data.train, unlimited, "data.train").rows
+
+
+def options_for(tokenizer: Any, data: Data) -> dict[str, Any]:
+    """The arguments of the chat template that this tokenizer's template reads too."""
+    template = getattr(tokenizer, "chat_template", None)
+    known = options_of(template) if template and data.chat_template_kwargs else ()
+    return {name: value for name, value in data.chat_template_kwargs.items() if name in known}
 
 
 def load_table(encoder: RowEncoder, given: list[Source], data: Data, key: str, part: str = "all") -> Table:

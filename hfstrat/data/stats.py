@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -48,6 +50,14 @@ class Statistics:
     tokens_lost: int = 0
     supervised_lost: int = 0
     tools_as_text: bool = False  # the template does not support tools
+    turns_blank: int = 0  # answers without text among others, which have no loss
+    turns_skipped: int = 0  # answers that the template cannot render without the turns after them
+    turns_unopened: int = 0  # answers that do not begin as the generation prompt ends, with `unopened_by`
+    unopened_by: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)  # texts that the template does not render, by kind
+    left_out_examples: dict[str, str] = field(default_factory=dict)  # the beginning of one of each kind
+    rewritten: dict[str, int] = field(default_factory=dict)  # messages in another form than that of the data, by kind
+    end_remark: str = ""  # what to know about the end of answers
     misread: str = ""  # where the ids of a row decode to another text
     sha256: str = ""  # of all token ids and labels, in order
     many_labels: bool = False  # rows of a classification have lists of labels
@@ -70,6 +80,11 @@ class Statistics:
         total = cls(f"{len(parts)} sources", template=parts[0].template, sources=parts)
         total.tools_as_text = any(part.tools_as_text for part in parts)
         total.misread = next((f"{part.source}: {part.misread}" for part in parts if part.misread), "")
+        total.unopened_by = next((part.unopened_by for part in parts if part.unopened_by), "")
+        total.end_remark = next((part.end_remark for part in parts if part.end_remark), "")
+        total.left_out = dict(sum((Counter(part.left_out) for part in parts), Counter()))
+        total.left_out_examples = {kind: text for part in reversed(parts) for kind, text in part.left_out_examples.items()}
+        total.rewritten = dict(sum((Counter(part.rewritten) for part in parts), Counter()))
         total.many_labels = parts[0].many_labels
         total.train_on = " and ".join(dict.fromkeys(part.train_on for part in parts))
         total.format = " and ".join(dict.fromkeys(part.format for part in parts))
@@ -117,6 +132,23 @@ class Statistics:
                 f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "
                 f"{self.unrolled_into:,} rows, one per answer"
             )
+        if self.turns_blank:
+            remarks.append(f"{plural(self.turns_blank, 'answer')} without text among others have no loss")
+        if self.turns_skipped:
+            skipped = plural(self.turns_skipped, "answer")
+            remarks.append(f"{skipped} before the first user turn have no loss: the chat template does not render them alone")
+        if self.turns_unopened:
+            remarks.append(
+                f"the generation prompt of the chat template ends with {json.dumps(self.unopened_by)}, with which "
+                f"{plural(self.turns_unopened, 'answer')} do not begin: trained without it, they are generated after it; set "
+                "data.chat_template_kwargs or data.template to a generation prompt that fits the answers"
+            )
+        for kind, count in self.rewritten.items():
+            remarks.append(f"{count:,} {kind}, since the chat template does not render them")
+        for kind, count in self.left_out.items():
+            shown = json.dumps(self.left_out_examples.get(kind, ""), ensure_ascii=False)
+            remarks.append(f"the chat template leaves out {count:,} {kind} (the first: {shown}): the model does not see them")
+        remarks += [self.end_remark] if self.end_remark else []
         if self.misread:
             remarks.append(f"the tokenizer does not reproduce its input: {self.misread}")
         return remarks

@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hfstrat.data.coverage import Notes
 from hfstrat.data.formats import Example, RowFormat, check_train_on, hash_text
-from hfstrat.data.render import IGNORED, Rendered, Renderer
+from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.segments import Rendered
 from hfstrat.data.stats import LongRows, Statistics, check
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
@@ -62,6 +64,7 @@ def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, rendere
     stats = Statistics(row_format.source, row_format.kind, renderer.template, row_format.resolve(data.train_on))
     stats.warnings += row_format.remarks
     stats.tools_as_text = not renderer.supports_tools
+    renderer.notes = Notes()
     long_rows = LongRows()
     numbered = enumerate(rows)
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
@@ -70,8 +73,20 @@ def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, rendere
             writer.add(_tokenize_batch(batch, row_format, data, renderer, stats, long_rows))
         writer.flush()
     stats.sha256 = writer.digest.hexdigest()
+    _take(stats, renderer)
     check(stats, long_rows, data)
     return stats
+
+
+def _take(stats: Statistics, renderer: Renderer) -> None:
+    """Add what the renderer noted to the statistics."""
+    notes = renderer.notes
+    stats.turns_blank, stats.turns_skipped, stats.turns_unopened = notes.blank, notes.skipped, notes.unopened
+    stats.unopened_by, stats.left_out, stats.rewritten = notes.unopened_by, dict(notes.left_out), dict(notes.rewritten)
+    stats.left_out_examples = dict(notes.shown)
+    stats.rows_with_tools -= notes.without_definitions
+    if stats.format != "text":
+        stats.end_remark = renderer.end_remark
 
 
 class _Writer:

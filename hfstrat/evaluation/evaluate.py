@@ -250,7 +250,10 @@ class Rows:
 
         from hfstrat.data.render import Renderer
 
-        given: Any = data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto"))
+        options = self.recipe.data.chat_template_kwargs
+        given: Any = (
+            data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto", options=options))
+        )
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
 

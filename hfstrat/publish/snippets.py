@@ -74,13 +74,20 @@ class Artifact:
         return (self.folder / "chat_template.jinja").is_file() or bool(own)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the chat template."""
+        return dict(self.report.run.recipe.data.chat_template_kwargs) if self.report else {}
+
+    @property
     def trust(self) -> bool:
         return bool(self.report and self.report.run.recipe.model.trust_remote_code)
 
 
 def snippet(artifact: Artifact) -> str:
     """Python that loads the artifact with plain transformers, peft or sentence-transformers and runs it on an example."""
-    return "\n".join([*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence)])
+    return "\n".join(
+        [*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence, artifact.options)]
+    )
 
 
 def _load(a: Artifact) -> list[str]:
@@ -124,6 +131,7 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     if artifact.task.text.pipeline != "text-generation":
         return []
     trust, chats = " --trust-remote-code" if artifact.trust else "", artifact.chats
+    options = artifact.options if chats else {}
     source = model = vllm = artifact.source
     merging, notes, loads = list[str](), ("", "", ""), source
     if artifact.is_adapter:
@@ -139,18 +147,19 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     return [
         (
             f"transformers ({notes[0]}pip install 'transformers[serving]')",
-            [*merging, f"transformers serve {model}{trust}", _request(model, chats)],
+            [*merging, f"transformers serve {model}{trust}", _request(model, chats, options)],
         ),
-        (f"vLLM{notes[1]}", [f"vllm serve {loads}{trust}", _request(vllm, chats)]),
+        (f"vLLM{notes[1]}", [f"vllm serve {loads}{trust}", _request(vllm, chats, options)]),
         (f"Ollama{notes[2]}", [*merging, *ollama]),
     ]
 
 
-def _request(name: str, chats: bool) -> str:
+def _request(name: str, chats: bool, options: dict[str, Any]) -> str:
     """A command that sends a request to a local server."""
     body: dict[str, Any] = {"model": name, "max_tokens": 64}
     path = "chat/completions" if chats else "completions"
     body |= {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once upon a time"}
+    body |= {"chat_template_kwargs": options} if options else {}
     words = ["curl", f"http://localhost:8000/v1/{path}", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
     return shlex.join(words)
 

@@ -24,6 +24,25 @@ def _readable_split(value: str) -> str:
 Split = Annotated[str, AfterValidator(_readable_split)]
 
 
+RESERVED = (  # parameters of `apply_chat_template` that hfstrat sets
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "sanitize_control_tokens", "kwargs"),
+)
+
+
+def _options(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name in RESERVED or name.endswith("_token"):
+            raise ValueError(
+                f"{name}: hfstrat sets this itself; expected arguments that the template reads, such as enable_thinking"
+            )
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_options)]
+
+
 class Source(Section):
     """One source of examples. Unset keys have the values of the `data` section.
 
@@ -91,6 +110,11 @@ class Data(Section):
         min_length=1,
         description="chat: the tokenizer's chat template; a .jinja file; plain: a blank line after each prompt, the end token "
         "after each answer; auto: chat if the tokenizer has a template",
+    )
+    chat_template_kwargs: Options = Field(
+        {},
+        description="Arguments of the chat template, such as {enable_thinking: false}; the same in training, evaluation and "
+        "generation. A row's own column chat_template_kwargs is added to them",
     )
     train_on: Literal["auto", "completions", "assistant", "all"] = Field(
         "auto",

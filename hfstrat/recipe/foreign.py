@@ -52,6 +52,7 @@ FOREIGN = {
     "data.format": "type dataset_format formatting prompt_style",
     "data.columns": "column_mapping",
     "data.template": "chat_template chat_template_path",
+    "data.chat_template_kwargs": "enable_thinking template_kwargs chat_template_args",
     "training.learning_rate": "lr max_lr peak_lr",
     "training.num_train_epochs": "epochs num_epochs n_epochs max_epochs",
     "training.max_steps": "steps num_steps total_steps num_train_steps max_iters",

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hfstrat import strategies
-from hfstrat.data import features, readers, render, sources
+from hfstrat.data import chat_template, features, readers, sources
 from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import check_measurements
@@ -86,7 +86,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
 
 def _check_data(recipe: Recipe, network: bool) -> None:
     data = recipe.data
-    render.check_template(data.template)
+    chat_template.check_template(data.template)
     for source in data.train:
         sources.check_split(source.path, "data.train" if source.split else "data.split", data.of(source, "split"))
         _check_source(source, recipe, "data.train", "data.train", network)

@@ -29,7 +29,7 @@ def train(recipe: Recipe, options: NewTokenizer) -> PreTrainedTokenizerBase:
     import tokenizers
 
     from hfstrat.data import cache
-    from hfstrat.data.render import check_template
+    from hfstrat.data.chat_template import check_template
     from hfstrat.data.splits import open_corpus
     from hfstrat.tasks import TASKS
 
@@ -112,7 +112,7 @@ def _train_bpe(texts: Any, vocab_size: int, special: list[str]) -> Any:
 def check_vocabulary_size(recipe: Recipe, options: NewTokenizer) -> None:
     """Refuse a vocabulary that is larger than the data in bytes, since each merge needs a byte. Raises UserError."""
     from hfstrat.data import sources
-    from hfstrat.data.render import check_template
+    from hfstrat.data.chat_template import check_template
 
     if options.chat_template not in ("auto", "chatml", "none"):
         try:

@@ -265,12 +265,13 @@ class Text(ABC):
         )
 
     @abstractmethod
-    def example(self, chats: bool, sentence: bool) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
         """Lines of Python that use a loaded `model` and its `tokenizer`.
 
         Args:
             chats: prompts go through the chat template.
             sentence: `model` is a SentenceTransformer.
+            options: arguments of the chat template.
         """
 
 

@@ -120,7 +120,8 @@ def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
     template = report.run.recipe.data.template if report else "auto"
     if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
-    renderer = Renderer(tokenizer, "plain" if plain else template)
+    options = report.run.recipe.data.chat_template_kwargs if report and not plain else None
+    renderer = Renderer(tokenizer, "plain" if plain else template, options=options)
     data = report.run.data if report else None
     renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer

@@ -173,8 +173,8 @@ def check_texts(recipe: Recipe) -> None:
             f"data.overflow: split: a label or number belongs to a complete text, not to its parts; for {task} "
             "expected truncate, drop or error"
         )
-    for key in ("template", "train_on"):
-        if getattr(recipe.data, key) != "auto":
+    for key in ("template", "train_on", "chat_template_kwargs"):
+        if getattr(recipe.data, key) not in ("auto", {}):
             raise UserError(f"data.{key}: {getattr(recipe.data, key)} is for task: causal-lm; remove it")
     if recipe.model.gguf_file:
         raise UserError("model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id")

@@ -98,7 +98,7 @@ def test_the_law_holds_for_any_conversation(template: str, texts: list[str], tho
     """In one row or several: each answer follows the prompt of generation, and the same tokens have loss."""
     talk, renderer = talk_of(texts[: len(texts) // 2 * 2], thoughts, system), renderer_of(template)
     rows = rows_of(renderer, Example(messages=talk))
-    answers = [index for index, message in enumerate(talk) if message["role"] == "assistant"]
+    answers = [index for index, message in enumerate(talk) if message["role"] == "assistant" and message["content"].strip()]
     if len(rows) > 1:
         check(renderer, Example(messages=talk), answers)
         return
@@ -169,7 +169,8 @@ def test_tools(known: bool) -> None:
 def test_a_template_that_rewrites_the_prompt_of_an_answer_is_refused(tmp_path: Path) -> None:
     file, template = tmp_path / "rows.jsonl", tmp_path / "t.jinja"
     write_jsonl(file, [{"messages": THOUGHT[:2]}] * 20)
-    template.write_text(THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\nso\n{% endif %}"))
+    text = THINKING.replace("<|im_start|>{{ m.role }}", "<|im_start|>{{ m.role }}{{ '!' if loop.last }}")
+    template.write_text(text.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant?\n{% endif %}"))
     with pytest.raises(UserError, match=r"rows.jsonl: row 1: .* before message 2 differently .* or data.train_on: all"):
         prepare(Data(train=str(file), template=str(template)), make_tokenizer(), seed=0)
     with pytest.raises(BadRow):

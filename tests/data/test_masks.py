@@ -34,7 +34,7 @@ TOOL_TEMPLATE = (
 
 
 def read(kind: str, row: dict[str, Any]) -> Example:
-    return FORMATS[kind][1](row)
+    return FORMATS[kind].parse(row)
 
 
 def trained_text(example: Example, train_on: str = "auto", tokenizer: Any = CHAT) -> str:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hfstrat.data.formats import Example
 from hfstrat.data.prepare import prepare
-from hfstrat.data.render import IGNORED, Renderer, SegmentTokenizer
+from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.segments import SegmentTokenizer
 from hfstrat.recipe.data import Data
 
 SPOKEN = (  # roles are words, as in Llama 2: what follows a prompt follows a letter or white space
@@ -56,7 +57,7 @@ def check(rows: Renderer, talk: list[dict[str, Any]]) -> tuple[list[int], list[i
     assert rows.decoding_difference(rendered, ids) is None
     prompt = rows.prompt_ids(example.prompt)
     assert ids[: len(prompt)] == prompt
-    assert all(label != IGNORED for label in labels[len(prompt) :])
+    assert all((label != IGNORED) == bool(talk[-1]["content"].strip()) for label in labels[len(prompt) :])
     return ids, labels
 
 

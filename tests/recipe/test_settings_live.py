@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentences, write_jsonl
+from conftest import TEMPLATE, sentences, write_jsonl
 from datasets import Dataset
 from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
@@ -278,6 +278,9 @@ PROBES: dict[str, Probe] = {
     "data.columns": Probe(["data.columns={prompt: unused, spare: prompt}"], lambda s: "the spare column" in first_row(s), True),
     "data.template": Probe(
         ["data.template=plain"], lambda s: (account(s).template, "<|im_start|>" in first_row(s)), ("plain", False)
+    ),
+    "data.chat_template_kwargs": Probe(
+        ["data.chat_template_kwargs={brief: true}"], lambda s: "Be brief" in first_row(s), True, ["data.template=BRIEF"]
     ),
     "data.train_on": Probe(["data.train_on=all"], lambda s: account(s).tokens - account(s).supervised, 60),
     "data.max_length": Probe(["data.max_length=40"], lambda s: account(s).rows_dropped > 0, True),
@@ -637,6 +640,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "UNTIED": lambda: models(),
         "PLAIN": lambda: models(chat=False),
         "DATA": lambda: sound.job.recipe.data.train[0].path,
+        "BRIEF": lambda: write_template(tmp_path, "{% if brief %}Be brief. {% endif %}" + TEMPLATE),
         "OTHER": lambda: other_rows(tmp_path),
         "LABELED": lambda: labeled(tmp_path),
         "CHOICES": lambda: write_jsonl(tmp_path / "choices.jsonl", [{"query": "a", "choices": ["cat", "dog"], "gold": 0}]),
@@ -663,6 +667,12 @@ def own_class(folder: Path) -> Path:
 def some_text(folder: Path) -> Path:
     (folder / "some.txt").write_text("\n".join(sentences(5)))
     return folder / "some.txt"
+
+
+def write_template(folder: Path, text: str) -> Path:
+    file = folder / "template.jinja"
+    file.write_text(text)
+    return file
 
 
 def other_rows(folder: Path) -> Path:

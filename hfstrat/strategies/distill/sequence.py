@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from hfstrat.data import cache
 from hfstrat.data.prepare import PreparedData
-from hfstrat.data.render import IGNORED, TAIL, Renderer, SegmentTokenizer
+from hfstrat.data.render import IGNORED, Renderer
+from hfstrat.data.segments import TAIL, SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.distill import Distill
@@ -196,6 +197,7 @@ class OtherTokenizer:
             words: the number of token ids that the teacher knows.
             renderer: of the student's examples.
         """
+        from hfstrat.data.prepare import options_for
         from hfstrat.strategies.distill.teacher import first_difference
 
         found, form = first_difference(ours.get_vocab(), theirs.get_vocab(), words), Renderer(theirs, "auto")
@@ -204,6 +206,8 @@ class OtherTokenizer:
             return None
         differs = f"has another tokenizer ({found})" if found else "has another format"
         how = "its own chat template" if form.template == "chat" else "the plain template, since it has no chat template"
+        unread = section.chat_template_kwargs.keys() - options_for(theirs, section).keys()
+        how += f", which does not read {', '.join(sorted(unread))}" if unread else ""
         line = f"{differs}: its prompts use {how}, and its answers are converted as text"
         return cls(ours, theirs, section, context or ENDLESS, line)
 

@@ -194,12 +194,13 @@ class LanguageText(Text):
             f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
         )
 
-    def example(self, chats: bool, sentence: bool) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
         inputs = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
         if chats:
+            more = "".join(f" {name}={value!r}," for name, value in options.items())
             inputs = (
                 'inputs = tokenizer.apply_chat_template(\n    [{"role": "user", "content": "Who are you?"}],\n'
-                '    add_generation_prompt=True, return_tensors="pt", return_dict=True,\n)'
+                f'    add_generation_prompt=True, return_tensors="pt", return_dict=True,{more}\n)'
             )
         return [
             inputs,

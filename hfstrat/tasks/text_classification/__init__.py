@@ -151,7 +151,7 @@ class LabelText(HeadText):
 
         return lines_of(details)
 
-    def example(self, chats: bool, sentence: bool) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
         if sentence:
             return [
                 'logits = model.encode(["a text to label"], convert_to_tensor=True)',

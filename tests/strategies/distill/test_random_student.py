@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from helpers.runs import run
 from safetensors.torch import load_file
 
-from hfstrat.data.render import SegmentTokenizer
+from hfstrat.data.segments import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill.sequence import retokenize_answers, retokenize_prompt
 

@@ -14,7 +14,7 @@ from conftest import make_tokenizer, write_jsonl
 from helpers.tokenizer_kinds import KINDS, THINKING, TOKENIZERS
 from rich.console import Console
 
-from hfstrat.data.render import SegmentTokenizer
+from hfstrat.data.segments import SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.strategies.distill import sequence
 from hfstrat.strategies.distill.sequence import (
