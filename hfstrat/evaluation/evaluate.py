@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hfstrat.data import sources
+from hfstrat.data.label_names import sources_of
 from hfstrat.errors import UserError, quiet_libraries
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Evaluation, Recipe
 from hfstrat.tasks import TASKS, artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
+from hfstrat.tasks.heads import names_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,11 +217,17 @@ class Rows:
         return data
 
     def _check_same(self, subject: Subject) -> None:
+        from hfstrat.models.class_outputs import arrange
+
         known, config = getattr(self.data, "label_names", ()), subject.inner.config
         if subject.task.name != self.first.task.name:
             raise UserError(f"--against: the task is {subject.task.name}, but {self.first.task.name} for {self.request.target}")
-        if known and tuple(config.id2label[index] for index in sorted(config.id2label)) != known:
+        if not known or (theirs := names_of(config)) == list(known):
+            return
+        sources = sources_of(known, theirs)
+        if None in sources or len(theirs) != len(known):
             raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
+        arrange(subject.inner, sources, known)
 
     def _read(self, subject: Subject) -> Any:
         from hfstrat.data.splits import held_out

@@ -134,6 +134,7 @@ class Lora(Strategy[section.Lora]):
         check_adapter(self.section.adapter)
         path = Path(self.section.adapter).expanduser()
         source = str(path) if path.exists() else self.section.adapter
+        fit = base.task.model.fit_adapter(base, source)
         try:
             model = peft_model.from_pretrained(base.model, source, is_trainable=True)
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
@@ -142,6 +143,7 @@ class Lora(Strategy[section.Lora]):
             raise self._misfit(source, base, KeyError(odd))
         config, here = model.peft_config["default"], base.model.name_or_path
         base.say(f"continuing from the adapter {self.section.adapter}")
+        fit(model)
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
             base.say(f"the adapter was trained on {config.base_model_name_or_path}; its base model is now {here}")
         config.base_model_name_or_path, config.revision = here, base.commit

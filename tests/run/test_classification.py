@@ -227,7 +227,7 @@ def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: 
     report = run(loaded)
     assert report is not None
     before, after = (report["result"][f"metrics_{when}"] for when in ("before", "after"))
-    assert after["loss"] < 0.8 * before["loss"]
+    assert after["loss"] < 0.9 * before["loss"]
     finished = Path(report["result"]["artifact"])
     tokenizer = tf.AutoTokenizer.from_pretrained(finished)
     made = tf.AutoModelForSequenceClassification.from_pretrained(finished)
