@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -141,8 +141,6 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     """Measure and print what was requested; the main process gets the report, the others None. Raises UserError."""
     recipe = request.check()
     quiet_libraries()
-    import torch
-
     from hfstrat.evaluation.forward import Runner
     from hfstrat.evaluation.suite import Suite
     from hfstrat.trainer.distributed import join_world, leave_world
@@ -152,17 +150,17 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     screen, rows = make_console(world.is_main_process), Rows(request, recipe)
     found: dict[str, dict[str, Measurement]] = {"before": {}, "after": {}}
     answers: dict[str, list[str]] = {}
+    how = Precision.of(request, recipe)
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
             section, form = recipe.model.quantization, request.quantization
             if section and form == "recorded" and side == "before":  # then the other model has the form of the run
                 form = section.name
-            subject = load(target, form, recipe.model.dtype)  # the same precision for both
+            subject = load(target, form, how.weights)  # the same precision for both
             data, device = rows.for_model(subject), subject.device
-            # in the precision of the weights, without autocast
-            runner = Runner(device, torch.float32, screen, wanted.batch_tokens, world.num_processes, world.process_index)
-            found[side] = Suite(wanted, data, recipe.seed).measure(subject, runner)
-            answers[side] = rows.answers(subject, data) if world.is_main_process else []
+            runner = Runner(device, how.forward, screen, wanted.batch_tokens, world.num_processes, world.process_index)
+            found[side] = Suite(wanted, data, recipe.seed, rows_at_once=how.rows).measure(subject, runner)
+            answers[side] = rows.answers(subject, data, how.forward) if world.is_main_process else []
             del subject, data
             gc.collect()  # models contain reference cycles
     leave_world()
@@ -174,6 +172,27 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         Path(request.output).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     show(report, screen, recipe)
     return report
+
+
+class Precision(NamedTuple):
+    """How models are measured: a run's result as at the end of training, so that the numbers are the same."""
+
+    weights: str  # the `dtype` of `artifact.load`
+    forward: Any  # the torch.dtype of forward passes: autocast, unless it is float32
+    rows: int | None  # evaluation examples of a pass; None: as many as evaluation.batch_tokens allows
+
+    @classmethod
+    def of(cls, request: Request, recipe: Recipe) -> Precision:
+        import torch
+
+        from hfstrat.models.load import compute_dtype
+
+        folder, report = resolve(request.target)
+        if report is None:  # in the precision of the weights
+            return cls(recipe.model.dtype, torch.float32, None)
+        # an adapter is measured on its base in the precision of forward passes, other models are as they are stored
+        stored = recipe.model.dtype if (Path(folder) / "adapter_config.json").is_file() else "checkpoint"
+        return cls(stored, compute_dtype(recipe.model.dtype), report.finished.plan.eval_batch)
 
 
 def load(target: str, form: str, dtype: str) -> Subject:
@@ -246,15 +265,13 @@ class Rows:
         samples = self.data.samples[: wanted.samples] if self.data is not None else []
         return wanted.prompts or [sample["prompt"] for sample in samples]
 
-    def answers(self, subject: Subject, data: Any) -> list[str]:
+    def answers(self, subject: Subject, data: Any, dtype: Any) -> list[str]:
         """The model's answers to the prompts."""
-        import torch
-
         from hfstrat.data.render import Renderer
 
         given: Any = data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto"))
         length = self.recipe.evaluation.max_new_tokens
-        return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
+        return [subject.task.text.predict(subject.model, given, prompt, length, dtype) for prompt in self.prompts]
 
     def side_by_side(self, answers: dict[str, list[str]]) -> list[dict[str, str]]:
         """The prompts with the answers of each model and, for examples, the references."""

@@ -52,6 +52,7 @@ class Job:
     lock: IO[str] | None  # kept until the process ends
     train_data: TrainData
     probe: dict[str, Any]  # inputs for comparing models
+    published: nn.Module | None = None  # the trained model as it is saved, once training has ended
     baselines: Baselines | None = None  # losses to beat
     outline: nn.Module | None = None  # of a sharded model
     setup_seconds: float = 0.0  # before training: loading, and cached computations
@@ -81,7 +82,7 @@ class Job:
     def release(self) -> None:
         """Free the memory of model and optimizer, which reference cycles and the allocator's cache hold."""
         self.trainer.accelerator.free_memory()
-        del self.trainer, self.base, self.train_data  # the data refer to what is bound to the model
+        del self.trainer, self.base, self.train_data, self.published  # the data refer to what is bound to the model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

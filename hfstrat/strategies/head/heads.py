@@ -47,6 +47,11 @@ class ClassifierHead:
         self.model.fold()
         dequantize(self.base.model, self.base.compute_dtype)  # an ordinary model with the same weights is published
         cast_weights(self.model, torch.float32)
+        if self.by_transformers:
+            final = final_linear(self.base.model)
+            final.float()
+            solved: Any = self.model.head[0]
+            set_linear(final, Linear(solved.weight.detach(), None))
         self.model.eval()
         device = next(self.model.parameters()).device
         cached = self.model(features=self.features.to(device)).logits
@@ -61,10 +66,6 @@ class ClassifierHead:
         tokenizer: Any = trainer.processing_class
         config, dtype = self.base.model.config, self.base.compute_dtype
         if self.by_transformers:
-            final = final_linear(self.base.model)
-            final.float()
-            solved: Any = self.model.head[0]
-            set_linear(final, Linear(solved.weight.detach(), None))
             self.base.model.config.dtype = torch.float32
             self.base.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -123,6 +123,9 @@ class Head(Strategy[section.Head]):
 
             cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already
 
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        return base.model if self.classifier is not None and self.classifier.by_transformers else model
+
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:
             super().save(trainer, folder, base)
@@ -170,6 +173,9 @@ class HeadThen(Strategy[section.Head]):
 
     def finish(self, model: nn.Module, base: Base) -> None:
         self.then.finish(model, base)
+
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        return self.then.published(model, base)
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.then.save(trainer, folder, base)
