@@ -35,7 +35,7 @@ MANY = [
     (CAUSAL, "gpt2", "{name: head, untie: true}", "bfloat16"),
     (CAUSAL, "llama", LORA, "bfloat16"),
     (CAUSAL, "llama", PARTIAL, "float32"),
-    (CAUSAL, "", "{name: scratch, architecture: llama, parameters: 50k, new_tokenizer: {vocab_size: 300}}", "bfloat16"),
+    (CAUSAL, "", "{name: scratch, model_type: llama, parameters: 100k, tokenizer: {vocab_size: 300}}", "bfloat16"),
     *[(CLASSES, "bert", strategy, "bfloat16") for strategy in ("full", LORA, PARTIAL, "head", "{name: head, head: mlp}")],
     (CLASSES, "roberta", "{name: head, then: {name: lora, r: 4}}", "float32"),
     *[(NUMBERS, "bert", strategy, "float32") for strategy in ("full", PARTIAL, "head", "{name: head, head: mlp}")],
