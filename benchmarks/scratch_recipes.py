@@ -19,7 +19,10 @@ from benchmarks.measure import RESULTS, ROOT, machine, write
 
 SHAKESPEARE = "../shared/data/tinyshakespeare/input.txt"
 DATA = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": SHAKESPEARE}
-RECIPES = {"stdlib": ["recipes/scratch/stdlib.yaml"], "shakespeare": ["recipes/scratch/text_file.yaml", f"data.train={SHAKESPEARE}"]}
+RECIPES = {
+    "stdlib": ["recipes/scratch/stdlib.yaml"],
+    "shakespeare": ["recipes/scratch/text_file.yaml", f"data.train={SHAKESPEARE}"],
+}
 FIELDS = (
     *("metrics_before", "metrics_after", "baselines", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
     *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers"),

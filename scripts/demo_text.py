@@ -1,7 +1,7 @@
 """Build a text data set from the Python standard library: its language reference (`pydoc_data.topics`) and its docstrings.
 
-Each topic and each docstring becomes a row ``{"text": ...}`` of train.jsonl or eval.jsonl; topics.txt has all topics as one text.
-Nothing is downloaded. The split depends on a hash of the
+Each topic and each docstring becomes a row ``{"text": ...}`` of train.jsonl or eval.jsonl; topics.txt has all topics
+as one text. Nothing is downloaded. The split depends on a hash of the
 text, so that equal texts are on one side.
 
     python scripts/demo_text.py OUTPUT_DIR

@@ -28,6 +28,7 @@ from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
+ASSUMED = 40e9  # operations per second of a thread, if no matrix product can be timed
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
 FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
@@ -144,17 +145,26 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
             middle = statistics.median(rate.value for rate in found)
             return Rate(middle, f"{len(found)} past runs on this machine", time_band("reports"))
         rate = matmul_rate()
-        return Rate(SHARE["cpu"] * rate, "a matrix product timed on this machine", time_band("product"), rate)
+        source = "a matrix product timed on this machine"
+        if rate is None:
+            rate, source = ASSUMED * threads(), "an assumed rate, since the process that times a matrix product failed"
+        return Rate(SHARE["cpu"] * rate, source, time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
-def matmul_rate() -> float:
-    """Operations per second of a matrix product in the training precision; measured once by a child process, then cached."""
+def matmul_rate() -> float | None:
+    """Operations per second of a matrix product in the training precision; measured once by a child process, then cached.
+
+    None if that process fails, as where memory is short or torch does not load.
+    """
     file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = read_json(file)
     if key not in known:
-        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=True)
-        known[key] = json.loads(ended.stdout)
+        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
+        try:
+            known[key] = float(ended.stdout.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            return None
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
     return float(known[key])

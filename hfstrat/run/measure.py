@@ -176,7 +176,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.train_data.facts,
         "baselines": asdict(bounds) if bounds else None,
-        "overfitting": callbacks.overfitting(history),
+        "overfitting": callbacks.overfitting(history, trainer.marker_state.get("margins")),
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),
     }

@@ -283,5 +283,6 @@ def _report_frozen(model: nn.Module, base: Base, config: LoraConfig) -> None:
         base.say("the routed experts are adapted")
     if others := not_adapted(model, base.model, list(config.exclude_modules or [])):
         base.say(
-            f"without an adapter: {', '.join(others)} of shared experts and dense layers, whose names PEFT takes for experts'"
+            f"without an adapter: {', '.join(others)} of shared experts and dense layers, which PEFT treats as experts because "
+            "of their names"
         )

@@ -180,9 +180,7 @@ def adapter_config(base: Base, source: str) -> Any:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
         names = shortened(names_of(base.model.config))
-        base.say(
-            f"the adapter does not record the names of its outputs (config.json); they are taken for {names}, in this order"
-        )
+        base.say(f"the adapter does not record the names of its outputs (config.json); expected are {names}, in this order")
         return None
 
 

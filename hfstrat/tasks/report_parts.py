@@ -214,6 +214,7 @@ class ClassifierHead(Part):
     layer: int
     pooling: str
     solved_exactly: bool
+    l2: float | None = Field(None, description="The penalty of a solved head")
 
 
 class Teacher(Part):

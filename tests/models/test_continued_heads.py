@@ -160,6 +160,6 @@ def test_an_adapter_that_predicts_numbers_continues_in_their_units(bodies: Any, 
     base.task.model.write_config(base, tmp_path)
     base, model = load(bodies(family), ("stars",), "regression", {"name": "lora", "adapter": str(tmp_path)})
     torch.testing.assert_close(logits(model), before, atol=1e-4, rtol=1e-4)
-    assert "the numbers that the adapter predicts (score) are taken for stars" in base.remarks
+    assert "the output of the adapter for score continues as stars" in base.remarks
     with pytest.raises(UserError, match="expected an adapter for the same numbers"):
         load(bodies(family), ("stars", "price"), "regression", {"name": "lora", "adapter": str(tmp_path)})

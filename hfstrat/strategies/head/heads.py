@@ -79,9 +79,9 @@ class ClassifierHead:
 class SolvedTrainer(StrategyTrainer):
     """Solves a linear head instead of training it: one step, to the optimum."""
 
-    def __init__(self, *, l2: float | None, **arguments: Any) -> None:
+    def __init__(self, *, l2: float | None, facts: dict[str, Any], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.strength = l2
+        self.strength, self.facts = l2, facts
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         rows, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
@@ -90,6 +90,7 @@ class SolvedTrainer(StrategyTrainer):
         bias = model.head[0].bias is not None
         classes = model.head[0].out_features
         layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
+        self.facts["l2"] = float(strength)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
         outputs = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}

@@ -113,7 +113,8 @@ class Head(Strategy[section.Head]):
             return Prepared(data)
         from hfstrat.strategies.head.heads import SolvedTrainer
 
-        return Prepared(data, SolvedTrainer, {"l2": None if self.section.l2 == "auto" else float(self.section.l2)})
+        strength = None if self.section.l2 == "auto" else float(self.section.l2)
+        return Prepared(data, SolvedTrainer, {"l2": strength, "facts": self.classifier.facts})
 
     def finish(self, model: nn.Module, base: Base) -> None:
         if self.classifier is not None:

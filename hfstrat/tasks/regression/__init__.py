@@ -104,9 +104,7 @@ class Regressor(HeadModel):
             return fresh, [
                 f"the head of {whose} predicts {shortened(known)}, the data have {shortened(names)}: it is re-initialized"
             ]
-        return list(range(len(names))), [
-            f"the numbers that {whose} predicts ({shortened(known)}) are taken for {shortened(names)}"
-        ]
+        return list(range(len(names))), [f"the output of {whose} for {shortened(known)} continues as {shortened(names)}"]
 
     def problem_type(self, data: Any) -> str:
         return "regression"
