@@ -3,7 +3,7 @@
     make data/stdlib/train.jsonl && python -m benchmarks.scratch_recipes [stdlib] [shakespeare]
 
 Writes benchmarks/results/scratch_recipes.json and .md, from the report.json of each run; a recipe that is not named keeps its
-stored result. shakespeare needs ../shared/data/tinyshakespeare and is left out where that is missing.
+stored result. shakespeare is scratch/text_file on ../shared/data/tinyshakespeare, and is left out where that is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from typing import Any
 
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
-RECIPES = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": "../shared/data/tinyshakespeare/input.txt"}
+SHAKESPEARE = "../shared/data/tinyshakespeare/input.txt"
+DATA = {"stdlib": "data/stdlib/train.jsonl", "shakespeare": SHAKESPEARE}
+RECIPES = {
+    "stdlib": ["recipes/scratch/stdlib.yaml"],
+    "shakespeare": ["recipes/scratch/text_file.yaml", f"data.train={SHAKESPEARE}"],
+}
 FIELDS = (
     *("metrics_before", "metrics_after", "baselines", "overfitting", "total_parameters", "steps", "best_step", "train_seconds"),
     *("total_seconds", "tokens", "tokens_per_second", "peak_memory_bytes", "artifact_bytes", "answers"),
@@ -25,7 +30,7 @@ FIELDS = (
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "hfstrat", "train", f"recipes/scratch/{name}.yaml", f"output_dir={folder}"]
+    command = [sys.executable, "-m", "hfstrat", "train", *RECIPES[name], f"output_dir={folder}"]
     subprocess.run(command, cwd=ROOT, check=True)
     result = json.loads((folder / "report.json").read_text())["result"]
     return {key: result[key] for key in FIELDS} | {"bit_equal": result["verified"]["bit_equal"], "machine": machine()}
@@ -44,7 +49,7 @@ def row(name: str, run: dict[str, Any]) -> str:
 def main() -> None:
     file = RESULTS / "scratch_recipes.json"
     runs: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    for name in sys.argv[1:] or [name for name, data in RECIPES.items() if (ROOT / data).is_file()]:
+    for name in sys.argv[1:] or [name for name, data in DATA.items() if (ROOT / data).is_file()]:
         with tempfile.TemporaryDirectory() as scratch:
             runs[name] = one(name, Path(scratch) / "run")
     write("scratch_recipes", runs, lines_of(runs))

@@ -1,6 +1,7 @@
 """Build a text data set from the Python standard library: its language reference (`pydoc_data.topics`) and its docstrings.
 
-Each topic and each docstring becomes a row ``{"text": ...}``. Nothing is downloaded. The split depends on a hash of the
+Each topic and each docstring becomes a row ``{"text": ...}`` of train.jsonl or eval.jsonl; topics.txt has all topics
+as one text. Nothing is downloaded. The split depends on a hash of the
 text, so that equal texts are on one side.
 
     python scripts/demo_text.py OUTPUT_DIR
@@ -46,6 +47,7 @@ def main() -> None:
     training, evaluation = build(library())
     for name, texts in (("train", training), ("eval", evaluation)):
         write(folder, name, ({"text": text} for text in texts))
+    (folder / "topics.txt").write_text("\n\n".join(text.strip() for text in topics()) + "\n", encoding="utf-8")
     size = sum(len(text.encode()) for text in training)
     print(
         f"{folder}: {len(training)} training rows ({size:,} bytes), {len(evaluation)} evaluation rows from the standard library"

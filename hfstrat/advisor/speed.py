@@ -28,6 +28,7 @@ from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
 
 SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
+ASSUMED = 40e9  # operations per second of a thread, if no matrix product can be timed
 HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
 FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
@@ -150,32 +151,32 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
             return Rate(middle, f"{len(found)} past runs on this machine", time_band("reports"))
         rate, others = matmul_rate()
         source = "a matrix product timed on this machine"
+        if rate is None:
+            rate, source = ASSUMED * threads(), "an assumed rate, since the process that times a matrix product failed"
         if others > BUSY:
             source += f" while other processes used {others:.0%} of it, so times on a free machine are shorter"
         return Rate(SHARE["cpu"] * rate, source, None if others > BUSY else time_band("product"), rate)
     return Rate(SHARE["gpu"] * device.peak, f"the data sheet of {device.name}")
 
 
-def matmul_rate() -> tuple[float, float]:
+def matmul_rate() -> tuple[float | None, float]:
     """Operations per second of a matrix product in the training precision, and the share of the machine that other processes
     used meanwhile; measured once by a child process, and cached if the machine was free.
 
-    Raises:
-        UserError: torch could not run.
+    The rate is None if that process fails, as where memory is short or torch does not load.
     """
     file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = read_json(file)
     if key not in known:
         ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
-        if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"the speed of this machine cannot be measured: torch failed with exit code {ended.returncode}: {last}"
-            )
-        found = json.loads(ended.stdout)
-        if found["others"] > BUSY:
-            return float(found["rate"]), float(found["others"])
-        known[key] = found["rate"]
+        try:
+            found = json.loads(ended.stdout.strip().splitlines()[-1])
+            rate, others = float(found["rate"]), float(found["others"])
+        except (IndexError, ValueError, TypeError, KeyError):
+            return None, 0.0
+        if others > BUSY:
+            return rate, others
+        known[key] = rate
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
     return float(known[key]), 0.0

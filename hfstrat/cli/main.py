@@ -65,7 +65,7 @@ def train(
 
         with located(loaded):
             sequences_per_process(loaded.recipe.training.global_batch_size, started.processes)
-    print(f"hfstrat {__version__}: {started.line()}", flush=True)
+    print(f"hfstrat {__version__}, command: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
     raise typer.Exit(launch.start(started))
@@ -93,7 +93,7 @@ def check(
         else:
             cli_check.show(loaded, rows, every)
     if not as_json:
-        print(f"{'runs':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
+        print(f"{'command':<9} {launch.plan_launch([recipe, *(overrides or [])], None, None).line()}")
 
 
 @app.command()

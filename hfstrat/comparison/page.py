@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from hfstrat.comparison import charts, text
 from hfstrat.comparison.charts import Curve, Point
+from hfstrat.publish.scrub import Scrubber
 from hfstrat.recipe import format
 
 HERE = Path(__file__).parent
@@ -29,7 +30,14 @@ def render(table: Table) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.jinja").render(values(table))
+    return environment.get_template("report.html.jinja").render(values(without_paths(table)))
+
+
+def without_paths(table: Table) -> Table:
+    """The table without what is local to this machine, since a page is shared; comparison.json keeps it."""
+    scrubber, kept = Scrubber({}), {"samples": table["samples"]}
+    scrubbed: Table = scrubber.value({name: value for name, value in table.items() if name not in kept})
+    return scrubbed | kept
 
 
 def values(table: Table) -> dict[str, Any]:
@@ -180,8 +188,7 @@ def _environment(found: Table) -> str:
 
 def _commands(table: Table) -> str:
     """The command that repeats the comparison, and those of single recipes."""
-    repeat = table["repeat"]
-    lines = [f"cd {repeat['folder']}", repeat["command"], ""]
+    lines = ["# in the folder where the comparison was started", table["repeat"]["command"], ""]
     for row in table["entries"]:
         lines += [f"# only {row['label']}", shlex.join(row["runs"][0]["command"])]
     return "\n".join(lines)

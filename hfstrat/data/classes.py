@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfstrat.data.label_names import same_names
 from hfstrat.data.labeled import FORMAT, LABELS, LabelFormat, Texts, write
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
 from hfstrat.data.prepare import PreparedData, RowEncoder, Table, divide, evaluation_fields
@@ -42,11 +43,14 @@ def encode_labels(rows: Dataset, names: list[str], many: bool, key: str) -> Data
     return rows.remove_columns("names").add_column("label", labels)
 
 
-def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
+def check_seen(rows: Dataset, names: list[str], stats: Statistics, whose: str) -> None:
     """Refuse evaluation rows with labels that the model cannot predict.
 
+    Args:
+        whose: names they are: those of training rows, or of the model.
+
     Raises:
-        UserError: a label that no training row has.
+        UserError: a label that is not one of them.
     """
     import pyarrow.compute as pc
 
@@ -55,10 +59,13 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics) -> None:
         first = unseen[0]
         more = f" (and {len(unseen) - 1} more labels)" if len(unseen) > 1 else ""
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise UserError(
-            f"data.eval: {stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}, which no "
-            f"training row has; training has {known}. Remove these rows, or add training rows with this label"
-        )
+        found = f"{stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}"
+        if whose == "training":
+            raise UserError(
+                f"data.eval: {found}, which no training row has; training has {known}. Remove these rows, or add training "
+                "rows with this label"
+            )
+        raise UserError(f"{found}; {whose} predicts {known}. Remove these rows, or map the labels to its names")
 
 
 def find_conflicts(train: Selection, tokenizer: Any) -> dict[str, Any]:
@@ -148,15 +155,16 @@ class ClassEncoder(TextEncoder):
 
     def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None, many: bool = False) -> None:
         super().__init__(tokenizer, data)
-        self.names, self.many = names or [], many
+        self.names, self.many, self.of_model = names or [], many, names is not None
 
     def reader(self, source: DataSource) -> Callable[..., Any]:
         return LabelFormat.detect
 
     def with_labels(self, table: Table, key: str) -> Selection:
         if self.names:
-            check_seen(table.rows.table, self.names, table.statistics)
-            return self.selection(table, encode_labels(table.rows.table, self.names, self.many, key))
+            spelled = spelling(table, self.names) if self.of_model else self.names
+            check_seen(table.rows.table, spelled, table.statistics, "the model" if self.of_model else "training")
+            return self.selection(table, encode_labels(table.rows.table, spelled, self.many, key))
         self.many, self.names = table.statistics.many_labels, collect_labels(table)
         rows = encode_labels(table.rows.table, self.names, self.many, key)
         check_labels(len(rows), self.names, self.many, f"{key}: {table.statistics.source}")
@@ -213,6 +221,15 @@ def collect_labels(table: Table) -> list[str]:
     orders = [class_names(source) for source in table.sources]
     known = orders[0] if orders[0] is not None and all(order == orders[0] for order in orders) else None
     return sort_labels(found, known)
+
+
+def spelling(table: Table, names: list[str]) -> list[str]:
+    """The labels of a model as the rows of a table spell them: they may differ in case, spaces or the form LABEL_1."""
+    import pyarrow.compute as pc
+
+    given = pc.unique(pc.list_flatten(table.rows.table.data.column("names"))).to_pylist()
+    found = {known: name for name, known in same_names(given, names).items()}
+    return [found.get(name, name) for name in names]
 
 
 def class_names(source: DataSource) -> list[str] | None:

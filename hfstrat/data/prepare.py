@@ -77,7 +77,10 @@ class PreparedData:
         """The statistics as text, one line each."""
         lines = [f"{name:<9} {line}" for name, stats in self.statistics.items() for line in stats.lines()]
         if "eval" not in self.statistics:
-            lines.append(f"{'eval':<9} {plural(len(self.eval), 'row')} held out, {len(self.train):,} left to train on")
+            held, left = plural(len(self.eval), "row"), len(self.train)
+            lines.append(
+                f"{'eval':<9} {held} of these {'is' if len(self.eval) == 1 else 'are'} held out; {left:,} remain for training"
+            )
         lines += [f"{'eval':<9} {line}" for line in few_rows(len(self.eval))]
         return lines + [f"{'overlap':<9} {line}" for line in splits.describe_duplicates(self.duplicates)]
 

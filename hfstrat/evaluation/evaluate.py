@@ -13,17 +13,19 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from hfstrat.data import sources
+from hfstrat.data.label_names import sources_of
 from hfstrat.errors import UserError, quiet_libraries
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Evaluation, Recipe
 from hfstrat.tasks import TASKS, artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
+from hfstrat.tasks.heads import names_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,8 +141,6 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     """Measure and print what was requested; the main process gets the report, the others None. Raises UserError."""
     recipe = request.check()
     quiet_libraries()
-    import torch
-
     from hfstrat.evaluation.forward import Runner
     from hfstrat.evaluation.suite import Suite
     from hfstrat.trainer.distributed import join_world, leave_world
@@ -150,17 +150,17 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     screen, rows = make_console(world.is_main_process), Rows(request, recipe)
     found: dict[str, dict[str, Measurement]] = {"before": {}, "after": {}}
     answers: dict[str, list[str]] = {}
+    how = Precision.of(request, recipe)
     for side, target in (("after", request.target), ("before", request.base())):
         if target is not None:
             section, form = recipe.model.quantization, request.quantization
             if section and form == "recorded" and side == "before":  # then the other model has the form of the run
                 form = section.name
-            subject = load(target, form, recipe.model.dtype)  # the same precision for both
+            subject = load(target, form, how.weights)  # the same precision for both
             data, device = rows.for_model(subject), subject.device
-            # in the precision of the weights, without autocast
-            runner = Runner(device, torch.float32, screen, wanted.batch_tokens, world.num_processes, world.process_index)
-            found[side] = Suite(wanted, data, recipe.seed).measure(subject, runner)
-            answers[side] = rows.answers(subject, data) if world.is_main_process else []
+            runner = Runner(device, how.forward, screen, wanted.batch_tokens, world.num_processes, world.process_index)
+            found[side] = Suite(wanted, data, recipe.seed, rows_at_once=how.rows).measure(subject, runner)
+            answers[side] = rows.answers(subject, data, how.forward) if world.is_main_process else []
             del subject, data
             gc.collect()  # models contain reference cycles
     leave_world()
@@ -178,6 +178,27 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         for line in few_rows(len(rows.data.eval)):
             screen.print(line, markup=False)
     return report
+
+
+class Precision(NamedTuple):
+    """How models are measured: a run's result as at the end of training, so that the numbers are the same."""
+
+    weights: str  # the `dtype` of `artifact.load`
+    forward: Any  # the torch.dtype of forward passes: autocast, unless it is float32
+    rows: int | None  # evaluation examples of a pass; None: as many as evaluation.batch_tokens allows
+
+    @classmethod
+    def of(cls, request: Request, recipe: Recipe) -> Precision:
+        import torch
+
+        from hfstrat.models.load import compute_dtype
+
+        folder, report = resolve(request.target)
+        if report is None:  # in the precision of the weights
+            return cls(recipe.model.dtype, torch.float32, None)
+        # an adapter is measured on its base in the precision of forward passes, other models are as they are stored
+        stored = recipe.model.dtype if (Path(folder) / "adapter_config.json").is_file() else "checkpoint"
+        return cls(stored, compute_dtype(recipe.model.dtype), report.finished.plan.eval_batch)
 
 
 def load(target: str, form: str, dtype: str) -> Subject:
@@ -221,11 +242,17 @@ class Rows:
         return data
 
     def _check_same(self, subject: Subject) -> None:
+        from hfstrat.models.class_outputs import arrange
+
         known, config = getattr(self.data, "label_names", ()), subject.inner.config
         if subject.task.name != self.first.task.name:
             raise UserError(f"--against: the task is {subject.task.name}, but {self.first.task.name} for {self.request.target}")
-        if known and tuple(config.id2label[index] for index in sorted(config.id2label)) != known:
+        if not known or (theirs := names_of(config)) == list(known):
+            return
+        sources = sources_of(known, theirs)
+        if None in sources or len(theirs) != len(known):
             raise UserError(f"--against: the labels differ from those of {self.request.target}; name another classifier")
+        arrange(subject.inner, sources, known)
 
     def _read(self, subject: Subject) -> Any:
         from hfstrat.data.splits import held_out
@@ -244,10 +271,8 @@ class Rows:
         samples = self.data.samples[: wanted.samples] if self.data is not None else []
         return wanted.prompts or [sample["prompt"] for sample in samples]
 
-    def answers(self, subject: Subject, data: Any) -> list[str]:
+    def answers(self, subject: Subject, data: Any, dtype: Any) -> list[str]:
         """The model's answers to the prompts."""
-        import torch
-
         from hfstrat.data.render import Renderer
 
         options = self.recipe.data.chat_template_kwargs
@@ -255,7 +280,7 @@ class Rows:
             data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto", options=options))
         )
         length = self.recipe.evaluation.max_new_tokens
-        return [subject.task.text.predict(subject.model, given, prompt, length, torch.float32) for prompt in self.prompts]
+        return [subject.task.text.predict(subject.model, given, prompt, length, dtype) for prompt in self.prompts]
 
     def side_by_side(self, answers: dict[str, list[str]]) -> list[dict[str, str]]:
         """The prompts with the answers of each model and, for examples, the references."""

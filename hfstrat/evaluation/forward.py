@@ -86,6 +86,7 @@ class Runner:
     tokens: int | str = "auto"
     processes: int = 1
     rank: int = 0
+    rows: int | None = None  # in a pass, as the Trainer evaluates; None: as many as the tokens allow
 
     @property
     def budget(self) -> int:
@@ -113,7 +114,7 @@ class Runner:
         plain = order[lengths[order] > packed]
         while start < len(plain):
             width = rounded(max(1, int(lengths[plain[start]])), self.multiple)
-            count = max(1, self.budget // width)
+            count = self.rows or max(1, self.budget // width)
             found.append(plain[start : start + count].tolist())
             start += count
         rest = order[len(plain) :]

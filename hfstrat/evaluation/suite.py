@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Suite:
     data: PreparedData | None  # its evaluation examples are measured, and its `samples` answered
     seed: int
     own_rows: bool = True  # whether the loss of the examples is measured here; during training the Trainer does it
+    rows_at_once: int | None = None  # evaluation examples of a pass, as the Trainer has them
     is_trained: bool = True  # whether the weights were trained before, so that something can be forgotten
 
     def is_empty(self, task: Task) -> bool:
@@ -47,7 +48,7 @@ class Suite:
         wanted, found = self.wanted, dict[str, Measurement]()
         with subject.measured():
             if self.own_rows and self.data is not None:
-                found[ROWS] = measure_rows(subject, self.data, runner)
+                found[ROWS] = measurement_of(subject.task, row_sums(subject, self.data, runner, self.rows_at_once), self.data)
             if wanted.metrics and self.data is not None:
                 found[ANSWERS] = text_metrics.measure(subject, self.data, wanted, runner, self.seed)
             for file in wanted.choices:
@@ -59,8 +60,12 @@ class Suite:
         return found
 
 
-def measure_rows(subject: Subject, data: PreparedData, runner: Runner) -> Measurement:
-    """The task's metrics on the evaluation examples, `data.eval`."""
+def row_sums(subject: Subject, data: PreparedData, runner: Runner, at_once: int | None = None) -> tuple[np.ndarray, ...]:
+    """What `Metrics.sums` gives for each evaluation example (`data.eval`), in their order.
+
+    Args:
+        at_once: examples of a pass: the last bits of the numbers depend on what is computed together.
+    """
     task, metrics, rows = subject.task, subject.task.metrics.for_data(data), data.eval
     collate = task.rows.collator(subject.base(), data, subject.tokenizer, runner.multiple)
 
@@ -69,7 +74,7 @@ def measure_rows(subject: Subject, data: PreparedData, runner: Runner) -> Measur
         batch = collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
         return metrics.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
-    return measurement_of(task, runner.per_row(ROWS, np.asarray(data.eval_lengths), step), data)
+    return replace(runner, rows=at_once).per_row(ROWS, np.asarray(data.eval_lengths), step)
 
 
 def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Measurement:

@@ -9,13 +9,15 @@ from hfstrat.recipe.format import difference, metric, percent, plural
 WIDTH = 80
 FIRST, COLUMN = 17, 18
 MAX_LABELS, MAX_MATRIX = 40, 9  # labels up to which each gets a line, and the confusion matrix is shown
+CONTROL = "control text: general text outside of the training data, a check for forgetting"
 LEGEND = "± half of a 95% interval over examples; ~ the difference may be due to chance"
 
 
 def lines(measured: dict[str, Any], first: str = "before", second: str = "after") -> list[str]:
     """One block for each set of examples; `first` and `second` are the names of the two models."""
     blocks = [line for name, one in measured.items() for line in block(name, one, first, second)]
-    return [*blocks, *forgetting(measured), LEGEND] if blocks else []
+    explained = [CONTROL] if "control text" in measured else []
+    return [*blocks, *forgetting(measured), *explained, LEGEND] if blocks else []
 
 
 def forgetting(measured: dict[str, Any]) -> list[str]:
@@ -24,9 +26,11 @@ def forgetting(measured: dict[str, Any]) -> list[str]:
     if None in entries:
         return []
     gain, cost = entries
-    verdict = "no forgetting: the loss on the control text fell" if (cost["high"] or 0) < 0 else "no sign of forgetting"
+    verdict = "no forgetting: the loss on the control text fell"
     if (cost["low"] or 0) > 0:
         verdict = "forgetting: the loss on the control text rose"
+    elif (cost["high"] or 0) >= 0:
+        verdict = "no forgetting measured: the change on the control text is within its interval"
     own, other = (with_interval("loss", entry, signed=True) for entry in (gain, cost))
     return [f"gain and cost: loss {own}; on the control text {other}:", f"{'':<15}{verdict}"]
 

@@ -87,6 +87,16 @@ def scale(layer: nn.Linear, units: Units, constant: torch.Tensor | None, keep: b
 
 
 @torch.no_grad()
+def standardize(model: nn.Module, order: list[int]) -> None:
+    """Take the weights that were loaded into every `ScaledLinear` of a model as those of a layer in the original units, whose
+    outputs `order` are those of the model; in place."""
+    for module in model.modules():
+        if isinstance(module, ScaledLinear):
+            bias = None if module.bias is None else module.bias[order]
+            write(module, *module.units.to_standardized(module.weight[order], bias, module.constant))
+
+
+@torch.no_grad()
 def fold(model: nn.Module) -> None:
     """Make every `ScaledLinear` of a model a plain layer with the same outputs, in place."""
     for module in model.modules():

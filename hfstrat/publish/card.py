@@ -16,6 +16,7 @@ from hfstrat.tasks.report_parts import Estimate, Measured, Statistics
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LABELS = 30  # rows of the table of labels, at most
 FEW = 500  # evaluation examples below which small differences are noise
+CHOSEN = {"layer", "pooling", "solver", "l2"}  # of a head
 SHOWN_ELSEWHERE = {"name", "student", "teacher"}  # keys of a strategy's section
 KINDS = {"peft": "An adapter", "sentence-transformers": "A classifier on pooled hidden states"}
 
@@ -229,14 +230,27 @@ def _data(run: Run, public: Run) -> str:
 
 def _settings(public: Report) -> str:
     recipe, result, machine = public.run.recipe, public.finished, public.environment
-    training, strategy = recipe.training, _flat(recipe.strategy.model_dump(exclude=SHOWN_ELSEWHERE))
+    training, shown = recipe.training, recipe.strategy.model_dump(exclude=SHOWN_ELSEWHERE)
+    chosen = CHOSEN if result.head else set()  # auto: what was chosen is shown instead
+    strategy = _flat({name: value for name, value in shown.items() if name not in chosen})
     processor = f"{machine.processor or 'CPU'}, {machine.threads or '?'} threads"
-    epochs = f", {result.plan.epochs:.2f} epochs" if result.plan.epochs else ""
+    head = result.head
+    how: dict[str, Any]
+    if head is not None and head.solved_exactly and getattr(recipe.strategy, "then", None) is None:
+        penalty = f", l2 penalty {head.l2:g}" if head.l2 is not None else ""
+        how = {"length": f"solved exactly from the features of the training examples, in one step{penalty}"}
+    else:
+        epochs = result.steps * training.global_batch_size / result.plan.rows if result.plan.rows else 0
+        how = {
+            "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}" if training.learning_rate else "",
+            "optimizer": training.optim,
+            "length": f"{format.plural(result.steps, 'step')} of {format.plural(training.global_batch_size, 'sequence')}"
+            + (f", {epochs:.2f} epochs" if epochs else ""),
+        }
     settings = {
         "strategy": code(recipe.strategy.name) + (f" ({', '.join(strategy)})" if strategy else ""),
-        "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}" if training.learning_rate else "",
-        "optimizer": training.optim,
-        "length": f"{result.steps:,} steps of {training.global_batch_size} sequences{epochs}",
+        **({"head": f"on layer {head.layer}, pooled by {head.pooling}"} if head else {}),
+        **how,
         "tokens": f"{result.tokens:,} ({format.rate(result.tokens_per_second)})" if result.tokens else "",
         "max length": f"{recipe.data.max_length:,} tokens",
         "supervised": public.run.data.train.train_on if public.run.data else "",

@@ -296,9 +296,10 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
             return content | {"pre": "gpt-2"}
         if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
             return content | {"pre": "smollm"}
-    by = " and ".join(map(str, kinds))
+    by = " and ".join(filter(None, kinds))
+    how = f"split by {by}" if by else "without a pre-tokenizer"
     raise UserError(
-        f"--format gguf: this tokenizer ({content['model']['type']}, split by {by}) is not supported; "
+        f"--format gguf: this tokenizer ({content['model']['type']}, {how}) is not supported; "
         f"expected a byte-level BPE like that of GPT-2 or SmolLM. {INSTEAD}"
     )
 

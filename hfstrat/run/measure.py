@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.evaluation import intervals
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Measurement
-from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of
+from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of, row_sums
 from hfstrat.models import fused_loss, load
 from hfstrat.run import simple_models
 from hfstrat.tasks import verify
@@ -69,7 +70,7 @@ def measure(job: Job) -> dict[str, Measurement]:
     suite = Suite(job.recipe.evaluation, job.data, job.recipe.seed, own_rows=False, is_trained=strategy.needs_weights)
     if suite.is_empty(job.task):
         return {}
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = job.published or trainer.accelerator.unwrap_model(trainer.model)
     args, tokens = trainer.args, job.recipe.evaluation.batch_tokens
     if not is_sharded():
         model.to(args.device)
@@ -93,7 +94,8 @@ def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
         columns = job.task.metrics.columns(job.trainer.sums) | simple_models.columns(job.simple_models, job.task)
         intervals.write_rows(job.folder, job.data, columns)
     result = _result(job, last, seconds)
-    trained = job.trainer.accelerator.unwrap_model(job.trainer.model, keep_fp32_wrapper=False)  # no autocast, as it is loaded
+    trained = job.published
+    assert trained is not None
     fused_loss.unbind_head_loss(job.base.model)  # the model as transformers defines it is saved and compared
     dtype = str(load.main_dtype(trained)).removeprefix("torch.")
     logits = verify.probe_logits(trained, job.probe)
@@ -115,11 +117,39 @@ def _measure(job: Job) -> dict[str, float] | None:
     for undo in job.train_data.undo:  # the final model is evaluated without cached columns
         undo()
     job.strategy.finish(trained, job.base)
+    job.published = job.strategy.published(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), job.base)
+    current &= job.published is trained and _is_plain(job)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if not sharded_training and not current:
-        job.progress.evaluated = f"the result (weights of step {step if best is None else best}, as saved)"
-        last = trainer.evaluate()
+        last = _evaluate_result(job)
+        if trainer.is_world_process_zero():
+            text = job.task.text.metrics({name.removeprefix("eval_"): value for name, value in last.items()})
+            job.screen.print(f"the result (weights of step {step if best is None else best}, as saved): {text}")
     return last
+
+
+def _is_plain(job: Job) -> bool:
+    """Whether evaluations in training compute what one of the saved model does: from the same rows, by the same loss."""
+    trainer, plain = job.trainer, job.task.rows.collator(job.base, job.data, job.data.renderer.tokenizer, 1)
+    same_rows = trainer.eval_dataset is job.data.eval and type(trainer.data_collator) is type(plain)
+    return same_rows and trainer.compute_loss_func == trainer.loss and not job.recipe.training.torch_compile
+
+
+def _evaluate_result(job: Job) -> dict[str, float]:
+    """The metrics of the model that is saved, as `hfstrat evaluate` measures it; the Trainer gets the sums and the details."""
+    trainer, model = job.trainer, job.published
+    if job.outline is None:
+        model.to(trainer.args.device)
+    processes = job.plan.processes
+    runner = Runner(trainer.args.device, job.compute_dtype, job.screen, "auto", processes, trainer.args.process_index)
+    subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
+    with subject.measured():
+        trainer.sums = row_sums(subject, job.data, runner, job.plan.eval_batch)
+    metrics = job.task.metrics.for_data(job.data)
+    values, trainer.details = metrics.measure(trainer.sums)
+    if not math.isfinite(values["loss"]):
+        trainer._stop_non_finite("evaluation loss", trainer.state.global_step)
+    return {f"eval_{name}": value for name, value in values.items()}
 
 
 def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
@@ -149,7 +179,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.train_data.facts,
         "baselines": asdict(bounds) if bounds else None,
-        "overfitting": callbacks.overfitting(history),
+        "overfitting": callbacks.overfitting(history, trainer.marker_state.get("margins")),
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),
     }

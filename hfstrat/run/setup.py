@@ -20,13 +20,14 @@ from hfstrat.evaluation.simple_models import SimpleModel
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
 from hfstrat.models.loss_kernels import choose_for, kernel_name
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume, simple_models
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import autobatch, callbacks, sharded
+from hfstrat.trainer import autobatch, callbacks, checkpoints, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
@@ -58,6 +59,7 @@ class Job:
     outline: nn.Module | None = None  # of a sharded model
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
+    published: Any = None  # the trained model as it is saved, once training has ended
 
     @property
     def recipe(self) -> Recipe:
@@ -83,7 +85,7 @@ class Job:
     def release(self) -> None:
         """Free the memory of model and optimizer, which reference cycles and the allocator's cache hold."""
         self.trainer.accelerator.free_memory()
-        del self.trainer, self.base, self.train_data  # the data refer to what is bound to the model
+        del self.trainer, self.base, self.train_data, self.published  # the data refer to what is bound to the model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -120,7 +122,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     world.wait_for_everyone()
     progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
-    trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
+    trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     outline, rows = sharded.outline(built.model), prepared.data
     return Job(
@@ -208,12 +210,15 @@ def build_trainer(
     data: Data,
     sampler: Any,
     progress: trainer_progress.ProgressReport,
+    checkpoint: Path | None,
 ) -> StrategyTrainer:
     """The Trainer of the run, with what the strategy adds to it."""
     rows, screen, plan, options = prepared.data, progress.console, prepared.data.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
     trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
+    state = marker_state(recipe, plan, data, model)
+    state["margins"] = margins = dict(checkpoints.state_of(checkpoint).get("margins", {})) if checkpoint else {}
     return trainer_class(
         model=model,
         args=args,
@@ -221,13 +226,13 @@ def build_trainer(
         eval_dataset=rows.eval,
         data_collator=rows.collate,
         processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen), *patience, *trackers, *prepared.callbacks],
+        callbacks=[progress, OverfittingAlarm(screen, margins), *patience, *trackers, *prepared.callbacks],
         sampler=sampler,
         metrics=TASKS[recipe.task].metrics.for_data(data),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         print_line=screen.print,
-        state=marker_state(recipe, plan, data, model),
+        state=state,
         **prepared.trainer_kwargs,
     )
 
@@ -252,14 +257,15 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
 def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
     """Lines that describe the model and the length of the run."""
     trainable, total = load.count_parameters(trained)
-    limits = [f"{plan.steps:,} steps"] if plan.steps < ENDLESS else []
+    limits = [plural(plan.steps, "step")] if plan.steps < ENDLESS else []
     limits += [f"{plan.time_limit:.0f} s"] if plan.time_limit else []
-    passes = f"{plan.accumulation} x {plan.rows_at_once}{' packed rows' if plan.bins else ''}"
-    epochs = f" = {plan.epochs:.2f} epochs" if plan.steps < ENDLESS else ""
+    at_once = plural(plan.rows_at_once, "packed row" if plan.bins else "sequence")
+    passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
+    epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     return [
         f"{'strategy':<9} {recipe.strategy.name}: {trainable:,} of {total:,} parameters are trainable "
         f"({trainable / total:.2%}), forward in {str(dtype).removeprefix('torch.')}{recomputed}",
-        f"{'plan':<9} {' or '.join(limits)}{epochs} of {plan.global_batch_size} sequences = {plan.processes} process(es) x "
-        f"{passes}, learning rate {recipe.training.learning_rate:g}, on {args.device}",
+        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, 'sequence')}: {passes}; "
+        f"learning rate {recipe.training.learning_rate:g}; on {args.device}",
     ]

@@ -75,7 +75,8 @@ def answer_prompts(job: Job) -> list[str]:
         return list(checkpoints.state_of(job.checkpoint).get("answers", []))
     if not job.trainer.is_world_process_zero():
         return []
-    model, length = job.trainer.accelerator.unwrap_model(job.trainer.model), job.recipe.evaluation.max_new_tokens
+    model = job.published or job.trainer.accelerator.unwrap_model(job.trainer.model)
+    length = job.recipe.evaluation.max_new_tokens
     with sharded.on_device(model, job.trainer.args.device):
         return [job.task.text.predict(model, job.data, prompt, length, job.compute_dtype) for prompt in job.prompts]
 

@@ -138,6 +138,10 @@ class Strategy(ABC, Generic[S]):
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
 
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        """The model that is saved, after `finish`: the numbers of the report are measured on it."""
+        return model
+
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         """Write the result, so that plain transformers or PEFT loads it."""
         trainer.save_model(str(folder))

@@ -136,6 +136,7 @@ class Lora(Strategy[section.Lora]):
         check_adapter(self.section.adapter)
         path = Path(self.section.adapter).expanduser()
         source = str(path) if path.exists() else self.section.adapter
+        fit = base.task.model.fit_adapter(base, source)
         try:
             model = peft_model.from_pretrained(base.model, source, is_trainable=True)
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
@@ -144,6 +145,7 @@ class Lora(Strategy[section.Lora]):
             raise self._misfit(source, base, KeyError(odd))
         config, here = model.peft_config["default"], base.model.name_or_path
         base.say(f"continuing from the adapter {self.section.adapter}")
+        fit(model)
         if config.base_model_name_or_path not in (None, here, base.name_or_path):
             base.say(f"the adapter was trained on {config.base_model_name_or_path}; its base model is now {here}")
         config.base_model_name_or_path, config.revision = here, base.commit
@@ -283,5 +285,6 @@ def _report_frozen(model: nn.Module, base: Base, config: LoraConfig) -> None:
         base.say("the routed experts are adapted")
     if others := not_adapted(model, base.model, list(config.exclude_modules or [])):
         base.say(
-            f"without an adapter: {', '.join(others)} of shared experts and dense layers, whose names PEFT takes for experts'"
+            f"without an adapter: {', '.join(others)} of shared experts and dense layers, which PEFT treats as experts because "
+            "of their names"
         )

@@ -136,6 +136,8 @@ def load(
         dtype = dtype or "checkpoint"  # 16 bits would round numbers
     wanted = dtype or (section.dtype if section else "auto")
     source, options = source_of(section) if section else (folder, {})
+    if section and section.attn_implementation != "auto":
+        options["attn_implementation"] = section.attn_implementation
     options |= {"source": source, "task": task.name, **reload}
     try:
         weights: Any = "auto" if wanted == "checkpoint" else compute_dtype(wanted)

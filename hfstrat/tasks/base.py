@@ -144,6 +144,26 @@ class Model(ABC):
         """Values that the task sets in the model's config."""
         return {}
 
+    def stored_outputs(self, config: Any) -> dict[str, Any]:
+        """The part of `config_options` that a checkpoint's config replaces while its weights are loaded."""
+        return {}
+
+    def fit_outputs(self, base: Base, config: Any, data: PreparedData | None) -> None:
+        """Give the head of a loaded checkpoint the outputs of the data, in place, and say what that changes.
+
+        Args:
+            config: of the checkpoint.
+        """
+        return
+
+    def fit_adapter(self, base: Base, source: str) -> Callable[[Any], None]:
+        """Prepare the base for loading an adapter whose head has outputs of its own.
+
+        Returns:
+            What gives the head of the model with the adapter the outputs of the data.
+        """
+        return lambda model: None
+
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
         """The modules that are a trainable head, by name, and those of `missing` that the checkpoint has to have."""
         return [], missing

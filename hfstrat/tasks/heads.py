@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.data.label_names import sources_of
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Model, Rows, Text
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Recipe
+
+
+NAMES_SHOWN = 4
 
 
 class HeadRows(Rows):
@@ -58,6 +63,64 @@ class HeadModel(Model):
 
     def fits(self, config: dict[str, Any]) -> bool:
         return not has_numbers(config)
+
+    def stored_outputs(self, config: Any) -> dict[str, Any]:
+        """The checkpoint's own names, if it has a head: the weights fit them, and are arranged for the data afterwards."""
+        has_head = str((config.architectures or [""])[0]).endswith(self.architecture)
+        return {"id2label": dict(config.id2label), "label2id": dict(config.label2id)} if has_head else {}
+
+    def fit_outputs(self, base: Base, config: Any, data: PreparedData | None) -> None:
+        from hfstrat.models.class_outputs import arrange, set_names
+
+        model, names = base.model, list(data.label_names if data is not None else names_of(config))
+        if base.new_head:
+            if self.stored_outputs(config):  # it was made for the names of a config whose weights do not fit
+                arrange(model, [None] * len(names), names)
+            return
+        sources, lines = self.sources(config, names, "the checkpoint")
+        kind, before = model.config.problem_type, config.problem_type
+        base.new_head = None in sources
+        if before not in (None, kind) and not base.new_head:
+            lines = [*lines, f"the head of the checkpoint was trained as {before}, and continues as {kind}"]
+        for line in lines:
+            base.say(line)
+        if sources == list(range(model.config.num_labels)):
+            set_names(model, names)
+        else:
+            arrange(model, sources, names)
+
+    def fit_adapter(self, base: Base, source: str) -> Callable[[Any], None]:
+        """The head of the base gets the outputs of the adapter's head, which PEFT then loads, and at last those of the data."""
+        from hfstrat.models.class_outputs import arrange, set_names
+
+        names, config = names_of(base.model.config), adapter_config(base, source)
+        if config is None:
+            return lambda model: None
+        theirs = names_of(config)
+        if len(theirs) != len(names):
+            arrange(base.model, [None] * len(theirs), theirs)
+
+        def fit(model: Any) -> None:
+            sources, lines = self.sources(config, names, "the adapter")
+            for line in lines:
+                base.say(line)
+            base.new_head = None in sources
+            if sources == list(range(len(theirs))):
+                set_names(base.model, names)
+            else:
+                arrange(base.model, sources, names)
+
+        return fit
+
+    @abstractmethod
+    def sources(self, config: Any, names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
+        """For each output the one of a trained head that it continues, None for a new one; and lines that say so.
+
+        Args:
+            config: with the names and the kind of the head's outputs.
+            names: of the data.
+            whose: head it is.
+        """
 
     @abstractmethod
     def problem_type(self, data: Any) -> str:
@@ -102,6 +165,45 @@ class HeadModel(Model):
         from transformers import AutoConfig
 
         return {"config": AutoConfig.from_pretrained(folder)}
+
+
+def names_of(config: Any) -> list[str]:
+    """The names of a classification model's outputs, in their order."""
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def adapter_config(base: Base, source: str) -> Any:
+    """The config that names the outputs of an adapter's head; None, and a remark, where the adapter has none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        names = shortened(names_of(base.model.config))
+        base.say(f"the adapter does not record the names of its outputs (config.json); expected are {names}, in this order")
+        return None
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list, as text."""
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
+
+
+def continued(known: list[str], names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
+    """The outputs of a trained head by name, and lines about those that are moved, new, or left out."""
+    sources, lines = sources_of(names, known), list[str]()
+    found = [source for source in sources if source is not None]
+    if not found:
+        return sources, [
+            f"the head of {whose} predicts {shortened(known)}, the data have {shortened(names)}: it is re-initialized"
+        ]
+    if new := [name for name, source in zip(names, sources, strict=True) if source is None]:
+        lines.append(f"the head of {whose} has no output for {shortened(new)}: these start with random weights")
+    if gone := [name for index, name in enumerate(known) if index not in set(found)]:
+        lines.append(f"the data lack {shortened(gone)}: these outputs of the head of {whose} are removed")
+    if not lines and found != sorted(found):
+        lines.append(f"the outputs of the head of {whose} are reordered as in the data: {shortened(names)}")
+    return sources, lines
 
 
 def has_numbers(config: dict[str, Any]) -> bool:

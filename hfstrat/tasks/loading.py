@@ -47,7 +47,8 @@ def load_base(
         auto = getattr(transformers, task.model.auto_class)
         key, remote = "model.quantization", model.trust_remote_code
         how = quantization.loading_options(model.quantization, key, auto, config, remote, compute, learns)
-    extra = task.model.config_options(data, tokenizer) | (how.options if how else {})
+    wanted = task.model.config_options(data, tokenizer) | task.model.stored_outputs(config)
+    extra = wanted | (how.options if how else {})
     loaded, missing, replaced = _load_weights(model, task, extra)
     new_head = bool(missing or replaced)
     head, missing = task.model.split_missing(loaded, missing)
@@ -68,7 +69,8 @@ def load_base(
         base.reload |= how.record
         base.say(base.quantized.pop("line"))
     if replaced:
-        base.say(f"the checkpoint's {replaced[0].rpartition('.')[0]} does not match the labels and is re-initialized")
+        base.say(f"the checkpoint's {replaced[0].rpartition('.')[0]} does not match its own config and is re-initialized")
+    task.model.fit_outputs(base, config, data)
     task.model.adapt(base, tokenizer)
     return base
 

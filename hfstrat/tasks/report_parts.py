@@ -160,6 +160,7 @@ class Plan(Part):
     processes: int = 1
     global_batch_size: int = 0
     micro_batch: int = 0
+    eval_batch: int | None = Field(None, description="Examples of a forward pass of evaluations")
     accumulation: int = 1
     checkpointing: bool = False
     bins: int | None = Field(None, description="Packed sequences per step; None: not packed")
@@ -224,6 +225,7 @@ class ClassifierHead(Part):
     layer: int
     pooling: str
     solved_exactly: bool
+    l2: float | None = Field(None, description="The penalty of a solved head")
 
 
 class Teacher(Part):

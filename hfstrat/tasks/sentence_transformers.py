@@ -136,7 +136,12 @@ def load(folder: str) -> Any:
             import torch
 
             given = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-            return SequenceClassifierOutput(logits=self.whole(given)["sentence_embedding"])
+            given = self.whole[0](given)
+            with torch.autocast(given["token_embeddings"].device.type, enabled=False):  # as the head was trained
+                given["token_embeddings"] = given["token_embeddings"].float()
+                for module in list(self.whole)[1:]:
+                    given = module(given)
+            return SequenceClassifierOutput(logits=given["sentence_embedding"])
 
     loaded = Classifier().eval()
     loaded.__class__.__name__ = "SentenceTransformer"  # the name in the report

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +130,12 @@ class Thawing(TrainerCallback):  # type: ignore[misc]
                 parameter.requires_grad_(self._stage[name] < trainable)
 
 
-def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The evaluations at which the evaluation loss rose while the training loss fell.
+def overfitting(history: list[dict[str, Any]], margins: Mapping[str, float] | None = None) -> list[dict[str, float]]:
+    """The evaluations at which the evaluation loss rose, beyond what may be due to chance, while the training loss fell.
 
     Args:
         history: the Trainer's log; the training loss of an evaluation is the mean of those logged since the one before.
+        margins: half of the interval of each change of the evaluation loss, by step.
     """
     found, losses, before = [], list[float](), None
     for entry in history:
@@ -143,7 +144,8 @@ def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
         if "eval_loss" not in entry or not losses:
             continue
         now = {"step": entry["step"], "train_loss": sum(losses) / len(losses), "eval_loss": entry["eval_loss"]}
-        if before and now["eval_loss"] > before["eval_loss"] and now["train_loss"] < before["train_loss"]:
+        margin = (margins or {}).get(str(entry["step"]), 0.0)
+        if before and now["eval_loss"] - before["eval_loss"] > margin and now["train_loss"] < before["train_loss"]:
             found.append(now)
         before, losses = now, []
     return found
@@ -152,11 +154,11 @@ def overfitting(history: list[dict[str, Any]]) -> list[dict[str, float]]:
 class OverfittingAlarm(TrainerCallback):
     """Prints a warning at the evaluation that shows overfitting."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, margins: Mapping[str, float] | None = None) -> None:
+        self.console, self.margins = console, margins or {}
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = overfitting(state.log_history)
+        found = overfitting(state.log_history, self.margins)
         if found and state.is_world_process_zero and state.log_history[-1].get("eval_loss") == found[-1]["eval_loss"]:
             last = found[-1]
             advice = "" if args.load_best_model_at_end else "; training.load_best_model_at_end: true keeps the best weights"

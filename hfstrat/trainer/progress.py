@@ -36,7 +36,6 @@ class ProgressReport(TrainerCallback):
         self.trainer_counts = False  # whether the trainer counts tokens, because it generates examples itself
         self.seconds = 0.0  # of training with data loading, without evaluations and checkpoints
         self.loss: float | None = None
-        self.evaluated = ""  # the name of an evaluation outside of training
         self._bar: Progress | None = None
         self.first_step = 0  # of this session
         self.curve: list[dict[str, float]] = []  # evaluations during training, with step, tokens and seconds since its start
@@ -96,13 +95,13 @@ class ProgressReport(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()
-        if metrics and not self.evaluated:  # else it belongs to the result
+        if metrics:
             self._started = self._started or self._since  # a solved head has no start of training
             at = {"step": state.global_step, "seconds": self._since - self._started, "tokens": self.tokens}
             self.curve.append({**at, **{name: value for name, value in metrics.items() if name.startswith("eval_")}})
         if metrics and state.is_world_process_zero:
             text = self.describe({name.removeprefix("eval_"): value for name, value in metrics.items()})
-            self.console.print(f"{self.evaluated or f'evaluation at step {state.global_step}'}: {text}")
+            self.console.print(f"evaluation at step {state.global_step}: {text}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

@@ -133,8 +133,11 @@ class StrategyTrainer(Resumable, Trainer):
         return None, sums if len(sums) > 1 else sums[0], sums[0]
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
-        sums = prediction.predictions
+        sums, before = prediction.predictions, self.sums
         self.sums = sums if isinstance(sums, tuple) else (sums,)
+        if before is not None and before[0].shape == self.sums[0].shape:
+            margins = self.marker_state.setdefault("margins", {})
+            margins[str(self.state.global_step)] = change_margin(before[0], self.sums[0])
         if self.state.global_step == 0 and self.at_first is not None:
             self.at_first(self.sums)
             self.at_first = None
@@ -229,6 +232,17 @@ class StrategyTrainer(Resumable, Trainer):
                 f"the checkpoint does not match the model: {unmatched[0]} and {len(unmatched) - 1} more keys", errors.CRASH
             )
         super()._issue_warnings_after_load(load_result)
+
+
+def change_margin(before: np.ndarray, after: np.ndarray) -> float:
+    """Half of the 95 % interval of the change of the loss between two evaluations of the same examples.
+
+    Args:
+        before, after: summed loss and items of each example, `[examples, 2]`.
+    """
+    nll, items = (after[:, 0] - before[:, 0]).astype(np.float64), after[:, 1].astype(np.float64)
+    total = max(float(items.sum()), 1.0)
+    return 1.96 * float(np.sqrt(np.square(nll - nll.sum() / total * items).sum())) / total
 
 
 TESTED = {"transformers": "5.23.0", "trl": "1.16.0"}

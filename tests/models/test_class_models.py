@@ -126,14 +126,3 @@ def test_an_artefact_without_its_head_does_not_load(bodies: Any, tmp_path: Path)
         save_file({k: v for k, v in weights.items() if "classifier" not in k}, folder / file, {"format": "pt"})
         with pytest.raises(Exception, match=r"classifier|missing adapter keys"):
             artifact.load_artifact(str(folder), torch.float32, {"task": TASK.name})
-
-
-def test_a_head_for_other_labels_begins_anew_and_says_so(bodies: Any, tmp_path: Path) -> None:
-    model, _, _ = built(bodies("bert"), {"name": "full"})
-    model.save_pretrained(tmp_path / "three")
-    load_tokenizer(Model(name_or_path=str(bodies("bert")))).save_pretrained(tmp_path / "three")
-    recipe = Recipe.model_validate({"model": str(tmp_path / "three"), "strategy": "full", "data": "x", "output_dir": "x"})
-    other: Any = SimpleNamespace(label_names=("a", "b"), many=False)
-    base = load_base(recipe.model, load_tokenizer(recipe.model), TASK, other)
-    assert "does not match the labels and is re-initialized" in base.remarks[0]
-    assert base.model.classifier.out_features == 2

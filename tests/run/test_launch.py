@@ -38,7 +38,7 @@ def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
     words = ["train", one.source, *settings, f"output_dir={tmp_path / 'two'}", "--num-processes", "2"]
     done = hfstrat(*words)
     assert done.returncode == 0, done.stderr
-    assert "2 process(es) x 2 x 2" in done.stdout
+    assert "2 processes x 2 passes of 2 sequences" in done.stdout
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     for name, tensor in adapter(tmp_path / "one").items():
         torch.testing.assert_close(adapter(tmp_path / "two")[name], tensor, rtol=1e-3, atol=2e-5)

@@ -354,6 +354,8 @@ def test_overfitting_is_when_evaluation_rises_while_training_falls() -> None:
 
     assert callbacks.overfitting(log((3, 3), (2, 2.5), (1, 2.4))) == []
     assert [found["step"] for found in callbacks.overfitting(log((3, 3), (2, 2.5), (1, 2.6), (0.5, 2.7)))] == [3, 4]
+    rising = log((3, 3), (2, 2.5), (1, 2.6), (0.5, 2.7))
+    assert [found["step"] for found in callbacks.overfitting(rising, {"3": 0.2, "4": 0.05})] == [4]  # 3: within its interval
     assert callbacks.overfitting(log((2, 2), (2.5, 2.5))) == []  # both rise: diverging, not overfitting
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hfstrat.data.collate import TEACHER_TYPES, ClassCollator, has_token_types
+from hfstrat.data.label_names import sources_of
 from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.models.load import Base, count_parameters
@@ -106,7 +107,8 @@ class ClassDistiller:
                 "a classifier cannot be its own teacher, since its head is trained; set teacher, or shrink a trained one"
             )
         ours, theirs = (_names(model) for model in (base.model, teacher))
-        if set(ours) != set(theirs):
+        order = sources_of(ours, theirs)
+        if None in order or len(ours) != len(theirs):
             odd = sorted(set(ours) ^ set(theirs))[0]
             raise ValueError(
                 f"its labels are {', '.join(theirs[:4])}, and those of the data {', '.join(ours[:4])} (only one has {odd}); "
@@ -114,7 +116,7 @@ class ClassDistiller:
             )
         # the head of a decoder finds the last token by the id of the padding token
         teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
-        self.order = torch.tensor([theirs.index(name) for name in ours])
+        self.order = torch.tensor(order)
         self.teacher, self.names, self.is_active = teacher, ours, True
 
     @torch.no_grad()

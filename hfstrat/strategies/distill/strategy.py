@@ -223,6 +223,9 @@ class Distill(Strategy[section.Distill]):
         self.distiller.match = None
         self.student.finish(model, base)
 
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        return self.student.published(model, base)
+
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.student.save(trainer, folder, base)
 

@@ -47,6 +47,11 @@ class ClassifierHead:
         self.model.fold()
         dequantize(self.base.model, self.base.compute_dtype)  # an ordinary model with the same weights is published
         cast_weights(self.model, torch.float32)
+        if self.by_transformers:
+            final = final_linear(self.base.model)
+            final.float()
+            solved: Any = self.model.head[0]
+            set_linear(final, Linear(solved.weight.detach(), None))
         self.model.eval()
         device = next(self.model.parameters()).device
         cached = self.model(features=self.features.to(device)).logits
@@ -61,10 +66,6 @@ class ClassifierHead:
         tokenizer: Any = trainer.processing_class
         config, dtype = self.base.model.config, self.base.compute_dtype
         if self.by_transformers:
-            final = final_linear(self.base.model)
-            final.float()
-            solved: Any = self.model.head[0]
-            set_linear(final, Linear(solved.weight.detach(), None))
             self.base.model.config.dtype = torch.float32
             self.base.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -78,9 +79,9 @@ class ClassifierHead:
 class SolvedTrainer(StrategyTrainer):
     """Solves a linear head instead of training it: one step, to the optimum."""
 
-    def __init__(self, *, l2: float | None, **arguments: Any) -> None:
+    def __init__(self, *, l2: float | None, facts: dict[str, Any], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.strength = l2
+        self.strength, self.facts = l2, facts
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         rows, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
@@ -89,6 +90,7 @@ class SolvedTrainer(StrategyTrainer):
         bias = model.head[0].bias is not None
         classes = model.head[0].out_features
         layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
+        self.facts["l2"] = float(strength)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
         outputs = {"logits": model(features=rows.features.to(self.args.device)).logits.detach()}

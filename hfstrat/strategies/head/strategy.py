@@ -113,7 +113,8 @@ class Head(Strategy[section.Head]):
             return Prepared(data)
         from hfstrat.strategies.head.heads import SolvedTrainer
 
-        return Prepared(data, SolvedTrainer, {"l2": None if self.section.l2 == "auto" else float(self.section.l2)})
+        strength = None if self.section.l2 == "auto" else float(self.section.l2)
+        return Prepared(data, SolvedTrainer, {"l2": strength, "facts": self.classifier.facts})
 
     def finish(self, model: nn.Module, base: Base) -> None:
         if self.classifier is not None:
@@ -122,6 +123,9 @@ class Head(Strategy[section.Head]):
             from hfstrat.models.load import cast_weights
 
             cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already
+
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        return base.model if self.classifier is not None and self.classifier.by_transformers else model
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:
@@ -170,6 +174,9 @@ class HeadThen(Strategy[section.Head]):
 
     def finish(self, model: nn.Module, base: Base) -> None:
         self.then.finish(model, base)
+
+    def published(self, model: nn.Module, base: Base) -> nn.Module:
+        return self.then.published(model, base)
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.then.save(trainer, folder, base)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
-from hfstrat.tasks.heads import HeadModel, HeadRows, HeadText, check_texts, has_numbers, logits_of
+from hfstrat.tasks.heads import (
+    HeadModel,
+    HeadRows,
+    HeadText,
+    adapter_config,
+    check_texts,
+    continued,
+    has_numbers,
+    logits_of,
+    names_of,
+    shortened,
+)
 from hfstrat.tasks.regression.targets import COLUMNS, TargetFormat
 
 if TYPE_CHECKING:
@@ -78,6 +89,23 @@ class Regressor(HeadModel):
     def fits(self, config: dict[str, Any]) -> bool:
         return has_numbers(config)
 
+    def sources(self, config: Any, names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
+        """By name; without common names by position where the number of targets is the same, since a column has any name.
+
+        All of them or none: trained outputs are in original units, and new ones in standardized units.
+        """
+        known, fresh = names_of(config), list[int | None]([None] * len(names))
+        if not has_numbers(config.to_dict()):
+            return fresh, [f"the head of {whose} predicts labels ({shortened(known)}): it is re-initialized"]
+        sources, lines = continued(known, names, whose)
+        if None not in sources:
+            return sources, lines
+        if len(known) != len(names) or sources != fresh:
+            return fresh, [
+                f"the head of {whose} predicts {shortened(known)}, the data have {shortened(names)}: it is re-initialized"
+            ]
+        return list(range(len(names))), [f"the output of {whose} for {shortened(known)} continues as {shortened(names)}"]
+
     def problem_type(self, data: Any) -> str:
         return "regression"
 
@@ -93,6 +121,29 @@ class Regressor(HeadModel):
         constant = None if layer.bias is not None else self._constant(base, data, collate, layer)
         output_scale.scale(layer, data.units, constant, keep=not base.new_head)
         return lambda: output_scale.fold(base.model)
+
+    def fit_adapter(self, base: Base, source: str) -> Callable[[Any], None]:
+        """The adapter's head predicts in original units, and the one that is trained in standardized ones."""
+        from hfstrat.models import output_scale
+
+        names, config = names_of(base.model.config), adapter_config(base, source)
+        order: list[Any] = list(range(len(names)))
+        if config is not None:
+            order, lines = self.sources(config, names, "the adapter")
+            if None in order or len(names_of(config)) != len(names):
+                raise UserError(
+                    f"strategy.adapter: {source} predicts {shortened(names_of(config))}, and the data have {shortened(names)}; "
+                    "expected an adapter for the same numbers; remove it"
+                )
+            for line in lines:
+                base.say(line)
+
+        def fit(model: Any) -> None:
+            saved = [m for name, m in model.named_modules() if name.endswith("modules_to_save.default")]
+            for module in saved:
+                output_scale.standardize(module, order)
+
+        return fit
 
     def _constant(self, base: Base, data: Any, collate: Any, layer: Any) -> torch.Tensor:
         """The direction of hidden states that stands for the bias that a decoder's head lacks."""

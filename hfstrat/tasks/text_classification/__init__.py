@@ -10,7 +10,17 @@ from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
 from hfstrat.data.labels import as_number
 from hfstrat.data.values import is_missing
 from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
-from hfstrat.tasks.heads import HeadModel, HeadRows, HeadText, check_texts, logits_of
+from hfstrat.tasks.heads import (
+    HeadModel,
+    HeadRows,
+    HeadText,
+    check_texts,
+    continued,
+    has_numbers,
+    logits_of,
+    names_of,
+    shortened,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +65,7 @@ class LabeledRows(HeadRows):
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Classes:
         from hfstrat.data.classes import prepare_eval
 
-        names = [config.id2label[index] for index in sorted(config.id2label)]
+        names = names_of(config)
         many = config.problem_type == "multi_label_classification"
         return prepare_eval(data, tokenizer, names, many, samples, max_rows)
 
@@ -76,6 +86,12 @@ def _flat(values: list[Any]) -> list[Any]:
 
 class Classifier(HeadModel):
     """Outputs are logits of labels."""
+
+    def sources(self, config: Any, names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
+        known = names_of(config)
+        if has_numbers(config.to_dict()):
+            return [None] * len(names), [f"the head of {whose} predicts numbers ({shortened(known)}): it is re-initialized"]
+        return continued(known, names, whose)
 
     def problem_type(self, data: Any) -> str:
         return "multi_label_classification" if data.many else "single_label_classification"
