@@ -127,6 +127,19 @@ def pad_token_of(config: Any, tokenizer: Any) -> int:
     raise UserError("model.tokenizer: it has neither a padding token nor an end token, so texts cannot be batched")
 
 
+def keep_padding_index(model: Any) -> None:
+    """Set the config's padding token back to the one with which the positions were made (XGLM, RoBERTa and similar).
+
+    Trainer changes it to the tokenizer's; a model loaded with that config would count its positions from another one.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        made_with = getattr(module, "padding_idx", "")
+        if "position" in name and made_with != "" and not (isinstance(module, nn.Embedding) and made_with is None):
+            model.config.pad_token_id = made_with
+
+
 def context_of(model: PreTrainedModel) -> int | None:
     """The maximum number of positions of a model; None if its config does not have it."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)

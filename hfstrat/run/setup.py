@@ -22,6 +22,7 @@ from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume
+from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
@@ -56,6 +57,7 @@ class Job:
     outline: nn.Module | None = None  # of a sharded model
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
+    ended_in: Path | None = None  # the checkpoint with the weights of the last step, once training has ended
 
     @property
     def recipe(self) -> Recipe:
@@ -106,6 +108,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     base, built, probe = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
+    untrained = None if is_sharded() else first_forward(built.model, probe, dtype, recipe.model.name_or_path)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
     lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
@@ -121,7 +124,23 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress)
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     outline, rows = sharded.outline(built.model), prepared.data
-    return Job(loaded, strategy, data, plan, base, trainer, progress, dtype, checkpoint, lock, rows, probe, baselines, outline)
+    return Job(
+        loaded,
+        strategy,
+        data,
+        plan,
+        base,
+        trainer,
+        progress,
+        dtype,
+        checkpoint,
+        lock,
+        rows,
+        probe,
+        baselines,
+        outline,
+        untrained=untrained,
+    )
 
 
 def build_model(
