@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -11,16 +12,19 @@ from hfstrat.errors import OUT_OF_MEMORY, UserError, first_line, named
 from hfstrat.models.blocks import evaluating
 from hfstrat.tasks.verify import tolerance, untrained_logits
 
+LARGEST = 10**9  # parameters up to which a body is copied in float32
 
-def first_forward(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, name: str) -> torch.Tensor:
+
+def first_forward(model: nn.Module, base: Any, inputs: dict[str, Any], dtype: torch.dtype, name: str) -> torch.Tensor:
     """The logits of the untrained model for the inputs of the probe.
 
     Args:
+        base: the model of transformers in it.
         dtype: of the forward pass.
         name: of the model, for messages.
 
     Raises:
-        UserError: the forward pass fails, or the output for a text depends on the padding of its batch.
+        UserError: the forward pass fails, or the hidden states of a text depend on the padding of its batch.
     """
     with evaluating(model):
         try:
@@ -30,7 +34,7 @@ def first_forward(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, 
                 raise
             raise UserError(_failed(name, error, dtype)) from error
         if logits.dim() == 2 and "attention_mask" in inputs:
-            _check_padding(model, inputs, dtype, name, logits)
+            _check_padding(base.base_model, inputs, name)
     return logits
 
 
@@ -43,19 +47,23 @@ def _failed(name: str, error: Exception, dtype: torch.dtype) -> str:
     )
 
 
-def _check_padding(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, name: str, logits: torch.Tensor) -> None:
-    """Refuse a model of texts that does not mask padding, such as FNet: its results would depend on the batch."""
+@torch.no_grad()
+def _check_padding(body: Any, inputs: dict[str, Any], name: str) -> None:
+    """Refuse an encoder that reads padding, such as FNet: its results would depend on the batch. Raises UserError."""
     lengths = inputs["attention_mask"].sum(-1).tolist()
     row = lengths.index(min(lengths))
-    if lengths[row] == inputs["attention_mask"].shape[1]:
+    if lengths[row] == inputs["attention_mask"].shape[1] or sum(p.numel() for p in body.parameters()) > LARGEST:
         return
-    alone = {key: value[row : row + 1, : lengths[row]] for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-    single = untrained_logits(model, alone, dtype)[0]
-    off, largest = float((single - logits[row]).abs().max()), float(logits.abs().max())
-    # of another shape: sums are rounded as differently as on another device
-    if off > tolerance(str(dtype).removeprefix("torch."), False) * largest:
+    exact = all(p.dtype == torch.float32 for p in body.parameters())
+    twin = (body if exact else copy.deepcopy(body).float()).eval()  # rounding to 16 bits would hide small differences
+    device = next(twin.parameters()).device
+    tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    padded = twin(**tensors).last_hidden_state[row, : lengths[row]]
+    alone = {key: value[row : row + 1, : lengths[row]] for key, value in tensors.items()}
+    off, largest = float((twin(**alone).last_hidden_state[0] - padded).abs().max()), float(padded.abs().max())
+    if off > tolerance("float32", False) * largest:
         raise UserError(
-            f"model.name_or_path: {name}: the outputs of this model for a text change with the padding of its batch (by "
-            f"{off:.2g}; the largest is {largest:.2g}): it has no attention mask; expected a model that ignores padding, such "
-            "as BERT or ModernBERT"
+            f"model.name_or_path: {name}: the hidden states of this model for a text change with the padding of its batch (by "
+            f"{off:.2g}; the largest is {largest:.2g}), so its predictions would depend on the batch; expected a model that "
+            "ignores padding, such as BERT or ModernBERT"
         )
