@@ -148,6 +148,48 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
 
 
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`families("mixtral")` returns the folder of a tiny causal LM of that family, created once per session."""
+    from helpers.families import make_family
+
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = make_family(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def short_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 prompt/completion examples."""
+    said = sentences(60, seed=1)
+    data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
+
+
+@pytest.fixture(scope="session")
+def short_labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 labeled texts."""
+    from helpers.classifiers import labeled
+
+    return labeled(tmp_path_factory.mktemp("labeled"), 40)
+
+
+@pytest.fixture(scope="module")
+def quick_runs() -> Iterator[None]:
+    """Many runs in one process: results are verified in it, and the libraries' objects are left out of garbage collections."""
+    from helpers.distributed_worker import reload_here
+    from helpers.matrix import frozen_modules
+
+    with pytest.MonkeyPatch.context() as patch, frozen_modules():
+        patch.setattr("hfstrat.tasks.verify.verify", reload_here)
+        yield
+
+
 @pytest.fixture
 def recipe(tiny: Path, rows: Path, tmp_path: Path) -> Callable[..., Any]:
     """`recipe("training.max_steps=3", ...)` loads a small LoRA recipe with overrides."""

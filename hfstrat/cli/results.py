@@ -118,9 +118,9 @@ def merge(
     output: Annotated[Path, Argument(help="New folder for the merged model")],
 ) -> None:
     """Merge an adapter into its base in 16 bits, and print the divergence from base with adapter."""
-    from hfstrat.publish import export as publish_export
+    from hfstrat.publish import merge as publish_merge
 
-    publish_export.merge(target, output)
+    publish_merge.merge(target, output)
 
 
 def export(

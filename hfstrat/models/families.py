@@ -9,15 +9,19 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import parse_config
-from hfstrat.models.transformers_source import attribute_map, config_keys
+from hfstrat.models.transformers_source import attribute_map, config_keys, families_of
 from hfstrat.recipe.section import Shapes
 
 Settings = dict[str, Any]
 
 
 def is_bidirectional(family: str, settings: Settings) -> bool:
-    """Whether tokens attend to later tokens, unless the config sets `is_decoder`: a causal LM cannot be trained that way."""
-    return {**config_keys(family), **settings}.get("is_decoder") is False
+    """Whether tokens attend to later tokens, unless the config sets `is_decoder`: a causal LM cannot be trained that way.
+
+    Some decoders have the key too, and never read it; they have no masked-LM class.
+    """
+    masked = families_of("AutoModelForMaskedLM")
+    return {**config_keys(family), **settings}.get("is_decoder") is False and (not masked or family in masked)
 
 
 def canonical(family: str, settings: Settings) -> Settings:
@@ -136,7 +140,16 @@ def read_stored(source: str) -> dict[str, Any] | None:
     config = parse_config(file)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise UserError(f"model.name_or_path: {file}: expected a JSON object with a model_type, as transformers saves it")
-    return config
+    return {key: _decoded(value) for key, value in config.items()}
+
+
+def _decoded(value: Any) -> Any:
+    """A value of a config.json, in which transformers writes infinity as `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    if isinstance(value, dict):
+        return {key: _decoded(each) for key, each in value.items()}
+    return [_decoded(each) for each in value] if isinstance(value, list) else value
 
 
 ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")

@@ -7,15 +7,13 @@ only in the families that it knows. In Mamba-like families PEFT refuses layers w
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 from torch import nn
 
-ROUTER = re.compile(r"(^|\.)(gate|router|router\.layer|shared_expert_gate)$")
-READ_BY_KERNELS = ("out_proj", "conv1d")
+from hfstrat.models.experts import ROUTER, not_adaptable, projections_of
+
 NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # peft.tuners.tuners_utils, 0.21
 
 
 class Targets(NamedTuple):
@@ -24,6 +22,7 @@ class Targets(NamedTuple):
     target_modules: str | list[str]
     exclude_modules: list[str] | None
     left_out: str | None
+    target_parameters: list[str]
 
 
 def expert_parameters(model: Any) -> list[str]:
@@ -40,19 +39,23 @@ def all_linear(model: Any) -> Targets:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     has_experts = bool(expert_parameters(model))
     routers = [name for name in names if has_experts and ROUTER.search(name)]
-    kernels = [name for name in names if model.config.model_type in MAMBA and _leaf(name) in READ_BY_KERNELS]
+    kernels = [name for name in names if not_adaptable(model.config.model_type, name)]
     excluded = [*routers, *kernels]
     if experts := _expert_modules(model):
         kept = {_leaf(name) for name in names if name not in excluded and model.get_submodule(name) is not _head(model)}
         targets: str | list[str] = sorted(kept | experts)
+        renamed = [name for name in names if name not in excluded and _leaf(name) in projections_of(model.config.model_type)]
+        parameters = sorted({_weight_of(name) for name in renamed if hasattr(model.get_submodule(name), "weight")})
     else:
-        targets = "all-linear"
+        targets, parameters = "all-linear", []
     reasons = [
         f"{', '.join(sorted({_leaf(name) for name in some}))} ({why})"
         for some, why in ((routers, "routers"), (kernels, "PEFT cannot adapt it in this family"))
         if some
     ]
-    return Targets(targets, sorted({_shortest(name, excluded, names) for name in excluded}) or None, "; ".join(reasons) or None)
+    return Targets(
+        targets, sorted({_shortest(name, excluded, names) for name in excluded}) or None, "; ".join(reasons) or None, parameters
+    )
 
 
 def not_adapted(model: Any, base: Any, left_out: list[str]) -> list[str]:
@@ -92,6 +95,13 @@ def _head(model: Any) -> nn.Module | None:
 
 def _leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
+
+
+def _weight_of(name: str) -> str:
+    """The name of a layer's weight, without the model's and the block's."""
+    parts = name.split(".")
+    within = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join([*parts[within + 1 :], "weight"])
 
 
 def _shortest(name: str, excluded: list[str], names: list[str]) -> str:

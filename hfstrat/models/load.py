@@ -60,13 +60,15 @@ class Base:
     task: Any
     name_or_path: str
     revision: str | None
-    new_token_ids: list[int]
+    new_token_ids: list[int]  # of model.add_tokens
     compute_dtype: torch.dtype  # of frozen weights and of the forward pass
     own_dtype: torch.dtype  # of the checkpoint, or as set in the recipe
     reload: dict[str, Any] = field(default_factory=dict)  # further keywords of `from_pretrained` for the result
     remarks: list[str] = field(default_factory=list)
     new_head: bool = False  # whether its head has random weights
     head_modules: list[str] = field(default_factory=list)  # that are trained in full, as the head of a classifier
+    tokens_beyond: list[int] = field(default_factory=list)  # of the tokenizer, for which the checkpoint had no embeddings
+    rows_use_them: bool = False  # whether the data have any of these
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized
 
     @property
@@ -127,6 +129,19 @@ def pad_token_of(config: Any, tokenizer: Any) -> int:
     raise UserError("model.tokenizer: it has neither a padding token nor an end token, so texts cannot be batched")
 
 
+def keep_padding_index(model: Any) -> None:
+    """Set the config's padding token back to the one with which the positions were made (XGLM, RoBERTa and similar).
+
+    Trainer changes it to the tokenizer's; a model loaded with that config would count its positions from another one.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        made_with = getattr(module, "padding_idx", "")
+        if "position" in name and made_with != "" and not (isinstance(module, nn.Embedding) and made_with is None):
+            model.config.pad_token_id = made_with
+
+
 def context_of(model: PreTrainedModel) -> int | None:
     """The maximum number of positions of a model; None if its config does not have it."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -134,7 +149,7 @@ def context_of(model: PreTrainedModel) -> int | None:
     offset = getattr(positions, "padding_idx", None)
     if isinstance(context, int) and offset is not None:
         context -= offset + 1  # RoBERTa and similar models start to count positions after it
-    return context if isinstance(context, int) else None
+    return context if isinstance(context, int) and context > 0 else None  # XLNet's is -1, without a limit
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:

@@ -58,6 +58,13 @@ def stages(shapes: dict[str, tuple[int, ...]], blocks: int) -> list[set[str]]:
 POSITIONS = re.compile(r"\.(?:wpe|\w*embeddings?)\.|(?:^|\.)embed_positions\.|(?:^|\.)shared\.")
 
 
+def embeddings_of(shapes: Shapes) -> str:
+    """The name of the input embeddings: by its name, else the longest matrix outside of the blocks with `embed` in its name."""
+    named = [name for name in shapes if EMBEDDING.search(name)]
+    others = [name for name, shape in shapes.items() if "embed" in name and len(shape) == 2 and not BLOCK.search(name)]
+    return max(named or others, key=lambda name: shapes[name][0])
+
+
 def is_named(module: str, names: Iterable[str]) -> bool:
     """Whether the path of a module, or of a module that contains it, is or ends with one of these names."""
     around = module.split(".")

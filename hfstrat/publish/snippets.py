@@ -65,6 +65,11 @@ class Artifact:
         return int(read_json(self.folder / "adapter_config.json").get("r") or 0)
 
     @property
+    def adds_tokens(self) -> bool:
+        """Whether an adapter brings embeddings of tokens that its base does not have."""
+        return bool(read_json(self.folder / "adapter_config.json").get("trainable_token_indices"))
+
+    @property
     def chats(self) -> bool:
         """Whether prompts go through the tokenizer's chat template."""
         data = self.report.run.data if self.report else None
@@ -120,7 +125,7 @@ def _load_on_base(a: Artifact, auto: str, source: str, special: bool, lines: lis
     if a.base and a.own_base and not a.local_base and a.base.sha256:
         lines = [*lines, f"# your copy of the base: the sha256 of its weights starts with {a.base.sha256[:12]}"]
     lines = [*lines, f"base = {auto}.from_pretrained({base}{more}{trust})"]
-    if a.report and a.report.run.recipe.model.add_tokens:
+    if a.adds_tokens:
         lines.append("base.resize_token_embeddings(len(tokenizer))")
     imports = ["from peft import PeftModel", f"from transformers import {', '.join(sorted(names))}"]
     return [*imports, "", *lines, f"model = PeftModel.from_pretrained(base, {source})"]
@@ -139,6 +144,8 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
         notes = ("after merging; ", " (the base with the adapter; or merge first)", " (after merging)")
         rank = next((size for size in VLLM_RANKS if size >= artifact.rank), artifact.rank)
         loads = f"{artifact.base_name} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}"
+    if artifact.adds_tokens:  # vLLM takes no embeddings from an adapter
+        loads, vllm, notes = "./merged", "./merged", (notes[0], " (after merging)", notes[2])
     ollama = [
         f"hfstrat export {'merged' if merging else source} model.gguf --format gguf",
         "printf 'FROM ./model.gguf\\n' > Modelfile",
@@ -149,7 +156,10 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
             f"transformers ({notes[0]}pip install 'transformers[serving]')",
             [*merging, f"transformers serve {model}{trust}", _request(model, chats, options)],
         ),
-        (f"vLLM{notes[1]}", [f"vllm serve {loads}{trust}", _request(vllm, chats, options)]),
+        (
+            f"vLLM{notes[1]}",
+            [*(merging if loads == model else []), f"vllm serve {loads}{trust}", _request(vllm, chats, options)],
+        ),
         (f"Ollama{notes[2]}", [*merging, *ollama]),
     ]
 

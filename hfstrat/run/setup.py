@@ -24,6 +24,7 @@ from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import output_dir, resume, simple_models
+from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
@@ -60,6 +61,7 @@ class Job:
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
     published: Any = None  # the trained model as it is saved, once training has ended
+    ended_in: Path | None = None  # the checkpoint with the weights of the last step, once training has ended
 
     @property
     def recipe(self) -> Recipe:
@@ -110,6 +112,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     base, built, probe, simple = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
+    untrained = None if is_sharded() else first_forward(built.model, base.model, probe, dtype, recipe.model.name_or_path)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
     lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
@@ -126,7 +129,22 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
     outline, rows = sharded.outline(built.model), prepared.data
     return Job(
-        loaded, strategy, data, plan, base, trainer, progress, dtype, checkpoint, lock, rows, probe, baselines, simple, outline
+        loaded,
+        strategy,
+        data,
+        plan,
+        base,
+        trainer,
+        progress,
+        dtype,
+        checkpoint,
+        lock,
+        rows,
+        probe,
+        baselines,
+        simple,
+        outline,
+        untrained=untrained,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.errors import UserError
+from hfstrat.errors import first_line
 from hfstrat.evaluation import simple_models
 from hfstrat.evaluation.intervals import BASELINE, with_intervals
 from hfstrat.evaluation.simple_models import SimpleModel
@@ -42,8 +42,8 @@ def measure(recipe: Recipe, strategy: Strategy[Any], base: Base, rows: TrainData
     if strategy.has_pretrained_body and not is_sharded():
         try:
             found.append(_frozen(task, base, rows, data))
-        except UserError as error:
-            base.say(f"no baseline on frozen features: {error}")
+        except Exception as error:  # the code of a family can fail in any way; a baseline ends no run
+            base.say(f"no baseline on frozen features: {first_line(error)}")
     return found
 
 

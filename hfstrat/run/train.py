@@ -49,14 +49,28 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         signals.exit_if_ended_by_launcher(error)
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
+        named = heartbeat.explain(error)
+        told = with_weights(job, named)
         if world.is_main_process:
-            if (named := heartbeat.explain(error)).code == errors.DISK_FULL:
+            if named.code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
-            report.write_failure(job.loaded, job.folder, named)
+            report.write_failure(job.loaded, job.folder, told)
+        if told is not named:
+            raise told from error
         raise
     compare(job, finished)
     present(job, finished)
     return finished
+
+
+def with_weights(job: Job, error: errors.RunError) -> errors.RunError:
+    """The error with the place of the trained weights and how to continue, if training itself had ended."""
+    if job.ended_in is None or error.code in (errors.INTERRUPTED, errors.DISK_FULL) or str(job.ended_in) in str(error):
+        return error
+    auto = job.recipe.training.resume_from_checkpoint != "never"
+    how = "the same command" if auto else "the same command with training.resume_from_checkpoint=auto"
+    text = f"{error}; training was complete: its weights are in {job.ended_in}, and {how} continues from there"
+    return type(error)(text, error.code) if type(error) in (errors.RunError, errors.UserError) else error
 
 
 def interrupted(job: Job) -> str:
@@ -86,7 +100,8 @@ def fit(job: Job, before: list[str]) -> float:
     from hfstrat.tasks.verify import untrained_logits
 
     job.trainer.marker_state["answers"] = before
-    job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
+    if job.untrained is None:  # it is sharded, and runs only now
+        job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
     if job.checkpoint:
         job.screen.print(f"resuming from {job.checkpoint}")
     started = time.monotonic()
@@ -94,6 +109,7 @@ def fit(job: Job, before: list[str]) -> float:
         job.trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     finally:
         job.progress.close()
+        job.ended_in = job.trainer.ended_in
     state = job.trainer.state
     if state.global_step < state.max_steps:
         reason = "max_time" if job.trainer.clock and job.trainer.clock.is_over else "early stopping"
@@ -108,7 +124,10 @@ def fit(job: Job, before: list[str]) -> float:
 
 def save(job: Job) -> Path:
     """Write the result next to its final folder."""
+    from hfstrat.models.load import keep_padding_index
+
     partial = job.folder / f"{output_dir.RESULT}.partial"
+    keep_padding_index(job.base.model)
     job.strategy.save(job.trainer, partial, job.base)
     job.trainer.accelerator.wait_for_everyone()
     return partial

@@ -8,6 +8,7 @@ from typing import Any
 from hfstrat.recipe.load import about
 from hfstrat.recipe.schema import Recipe
 from hfstrat.recipe.strategies import StrategySection
+from hfstrat.strategies import checks
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description
 from hfstrat.strategies.distill.strategy import Distill
@@ -43,7 +44,7 @@ def describe(recipe: Recipe, labels: int = 2) -> Description | None:
     """
     strategy = build(recipe.strategy)
     found = None if recipe.model.add_tokens else strategy.shapes(recipe, labels)
-    if found is None:
+    if found is None or (recipe.strategy.needs_weights and checks.has_tokens_beyond(recipe, found[0])):
         return None
     with about("strategy"):
         return strategy.describe(*found)

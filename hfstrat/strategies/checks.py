@@ -19,9 +19,10 @@ from hfstrat.models.check import (
     local_folder,
     near,
     no_model,
+    read_vocabulary,
 )
 from hfstrat.models.load import read_config, read_json, read_shapes
-from hfstrat.models.parameter_names import weight_bytes
+from hfstrat.models.parameter_names import EMBEDDING, embeddings_of, weight_bytes
 from hfstrat.recipe.schema import STRATEGIES, Recipe
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description
@@ -88,6 +89,13 @@ def pretrained_shapes(recipe: Recipe, labels: int) -> tuple[Shapes, bool] | None
     if config is None or not (shapes := read_shapes(Path(recipe.model.name_or_path).expanduser())):
         return None
     return TASKS[recipe.task].model.shapes(shapes, config, labels)
+
+
+def has_tokens_beyond(recipe: Recipe, shapes: Shapes) -> bool:
+    """Whether the tokenizer has token ids for which the model has no embedding, by their files."""
+    words = read_vocabulary(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser())
+    rows = shapes[embeddings_of(shapes)][0] if any("embed" in name or EMBEDDING.search(name) for name in shapes) else 0
+    return bool(words and rows and max(words.values()) >= rows)
 
 
 def check_adapters(recipe: Recipe) -> None:

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
+from hfstrat.models import experts
 from hfstrat.models.check import check_adapter
+from hfstrat.models.experts import not_adaptable
+from hfstrat.models.load import read_config
 from hfstrat.models.parameter_names import CLASS_HEAD, check_modules, is_linear
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description, Footprint, count
+from hfstrat.tasks import TASKS
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ class Lora(Strategy[section.Lora]):
 
     def __init__(self, section: section.Lora) -> None:
         super().__init__(section)
+        self.family, self.generates = "", False  # the model's, and whether it has an LM head, as far as known before loading
         self.initial_adapter: Path | None = None  # of an initialization that changed the base's weights
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
@@ -63,7 +68,7 @@ class Lora(Strategy[section.Lora]):
         """The PEFT configuration of a new adapter."""
         from peft import LoraConfig, TaskType
 
-        target_modules, exclude_modules = self._targets(base)
+        target_modules, exclude_modules, target_parameters = self._targets(base)
         return LoraConfig(
             task_type=TaskType[base.task.model.peft_type],
             r=self.section.r,
@@ -71,7 +76,7 @@ class Lora(Strategy[section.Lora]):
             lora_dropout=self.section.lora_dropout,
             target_modules=target_modules,
             exclude_modules=exclude_modules,
-            target_parameters=self.section.target_parameters or None,
+            target_parameters=[*self.section.target_parameters, *target_parameters] or None,
             use_dora=self.section.use_dora,
             use_rslora=self.section.use_rslora,
             init_lora_weights=self.section.init_lora_weights,
@@ -80,20 +85,21 @@ class Lora(Strategy[section.Lora]):
             revision=base.commit,
         )
 
-    def _targets(self, base: Base) -> tuple[str | list[str], list[str] | None]:
-        """`target_modules` and `exclude_modules` of the PEFT configuration."""
+    def _targets(self, base: Base) -> tuple[str | list[str], list[str] | None, list[str]]:
+        """`target_modules`, `exclude_modules` and further `target_parameters` of the PEFT configuration."""
         if self.section.target_modules != "all-linear":
-            return self.section.target_modules, None
+            return self.section.target_modules, None, []
         from hfstrat.models.linear_layers import all_linear
 
         found = all_linear(base.model)
         if found.left_out:
             base.say(f"all-linear leaves out {found.left_out}")
-        return found.target_modules, found.exclude_modules
+        return found.target_modules, found.exclude_modules, [] if base.quantized else found.target_parameters
 
     def _new_token_indices(self, base: Base) -> Any:
         """The added tokens whose embeddings are trained, also those of the LM head if it is not tied."""
-        if not base.new_token_ids:
+        new = [*base.new_token_ids, *base.tokens_beyond]
+        if not new:
             return None
         if is_sharded():
             raise UserError(
@@ -106,7 +112,7 @@ class Lora(Strategy[section.Lora]):
                 "save the embeddings of the new tokens; set another initialization"
             )
         names = [name.rsplit(".", 1)[-1] for name in _vocabulary_modules(base)]
-        return base.new_token_ids if base.is_tied else dict.fromkeys(names, base.new_token_ids)
+        return new if base.is_tied else dict.fromkeys(names, new)
 
     def build_model(self, base: Base) -> nn.Module:
         from peft import PeftModel, get_peft_model
@@ -126,6 +132,11 @@ class Lora(Strategy[section.Lora]):
                 _report_frozen(model, base, model.peft_config["default"])
             return model
         except ValueError as error:
+            if self.section.target_modules == "all-linear" and "No modules were targeted" in str(error):
+                name = type(base.model).__name__
+                raise UserError(
+                    f"strategy.target_modules: all-linear: {name} has no linear layer that PEFT adapts; use full or partial"
+                ) from error
             raise UserError(f"strategy: PEFT rejected this adapter: {error}") from error
 
     def _load_adapter(self, base: Base, peft_model: Any) -> nn.Module:
@@ -216,17 +227,33 @@ class Lora(Strategy[section.Lora]):
         if trainer.args.should_save:
             base.task.model.write_config(base, folder)
 
-    def _is_target(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self.section.target_modules == "all-linear":
-            return is_linear(name, shape)
+    def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
+        self.family = str((read_config(recipe.model) or {}).get("model_type", ""))
+        self.generates = TASKS[recipe.task].text.generates
+        return super().shapes(recipe, labels)
+
+    def _is_target(self, name: str, shape: tuple[int, ...], has_experts: bool) -> bool:
         module = name.removesuffix(".weight")
+        if (expert := self._adapter_of_expert(name, shape)) is not None:
+            return expert > 0
+        if self.section.target_modules == "all-linear":
+            excluded = (has_experts and experts.ROUTER.search(module)) or not_adaptable(self.family, module)
+            return is_linear(name, shape) and not excluded
         is_matrix = module != name and len(shape) == 2
         return is_matrix and any(module == target or module.endswith(f".{target}") for target in self.section.target_modules)
 
+    def _adapter_of_expert(self, name: str, shape: tuple[int, ...]) -> int | None:
+        """Parameters of the adapter on a weight of routed experts; None for other weights."""
+        family = self.family if self.section.target_modules == "all-linear" else ""
+        return experts.adapter_weights(name, shape, self.section.r, family, self.section.target_parameters)
+
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         saved = frozenset(name for name in shapes if any(part in self.section.modules_to_save for part in name.split(".")))
-        trained = saved | {name for name in shapes if CLASS_HEAD.search(name)}
-        adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape))
+        trained = saved | {
+            name for name in shapes if CLASS_HEAD.search(name) and not self.generates
+        }  # RWKV's LM head is `head`
+        has_experts = any(".experts." in name or ".router." in name for name in shapes)
+        adapted = frozenset(name for name, shape in shapes.items() if self._is_target(name, shape, has_experts))
         return Description(
             self._footprint(shapes, tied, trained, adapted),
             trained,
@@ -245,7 +272,10 @@ class Lora(Strategy[section.Lora]):
             theirs = count(read_shapes(Path(self.section.adapter).expanduser()))
             return Footprint(theirs, base + theirs)
         self._check_names([*(name.rpartition(".")[0] for name in shapes), *(["lm_head"] if tied else [])])
-        added = sum(self.section.r * sum(shapes[name]) for name in adapted)
+        added = 0
+        for name in adapted:
+            expert = self._adapter_of_expert(name, shapes[name])
+            added += self.section.r * sum(shapes[name]) if expert is None else expert
         if self.section.use_dora:  # one magnitude for each output row; Conv1D in GPT-2 stores its weight transposed
             added += sum(shapes[name][1 if fnmatchcase(name, "*.c_*.weight") else 0] for name in adapted)
         added += sum(prod(shapes[name]) for name in trained)
@@ -274,10 +304,10 @@ def _report_frozen(model: nn.Module, base: Base, config: LoraConfig) -> None:
     """Say which layers of a mixture of experts got no adapter by all-linear: PEFT adapts experts in some families only."""
     from hfstrat.models.linear_layers import expert_parameters, not_adapted
 
-    experts = [name.replace(".base_layer.", ".") for name in expert_parameters(base.model) if "lora_" not in name]
-    if not experts:
+    found = [name.replace(".base_layer.", ".") for name in expert_parameters(base.model) if "lora_" not in name]
+    if not found:
         return
-    parts = [name.rsplit(".", 1)[-1] if not name.endswith(".weight") else ".".join(name.split(".")[-2:]) for name in experts]
+    parts = [name.rsplit(".", 1)[-1] if not name.endswith(".weight") else ".".join(name.split(".")[-2:]) for name in found]
     adapted = {module.parameter_name for module in model.modules() if type(module).__name__ == "ParamWrapper"}
     if frozen := sorted({part for part in parts if part.rsplit(".", 1)[-1] not in adapted}):
         base.say(f"the routed experts stay frozen; to adapt them set strategy.target_parameters: [{', '.join(frozen)}]")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, EMBEDDING, FINAL_NORM, HEAD, count_blocks, height, stages
+from hfstrat.models.vocabulary import refuse_frozen
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Prepared, Strategy
@@ -103,11 +104,7 @@ class Partial(Strategy[section.Partial]):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         shared = [name for name in chosen if tied and EMBEDDING.search(name)]
-        if base.new_token_ids and not model.get_input_embeddings().weight.requires_grad:
-            raise UserError(
-                "model.add_tokens: the embeddings of the new tokens are frozen and would stay random; "
-                "add '*embed_tokens*' (or this model's name for it) to strategy.patterns, or use lora or full"
-            )
+        refuse_frozen(base, "add '*embed_tokens*' (or this model's name for it) to strategy.patterns, or use lora or full")
         if shared:
             base.say(f"tied embeddings: {shared[0]} is both the input embeddings and the LM head; both are trained")
         elif tied:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
+from hfstrat.models import vocabulary
 from hfstrat.models.load import Base, compute_dtype, main_dtype, source_of
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
@@ -59,11 +60,14 @@ def load_base(
         )
     own = main_dtype(loaded) if model.dtype == "auto" else compute
     new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
-    if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    vocabulary.check_tokenizer(model, tokenizer, rows)
+    if len(tokenizer) > rows:
         loaded.resize_token_embeddings(len(tokenizer))
     base = Base(
         loaded, task, model.name_or_path, model.revision, list(new_ids), compute, own, new_head=new_head, head_modules=head
     )
+    vocabulary.note_tokens_beyond(base, tokenizer, rows, data)
     if how is not None:
         base.quantized = quantization.finalize(loaded, how, trains_itself=how.options["dtype"] == "auto")
         base.reload |= how.record

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from accelerate.utils import save_fsdp_model
 from transformers.distributed.fsdp import get_fsdp_ckpt_kwargs
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from hfstrat import errors
 from hfstrat.recipe import stored
@@ -36,6 +38,7 @@ class Resumable(Base):  # type: ignore[misc]
     counts_tokens: ClassVar[bool] = False  # whether the trainer's state counts tokens, because it generates examples itself
 
     checkpoint: Path | None  # the one that this session resumes from
+    ended_in: Path | None  # the checkpoint with the weights of the last step, once training has ended
     keep: int  # the number of complete checkpoints
     marker_state: dict[str, Any]  # the content of their markers, apart from sizes and hashes
     print_line: Callable[[str], None]
@@ -44,7 +47,7 @@ class Resumable(Base):  # type: ignore[misc]
     sampler: Any
 
     def _init_resumable(self) -> None:
-        self.checkpoint = None
+        self.checkpoint = self.ended_in = None
         self._agreement = Agreement(self.args.world_size)
         self._steps_before: int | None = None
         self._saved_step: int | None = None
@@ -147,6 +150,8 @@ class Resumable(Base):  # type: ignore[misc]
             raise KeyboardInterrupt
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.checkpoint is not None and checkpoints.step_of(self.checkpoint) == self.state.global_step:
+            self.ended_in = self.checkpoint
         self._repeat_evaluation()
         return super()._finalize_training(*args, **kwargs)
 
@@ -154,13 +159,33 @@ class Resumable(Base):  # type: ignore[misc]
         due, stops = self.control.should_evaluate, self._agreement.stop_requested()
         if stops:  # only log
             self.control.should_evaluate = self.control.should_save = False
+        elif self.control.should_training_stop:
+            self._save_last_step(tr_loss, grad_norm, model, trial, *args, **kwargs)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationInterrupted:
             stops = True
+        if self.control.should_training_stop and self.ended_in is None and not stops and not self._best_is_saved():
+            self._save_checkpoint(model, trial)  # stopped by this evaluation
         if stops:
             self.control.should_evaluate = due
             self._stop(model, trial)
+
+    def _save_last_step(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the weights of the last step before they are evaluated: whatever fails from here on, they are on the disk.
+
+        The checkpoint records that its evaluation is pending, so that a resumed run makes it.
+        """
+        due = self.control.should_evaluate
+        self.control.should_evaluate = self.control.should_save = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)  # only logs
+        self.control.should_evaluate = due
+        self._save_checkpoint(model, trial)
+        self.control.should_save = self._saved_step == self.state.global_step  # once more, with the evaluation
+
+    def _best_is_saved(self) -> bool:
+        """Whether the result will be the best weights, which a checkpoint has."""
+        return bool(self.args.load_best_model_at_end and self.state.best_model_checkpoint)
 
     def interrupt_evaluation(self) -> None:
         """End an evaluation during training if a stop was requested."""
@@ -181,10 +206,14 @@ class Resumable(Base):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's checkpoint with the marker as its last file; then our rotation."""
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        again = self._saved_step == self.state.global_step
+        if self.args.should_save and not again:
             (folder / checkpoints.MARKER).unlink(missing_ok=True)  # an older checkpoint of that name is overwritten
         try:
-            super()._save_checkpoint(model, trial)
+            if again:
+                self._update_state(folder)
+            else:
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the marker states that every process has written its part
             if self.args.should_save:
                 checkpoints.mark_complete(folder, self.marker_state)
@@ -194,9 +223,23 @@ class Resumable(Base):  # type: ignore[misc]
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(folder)
         self._saved_step, self._best_saved = self.state.global_step, self._best()
+        if self.control.should_training_stop:
+            self.ended_in = folder
         if self.args.should_save:
             checkpoints.rotate(folder.parent, self.keep, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # no process exits before rotation is done
+
+    def _update_state(self, folder: Path) -> None:
+        """Write the Trainer's state into a checkpoint that has the weights of this step already."""
+        if not self.args.should_save:
+            return
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder)
+        for each in [*self.callback_handler.callbacks, self.control]:
+            kept = self.state.stateful_callbacks.get(type(each).__name__)
+            if isinstance(each, ExportableState) and not isinstance(kept, list):
+                self.state.stateful_callbacks[type(each).__name__] = each.state()
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Under FSDP only the model is saved before step 1: saving would create the state of an optimizer without steps."""

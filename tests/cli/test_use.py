@@ -19,7 +19,7 @@ from helpers.runs import run
 
 from hfstrat.cli import inference
 from hfstrat.errors import UserError
-from hfstrat.publish import export, snippets
+from hfstrat.publish import merge, snippets
 from hfstrat.tasks import artifact
 from hfstrat.tasks.generation import How
 
@@ -72,7 +72,7 @@ def test_generate_to_the_terminal_and_to_a_file(trained: Path, tmp_path: Path, c
 def test_merge_writes_an_ordinary_16_bit_model(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM
 
-    export.merge(str(trained), tmp_path / "merged")
+    merge.merge(str(trained), tmp_path / "merged")
     told = capsys.readouterr().out
     divergence = float(told.split("= ")[1].split()[0])
     assert 0 <= divergence < 1e-2
@@ -86,9 +86,9 @@ def test_merge_writes_an_ordinary_16_bit_model(trained: Path, tmp_path: Path, ca
     assert (want - got).abs().max() < 0.05
     del base
     with pytest.raises(UserError, match="is in use"):
-        export.merge(str(trained), tmp_path / "merged")
+        merge.merge(str(trained), tmp_path / "merged")
     with pytest.raises(UserError, match="a complete model already"):
-        export.merge(str(tmp_path / "merged"), tmp_path / "again")
+        merge.merge(str(tmp_path / "merged"), tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""The conformance matrix: families of transformers, from their configuration classes, times the strategies.
+"""Families of transformers: a part of the conformance matrix, and what is special about some.
 
-Each combination trains, restores the best of its checkpoints, saves, and loads again with plain transformers or PEFT with the
-same logits. The whole matrix is slow; some families, one of each kind, run by default.
+The whole matrix (`helpers.matrix`) is slow: `test_matrix_dense.py` and `test_matrix_others.py`.
 """
 
 from __future__ import annotations
@@ -13,103 +12,35 @@ from typing import Any
 import pytest
 import torch
 from helpers.distributed_worker import reload_here
-from helpers.families import DENSE, FAMILIES, MOE, RECURRENT, make_family
-from helpers.runs import run, stop_at, weights
+from helpers.encoder_families import ENCODERS, make_encoder_family
+from helpers.families import DENSE, FAMILIES, MOE, RECURRENT
+from helpers.matrix import check_family, holds, outcome
+from helpers.runs import run, weights
 
 from hfstrat.errors import UserError
 from hfstrat.tasks import generation
 
-STRATEGIES = {
-    "full": "full",
-    "partial": "{name: partial, last_n_layers: 1}",
-    "head": "{name: head}",
-    "lora": "{name: lora, r: 4}",
-    "distill": "{name: distill, student: full, teacher: MODEL, baseline: false}",
-}
-KINDS = ["gpt_neox", "gemma2", "mixtral", "deepseek_v3", "mamba", "rwkv"]
-FURTHER = ["gpt2", "bloom", "xglm", "phimoe", "gpt_oss", "jetmoe", "jamba", "falcon_h1", "qwen3_next"]
+pytestmark = pytest.mark.usefixtures("quick_runs")
+KINDS = ["gpt_neox", "mixtral", "mamba"]
+ENCODER_KINDS = ["bert", "deberta-v2"]
 ROUTERS = (".gate", ".router", "router.layer", "shared_expert_gate", "lm_head")
 SHORT = ["training.max_steps=2", "training.eval_steps=1", "training.learning_rate=0.05", "evaluation.samples=0"]
-TIED = "is tied to its embeddings"
 
 
-@pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_family(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return get
-
-
-@pytest.fixture
-def train(recipe: Any, families: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`train("mixtral", "lora")` runs two steps, of which the better one is kept; None if the family's tied head is refused."""
-    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
-
-    def go(family: str, strategy: str, *more: str, overwrite: bool = False) -> Any:
-        model = families(family)
-        changes = [f"strategy={STRATEGIES[strategy].replace('MODEL', str(model))}", f"model={model}", *SHORT, *more]
-        try:
-            return run(recipe(*changes), overwrite)
-        except UserError as error:
-            if strategy == "head" and TIED in str(error):
-                return None
-            raise
-
-    return go
-
-
-def holds(report: Any) -> None:
-    """The result of a run moved, and loads with the logits of the trained model."""
-    reload = report["result"]["verified"]
-    assert reload["bit_equal"] or reload["max_difference"] < 2e-2 * reload["max_logit"]
-
-
-@pytest.mark.parametrize("strategy", ["full", "lora"])
 @pytest.mark.parametrize("family", KINDS)
-def test_a_family_of_each_kind(train: Any, family: str, strategy: str) -> None:
-    holds(train(family, strategy))
+def test_a_family_of_each_kind(families: Any, short_rows: Path, tmp_path: Path, family: str) -> None:
+    """Dense, mixture of experts and state space: the first two of them converted by transformers on saving."""
+    check_family(tmp_path, families(family), family, short_rows)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in KINDS])
-def test_every_family(train: Any, tmp_path: Path, family: str) -> None:
-    for strategy in ("full", "lora"):
-        holds(train(family, strategy, f"output_dir={tmp_path / strategy}"))
+@pytest.mark.parametrize("family", ENCODER_KINDS)
+def test_an_encoder_of_each_kind(short_labeled: Path, tmp_path: Path, family: str) -> None:
+    check_family(tmp_path, make_encoder_family(tmp_path / "model", family), family, short_labeled, "text-classification")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", [*KINDS, "gpt2", "bloom", "xglm", "phimoe", "gpt_oss", "jetmoe", "jamba", "falcon_h1", "qwen3_next"]
-)
-def test_every_strategy(train: Any, tmp_path: Path, family: str) -> None:
-    for strategy in ("partial", "head", "distill"):
-        report = train(family, strategy, f"output_dir={tmp_path / strategy}")
-        assert report is not None or strategy == "head"
-        if report is not None:
-            holds(report)
-
-
-@pytest.mark.parametrize("family", ["gpt_neox", "mixtral"])
-def test_stopped_and_resumed_equals_uninterrupted(
-    train: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Families whose checkpoints have other names and shapes than the model, to which an optimizer's state belongs."""
-    steps = ["training.max_steps=4", "training.save_steps=2", "training.eval_steps=2", "training.learning_rate=1e-3"]
-    train(family, "full", *steps, f"output_dir={tmp_path / 'whole'}")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train(family, "full", *steps, f"output_dir={tmp_path / 'broken'}")
-    report = train(family, "full", *steps, f"output_dir={tmp_path / 'broken'}")
-    assert report["result"]["resumed_from"].endswith("checkpoint-2")
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+@pytest.mark.parametrize("family", ["gemma2", "deepseek_v3", "gpt_oss", "rwkv"])
+def test_an_adapter_of_further_kinds(families: Any, short_rows: Path, tmp_path: Path, family: str) -> None:
+    assert outcome(tmp_path, families(family), "lora", short_rows) == "yes"
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "mamba", "rwkv", "recurrent_gemma"])
@@ -139,6 +70,7 @@ def test_the_table_has_every_kind() -> None:
     assert len(DENSE) > 20
     assert len(MOE) > 10
     assert len(RECURRENT) > 8
+    assert len(ENCODERS) >= 8
 
 
 @pytest.mark.parametrize("family", [*MOE, "jamba", "qwen3_next", "granitemoehybrid", "mamba", "falcon_h1"])

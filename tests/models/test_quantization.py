@@ -23,7 +23,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import quantization
 from hfstrat.models.load import Base, count_parameters, load_tokenizer, read_shapes, set_precision
 from hfstrat.models.parameter_names import weight_bytes
-from hfstrat.publish import export
+from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
@@ -309,7 +309,7 @@ def test_an_adapter_is_merged_into_the_16_bit_base(trained: Any, wide: Path, tmp
     from transformers import AutoModelForCausalLM
 
     folder = trained(ADAPTED, "nf4")
-    export.merge(str(folder), tmp_path / "merged")
+    merge.merge(str(folder), tmp_path / "merged")
     told = capsys.readouterr().out
     assert "KL(nf4 with adapter || merged)" in told
     assert "held-out examples" in told
@@ -326,7 +326,7 @@ def test_a_changed_base_is_not_merged_into(trained: Any, tmp_path: Path, monkeyp
     folder = trained(ADAPTED, "nf4")
     monkeypatch.setattr("hfstrat.models.fingerprint.model_fingerprint", lambda *_: "another")
     with pytest.raises(UserError, match="have changed since training"):
-        export.merge(str(folder), tmp_path / "merged")
+        merge.merge(str(folder), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("form", SLOW_INT8)
@@ -415,7 +415,7 @@ def test_a_classifier_on_a_quantized_body(wide: Path, tmp_path: Path, strategy: 
         assert len(list(quantization.layers(model))) == 21
         config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
         assert "quantization_config" not in config  # plain peft takes it for that of the weights it reads
-        export.merge(str(tmp_path / "run"), tmp_path / "merged")
+        merge.merge(str(tmp_path / "run"), tmp_path / "merged")
     else:
         assert not list(quantization.layers(model))
         assert report["result"]["head"]["published"]["top1_agreement"] > 0.8

@@ -23,7 +23,7 @@ from hfstrat import strategies
 from hfstrat.cli import inference
 from hfstrat.data.splits import open_corpus
 from hfstrat.errors import UserError
-from hfstrat.publish import export
+from hfstrat.publish import merge
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import TASKS
@@ -210,7 +210,7 @@ def test_predict_prints_labels_and_generate_names_the_right_command(
         inference.generate(target, ["a"], None, None, How(4))
     with pytest.raises(UserError, match="hfstrat generate"):
         inference.predict(str(tiny), ["a"], None, None)
-    export.merge(target, tmp_path / "merged")
+    merge.merge(target, tmp_path / "merged")
     assert "nats per text" in capsys.readouterr().out
     inference.predict(str(tmp_path / "merged"), ["the cat"], None, None)
 

@@ -39,12 +39,12 @@ def test_a_gguf_file_is_a_base_like_any_other(tmp_path: Path) -> None:
 
 def test_a_trained_adapter_generates_and_merges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hfstrat.cli import inference
-    from hfstrat.publish import export
+    from hfstrat.publish import merge
     from hfstrat.tasks.generation import How
 
     quickstart(tmp_path, "evaluation.samples=1")
     prompt = "Describe this Python function in one sentence.\n\n```python\ndef add(a, b):\n    return a + b\n```"
     inference.generate(str(tmp_path / "run"), [prompt], None, None, How(16))
     assert capsys.readouterr().out.strip()
-    export.merge(str(tmp_path / "run"), tmp_path / "merged")
+    merge.merge(str(tmp_path / "run"), tmp_path / "merged")
     assert float(capsys.readouterr().out.split("= ")[1].split()[0]) < 1e-2

@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.encoder_families import make_encoder_family
+from helpers.kill_runs import Soak
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("training.max_steps=120", "training.eval_steps=8", "strategy.lora_dropout=0.1", "training.logging_steps=7")
+
+
+def result_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "final").glob("*.safetensors")))
 
 
 def start(recipe: Any, folder: Path) -> subprocess.Popen[str]:
@@ -48,3 +54,18 @@ def test_a_killed_run_resumes_bit_for_bit(recipe: Any, tmp_path: Path, seed: int
     found = finished(recipe, folder) if not (folder / "final").is_dir() else load_file(next(folder.glob("final/*.safetensors")))
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "mixtral", "jamba", "mamba", "bert"])
+def test_a_killed_run_of_each_kind_of_family(
+    families: Any, recipe: Any, short_labeled: Path, tmp_path: Path, family: str
+) -> None:
+    """Models whose checkpoints transformers converts, with state spaces, and an encoder, each killed twice."""
+    settings = ["strategy=full", "training.max_steps=20", "training.eval_steps=4", "evaluation.samples=0", "data.max_length=64"]
+    if family == "bert":
+        model = make_encoder_family(tmp_path / "model", family)
+        settings += ["task=text-classification", f"data.train={short_labeled}", "data.eval_size=6"]
+    else:
+        model = families(family)
+    soak = Soak(recipe().source, [f"model={model}", *settings], tmp_path / "soak", 1, result_of)
+    soak.kills(2, random.Random(family))

@@ -23,7 +23,7 @@ from hfstrat.cli.inference import predict
 from hfstrat.comparison import entries, text
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
-from hfstrat.publish import export
+from hfstrat.publish import merge
 from hfstrat.recipe import library
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import task_of_files, task_of_rows
@@ -75,7 +75,7 @@ def test_a_result_is_evaluated_merged_and_predicts_as_in_its_run(
         value = found["measured"]["evaluation rows"]["after"][name]["value"]
         assert math.isclose(value, after[name], rel_tol=1e-4), name
     capsys.readouterr()
-    export.merge(target, tmp_path / "merged")
+    merge.merge(target, tmp_path / "merged")
     line = capsys.readouterr().out
     assert "predictions of adapter and merged model differ by at most" in line
     assert "KL" not in line

@@ -21,7 +21,7 @@ from helpers.runs import UNVERIFIED, folder_of, log_history, run, stop_at, weigh
 
 from hfstrat import errors
 from hfstrat.data.collate import BatchOrder
-from hfstrat.errors import UserError
+from hfstrat.errors import RunError, UserError
 from hfstrat.run import resume
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -480,7 +480,7 @@ def test_changed_base_weights_refuse_to_resume(
     strategy = f"strategy={{name: distill, teacher: {folders['strategy.teacher']}, student: lora, baseline: false}}"
     loaded = recipe(strategy, f"model={folders['model']}")
     monkeypatch.setattr("hfstrat.run.measure.conclude", lambda *given: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RunError, match=r"ZeroDivisionError.*training was complete"):
         run(loaded)
     checkpoint, stored, _ = resume.what_to_resume(loaded.recipe, False, 1)
     assert checkpoint is not None

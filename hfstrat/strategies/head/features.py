@@ -67,7 +67,7 @@ def split_body(model: PreTrainedModel) -> Body:
         output = model(input_ids=ids[None]).last_hidden_state
         for norm in (None, *norms(model, found.modules)):
             body = Body(model, found.modules, norm)
-            if near(body.end(last[-1]), output):
+            if last and near(body.end(last[-1]), output):  # a block that is not called as a module is not seen
                 return body
     raise UserError(
         f"strategy: the output of {name} is not that of its last block, with or without a norm; use partial or lora"

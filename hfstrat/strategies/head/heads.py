@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfstrat.errors import UserError
-from hfstrat.models import output_scale
+from hfstrat.models import output_scale, vocabulary
 from hfstrat.models.blocks import final_linear, keep_layers_in_config
 from hfstrat.models.load import Base, cast_weights
 from hfstrat.models.output_scale import constant_direction
@@ -27,6 +27,7 @@ from hfstrat.trainer.trainer import StrategyTrainer
 EXACT_WEIGHTS, EXACT_PRODUCTS = 2 * 10**6, 10**10  # weights, examples x weights: sizes that are solved in seconds
 SEED = 42  # for the examples of the probe and of the choice of the penalty
 SAMPLE = 32  # evaluation examples that run through the full published model
+FROZEN_TOKENS = "use lora or full, which train them"
 NEAR = 0.1  # of the spread of the logits: allowed difference of the full model (in 16 bits) from its head on features
 
 
@@ -106,6 +107,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     """
     config = base.model.config
     body, _, reads_last = _parts(strategy, base)
+    vocabulary.refuse_frozen(base, FROZEN_TOKENS)
     units = data.collate.units
     cast_weights(base.model.base_model, base.compute_dtype)  # the precision of frozen weights in every strategy
     poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
@@ -238,5 +240,6 @@ def language_head(base: Base) -> nn.Module:
         model.all_tied_weights_keys = {}
         base.say("untied: the LM head has its own matrix now, which starts as a copy of the embeddings")
     model.requires_grad_(False)
+    vocabulary.refuse_frozen(base, FROZEN_TOKENS)
     model.get_output_embeddings().requires_grad_(True)
     return model

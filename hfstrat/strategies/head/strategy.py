@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
-from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, EMBEDDING, HEAD, count_blocks
+from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, HEAD, count_blocks, embeddings_of
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Built, Prepared, Strategy
@@ -73,8 +73,8 @@ class Head(Strategy[section.Head]):
     def _describe_language_head(self, shapes: Shapes, tied: bool) -> Description:
         if tied:  # a copy of the embeddings
             self._check_tied()
-            shapes = shapes | {"lm_head.weight": next(s for name, s in shapes.items() if EMBEDDING.search(name))}
-        names = frozenset(name for name in shapes if HEAD.search(name))
+            shapes = shapes | {"lm_head.weight": shapes[embeddings_of(shapes)]}
+        names = frozenset(name for name in shapes if HEAD.search(name) or name == "head.weight")
         footprint = Footprint(sum(prod(shapes[name]) for name in names), count(shapes))
         return Description(footprint, names, shapes, saves_model=False, body_once=True)
 

@@ -1,0 +1,209 @@
+"""`hfstrat merge`: an adapter becomes part of its base, and the merged model is held to the outputs of base and adapter.
+
+Three comparisons, on the same inputs. In float32, where there is no rounding to hide behind, the merged model has the outputs
+of the base with its adapter, and is far from the base alone. In the precision that is written, rounding changes them by no
+more than it does in any model. And the written folder, loaded again, has the outputs of the model in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hfstrat.errors import ARTIFACT, RunError, UserError
+from hfstrat.models.load import read_json
+from hfstrat.publish.written import check_unused, complete
+from hfstrat.tasks import TASKS, artifact
+from hfstrat.tasks.artifact import PROBE_TEXT
+from hfstrat.tasks.report import Report, Result
+from hfstrat.tasks.verify import TOLERANCE, tolerance
+
+ROWS, TOKENS = 16, 64  # held-out examples that are compared, and tokens of each: all their logits are in memory
+FLOOR = 1e-5  # share of the largest output that sums in another order may change in float32, also without any training
+ROUNDING = 0.2  # share of the mean output that rounding all weights may change on average
+PROMPTS = (
+    PROBE_TEXT,
+    "Write a short poem about the sea.",
+    "Explain in two sentences why the sky is blue.",
+    "def fibonacci(n):\n    ",
+    "Translate to French: The weather is nice today.",
+    "A train leaves at 9:40 and arrives at 12:05. How long does it take?",
+)
+
+
+def merge(target: str, output: Path) -> None:
+    """Merge an adapter into the base that it was trained on, loaded in 16 bits, and write a complete model folder.
+
+    The sum is computed in float32 and rounded once. Prints the mean KL divergence (nats per token) of the merged model from
+    the trained one (the base, quantized if it was, with the adapter) on held-out examples of the run or on built-in prompts,
+    and how often both predict the same token.
+
+    Raises:
+        UserError: no adapter, an output folder in use, or a base that is not that of the training.
+        RunError: the merged model differs from base and adapter by more than rounding; nothing is written then.
+    """
+    folder, report = artifact.resolve(target)
+    finished = UserError(f"{target}: no adapter to merge: this is a complete model already")
+    if Path(folder).is_dir() and not is_adapter(folder):
+        raise finished
+    check_unused(output)
+    check_base(folder, report)
+    quantization = report.run.recipe.model.quantization if report and "quantization" in report.reload else None
+    model, tokenizer, _ = artifact.load(target, widened=True)
+    if not hasattr(model, "merge_and_unload"):
+        raise finished
+    inputs, which = inputs_of(report, tokenizer)
+    before = outputs_of(model, inputs)
+    if quantization:
+        del model  # so that only one model is in memory
+        model, _, _ = artifact.load(target, "none", widened=True)
+    dtype = _written_in(model, target)
+    merged, after = merged_in(model, dtype, inputs, target)
+    with complete(output) as partial:
+        save(merged, tokenizer, partial)
+        del model, merged
+        check_reloaded(partial, after, inputs, reload_options(target, report), dtype)
+    name = str(dtype).removeprefix("torch.")
+    print(f"{output}: merged in {name}{', into the unquantized base' if quantization else ''}")
+    trained = f"{quantization.name} with adapter" if quantization else "adapter"
+    print(f"{artifact.task_of(target).text.agreement(trained, before, after)} ({which})")
+
+
+def _written_in(model: Any, target: str) -> Any:
+    """The precision of the merged model: 16 bits, except for numbers, which would be rounded."""
+    import torch
+
+    dtype = model.get_base_model().dtype
+    if artifact.task_of(target).metrics.of_distributions and dtype not in (torch.bfloat16, torch.float16):
+        return torch.bfloat16
+    return dtype
+
+
+def merged_in(model: Any, dtype: Any, inputs: list[dict[str, Any]], target: str) -> tuple[Any, list[Any]]:
+    """The model with its adapter merged, in `dtype`, and its outputs for the inputs. `model` is changed.
+
+    Raises:
+        RunError: merging or rounding changes the outputs by more than it may.
+    """
+    from hfstrat.models.load import cast_weights
+
+    model = model.float()
+    adapted = outputs_of(model, inputs)
+    with model.disable_adapter():
+        base = outputs_of(model, inputs)
+    merged = model.merge_and_unload(safe_merge=True)
+    exact = outputs_of(merged, inputs)
+    largest, moved = max(float(one.abs().max()) for one in adapted), difference(adapted, base)
+    allowed = max(FLOOR * largest, min(tolerance("float32", True) * largest, moved / 4))
+    what = f"{target}: merged in float32, the outputs differ from those with the adapter (which changes them by {moved:.3g})"
+    refuse_beyond(difference(adapted, exact), allowed, what)
+    cast_weights(merged, dtype)
+    rounded = outputs_of(merged, inputs)
+    name = str(dtype).removeprefix("torch.")
+    if name != "float32":
+        check_rounding(exact, rounded, f"{target}: rounding the merged weights to {name}")
+        if (off := difference(exact, rounded)) > moved:
+            print(f"warning: rounding to {name} changes the outputs by up to {off:.2g}, the adapter by up to {moved:.2g}")
+    return merged, rounded
+
+
+def reload_options(target: str, report: Report | None) -> dict[str, Any]:
+    """The keywords of `artifact.load_artifact` for a complete model that was made from this result."""
+    section = report.run.recipe.model if report else None
+    options: dict[str, Any] = {"task": artifact.task_of(target).name}
+    if section and section.trust_remote_code:
+        options["trust_remote_code"] = True
+    if section and section.attn_implementation != "auto":
+        options["attn_implementation"] = section.attn_implementation
+    return options
+
+
+def check_reloaded(
+    folder: Path, expected: list[Any], inputs: list[dict[str, Any]], options: dict[str, Any], dtype: Any
+) -> None:
+    """Compare a written folder, loaded again, with the outputs of the model in memory. Raises RunError."""
+    again = outputs_of(artifact.placed(artifact.load_artifact(str(folder), dtype, options)), inputs)
+    allowed = TOLERANCE[str(dtype).removeprefix("torch.")] * max(float(one.abs().max()) for one in expected)
+    refuse_beyond(difference(expected, again), allowed, f"{folder.name}: loaded again, its outputs differ from the model's")
+
+
+def difference(one: list[Any], other: list[Any]) -> float:
+    """The largest absolute difference of two lists of outputs; infinite where they have other shapes, NaN where one has NaN."""
+    if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return float("inf")
+    return max((float((a - b).abs().max()) for a, b in zip(one, other, strict=True)), key=lambda x: (x != x, x))
+
+
+def check_rounding(exact: list[Any], rounded: list[Any], what: str) -> None:
+    """Refuse outputs that rounding the weights changed more than it changes those of any model. Raises RunError.
+
+    On average: a router of a mixture of experts that is near a tie sends single tokens elsewhere. Overflow gives NaN.
+    """
+    sizes = sum(one.numel() for one in exact)
+    off = sum(float((a - b).abs().sum()) for a, b in zip(exact, rounded, strict=True)) / sizes
+    size = sum(float(one.abs().sum()) for one in exact) / sizes
+    refuse_beyond(off, ROUNDING * size, f"{what} changes the outputs, on average")
+
+
+def refuse_beyond(found: float, allowed: float, what: str) -> None:
+    """Raises RunError if a difference is larger than allowed, or not a number."""
+    if not found <= allowed:
+        raise RunError(f"{what} by {found:.3g}, expected at most {allowed:.3g}; nothing was written", ARTIFACT)
+
+
+def check_base(folder: str, report: Report | None) -> None:
+    """Refuse a local base whose weights have changed since training (a base on the Hub is named with its commit)."""
+    from hfstrat.models.fingerprint import model_fingerprint
+
+    before = report.environment.model_sha256 if report else None
+    if report is None or not before or not Path(report.run.recipe.model.name_or_path).expanduser().is_dir():
+        return
+    named = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    if named and Path(named).is_dir() and model_fingerprint(named) != before:
+        raise UserError(f"{folder}: the weights of its base {named} have changed since training; restore them")
+
+
+def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+    """The inputs on which base and merged model are compared, and their description."""
+    import torch
+
+    rows = held_out(report, tokenizer)
+    names = ("input_ids", "token_type_ids")
+    found = [{name: torch.tensor([row[name][:TOKENS]]) for name in names if row.get(name)} for row in rows]
+    if found:
+        return found, f"{len(found)} held-out examples"
+    answers = report.result.answers if report and isinstance(report.result, Result) else []
+    texts = [*(f"{answer.prompt}\n\n{answer.after}" for answer in answers), *PROMPTS]
+    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], f"{len(texts)} prompts"
+
+
+def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """Evaluation examples of the run, if its data are available; else an empty list."""
+    if report is None:
+        return []
+    recipe = report.run.recipe
+    try:
+        data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
+    except Exception:  # the data were moved, or are on another machine
+        return []
+    return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]
+
+
+def outputs_of(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
+    """The outputs of each input, `[1, T, V]` or `[1, K]`, float32 on the CPU."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        moved = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
+        return [model(**one).logits.float().cpu() for one in moved]
+
+
+def is_adapter(folder: str) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def save(model: Any, tokenizer: Any, output: Path) -> None:
+    """Write a complete model folder."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)

@@ -1,0 +1,169 @@
+"""One combination of the conformance matrix: a model family and a strategy, from training to a merged model.
+
+A run of two steps trains, restores its best checkpoint, saves, and is loaded again by plain transformers, PEFT or
+sentence-transformers with the logits of the trained model. Then its folder is put back to the state in which a run killed after
+step 1 leaves it, and the same recipe resumes: weights and optimizer are those of the uninterrupted run, bit for bit. An adapter
+is merged; a classifier predicts for a batch what it predicts for single texts.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from helpers.runs import run
+from hfstrat.errors import UserError
+from hfstrat.publish import merge
+from hfstrat.recipe.load import load_recipe
+from hfstrat.tasks import artifact, verify
+
+STRATEGIES = {
+    "full": "full",
+    "partial": "{name: partial, last_n_layers: 1}",
+    "head": "{name: head}",
+    "lora": "{name: lora, r: 4}",
+    "distill": "{name: distill, student: full, teacher: MODEL, baseline: false}",
+    "scratch": "{name: scratch}",
+}
+# as these classes make their models; their LM head is trained alone only with a matrix of its own
+_TIED = """
+    bloom biogpt cohere cohere2 ernie4_5 ernie4_5_moe falcon falcon_mamba gemma gemma2 gemma3_text gpt2 gpt_bigcode gpt_neo
+    jetmoe lfm2 lfm2_moe mamba minicpm3 mpt opt recurrent_gemma smollm3 starcoder2 xglm
+"""
+TIED = frozenset(_TIED.split())
+REFUSED = {  # family, strategy: words of the sentence
+    ("albert", "partial"): "has 0 layers",
+    ("albert", "head"): "not a stack of blocks",
+    ("longformer", "head"): "not that of its last block",
+    ("squeezebert", "head"): "not that of its last block",
+}
+SETTINGS = """\
+model: {model}
+task: {task}
+strategy: {strategy}
+data: {{train: {rows}, eval_size: 6, max_length: 48}}
+training: {{max_steps: 2, global_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-2, eval_steps: 1,
+  save_steps: 1, save_total_limit: 5, logging_steps: 1}}
+evaluation: {{samples: 0, control: off}}
+output_dir: {output}
+"""
+TEXTS = ["the cat sat", "a dog ran under the red mat and the blue hat", "fish", "two dogs sat on the mat"]
+
+
+def check_family(place: Path, model: Path, family: str, rows: Path, task: str = "causal-lm") -> None:
+    """Each strategy has the outcome of the table. A classifier's teacher is the result of `full`."""
+    for strategy in STRATEGIES:
+        folder = place / strategy
+        folder.mkdir()
+        name = "untied" if strategy == "head" and family in TIED else strategy
+        teacher = place / "full" / "run" / "final" if task != "causal-lm" else None
+        found = outcome(folder, model, name, rows, task, teacher)
+        expected = REFUSED.get((family, strategy), REFUSED.get((family, "all"), "yes"))
+        assert expected in found, (family, strategy, found)
+        if strategy != "full":
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def frozen_modules() -> Iterator[None]:
+    """Without the libraries' objects, the garbage collections of each run take half of its time less."""
+    import peft  # noqa: F401
+
+    import hfstrat.publish.card
+    import hfstrat.run.setup  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def outcome(place: Path, model: Path, strategy: str, rows: Path, task: str = "causal-lm", teacher: Path | None = None) -> str:
+    """`yes`, or the sentence with which the run was refused before training. Anything else that goes wrong is raised.
+
+    Args:
+        place: an empty folder; the run is in `run` below it.
+        rows: the examples.
+        teacher: of a distillation; by default the model itself.
+    """
+    file, output = place / "recipe.yaml", place / "run"
+    section = (STRATEGIES | {"untied": "{name: head, untie: true}"})[strategy].replace("MODEL", str(teacher or model))
+    file.write_text(SETTINGS.format(model=model, task=task, strategy=section, rows=rows, output=output))
+    try:
+        report = run(load_recipe(str(file)))
+    except UserError as error:
+        assert not output.exists(), "a refused run wrote something"
+        return str(error)
+    holds(report)
+    if (output / "checkpoint-2").is_dir():  # a solved head makes no steps
+        resumes(file, output)
+    if (output / "final" / "adapter_config.json").is_file():
+        merge.merge(str(output), place / "merged")
+        assert loads_merged(output, place / "merged")
+    if task != "causal-lm":
+        assert predicts_in_batches(output)
+    return "yes"
+
+
+def holds(report: Any) -> None:
+    """The result of a run loads with the logits of the trained model."""
+    reload = report["result"]["verified"]
+    assert reload["bit_equal"] or reload["max_difference"] < 2e-2 * reload["max_logit"]
+
+
+def resumes(file: Path, output: Path) -> None:
+    """The same recipe continues what a run killed after its first step left behind, to the same bits."""
+    last = output / "checkpoint-2"
+    before = state_of(last), weights_of(output / "final")
+    for name in ("final", "checkpoint-2"):
+        shutil.rmtree(output / name)
+    (output / "report.json").unlink()
+    report = run(load_recipe(str(file)))
+    assert report["result"]["resumed_from"].endswith("checkpoint-1")
+    for theirs, ours in zip(before, (state_of(last), weights_of(output / "final")), strict=True):
+        assert theirs.keys() == ours.keys()
+        different = [name for name in theirs if not torch.equal(theirs[name], ours[name])]
+        assert not different, different
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{file.relative_to(folder)}/{name}": tensor for name, tensor in load_file(file).items()}
+    assert found
+    return found
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights and the optimizer's state, tensor by tensor."""
+    if not (checkpoint / "optimizer.pt").is_file():
+        return weights_of(checkpoint)
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    moments = {f"{index}/{name}": tensor for index, state in optimizer.items() for name, tensor in state.items()}
+    assert moments
+    return weights_of(checkpoint) | moments
+
+
+def loads_merged(output: Path, merged: Path) -> bool:
+    """The merged folder is a complete model of the adapter's architecture."""
+    options = {"task": artifact.task_of(str(output)).name}
+    one, two = (artifact.load_artifact(str(folder), torch.float32, options) for folder in (output / "final", merged))
+    return type(one.get_base_model()) is type(two)
+
+
+def predicts_in_batches(output: Path) -> bool:
+    """A padded batch has the logits of single texts."""
+    model, tokenizer, _ = artifact.load(str(output), dtype="float32")
+    with torch.no_grad():
+        batch = verify.probe_logits(model, dict(tokenizer(TEXTS, padding=True, return_tensors="pt")))
+        single = torch.cat([verify.probe_logits(model, dict(tokenizer([text], return_tensors="pt"))) for text in TEXTS])
+    return torch.allclose(batch, single, atol=1e-5, rtol=1e-4)
