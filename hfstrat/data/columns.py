@@ -16,9 +16,9 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos", "pixelvalues")
 MEANINGFUL = (  # columns that other formats or tools read: without them a row may mean something else
     *MEDIA,
     *("tools", "functions", "system", "systemprompt", "history", "chattemplatekwargs", "documents", "thinking", "reasoning"),
-    *("weight", "weights", "lossmask", "mask", "trainmask", "sampleweight", "rejected", "chosen", "negative", "score"),
-    *("label", "labels", "category", "class", "intent", "sentiment", "target", "targets", "rating", "prompt", "completion"),
-    *("instruction", "output", "input", "messages", "conversations", "textpair"),
+    *("weight", "weights", "lossmask", "mask", "trainmask", "sampleweight", "rejected", "chosen", "negative"),
+    *("label", "labels", "category", "class", "intent", "sentiment", "target", "targets", "rating", "completion"),
+    *("instruction", "output", "input", "textpair"),
 )
 CLASSES = ("class", "category", "intent", "sentiment", "topic", "tag", "label_text", "coarse_label", "genre", "type")
 FEW_CLASSES = 20  # different values of a column that may be a class

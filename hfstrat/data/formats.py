@@ -138,20 +138,20 @@ def conversation(row: Row, column: str) -> Example:
 
 
 class Format(NamedTuple):
-    """The columns that a format needs, those that it also reads, and its parser of rows by our names."""
+    """The columns that a format needs, its parser of rows by our names, and the columns that it also reads."""
 
     needed: frozenset[str]
-    optional: frozenset[str]
     parse: Callable[[Row], Example]
+    optional: frozenset[str] = frozenset()
 
 
 _AROUND = frozenset({"system", "tools", "functions", "chat_template_kwargs"})
 FORMATS = {
-    "messages": Format(frozenset({"messages"}), _AROUND, partial(conversation, column="messages")),
-    "conversations": Format(frozenset({"conversations"}), _AROUND, partial(conversation, column="conversations")),
-    "prompt-completion": Format(frozenset({"prompt", "completion"}), _AROUND, prompt_completion),
-    "alpaca": Format(frozenset({"instruction", "output"}), _AROUND | {"input", "history"}, alpaca),
-    "text": Format(frozenset({"text"}), frozenset(), text),
+    "messages": Format(frozenset({"messages"}), partial(conversation, column="messages"), _AROUND),
+    "conversations": Format(frozenset({"conversations"}), partial(conversation, column="conversations"), _AROUND),
+    "prompt-completion": Format(frozenset({"prompt", "completion"}), prompt_completion, _AROUND),
+    "alpaca": Format(frozenset({"instruction", "output"}), alpaca, _AROUND | {"input", "history"}),
+    "text": Format(frozenset({"text"}), text),
 }
 LABELED = [  # columns that identify rows of a classification
     {one, two, label}
