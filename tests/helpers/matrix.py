@@ -38,11 +38,19 @@ _TIED = """
     jetmoe lfm2 lfm2_moe mamba minicpm3 mpt opt recurrent_gemma smollm3 starcoder2 xglm
 """
 TIED = frozenset(_TIED.split())
-REFUSED = {  # family, strategy: words of the sentence
+READ_PADDING = {"convbert", "nystromformer"}  # a little, and the run says so
+PADDING = "changes with the padding of its batch"
+NOT_CUT = "not that of its last block"
+NO_LINEAR = "no linear layer that PEFT adapts"
+REFUSED = {  # family, strategy or all: words of the sentence
     ("albert", "partial"): "has 0 layers",
     ("albert", "head"): "not a stack of blocks",
-    ("longformer", "head"): "not that of its last block",
-    ("squeezebert", "head"): "not that of its last block",
+    ("fnet", "all"): PADDING,
+    ("ibert", "lora"): NO_LINEAR,
+    ("longformer", "head"): NOT_CUT,
+    ("squeezebert", "head"): NOT_CUT,
+    ("squeezebert", "lora"): NO_LINEAR,
+    ("xlnet", "all"): PADDING,
 }
 SETTINGS = """\
 model: {model}
@@ -64,6 +72,8 @@ def check_family(place: Path, model: Path, family: str, rows: Path, task: str = 
         folder.mkdir()
         name = "untied" if strategy == "head" and family in TIED else strategy
         teacher = place / "full" / "run" / "final" if task != "causal-lm" else None
+        if strategy == "distill" and (family, "all") in REFUSED:
+            continue  # there is no teacher
         found = outcome(folder, model, name, rows, task, teacher)
         expected = REFUSED.get((family, strategy), REFUSED.get((family, "all"), "yes"))
         assert expected in found, (family, strategy, found)
@@ -109,7 +119,7 @@ def outcome(place: Path, model: Path, strategy: str, rows: Path, task: str = "ca
     if (output / "final" / "adapter_config.json").is_file():
         merge.merge(str(output), place / "merged")
         assert loads_merged(output, place / "merged")
-    if task != "causal-lm":
+    if task != "causal-lm" and model.name not in READ_PADDING:
         assert predicts_in_batches(output)
     return "yes"
 
