@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,29 @@ def predicts_in_batches(output: Path) -> bool:
         batch = verify.probe_logits(model, dict(tokenizer(TEXTS, padding=True, return_tensors="pt")))
         single = torch.cat([verify.probe_logits(model, dict(tokenizer([text], return_tensors="pt"))) for text in TEXTS])
     return torch.allclose(batch, single, atol=1e-5, rtol=1e-4)
+
+
+REASONS = {
+    PADDING: "reads padding",
+    NOT_CUT: "its output is not that of its last block",
+    NO_LINEAR: "no linear layers",
+    "has 0 layers": "its layers share their weights",
+    "not a stack of blocks": "its layers share their weights",
+}
+
+
+def table(families: Iterable[str]) -> str:
+    """The rows of `docs/families.md` for these families: what the tests of the matrix assert."""
+    lines = [f"| family | {' | '.join(f'`{name}`' for name in STRATEGIES)} |", "|---" * (1 + len(STRATEGIES)) + "|"]
+    for family in families:
+        cells = [_cell(family, strategy) for strategy in STRATEGIES]
+        note = " (says that it reads padding)" if family in READ_PADDING else ""
+        lines.append(f"| `{family}`{note} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(family: str, strategy: str) -> str:
+    words = REFUSED.get((family, strategy), REFUSED.get((family, "all")))
+    if words:
+        return f"refused: {REASONS[words]}"
+    return "Y with `untie: true`" if strategy == "head" and family in TIED else "Y"

@@ -14,7 +14,7 @@ import torch
 from helpers.distributed_worker import reload_here
 from helpers.encoder_families import ENCODERS, make_encoder_family
 from helpers.families import DENSE, FAMILIES, MOE, RECURRENT
-from helpers.matrix import check_family, holds, outcome
+from helpers.matrix import check_family, holds, outcome, table
 from helpers.runs import run, weights
 
 from hfstrat.errors import UserError
@@ -71,6 +71,13 @@ def test_the_table_has_every_kind() -> None:
     assert len(MOE) > 10
     assert len(RECURRENT) > 8
     assert len(ENCODERS) >= 8
+
+
+def test_the_docs_have_the_table_of_the_matrix() -> None:
+    """`docs/families.md` shows for each family and strategy what the tests of the matrix assert."""
+    docs = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    for families in (DENSE, MOE, RECURRENT, ENCODERS):
+        assert table(sorted(families)) in docs
 
 
 @pytest.mark.parametrize("family", [*MOE, "jamba", "qwen3_next", "granitemoehybrid", "mamba", "falcon_h1"])
@@ -227,3 +234,11 @@ def test_a_forward_pass_that_fails_is_one_sentence(recipe: Any, monkeypatch: pyt
     with pytest.raises(UserError, match=r"the forward pass of this model fails .*shapes cannot be multiplied"):
         run(recipe(*SHORT))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_family_without_gradients_is_refused(recipe: Any, tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("xlstm", hidden_size=32, num_blocks=2, num_heads=4).save_pretrained(tmp_path / "xlstm")
+    with pytest.raises(UserError, match="is an xlstm model, and the code for it"):
+        run(recipe(f"model={{name_or_path: {tmp_path / 'xlstm'}, tokenizer: {tiny}}}", "strategy=full", *SHORT))

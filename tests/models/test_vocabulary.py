@@ -53,7 +53,7 @@ def test_tokens_beyond_the_embeddings_are_trained_by_lora(
     assert f"2 of its tokens are beyond the model's {rows:,} embeddings: <m>, <n>; the rows use 1 of them" in printed
     saved = [name for name in weights(tmp_path / "run") if "token_adapter" in name or "trainable_tokens" in name]
     assert saved
-    lines = snippets.show(str(tmp_path / "run"))
+    lines = "\n".join(snippets.show(str(tmp_path / "run"))).splitlines()
     loading = lines[2 : next(i for i, line in enumerate(lines) if line.startswith("model = ")) + 1]
     subprocess.run([sys.executable, "-c", "\n".join(loading)], check=True)
     assert any("hfstrat merge" in line for line in lines[lines.index("# vLLM (after merging)") :])
