@@ -159,7 +159,7 @@ class Resumable(Base):  # type: ignore[misc]
         due, stops = self.control.should_evaluate, self._agreement.stop_requested()
         if stops:  # only log
             self.control.should_evaluate = self.control.should_save = False
-        elif self.control.should_training_stop:
+        elif self.control.should_training_stop and (due or self.control.should_save):
             self._save_last_step(tr_loss, grad_norm, model, trial, *args, **kwargs)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
