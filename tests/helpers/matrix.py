@@ -51,6 +51,7 @@ REFUSED = {  # family, strategy or all: words of the sentence
     ("squeezebert", "head"): NOT_CUT,
     ("squeezebert", "lora"): NO_LINEAR,
     ("xlnet", "all"): PADDING,
+    ("xlnet", "head"): NOT_CUT,
 }
 SETTINGS = """\
 model: {model}
