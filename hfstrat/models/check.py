@@ -186,3 +186,12 @@ def check_quantizable(key: str, section: Quantization | None, source: str) -> No
 def is_quantized_already(source: str) -> bool:
     """Whether a local model's config has a quantization_config."""
     return bool(source) and bool(read_json(Path(source).expanduser() / "config.json").get("quantization_config"))
+
+
+def check_trainable(name: str, family: str) -> None:
+    """Refuse a family whose code in transformers cannot be trained. Raises UserError."""
+    if family == "xlstm" and importlib.util.find_spec("xlstm") is None:
+        raise UserError(
+            f"model.name_or_path: {name} is an xlstm model, and the code for it in transformers 5.23 computes no gradients (it "
+            "changes tensors in place); pip install xlstm, or choose another model"
+        )

@@ -10,18 +10,19 @@ from torch import nn
 
 from hfstrat.errors import OUT_OF_MEMORY, UserError, first_line, named
 from hfstrat.models.blocks import evaluating
+from hfstrat.models.load import Base
 from hfstrat.tasks.verify import tolerance, untrained_logits
 
+READS_PADDING = 0.05  # change by padding, as a share of the largest value, from which a model is refused
 LARGEST = 10**9  # parameters up to which a body is copied in float32
 
 
-def first_forward(model: nn.Module, base: Any, inputs: dict[str, Any], dtype: torch.dtype, name: str) -> torch.Tensor:
+def first_forward(model: nn.Module, base: Base, inputs: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
     """The logits of the untrained model for the inputs of the probe.
 
     Args:
-        base: the model of transformers in it.
+        base: with the model of transformers in it.
         dtype: of the forward pass.
-        name: of the model, for messages.
 
     Raises:
         UserError: the forward pass fails, or the hidden states of a text depend on the padding of its batch.
@@ -32,9 +33,9 @@ def first_forward(model: nn.Module, base: Any, inputs: dict[str, Any], dtype: to
         except Exception as error:  # the code of a family can fail in any way
             if named(error).code == OUT_OF_MEMORY:
                 raise
-            raise UserError(_failed(name, error, dtype)) from error
+            raise UserError(_failed(base.name_or_path, error, dtype)) from error
         if logits.dim() == 2 and "attention_mask" in inputs:
-            _check_padding(base.base_model, inputs, name)
+            _check_padding(model, base, inputs)
     return logits
 
 
@@ -48,22 +49,35 @@ def _failed(name: str, error: Exception, dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def _check_padding(body: Any, inputs: dict[str, Any], name: str) -> None:
-    """Refuse an encoder that reads padding, such as FNet: its results would depend on the batch. Raises UserError."""
+def _check_padding(model: nn.Module, base: Base, inputs: dict[str, Any]) -> None:
+    """Refuse a model of texts that reads padding, such as FNet: its results would depend on the batch. Raises UserError.
+
+    Its hidden states are compared, since the outputs of a new head may be zero, and its outputs: XLNet's head reads the last
+    position, whatever stands there.
+    """
     lengths = inputs["attention_mask"].sum(-1).tolist()
     row = lengths.index(min(lengths))
-    if lengths[row] == inputs["attention_mask"].shape[1] or sum(p.numel() for p in body.parameters()) > LARGEST:
+    weights = list(model.parameters())
+    is_plain = all(p.is_floating_point() for p in weights) and sum(p.numel() for p in weights) <= LARGEST
+    if not is_plain or lengths[row] == inputs["attention_mask"].shape[1]:
         return
-    exact = all(p.dtype == torch.float32 for p in body.parameters())
-    twin = (body if exact else copy.deepcopy(body).float()).eval()  # rounding to 16 bits would hide small differences
-    device = next(twin.parameters()).device
-    tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-    padded = twin(**tensors).last_hidden_state[row, : lengths[row]]
-    alone = {key: value[row : row + 1, : lengths[row]] for key, value in tensors.items()}
-    off, largest = float((twin(**alone).last_hidden_state[0] - padded).abs().max()), float(padded.abs().max())
-    if off > tolerance("float32", False) * largest:
-        raise UserError(
-            f"model.name_or_path: {name}: the hidden states of this model for a text change with the padding of its batch (by "
-            f"{off:.2g}; the largest is {largest:.2g}), so its predictions would depend on the batch; expected a model that "
-            "ignores padding, such as BERT or ModernBERT"
-        )
+    for part, key in ((base.model.base_model, "last_hidden_state"), (model, "logits")):
+        exact = all(p.dtype == torch.float32 for p in part.parameters())
+        twin = (part if exact else copy.deepcopy(part).float()).eval()  # rounding to 16 bits would hide small differences
+        device = next(twin.parameters()).device
+        tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+        alone = {key: value[row : row + 1, : lengths[row]] for key, value in tensors.items()}
+        padded, single = getattr(twin(**tensors), key)[row], getattr(twin(**alone), key)[0]
+        padded = padded[: len(single)] if key == "last_hidden_state" else padded
+        off, largest = float((single - padded).abs().max()), float(padded.abs().max())
+        share = off / largest if largest else 0.0
+        if share <= tolerance("float32", True):
+            continue
+        what = f"what this model computes for a text changes with the padding of its batch ({key} by {share:.2%})"
+        if share > READS_PADDING:
+            raise UserError(
+                f"model.name_or_path: {base.name_or_path}: {what}, so its predictions would depend on the batch; expected a "
+                "model that ignores padding, such as BERT or ModernBERT"
+            )
+        base.say(f"warning: {what}: its convolutions or its approximation of attention read it")
+        return

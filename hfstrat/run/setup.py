@@ -112,7 +112,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     base, built, probe, simple = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
-    untrained = None if is_sharded() else first_forward(built.model, base.model, probe, dtype, recipe.model.name_or_path)
+    untrained = None if is_sharded() else first_forward(built.model, base, probe, dtype)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
     lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
 from hfstrat.models import vocabulary
+from hfstrat.models.check import check_trainable
 from hfstrat.models.load import Base, compute_dtype, main_dtype, source_of
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
@@ -39,6 +40,7 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path}: {first_line(error)}") from error
+    check_trainable(model.name_or_path, config.model_type)
     if not model.trust_remote_code:
         task.model.check_config(model.name_or_path, config)
     compute, how = compute_dtype(model.dtype), None
@@ -94,6 +96,7 @@ def random_base(
     """
     from hfstrat.models import random_init
 
+    check_trainable(family, family)
     settings = {**settings, **task.model.config_options(data, tokenizer)}
     base = random_init.from_config(recipe, tokenizer, task, family, settings)
     base.head_modules = task.model.split_missing(base.model, [])[0]

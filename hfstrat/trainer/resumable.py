@@ -159,14 +159,12 @@ class Resumable(Base):  # type: ignore[misc]
         due, stops = self.control.should_evaluate, self._agreement.stop_requested()
         if stops:  # only log
             self.control.should_evaluate = self.control.should_save = False
-        elif self.control.should_training_stop:
+        elif self.control.should_training_stop and (due or self.control.should_save):
             self._save_last_step(tr_loss, grad_norm, model, trial, *args, **kwargs)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationInterrupted:
             stops = True
-        if self.control.should_training_stop and self.ended_in is None and not stops and not self._best_is_saved():
-            self._save_checkpoint(model, trial)  # stopped by this evaluation
         if stops:
             self.control.should_evaluate = due
             self._stop(model, trial)
@@ -182,10 +180,6 @@ class Resumable(Base):  # type: ignore[misc]
         self.control.should_evaluate = due
         self._save_checkpoint(model, trial)
         self.control.should_save = self._saved_step == self.state.global_step  # once more, with the evaluation
-
-    def _best_is_saved(self) -> bool:
-        """Whether the result will be the best weights, which a checkpoint has."""
-        return bool(self.args.load_best_model_at_end and self.state.best_model_checkpoint)
 
     def interrupt_evaluation(self) -> None:
         """End an evaluation during training if a stop was requested."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,20 @@ _TIED = """
     jetmoe lfm2 lfm2_moe mamba minicpm3 mpt opt recurrent_gemma smollm3 starcoder2 xglm
 """
 TIED = frozenset(_TIED.split())
-REFUSED = {  # family, strategy: words of the sentence
+READ_PADDING = {"convbert", "nystromformer"}  # a little, and the run says so
+PADDING = "changes with the padding of its batch"
+NOT_CUT = "not that of its last block"
+NO_LINEAR = "no linear layer that PEFT adapts"
+REFUSED = {  # family, strategy or all: words of the sentence
     ("albert", "partial"): "has 0 layers",
     ("albert", "head"): "not a stack of blocks",
-    ("longformer", "head"): "not that of its last block",
-    ("squeezebert", "head"): "not that of its last block",
+    ("fnet", "all"): PADDING,
+    ("ibert", "lora"): NO_LINEAR,
+    ("longformer", "head"): NOT_CUT,
+    ("squeezebert", "head"): NOT_CUT,
+    ("squeezebert", "lora"): NO_LINEAR,
+    ("xlnet", "all"): PADDING,
+    ("xlnet", "head"): NOT_CUT,
 }
 SETTINGS = """\
 model: {model}
@@ -64,6 +73,8 @@ def check_family(place: Path, model: Path, family: str, rows: Path, task: str = 
         folder.mkdir()
         name = "untied" if strategy == "head" and family in TIED else strategy
         teacher = place / "full" / "run" / "final" if task != "causal-lm" else None
+        if strategy == "distill" and (family, "all") in REFUSED:
+            continue  # there is no teacher
         found = outcome(folder, model, name, rows, task, teacher)
         expected = REFUSED.get((family, strategy), REFUSED.get((family, "all"), "yes"))
         assert expected in found, (family, strategy, found)
@@ -109,7 +120,7 @@ def outcome(place: Path, model: Path, strategy: str, rows: Path, task: str = "ca
     if (output / "final" / "adapter_config.json").is_file():
         merge.merge(str(output), place / "merged")
         assert loads_merged(output, place / "merged")
-    if task != "causal-lm":
+    if task != "causal-lm" and model.name not in READ_PADDING:
         assert predicts_in_batches(output)
     return "yes"
 
@@ -167,3 +178,29 @@ def predicts_in_batches(output: Path) -> bool:
         batch = verify.probe_logits(model, dict(tokenizer(TEXTS, padding=True, return_tensors="pt")))
         single = torch.cat([verify.probe_logits(model, dict(tokenizer([text], return_tensors="pt"))) for text in TEXTS])
     return torch.allclose(batch, single, atol=1e-5, rtol=1e-4)
+
+
+REASONS = {
+    PADDING: "reads padding",
+    NOT_CUT: "its output is not that of its last block",
+    NO_LINEAR: "no linear layers",
+    "has 0 layers": "its layers share their weights",
+    "not a stack of blocks": "its layers share their weights",
+}
+
+
+def table(families: Iterable[str]) -> str:
+    """The rows of `docs/families.md` for these families: what the tests of the matrix assert."""
+    lines = [f"| family | {' | '.join(f'`{name}`' for name in STRATEGIES)} |", "|---" * (1 + len(STRATEGIES)) + "|"]
+    for family in families:
+        cells = [_cell(family, strategy) for strategy in STRATEGIES]
+        note = " (says that it reads padding)" if family in READ_PADDING else ""
+        lines.append(f"| `{family}`{note} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(family: str, strategy: str) -> str:
+    words = REFUSED.get((family, strategy), REFUSED.get((family, "all")))
+    if words:
+        return f"refused: {REASONS[words]}"
+    return "Y with `untie: true`" if strategy == "head" and family in TIED else "Y"

@@ -14,7 +14,7 @@ import torch
 from helpers.distributed_worker import reload_here
 from helpers.encoder_families import ENCODERS, make_encoder_family
 from helpers.families import DENSE, FAMILIES, MOE, RECURRENT
-from helpers.matrix import check_family, holds, outcome
+from helpers.matrix import check_family, holds, outcome, table
 from helpers.runs import run, weights
 
 from hfstrat.errors import UserError
@@ -35,7 +35,7 @@ def test_a_family_of_each_kind(families: Any, short_rows: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("family", ENCODER_KINDS)
 def test_an_encoder_of_each_kind(short_labeled: Path, tmp_path: Path, family: str) -> None:
-    check_family(tmp_path, make_encoder_family(tmp_path / "model", family), family, short_labeled, "text-classification")
+    check_family(tmp_path, make_encoder_family(tmp_path / family, family), family, short_labeled, "text-classification")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "deepseek_v3", "gpt_oss", "rwkv"])
@@ -71,6 +71,13 @@ def test_the_table_has_every_kind() -> None:
     assert len(MOE) > 10
     assert len(RECURRENT) > 8
     assert len(ENCODERS) >= 8
+
+
+def test_the_docs_have_the_table_of_the_matrix() -> None:
+    """`docs/families.md` shows for each family and strategy what the tests of the matrix assert."""
+    docs = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    for families in (DENSE, MOE, RECURRENT, ENCODERS):
+        assert table(sorted(families)) in docs
 
 
 @pytest.mark.parametrize("family", [*MOE, "jamba", "qwen3_next", "granitemoehybrid", "mamba", "falcon_h1"])
@@ -142,3 +149,96 @@ def test_every_end_token_of_the_model_ends_an_answer(families: Any) -> None:
     model.generation_config.eos_token_id = [third, 319]
     answer = generation.continued(model, [prompt], tokenizer, 6)[0].tolist()
     assert answer.index(third) == len(answer) - 1, "generation goes on after one of the model's end tokens"
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt_neox", "granitemoe", "gpt_oss", *KINDS[1:], "deepseek_v2", "qwen2_moe", "jamba", "rwkv"]
+)
+def test_the_adapters_of_experts_are_counted(families: Any, family: str) -> None:
+    """By the names in the files, which have another form than the fused parameters that PEFT adapts, with twice the rank."""
+    counts_equal(families(family))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_adapters_of_every_family_are_counted(families: Any, family: str) -> None:
+    counts_equal(families(family))
+
+
+def counts_equal(folder: Path) -> None:
+    from helpers.recipes import recipe_of
+
+    from hfstrat import strategies
+    from hfstrat.models.load import count_parameters, load_tokenizer
+    from hfstrat.tasks.loading import load_base
+
+    recipe = recipe_of(folder, {"name": "lora", "r": 4})
+    described = strategies.describe(recipe)
+    base = load_base(recipe.model, load_tokenizer(recipe.model))
+    model = strategies.build(recipe.strategy).build_model(base)
+    assert described is not None
+    assert described.footprint.trainable == count_parameters(model)[0]
+
+
+def test_the_families_whose_experts_peft_adapts() -> None:
+    """Our table for what is known before torch is imported is that of the installed PEFT."""
+    from peft.utils import transformers_weight_conversion as installed
+
+    from hfstrat.models import experts
+
+    theirs = {name for name, like in installed._MODEL_TO_CONVERSION_PATTERN.items() if like in ("mixtral", "qwen2_moe")}
+    assert {*experts.LIKE_MIXTRAL, *experts.LIKE_QWEN} == {name for name in theirs if name.islower()}
+
+
+def test_shared_experts_get_an_adapter(families: Any) -> None:
+    """PEFT takes their names for those of routed experts: they are adapted as parameters, which plain PEFT loads."""
+    from helpers.recipes import recipe_of
+
+    from hfstrat import strategies
+    from hfstrat.models.load import load_tokenizer
+    from hfstrat.tasks.loading import load_base
+
+    recipe = recipe_of(families("deepseek_v3"), {"name": "lora", "r": 4})
+    base = load_base(recipe.model, load_tokenizer(recipe.model))
+    model = strategies.build(recipe.strategy).build_model(base)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for layer in ("layers.0.mlp.gate_proj", "layers.1.mlp.shared_experts.down_proj", "layers.1.mlp.experts"):
+        assert any(layer in name for name in names), layer
+    assert not any("without an adapter" in line for line in base.remarks)
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("fnet", "changes with the padding of its batch"),
+        ("squeezebert", "all-linear: SqueezeBertForSequenceClassification has no linear layer that PEFT adapts"),
+    ],
+)
+def test_an_encoder_that_cannot_be_trained_is_refused(
+    recipe: Any, short_labeled: Path, tmp_path: Path, family: str, words: str
+) -> None:
+    model = make_encoder_family(tmp_path / family, family)
+    settings = ("task=text-classification", f"data.train={short_labeled}", "model.dtype=float32", *SHORT)
+    with pytest.raises(UserError, match=words):
+        run(recipe(f"model={model}", *settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forward_pass_that_fails_is_one_sentence(recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from transformers import LlamaModel
+
+    def forward(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(UserError, match=r"the forward pass of this model fails .*shapes cannot be multiplied"):
+        run(recipe(*SHORT))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_family_without_gradients_is_refused() -> None:
+    from hfstrat.models.check import check_trainable
+
+    check_trainable("a/b", "llama")
+    with pytest.raises(UserError, match="is an xlstm model, and the code for it"):
+        check_trainable("a/b", "xlstm")

@@ -20,4 +20,4 @@ def test_a_family_that_is_not_dense(families: Any, short_rows: Path, tmp_path: P
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder(short_labeled: Path, tmp_path: Path, family: str) -> None:
-    check_family(tmp_path, make_encoder_family(tmp_path / "model", family), family, short_labeled, "text-classification")
+    check_family(tmp_path, make_encoder_family(tmp_path / family, family), family, short_labeled, "text-classification")
