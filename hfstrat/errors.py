@@ -79,6 +79,8 @@ def named(error: BaseException) -> RunError:
 def quiet_libraries() -> None:
     """Library warnings are silenced: their causes are handled or reported by hfstrat."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if "transformers" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:
+        sys.modules["transformers.utils.logging"].set_verbosity_error()  # it has read the variable already
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")

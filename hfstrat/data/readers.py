@@ -107,7 +107,7 @@ def _open(path: Path) -> Iterator[IO[str]]:
 def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_CSV_FIELD)
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
-    reader = csv.DictReader(file, delimiter="\t" if is_tsv else ",")
+    reader = csv.DictReader(file, delimiter="\t" if is_tsv else _separator(file))
     for row in reader:
         if None in row:
             named = len(reader.fieldnames or ())
@@ -116,6 +116,13 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
                 "columns; put a text that contains the separator in double quotes"
             )
         yield row
+
+
+def _separator(file: IO[str]) -> str:
+    """The separator of a CSV file: a comma, unless the line of column names has none and has another usual one."""
+    names = file.readline(MAX_CSV_FIELD)
+    file.seek(0)
+    return "," if "," in names else max(",;\t|", key=names.count)
 
 
 def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:

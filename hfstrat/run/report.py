@@ -53,7 +53,8 @@ def summary(report: Report) -> list[str]:
     lines += table.lines({name: measured.model_dump() for name, measured in result.measured.items()})
     if result.baselines:
         lines.append(_entry("baselines", _baselines(result.baselines, before, after)))
-    times = f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}"
+    speed = f" at {format.rate(result.tokens_per_second)}" if result.tokens_per_second else ""
+    times = f"{format.duration(result.train_seconds)} of training{speed}"
     cost = f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}"
     lines += [
         _entry("strategy", report.run.strategy),
