@@ -2,10 +2,11 @@
 
     python -m benchmarks.busy_machine
 
-Each run is a fresh process that trains a random model of 6 million parameters (batches of 2 x 96 tokens, 2 threads). It measures
-alternating blocks of steps, quiet and beside a process that keeps one core busy. Runs with different settings alternate in rounds.
-`hfstrat` is what importing hfstrat sets; `unset` is the default of the OpenMP library. The prediction written down before the
-first run: a short spin keeps at least 0.4 of the quiet speed beside one busy core, and costs at most 5 % without it.
+Each run is a fresh process that trains a random model of 6 million parameters (batches of 2 x 96 tokens, 2 threads). It
+measures alternating blocks of steps, quiet and beside a process that keeps one core busy. Runs with different settings
+alternate in rounds. `hfstrat` is what importing hfstrat sets; `unset` is the default of the OpenMP library. The prediction
+written down before the first run: a short spin keeps at least 0.4 of the quiet speed beside one busy core, and costs at most
+5 % without it.
 """
 
 from __future__ import annotations

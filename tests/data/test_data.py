@@ -12,6 +12,7 @@ from conftest import make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfstrat.data import readers
 from hfstrat.data.formats import BadRow, Example
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED, Renderer
