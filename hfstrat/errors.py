@@ -81,8 +81,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # PEFT looks for the fused parameters of experts among modules only; they are adapted with the rank of the pattern
     warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
-    if "transformers" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:  # it has read the variable
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+    if "transformers" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:
+        sys.modules["transformers.utils.logging"].set_verbosity_error()  # it has read the variable already
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")

@@ -118,7 +118,7 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_CSV_FIELD)
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
     # strict: otherwise a quote that nothing closes would take all rows after it into one field
-    reader = csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)
+    reader = csv.reader(file, delimiter="\t" if is_tsv else _separator(file), strict=True)
     begin = 1  # line of the row that is read
     try:
         names = _named_columns(next((row for row in reader if row), []), path)
@@ -153,6 +153,13 @@ def _check_names(names: list[str], path: Path) -> None:
     if twice is not None:
         what = f"two columns are named '{twice}'" if twice else "two columns have no name"
         raise UserError(f"{path}: {what}; rename or remove one of them")
+
+
+def _separator(file: IO[str]) -> str:
+    """The separator of a CSV file: a comma, unless the line of column names has none and has another usual one."""
+    names = file.readline(MAX_CSV_FIELD)
+    file.seek(0)
+    return "," if "," in names else max(",;\t|", key=names.count)
 
 
 def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:

@@ -231,9 +231,11 @@ def _data(run: Run, public: Run) -> str:
 def _settings(public: Report) -> str:
     recipe, result, machine = public.run.recipe, public.finished, public.environment
     training, shown = recipe.training, recipe.strategy.model_dump(exclude=SHOWN_ELSEWHERE)
-    chosen = CHOSEN if result.head else set()  # auto: what was chosen is shown instead
+    chosen = CHOSEN if result.head else set[str]()  # auto: what was chosen is shown instead
+    if shown.get("head") == "linear":
+        chosen = chosen | {"hidden_size"}  # of an MLP
     strategy = _flat({name: value for name, value in shown.items() if name not in chosen})
-    processor = f"{machine.processor or 'CPU'}, {machine.threads or '?'} threads"
+    processor = f"{machine.processor or 'CPU'}, {format.plural(machine.threads or 1, 'thread')}"
     head = result.head
     how: dict[str, Any]
     if head is not None and head.solved_exactly and getattr(recipe.strategy, "then", None) is None:

@@ -55,7 +55,8 @@ def summary(report: Report) -> list[str]:
     if result.baselines:
         lines.append(_entry("baselines", _baselines(result.baselines, before, after)))
     lines += simple_models.summary(result.simple_models)
-    times = f"{format.duration(result.train_seconds)} of training at {format.rate(result.tokens_per_second)}"
+    speed = f" at {format.rate(result.tokens_per_second)}" if result.tokens_per_second else ""
+    times = f"{format.duration(result.train_seconds)} of training{speed}"
     cost = f"{format.duration(result.total_seconds)} in total, peak memory {format.memory(result.peak_memory_bytes)}"
     lines += [
         _entry("strategy", report.run.strategy),

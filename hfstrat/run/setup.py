@@ -281,9 +281,14 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
-    return [
+    described = (
         f"{'strategy':<9} {recipe.strategy.name}: {trainable:,} of {total:,} parameters are trainable "
-        f"({trainable / total:.2%}), forward in {str(dtype).removeprefix('torch.')}{recomputed}",
+        f"({trainable / total:.2%}), forward in {str(dtype).removeprefix('torch.')}{recomputed}"
+    )
+    if getattr(trained, "is_solved", False):
+        return [described, f"{'plan':<9} the head is solved exactly in one step, on {args.device}"]
+    return [
+        described,
         f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, 'sequence')}: {passes}; "
         f"learning rate {recipe.training.learning_rate:g}; on {args.device}",
     ]

@@ -86,7 +86,8 @@ class ProgressReport(TrainerCallback):
         else:
             left = self.seconds / max(done, 1) * (state.max_steps - state.global_step)
         loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
-        return f"{loss}{rate(self.tokens_per_second)}  {clock(left)} left"
+        speed = f"{rate(self.tokens_per_second)}  " if self.tokens else ""  # a solved head sees features, and no tokens
+        return f"{loss}{speed}{clock(left)} left"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:

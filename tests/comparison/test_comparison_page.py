@@ -92,7 +92,9 @@ def test_it_shows_everything(table: dict[str, Any]) -> None:
         assert f"{row['label']} answers & more" in output
     assert text.count("<figure>") == 4
     assert ("Confusion matrices" in output) == (table["task"] == "text-classification")
-    assert table["repeat"]["command"] in output
+    assert page.without_paths(table)["repeat"]["command"] in output
+    assert table["repeat"]["folder"] not in output  # a page is shared: it names nothing local
+    assert str(Path(table["entries"][0]["runs"][0]["folder"]).parent) not in output
     assert "prefers-color-scheme: dark" in text
     if table["excluded"]:
         assert "distill is excluded" in output

@@ -133,7 +133,7 @@ def test_copies_and_texts_with_several_labels_are_reported(made: Any) -> None:
 
 def test_class_imbalance_is_reported(made: Any) -> None:
     data = made(texts_with(["a"] * 30 + ["b"] * 10), texts_with(["a", "b"]))
-    assert "smallest b 10, largest a 30 = 75.0%" in data.lines()[-1]
+    assert "10 of b (fewest), 30 of a (most) = 75.0%" in data.lines()[-1]
     assert data.report()["labels"]["training_rows"] == {"a": 30, "b": 10}
 
 

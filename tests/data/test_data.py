@@ -12,6 +12,7 @@ from conftest import make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfstrat.data import readers
 from hfstrat.data.formats import Example
 from hfstrat.data.prepare import prepare
 from hfstrat.data.render import IGNORED, Renderer
@@ -284,3 +285,11 @@ def test_the_demo_data_come_from_the_standard_library(tmp_path: Path, run_script
     assert not {r["prompt"] for r in parts["train"]} & {r["prompt"] for r in parts["eval"]}
     body = {name: {r["prompt"].split("(", 1)[1] for r in rows} for name, rows in parts.items()}
     assert not body["train"] & body["eval"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_csv_file_has_the_separator_of_its_first_line(separator: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    lines = [["text", "label"], ['"one; two, three|four"', "a"]]
+    file.write_text("\ufeff" + "".join(separator.join(line) + "\n" for line in lines), encoding="utf-8")
+    assert list(readers.read(file)) == [{"text": "one; two, three|four", "label": "a"}]

@@ -171,7 +171,7 @@ def test_a_classifier_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "precision" in printed
     assert "true / predicted" in printed
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"text": "a b", "label": "bird"}, {"text": "c", "label": "cat"}])
-    with pytest.raises(UserError, match="which no"):
+    with pytest.raises(UserError, match="the model predicts cat, dog, fish"):
         evaluate(Request(str(tmp_path / "run"), data=str(odd)))
 
 

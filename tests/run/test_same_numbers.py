@@ -20,6 +20,7 @@ import json, sys
 from hfstrat.evaluation.evaluate import Request, evaluate
 print("FOUND " + json.dumps([evaluate(Request(target, data=data)) for target, data in json.loads(sys.argv[1])]))
 """
+STILL = "{name: partial, last_n_layers: 1, frozen_dropout: false, precompute: true}"
 LORA, PARTIAL = "{name: lora, r: 4}", "{name: partial, last_n_layers: 1, precompute: true}"
 CAUSAL, CLASSES, NUMBERS = "causal-lm", "text-classification", "regression"
 FEW = [
@@ -36,9 +37,9 @@ MANY = [
     (CAUSAL, "llama", LORA, "bfloat16"),
     (CAUSAL, "llama", PARTIAL, "float32"),
     (CAUSAL, "", "{name: scratch, model_type: llama, parameters: 100k, tokenizer: {vocab_size: 300}}", "bfloat16"),
-    *[(CLASSES, "bert", strategy, "bfloat16") for strategy in ("full", LORA, PARTIAL, "head", "{name: head, head: mlp}")],
+    *[(CLASSES, "bert", strategy, "bfloat16") for strategy in ("full", LORA, STILL, "head", "{name: head, head: mlp}")],
     (CLASSES, "roberta", "{name: head, then: {name: lora, r: 4}}", "float32"),
-    *[(NUMBERS, "bert", strategy, "float32") for strategy in ("full", PARTIAL, "head", "{name: head, head: mlp}")],
+    *[(NUMBERS, "bert", strategy, "float32") for strategy in ("full", STILL, "head", "{name: head, head: mlp}")],
 ]
 
 

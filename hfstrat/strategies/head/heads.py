@@ -131,8 +131,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], found)
     train = FeatureRows(pooled.train, pooled.train_labels, units)
     held = FeatureRows(pooled.eval, pooled.eval_labels, units)
-    solved = "the head is solved, so the schedule of training is not used" if exact else "the head is trained"
-    base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}; {solved}")
+    base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}")
     return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": found}), built
 
 
