@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hfstrat.data.messages import BadRow, parse_template_kwargs, parse_tools
 from hfstrat.errors import UserError
 from hfstrat.tasks import TASKS, generation
 from hfstrat.tasks.artifact import check_output, check_task, load, task_of
@@ -153,11 +154,22 @@ def _read_file(file: Path) -> list[Any]:
 
 
 def _read_prompts(file: Path) -> list[Any]:
-    rows = _read_file(file)
-    for number, row in enumerate(rows, 1):
+    found: list[Any] = []
+    for number, row in enumerate(_read_file(file), 1):
         if isinstance(row, dict) and not ({"prompt", "messages"} & row.keys()):
             raise UserError(f"{file}: row {number} has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
-    return [row if isinstance(row, str) else row.get("prompt") or row["messages"] for row in rows]
+        try:
+            found.append(row if isinstance(row, str) else row.get("prompt") or _conversation(row))
+        except BadRow as error:
+            raise UserError(f"{file}: row {number}: {error}") from None
+    return found
+
+
+def _conversation(row: dict[str, Any]) -> Any:
+    """The messages of a row, with its tools and its own arguments of the chat template where it has some."""
+    given = {"tools": parse_tools(row), "chat_template_kwargs": parse_template_kwargs(row)}
+    more = {name: value for name, value in given.items() if value}
+    return {"messages": row["messages"], **more} if more else row["messages"]
 
 
 def _read_texts(file: Path) -> list[Any]:
