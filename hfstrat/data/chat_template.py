@@ -161,7 +161,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
         check_options(options, tokenizer.chat_template, "data.chat_template_kwargs")
         self.tokenizer, self.options = tokenizer, dict(options)
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {str(token) for token in added.values()} | set(tokenizer.all_special_tokens)
         marks = [re.escape(token) for token in sorted(filter(str.strip, special), key=len, reverse=True)]
         self.mark = re.compile("|".join([*marks, MARK]))
         self.as_parts = self.as_json = False  # content is a list of parts; arguments of calls are JSON text

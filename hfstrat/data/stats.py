@@ -52,6 +52,7 @@ class Statistics:
     turns_skipped: int = 0  # answers that the template cannot render without the turns after them
     turns_unopened: int = 0  # answers that do not begin as the generation prompt ends, with `unopened_by`
     unopened_by: str = ""
+    template_options: list[str] = field(default_factory=list)  # that could change the generation prompt
     left_out: dict[str, int] = field(default_factory=dict)  # texts that the template does not render, by kind
     left_out_examples: list[str] = field(default_factory=list)  # the beginning of one of each kind, in their order
     rewritten: dict[str, int] = field(default_factory=dict)  # messages in another form than that of the data, by kind
@@ -75,6 +76,7 @@ class Statistics:
         total = cls(f"{len(parts)} sources", template=parts[0].template, sources=parts)
         total.tools_as_text = any(part.tools_as_text for part in parts)
         total.misread = next((f"{part.source}: {part.misread}" for part in parts if part.misread), "")
+        total.template_options = next((part.template_options for part in parts if part.template_options), [])
         total.unopened_by = next((part.unopened_by for part in parts if part.unopened_by), "")
         total.end_remark = next((part.end_remark for part in parts if part.end_remark), "")
         total.left_out = dict(sum((Counter(part.left_out) for part in parts), Counter()))
@@ -111,6 +113,10 @@ class Statistics:
         """The line of all sources, below it one for each if there are several, then anything unusual."""
         return [self.line(), *(f"  {part.line()}" for part in self.sources), *self.remarks()]
 
+    def _template_settings(self) -> str:
+        options = ", ".join(self.template_options)
+        return f"data.chat_template_kwargs (the template reads {options}) or data.template" if options else "data.template"
+
     def remarks(self) -> list[str]:
         remarks = []
         if self.rows_unrolled:
@@ -127,7 +133,7 @@ class Statistics:
             remarks.append(
                 f"the generation prompt of the chat template ends with {json.dumps(self.unopened_by)}, with which "
                 f"{plural(self.turns_unopened, 'answer')} do not begin: trained without it, they are generated after it; set "
-                "data.chat_template_kwargs or data.template to a generation prompt that fits the answers"
+                f"{self._template_settings()} to a generation prompt that fits the answers"
             )
         for kind, count in self.rewritten.items():
             remarks.append(f"{count:,} {kind}, since the chat template does not render them")

@@ -83,6 +83,7 @@ def _take(stats: Statistics, renderer: Renderer) -> None:
     stats.unopened_by, stats.left_out, stats.rewritten = notes.unopened_by, dict(notes.left_out), dict(notes.rewritten)
     stats.left_out_examples = [notes.shown[kind] for kind in notes.left_out]
     stats.rows_with_tools -= notes.without_definitions
+    stats.template_options = renderer.options_read if notes.unopened else []
     if stats.format != "text":
         stats.end_remark = renderer.end_remark
 
