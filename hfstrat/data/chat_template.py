@@ -209,7 +209,7 @@ class ChatTemplate:
             opens: add the generation prompt.
             options: of this example, in addition to those of the recipe.
         """
-        given = [self._in_its_form(message) for message in messages] if self.as_parts or self.as_json else list(messages)
+        given = [self._in_its_form(message) for message in messages] if self.as_parts or self.as_json else messages
         chosen = {**self.options, **options} if options else self.options
         apply = self.tokenizer.apply_chat_template
         return str(apply(given, tools=tools, tokenize=False, add_generation_prompt=opens, **chosen))
@@ -225,12 +225,12 @@ class ChatTemplate:
         return message
 
     def fit(
-        self, messages: Sequence[Message], tools: list[Message] | None
+        self, messages: list[Message], tools: list[Message] | None
     ) -> tuple[list[Message], list[Message] | None, Counter[str]]:
         """The conversation in a form that the template renders, its tools, and what was rewritten; answers keep their order."""
         done = Counter[str]()
         if not tools and all(len(turn) == 2 and turn["role"] in TALKING for turn in messages):
-            return list(messages), tools, done
+            return messages, tools, done
         turns = list(messages)
         if not self.has_reasoning and any("reasoning_content" in turn for turn in turns):
             turns = [_reasoning_as_text(turn) for turn in turns]
