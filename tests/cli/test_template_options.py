@@ -63,3 +63,11 @@ def test_options_are_checked_before_training(models: Callable[..., Path], tmp_pa
     )
     with pytest.raises(UserError, match=r"does not read 'breif'; did you mean brief\?"):
         preflight.check(load_recipe(str(recipe)), False)
+
+
+def test_an_option_that_is_false_is_a_changed_recipe() -> None:
+    from hfstrat.recipe.stored import compare
+
+    before, now = {"data": {"chat_template_kwargs": {}}}, {"data": {"chat_template_kwargs": {"enable_thinking": False}}}
+    assert compare(before, now) == ([], ["data.chat_template_kwargs.enable_thinking was None, is False"])
+    assert compare({"data": {}}, before) == ([], [])
