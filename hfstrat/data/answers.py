@@ -55,6 +55,7 @@ class Locator:
     def __init__(self, template: ChatTemplate, apply: ApplyTemplate, messages: Sequence[Message]) -> None:
         self.template, self.apply, self.messages = template, apply, messages
         self.found: dict[int, Answer | None] = {}
+        self.first_user = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
 
     def rows(self, trained: set[int], train_all: bool = False) -> Rows:
         """The conversation as one row; or as one row per trained turn, each up to the end of that turn, if some of these turns
@@ -137,8 +138,8 @@ class Locator:
         return self.found[index]
 
     def _locate(self, index: int, after: str | None) -> Answer | None:
-        messages, opened = self.messages, any(message["role"] == "user" for message in self.messages[:index])
-        if not opened:  # the assistant speaks first, which some templates do not render alone
+        messages = self.messages
+        if index <= self.first_user:  # the assistant speaks first, which some templates do not render alone
             try:
                 after = self.apply(messages[: index + 1], False) if after is None else after
             except Exception:

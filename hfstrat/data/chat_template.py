@@ -161,7 +161,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
         check_options(options, tokenizer.chat_template, "data.chat_template_kwargs")
         self.tokenizer, self.options = tokenizer, dict(options)
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {str(token) for token in added.values()} | set(tokenizer.all_special_tokens)
         marks = [re.escape(token) for token in sorted(filter(str.strip, special), key=len, reverse=True)]
         self.mark = re.compile("|".join([*marks, MARK]))
         self.as_parts = self.as_json = False  # content is a list of parts; arguments of calls are JSON text
@@ -208,7 +209,7 @@ class ChatTemplate:
             opens: add the generation prompt.
             options: of this example, in addition to those of the recipe.
         """
-        given = [self._in_its_form(message) for message in messages] if self.as_parts or self.as_json else list(messages)
+        given = [self._in_its_form(message) for message in messages] if self.as_parts or self.as_json else messages
         chosen = {**self.options, **options} if options else self.options
         apply = self.tokenizer.apply_chat_template
         return str(apply(given, tools=tools, tokenize=False, add_generation_prompt=opens, **chosen))
@@ -224,12 +225,12 @@ class ChatTemplate:
         return message
 
     def fit(
-        self, messages: Sequence[Message], tools: list[Message] | None
+        self, messages: list[Message], tools: list[Message] | None
     ) -> tuple[list[Message], list[Message] | None, Counter[str]]:
         """The conversation in a form that the template renders, its tools, and what was rewritten; answers keep their order."""
         done = Counter[str]()
         if not tools and all(len(turn) == 2 and turn["role"] in TALKING for turn in messages):
-            return list(messages), tools, done
+            return messages, tools, done
         turns = list(messages)
         if not self.has_reasoning and any("reasoning_content" in turn for turn in turns):
             turns = [_reasoning_as_text(turn) for turn in turns]

@@ -18,6 +18,7 @@ from hfstrat.data.messages import Message
 Texts = Callable[[list[Message], list[Message] | None], list[str]]  # the rows of a conversation as texts
 CLOSE = "</think>"
 TAGS = re.compile(r"</?think>")
+MOST_SHAPES = 10_000  # that are rendered once more; of others only the texts are looked up
 SHOWN = 40  # characters of a text that is left out
 
 
@@ -128,9 +129,9 @@ class Coverage:
     ) -> None:
         """Add the texts of a conversation that are missing from its rows to the notes."""
         key = shape(messages, tools, more)
-        if key not in self.known:
+        if key not in self.known and len(self.known) < MOST_SHAPES:
             self.known[key] = _missing(messages, tools, texts)
-        gone = self.known[key]
+        gone = self.known.get(key, [])
         if gone:
             words = Words(messages, tools).words
             for place in gone:

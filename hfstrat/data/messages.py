@@ -59,7 +59,7 @@ def _parse_message(entry: Any, column: str) -> Message:
     given = entry["role"].lower()
     message, parts = _join_parts(entry, column)
     message["role"] = ROLES.get(given, entry["role"])
-    calls = [_parse_call(call, column) for call in entry.get("tool_calls") or []] + parts
+    calls = _parse_calls(entry.get("tool_calls"), column) + parts
     if entry.get("function_call"):  # OpenAI's older form: one call, and its result in the role `function`
         calls.append(_parse_call(entry["function_call"], column))
     if given in CALLS and (written := parse_calls(message["content"])):
@@ -153,6 +153,14 @@ def parse_calls(text: str) -> list[Message]:
     found = found if isinstance(found, list) else [found]
     are_calls = all(isinstance(call, dict) and ("name" in call or "function" in call) for call in found)
     return [_parse_call(call, "tool_calls") for call in found] if are_calls else []
+
+
+def _parse_calls(value: Any, column: str) -> list[Message]:
+    """The calls of a message, given as a list or as JSON text."""
+    found = parse_calls(value) if isinstance(value, str) else value or []
+    if not isinstance(found, list) or (value and not found):
+        raise BadRow(f"'{column}' contains a message whose tool_calls are not a list of calls")
+    return [_parse_call(call, column) for call in found]
 
 
 def _parse_call(call: Any, column: str) -> Message:

@@ -54,8 +54,9 @@ class Statistics:
     turns_skipped: int = 0  # answers that the template cannot render without the turns after them
     turns_unopened: int = 0  # answers that do not begin as the generation prompt ends, with `unopened_by`
     unopened_by: str = ""
+    template_options: list[str] = field(default_factory=list)  # that could change the generation prompt
     left_out: dict[str, int] = field(default_factory=dict)  # texts that the template does not render, by kind
-    left_out_examples: dict[str, str] = field(default_factory=dict)  # the beginning of one of each kind
+    left_out_examples: list[str] = field(default_factory=list)  # the beginning of one of each kind, in their order
     rewritten: dict[str, int] = field(default_factory=dict)  # messages in another form than that of the data, by kind
     end_remark: str = ""  # what to know about the end of answers
     misread: str = ""  # where the ids of a row decode to another text
@@ -80,10 +81,13 @@ class Statistics:
         total = cls(f"{len(parts)} sources", template=parts[0].template, sources=parts)
         total.tools_as_text = any(part.tools_as_text for part in parts)
         total.misread = next((f"{part.source}: {part.misread}" for part in parts if part.misread), "")
+        total.template_options = next((part.template_options for part in parts if part.template_options), [])
         total.unopened_by = next((part.unopened_by for part in parts if part.unopened_by), "")
         total.end_remark = next((part.end_remark for part in parts if part.end_remark), "")
         total.left_out = dict(sum((Counter(part.left_out) for part in parts), Counter()))
-        total.left_out_examples = {kind: text for part in reversed(parts) for kind, text in part.left_out_examples.items()}
+        pairs = (pair for part in reversed(parts) for pair in zip(part.left_out, part.left_out_examples, strict=True))
+        examples = dict(pairs)
+        total.left_out_examples = [examples[kind] for kind in total.left_out]
         total.rewritten = dict(sum((Counter(part.rewritten) for part in parts), Counter()))
         total.many_labels = parts[0].many_labels
         total.train_on = " and ".join(dict.fromkeys(part.train_on for part in parts))
@@ -124,6 +128,10 @@ class Statistics:
         """The line of all sources, below it one for each if there are several, then anything unusual."""
         return [self.line(), *(f"  {part.line()}" for part in self.sources), *self.remarks()]
 
+    def _template_settings(self) -> str:
+        options = ", ".join(self.template_options)
+        return f"data.chat_template_kwargs (the template reads {options}) or data.template" if options else "data.template"
+
     def remarks(self) -> list[str]:
         remarks = [*self.warnings, *unread_lines(self.unread, self.rows_read)]
         remarks += [f"{plural(count, 'row')} {what}" for what, count in self.changes.items()]
@@ -141,12 +149,12 @@ class Statistics:
             remarks.append(
                 f"the generation prompt of the chat template ends with {json.dumps(self.unopened_by)}, with which "
                 f"{plural(self.turns_unopened, 'answer')} do not begin: trained without it, they are generated after it; set "
-                "data.chat_template_kwargs or data.template to a generation prompt that fits the answers"
+                f"{self._template_settings()} to a generation prompt that fits the answers"
             )
         for kind, count in self.rewritten.items():
             remarks.append(f"{count:,} {kind}, since the chat template does not render them")
-        for kind, count in self.left_out.items():
-            shown = json.dumps(self.left_out_examples.get(kind, ""), ensure_ascii=False)
+        for (kind, count), example in zip(self.left_out.items(), self.left_out_examples, strict=True):
+            shown = json.dumps(example, ensure_ascii=False)
             remarks.append(f"the chat template leaves out {count:,} {kind} (the first: {shown}): the model does not see them")
         remarks += [self.end_remark] if self.end_remark else []
         if self.misread:

@@ -83,8 +83,9 @@ def _take(stats: Statistics, renderer: Renderer) -> None:
     notes = renderer.notes
     stats.turns_blank, stats.turns_skipped, stats.turns_unopened = notes.blank, notes.skipped, notes.unopened
     stats.unopened_by, stats.left_out, stats.rewritten = notes.unopened_by, dict(notes.left_out), dict(notes.rewritten)
-    stats.left_out_examples = dict(notes.shown)
+    stats.left_out_examples = [notes.shown[kind] for kind in notes.left_out]
     stats.rows_with_tools -= notes.without_definitions
+    stats.template_options = renderer.options_read if notes.unopened else []
     if stats.format != "text":
         stats.end_remark = renderer.end_remark
 

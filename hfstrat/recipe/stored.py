@@ -57,8 +57,10 @@ def upgraded(stored: dict[str, Any], section: str = "") -> dict[str, Any]:
     return found
 
 
-FREE = ("columns", "extra", "config")  # mappings whose keys are the user's
+FREE = ("columns", "extra", "config", "chat_template_kwargs")  # mappings whose keys are the user's
 
+
+OPTIONS = "data.chat_template_kwargs."  # an option that is false is not an absent one
 
 LENGTH = ("training.num_train_epochs", "training.max_steps", "training.max_time")
 EVALUATED_ON = ("evaluation.max_rows",)  # evaluation losses before and after a change are not comparable
@@ -88,7 +90,8 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     allowed, refused = [], []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key), new.get(key)
-        if was == is_now or (key not in old and not is_now):  # a key that the older version did not have
+        is_new = key not in old and not is_now and not key.startswith(OPTIONS)  # the older version did not have this key
+        if was == is_now or is_new:
             continue
         if not _is_in(key, MAY_CHANGE):
             refused.append(f"{key} was {was!r}, is {is_now!r}")

@@ -86,7 +86,8 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
 
 def _check_data(recipe: Recipe, network: bool) -> None:
     data = recipe.data
-    chat_template.check_template(data.template)
+    if template := chat_template.check_template(data.template):
+        chat_template.check_options(data.chat_template_kwargs, template, "data.chat_template_kwargs")
     for source in data.train:
         sources.check_split(source.path, "data.train" if source.split else "data.split", data.of(source, "split"))
         _check_source(source, recipe, "data.train", "data.train", network)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from conftest import TEMPLATE, make_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -104,3 +106,34 @@ def test_defaults_and_frozen_modules_are_shown_on_request(recipe: Any, capsys: p
     assert "embed_tokens" in printed
     assert "4 steps (" in printed
     assert "example" not in printed
+
+
+def test_pieces_have_the_text_and_the_mask() -> None:
+    tokenizer = make_tokenizer()
+    prompt, answer = (tokenizer(text)["input_ids"] for text in ("who sat, é?", "the cat<|im_end|>\n"))
+    labels = [IGNORED] * len(prompt) + answer
+    assert check.pieces(tokenizer, prompt + answer, labels) == [
+        {"text": "who sat, é?", "trained": False},
+        {"text": "the cat<|im_end|>\n", "trained": True},
+    ]
+
+
+def test_json_has_the_data_and_the_examples(models: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hfstrat.recipe.load import load_recipe
+
+    template = tmp_path / "t.jinja"
+    template.write_text("{% if brief %}Be brief. {% endif %}" + TEMPLATE)
+    rows = [{"prompt": f"who sat {n}", "completion": "the cat"} for n in range(9)]
+    data = {"train": str(write_jsonl(tmp_path / "rows.jsonl", rows)), "template": str(template), "eval_size": 1}
+    recipe = {"model": str(models()), "strategy": "lora", "data": data, "output_dir": str(tmp_path / "out")}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    check.show_json(load_recipe(file, ["data.chat_template_kwargs={brief: true}"]), 2)
+    found = json.loads(capsys.readouterr().out)
+    train = found["data"]["train"]
+    assert (train["rows_read"], train["rows_kept"], train["rows_dropped"], train["left_out"]) == (9, 9, 0, {})
+    assert any("9 rows" in line for line in found["lines"])
+    assert len(found["rows"]) == 2
+    context, answer = found["rows"][0]
+    assert context["text"].startswith("Be brief. <|im_start|>user\nwho sat")
+    assert answer == {"text": "the cat<|im_end|>\n", "trained": True}

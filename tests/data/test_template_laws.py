@@ -157,6 +157,14 @@ def test_the_older_form_of_calls() -> None:
         FORMATS["messages"].parse({"messages": [USER, {"role": "assistant", "content": None, "audio": "x"}]})
 
 
+def test_calls_that_are_no_calls() -> None:
+    written = {"role": "assistant", "content": None, "tool_calls": '[{"name": "find", "arguments": {}}]'}
+    assert FORMATS["messages"][1]({"messages": [USER, written]}).messages[-1]["tool_calls"][0]["function"]["name"] == "find"
+    for calls in (3, "find it", {"name": "find"}, "[]x"):
+        with pytest.raises(BadRow, match=r"not a list of calls|without a function name"):
+            FORMATS["messages"][1]({"messages": [USER, {**written, "tool_calls": calls}]})
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -189,7 +197,9 @@ def test_answers_that_do_not_begin_as_the_generation_prompt_are_reported(tmp_pat
     rows = [{"messages": [{**USER, "content": f"{n}"}, ANSWER]} for n in range(8)]
     shown = lines(tmp_path, rows, R1)
     wanted = r'ends with "<think>\n", with which 8 answers do not begin: trained without it'
-    assert any(wanted in line and "data.chat_template_kwargs" in line for line in shown)
+    assert any(wanted in line and "set data.template to a generation prompt" in line for line in shown)
+    shown = lines(tmp_path, rows, "{% if deep %}{% endif %}" + R1)
+    assert any("data.chat_template_kwargs (the template reads deep) or data.template" in line for line in shown)
     text, trained = texts(renderer_of(R1), rows[0])
     assert trained == ["the cat<|im_end|>\n"]
     assert "<think>" not in text
