@@ -159,10 +159,10 @@ def test_the_older_form_of_calls() -> None:
 
 def test_calls_that_are_no_calls() -> None:
     written = {"role": "assistant", "content": None, "tool_calls": '[{"name": "find", "arguments": {}}]'}
-    assert FORMATS["messages"][1]({"messages": [USER, written]}).messages[-1]["tool_calls"][0]["function"]["name"] == "find"
+    assert FORMATS["messages"].parse({"messages": [USER, written]}).messages[-1]["tool_calls"][0]["function"]["name"] == "find"
     for calls in (3, "find it", {"name": "find"}, "[]x"):
         with pytest.raises(BadRow, match=r"not a list of calls|without a function name"):
-            FORMATS["messages"][1]({"messages": [USER, {**written, "tool_calls": calls}]})
+            FORMATS["messages"].parse({"messages": [USER, {**written, "tool_calls": calls}]})
 
 
 @pytest.mark.parametrize(
