@@ -280,6 +280,13 @@ class ChatTemplate:
         return found[0], found[1]
 
     @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: the first mark after its text, or those that begin the next turn. Empty if the
+        template writes none that is a token."""
+        marks = self.mark.findall(self._ending)[:1] or list(filter(None, self.next_marks))
+        return list(dict.fromkeys(self.tokenizer.convert_tokens_to_ids(mark) for mark in marks if self._is_token(mark)))
+
+    @cached_property
     def end_remark(self) -> str:
         """What to know about the end of answers; empty where the template writes an end token."""
         marks = self.mark.findall(self._ending) or list(filter(None, self.next_marks[:1]))
@@ -303,6 +310,12 @@ class ChatTemplate:
     def _is_token(self, text: str) -> bool:
         found = self.tokenizer.convert_tokens_to_ids(text)
         return found is not None and found != self.tokenizer.unk_token_id
+
+
+def end_tokens(tokenizer: Any) -> list[int]:
+    """The tokens with which the tokenizer's chat template ends an answer; none without a template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return ChatTemplate(tokenizer, {}).ends if isinstance(template, str) else []
 
 
 def _reasoning_as_text(message: Message) -> Message:

@@ -47,8 +47,12 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
-    """The ids that end an answer: the tokenizer's, and all of the model's generation config, as Gemma and Llama 3 have."""
-    given = [tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None)]
+    """The ids that end an answer: the tokenizer's, all of the model's generation config, as Gemma and Llama 3 have, and that
+    of the chat template, which an adapter has been trained to write."""
+    from hfstrat.data.chat_template import end_tokens
+
+    config = getattr(model, "generation_config", None)
+    given = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None), end_tokens(tokenizer)]
     ends = [end for some in given if some is not None for end in (some if isinstance(some, list) else [some])]
     return sorted(set(ends)) or None
 

@@ -106,6 +106,20 @@ class LanguageModel(Model):
     def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
         return shapes, bool(config.get("tie_word_embeddings", False))
 
+    def adapt(self, base: Base, tokenizer: Any) -> None:
+        """Let generation end with the tokens that end an answer of the chat template."""
+        from hfstrat.data.chat_template import end_tokens
+
+        config = getattr(base.model, "generation_config", None)
+        given = [] if config is None or config.eos_token_id is None else config.eos_token_id
+        known = [*given] if isinstance(given, list) else [given]
+        missing = [end for end in end_tokens(tokenizer) if end not in (known or [tokenizer.eos_token_id])]
+        if config is not None and missing:
+            first = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            config.eos_token_id = list(dict.fromkeys([*(known or first), *missing]))
+            named = " and ".join(tokenizer.convert_ids_to_tokens(missing))
+            base.say(f"generation also ends with {named}, which ends an answer of the chat template")
+
     def bind_loss(self, base: Base) -> None:
         from hfstrat.models import fused_loss, router_loss
 
