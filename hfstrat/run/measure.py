@@ -121,11 +121,20 @@ def _measure(job: Job) -> dict[str, float] | None:
     current &= job.published is trained and _is_plain(job)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
     if not sharded_training and not current:
-        last = _evaluate_result(job)
+        last = _from_training_alone(job) | _evaluate_result(job)
         if trainer.is_world_process_zero():
             text = job.task.text.metrics({name.removeprefix("eval_"): value for name, value in last.items()})
             job.screen.print(f"the result (weights of step {step if best is None else best}, as saved): {text}")
     return last
+
+
+def _from_training_alone(job: Job) -> dict[str, float]:
+    """Metrics of the result that need more than its outputs, such as the divergence from the teacher."""
+    names = {f"eval_{name}" for name in job.task.metrics.names}
+    earlier = next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), {})
+    if "eval_teacher_kl" not in earlier:
+        return {}
+    return {name: value for name, value in job.trainer.evaluate().items() if name in names}
 
 
 def _is_plain(job: Job) -> bool:
