@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +58,14 @@ def make(folder: Path, dtype: str = "float32", tied: bool = False, config: Any =
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("wide"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_16_bits() -> Iterator[None]:
+    """The forward pass is in 16 bits, as on a GPU, also on CPUs where float32 would be chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        yield
 
 
 def recipe_of(model: Path, strategy: Any, quantized: Any, **more: Any) -> Recipe:
@@ -558,7 +566,7 @@ def test_a_model_is_measured_in_the_bits_that_were_asked_for(wide: Path, rows: P
     quantization.prevent_repacking(plain)
     found = measured(wide, rows, form)
     expected, whole = loss_by_hand(plain, wide, rows), measured(wide, rows, "none")
-    assert abs(found - expected) < 1e-5 < abs(found - whole)
+    assert abs(found - expected) < 3e-5 < abs(found - whole)
 
 
 def test_an_adapter_is_measured_on_the_base_in_the_bits_that_were_asked_for(trained: Any, wide: Path, rows: Path) -> None:

@@ -41,7 +41,8 @@ def test_a_report_of_the_version_before_is_read() -> None:
     result = report.finished
     assert report.schema_version == reports.SCHEMA_VERSION
     recipe = upgraded(before["run"]["recipe"])
-    recipe["data"]["chat_template_kwargs"] = {}  # a key that came later
+    recipe["data"]["chat_template_kwargs"] = {}  # keys that came later
+    recipe["evaluation"]["baselines"] = True
     assert report.run.recipe.model_dump() == recipe
     assert report.run.strategy == "distill/scratch"
     assert report.run.data
