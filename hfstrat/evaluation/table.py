@@ -27,9 +27,11 @@ def forgetting(measured: dict[str, Any]) -> list[str]:
         return []
     gain, cost = entries
     verdict = "no forgetting: the loss on the control text fell"
-    if (cost["low"] or 0) > 0:
+    if cost["low"] is None or cost["high"] is None:
+        verdict = "no interval (after a resume the examples before training are gone), so forgetting is not judged"
+    elif cost["low"] > 0:
         verdict = "forgetting: the loss on the control text rose"
-    elif (cost["high"] or 0) >= 0:
+    elif cost["high"] >= 0:
         verdict = "no forgetting measured: the change on the control text is within its interval"
     own, other = (with_interval("loss", entry, signed=True) for entry in (gain, cost))
     return [f"gain and cost: loss {own}; on the control text {other}:", f"{'':<15}{verdict}"]

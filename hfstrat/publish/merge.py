@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfstrat.errors import ARTIFACT, RunError, UserError
+from hfstrat.errors import ARTIFACT, RunError, UserError, first_line
 from hfstrat.models.load import read_json
 from hfstrat.publish.written import check_unused, complete
 from hfstrat.tasks import TASKS, artifact
@@ -122,8 +122,19 @@ def check_reloaded(
     folder: Path, expected: list[Any], inputs: list[dict[str, Any]], options: dict[str, Any], dtype: Any
 ) -> None:
     """Compare a written folder, loaded again, with the outputs of the model in memory. Raises RunError."""
-    again = outputs_of(artifact.placed(artifact.load_artifact(str(folder), dtype, options)), inputs)
-    allowed = TOLERANCE[str(dtype).removeprefix("torch.")] * max(float(one.abs().max()) for one in expected)
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    try:
+        again = outputs_of(artifact.placed(artifact.load_artifact(str(folder), dtype, options)), inputs)
+    except RuntimeError as error:  # DeBERTa's attention mixes types in 16 bits
+        if dtype == torch.float32:
+            raise
+        print(
+            f"warning: in {name} its forward pass fails in the installed transformers ({first_line(error)}); load it in float32"
+        )
+        again = outputs_of(artifact.placed(artifact.load_artifact(str(folder), torch.float32, options)), inputs)
+    allowed = TOLERANCE[name] * max(float(one.abs().max()) for one in expected)
     refuse_beyond(difference(expected, again), allowed, f"{folder.name}: loaded again, its outputs differ from the model's")
 
 

@@ -131,8 +131,8 @@ def _measure(job: Job) -> dict[str, float] | None:
 def _from_training_alone(job: Job) -> dict[str, float]:
     """Metrics of the result that need more than its outputs, such as the divergence from the teacher."""
     names = {f"eval_{name}" for name in job.task.metrics.names}
-    earlier = next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), {})
-    if "eval_teacher_kl" not in earlier:
+    earlier = next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), None)
+    if earlier is None or "eval_teacher_kl" not in earlier:
         return {}
     return {name: value for name, value in job.trainer.evaluate().items() if name in names}
 

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from hfstrat.models.load import Base
 
 
+def reshard(model: Any) -> None:
+    """Shard parameters of FSDP2 again that an evaluation has left whole: weights cannot be loaded into them."""
+    for module in model.modules():
+        if callable(again := getattr(module, "reshard", None)):
+            again()
+
+
 def disable_sharded_loading() -> None:
     """Make transformers load complete models: accelerate enables ZeRO-3 loading even if `zero3_init_flag` is false."""
     if distributed.wrapping() == distributed.DEEPSPEED:

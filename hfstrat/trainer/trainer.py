@@ -214,6 +214,7 @@ class StrategyTrainer(Resumable, Trainer):
 
     def _load_best_model(self) -> None:
         if not self._load_converted(str(self.state.best_model_checkpoint), self.model):
+            sharded.reshard(self.model)
             super()._load_best_model()
 
     def _load_converted(self, folder: str, model: Any) -> bool:

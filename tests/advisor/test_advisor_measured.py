@@ -92,5 +92,5 @@ def test_measured_rates_are_reported(tiny: Path, tmp_path: Path, capsys: pytest.
     request = Request(model=str(tiny), data=str(file), device="cpu", measure="60s", strategies="lora,full")
     advise(request, None, as_json=True)
     found = json.loads(capsys.readouterr().out)["measured"]
-    assert set(found["rates"]) == {"lora", "full"}, found
+    assert set(found["raw"]["rates"]) == {"lora", "full"}, found
     assert found["raw"]["bits_per_byte"]["data"]["needed"] > 0
