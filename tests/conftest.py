@@ -140,12 +140,17 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def write_pairs(folder: Path, count: int) -> Path:
+    """This many prompt/completion examples of unequal lengths."""
+    said = sentences(2 * count, seed=1)
+    data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
+    return write_jsonl(folder / "rows.jsonl", data)
+
+
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 prompt/completion examples of unequal lengths."""
-    said = sentences(120, seed=1)
-    data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
-    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
+    return write_pairs(tmp_path_factory.mktemp("data"), 60)
 
 
 @pytest.fixture(scope="session")
@@ -166,9 +171,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def short_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 prompt/completion examples."""
-    said = sentences(60, seed=1)
-    data = [{"prompt": f"{n} {a}", "completion": b} for n, (a, b) in enumerate(zip(said[::2], said[1::2], strict=True))]
-    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", data)
+    return write_pairs(tmp_path_factory.mktemp("data"), 30)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from hfstrat import strategies
+from hfstrat.advisor.hardware import Busyness
 from hfstrat.errors import first_line, quiet_libraries
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.tasks import TASKS
@@ -180,8 +180,9 @@ def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
 
 def affordable(base: Any, data: Any) -> int:
     """The number of examples whose forward pass takes a few seconds on a CPU."""
-    parameters = sum(p.numel() for p in base.model.base_model.parameters()) - base.model.get_input_embeddings().weight.numel()
-    return max(64, int(PROBE_OPERATIONS / (2.0 * max(1, parameters) * float(data.lengths.mean()))))
+    from hfstrat.models.load import forward_operations
+
+    return max(64, int(PROBE_OPERATIONS / (forward_operations(base.model) * float(data.lengths.mean()))))
 
 
 def cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
@@ -233,24 +234,6 @@ def reference_texts(count: int) -> list[str]:
 
     words = " ".join(topics.values()).split()
     return [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 120)][:count]
-
-
-class Busyness:
-    """The share of all cores that other processes have used since it was made."""
-
-    def __init__(self) -> None:
-        self.before = self.now()
-
-    @staticmethod
-    def now() -> tuple[float, float, float]:
-        """Seconds of all cores, of those that did nothing, and of this process."""
-        times = psutil.cpu_times()
-        own = time.process_time()
-        return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), own
-
-    def of_others(self) -> float:
-        total, idle, own = (now - before for now, before in zip(self.now(), self.before, strict=True))
-        return max(0.0, (total - idle - own) / total) if total else 0.0
 
 
 def main(file: str) -> None:

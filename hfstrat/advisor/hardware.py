@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -174,6 +175,25 @@ def _gpu_here() -> Device | None:
     key = re.sub(r"[\s_]|nvidia|geforce", "", name.lower())
     known = next((device for short, device in reversed(DEVICES.items()) if short.split("-")[0] in key), None)
     return Device(name.strip(), float(mebibytes) * 2**20, known.peak if known else 0.0)
+
+
+class Busyness:
+    """The share of all cores that other processes have used since it was made."""
+
+    def __init__(self) -> None:
+        self.before = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float, float]:
+        """Seconds of all cores, of those that did nothing, and of this process."""
+        import psutil
+
+        times = psutil.cpu_times()
+        return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), time.process_time()
+
+    def of_others(self) -> float:
+        total, idle, own = (now - before for now, before in zip(self.now(), self.before, strict=True))
+        return max(0.0, (total - idle - own) / total) if total else 0.0
 
 
 def has_bfloat16() -> bool:

@@ -34,20 +34,17 @@ FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradie
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
 RATES_FILE = "advisor-rates-2.json"
 MATMUL = """
-import json, time, torch, psutil
+import json, time, torch
+from hfstrat.advisor.hardware import Busyness
 dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 a, b = (torch.randn(*shape, dtype=dtype) for shape in ((512, 1024), (1024, 4096)))
 a @ b
-def seconds():
-    times = psutil.cpu_times()
-    return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), time.process_time()
-before, until, best = seconds(), time.perf_counter() + 1.0, 0.0
+busyness, until, best = Busyness(), time.perf_counter() + 1.0, 0.0
 while time.perf_counter() < until:
     started = time.perf_counter()
     a @ b
     best = max(best, 2 * 512 * 1024 * 4096 / (time.perf_counter() - started))
-total, idle, own = (now - then for now, then in zip(seconds(), before))
-print(json.dumps({"rate": best, "others": max(0.0, (total - idle - own) / total) if total else 0.0}))
+print(json.dumps({"rate": best, "others": busyness.of_others()}))
 """
 BUSY = 0.15  # share of the cores that other processes may use before a measured speed is not believed
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,12 @@ class ChatTemplate:
 def end_tokens(tokenizer: Any) -> list[int]:
     """The tokens with which the tokenizer's chat template ends an answer; none without a template."""
     template = getattr(tokenizer, "chat_template", None)
-    return ChatTemplate(tokenizer, {}).ends if isinstance(template, str) else []
+    return list(_ends_of(tokenizer, template, len(tokenizer))) if isinstance(template, str) else []
+
+
+@lru_cache(maxsize=4)  # each call renders a dozen probes, and every batch of answers asks
+def _ends_of(tokenizer: Any, template: str, size: int) -> tuple[int, ...]:
+    return tuple(ChatTemplate(tokenizer, {}).ends)
 
 
 def _reasoning_as_text(message: Message) -> Message:

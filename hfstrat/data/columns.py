@@ -138,7 +138,7 @@ def _separator_hint(given: list[str]) -> str:
         return ""
     return (
         f"The only column, {json.dumps(name, ensure_ascii=False)}, looks like several that are separated by "
-        f"{SEPARATORS[sign]}; in .csv files the separator is a comma, in .tsv files a tab: save the file with that separator"
+        f"{SEPARATORS[sign]}; in .tsv files the separator is a tab: save the file with tabs, or name it .csv"
     )
 
 

@@ -52,22 +52,25 @@ def tf_idf(train: Sequence[Sequence[int]], labels: torch.Tensor, test: Sequence[
         test: token ids of the examples to predict.
         classes: K.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True)
-    features, wanted = vectorizer.fit_transform(train), vectorizer.transform(test)
+    features, wanted = _vectors(train, test)
     return _svm(features, labels.numpy(), wanted, classes)
 
 
 def tf_idf_of_numbers(train: Sequence[Sequence[int]], targets: torch.Tensor, test: Sequence[Sequence[int]]) -> np.ndarray:
     """The same by ridge regression, for standardized numbers `[n, K]`."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
-    vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True)
-    model = Ridge(solver="lsqr").fit(vectorizer.fit_transform(train), targets.numpy())
-    predicted: np.ndarray = model.predict(vectorizer.transform(test))
+    features, wanted = _vectors(train, test)
+    predicted: np.ndarray = Ridge(solver="lsqr").fit(features, targets.numpy()).predict(wanted)
     return predicted.reshape(len(test), -1)
+
+
+def _vectors(train: Sequence[Sequence[int]], test: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """TF-IDF of both, with the terms and weights of `train`; sparse `[n, terms]`."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True)
+    return vectorizer.fit_transform(train), vectorizer.transform(test)
 
 
 def _terms(ids: Sequence[int]) -> list[str]:

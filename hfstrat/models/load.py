@@ -152,6 +152,12 @@ def context_of(model: PreTrainedModel) -> int | None:
     return context if isinstance(context, int) and context > 0 else None  # XLNet's is -1, without a limit
 
 
+def forward_operations(model: PreTrainedModel) -> float:
+    """About how many operations the forward pass of the body takes for a token: two for each weight that is no embedding."""
+    weights = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    return 2.0 * max(1, weights)
+
+
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
     """Refuse examples that are longer than the model's context. Raises UserError: the context, and the setting to change."""
     context = context_of(model)

@@ -53,7 +53,7 @@ def _check_padding(model: nn.Module, base: Base, inputs: dict[str, Any]) -> None
     """Refuse a model of texts that reads padding, such as FNet: its results would depend on the batch. Raises UserError.
 
     Its hidden states are compared, since the outputs of a new head may be zero, and its outputs: XLNet's head reads the last
-    position, whatever stands there.
+    position also where it is padding.
     """
     lengths = inputs["attention_mask"].sum(-1).tolist()
     row = lengths.index(min(lengths))

@@ -107,7 +107,7 @@ def _measure(job: Job) -> dict[str, float] | None:
     """The metrics of the final model: those of the last evaluation if nothing has changed since, else evaluated again."""
     trainer = job.trainer
     step, best = trainer.state.global_step, trainer.best_step()
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    last = _last_evaluation(job)
     current = last is not None and last["step"] == step and trainer.details is not None and best in (None, step)
     if sharded_training := job.outline is not None:  # evaluated while sharded: the full model may fit no device
         last = last if current else trainer.evaluate()
@@ -128,13 +128,15 @@ def _measure(job: Job) -> dict[str, float] | None:
     return last
 
 
+def _last_evaluation(job: Job) -> dict[str, float] | None:
+    return next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), None)
+
+
 def _from_training_alone(job: Job) -> dict[str, float]:
-    """Metrics of the result that need more than its outputs, such as the divergence from the teacher."""
-    names = {f"eval_{name}" for name in job.task.metrics.names}
-    earlier = next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), None)
-    if earlier is None or "eval_teacher_kl" not in earlier:
+    """Metrics of the result that need more than its outputs: the divergence from the teacher."""
+    if "eval_teacher_kl" not in (_last_evaluation(job) or {}):
         return {}
-    return {name: value for name, value in job.trainer.evaluate().items() if name in names}
+    return {"eval_teacher_kl": job.trainer.evaluate()["eval_teacher_kl"]}
 
 
 def _is_plain(job: Job) -> bool:

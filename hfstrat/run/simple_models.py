@@ -73,7 +73,7 @@ def _frozen(task: Task, base: Base, rows: TrainData, data: PreparedData) -> Simp
     from hfstrat.strategies.head import frozen_features
 
     started = time.monotonic()
-    outputs, count, _ = frozen_features.outputs(base, rows, len(data.label_names))
+    outputs, count = frozen_features.outputs(base, rows, len(data.label_names))
     return _model(FROZEN, task, outputs.numpy(), rows, data, count, started)
 
 
@@ -112,18 +112,12 @@ def shown_metric(task: Task) -> str:
 
 def compare(found: list[SimpleModel], result: Measurement, task: Task) -> list[dict[str, Any]]:
     """For the report: each baseline with its interval, and the paired difference of the result from it."""
-    metric = shown_metric(task)
-    return [
-        {
-            "name": one.name,
-            "train_rows": one.rows,
-            "seconds": one.seconds,
-            "metric": metric,
-            "value": with_intervals(None, one.found)["after"][metric],
-            "difference": with_intervals(one.found, result)["difference"][metric],
-        }
-        for one in found
-    ]
+    metric, rows = shown_metric(task), []
+    for one in found:
+        both = with_intervals(one.found, result)
+        about = {"name": one.name, "train_rows": one.rows, "seconds": one.seconds, "metric": metric}
+        rows.append(about | {"value": both["before"][metric], "difference": both["difference"][metric]})
+    return rows
 
 
 def columns(found: list[SimpleModel], task: Task) -> dict[str, np.ndarray]:

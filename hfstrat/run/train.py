@@ -50,13 +50,13 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         named = heartbeat.explain(error)
-        told = with_weights(job, named)
+        final = with_weights(job, named)
         if world.is_main_process:
             if named.code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
-            report.write_failure(job.loaded, job.folder, told)
-        if told is not named:
-            raise told from error
+            report.write_failure(job.loaded, job.folder, final)
+        if final is not named:
+            raise final from error
         raise
     compare(job, finished)
     present(job, finished)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hfstrat.data.splits import column
+from hfstrat.models.load import forward_operations
 from hfstrat.strategies.head.features import POOLINGS, extract, split_body
 from hfstrat.strategies.head.linear import leave_one_out, solve, targets_of
 from hfstrat.strategies.head.pooled import score
@@ -17,24 +18,22 @@ if TYPE_CHECKING:
     from hfstrat.trainer.train_data import TrainData
 
 MOST_ROWS = 5000
-OPERATIONS = {"cpu": 1e13}  # about ten seconds for the training examples
-OPERATIONS_ON_GPU = 1e15
+OPERATIONS = {"cpu": 1e13, "gpu": 1e15}  # on the CPU about ten seconds for the training examples
 LEAST_ROWS = 8
 SEED = 42
 
 
 def sample(base: Base, data: TrainData) -> np.ndarray:
     """The indices of the training examples to solve the head on: as many as fit into some seconds, in random order."""
-    parameters = sum(p.numel() for p in base.model.base_model.parameters()) - base.model.get_input_embeddings().weight.numel()
     lengths = column(data.train, "length")
-    tokens = OPERATIONS.get(data.device.type, OPERATIONS_ON_GPU) / (2.0 * max(1, parameters))
+    tokens = OPERATIONS["cpu" if data.device.type == "cpu" else "gpu"] / forward_operations(base.model)
     order = np.random.default_rng(SEED).permutation(len(lengths))[:MOST_ROWS]
     return np.sort(order[: max(LEAST_ROWS, int(np.searchsorted(np.cumsum(lengths[order]), tokens)))])
 
 
-def outputs(base: Base, data: TrainData, classes: int) -> tuple[torch.Tensor, int, str]:
-    """The head's outputs for the evaluation examples `[n, K]` (in units of the targets where these are numbers), the number of
-    training examples, and the pooling that predicts these best.
+def outputs(base: Base, data: TrainData, classes: int) -> tuple[torch.Tensor, int]:
+    """The head's outputs for the evaluation examples `[n, K]` (in units of the targets where these are numbers), and the number
+    of training examples; on the pooling that predicts these best.
 
     All processes of a run have to call it. Raises UserError: a body whose last hidden states cannot be found.
     """
@@ -50,4 +49,4 @@ def outputs(base: Base, data: TrainData, classes: int) -> tuple[torch.Tensor, in
     layer, _ = solve(found[:, best], labels, classes, None, True, units, SEED)
     every = np.arange(len(data.eval))
     tested = extract(body, data.eval, every, data.collate, [body.depth], [POOLINGS[best]], data.dtype, data.group)
-    return layer.logits(tested[:, 0, 0]), len(places), POOLINGS[best]
+    return layer.logits(tested[:, 0, 0]), len(places)
