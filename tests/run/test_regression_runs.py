@@ -15,7 +15,7 @@ from helpers.classifiers import make_any, measured, write_recipe
 from helpers.runs import UNVERIFIED, run, stop_at, weights
 
 from hfstrat.advisor import data as survey
-from hfstrat.advisor import measure
+from hfstrat.advisor import child
 from hfstrat.cli import check
 from hfstrat.cli.advise import Request as AdviceRequest
 from hfstrat.cli.advise import advise
@@ -133,8 +133,8 @@ def test_the_probe_of_numbers_is_cross_validated() -> None:
     torch.manual_seed(0)
     features, noise = torch.randn(120, 8), torch.randn(120, 8)
     numbers = (features @ torch.randn(8, 2)).double() * 5 + 2000
-    assert measure.cross_validate(features, numbers, 2) > 0.99
-    assert measure.cross_validate(noise, numbers, 2) < 0.1
+    assert child.cross_validate(features, numbers, 2) > 0.99
+    assert child.cross_validate(noise, numbers, 2) < 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in library.names("recipes") if name.endswith("regression")])
