@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # with tiny models a second threa
 
 import pytest
 
+from hfstrat.tasks import verify
+
 pytest.register_assert_rewrite("helpers")  # assertions there show values
 
+COMPARE = verify.compare
 SHARED = Path(__file__).parents[2] / "shared"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -51,6 +55,20 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
     source = random.Random(seed)
     return [" ".join(source.choices(WORDS, k=source.randint(2, 14))) for _ in range(count)]
+
+
+def compare_here(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """`verify.compare` without the ten seconds that a fresh process takes to import the libraries."""
+    import traceback
+
+    try:
+        found = verify.compared(json.loads(json.dumps(spec)))
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        return subprocess.CompletedProcess([], code, "", str(ended.code))
+    except Exception:
+        return subprocess.CompletedProcess([], 1, "", traceback.format_exc())
+    return subprocess.CompletedProcess([], 0, json.dumps(found), "")
 
 
 def make_tokenizer(chat: bool = True) -> Any:
@@ -182,15 +200,18 @@ def short_labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labeled(tmp_path_factory.mktemp("labeled"), 40)
 
 
-@pytest.fixture(scope="module")
-def quick_runs() -> Iterator[None]:
-    """Many runs in one process: results are verified in it, and the libraries' objects are left out of garbage collections."""
-    from helpers.distributed_worker import reload_here
-    from helpers.matrix import frozen_modules
-
-    with pytest.MonkeyPatch.context() as patch, frozen_modules():
-        patch.setattr("hfstrat.tasks.verify.verify", reload_here)
+@pytest.fixture(scope="session", autouse=True)
+def _verified_here() -> Iterator[None]:
+    """Results are verified in this process; `fresh_process` is for what a fresh one shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "compare", compare_here)
         yield
+
+
+@pytest.fixture
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are verified as for a user: loaded in a fresh process."""
+    monkeypatch.setattr(verify, "compare", COMPARE)
 
 
 @pytest.fixture

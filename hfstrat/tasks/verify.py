@@ -139,13 +139,13 @@ def result_of(child: subprocess.CompletedProcess[str], folder: Path) -> dict[str
     return found
 
 
-def _main(spec_file: str) -> None:
-    import torch
-    from transformers.utils import logging
+def compared(spec: dict[str, Any]) -> dict[str, Any]:
+    """Load the artifact of `spec` in this process and compare its logits with the stored ones.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    spec = json.loads(Path(spec_file).read_text())
+    Raises SystemExit: there is no memory for it (`errors.OUT_OF_MEMORY`), or the logits have another shape.
+    """
+    import torch
+
     probe = torch.load(spec["probe"], weights_only=True)
     try:
         model = load_artifact(spec["folder"], getattr(torch, spec["dtype"]), spec["options"]).to(spec["device"])
@@ -156,14 +156,21 @@ def _main(spec_file: str) -> None:
         raise
     if logits.shape != expected.shape:
         raise SystemExit(f"the logits have shape {tuple(logits.shape)}, expected {tuple(expected.shape)}")
-    result = {
+    return {
         "max_difference": float((logits - expected).abs().max()),
         "max_logit": float(expected.abs().max()),
         "bit_equal": bool(torch.equal(logits, expected)),
         "top1_agreement": float((logits.argmax(-1) == expected.argmax(-1)).float().mean()),
         "loaded_with": type(model).__name__,
     }
-    print(json.dumps(result))
+
+
+def _main(spec_file: str) -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    print(json.dumps(compared(json.loads(Path(spec_file).read_text()))))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ is merged; a classifier predicts for a batch what it predicts for single texts.
 
 from __future__ import annotations
 
-import gc
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +78,6 @@ def check_family(place: Path, model: Path, family: str, rows: Path, task: str = 
         assert expected in found, (family, strategy, found)
         if strategy != "full":
             shutil.rmtree(folder)
-
-
-@contextmanager
-def frozen_modules() -> Iterator[None]:
-    """Without the libraries' objects, the garbage collections of each run take half of its time less."""
-    import peft  # noqa: F401
-
-    import hfstrat.publish.card
-    import hfstrat.run.setup  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def outcome(place: Path, model: Path, strategy: str, rows: Path, task: str = "causal-lm", teacher: Path | None = None) -> str:

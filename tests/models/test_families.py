@@ -20,7 +20,6 @@ from helpers.runs import run, weights
 from hfstrat.errors import UserError
 from hfstrat.tasks import generation
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
 KINDS = ["gpt_neox", "mixtral", "mamba"]
 ENCODER_KINDS = ["bert", "deberta-v2"]
 ROUTERS = (".gate", ".router", "router.layer", "shared_expert_gate", "lm_head")

@@ -9,7 +9,7 @@ import pytest
 from helpers.families import DENSE
 from helpers.matrix import check_family
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("family", DENSE)

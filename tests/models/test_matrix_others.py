@@ -10,7 +10,7 @@ from helpers.encoder_families import ENCODERS, make_encoder_family
 from helpers.families import MOE, RECURRENT
 from helpers.matrix import check_family
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("family", [*MOE, *RECURRENT])

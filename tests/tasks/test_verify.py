@@ -156,6 +156,7 @@ def test_another_device_may_differ_by_more(
     assert ended.value.code == errors.ARTIFACT
 
 
+@pytest.mark.usefixtures("fresh_process")
 def test_a_process_for_the_cpu_sees_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, env, **more: seen.append(env))

@@ -134,6 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "llama"])
+@pytest.mark.usefixtures("fresh_process")
 def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, family: str, tiny: Path) -> None:
     """`SentenceTransformer(folder).encode(texts)` gives the logits that the head was solved for; a changed head does not.
 
