@@ -11,10 +11,12 @@ Not scipy.stats.bootstrap: it resamples values, and here one resample serves all
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,12 @@ class Measurement:
     # metrics with an interval that was computed elsewhere: value, low, high
     given: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     order: str = ""  # a digest of the examples and their order; only measurements with equal digests are paired
+    kept: tuple[dict[str, float], ...] | None = None  # the resampled metrics, where the scores of single examples are gone
+
+    @cached_property
+    def samples(self) -> tuple[dict[str, float], ...]:
+        """The metrics of each resample of the examples."""
+        return tuple(self.score(weights) for weights in draws(self.rows)) if self.kept is None else self.kept
 
     def values(self) -> dict[str, float]:
         """The metrics by name."""
@@ -76,22 +84,21 @@ def with_intervals(before: Measurement | None, after: Measurement) -> dict[str, 
     The difference has no interval if the examples are not the same.
     """
     found = {"before": before, "after": after} if before is not None else {"after": after}
-    samples = {name: [one.score(weights) for weights in draws(one.rows)] for name, one in found.items()}
     report: dict[str, Any] = {"rows": after.rows, **after.counts}
-    report |= {name: _single(one, samples[name]) for name, one in found.items()}
+    report |= {name: _single(one) for name, one in found.items()}
     if before is not None:
         paired = before.rows == after.rows and before.order == after.order
-        both = zip(samples["before"], samples["after"], strict=True) if paired else ()
+        both = zip(before.samples, after.samples, strict=True) if paired and before.samples else ()
         differences = [{name: b[name] - a[name] for name in b if name in a} for a, b in both]
         old, new = before.values(), after.values()
         report["difference"] = {n: entry(new[n] - old[n], *between(differences, n)) for n in new if n in old}
     return report | ({"details": after.details} if after.details else {})
 
 
-def _single(found: Measurement, samples: list[dict[str, float]]) -> dict[str, Any]:
+def _single(found: Measurement) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, value in found.score(np.ones(found.rows)).items():
-        low, high = wilson(value, found.rows) if name in found.shares else between(samples, name)
+        low, high = wilson(value, found.rows) if name in found.shares else between(found.samples, name)
         entries[name] = entry(value, low, high)
     return entries | {name: entry(*three) for name, three in found.given.items()}
 
@@ -100,7 +107,7 @@ def entry(value: float, low: float | None, high: float | None) -> dict[str, floa
     return {"value": value, "low": low, "high": high}
 
 
-def between(samples: list[dict[str, float]], name: str) -> tuple[float | None, float | None]:
+def between(samples: Sequence[dict[str, float]], name: str) -> tuple[float | None, float | None]:
     """The central 95% of the resampled values of a metric; None without values or with values that are not finite."""
     values = [each[name] for each in samples if name in each]
     if not values or not all(map(math.isfinite, values)):
@@ -164,3 +171,28 @@ def read_rows(folder: Path) -> Columns:
         for name, values in stored.items()
     }
     return {"row": numbers, "rows": np.ones(len(numbers)), "bits": joined["nll"] / math.log(2), **joined}
+
+
+# the resampled metrics of the measurement before training, so that a resumed run can pair it with the one after
+
+BEFORE_FILE = "measured_before.json"
+
+
+def keep_samples(folder: Path, found: dict[str, Measurement]) -> None:
+    """Write the metrics of each resample with the digest of its examples, atomically."""
+    kept = {name: {"rows": one.rows, "order": one.order, "samples": one.samples} for name, one in found.items()}
+    partial = folder / f"{BEFORE_FILE}.partial"
+    partial.write_text(json.dumps(kept), encoding="utf-8")
+    partial.replace(folder / BEFORE_FILE)
+
+
+def kept_samples(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `keep_samples` wrote: the keywords `rows`, `order` and `kept` of each Measurement; empty if it is gone or broken."""
+    try:
+        stored = json.loads((folder / BEFORE_FILE).read_text(encoding="utf-8"))
+        parts = {
+            name: {"rows": one["rows"], "order": one["order"], "kept": tuple(one["samples"])} for name, one in stored.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return parts

@@ -24,27 +24,40 @@ if TYPE_CHECKING:
 
 
 def before(job: Job) -> dict[str, Measurement]:
-    """The suite's results before training; a resumed run has those of its start, without the scores of single examples.
+    """The suite's results before training; a resumed run has those of its start.
 
     The evaluation examples are added when the Trainer has evaluated them.
     """
     kept: dict[str, Any]
     if job.checkpoint:
-        kept, no_scores = checkpoints.state_of(job.checkpoint).get("measured", {}), intervals.means({})
-        found = {name: Measurement(one["rows"], no_scores, given=one["metrics"], order="gone") for name, one in kept.items()}
+        kept = checkpoints.state_of(job.checkpoint).get("measured", {})
+        found = from_marker(kept, intervals.kept_samples(job.folder))
     else:
         found = measure(job) if job.recipe.evaluation.eval_on_start else {}
         kept = {name: for_marker(one) for name, one in found.items()}
 
-    task, data = job.task, job.data  # not the job, which holds the trainer: a cycle would keep the folder locked
+    task, data, folder = job.task, job.data, job.folder  # not the job, which holds the trainer: the folder would stay locked
+    first = job.trainer.is_world_process_zero()
 
     def note_rows(sums: tuple[np.ndarray, ...]) -> None:
         if len(sums[0]) == len(data.eval):
             found[ROWS] = measurement_of(task, sums, data)
             kept[ROWS] = for_marker(found[ROWS])
+            if first:
+                intervals.keep_samples(folder, found)
 
     job.trainer.marker_state["measured"] = kept
     job.trainer.at_first = note_rows
+    return found
+
+
+def from_marker(kept: dict[str, Any], samples: dict[str, dict[str, Any]]) -> dict[str, Measurement]:
+    """The measurements that a checkpoint's marker names, with their resampled metrics where those are still there."""
+    no_scores, found = intervals.means({}), dict[str, Measurement]()
+    for name, one in kept.items():
+        same = name in samples and samples[name]["rows"] == one["rows"]
+        more = samples[name] if same else {"rows": one["rows"], "order": "gone"}
+        found[name] = Measurement(score=no_scores, given=one["metrics"], **more)
     return found
 
 

@@ -121,7 +121,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         "training.early_stopping_patience=3",
     )
     whole = recipe(*settings, f"output_dir={tmp_path / 'whole'}")
-    run(whole)
+    whole_report = run(whole)
     broken = recipe(*settings, f"output_dir={tmp_path / 'broken'}")
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
@@ -134,6 +134,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert again is not None
     assert again["result"]["resumed_from"].endswith("checkpoint-4")
     assert again["result"]["metrics_before"] is not None
+    assert again["result"]["measured"] == whole_report["result"]["measured"], "also the intervals of the differences"
     assert again["result"]["answers"][0]["before"]
     expected = weights(folder_of(whole))
     for name, tensor in weights(folder_of(broken)).items():
