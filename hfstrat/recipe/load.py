@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -76,6 +76,16 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: st
         if isinstance(data.get(section), str):
             origins[section, key] = origins[section,]
     return Loaded(_with_defaults(recipe, origins), path, origins)
+
+
+def load_data(source: str, overrides: Iterable[str]) -> Loaded:
+    """A recipe of which only the section `data` is meant: this source, and overrides that begin with `data.`.
+
+    Raises:
+        UserError: every mistake in an override.
+    """
+    recipe = {"strategy": "full", "model": "-", "data": {"train": source}, "output_dir": "-"}
+    return load_recipe("--data", [each for each in overrides if each.startswith("data.")], json.dumps(recipe))
 
 
 def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
