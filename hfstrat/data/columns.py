@@ -116,9 +116,11 @@ def propose(given: list[str], wanted: Mapping[str, Iterable[str]]) -> str:
 
 
 def _find(ours: str, aliases: Iterable[str], given: list[str]) -> str | None:
-    """The column that has our name or one of its aliases, whatever its case, spaces and separators."""
+    """The column that has our name or one of its aliases, or ends in such a word, whatever its case and separators."""
     plain = {_normal(column): column for column in reversed(given)}
-    return next((plain[_normal(name)] for name in (ours, *aliases) if _normal(name) in plain), None)
+    words = {re.split(r"[\W_]+", column.casefold().strip())[-1]: column for column in reversed(given)}
+    names = [_normal(name) for name in (ours, *aliases)]
+    return next((found[name] for found in (plain, words) for name in names if name in found), None)
 
 
 def _normal(name: str) -> str:

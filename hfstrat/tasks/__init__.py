@@ -56,4 +56,5 @@ def task_of_rows(
         if task.rows.fits(reading, rows):
             return task
     mappable = (problem for problem in problems if NOTHING_LIKE not in str(problem))
-    raise next(mappable, None) or (problems[-1] if problems else UserError(f"{source}: fits no task"))
+    others = ". Or, to predict labels or numbers, map columns to text and label, or to text and score"
+    raise next(mappable, None) or UserError(f"{problems[-1]}{others}" if problems else f"{source}: fits no task")

@@ -321,6 +321,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
     ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data already has labels"),
     ({"parameters": "30M", "data": "LABELED", "task": "causal-lm"}, "--data: "),
+    ({"parameters": "30M", "data": "UNKNOWN"}, "map columns to text and label, or to text and score"),
     ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model already has a vocabulary"),
     ({"rows": 100, "tokens": 10_000}, "--model: missing"),
     ({"parameters": "30M"}, "--data: missing"),
@@ -336,7 +337,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_a_sentence(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
     labeled = write_jsonl(tmp_path / "labeled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
-    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELED": str(labeled)}
+    unknown = write_jsonl(tmp_path / "unknown.jsonl", [{"foo": "a", "bar": "b"}] * 9)
+    places = {"UNKNOWN": str(unknown), "HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELED": str(labeled)}
     given = {
         "device": "cpu",
         **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},

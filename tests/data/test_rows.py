@@ -216,6 +216,7 @@ def refusal(task: str, head: dict[str, Any]) -> str:
         (CLASSES, ["text", " label"], '`data.columns: {" label": label}`'),
         (CLASSES, ["review", "sentiment", "id"], "`data.columns: {review: text, sentiment: label}`"),
         (CLASSES, ["Premise", "Hypothesis", "labels"], "`data.columns: {Premise: premise, Hypothesis: hypothesis}`"),
+        (CLASSES, ["id", "Review text", "news_category"], '`data.columns: {"Review text": text, news_category: label}`'),
         (CLASSES, ["text", "foo"], "no column looks like label"),
         (CLASSES, ["text;label"], '"text;label", looks like several that are separated by semicolons'),
         (CLASSES, ["text\tlabel"], "separated by tabs"),
