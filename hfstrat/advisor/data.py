@@ -19,6 +19,7 @@ from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import key_of
 from hfstrat.tasks import TASKS, task_of_rows
 
@@ -123,7 +124,7 @@ class Survey:
             small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
             share = f"{self.labels[large] / max(1, sum(self.labels.values())):.1%}"
             found.append(
-                f"{len(self.labels):,} classes, from {small} ({self.labels[small]:,} examples) to {large} "
+                f"{len(self.labels):,} classes, from {small} ({plural(self.labels[small], 'example')}) to {large} "
                 f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
             )
         for name, (mean, std) in self.targets.items():

@@ -134,7 +134,8 @@ class Statistics:
 
     def remarks(self) -> list[str]:
         remarks = [*self.warnings, *unread_lines(self.unread, self.rows_read)]
-        remarks += [f"{plural(count, 'row')} {what}" for what, count in self.changes.items()]
+        for what, count in self.changes.items():
+            remarks.append(f"{plural(count, 'row')} {what if count > 1 else what.replace('have ', 'has ', 1)}")
         if self.rows_unrolled:
             remarks.append(
                 f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "

@@ -199,6 +199,9 @@ def test_labels_that_are_hardly_different_are_named(tmp_path: Path) -> None:
     assert any("'Spam' and 'spam' and 'sp" in line or "'spam' and" in line for line in shown)
     assert any("4 rows have white space around a label" in line for line in shown)
     assert any("'spam|ham' is one label here" in line for line in shown)
+    one = [{"text": text, "label": f"{'ab'[n % 2]}{' ' * (n == 3)}"} for n, text in enumerate(TEXTS)]
+    shown = lines(tmp_path, CLASSES, one)
+    assert any("1 row has white space around a label" in line for line in shown)
 
 
 # columns
