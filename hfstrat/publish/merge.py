@@ -76,6 +76,9 @@ def merge(target: str, output: Path, dtype: str = STORED) -> None:
     print(f"{output}: merged in {name}{', into the unquantized base' if quantization else ''}")
     trained = f"{quantization.name} with adapter" if quantization else "adapter"
     print(f"{artifact.task_of(target).text.agreement(trained, before, after)} ({which})")
+    if report and (options := report.run.recipe.data.chat_template_kwargs):
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        print(f"trained with data.chat_template_kwargs: pass them to apply_chat_template: {given}")
 
 
 def _has_stored_dtype(model: Any, report: Report | None, target: str) -> bool:
