@@ -19,6 +19,8 @@ from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.format import plural
+from hfstrat.recipe.load import key_of
 from hfstrat.tasks import TASKS, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
@@ -41,6 +43,7 @@ class Survey:
     targets: mean and standard deviation of each number of a regression.
     estimated: what is not exact, in words.
     remarks: what is not read, and what may be wrong with the rows, in words.
+    settings: keys of the recipe's section `data` that are set, without `train`.
     """
 
     source: str
@@ -57,6 +60,7 @@ class Survey:
     format: str = ""
     estimated: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> float:
@@ -120,7 +124,7 @@ class Survey:
             small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
             share = f"{self.labels[large] / max(1, sum(self.labels.values())):.1%}"
             found.append(
-                f"{len(self.labels):,} classes, from {small} ({self.labels[small]:,} examples) to {large} "
+                f"{len(self.labels):,} classes, from {small} ({plural(self.labels[small], 'example')}) to {large} "
                 f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
             )
         for name, (mean, std) in self.targets.items():
@@ -147,11 +151,11 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
-def survey(path: str, task: str | None, context: int, folder: Path | None) -> Survey:
-    """Statistics of local files.
+def survey(data: Data, task: str | None, context: int, folder: Path | None) -> Survey:
+    """Statistics of local files, those of the first source.
 
     Args:
-        path: a file or folder.
+        data: the source, and how its rows are read.
         task: None: detected from the columns.
         context: the longest sequence of the model, which limits the proposed `max_length`.
         folder: of the model, whose tokenizer.json counts tokens if it exists.
@@ -159,17 +163,19 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     Raises:
         UserError: files that do not exist, cannot be read, or fit no task.
     """
-    files = sources.local_files(path, "--data")
+    first = data.train[0]
+    files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
     if files is None:
-        raise UserError(f"--data: {path}: no such file; advise reads local files only (or give --rows and --tokens by hand)")
-    data = Data.model_validate({"train": path})
-    source = sources.DataSource(data.train[0], data, files, None)
+        raise UserError(
+            f"--data: {first.path}: no such file; advise reads local files only (or give --rows and --tokens by hand)"
+        )
+    source = sources.DataSource(first, data, files, None)
     try:
         rows, estimate = _read(source)
         examples, found = _parse(source, task, rows)
         _check(examples, found, len(rows), data)
     except UserError as error:
-        raise UserError(f"--data: {error}") from None
+        raise UserError(str(error) if key_of(str(error)) else f"--data: {error}") from None
     examples = [example for example in examples if example.has_target]
     found.rows = round(estimate * len(examples) / len(rows)) if estimate else len(examples)
     if estimate:
@@ -181,14 +187,16 @@ def survey(path: str, task: str | None, context: int, folder: Path | None) -> Su
     _tokenize(found, chosen, folder)
     if len(chosen) < len(examples):
         found.estimated.append(f"tokens and lengths, from {len(chosen):,} examples")
-    found.max_length = proposed_length(found.lengths, context)
+    is_set = "max_length" in data.model_fields_set
+    found.max_length = min(data.max_length, context) if is_set else proposed_length(found.lengths, context)
+    found.settings = data.model_dump(exclude_unset=True, exclude={"train"})
     return found
 
 
 def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tuple[list[Any], Survey]:
     """All examples, and a survey without their statistics."""
     path, head = source.source.path, rows[: readers.HEAD_ROWS]
-    task = task or task_of_rows(head, path, source.class_names).name
+    task = task or task_of_rows(head, path, source.class_names, source.data).name
     source.detect = TASKS[task].rows.reader
     reading = source.read()[1]
     examples, stats = [], Statistics(path, rows_read=len(rows), warnings=[*reading.remarks, *source.remarks()])

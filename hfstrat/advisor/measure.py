@@ -112,8 +112,7 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
 
 
 def _probe_recipe(situation: Situation) -> str:
-    data = {"train": recipes.absolute_path(situation.data.source), "max_length": situation.data.max_length}
-    model = recipes.absolute_path(situation.model.name)
+    data, model = recipes.data_of(situation.data), recipes.absolute_path(situation.model.name)
     recipe = {"task": situation.data.task, "model": model, "strategy": "full", "data": data}
     return defaults.recipe_text("a probe for `hfstrat advise --measure`", recipe)
 

@@ -94,12 +94,19 @@ def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any])
         name = absolute_path(situation.model.name)
         recipe["model"] = name if fitted.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
     recipe["strategy"] = candidate.section
-    recipe["data"] = {"train": absolute_path(survey.source), "max_length": survey.max_length}
+    recipe["data"] = data_of(survey)
     if not survey.outputs and survey.cut_share:
-        recipe["data"]["overflow"] = "split"
+        recipe["data"].setdefault("overflow", "split")
     rate = defaults.learning_rate(candidate.name, candidate.model.width)
     recipe["training"] = {**training, **({} if rate is None else {"learning_rate": rate}), **fitted.settings}
     return {**recipe, "output_dir": f"runs/advised-{candidate.name}"}
+
+
+def data_of(survey: Survey) -> dict[str, Any]:
+    """The section `data` of a recipe for these examples."""
+    given = survey.settings.items()
+    paths = {key: absolute_path(value) for key, value in given if key in ("eval", "template") and isinstance(value, str)}
+    return {"train": absolute_path(survey.source), "max_length": survey.max_length, **survey.settings, **paths}
 
 
 def absolute_path(name: str) -> str:
@@ -163,7 +170,7 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
 def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
-    survey = data.survey(recipe.data.train[0].path, recipe.task, model.context, model.folder)
+    survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
     known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, survey.outputs)
     if known is None:

@@ -14,6 +14,7 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
 from hfstrat.errors import UserError
+from hfstrat.recipe.load import load_data
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
@@ -45,6 +46,7 @@ class Request:
     rows: int | None = None
     tokens: int | None = None
     classes: int = 0
+    overrides: tuple[str, ...] = ()  # `data.KEY=VALUE`
 
 
 def advise(request: Request, folder: Path | None, as_json: bool) -> None:
@@ -140,12 +142,21 @@ def _model(request: Request) -> Model:
 
 
 def _data(request: Request, model: Model) -> Survey:
+    for override in request.overrides:
+        if not override.startswith("data.") or request.data is None:
+            raise UserError(
+                f"advise: {override}: only keys of the section data can be set here, together with --data, such as "
+                "'data.columns={review: text}'"
+            )
     if request.data is not None:
         if request.rows is not None or request.tokens is not None:
             raise UserError("--rows and --tokens: --data already has rows; use them only without --data")
         if request.classes:
             raise UserError("--classes: --data already has labels; use --classes only with --rows and --tokens")
-        return training_data.survey(request.data, request.task, model.context, model.folder)
+        section = load_data(request.data, request.overrides).recipe.data
+        if section.train[0].path != request.data:
+            raise UserError("data.train: --data already sets it; remove one of the two")
+        return training_data.survey(section, request.task, model.context, model.folder)
     if request.rows is None or request.tokens is None:
         raise UserError("--data: missing; give a file, a folder, or only numbers: --rows 10000 --tokens 2000000")
     task = request.task or ("text-classification" if request.classes else "causal-lm")

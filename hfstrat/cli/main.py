@@ -142,6 +142,10 @@ def compare(
 
 @app.command()
 def advise(
+    overrides: Annotated[
+        list[str] | None,
+        Argument(metavar="[data.KEY=VALUE]...", help="How --data is read, e.g. 'data.columns={review: text}'"),
+    ] = None,
     model: Annotated[str | None, Option(metavar="MODEL", help="Model folder or Hub id")] = None,
     data: Annotated[str | None, Option(metavar="DATA", help="File or folder with training data")] = None,
     task: Annotated[str | None, Option(metavar="TASK", help="The task; default: detected from the columns")] = None,
@@ -174,7 +178,8 @@ def advise(
 
     request = cli_advise.Request(model, data, task, memory, time, device, accelerate_config, num_processes, goal, strategies)
     request = replace(request, measure=None if no_measure else measure, reports=reports, parameters=parameters, vocab=vocab)
-    cli_advise.advise(replace(request, rows=rows, tokens=tokens, classes=classes), write, json)
+    request = replace(request, rows=rows, tokens=tokens, classes=classes, overrides=tuple(overrides or ()))
+    cli_advise.advise(request, write, json)
 
 
 @recipes_app.command("ls")

@@ -116,11 +116,14 @@ def _names(values: list[str] | None) -> list[str]:
 def merge(
     target: Target,
     output: Annotated[Path, Argument(help="New folder for the merged model")],
+    dtype: Annotated[
+        str, Option(metavar="DTYPE", help="bfloat16, float16, float32, or checkpoint: as the base is stored")
+    ] = "checkpoint",
 ) -> None:
-    """Merge an adapter into its base in 16 bits, and print the divergence from base with adapter."""
+    """Merge an adapter into its base, and print the divergence from base with adapter."""
     from hfstrat.publish import merge as publish_merge
 
-    publish_merge.merge(target, output)
+    publish_merge.merge(target, output, dtype)
 
 
 def export(

@@ -21,7 +21,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
 from hfstrat.models.parameter_names import config_size
-from hfstrat.recipe.load import Loaded, load_recipe
+from hfstrat.recipe.load import Loaded, load_data, load_recipe
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
 from hfstrat.recipe.stored import flat
@@ -179,7 +179,7 @@ def _from_names(request: Request) -> Lineup:
     if not request.model or not request.data:
         raise UserError("compare: nothing to compare: give recipes, or --model and --data (and --strategies)")
     names = list(defaults.ORDER) if request.strategies is None else defaults.parse_names(request.strategies)
-    task, how = task_of(request.data, request.task)
+    task, how = task_of(request.data, request.task, request.overrides)
     found, errors = list[Entry](), dict[str, UserError]()
     for name in names:
         try:
@@ -196,8 +196,11 @@ def _from_names(request: Request) -> Lineup:
     )
 
 
-def task_of(data: str, wanted: str | None) -> tuple[str, str]:
+def task_of(data: str, wanted: str | None, overrides: Iterable[str] = ()) -> tuple[str, str]:
     """The task, and how it was chosen.
+
+    Args:
+        overrides: of all recipes; those of `data` say how the rows are read.
 
     Raises:
         UserError: no such task, or data that cannot be read.
@@ -210,7 +213,7 @@ def task_of(data: str, wanted: str | None) -> tuple[str, str]:
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
     try:
-        task = task_of_rows(readers.read_head(files[0]), data)
+        task = task_of_rows(readers.read_head(files[0]), data, data=load_data(data, overrides).recipe.data)
     except UserError:  # the checks of the recipes report it
         task = TASKS[CausalLM.name]
     return task.name, "detected from the columns; set --task to change it"

@@ -74,6 +74,26 @@ def options_of(template: Any) -> list[str]:
     return sorted(name for name in found - GIVEN if not name.endswith("_token"))
 
 
+def with_options(template: str, options: Mapping[str, Any]) -> str:
+    """The template with these arguments as defaults, for programs that cannot pass them."""
+    defaults = (
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
+        for name, value in options.items()
+    )
+    return "".join(defaults) + template
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON in jinja."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)}: {_literal(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, str):  # jinja reads the escapes of Python
+        return repr(value)
+    return "none" if value is None else json.dumps(value)
+
+
 def check_options(given: Mapping[str, Any], template: Any, where: str) -> None:
     """Raises UserError if the template does not read one of the arguments.
 

@@ -109,7 +109,10 @@ class Classes(PreparedData):
         names = ", ".join(self.label_names[:NAMES_SHOWN]) + (", ..." if len(self.label_names) > NAMES_SHOWN else "")
         kind = "any number per row" if self.many else "one per row"
         line = f"{len(self.label_names):,} ({names}), {kind}; training rows: {self.counts[small]:,} of "
-        line += f"{self.label_names[small]} (fewest), {self.counts[large]:,} of {self.label_names[large]} (most)"
+        if self.counts[small] == self.counts[large]:
+            line += "each label"
+        else:
+            line += f"{self.label_names[small]} (fewest), {self.counts[large]:,} of {self.label_names[large]} (most)"
         if not self.many:
             line += f" = {self.counts[large] / self.counts.sum():.1%}, the accuracy of always predicting it"
         cut = sum(stats.rows_cut for stats in self.statistics.values())

@@ -23,6 +23,7 @@ MEANINGFUL = (  # columns that other formats or tools read: without them a row m
 CLASSES = ("class", "category", "intent", "sentiment", "topic", "tag", "label_text", "coarse_label", "genre", "type")
 FEW_CLASSES = 20  # different values of a column that may be a class
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+NOTHING_LIKE = "no column looks like"
 PLAIN_KEY = re.compile(r"(?!(?i:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w.-]*")  # of YAML, without quotes
 
 
@@ -107,17 +108,19 @@ def propose(given: list[str], wanted: Mapping[str, Iterable[str]]) -> str:
     mapped = {theirs: ours for theirs, ours in found.items() if theirs != ours}
     example = "{" + ", ".join(f"{_key(theirs)}: {ours}" for theirs, ours in mapped.items()) + "}"
     if mapped and not missing:
-        return f"Map them under data, for example `columns: {example}`"
-    unknown = f"no column looks like {' or '.join(missing)}"
-    return f"Map them under data as `columns: {{name in the data: our name}}`; {unknown}" + (
-        f", and the others would be `columns: {example}`" if mapped else ""
+        return f"Set `data.columns: {example}`"
+    unknown = f"{NOTHING_LIKE} {' or '.join(missing)}"
+    return f"Set `data.columns: {{name in the data: our name}}`; {unknown}" + (
+        f", and the others would be `{example}`" if mapped else ""
     )
 
 
 def _find(ours: str, aliases: Iterable[str], given: list[str]) -> str | None:
-    """The column that has our name or one of its aliases, whatever its case, spaces and separators."""
+    """The column that has our name or one of its aliases, or ends in such a word, whatever its case and separators."""
     plain = {_normal(column): column for column in reversed(given)}
-    return next((plain[_normal(name)] for name in (ours, *aliases) if _normal(name) in plain), None)
+    words = {re.split(r"[\W_]+", column.casefold().strip())[-1]: column for column in reversed(given)}
+    names = [_normal(name) for name in (ours, *aliases)]
+    return next((found[name] for found in (plain, words) for name in names if name in found), None)
 
 
 def _normal(name: str) -> str:
@@ -173,9 +176,9 @@ def class_columns(head: Iterable[Mapping[str, Any]], names: dict[str, str]) -> l
         values = {str(row[theirs]) for row in rows if isinstance(row.get(theirs), str | int)}
         if ours.casefold().strip() in ("label", "labels", *CLASSES) and 2 <= len(values) <= min(FEW_CLASSES, len(rows) // 2):
             text = next(theirs for theirs, ours in names.items() if ours == "text")
-            columns = f"columns: {{{theirs}: label}}" if text == "text" else f"columns: {{{text}: text, {theirs}: label}}"
+            columns = f"{{{theirs}: label}}" if text == "text" else f"{{{text}: text, {theirs}: label}}"
             return [
                 f"the column '{theirs}' has few values, such as {', '.join(sorted(values)[:3])}: to train a classifier set "
-                f"`task: text-classification` at the top of the recipe and `{columns}` under data"
+                f"`task: text-classification` and `data.columns: {columns}`"
             ]
     return []

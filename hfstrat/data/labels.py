@@ -39,7 +39,7 @@ def label_of(value: Any, column: str, names: list[str] | None = None) -> str:
         raise BadRow(f"'{column}' has a list, but other rows have one label; expected a list in all of them, or in none")
     if not isinstance(value, str | int) or not str(value).strip():
         given = "empty" if isinstance(value, str) else "null" if value is None else type(value).__name__
-        raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number")
+        raise BadRow(f"'{column}' is {given}; expected a label, a text or a whole number. Remove rows without a label")
     return str(value).strip()
 
 

@@ -249,7 +249,7 @@ class DataSource:
             if why := prose.describe(readers.first_lines(file, prose.LINES)):
                 return [
                     f"warning: {file.name} looks like one text ({why}), but each line that is not blank is an example; to "
-                    "train on complete files set `documents: files` and `overflow: split` under data (`documents: lines` "
+                    "train on complete files set `data.documents: files` and `data.overflow: split` (`data.documents: lines` "
                     "confirms lines)"
                 ]
         return []

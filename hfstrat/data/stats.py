@@ -121,8 +121,13 @@ class Statistics:
         if self.rows_cut or self.rows_split or self.rows_dropped:
             changed = (("truncated", self.rows_cut), ("split", self.rows_split), ("dropped", self.rows_dropped))
             text += "; " + ", ".join(f"{count:,} {word}" for word, count in changed if count)
-            text += f" ({plural(self.tokens_lost, 'token')} lost)" if self.tokens_lost else ""
+            text += f" ({', '.join(reasons)})" if (reasons := self._why_dropped()) else ""
         return text + (f"; weight {self.weight:g}: each row {self.weight:g} times per epoch" if self.weight != 1 else "")
+
+    def _why_dropped(self) -> list[str]:
+        whys = (("without a text to train on", self.rows_blank), ("with all of it beyond max_length", self.rows_unreached))
+        reasons = [f"{count:,} {why}" for why, count in whys if count and self.train_on]
+        return [*reasons, f"{plural(self.tokens_lost, 'token')} lost"] if self.tokens_lost else reasons
 
     def lines(self) -> list[str]:
         """The line of all sources, below it one for each if there are several, then anything unusual."""
@@ -134,7 +139,8 @@ class Statistics:
 
     def remarks(self) -> list[str]:
         remarks = [*self.warnings, *unread_lines(self.unread, self.rows_read)]
-        remarks += [f"{plural(count, 'row')} {what}" for what, count in self.changes.items()]
+        for what, count in self.changes.items():
+            remarks.append(f"{plural(count, 'row')} {what if count > 1 else what.replace('have ', 'has ', 1)}")
         if self.rows_unrolled:
             remarks.append(
                 f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "

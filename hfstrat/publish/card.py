@@ -193,7 +193,7 @@ def _measured(name: str, one: Measured) -> tuple[str, str, str]:
             metric,
             _with_interval(metric, before.get(metric)),
             f"**{_with_interval(metric, entry)}**",
-            _with_interval(metric, change.get(metric), signed=True),
+            _with_interval(metric, change.get(metric), is_difference=True),
         ]
         for metric, entry in one.after.items()
     ]
@@ -202,11 +202,13 @@ def _measured(name: str, one: Measured) -> tuple[str, str, str]:
     return title[:1].upper() + title[1:], format.plural(one.rows, "example"), text
 
 
-def _with_interval(metric: str, entry: Estimate | None, signed: bool = False) -> str:
-    text = format.metric(metric, entry.value if entry else None, signed)
+def _with_interval(metric: str, entry: Estimate | None, is_difference: bool = False) -> str:
+    text = (format.difference if is_difference else format.metric)(metric, entry.value if entry else None)
     if entry is None or entry.value is None or entry.low is None or entry.high is None:
         return text
-    return f"{text} ± {format.metric(metric, (entry.high - entry.low) / 2)}"
+    half = (entry.high - entry.low) / 2
+    points = is_difference and format.is_share(metric)
+    return f"{text} ± {format.difference(metric, half).removeprefix('+') if points else format.metric(metric, half)}"
 
 
 def _labels(labels: list[Any]) -> str:

@@ -49,7 +49,9 @@ def export(target: str, output: Path, form: str) -> None:
     if hasattr(model, "merge_and_unload"):
         model, _ = merged_in(model, model.get_base_model().dtype, inputs_of(report, tokenizer)[0], target)
     safetensors = functools.partial(_safetensors, options=reload_options(target, report))
-    writers: dict[str, Callable[[Any, Any, Path], str]] = {"safetensors": safetensors, "gguf": _gguf, "onnx": _onnx}
+    options = report.run.recipe.data.chat_template_kwargs if report else {}
+    gguf = functools.partial(_gguf, options=options)
+    writers: dict[str, Callable[[Any, Any, Path], str]] = {"safetensors": safetensors, "gguf": gguf, "onnx": _onnx}
     with complete(output) as partial:
         line = writers[form](model, tokenizer, partial)
     return print(f"{output}: {line}")
@@ -74,10 +76,10 @@ def _safetensors(model: Any, tokenizer: Any, output: Path, options: dict[str, An
     return f"{str(model.dtype).removeprefix('torch.')}, loads with transformers"
 
 
-def _gguf(model: Any, tokenizer: Any, output: Path) -> str:
+def _gguf(model: Any, tokenizer: Any, output: Path, options: dict[str, Any]) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    write_gguf(model, tokenizer, output)
+    write_gguf(model, tokenizer, output, options)
     where = {"pretrained_model_name_or_path": str(output.absolute().parent), "gguf_file": output.name}
     again = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True))
     if AutoTokenizer.from_pretrained(**where)(PROBE_TEXT)["input_ids"] != tokenizer(PROBE_TEXT)["input_ids"]:

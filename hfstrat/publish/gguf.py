@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfstrat.data.chat_template import with_options
 from hfstrat.errors import UserError
 
 INSTEAD = "llama.cpp's convert_hf_to_gguf.py supports more models (run it on a merged folder)"
@@ -25,8 +26,11 @@ LAYER = {  # modules of a block: transformers' name, GGUF's name
 }
 
 
-def write_gguf(model: Any, tokenizer: Any, output: Path) -> None:
+def write_gguf(model: Any, tokenizer: Any, output: Path, options: dict[str, Any] | None = None) -> None:
     """Write weights (matrices in 16 bits), config, tokenizer and chat template.
+
+    Args:
+        options: arguments of the chat template, which become its defaults.
 
     Raises:
         UserError: the model or the tokenizer is not supported.
@@ -49,6 +53,8 @@ def write_gguf(model: Any, tokenizer: Any, output: Path) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     _add_words(writer, gguf, tokenizer, words, config.vocab_size)
+    if tokenizer.chat_template:
+        writer.add_chat_template(with_options(tokenizer.chat_template, options or {}))
     for name, weight in _tensors(model, heads, kv_heads):
         writer.add_tensor(name, *_stored(gguf, weight, model.dtype))
     writer.write_header_to_file()
@@ -105,8 +111,6 @@ def _add_words(writer: Any, gguf: Any, tokenizer: Any, words: dict[str, Any], si
             getattr(writer, f"add_{name}_token_id")(index)
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writer.add_add_bos_token(starts)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _tensors(model: Any, heads: int, kv_heads: int) -> Any:

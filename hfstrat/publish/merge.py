@@ -18,6 +18,8 @@ from hfstrat.tasks.artifact import PROBE_TEXT
 from hfstrat.tasks.report import Report, Result
 from hfstrat.tasks.verify import TOLERANCE, tolerance
 
+STORED = "checkpoint"  # the precision of the stored base
+DTYPES = (STORED, "bfloat16", "float16", "float32")
 ROWS, TOKENS = 16, 64  # held-out examples that are compared, and tokens of each: all their logits are in memory
 FLOOR = 1e-5  # share of the largest output that sums in another order may change in float32, also without any training
 ROUNDING = 0.2  # share of the mean output that rounding all weights may change on average
@@ -31,18 +33,24 @@ PROMPTS = (
 )
 
 
-def merge(target: str, output: Path) -> None:
-    """Merge an adapter into the base that it was trained on, loaded in 16 bits, and write a complete model folder.
+def merge(target: str, output: Path, dtype: str = STORED) -> None:
+    """Merge an adapter into the base that it was trained on, and write a complete model folder.
 
     The sum is computed in float32 and rounded once. Prints the mean KL divergence (nats per token) of the merged model from
     the trained one (the base, quantized if it was, with the adapter) on held-out examples of the run or on built-in prompts,
     and how often both predict the same token.
 
+    Args:
+        dtype: of the written weights: bfloat16, float16, float32, or checkpoint for that of the stored base (16 bits for one
+            that was quantized in training or is a .gguf file; numbers are not rounded below the precision of the training).
+
     Raises:
-        UserError: no adapter, an output folder in use, or a base that is not that of the training.
+        UserError: no adapter, an output folder in use, a base that is not that of the training, or no such dtype.
         RunError: the merged model differs from base and adapter by more than rounding; nothing is written then.
     """
     folder, report = artifact.resolve(target)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: {dtype}: expected one of {', '.join(DTYPES)}")
     finished = UserError(f"{target}: no adapter to merge: this is a complete model already")
     if Path(folder).is_dir() and not is_adapter(folder):
         raise finished
@@ -54,29 +62,41 @@ def merge(target: str, output: Path) -> None:
         raise finished
     inputs, which = inputs_of(report, tokenizer)
     before = outputs_of(model, inputs)
-    if quantization:
+    stored = STORED if _has_stored_dtype(model, report, target) else None
+    if quantization or stored:
         del model  # so that only one model is in memory
-        model, _, _ = artifact.load(target, "none", widened=True)
-    dtype = _written_in(model, target)
-    merged, after = merged_in(model, dtype, inputs, target)
+        model, _, _ = artifact.load(target, "none", stored, widened=True)
+    written = _written_in(model, dtype, stored is None and artifact.task_of(target).metrics.of_distributions)
+    merged, after = merged_in(model, written, inputs, target)
     with complete(output) as partial:
         save(merged, tokenizer, partial)
         del model, merged
-        check_reloaded(partial, after, inputs, reload_options(target, report), dtype)
-    name = str(dtype).removeprefix("torch.")
+        check_reloaded(partial, after, inputs, reload_options(target, report), written)
+    name = str(written).removeprefix("torch.")
     print(f"{output}: merged in {name}{', into the unquantized base' if quantization else ''}")
     trained = f"{quantization.name} with adapter" if quantization else "adapter"
     print(f"{artifact.task_of(target).text.agreement(trained, before, after)} ({which})")
+    if report and (options := report.run.recipe.data.chat_template_kwargs):
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        print(f"trained with data.chat_template_kwargs: pass them to apply_chat_template: {given}")
 
 
-def _written_in(model: Any, target: str) -> Any:
-    """The precision of the merged model: 16 bits, except for numbers, which would be rounded."""
+def _has_stored_dtype(model: Any, report: Report | None, target: str) -> bool:
+    """Whether the merged model has the precision of the stored base; numbers keep that of the training, which may be higher."""
+    section = report.run.recipe.model if report else None
+    is_quantized = bool(getattr(model.get_base_model().config, "quantization_config", None))
+    is_gguf = section is not None and section.gguf_file
+    return artifact.task_of(target).metrics.of_distributions and not is_quantized and not is_gguf
+
+
+def _written_in(model: Any, wanted: str, in_16_bits: bool) -> Any:
+    """The torch.dtype of the merged model: the wanted one, or that of the loaded base, or 16 bits, see `merge`."""
     import torch
 
+    if wanted != STORED:
+        return getattr(torch, wanted)
     dtype = model.get_base_model().dtype
-    if artifact.task_of(target).metrics.of_distributions and dtype not in (torch.bfloat16, torch.float16):
-        return torch.bfloat16
-    return dtype
+    return torch.bfloat16 if in_16_bits and dtype not in (torch.bfloat16, torch.float16) else dtype
 
 
 def merged_in(model: Any, dtype: Any, inputs: list[dict[str, Any]], target: str) -> tuple[Any, list[Any]]:

@@ -138,16 +138,16 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     trust, chats = " --trust-remote-code" if artifact.trust else "", artifact.chats
     options = artifact.options if chats else {}
     source = model = vllm = artifact.source
-    merging, notes, loads = list[str](), ("", "", ""), source
+    merging, notes, loads = list[str](), ("", ""), source
     if artifact.is_adapter:
         merging, model, vllm = [f"hfstrat merge {source} merged"], "./merged", "mine"
-        notes = ("after merging; ", " (the base with the adapter; or merge first)", " (after merging)")
+        notes = ("after merging; ", " (the base with the adapter; or merge first)")
         rank = next((size for size in VLLM_RANKS if size >= artifact.rank), artifact.rank)
         loads = f"{artifact.base_name} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}"
     if artifact.adds_tokens:  # vLLM takes no embeddings from an adapter
-        loads, vllm, notes = "./merged", "./merged", (notes[0], " (after merging)", notes[2])
+        loads, vllm, notes = "./merged", "./merged", (notes[0], " (after merging)")
     ollama = [
-        f"hfstrat export {'merged' if merging else source} model.gguf --format gguf",
+        f"hfstrat export {source} model.gguf --format gguf",
         "printf 'FROM ./model.gguf\\n' > Modelfile",
         "ollama create my-model -f Modelfile && ollama run my-model",
     ]
@@ -160,7 +160,7 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
             f"vLLM{notes[1]}",
             [*(merging if loads == model else []), f"vllm serve {loads}{trust}", _request(vllm, chats, options)],
         ),
-        (f"Ollama{notes[2]}", [*merging, *ollama]),
+        ("Ollama", ollama),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -76,6 +76,16 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: st
         if isinstance(data.get(section), str):
             origins[section, key] = origins[section,]
     return Loaded(_with_defaults(recipe, origins), path, origins)
+
+
+def load_data(source: str, overrides: Iterable[str]) -> Loaded:
+    """A recipe of which only the section `data` is meant: this source, and overrides that begin with `data.`.
+
+    Raises:
+        UserError: every mistake in an override.
+    """
+    recipe = {"strategy": "full", "model": "-", "data": {"train": source}, "output_dir": "-"}
+    return load_recipe("--data", [each for each in overrides if each.startswith("data.")], json.dumps(recipe))
 
 
 def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
@@ -219,10 +229,10 @@ class Answers:
         words = [word.split(".") for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text)]
         named = ((*path, *word[:depth]) for word in words for depth in range(len(word), 0, -1))
         at = next((key for key in named if key in self.origins), path)
-        own = at[len(path) :] or at[-1:]
-        is_named = bool(own) and text.startswith(f"{'.'.join(own)}:")
-        dotted = ".".join(at[: -len(own)] if is_named else at)
-        return f"{self._where(at)}: {dotted or 'recipe'}{'.' if is_named else ': '}{text}"
+        if re.match(r"[a-z_]+(\.[a-z_]+)*: ", text):  # it begins with the key that is wrong, within this section
+            own = path[:-1] if path and text.startswith(f"{path[-1]}: ") else path
+            return f"{self._where(at)}: {'.'.join((*own, text))}"
+        return f"{self._where(at)}: {'.'.join(at) or 'recipe'}: {text}"
 
 
 def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:
@@ -258,10 +268,10 @@ def _show(value: Any) -> str:
 
 
 def key_of(message: str) -> tuple[str, ...] | None:
-    """The recipe key that a message begins with, if it does."""
+    """The recipe key that a message begins with, if it does: `data.csv` is a file, not a key."""
     match = re.match(r"(\w+(?:\.\w+)*): ", message)
     path = tuple(match.group(1).split(".")) if match else ()
-    return path if path and path[0] in Recipe.model_fields else None
+    return path if path and suggestions.field_of(path[:2], None) else None
 
 
 @contextmanager

@@ -104,6 +104,10 @@ def _nearest(key: str, parent: tuple[str, ...], strategy: str | None, allowed: l
     owners = [name for name, cls in STRATEGIES.items() if key in cls.model_fields and name != strategy]
     if parent == ("strategy",) and owners:
         return f"it belongs to strategy {' and '.join(owners)}"
+    if parent[-1:] == (key,):
+        return f"the section is named twice; write '{'.'.join(parent)}' once"
+    if key == "model" and "name_or_path" in allowed:
+        return "did you mean 'name_or_path'?"
     if (homes := _homes(key)) and parent not in homes:
         return f"did you mean '{'.'.join((*homes[0], key))}'?"
     if key in OURS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +30,11 @@ SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 
 
 def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
-    """Create and lock the folder until the process ends, and write the recipe to it. Raises UserError if it is in use."""
+    """Create and lock the folder until the returned file is closed, and write the recipe to it.
+
+    Raises:
+        UserError: the folder is in use.
+    """
     check_output(recipe, overwrite)
     folder = Path(recipe.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,15 +42,28 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"output_dir: {folder} is in use by another running process; name another folder") from None
-    if overwrite:
-        for path in (path for pattern in OURS for path in folder.glob(pattern)):  # other files are kept
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
-        (folder / "report.json").replace(folder / EARLIER)
-    text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        lock.close()
+        raise UserError(f"output_dir: {folder} is in use by another run; name another folder") from None
+    with unlocked_on_error(lock):
+        if overwrite:
+            for path in (path for pattern in OURS for path in folder.glob(pattern)):  # other files are kept
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
+            (folder / "report.json").replace(folder / EARLIER)
+        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     return lock
+
+
+@contextmanager
+def unlocked_on_error(lock: IO[str] | None) -> Iterator[None]:
+    """Unlock the folder if this fails: an exception that is kept would keep the file open, and the folder locked."""
+    try:
+        yield
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
 
 
 def discard(folder: Path) -> None:

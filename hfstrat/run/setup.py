@@ -52,7 +52,7 @@ class Job:
     progress: trainer_progress.ProgressReport
     compute_dtype: torch.dtype
     checkpoint: Path | None
-    lock: IO[str] | None  # kept until the process ends
+    lock: IO[str] | None  # of the output folder, until it is closed
     train_data: TrainData
     probe: dict[str, Any]  # inputs for comparing models
     baselines: Baselines | None = None  # losses to beat
@@ -123,11 +123,12 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
-    world.wait_for_everyone()
-    progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
-    trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
-    trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-    outline, rows = sharded.outline(built.model), prepared.data
+    with output_dir.unlocked_on_error(lock):
+        world.wait_for_everyone()
+        progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
+        trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
+        trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
+        outline, rows = sharded.outline(built.model), prepared.data
     return Job(
         loaded,
         strategy,

@@ -140,9 +140,9 @@ def summary(found: list[SimpleModelPart]) -> list[str]:
             continue
         value, name = format.metric(one.metric, one.value.value), one.metric.replace("_", " ")
         lines.append(
-            f"{'warning':<16} the result is worse than the baseline {one.name} ({name} {value}), by "
-            f"{format.difference(one.metric, one.difference.value)} "
-            f"({format.difference(one.metric, low)} to {format.difference(one.metric, high)}): {_advice(one.name)}"
+            f"{'warning':<16} the result is worse than the baseline {one.name} ({name} {value}); difference "
+            f"{format.difference(one.metric, one.difference.value)}, 95% interval {format.difference(one.metric, low)} to "
+            f"{format.difference(one.metric, high)}: {_advice(one.name)}"
         )
     return lines
 

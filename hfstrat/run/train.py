@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -24,14 +25,26 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
 
-    from hfstrat.run import measure
     from hfstrat.run.setup import set_up
-    from hfstrat.trainer.distributed import join_world, leave_world
+    from hfstrat.trainer.distributed import join_world
 
     world = join_world()
     with located(loaded):
         job = set_up(loaded, world, overwrite)
     job.setup_seconds = time.monotonic() - started
+    with job.lock or contextlib.nullcontext():
+        finished = complete(job, world.is_main_process, started)
+        if finished is not None:
+            compare(job, finished)
+            present(job, finished)
+        return finished
+
+
+def complete(job: Job, is_main: bool, started: float) -> Report | None:
+    """Train, measure, save and verify; a failure is recorded in the output folder."""
+    from hfstrat.run import measure
+    from hfstrat.trainer.distributed import leave_world
+
     try:
         before = answer_prompts(job)
         measured = measure.before(job)
@@ -42,25 +55,20 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
         partial = save(job)
         job.release()  # for the process that reloads the artifact
         leave_world()
-        if not world.is_main_process:
-            return None
-        finished = publish(job, result, probe, partial, before, after, started)
+        return publish(job, result, probe, partial, before, after, started) if is_main else None
     except BaseException as error:
         signals.exit_if_ended_by_launcher(error)
         if isinstance(error, KeyboardInterrupt):
             error.args = (interrupted(job),)
         named = heartbeat.explain(error)
         final = with_weights(job, named)
-        if world.is_main_process:
+        if is_main:
             if named.code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
             report.write_failure(job.loaded, job.folder, final)
         if final is not named:
             raise final from error
         raise
-    compare(job, finished)
-    present(job, finished)
-    return finished
 
 
 def with_weights(job: Job, error: errors.RunError) -> errors.RunError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def inner_keys(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("strategy.", f"strategy.{key}.")) from error.__cause__
+        raise UserError(re.sub(rf"\bstrategy\.(?!{key}\b)", f"strategy.{key}.", str(error))) from error.__cause__
 
 
 def check_task(recipe: Recipe) -> None:

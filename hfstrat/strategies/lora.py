@@ -47,7 +47,7 @@ class Lora(Strategy[section.Lora]):
         if recipe.model.quantization is not None and self.section.changes_base:
             raise UserError(
                 f"strategy.init_lora_weights: {self.section.init_lora_weights} changes the base model's weights, which cannot "
-                "be changed once quantized; set default, gaussian or orthogonal, or remove model.quantization"
+                "be changed once quantized; set true, gaussian or orthogonal, or remove model.quantization"
             )
         if self.section.changes_base and recipe.model.dtype in ("bfloat16", "float16"):
             self._refuse_16_bits(recipe.model.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hfstrat.data.columns import NOTHING_LIKE
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
@@ -32,19 +33,28 @@ def task_of_files(folder: str | Path) -> Task:
     return TASKS[CausalLM.name]
 
 
-def task_of_rows(rows: list[dict[str, Any]], source: str, class_names: dict[str, list[str]] | None = None) -> Task:
+def task_of_rows(
+    rows: list[dict[str, Any]], source: str, class_names: dict[str, list[str]] | None = None, data: Data | None = None
+) -> Task:
     """The task detected from the columns of the first rows: a task with labels if there are any.
 
+    Args:
+        data: of one source, with the columns and the format that are set.
+
     Raises:
-        UserError: columns that fit no task.
+        UserError: columns that fit no task: the answer of the first task for which all of its columns can be mapped.
     """
-    problem = None
+    data = data or Data.model_validate({"train": source})
+    wanted, columns = (data.of(data.train[0], name) for name in ("format", "columns"))
+    problems = []
     for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
         try:
-            reading = task.rows.read_format(rows, source, Data.model_validate({"train": source}), class_names=class_names)
+            reading = task.rows.read_format(rows, source, data, wanted, columns, class_names)
         except UserError as error:
-            problem = error
+            problems.append(error)
             continue
         if task.rows.fits(reading, rows):
             return task
-    raise problem or UserError(f"{source}: fits no task")
+    mappable = (problem for problem in problems if NOTHING_LIKE not in str(problem))
+    others = ". Or, to predict labels or numbers, map columns to text and label, or to text and score"
+    raise next(mappable, None) or UserError(f"{problems[-1]}{others}" if problems else f"{source}: fits no task")

@@ -29,7 +29,9 @@ class Statistics(Part):
     rows_kept: int = 0
     tokens: int = 0
     supervised: int = Field(0, description="Tokens that contribute to the loss")
-    tokens_lost: int = Field(0, description="Tokens cut off because an example was longer than data.max_length")
+    tokens_lost: int = Field(
+        0, description="Tokens left out: of examples longer than data.max_length, or without anything to train on"
+    )
     sha256: str = Field("", description="Over all token ids and labels, in order")
     sources: list[Statistics] = Field([], description="The same for each source, where there are several")
 

@@ -22,6 +22,7 @@ from hfstrat.advisor.hardware import Device, Sharing
 from hfstrat.advisor.memory import Shape
 from hfstrat.cli.advise import Request, advise, situation_of
 from hfstrat.errors import UserError
+from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies import defaults
 
 GIB = 2**30
@@ -183,6 +184,34 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
             assert strategy["memory"]["peak"] == pytest.approx(sum(strategy["memory"]["terms"].values()))
 
 
+def test_columns_are_mapped_as_in_a_recipe(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`advise` and `compare` read the data as `train` does with the same override; without it they name the override."""
+    from helpers import comparisons
+
+    from hfstrat.comparison import entries
+
+    monkeypatch.setattr(speed, "matmul_rate", lambda: (1e10, 0.0))
+    data = tmp_path / "rows.csv"
+    data.write_text("review,sentiment\n" + "".join(f'"a, text {n}",{"ab"[n % 2]}\n' for n in range(40)))
+    given = Request(model=str(tiny), data=str(data), device="cpu", memory="8GiB", strategies="full,lora")
+    with pytest.raises(UserError, match=re.escape("Set `data.columns: {review: text, sentiment: label}`")):
+        advise(given, None, as_json=True)
+    mapped = ("data.columns={review: text, sentiment: label}", "data.max_length=48")
+    advise(replace(given, overrides=mapped), tmp_path / "out", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"]["labels"] == {"a": 20, "b": 20}
+    written = [load_recipe(file) for file in found["recipes"]]
+    assert len(written) == 2
+    assert all(each.recipe.data.columns == {"review": "text", "sentiment": "label"} for each in written)
+    assert all(each.recipe.data.max_length == 48 for each in written)
+    assert recipes.predict({"one": written[0]})["one"]["rank"] == 1
+    wanted = comparisons.request(tmp_path / "compared", model=str(tiny), data=str(data), strategies="lora", budget="10min")
+    lineup = entries.line_up(replace(wanted, overrides=list(mapped)))
+    assert "text-classification (detected from the columns" in lineup.remarks[0]
+
+
 def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from helpers import comparisons
 
@@ -292,9 +321,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**MODEL, "classes": 3, "task": "causal-lm"}, "--classes: task causal-lm has no classes"),
     ({"parameters": "30M", "data": "BROKEN", "classes": 3}, "--classes: --data already has labels"),
     ({"parameters": "30M", "data": "LABELED", "task": "causal-lm"}, "--data: "),
+    ({"parameters": "30M", "data": "UNKNOWN"}, "map columns to text and label, or to text and score"),
     ({"model": "HERE", "data": "x.jsonl", "vocab": 9}, "--vocab: --model already has a vocabulary"),
     ({"rows": 100, "tokens": 10_000}, "--model: missing"),
     ({"parameters": "30M"}, "--data: missing"),
+    ({**MODEL, "overrides": ("data.columns={a: text}",)}, "advise: data.columns={a: text}: only keys of the section data"),
+    ({"parameters": "30M", "data": "LABELED", "overrides": ("training.max_steps=3",)}, "only keys of the section data"),
+    ({"parameters": "30M", "data": "LABELED", "overrides": ("data.train=x",)}, "data.train: --data already sets it"),
+    ({"parameters": "30M", "data": "LABELED", "overrides": ("data.colums={a: b}",)}, "did you mean 'columns'?"),
+    ({"parameters": "30M", "data": "LABELED", "overrides": ("data.columns={txt: text}",)}, "data.columns: "),
 ]
 
 
@@ -302,7 +337,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_a_sentence(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
     labeled = write_jsonl(tmp_path / "labeled.jsonl", [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(9)])
-    places = {"HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELED": str(labeled)}
+    unknown = write_jsonl(tmp_path / "unknown.jsonl", [{"foo": "a", "bar": "b"}] * 9)
+    places = {"UNKNOWN": str(unknown), "HERE": str(tmp_path), "BROKEN": str(tmp_path / "broken.jsonl"), "LABELED": str(labeled)}
     given = {
         "device": "cpu",
         **{name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()},

@@ -142,7 +142,7 @@ def test_one_text_in_lines_is_named(tmp_path: Path, text: str, why: str) -> None
         (folder / name).write_text(text if name == "b.txt" else "".join(f"{each}\n" for each in TEXTS))
     given: dict[str, Any] = {"train": str(folder), "eval_size": 4}
     shown = TASKS[LANGUAGE].rows.prepare(Data.model_validate(given), tokenizer(), 0).lines()
-    found = [line for line in shown if "set `documents: files`" in line]
+    found = [line for line in shown if "set `data.documents: files`" in line]
     assert len(found) == bool(why)
     assert not why or (why in found[0] and "b.txt" in found[0])
     shown = TASKS[LANGUAGE].rows.prepare(Data.model_validate({**given, "documents": "lines"}), tokenizer(), 0).lines()

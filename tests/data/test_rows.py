@@ -199,6 +199,9 @@ def test_labels_that_are_hardly_different_are_named(tmp_path: Path) -> None:
     assert any("'Spam' and 'spam' and 'sp" in line or "'spam' and" in line for line in shown)
     assert any("4 rows have white space around a label" in line for line in shown)
     assert any("'spam|ham' is one label here" in line for line in shown)
+    one = [{"text": text, "label": f"{'ab'[n % 2]}{' ' * (n == 3)}"} for n, text in enumerate(TEXTS)]
+    shown = lines(tmp_path, CLASSES, one)
+    assert any("1 row has white space around a label" in line for line in shown)
 
 
 # columns
@@ -212,18 +215,19 @@ def refusal(task: str, head: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("task", "columns", "words"),
     [
-        (CLASSES, ["Text", "Label"], "`columns: {Text: text, Label: label}`"),
-        (CLASSES, ["text", " label"], '`columns: {" label": label}`'),
-        (CLASSES, ["review", "sentiment", "id"], "`columns: {review: text, sentiment: label}`"),
-        (CLASSES, ["Premise", "Hypothesis", "labels"], "`columns: {Premise: premise, Hypothesis: hypothesis}`"),
+        (CLASSES, ["Text", "Label"], "`data.columns: {Text: text, Label: label}`"),
+        (CLASSES, ["text", " label"], '`data.columns: {" label": label}`'),
+        (CLASSES, ["review", "sentiment", "id"], "`data.columns: {review: text, sentiment: label}`"),
+        (CLASSES, ["Premise", "Hypothesis", "labels"], "`data.columns: {Premise: premise, Hypothesis: hypothesis}`"),
+        (CLASSES, ["id", "Review text", "news_category"], '`data.columns: {"Review text": text, news_category: label}`'),
         (CLASSES, ["text", "foo"], "no column looks like label"),
         (CLASSES, ["text;label"], '"text;label", looks like several that are separated by semicolons'),
         (CLASSES, ["text\tlabel"], "separated by tabs"),
-        (LANGUAGE, ["Question", "ANSWER"], "`columns: {Question: prompt, ANSWER: completion}`"),
-        (LANGUAGE, ["Text"], "`columns: {Text: text}`"),
+        (LANGUAGE, ["Question", "ANSWER"], "`data.columns: {Question: prompt, ANSWER: completion}`"),
+        (LANGUAGE, ["Text"], "`data.columns: {Text: text}`"),
         (LANGUAGE, ["foo", "bar"], "no column looks like prompt or completion"),
-        (NUMBERS, ["review", "stars"], "`columns: {review: text, stars: target}`"),
-        (NUMBERS, ["Text", "Score"], "`columns: {Text: text, Score: target}`"),
+        (NUMBERS, ["review", "stars"], "`data.columns: {review: text, stars: target}`"),
+        (NUMBERS, ["Text", "Score"], "`data.columns: {Text: text, Score: target}`"),
         (NUMBERS, ["text", "y-axis"], "no column looks like target"),
     ],
 )
@@ -260,7 +264,7 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 def test_a_text_with_few_categories_gets_a_proposal(tmp_path: Path) -> None:
     rows = [{"text": text, "category": "abc"[n % 3]} for n, text in enumerate(TEXTS)]
-    words = "`task: text-classification` at the top of the recipe and `columns: {category: label}`"
+    words = "`task: text-classification` and `data.columns: {category: label}`"
     assert any(words in line for line in lines(tmp_path, LANGUAGE, rows))
     assert any("not read: category" in line for line in lines(tmp_path, LANGUAGE, rows))
     many = [{"text": text, "category": text} for text in TEXTS]

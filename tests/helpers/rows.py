@@ -41,7 +41,7 @@ def of_commands(file: Path, task: str) -> dict[str, int | str]:
     return {
         "preflight": outcome(lambda: checked(file, data, task)),
         "train": outcome(lambda: prepared(file, data, task)),
-        "advise": outcome(lambda: survey(str(file), task, 2048, None).rows),
+        "advise": outcome(lambda: survey(data, task, 2048, None).rows),
     }
 
 

@@ -148,7 +148,7 @@ def test_further_measurements_have_tables(tmp_path: Path) -> None:
     report["result"]["measured"] = {"control text": one | {"difference": {"accuracy": entry}}}
     text = card.make(parse(report), run / "final", "me/x")
     assert "**Control text** (40 examples)" in text
-    assert "| accuracy | 50.0% ± 10.0% | **50.0% ± 10.0%** | +50.0% ± 10.0% |" in text
+    assert "| accuracy | 50.0% ± 10.0% | **50.0% ± 10.0%** | +50.0 pp ± 10.0 pp |" in text
     assert "| loss | – | **2.0000** | – |" in text
     assert "may have forgotten" not in text
 

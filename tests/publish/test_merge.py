@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.runs import UNVERIFIED, run
+from transformers import AutoModelForCausalLM
 
 from hfstrat import errors
-from hfstrat.errors import RunError
+from hfstrat.errors import RunError, UserError
 from hfstrat.publish import export, merge
 from hfstrat.publish.written import complete
 
@@ -67,7 +68,21 @@ def test_an_overflow_is_refused(adapter: Path, tmp_path: Path, monkeypatch: pyte
             model.lm_head.weight.data *= float("inf")
 
     monkeypatch.setattr(load, "cast_weights", cast)
-    refused(lambda: merge.merge(str(adapter), tmp_path / "out"), tmp_path, "rounding the merged weights to bfloat16.*nan")
+    into = tmp_path / "out"
+    refused(lambda: merge.merge(str(adapter), into, "bfloat16"), tmp_path, "rounding the merged weights to bfloat16.*nan")
+
+
+def test_a_merged_model_has_the_precision_of_the_base_unless_asked(adapter: Path, tiny: Path, tmp_path: Path) -> None:
+    def dtype_of(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+
+    assert dtype_of(tiny) == torch.float32
+    merge.merge(str(adapter), tmp_path / "as stored")
+    assert dtype_of(tmp_path / "as stored") == torch.float32
+    merge.merge(str(adapter), tmp_path / "asked", "bfloat16")
+    assert dtype_of(tmp_path / "asked") == torch.bfloat16
+    with pytest.raises(UserError, match="--dtype: int8: expected one of checkpoint, bfloat16"):
+        merge.merge(str(adapter), tmp_path / "never", "int8")
 
 
 @pytest.mark.parametrize("form", ["merge", "safetensors"])

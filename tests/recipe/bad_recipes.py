@@ -746,6 +746,15 @@ DATA_FILES = [
     key("a missing data file, nothing near", TRAIN, "  train: zzz.csv", ["data.train: zzz.csv", "no such file", "searched in"]),
     key("a missing evaluation file", EVAL_SIZE, "  eval: evals.jsonl", ["data.eval: evals.jsonl", "no such file"]),
     key("a folder as data", TRAIN, "  train: model", ["data.train: model", "a folder", "name a file"]),
+    Bad(
+        "a data file with the name of a section",
+        at(TRAIN),
+        ["data.train: data.csv: no known format"],
+        {TRAIN: "  train: data.csv"},
+        files={"data.csv": "q,a\n1,2\n"},
+    ),
+    key("a section within itself", EVAL_SIZE, "  data: {train: rows.jsonl}", ["data.data", "named twice; write 'data' once"]),
+    given("a section on the command line", "hub={push_to_hub: true}", ["hub.push_to_hub: true needs a repository"]),
     Bad("an empty data file", at(TRAIN), ["data.train: rows.jsonl", "empty"], files={"rows.jsonl": ""}),
     Bad("a blank data file", at(TRAIN), ["rows.jsonl", "has no rows"], files={"rows.jsonl": " \n\n  \n"}),
     Bad("broken JSON", at(TRAIN), ["rows.jsonl:2", "not valid JSON", '{"prompt": "a'], files=rows(GOOD_ROW, '{"prompt": "a"')),
@@ -761,7 +770,10 @@ DATA_FILES = [
         files=rows("{", '"a": 1}'),
     ),
     Bad(
-        "unknown columns", at(TRAIN), ["question, answer", "prompt", "columns:"], files=rows('{"question": "a", "answer": "b"}')
+        "unknown columns",
+        at(TRAIN),
+        ["question, answer", "`data.columns: {question: prompt, answer: completion}`"],
+        files=rows('{"question": "a", "answer": "b"}'),
     ),
     key(
         "columns that the format lacks", EVAL_SIZE, "  format: alpaca", ["format alpaca needs", "instruction, output", "prompt"]
@@ -1259,8 +1271,10 @@ DISTILL: list[Bad] = [
         ["no loss without the teacher"],
         2,
     ),
-    distilled("an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["teacher: missing", "name one"]),
-    distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["teacher: missing", "name one"]),
+    distilled(
+        "an adapter's own base on-policy", "  student: lora\n  on_policy: true", ["strategy.teacher: missing", "name one"]
+    ),
+    distilled("a random student of nobody", "  student: {name: scratch, parameters: 3M}", ["strategy.teacher: missing"]),
     distilled(
         "a random student with layers left out",
         "  student: {name: scratch, parameters: 3M}\n  teacher: other\n  shrink: {layers: 1}",
@@ -1441,7 +1455,7 @@ CLASSIFICATION = [
     classify(
         "columns that want a map",
         TRAIN,
-        ["the data have review, sentiment", "`columns: {review: text, sentiment: label}`"],
+        ["the data have review, sentiment", "`data.columns: {review: text, sentiment: label}`"],
         files=rows(json.dumps({"review": "a", "sentiment": "b"})),
     ),
     classify("a label that is null", TRAIN, ["row 2", "'label' is null"], files=labels("a", None)),

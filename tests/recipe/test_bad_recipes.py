@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.run import launch, preflight
 
 Usage = namedtuple("Usage", "total used free")
+NAMED_TWICE = re.compile(r"\b([a-z_]{3,})\.\1\b(?! = )|(?:^|\s)([a-z_.]+): \2: ")  # a key or its section
 Snapshot = dict[str, tuple[int, int]]
 
 
@@ -62,6 +64,7 @@ def test_a_mistake_is_answered(answer: Any, case: Bad, command: str) -> None:
     assert any(line.startswith(case.at) for line in printed.splitlines()), printed
     missing = [fragment for fragment in case.message if fragment not in printed]
     assert not missing, printed
+    assert not NAMED_TWICE.search(printed), printed
     assert before == after
 
 

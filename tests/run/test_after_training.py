@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from helpers.matrix import weights_of
 from helpers.runs import UNVERIFIED, run
 
 from hfstrat import errors
-from hfstrat.errors import RunError
+from hfstrat.errors import RunError, UserError
+from hfstrat.run import output_dir
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -36,15 +36,6 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fail(*given: Any, **named: Any) -> Any:
     raise OSError("this stage fails")
-
-
-def end_of(loaded: Any) -> tuple[str, int]:
-    """How a run ends. Its exception is not kept: it would keep the run's folder locked."""
-    try:
-        run(loaded)
-    except RunError as error:
-        return str(error), error.code
-    raise AssertionError("the run did not fail")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -96,11 +87,25 @@ def test_the_weights_of_the_last_step_are_saved_before_their_evaluation(
 
     with monkeypatch.context() as patch:
         patch.setattr(StrategyTrainer, "evaluate", fails_at_the_end)
-        assert re.search(r"its weights are in .*checkpoint-2", end_of(loaded)[0])
+        with pytest.raises(RunError, match=r"its weights are in .*checkpoint-2"):
+            run(loaded)
     assert checkpoints.fault(folder / "checkpoint-2") is None
     report = run(loaded)
     assert report["result"]["steps"] == 2
     assert report["result"]["metrics_after"]["loss"] > 0
+
+
+@pytest.mark.parametrize("stage", ["hfstrat.run.setup.build_trainer", "hfstrat.run.train.fit", "yaml.safe_dump"])
+def test_a_failed_stage_leaves_the_folder_unlocked(recipe: Any, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """Also for this process, which keeps the exception and with it everything that its traceback refers to."""
+    loaded = recipe(*TRAIN)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, fail)
+        with pytest.raises((RunError, OSError), match="this stage fails") as kept:
+            run(loaded)
+    with output_dir.claim(loaded.recipe, overwrite=False), pytest.raises(UserError, match="in use by another run"):
+        output_dir.claim(loaded.recipe, overwrite=False)
+    assert kept.value
 
 
 def test_a_run_that_may_not_resume_names_the_setting(recipe: Any, unverified: None, monkeypatch: pytest.MonkeyPatch) -> None:

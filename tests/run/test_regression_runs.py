@@ -25,6 +25,7 @@ from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import merge
 from hfstrat.recipe import library
+from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import task_of_files, task_of_rows
 
@@ -125,7 +126,7 @@ def test_numbers_are_detected_as_a_regression(name: str, tmp_path: Path, capsys:
 def test_numbers_that_do_not_vary_get_no_advice(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n}", "score": 2.5} for n in range(9)])
     with pytest.raises(UserError, match=r"'score' is 2\.5 in all training rows; expected numbers that vary"):
-        survey.survey(str(file), None, 64, None)
+        survey.survey(Data.model_validate({"train": str(file)}), None, 64, None)
 
 
 def test_the_probe_of_numbers_is_cross_validated() -> None:

@@ -186,7 +186,7 @@ def test_two_runs_do_not_share_a_folder(recipe: Any) -> None:
     from hfstrat.run import output_dir
 
     lock = output_dir.claim(recipe().recipe, overwrite=False)
-    with pytest.raises(UserError, match="another running process"):
+    with pytest.raises(UserError, match="another run"):
         output_dir.claim(recipe().recipe, overwrite=False)
     lock.close()
 
