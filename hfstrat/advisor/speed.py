@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -158,25 +159,30 @@ def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:
 
 def matmul_rate() -> tuple[float | None, float]:
     """Operations per second of a matrix product in the training precision, and the share of the machine that other processes
-    used meanwhile; measured once by a child process, and cached if the machine was free.
+    used meanwhile; measured once, and stored for later processes if the machine was free.
 
-    The rate is None if that process fails, as where memory is short or torch does not load.
+    The rate is None if the process that measures it fails, as where memory is short or torch does not load.
     """
     file, key = cache.folder() / RATES_FILE, f"{processor()}, {threads()} threads"
     known = read_json(file)
-    if key not in known:
-        ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
-        try:
-            found = json.loads(ended.stdout.strip().splitlines()[-1])
-            rate, others = float(found["rate"]), float(found["others"])
-        except (IndexError, ValueError, TypeError, KeyError):
-            return None, 0.0
-        if others > BUSY:
-            return rate, others
-        known[key] = rate
+    if key in known:
+        return float(known[key]), 0.0
+    rate, others = time_product(key)
+    if rate is not None and others <= BUSY:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(known))
-    return float(known[key]), 0.0
+        file.write_text(json.dumps(known | {key: rate}))
+    return rate, others
+
+
+@functools.cache
+def time_product(machine: str) -> tuple[float | None, float]:
+    """`matmul_rate` by a child process; once in this process for a machine, since a candidate more makes it no other one."""
+    ended = subprocess.run([sys.executable, "-c", MATMUL], capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(ended.stdout.strip().splitlines()[-1])
+        return float(found["rate"]), float(found["others"])
+    except (IndexError, ValueError, TypeError, KeyError):
+        return None, 0.0
 
 
 def threads() -> int:
