@@ -77,6 +77,7 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     strategy: StrategySection = TypeAdapter(AnyStrategy).validate_python(section)
     built = strategies.build(strategy)
     built.check_task(TASKS[data.task])
+    built.set_family(model.family, TASKS[data.task].text.generates)
     return Candidate(name, section, strategy, model, built.describe(shapes, tied))
 
 

@@ -176,6 +176,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
+    built.set_family(model.family, task.text.generates)
     return Candidate(strategy.name, section, strategy, model, built.describe(*known)), survey
 
 

@@ -15,6 +15,7 @@ TICKS = 5  # per axis, roughly
 COLORS = 8  # of the page's style
 Format = Callable[[float], str]
 TIME = "time"  # an axis of this name is in seconds
+WHOLE_SECONDS = 10.0  # from here on times are shown without decimals
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 TIMES = [1, 2, 5, 10, 15, 30, *(n * MINUTE for n in (1, 2, 5, 10, 15, 30)), *(n * HOUR for n in (1, 2, 4, 8, 24, 48))]
@@ -58,7 +59,7 @@ def _linear_ticks(low: float, high: float, is_time: bool) -> list[float]:
     wanted = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(wanted))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= wanted * (1 - 1e-9))
-    if is_time and wanted > TIMES[0]:
+    if is_time and (wanted > TIMES[0] or (high >= WHOLE_SECONDS and high - low >= 2)):
         step = next((longer for longer in TIMES if longer >= wanted), step)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, first + 12) if n * step <= high * (1 + 1e-9) + 1e-12]
@@ -195,19 +196,23 @@ def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, show: tup
     parts = [f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">']
     parts.append(f"<title>{escape(title)}</title>")
     floor = HEIGHT - BOTTOM
-    last = -1e9
+    last, shown = -1e9, set[str]()
     for value in across.ticks():
         x, text = across.at(value), show[0](value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}" y2="{floor:g}"/>')
         half = CHARACTER * len(text) / 2
         place = min(x, WIDTH - 2 - half)
-        if place - half > last + 4:
+        if place - half > last + 4 and text not in shown:
+            shown.add(text)
             parts.append(f'<text class="tick" x="{place:.1f}" y="{floor + 15:g}" text-anchor="middle">{escape(text)}</text>')
             last = place + half
+    shown.clear()
     for value in up.ticks():
-        y = up.at(value)
+        y, text = up.at(value), show[1](value)
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(show[1](value))}</text>')
+        if text not in shown:  # rounded alike on an axis of a small range
+            parts.append(f'<text class="tick" x="{LEFT - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        shown.add(text)
     parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 5:g}" text-anchor="middle">')
     parts.append(f"{escape(names[0])}{' (log)' if across.is_log else ''}</text>")
     parts.append(f'<text class="axis" transform="translate(11 {(TOP + floor) / 2:g}) rotate(-90)" text-anchor="middle">')

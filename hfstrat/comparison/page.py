@@ -182,7 +182,10 @@ def _environment(found: Table) -> str:
     if not found:
         return ""
     libraries = ", ".join(f"{name} {version}" for name, version in found.get("libraries", {}).items())
-    device = ", ".join(found.get("gpus") or []) or f"{found.get('processor', '')}, {found.get('threads', '?')} threads"
+    device = (
+        ", ".join(found.get("gpus") or [])
+        or f"{found.get('processor') or 'CPU'}, {format.plural(found.get('threads') or 1, 'thread')}"
+    )
     return f"{device}; Python {found.get('python')}; {libraries}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from hfstrat.models.load import read_config
 from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import checks
@@ -84,7 +85,12 @@ class Strategy(ABC, Generic[S]):
         Args:
             labels: the number of labels in the data, which gives the size of a classifier's head.
         """
+        config = read_config(recipe.model) or {}
+        self.set_family(str(config.get("model_type", "")), TASKS[recipe.task].text.generates)
         return checks.pretrained_shapes(recipe, labels)
+
+    def set_family(self, family: str, generates: bool) -> None:
+        """Note the model's family and whether it has an LM head, on which `describe` may depend; before `describe`."""
 
     @abstractmethod
     def describe(self, shapes: Shapes, tied: bool) -> Description:

@@ -14,13 +14,11 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.models import experts
 from hfstrat.models.check import check_adapter
 from hfstrat.models.experts import not_adaptable
-from hfstrat.models.load import read_config
 from hfstrat.models.parameter_names import CLASS_HEAD, check_modules, is_linear
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Strategy
 from hfstrat.strategies.description import Description, Footprint, count
-from hfstrat.tasks import TASKS
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, is_sharded
 
 if TYPE_CHECKING:
@@ -227,10 +225,8 @@ class Lora(Strategy[section.Lora]):
         if trainer.args.should_save:
             base.task.model.write_config(base, folder)
 
-    def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
-        self.family = str((read_config(recipe.model) or {}).get("model_type", ""))
-        self.generates = TASKS[recipe.task].text.generates
-        return super().shapes(recipe, labels)
+    def set_family(self, family: str, generates: bool) -> None:
+        self.family, self.generates = family, generates
 
     def _is_target(self, name: str, shape: tuple[int, ...], has_experts: bool) -> bool:
         module = name.removesuffix(".weight")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hfstrat.comparison import charts, page
 from hfstrat.comparison.charts import Point
+from hfstrat.recipe import format
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
 LOADING = ("src", "href", "srcset", "action", "data")
@@ -120,6 +121,18 @@ def test_an_axis_holds_its_values_and_has_some_ticks(values: list[float], from_z
     ticks = found.ticks()
     assert 1 <= len(ticks) <= 12
     assert all(50 - 1e-6 <= found.at(tick) <= 350 + 1e-6 for tick in ticks)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.01, 1e6), st.floats(0.001, 3))
+def test_no_two_ticks_of_an_axis_read_alike(least: float, spread: float) -> None:
+    """And each reads as the time at its place, rounded as times are."""
+    points = [Point(str(n), n, x, x / 9, None, None) for n, x in enumerate((least, least * (1 + spread)))]
+    drawn = charts.scatter("t", ("time", "quality"), points, True, (format.duration, lambda value: f"{value:.1f}"))
+    ticks = re.findall(r'<text class="tick" x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)<', drawn)
+    for axis in (0, 1):
+        texts = [text for *place, text in ticks if place[axis] == ticks[0 if axis else -1][axis]]
+        assert len(texts) == len(set(texts)), texts
 
 
 SPOT = st.tuples(st.floats(1, 1000), st.floats(0.2, 9), st.booleans())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.distributed_worker import reload_here
@@ -17,6 +18,8 @@ from helpers.families import DENSE, FAMILIES, MOE, RECURRENT
 from helpers.matrix import check_family, holds, outcome, table
 from helpers.runs import run, weights
 
+from hfstrat.advisor import architecture, candidates
+from hfstrat.advisor.data import Survey
 from hfstrat.errors import UserError
 from hfstrat.tasks import generation
 
@@ -177,6 +180,11 @@ def counts_equal(folder: Path) -> None:
     model = strategies.build(recipe.strategy).build_model(base)
     assert described is not None
     assert described.footprint.trainable == count_parameters(model)[0]
+    rows = Survey("rows", "causal-lm", 100, np.full(1, 64))
+    candidate = candidates.propose("lora", architecture.read(str(folder)), rows)
+    described = strategies.describe(recipe_of(folder, candidate.section))
+    assert described is not None
+    assert candidate.footprint == described.footprint, "advise counts them too"
 
 
 def test_the_families_whose_experts_peft_adapts() -> None:

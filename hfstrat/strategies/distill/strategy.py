@@ -108,6 +108,9 @@ class Distill(Strategy[section.Distill]):
         with self._student_keys():
             return self.student.shapes(self._of_student(recipe), labels)
 
+    def set_family(self, family: str, generates: bool) -> None:
+        self.student.set_family(family, generates)
+
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         """A teacher that is not named is the original model itself; with an adapter it is the frozen base, loaded already."""
         with checks.inner_keys("student"):

@@ -152,6 +152,9 @@ class HeadThen(Strategy[section.Head]):
         with inner_keys("then"):
             self.then.check(recipe, wrapping, network)
 
+    def set_family(self, family: str, generates: bool) -> None:
+        self.then.set_family(family, generates)
+
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         shapes = _cut(self.section, shapes)
         with inner_keys("then"):
