@@ -117,6 +117,7 @@ def _measure(job: Job) -> dict[str, float] | None:
     for undo in job.train_data.undo:  # the final model is evaluated without cached columns
         undo()
     job.strategy.finish(trained, job.base)
+    job.parameters = load.count_parameters(trained)  # before an adapter is merged
     job.published = job.strategy.published(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), job.base)
     current &= job.published is trained and _is_plain(job)
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
@@ -167,7 +168,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     trainer, history = job.trainer, job.trainer.state.log_history
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
-    trainable, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    trainable, total = job.parameters
     bounds = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),

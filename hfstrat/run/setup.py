@@ -23,7 +23,7 @@ from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run import output_dir, resume, simple_models
+from hfstrat.run import head_rate, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
@@ -60,6 +60,7 @@ class Job:
     outline: nn.Module | None = None  # of a sharded model
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
+    parameters: tuple[int, int] = (0, 0)  # trainable and all, once training has ended
     published: Any = None  # the trained model as it is saved, once training has ended
     ended_in: Path | None = None  # the checkpoint with the weights of the last step, once training has ended
 
@@ -114,12 +115,12 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     batches = decide_batches(recipe, base, built, data, args, stored)
     untrained = None if is_sharded() else first_forward(built.model, base, probe, dtype)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
-    lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
+    lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args, base)]
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
-    prepared = strategy.prepare(built.model, rows)
+    prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
@@ -272,7 +273,9 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
     }
 
 
-def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
+def plan_lines(
+    recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments, base: Base
+) -> list[str]:
     """Lines that describe the model and the length of the run."""
     trainable, total = load.count_parameters(trained)
     limits = [plural(plan.steps, "step")] if plan.steps < ENDLESS else []
@@ -290,5 +293,5 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     return [
         described,
         f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, 'sequence')}: {passes}; "
-        f"learning rate {recipe.training.learning_rate:g}; on {args.device}",
+        f"learning rate {recipe.training.learning_rate:g}{head_rate.words(recipe, base)}; on {args.device}",
     ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
-    from hfstrat.recipe.schema import Recipe
+    from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
@@ -78,13 +78,17 @@ class Strategy(ABC, Generic[S]):
         checks.check_pretrained(recipe, network)
         checks.check_quantization(recipe, self.describe)
 
+    def model_of(self, recipe: Recipe) -> Model:
+        """The section of the model as this strategy reads it."""
+        return recipe.model
+
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
         """The parameters of the model, and whether its head is tied; None where they are unknown before loading.
 
         Args:
             labels: the number of labels in the data, which gives the size of a classifier's head.
         """
-        return checks.pretrained_shapes(recipe, labels)
+        return checks.pretrained_shapes(recipe, labels, self.model_of(recipe))
 
     @abstractmethod
     def describe(self, shapes: Shapes, tied: bool) -> Description:
@@ -120,7 +124,7 @@ class Strategy(ABC, Generic[S]):
         from hfstrat.tasks import loading
 
         return loading.load_base(
-            recipe.model, tokenizer, TASKS[recipe.task], data, lambda *shapes: self.describe(*shapes).unquantized
+            self.model_of(recipe), tokenizer, TASKS[recipe.task], data, lambda *shapes: self.describe(*shapes).unquantized
         )
 
     @abstractmethod
@@ -140,10 +144,18 @@ class Strategy(ABC, Generic[S]):
 
     def published(self, model: nn.Module, base: Base) -> nn.Module:
         """The model that is saved, after `finish`: the numbers of the report are measured on it."""
-        return model
+        if base.pooling is None:
+            return model
+        from hfstrat.strategies.pooled_result import complete
+
+        return complete(model, base)
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
-        """Write the result, so that plain transformers or PEFT loads it."""
+        """Write the result, so that plain transformers, PEFT or sentence-transformers loads it."""
+        if base.pooling is not None:
+            from hfstrat.strategies import pooled_result
+
+            return pooled_result.save(trainer, folder, base)
         trainer.save_model(str(folder))
         if trainer.args.should_save:
             # transformers adds the pickled arguments; they name local paths and load only with this code

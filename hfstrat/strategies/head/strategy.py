@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
-    from hfstrat.recipe.schema import Recipe
+    from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.strategies.head.heads import ClassifierHead
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
@@ -51,8 +51,18 @@ class Head(Strategy[section.Head]):
 
             check_installed()
 
+    def model_of(self, recipe: Recipe) -> Model:
+        """Its body alone is used, which every class has."""
+        return recipe.model.model_copy(update={"pooling": "class"})
+
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
+        if recipe.model.pooling is not None:
+            raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
+        if recipe.training.head_learning_rate is not None:
+            raise UserError(
+                "training.head_learning_rate: strategy head trains nothing else; set training.learning_rate instead, or remove it"
+            )
         if wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 "strategy.name: head: the body runs once before training, and the head is small, so there is nothing to shard; "
@@ -151,6 +161,9 @@ class HeadThen(Strategy[section.Head]):
         super().check(recipe, wrapping, network)
         with inner_keys("then"):
             self.then.check(recipe, wrapping, network)
+
+    def model_of(self, recipe: Recipe) -> Model:
+        return self.then.model_of(recipe)
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         shapes = _cut(self.section, shapes)

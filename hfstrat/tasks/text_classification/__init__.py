@@ -87,6 +87,8 @@ def _flat(values: list[Any]) -> list[Any]:
 class Classifier(HeadModel):
     """Outputs are logits of labels."""
 
+    head_share = 10.0  # measured: benchmarks/results/defaults.md
+
     def sources(self, config: Any, names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
         known = names_of(config)
         if has_numbers(config.to_dict()):
