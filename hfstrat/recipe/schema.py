@@ -190,6 +190,11 @@ class Evaluation(Section):
         description="Of a task with a head, also measure what it has to beat: a constant prediction, a linear model of TF-IDF, "
         "and a linear head on frozen features",
     )
+    label_thresholds: bool = Field(
+        True,
+        description="Where a text may have several labels, choose for each the probability above which it is predicted, for F1, on "
+        "training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (strategy head)",
+    )
     batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"
     )

@@ -18,6 +18,7 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,6 +150,15 @@ class Strategy(ABC, Generic[S]):
         from hfstrat.strategies.pooled_result import complete
 
         return complete(model, base)
+
+    @property
+    def predicts_out_of_fold(self) -> bool:
+        """Whether `out_of_fold` predicts training examples, so that none have to be held out to choose thresholds."""
+        return False
+
+    def out_of_fold(self, trainer: StrategyTrainer) -> tuple[np.ndarray, np.ndarray] | None:
+        """Outputs `[n, K]` for training examples by models that were fitted on others, and their labels; None without any."""
+        return None
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         """Write the result, so that plain transformers, PEFT or sentence-transformers loads it."""

@@ -44,7 +44,7 @@ def save(trainer: StrategyTrainer, folder: Path, base: Base) -> None:
 
 def labels_of(base: Base, config: Any) -> dict[str, Any]:
     """What the config has to hold of the labels."""
-    return {key: getattr(config, key) for key in base.task.model.config_keys}
+    return {key: getattr(config, key) for key in base.task.model.config_keys if hasattr(config, key)}
 
 
 def length_of(trainer: StrategyTrainer) -> int:

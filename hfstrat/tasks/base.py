@@ -230,6 +230,15 @@ class Metrics(ABC):
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """What an evaluation keeps of each example of a batch: tensors whose first dimension is the examples."""
 
+    def thresholds(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Keys of the config with what turns outputs into predictions, chosen on examples that were held out of training.
+
+        Args:
+            outputs: of the model, `[n, K]`.
+            labels: as in a batch, `[n, K]`.
+        """
+        return {}
+
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         """Metrics over all examples (with `loss`), and details for the report."""
@@ -295,13 +304,14 @@ class Text(ABC):
         )
 
     @abstractmethod
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         """Lines of Python that use a loaded `model` and its `tokenizer`.
 
         Args:
             chats: prompts go through the chat template.
             sentence: `model` is a SentenceTransformer.
             options: arguments of the chat template.
+            config: of the model, as its config.json has it; may be empty.
         """
 
 

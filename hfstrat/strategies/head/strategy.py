@@ -20,6 +20,7 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from hfstrat.models.load import Base
@@ -136,6 +137,19 @@ class Head(Strategy[section.Head]):
 
     def published(self, model: nn.Module, base: Base) -> nn.Module:
         return base.model if self.classifier is not None and self.classifier.by_transformers else model
+
+    @property
+    def predicts_out_of_fold(self) -> bool:
+        return self.section.head == "linear"
+
+    def out_of_fold(self, trainer: StrategyTrainer) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.classifier is None or not self.predicts_out_of_fold:
+            return None
+        from hfstrat.strategies.head.linear import out_of_fold
+
+        rows: Any = trainer.train_dataset
+        logits = out_of_fold(rows.features, rows.labels, self.classifier.facts.get("l2"), not self.classifier.by_transformers)
+        return logits.numpy(), rows.labels.numpy()
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:

@@ -211,7 +211,7 @@ class LanguageText(Text):
             f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
         )
 
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         inputs = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
         if chats:
             more = "".join(f" {name}={value!r}," for name, value in options.items())
