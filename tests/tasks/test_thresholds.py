@@ -14,7 +14,7 @@ from conftest import WORDS, write_jsonl
 from helpers.classifiers import make_any, write_recipe
 from helpers.runs import run
 
-from hfstrat.evaluation import evaluate
+from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import snippets
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.head.linear import fit_logistic, out_of_fold
@@ -94,10 +94,12 @@ def test_thresholds_are_stored_reported_and_used(tmp_path: Path, bodies: Any, fa
     final = tmp_path / "run" / "final"
     assert json.loads((final / "config.json").read_text())["label_thresholds"] == rows
     assert rows.keys() == set(NAMES)
-    model, tokenizer, _ = artifact.load(str(tmp_path / "run"))
-    assert model.config.label_thresholds == rows
-    found = evaluate.evaluate(str(tmp_path / "run")) if hasattr(evaluate, "evaluate") and False else None
-    assert found is None
+    assert artifact.load(str(tmp_path / "run"))[0].config.label_thresholds == rows
+    again = evaluate(Request(str(tmp_path / "run")))
+    assert again is not None
+    measured = {name: entry["value"] for name, entry in again["measured"]["evaluation rows"]["after"].items()}
+    for name in ("accuracy", "macro_f1", "micro_f1"):
+        assert measured[name] == pytest.approx(report["result"]["metrics_after"][name])
     assert "label_thresholds[label]" in snippets.snippet(snippets.Artifact(final, None, "x"))
     assert "| threshold |" in (final / "README.md").read_text()
 
