@@ -119,7 +119,6 @@ class Classes(PreparedData):
         similar = [f"{'labels':<9} {each}" for each in similar_labels(self.label_names)]
         return [*lines, f"{'labels':<9} {line}", *similar]
 
-
     def hold_out(self, count: int, seed: int) -> tuple[Classes, Dataset]:
         """The same with about `count` fewer training rows, and these rows; all copies of a row are on the same side."""
         row = np.asarray(self.train["row"][:], dtype=np.int64)

@@ -23,7 +23,7 @@ BY_CONFIG = {"modernbert": {"mean": "mean", "first": "cls"}}  # families whose c
 
 
 class Pooling(NamedTuple):
-    """`mode` is mean, first or last. `head`: the file of the trained linear layer on the pooled states, None if there is none."""
+    """`mode` is mean, first or last. `head`: the file of the trained linear layer on the pooled states, None without one."""
 
     mode: str
     head: str | None = None
@@ -55,7 +55,7 @@ def _mode_of(config: dict[str, Any]) -> str:
 
 
 def _head(source: str, kinds: list[tuple[str, str]], revision: str | None) -> str | None:
-    """The weights of a classifier's only linear layer: a Dense directly on the pooled states, with as many outputs as labels."""
+    """The weights of a classifier's only linear layer: a Dense directly on the pooled states, with an output per label."""
     if [kind for kind, _ in kinds] != ["Transformer", "Pooling", "Dense"]:
         return None
     config, dense = _json(source, "config.json", revision) or {}, _json(source, f"{kinds[2][1]}/config.json", revision) or {}
@@ -155,7 +155,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 
 @functools.cache
-def pooled_class(config_class: type, mode: str) -> Any:
+def pooled_class(config_class: Any, mode: str) -> Any:
     """A class like transformers' classifier for this config, whose head is a linear layer on the pooled hidden states.
 
     Its body has the names of transformers' own class, without a pooler; the head is `classifier`, computed in float32.
@@ -182,7 +182,8 @@ def pooled_class(config_class: type, mode: str) -> Any:
                 body.pooler = None
             setattr(self, prefix, body)
             text = config.get_text_config()
-            self.dropout = nn.Dropout(getattr(text, "classifier_dropout", None) or getattr(text, "hidden_dropout_prob", 0.0))
+            rate: float = getattr(text, "classifier_dropout", None) or getattr(text, "hidden_dropout_prob", 0.0)
+            self.dropout = nn.Dropout(rate)
             self.classifier = nn.Linear(text.hidden_size, config.num_labels)
             self.post_init()
 

@@ -53,8 +53,8 @@ class Model(Section):
     )
     pooling: Literal["class", "mean", "last", "first"] | None = Field(
         None,
-        description="How a classifier pools the hidden states of a text: class: as its class in transformers; mean, last or first "
-        "(token); default: as the model's modules.json (of a sentence encoder) names it, else class",
+        description="How a classifier pools the hidden states of a text: class: as its class in transformers; mean, last or "
+        "first (token); default: as modules.json of a sentence encoder names it, else class",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "auto", description="Attention implementation; auto: the default of transformers"
@@ -192,8 +192,8 @@ class Evaluation(Section):
     )
     label_thresholds: bool = Field(
         True,
-        description="Where a text may have several labels, choose for each the probability above which it is predicted, for F1, on "
-        "training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (strategy head)",
+        description="Where a text may have several labels, choose for each the probability above which it is predicted, for F1, "
+        "on training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (head)",
     )
     batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"

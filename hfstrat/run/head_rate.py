@@ -49,4 +49,6 @@ def with_head_rate(recipe: Recipe, base: Base, prepared: Prepared) -> Prepared:
 def words(recipe: Recipe, base: Base) -> str:
     """The rate of the new head, in words; empty where it has none of its own."""
     share = share_of(recipe, base)
-    return "" if share == 1 or recipe.training.learning_rate is None else f" (new head {share * recipe.training.learning_rate:g})"
+    return (
+        "" if share == 1 or recipe.training.learning_rate is None else f" (new head {share * recipe.training.learning_rate:g})"
+    )

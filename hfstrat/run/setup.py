@@ -278,9 +278,7 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
     }
 
 
-def plan_lines(
-    recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments, base: Base
-) -> list[str]:
+def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments, base: Base) -> list[str]:
     """Lines that describe the model and the length of the run."""
     trainable, total = load.count_parameters(trained)
     limits = [plural(plan.steps, "step")] if plan.steps < ENDLESS else []

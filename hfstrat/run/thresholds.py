@@ -40,7 +40,9 @@ def choose(job: Job) -> bool:
     for name, value in keys.items():
         setattr(job.base.model.config, name, value)
         low, high = min(value.values()), max(value.values())
-        job.screen.print(f"{'labels':<9} predicted above {low:.2f} to {high:.2f}, chosen on {len(found[0]):,} held-out examples")
+        job.screen.print(
+            f"{'labels':<9} predicted above {low:.2f} to {high:.2f}, chosen on {len(found[0]):,} held-out examples"
+        )
     return bool(keys)
 
 

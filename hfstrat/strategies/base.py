@@ -165,7 +165,8 @@ class Strategy(ABC, Generic[S]):
         if base.pooling is not None:
             from hfstrat.strategies import pooled_result
 
-            return pooled_result.save(trainer, folder, base)
+            pooled_result.save(trainer, folder, base)
+            return
         trainer.save_model(str(folder))
         if trainer.args.should_save:
             # transformers adds the pickled arguments; they name local paths and load only with this code

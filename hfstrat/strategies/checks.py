@@ -61,7 +61,9 @@ def _check_weights_of(recipe: Recipe, network: bool) -> None:
     path = Path(model.name_or_path).expanduser()
     if model.pooling in ("mean", "last", "first") and (model.quantization or model.trust_remote_code):
         key = "quantization" if model.quantization else "trust_remote_code"
-        raise UserError(f"model.pooling: {model.pooling}: only classes of transformers can be used with model.{key}; remove one")
+        raise UserError(
+            f"model.pooling: {model.pooling}: only classes of transformers can be used with model.{key}; remove one"
+        )
     if model.gguf_file:
         _check_gguf(model.name_or_path, path)
         return

@@ -223,8 +223,6 @@ class Lora(Strategy[section.Lora]):
         config.init_lora_weights = given
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
-        if base.pooling is not None:
-            return super().save(trainer, folder, base)
         if self.initial_adapter is None:
             super().save(trainer, folder, base)
         elif trainer.args.should_save:
@@ -232,7 +230,7 @@ class Lora(Strategy[section.Lora]):
             # difference to the original base, an ordinary adapter of twice the rank
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
-        if trainer.args.should_save:
+        if trainer.args.should_save and base.pooling is None:
             base.task.model.write_config(base, folder)
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:

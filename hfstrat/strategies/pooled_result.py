@@ -1,4 +1,4 @@
-"""The result of training a classifier that pools as a sentence encoder does: complete, in float32, for sentence-transformers."""
+"""The result of training a classifier that pools as a sentence encoder does: complete, in float32."""
 
 from __future__ import annotations
 

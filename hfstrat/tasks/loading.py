@@ -142,9 +142,7 @@ def _load_weights(model: Model, auto: Any, extra: dict[str, Any]) -> tuple[PreTr
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # otherwise it cannot be trained or saved
         options["dtype"] = torch.float32
     try:
-        loaded, info = auto.from_pretrained(
-            source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
-        )
+        loaded, info = auto.from_pretrained(source, **{"dtype": "auto", **options, **extra}, output_loading_info=True)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {first_line(error)}") from error
     prevent_repacking(loaded)

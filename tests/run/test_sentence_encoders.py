@@ -22,7 +22,11 @@ from hfstrat.recipe.schema import Model
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.loading import load_base
 
-ENCODERS = {"bert": "mean", "roberta": "cls", "distilbert": "lasttoken"}  # families with a pooling that their class does not have
+ENCODERS = {
+    "bert": "mean",
+    "roberta": "cls",
+    "distilbert": "lasttoken",
+}  # families with a pooling that their class does not have
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
 LONGER = ("training.max_steps=6", "training.eval_steps=3", "training.learning_rate=3e-3", "model.dtype=float32")
 

@@ -1,4 +1,4 @@
-"""A threshold for each label: against a search over all cuts, better macro-F1 on skewed labels, and the same after reloading."""
+"""A threshold for each label: against a search over all cuts, on skewed labels, and after reloading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS, write_jsonl
-from helpers.classifiers import make_any, write_recipe
+from helpers.classifiers import write_recipe
 from helpers.runs import run
 
 from hfstrat.evaluation.evaluate import Request, evaluate
@@ -84,7 +84,9 @@ def rows_of(folder: Path) -> Path:
     ("family", "strategy"),
     [("bert", "head"), ("llama", "full"), pytest.param("bert", "{name: lora, r: 4}", marks=pytest.mark.slow)],
 )
-def test_thresholds_are_stored_reported_and_used(tmp_path: Path, bodies: Any, family: str, strategy: str, monkeypatch: Any) -> None:
+def test_thresholds_are_stored_reported_and_used(
+    tmp_path: Path, bodies: Any, family: str, strategy: str, monkeypatch: Any
+) -> None:
     """The report's figures are those of the saved model with the thresholds in its config, on rows that did not choose them."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
     recipe = write_recipe(tmp_path, bodies(family), rows_of(tmp_path))

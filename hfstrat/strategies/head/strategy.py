@@ -62,7 +62,7 @@ class Head(Strategy[section.Head]):
             raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
         if recipe.training.head_learning_rate is not None:
             raise UserError(
-                "training.head_learning_rate: strategy head trains nothing else; set training.learning_rate instead, or remove it"
+                "training.head_learning_rate: strategy head trains nothing else; set training.learning_rate, or remove it"
             )
         if wrapping in (FSDP, DEEPSPEED):
             raise UserError(

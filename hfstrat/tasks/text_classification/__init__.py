@@ -10,7 +10,6 @@ from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
 from hfstrat.data.labels import as_number
 from hfstrat.data.values import is_missing
 from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
-from hfstrat.tasks.text_classification.thresholds import DEFAULT, KEY, choose, of_config
 from hfstrat.tasks.heads import (
     HeadModel,
     HeadRows,
@@ -22,6 +21,7 @@ from hfstrat.tasks.heads import (
     names_of,
     shortened,
 )
+from hfstrat.tasks.text_classification.thresholds import DEFAULT, KEY, choose, of_config
 
 if TYPE_CHECKING:
     import numpy as np
