@@ -192,7 +192,7 @@ class Evaluation(Section):
     )
     label_thresholds: bool = Field(
         True,
-        description="Where a text may have several labels, choose for each the probability above which it is predicted, for F1, "
+        description="Where a text may have several labels, choose the probability above which each is predicted, for F1, "
         "on training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (head)",
     )
     batch_tokens: PositiveOrAuto = Field(
