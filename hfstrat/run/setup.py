@@ -23,7 +23,7 @@ from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run import head_rate, output_dir, resume, simple_models, thresholds
+from hfstrat.run import head_rate, held_out, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
@@ -104,15 +104,15 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
 
     tokenizer, data = strategy.read(recipe, screen)
-    data, held_out = thresholds.hold_out(recipe, strategy, data)
+    data, rows_held_out = held_out.hold_out(recipe, strategy, data)
     check_same_data(data, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     before, quality = recipe.evaluation.eval_on_start and checkpoint is None, task.metrics.quality
     args = training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
-    if held_out is not None:
-        remarks.append(f"{'labels':<9} {len(held_out):,} training rows are held out to choose the threshold of each label")
+    if rows_held_out is not None:
+        remarks.append(f"{'labels':<9} {len(rows_held_out):,} training rows are held out to choose the threshold of each label")
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
     base, built, probe, simple = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
@@ -150,7 +150,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         simple,
         outline,
         untrained=untrained,
-        held_out=held_out,
+        held_out=rows_held_out,
     )
 
 
