@@ -112,7 +112,7 @@ RUNS = {
 VERIFIED = ("full", "lora")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "full" else name for name in RUNS])
+@pytest.mark.parametrize("name", [name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS])
 def test_a_run_ends_with_a_verified_sentence_transformer(
     encoders: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,3 +161,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     for file in ("model.safetensors", "2_Dense/model.safetensors"):
         one, two = (load_file(tmp_path / name / "final" / file) for name in ("run", "whole"))
         assert all(torch.equal(one[key], two[key]) for key in two)
+
+
+@pytest.mark.slow
+def test_a_result_teaches_a_smaller_student(encoders: Any, tmp_path: Path, quick: None) -> None:
+    """As a teacher by name, and as the model that a student with fewer layers is made of."""
+    recipe = str(write_recipe(tmp_path, encoders("bert"), labeled(tmp_path)))
+    run(load_recipe(recipe, ["strategy=full", *LONGER]))
+    teacher, accuracy = tmp_path / "run" / "final", []
+    for number, (model, strategy) in enumerate(
+        (
+            (encoders("bert"), f"{{name: distill, teacher: {teacher}, student: {{name: lora, r: 4}}, baseline: false}}"),
+            (teacher, "{name: distill, shrink: {layers: 2}, student: full, baseline: false}"),
+        )
+    ):
+        folder = tmp_path / f"student-{number}"
+        report = run(load_recipe(recipe, [f"model={model}", f"strategy={strategy}", f"output_dir={folder}", *LONGER]))
+        accuracy.append(report["result"]["distillation"]["teacher"]["accuracy"])
+        assert (folder / "final" / "2_Dense" / "model.safetensors").is_file()
+    assert accuracy[0] == accuracy[1]
