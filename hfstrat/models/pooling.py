@@ -166,6 +166,14 @@ def pooled_class(config_class: Any, mode: str) -> Any:
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     own: Any = AutoModelForSequenceClassification._model_mapping[config_class]  # type: ignore[index]
+
+    class WideLinear(nn.Linear):
+        """Computes in the precision of its input, also while its weights are in 16 bits."""
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            bias = None if self.bias is None else self.bias.to(given.dtype)
+            return nn.functional.linear(given, self.weight.to(given.dtype), bias)
+
     family: Any = next(cls for cls in own.__mro__ if PreTrainedModel in cls.__bases__)
     prefix: str = own.base_model_prefix
 
@@ -184,7 +192,7 @@ def pooled_class(config_class: Any, mode: str) -> Any:
             text = config.get_text_config()
             rate: float = getattr(text, "classifier_dropout", None) or getattr(text, "hidden_dropout_prob", 0.0)
             self.dropout = nn.Dropout(rate)
-            self.classifier = nn.Linear(text.hidden_size, config.num_labels)
+            self.classifier = WideLinear(text.hidden_size, config.num_labels)
             self.post_init()
 
         def forward(
@@ -200,9 +208,7 @@ def pooled_class(config_class: Any, mode: str) -> Any:
             types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             hidden = getattr(self, prefix)(input_ids=input_ids, attention_mask=mask, **types).last_hidden_state
             with torch.autocast(hidden.device.type, enabled=False):
-                pooled = self.dropout(pool(hidden, mask, mode))
-                weight = next(self.classifier.parameters())
-                return SequenceClassifierOutput(logits=self.classifier(pooled.to(weight.dtype)))
+                return SequenceClassifierOutput(logits=self.classifier(self.dropout(pool(hidden, mask, mode))))
 
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{own.__name__}"
     return Pooled

@@ -28,7 +28,8 @@ ENCODERS = {
     "distilbert": "lasttoken",
 }  # families with a pooling that their class does not have
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
-LONGER = ("training.max_steps=6", "training.eval_steps=3", "training.learning_rate=3e-3", "model.dtype=float32")
+LONGER = ("training.max_steps=6", "training.eval_steps=3", "training.learning_rate=3e-3")
+FLOAT = "model.dtype=float32"
 
 
 def as_sentence_encoder(folder: Path, mode: str, normalize: bool = True) -> Path:
@@ -120,7 +121,8 @@ def test_a_run_ends_with_a_verified_sentence_transformer(
     if name not in VERIFIED:
         monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
     recipe = str(write_recipe(tmp_path, encoders("bert"), labeled(tmp_path)))
-    result = run(load_recipe(recipe, [f"strategy={RUNS[name]}", *LONGER]))["result"]
+    precision = "model.dtype=bfloat16" if name == "lora" else FLOAT
+    result = run(load_recipe(recipe, [f"strategy={RUNS[name]}", precision, *LONGER]))["result"]
     if name in VERIFIED:
         assert result["verified"]["loaded_with"] == "SentenceTransformer"
         assert result["verified"]["max_difference"] < 1e-5
@@ -132,7 +134,8 @@ def test_a_run_ends_with_a_verified_sentence_transformer(
     )
     assert made is not None
     assert strategy.describe(*made).footprint == (result["trainable_parameters"], result["total_parameters"])
-    again = run(load_recipe(recipe, [f"model={final}", "strategy=full", f"output_dir={tmp_path / 'again'}", *LONGER]))["result"]
+    keys = [f"model.name_or_path={final}", "strategy=full", f"output_dir={tmp_path / 'again'}", precision]
+    again = run(load_recipe(recipe, [*keys, *LONGER]))["result"]
     assert again["metrics_before"]["loss"] == pytest.approx(result["metrics_after"]["loss"], rel=1e-4)
 
 
@@ -142,7 +145,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     from hfstrat.trainer.trainer import StrategyTrainer
 
     recipe = str(write_recipe(tmp_path, encoders("bert"), labeled(tmp_path)))
-    keys = ["strategy={name: lora, r: 4, lora_dropout: 0.1}", *LONGER, "training.head_learning_rate=2e-2"]
+    keys = ["strategy={name: lora, r: 4, lora_dropout: 0.1}", FLOAT, *LONGER, "training.head_learning_rate=2e-2"]
     whole = run(load_recipe(recipe, [*keys, f"output_dir={tmp_path / 'whole'}"]))
     original = StrategyTrainer.training_step
 
@@ -167,7 +170,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_a_result_teaches_a_smaller_student(encoders: Any, tmp_path: Path, quick: None) -> None:
     """As a teacher by name, and as the model that a student with fewer layers is made of."""
     recipe = str(write_recipe(tmp_path, encoders("bert"), labeled(tmp_path)))
-    run(load_recipe(recipe, ["strategy=full", *LONGER]))
+    run(load_recipe(recipe, ["strategy=full", FLOAT, *LONGER]))
     teacher, accuracy = tmp_path / "run" / "final", []
     for number, (model, strategy) in enumerate(
         (
@@ -176,7 +179,9 @@ def test_a_result_teaches_a_smaller_student(encoders: Any, tmp_path: Path, quick
         )
     ):
         folder = tmp_path / f"student-{number}"
-        report = run(load_recipe(recipe, [f"model={model}", f"strategy={strategy}", f"output_dir={folder}", *LONGER]))
+        report = run(
+            load_recipe(recipe, [f"model.name_or_path={model}", f"strategy={strategy}", f"output_dir={folder}", FLOAT, *LONGER])
+        )
         accuracy.append(report["result"]["distillation"]["teacher"]["accuracy"])
         assert (folder / "final" / "2_Dense" / "model.safetensors").is_file()
     assert accuracy[0] == accuracy[1]
