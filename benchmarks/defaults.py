@@ -3,7 +3,7 @@
     python -m benchmarks.defaults [--only trec6-100,..] [--strategies full,lora] [--seeds 3] [--trials 0]
 
 Writes benchmarks/results/defaults.json and .md. Each case is a training set of which some examples are used for training and
-500 others are evaluated (no test set is touched). Fixed ways, for every case and seed: `class` is the head and pooling of the
+500 others (250 for SmolLM2) are evaluated (no test set is touched). Fixed ways, for every case and seed: `class` is the head and pooling of the
 model's class in transformers, `own` the pooling that the encoder's own files name; the number behind it is the learning rate
 of the new head as a multiple of the other weights'; `solved` starts from the solved head (`head`, `then`). The learning rate is
 the one that `hfstrat advise` proposes for the model's width, the number of steps is the same for all ways of a case. With
@@ -46,7 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
     "trec6-1000": {"set": "trec6", "rows": 1000, "steps": 120},
     "sst2-1000": {"set": "sst2", "rows": 1000, "steps": 120},
     "banking77-1000": {"set": "banking77", "rows": 1000, "steps": 180},
-    "smollm2-banking77-1000": {"set": "banking77", "rows": 1000, "steps": 94, "batch": 32, "model": "SmolLM2-135M"},
+    "smollm2-banking77-1000": {
+        **{"set": "banking77", "rows": 1000, "steps": 94, "batch": 32, "model": "SmolLM2-135M", "evaluated": 250},
+        "partial": {"last_n_layers": 4},
+    },
 }
 WAYS: dict[str, dict[str, Any]] = {
     "class-1": {"pooling": "class", "share": 1},
@@ -67,7 +70,7 @@ def rows_of(case: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     drawn = random.Random(DRAWN).sample(rows, about["rows"] + 2 * EVALUATED)
     train = drawn[: about["rows"]]
     known = {row["label"] for row in train}
-    return train, [row for row in drawn[about["rows"] :] if row["label"] in known][:EVALUATED]
+    return train, [row for row in drawn[about["rows"] :] if row["label"] in known][: about.get("evaluated", EVALUATED)]
 
 
 def recipe(case: str, strategy: str, way: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def recipe(case: str, strategy: str, way: dict[str, Any], seed: int, folder: Pat
     layers, width = MODELS[name]
     for part, rows in zip(("train", "eval"), rows_of(case), strict=True):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    section = {"name": strategy, **defaults.section(strategy, defaults.ModelFacts("text-classification", name, layers, width))}
+    facts = defaults.ModelFacts("text-classification", name, layers, width)
+    section = {"name": strategy, **defaults.section(strategy, facts), **about.get(strategy, {})}
     rate = way.get("rate") or defaults.learning_rate(strategy, width)
     head = {"head_learning_rate": rate * way["share"]} if "share" in way else {}
     return {

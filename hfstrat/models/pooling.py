@@ -190,7 +190,7 @@ def pooled_class(config_class: Any, mode: str) -> Any:
                 body.pooler = None
             setattr(self, prefix, body)
             text = config.get_text_config()
-            rate: float = getattr(text, "classifier_dropout", None) or getattr(text, "hidden_dropout_prob", 0.0)
+            rate: Any = getattr(text, "classifier_dropout", None) or getattr(text, "hidden_dropout_prob", 0.0)
             self.dropout = nn.Dropout(rate)
             self.classifier = WideLinear(text.hidden_size, config.num_labels)
             self.post_init()

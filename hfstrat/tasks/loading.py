@@ -119,7 +119,8 @@ def class_of(task: Task, config: Any, pooling: Pooling | None) -> Any:
     if pooling is None:
         return getattr(transformers, task.model.auto_class)
     sentence_transformers.check_installed("model.pooling: class, or ")
-    return pooled_class(type(config), pooling.mode)
+    kind: Any = type(config)
+    return pooled_class(kind, pooling.mode)
 
 
 def without_restored(model: Any, pooling: Pooling | None, missing: list[str]) -> list[str]:
