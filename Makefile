@@ -107,6 +107,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.rates
+	$(BIN)/python -m benchmarks.defaults
 	$(BIN)/python -m benchmarks.classification
 	$(BIN)/python -m benchmarks.regret
 	$(BIN)/python -m benchmarks.resume

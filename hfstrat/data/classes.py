@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,19 @@ class Classes(PreparedData):
             lines.append(f"{'cut':<9} {cut:,} texts truncated to {self.renderer.max_length:,} tokens; special tokens are kept")
         similar = [f"{'labels':<9} {each}" for each in similar_labels(self.label_names)]
         return [*lines, f"{'labels':<9} {line}", *similar]
+
+    def hold_out(self, count: int, seed: int) -> tuple[Classes, Dataset]:
+        """The same with about `count` fewer training rows, and these rows; all copies of a row are on the same side."""
+        row = np.asarray(self.train["row"][:], dtype=np.int64)
+        sources = np.unique(row)
+        chosen = np.random.default_rng((seed, 3)).permutation(sources)[: max(1, round(count * len(sources) / len(row)))]
+        held = np.isin(row, chosen)
+        kept = np.flatnonzero(~held)
+        train, labels = self.train.select(kept), itertools.chain.from_iterable(self.train.select(kept)["label"][:])
+        counts = np.bincount(np.fromiter(labels, dtype=np.int64), minlength=len(self.label_names))
+        order = hashlib.sha256(f"{self.order} {np.sort(chosen).tolist()}".encode()).hexdigest()
+        left = replace(self, train=train, lengths=np.asarray(self.lengths)[kept], order=order, counts=counts)
+        return left, self.train.select(np.flatnonzero(held))
 
 
 class TextEncoder(RowEncoder):

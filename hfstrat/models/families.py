@@ -164,11 +164,12 @@ ENCODERS = {  # a family: the body's name in its classification model, and the t
 DECODERS = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "opt": "model", "bloom": "transformer"}
 
 
-def with_class_head(shapes: Shapes, config: Settings, labels: int) -> Shapes | None:
+def with_class_head(shapes: Shapes, config: Settings, labels: int, pooled: bool = False) -> Shapes | None:
     """The parameters of the classification model that transformers builds from a checkpoint, without torch.
 
     Args:
         shapes: of the checkpoint, which may have no head or another head.
+        pooled: whether the head is that of `hfstrat.models.pooling.pooled_class`.
 
     Returns:
         None for families with unknown heads.
@@ -186,7 +187,8 @@ def with_class_head(shapes: Shapes, config: Settings, labels: int) -> Shapes | N
     width = int(config.get("hidden_size") or config.get("n_embd") or config.get("dim") or config.get("d_model") or 0)
     if not body or not width:
         return None
-    head = _class_head(kind, width, labels, config)
+    linear: Shapes = {"classifier.weight": (labels, width), "classifier.bias": (labels,)}
+    head = linear if pooled else _class_head(kind, width, labels, config)
     if not any(name.startswith(f"{prefix}.pooler.") for name in head):
         body = {name: shape for name, shape in body.items() if not name.startswith(f"{prefix}.pooler.")}
     return body | head

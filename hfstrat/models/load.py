@@ -67,9 +67,11 @@ class Base:
     remarks: list[str] = field(default_factory=list)
     new_head: bool = False  # whether its head has random weights
     head_modules: list[str] = field(default_factory=list)  # that are trained in full, as the head of a classifier
+    new_modules: list[str] = field(default_factory=list)  # those of them with random weights
     tokens_beyond: list[int] = field(default_factory=list)  # of the tokenizer, for which the checkpoint had no embeddings
     rows_use_them: bool = False  # whether the data have any of these
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized
+    pooling: Any = None  # of `hfstrat.models.pooling`, where the class is not one of transformers
 
     @property
     def is_tied(self) -> bool:

@@ -14,6 +14,7 @@ from hfstrat.tasks.report import Report, Result, Run, parse
 from hfstrat.tasks.report_parts import Estimate, Measured, Statistics
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+LABEL_COLUMNS = 5  # without the thresholds
 LABELS = 30  # rows of the table of labels, at most
 FEW = 500  # evaluation examples below which small differences are noise
 CHOSEN = {"layer", "pooling", "solver", "l2"}  # of a head
@@ -214,9 +215,11 @@ def _with_interval(metric: str, entry: Estimate | None, is_difference: bool = Fa
 def _labels(labels: list[Any]) -> str:
     cells = [
         [code(each.label), *(format.percent(value) for value in (each.precision, each.recall, each.f1)), f"{each.support:,}"]
+        + ([] if each.threshold is None else [f"{each.threshold:.2f}"])
         for each in labels
     ]
-    return table(["label", "precision", "recall", "F1", "examples"], cells, range(1, 5))
+    head = ["label", "precision", "recall", "F1", "examples", *(["threshold"] if len(cells[0]) > LABEL_COLUMNS else [])]
+    return table(head, cells, range(1, len(head)))
 
 
 def _data(run: Run, public: Run) -> str:

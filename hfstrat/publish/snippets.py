@@ -91,7 +91,13 @@ class Artifact:
 def snippet(artifact: Artifact) -> str:
     """Python that loads the artifact with plain transformers, peft or sentence-transformers and runs it on an example."""
     return "\n".join(
-        [*_load(artifact), "", *artifact.task.text.example(artifact.chats, artifact.is_sentence, artifact.options)]
+        [
+            *_load(artifact),
+            "",
+            *artifact.task.text.example(
+                artifact.chats, artifact.is_sentence, artifact.options, read_json(artifact.folder / "config.json")
+            ),
+        ]
     )
 
 

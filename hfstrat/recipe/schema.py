@@ -51,6 +51,11 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="dtype of frozen weights and of the forward pass; auto: 16 bits where the hardware supports it"
     )
+    pooling: Literal["class", "mean", "last", "first"] | None = Field(
+        None,
+        description="How a classifier pools the hidden states of a text: class: as its class in transformers; mean, last or "
+        "first (token); default: as modules.json of a sentence encoder names it, else class",
+    )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "auto", description="Attention implementation; auto: the default of transformers"
     )
@@ -68,6 +73,9 @@ class Training(Section):
     """Length, learning rate, batches, evaluations and checkpoints. Names are those of TrainingArguments where it has them."""
 
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; default by strategy")
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate of a classifier's new head; default: ten times learning_rate"
+    )
     num_train_epochs: float | None = Field(None, gt=0, description="Epochs; 3 if no length is given")
     max_steps: int | None = Field(None, ge=1, description="Maximum number of optimizer steps")
     max_time: str | None = Field(
@@ -181,6 +189,11 @@ class Evaluation(Section):
         True,
         description="Of a task with a head, also measure what it has to beat: a constant prediction, a linear model of TF-IDF, "
         "and a linear head on frozen features",
+    )
+    label_thresholds: bool = Field(
+        True,
+        description="Where a text may have several labels, choose the probability above which each is predicted, for F1, "
+        "on training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (head)",
     )
     batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"

@@ -11,7 +11,7 @@ from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import Measurement
 from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of, row_sums
 from hfstrat.models import fused_loss, load
-from hfstrat.run import simple_models
+from hfstrat.run import simple_models, thresholds
 from hfstrat.tasks import verify
 from hfstrat.tasks.report import Result
 from hfstrat.trainer import autobatch, baselines, callbacks, checkpoints, sharded
@@ -130,11 +130,14 @@ def _measure(job: Job) -> dict[str, float] | None:
     for undo in job.train_data.undo:  # the final model is evaluated without cached columns
         undo()
     job.strategy.finish(trained, job.base)
+    job.parameters = load.count_parameters(trained)  # before an adapter is merged
     job.published = job.strategy.published(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), job.base)
-    current &= job.published is trained and _is_plain(job)
+    chosen = thresholds.choose(job)
+    current &= job.published is trained and _is_plain(job) and not chosen
     current &= precision == {name: p.dtype for name, p in trained.named_parameters()}
-    if not sharded_training and not current:
+    if chosen or not (sharded_training or current):
         last = _from_training_alone(job) | _evaluate_result(job)
+        thresholds.note(job)
         if trainer.is_world_process_zero():
             text = job.task.text.metrics({name.removeprefix("eval_"): value for name, value in last.items()})
             job.screen.print(f"the result (weights of step {step if best is None else best}, as saved): {text}")
@@ -180,7 +183,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     trainer, history = job.trainer, job.trainer.state.log_history
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
-    trainable, total = load.count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    trainable, total = job.parameters
     bounds = job.baselines and replace(job.baselines, epochs=step * job.plan.global_batch_size / job.plan.rows)
     facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),

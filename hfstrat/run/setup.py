@@ -23,7 +23,7 @@ from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
-from hfstrat.run import output_dir, resume, simple_models
+from hfstrat.run import head_rate, held_out, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks import TASKS
@@ -58,8 +58,10 @@ class Job:
     baselines: Baselines | None = None  # losses to beat
     simple_models: list[SimpleModel] = field(default_factory=list)  # baselines of a task with a head
     outline: nn.Module | None = None  # of a sharded model
+    held_out: Any = None  # training examples on which thresholds are chosen
     setup_seconds: float = 0.0  # before training: loading, and cached computations
     untrained: torch.Tensor | None = None  # logits of the probe before training
+    parameters: tuple[int, int] = (0, 0)  # trainable and all, once training has ended
     published: Any = None  # the trained model as it is saved, once training has ended
     ended_in: Path | None = None  # the checkpoint with the weights of the last step, once training has ended
 
@@ -102,24 +104,27 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
 
     tokenizer, data = strategy.read(recipe, screen)
+    data, rows_held_out = held_out.hold_out(recipe, strategy, data)
     check_same_data(data, checkpoint, stored)
     plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     before, quality = recipe.evaluation.eval_on_start and checkpoint is None, task.metrics.quality
     args = training_arguments(recipe, plan, dtype, before, quality.metric, quality.higher_is_better)
+    if rows_held_out is not None:
+        remarks.append(f"{'labels':<9} {len(rows_held_out):,} training rows are held out to choose the threshold of each label")
     remarks += resume.length_remarks(recipe, checkpoint, stored, plan, args)
 
     base, built, probe, simple = build_model(recipe, strategy, tokenizer, data, plan, args, screen)
     batches = decide_batches(recipe, base, built, data, args, stored)
     untrained = None if is_sharded() else first_forward(built.model, base, probe, dtype)
     plan, baselines = batches.plan, baselines_of(recipe, data, batches.plan, base.model)
-    lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args)]
+    lines = [*data.lines(), *base.remarks, *remarks, *plan_lines(recipe, plan, built.model, dtype, args, base)]
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
-    prepared = strategy.prepare(built.model, rows)
+    prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
@@ -146,6 +151,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         simple,
         outline,
         untrained=untrained,
+        held_out=rows_held_out,
     )
 
 
@@ -273,7 +279,7 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
     }
 
 
-def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments) -> list[str]:
+def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, args: TrainingArguments, base: Base) -> list[str]:
     """Lines that describe the model and the length of the run."""
     trainable, total = load.count_parameters(trained)
     limits = [plural(plan.steps, "step")] if plan.steps < ENDLESS else []
@@ -291,5 +297,5 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     return [
         described,
         f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, 'sequence')}: {passes}; "
-        f"learning rate {recipe.training.learning_rate:g}; on {args.device}",
+        f"learning rate {recipe.training.learning_rate:g}{head_rate.words(recipe, base)}; on {args.device}",
     ]

@@ -19,6 +19,7 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.load import Loaded
-    from hfstrat.recipe.schema import Recipe
+    from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
@@ -79,6 +80,10 @@ class Strategy(ABC, Generic[S]):
         checks.check_pretrained(recipe, network)
         checks.check_quantization(recipe, self.describe)
 
+    def model_of(self, recipe: Recipe) -> Model:
+        """The section of the model as this strategy reads it."""
+        return recipe.model
+
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
         """The parameters of the model, and whether its head is tied; None where they are unknown before loading.
 
@@ -87,7 +92,7 @@ class Strategy(ABC, Generic[S]):
         """
         config = read_config(recipe.model) or {}
         self.set_family(str(config.get("model_type", "")), TASKS[recipe.task].text.generates)
-        return checks.pretrained_shapes(recipe, labels)
+        return checks.pretrained_shapes(recipe, labels, self.model_of(recipe))
 
     def set_family(self, family: str, generates: bool) -> None:
         """Note the model's family and whether it has an LM head, on which `describe` may depend; before `describe`."""
@@ -126,7 +131,7 @@ class Strategy(ABC, Generic[S]):
         from hfstrat.tasks import loading
 
         return loading.load_base(
-            recipe.model, tokenizer, TASKS[recipe.task], data, lambda *shapes: self.describe(*shapes).unquantized
+            self.model_of(recipe), tokenizer, TASKS[recipe.task], data, lambda *shapes: self.describe(*shapes).unquantized
         )
 
     @abstractmethod
@@ -146,10 +151,28 @@ class Strategy(ABC, Generic[S]):
 
     def published(self, model: nn.Module, base: Base) -> nn.Module:
         """The model that is saved, after `finish`: the numbers of the report are measured on it."""
-        return model
+        if base.pooling is None:
+            return model
+        from hfstrat.strategies.pooled_result import complete
+
+        return complete(model, base)
+
+    @property
+    def predicts_out_of_fold(self) -> bool:
+        """Whether `out_of_fold` predicts training examples, so that none have to be held out to choose thresholds."""
+        return False
+
+    def out_of_fold(self, trainer: StrategyTrainer) -> tuple[np.ndarray, np.ndarray] | None:
+        """Outputs `[n, K]` for training examples by models that were fitted on others, and their labels; None without any."""
+        return None
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
-        """Write the result, so that plain transformers or PEFT loads it."""
+        """Write the result, so that plain transformers, PEFT or sentence-transformers loads it."""
+        if base.pooling is not None:
+            from hfstrat.strategies import pooled_result
+
+            pooled_result.save(trainer, folder, base)
+            return
         trainer.save_model(str(folder))
         if trainer.args.should_save:
             # transformers adds the pickled arguments; they name local paths and load only with this code

@@ -24,7 +24,7 @@ from hfstrat.models.check import (
 )
 from hfstrat.models.load import read_config, read_json, read_shapes
 from hfstrat.models.parameter_names import EMBEDDING, embeddings_of, weight_bytes
-from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.recipe.schema import STRATEGIES, Model, Recipe
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description
 from hfstrat.tasks import TASKS
@@ -60,6 +60,11 @@ def check_pretrained(recipe: Recipe, network: bool) -> None:
 def _check_weights_of(recipe: Recipe, network: bool) -> None:
     model = recipe.model
     path = Path(model.name_or_path).expanduser()
+    if model.pooling in ("mean", "last", "first") and (model.quantization or model.trust_remote_code):
+        key = "quantization" if model.quantization else "trust_remote_code"
+        raise UserError(
+            f"model.pooling: {model.pooling}: only classes of transformers can be used with model.{key}; remove one"
+        )
     if model.gguf_file:
         _check_gguf(model.name_or_path, path)
         return
@@ -84,12 +89,14 @@ def _check_gguf(name: str, path: Path) -> None:
         raise UserError("model.name_or_path: reading a GGUF file needs gguf: pip install 'hfstrat[gguf]'")
 
 
-def pretrained_shapes(recipe: Recipe, labels: int) -> tuple[Shapes, bool] | None:
-    """The parameters that `model:` has for the task, from the headers of its weights; None where there are none to read."""
+def pretrained_shapes(recipe: Recipe, labels: int, model: Model | None = None) -> tuple[Shapes, bool] | None:
+    """The parameters that a model (`model:`) has for the task, from the headers of its weights; None where there are none."""
     config = read_config(recipe.model)
     if config is None or not (shapes := read_shapes(Path(recipe.model.name_or_path).expanduser())):
         return None
-    return TASKS[recipe.task].model.shapes(shapes, config, labels)
+    task, section = TASKS[recipe.task], model or recipe.model
+    pooled = task.model.pooling(section, config)[0] is not None
+    return task.model.shapes(shapes, config, labels, pooled)
 
 
 def has_tokens_beyond(recipe: Recipe, shapes: Shapes) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
-    from hfstrat.recipe.schema import Recipe
+    from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -61,6 +61,10 @@ class Lora(Strategy[section.Lora]):
             f"{dtype} the rounding of the difference is as large as what training changes: the saved adapter would differ from "
             "the trained model; set model.dtype: float32, or init_lora_weights: orthogonal"
         )
+
+    def model_of(self, recipe: Recipe) -> Model:
+        """An adapter to continue from holds the head of transformers' class."""
+        return recipe.model if self.section.adapter is None else recipe.model.model_copy(update={"pooling": "class"})
 
     def config(self, base: Base) -> LoraConfig:
         """The PEFT configuration of a new adapter."""
@@ -124,7 +128,7 @@ class Lora(Strategy[section.Lora]):
             self._refuse_16_bits(str(base.compute_dtype).removeprefix("torch."))
         try:
             model: Any = get_peft_model(base.model, self.config(base))
-            if self.section.changes_base:
+            if self.section.changes_base and base.pooling is None:
                 self._save_initial_adapter(model, base)
             if self.section.target_modules == "all-linear":
                 _report_frozen(model, base, model.peft_config["default"])
@@ -194,6 +198,8 @@ class Lora(Strategy[section.Lora]):
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Cast the modules to save to the precision of the base model, since PEFT loads them without a cast."""
+        if base.pooling is not None:  # they become part of a complete model in float32
+            return
         for module in model.modules():
             if type(module).__name__ == "ModulesToSaveWrapper":
                 for parameter in module.parameters():
@@ -222,7 +228,7 @@ class Lora(Strategy[section.Lora]):
             # difference to the original base, an ordinary adapter of twice the rank
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
-        if trainer.args.should_save:
+        if trainer.args.should_save and base.pooling is None:
             base.task.model.write_config(base, folder)
 
     def set_family(self, family: str, generates: bool) -> None:

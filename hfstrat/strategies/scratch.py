@@ -123,6 +123,10 @@ class Scratch(AllWeights[section.Scratch]):
         checks.check_quantization(recipe, self.describe)
         self._check_tokenizer(recipe, network)
         source = recipe.model.name_or_path
+        if recipe.model.pooling is not None:
+            raise UserError("model.pooling: a new model pools as its class in transformers; remove it")
+        if recipe.training.head_learning_rate is not None:
+            raise UserError("training.head_learning_rate: all weights of this model are new, not only its head; remove it")
         if self.section.model_class is not None:
             if self.section.tokenizer and source:
                 raise UserError(

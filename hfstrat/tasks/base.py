@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
+    from hfstrat.models.pooling import Pooling
     from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
 
 Values = dict[str, float]
@@ -118,6 +120,7 @@ class Model(ABC):
     architecture: str  # the end of the names of this task's model classes
     config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
+    head_share: float = 1.0  # learning rate of a new head as a multiple of that of the other weights
 
     @abstractmethod
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:
@@ -128,13 +131,20 @@ class Model(ABC):
         """The same with a loaded config. Raises UserError."""
 
     @abstractmethod
-    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
+    def shapes(
+        self, shapes: dict[str, Any], config: dict[str, Any], labels: int, pooled: bool = False
+    ) -> tuple[dict[str, Any], bool] | None:
         """The parameters of the model that will be trained, and whether its head is tied; None where they are unknown.
 
         Args:
             shapes: those of the checkpoint.
             labels: outputs of the head (0 where there is none).
+            pooled: whether `pooling` finds one.
         """
+
+    def pooling(self, model: ModelSection, config: dict[str, Any]) -> tuple[Pooling | None, dict[str, Any]]:
+        """The pooling of a model where the class of transformers has another one, and keys for the config of that class."""
+        return None, {}
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether the config.json of a model of this task's class is for this task, where several share a class."""
@@ -144,7 +154,7 @@ class Model(ABC):
         """Values that the task sets in the model's config."""
         return {}
 
-    def stored_outputs(self, config: Any) -> dict[str, Any]:
+    def stored_outputs(self, config: Any, pooling: Pooling | None = None) -> dict[str, Any]:
         """The part of `config_options` that a checkpoint's config replaces while its weights are loaded."""
         return {}
 
@@ -220,6 +230,15 @@ class Metrics(ABC):
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """What an evaluation keeps of each example of a batch: tensors whose first dimension is the examples."""
 
+    def thresholds(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Keys of the config with what turns outputs into predictions, chosen on examples that were held out of training.
+
+        Args:
+            outputs: of the model, `[n, K]`.
+            labels: as in a batch, `[n, K]`.
+        """
+        return {}
+
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         """Metrics over all examples (with `loss`), and details for the report."""
@@ -285,13 +304,14 @@ class Text(ABC):
         )
 
     @abstractmethod
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         """Lines of Python that use a loaded `model` and its `tokenizer`.
 
         Args:
             chats: prompts go through the chat template.
             sentence: `model` is a SentenceTransformer.
             options: arguments of the chat template.
+            config: of the model, as its config.json has it; may be empty.
         """
 
 

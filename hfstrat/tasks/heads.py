@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hfstrat.data.labeled import Texts
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
+    from hfstrat.models.pooling import Pooling
+    from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
 
 
@@ -64,9 +66,15 @@ class HeadModel(Model):
     def fits(self, config: dict[str, Any]) -> bool:
         return not has_numbers(config)
 
-    def stored_outputs(self, config: Any) -> dict[str, Any]:
+    def pooling(self, model: ModelSection, config: dict[str, Any]) -> tuple[Pooling | None, dict[str, Any]]:
+        from hfstrat.models import pooling
+
+        return pooling.of_model(model, config)
+
+    def stored_outputs(self, config: Any, pooling: Pooling | None = None) -> dict[str, Any]:
         """The checkpoint's own names, if it has a head: the weights fit them, and are arranged for the data afterwards."""
         has_head = str((config.architectures or [""])[0]).endswith(self.architecture)
+        has_head = has_head if pooling is None else pooling.head is not None
         return {"id2label": dict(config.id2label), "label2id": dict(config.label2id)} if has_head else {}
 
     def fit_outputs(self, base: Base, config: Any, data: PreparedData | None) -> None:
@@ -74,7 +82,7 @@ class HeadModel(Model):
 
         model, names = base.model, list(data.label_names if data is not None else names_of(config))
         if base.new_head:
-            if self.stored_outputs(config):  # it was made for the names of a config whose weights do not fit
+            if self.stored_outputs(config, base.pooling):  # it was made for the names of a config whose weights do not fit
                 arrange(model, [None] * len(names), names)
             return
         sources, lines = self.sources(config, names, "the checkpoint")
@@ -135,10 +143,12 @@ class HeadModel(Model):
             "ignore_mismatched_sizes": True,
         }
 
-    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
+    def shapes(
+        self, shapes: dict[str, Any], config: dict[str, Any], labels: int, pooled: bool = False
+    ) -> tuple[dict[str, Any], bool] | None:
         from hfstrat.models.families import with_class_head
 
-        found = with_class_head(shapes, config, labels)
+        found = with_class_head(shapes, config, labels, pooled)
         return None if found is None else (found, False)
 
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:

@@ -8,6 +8,8 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.models import vocabulary
 from hfstrat.models.check import check_trainable
 from hfstrat.models.load import Base, compute_dtype, main_dtype, source_of
+from hfstrat.models.pooling import Pooling, pooled_class, restore_head
+from hfstrat.tasks import sentence_transformers
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 
@@ -43,17 +45,20 @@ def load_base(
     check_trainable(model.name_or_path, config.model_type)
     if not model.trust_remote_code:
         task.model.check_config(model.name_or_path, config)
+    pooling, keys = task.model.pooling(model, config.to_dict())
+    auto = class_of(task, config, pooling)
     compute, how = compute_dtype(model.dtype), None
     if model.quantization is not None:
         from hfstrat.models import quantization
 
-        auto = getattr(transformers, task.model.auto_class)
         key, remote = "model.quantization", model.trust_remote_code
         how = quantization.loading_options(model.quantization, key, auto, config, remote, compute, learns)
-    wanted = task.model.config_options(data, tokenizer) | task.model.stored_outputs(config)
+    wanted = keys | task.model.config_options(data, tokenizer) | task.model.stored_outputs(config, pooling)
     extra = wanted | (how.options if how else {})
-    loaded, missing, replaced = _load_weights(model, task, extra)
+    loaded, missing, replaced = _load_weights(model, auto, extra)
+    missing = without_restored(loaded, pooling, missing)
     new_head = bool(missing or replaced)
+    new = missing
     head, missing = task.model.split_missing(loaded, missing)
     if missing:
         raise UserError(
@@ -69,6 +74,9 @@ def load_base(
     base = Base(
         loaded, task, model.name_or_path, model.revision, list(new_ids), compute, own, new_head=new_head, head_modules=head
     )
+    base.pooling, base.new_modules = pooling, [one for one in head if any(name.startswith(f"{one}.") for name in new)]
+    if pooling is not None:
+        base.say(f"pooled by {pooling.mode}; the result is saved in the format of sentence-transformers (model.pooling)")
     vocabulary.note_tokens_beyond(base, tokenizer, rows, data)
     if how is not None:
         base.quantized = quantization.finalize(loaded, how, trains_itself=how.options["dtype"] == "auto")
@@ -104,7 +112,24 @@ def random_base(
     return base
 
 
-def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str], list[str]]:
+def class_of(task: Task, config: Any, pooling: Pooling | None) -> Any:
+    """The class whose `from_pretrained` loads a model of this task."""
+    import transformers
+
+    if pooling is None:
+        return getattr(transformers, task.model.auto_class)
+    sentence_transformers.check_installed("model.pooling: class, or ")
+    kind: Any = type(config)
+    return pooled_class(kind, pooling.mode)
+
+
+def without_restored(model: Any, pooling: Pooling | None, missing: list[str]) -> list[str]:
+    """The missing parameters, once the head that a result has beside its body is loaded."""
+    restored = [] if pooling is None else restore_head(model, pooling)
+    return [name for name in missing if name not in restored]
+
+
+def _load_weights(model: Model, auto: Any, extra: dict[str, Any]) -> tuple[PreTrainedModel, list[str], list[str]]:
     """The loaded model, the names of parameters that the checkpoint lacks, and of those that it has in another shape."""
     import torch
     import transformers
@@ -118,9 +143,7 @@ def _load_weights(model: Model, task: Task, extra: dict[str, Any]) -> tuple[PreT
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)  # otherwise it cannot be trained or saved
         options["dtype"] = torch.float32
     try:
-        loaded, info = getattr(transformers, task.model.auto_class).from_pretrained(
-            source, **{"dtype": "auto", **options, **extra}, output_loading_info=True
-        )
+        loaded, info = auto.from_pretrained(source, **{"dtype": "auto", **options, **extra}, output_loading_info=True)
     except Exception as error:
         raise UserError(f"model.name_or_path: {model.name_or_path} cannot be loaded: {first_line(error)}") from error
     prevent_repacking(loaded)

@@ -80,6 +80,7 @@ class Label(Part):
     recall: float = 0.0
     f1: float = 0.0
     support: int = 0
+    threshold: float | None = optional("The probability above which it is predicted, of several labels per example")
 
 
 class Confusion(Part):

@@ -27,12 +27,12 @@ class PooledClassifier(Protocol):
 POOLING = {"mean": "mean", "last": "lasttoken", "first": "cls"}  # their names
 
 
-def check_installed() -> None:
-    """Raises UserError where the library is not installed. Imports nothing."""
+def check_installed(otherwise: str = "") -> None:
+    """Raises UserError where the library is not installed, with what may be set instead. Imports nothing."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(
-            "strategy.name: a head on pooled hidden states is saved in the format of sentence-transformers: "
-            "pip install 'hfstrat[head]'"
+            f"{'model.pooling' if otherwise else 'strategy.name'}: a head on pooled hidden states is saved in the format of "
+            f"sentence-transformers: {otherwise}pip install 'hfstrat[head]'"
         )
 
 

@@ -92,10 +92,12 @@ class StrategyTrainer(Resumable, Trainer):
         share = {id(p): self.rate_of(name) for name, p in (model or self.model).named_parameters()}
         optimizer.param_groups[:] = [
             {**group, "params": [p for p in group["params"] if share[id(p)] == rate], "lr": group["lr"] * rate}
-            for rate in sorted({share[id(p)] for group in optimizer.param_groups for p in group["params"]}, reverse=True)
+            for rate in sorted(
+                {share[id(p)] for group in optimizer.param_groups for p in group["params"]}, key=lambda one: (one != 1, -one)
+            )
             for group in optimizer.param_groups
             if any(share[id(p)] == rate for p in group["params"])
-        ]  # there is no optimizer state yet; the largest rate comes first, since Trainer logs the first
+        ]  # there is no optimizer state yet; learning_rate itself comes first, since Trainer logs the first
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

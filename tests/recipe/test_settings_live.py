@@ -220,6 +220,7 @@ def tokens(seen: Seen) -> dict[str, int]:
     return dict(seen.job.data.renderer.tokenizer.get_vocab())
 
 
+LABELS = ["task=text-classification", "data.train=LABELED"]
 HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
 PROBES: dict[str, Probe] = {
     "task": Probe(
@@ -236,6 +237,9 @@ PROBES: dict[str, Probe] = {
     "model.dtype": Probe(["model.dtype=bfloat16"], lambda s: s.layer().base_layer.weight.dtype, torch.bfloat16),
     "model.attn_implementation": Probe(
         ["model.attn_implementation=eager"], lambda s: s.job.base.model.config._attn_implementation, "eager"
+    ),
+    "model.pooling": Probe(
+        ["model.pooling=mean"], lambda s: type(s.job.base.model).__name__, "PooledLlamaForSequenceClassification", LABELS
     ),
     "model.trust_remote_code": Probe(["model.trust_remote_code=true"], lambda s: s.calls["model"]["trust_remote_code"], True),
     "model.quantization.name": Probe([f"{BITS}=fp4"], lambda s: bits(s).weight.quant_type, "fp4", [f"{BITS}=nf4"]),
@@ -286,6 +290,7 @@ PROBES: dict[str, Probe] = {
     "data.max_length": Probe(["data.max_length=40"], lambda s: account(s).rows_dropped > 0, True),
     "data.overflow": Probe(["data.overflow=truncate"], lambda s: account(s).rows_cut, beside=["data.max_length=LONGEST"]),
     "training.learning_rate": Probe(["training.learning_rate=3e-4"], lambda s: s.args.learning_rate, 3e-4),
+    "training.head_learning_rate": Probe(["training.head_learning_rate=0.05"], rates, [0.01, 0.05], LABELS),
     "training.num_train_epochs": Probe(
         ["training={num_train_epochs: 2, global_batch_size: 8}"], lambda s: s.job.plan.steps, 12
     ),
@@ -353,6 +358,9 @@ PROBES: dict[str, Probe] = {
     ),
     "evaluation.control": Probe(["evaluation.control=off"], lambda s: "control text" in measured(s), False),
     "evaluation.baselines": Probe(["evaluation.baselines=false"], lambda s: len(s.job.simple_models), 0, HEADED),
+    "evaluation.label_thresholds": Probe(
+        ["evaluation.label_thresholds=false"], lambda s: len(s.job.data.train), 208, [LABELS[0], "data.train=SEVERAL"]
+    ),
     "evaluation.batch_tokens": Probe(["evaluation.batch_tokens=77"], budget, 77),
     "evaluation.max_new_tokens": Probe(["evaluation.max_new_tokens=2"], asked_length, [2], ["seed=42"]),
     "seed": Probe(["seed=1"], lambda s: (s.args.seed, s.job.trainer.sampler.batch(0).tolist())),
@@ -643,6 +651,7 @@ def paths(models: Any, sound: Seen, tmp_path: Path) -> Callable[[str], str]:
         "BRIEF": lambda: write_template(tmp_path, "{% if brief %}Be brief. {% endif %}" + TEMPLATE),
         "OTHER": lambda: other_rows(tmp_path),
         "LABELED": lambda: labeled(tmp_path),
+        "SEVERAL": lambda: labeled(tmp_path, count=220, many=True),
         "CHOICES": lambda: write_jsonl(tmp_path / "choices.jsonl", [{"query": "a", "choices": ["cat", "dog"], "gold": 0}]),
         "LONGEST": lambda: max(sound.job.data.train["length"]) - 1,
         "ELSEWHERE": lambda: tmp_path / "elsewhere",

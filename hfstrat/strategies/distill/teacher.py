@@ -10,7 +10,9 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.models import check as models_check
 from hfstrat.models.load import read_json, read_shapes
 from hfstrat.models.parameter_names import config_size, weight_bytes
+from hfstrat.models.pooling import Pooling
 from hfstrat.recipe.distill import check_pairs
+from hfstrat.recipe.schema import Model
 from hfstrat.recipe.section import Quantization
 from hfstrat.strategies.distill import shrink
 from hfstrat.tasks import TASKS
@@ -41,14 +43,17 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     import transformers
 
     from hfstrat.models import quantization
+    from hfstrat.tasks.loading import class_of, without_restored
 
-    auto, loading, remote = getattr(transformers, task.model.auto_class), None, section.trust_remote_code
+    loading, remote = None, section.trust_remote_code
     options: dict[str, Any] = {"trust_remote_code": remote} | ({"revision": section.revision} if section.revision else {})
     source = Path(section.name_or_path).expanduser()
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path
+        config, key = transformers.AutoConfig.from_pretrained(name, **options), "strategy.teacher.quantization"
+        pooling, _ = task.model.pooling(_as_model(section), config.to_dict())
+        auto = class_of(task, config, pooling)
         if section.quantization is not None:
-            config, key = transformers.AutoConfig.from_pretrained(name, **options), "strategy.teacher.quantization"
             loading = quantization.loading_options(section.quantization, key, auto, config, remote, dtype)
         kwargs = {**options, "dtype": dtype, **(loading.options if loading else {})}
         model, info = auto.from_pretrained(name, **kwargs, output_loading_info=True)
@@ -56,13 +61,19 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
         raise
     except Exception as error:
         raise UserError(f"strategy.teacher: {section.name_or_path} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := without_restored(model, pooling, sorted(info["missing_keys"])):
         raise UserError(f"strategy.teacher: {section.name_or_path} has no weights for {missing[0]}: {task.model.if_missing}")
     if loading is not None:
         quantization.finalize(model, loading, trains_itself=False)
     quantization.prevent_repacking(model)
     loaded: PreTrainedModel = model
     return loaded.requires_grad_(False).eval()
+
+
+def _as_model(section: TeacherModel) -> Model:
+    """The section of a teacher as that of a model."""
+    keys = ("name_or_path", "revision", "quantization", "trust_remote_code")
+    return Model.model_validate({key: getattr(section, key) for key in keys})
 
 
 def teacher_from_base(base: Base, will_change: bool) -> PreTrainedModel:
@@ -258,7 +269,9 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
     except UserError as error:
         raise UserError(str(error).replace("model.name_or_path", "strategy.teacher", 1)) from None
     architectures = [str(one) for one in config.get("architectures") or []]
-    if not task.text.generates and architectures and not architectures[0].endswith(task.model.architecture):
+    if task.text.generates or (task.model.pooling(Model(name_or_path=name), config)[0] or Pooling("")).head:
+        return
+    if architectures and not architectures[0].endswith(task.model.architecture):
         raise UserError(
             f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
             f"(...{task.model.architecture}); train it first, and give the final/ folder of that run"

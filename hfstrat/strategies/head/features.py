@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from hfstrat.data.splits import column
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import evaluating, find_blocks, keep_layers_in_config
+from hfstrat.models.pooling import pool
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 
 PROBE_TOKENS = 7
@@ -100,20 +101,6 @@ BATCH_TOKENS = 2048  # per CPU batch, padding included: MiniLM and SmolLM2 are s
 GPU_BATCH_TOKENS = 32_768
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is for the loss
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
-
-
-def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """`[B, T, H]` with a right-padded mask `[B, T]` to `[B, H]` in float32.
-
-    mean: over the real tokens; last: the last real token; first: the first (CLS where the tokenizer has one).
-    """
-    hidden = hidden.float()
-    if pooling == "mean":
-        weights = mask[:, :, None].to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
-    if pooling == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    return hidden[:, 0]
 
 
 def extract(

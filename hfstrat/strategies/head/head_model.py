@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfstrat.models import output_scale
-from hfstrat.strategies.head.features import INPUTS, Body, pool
+from hfstrat.models.pooling import pool
+from hfstrat.strategies.head.features import INPUTS, Body
 from hfstrat.strategies.head.linear import Linear, Scale
 
 

@@ -20,6 +20,7 @@ from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
+from hfstrat.strategies.pooled_result import labels_of, length_of
 from hfstrat.tasks import sentence_transformers
 from hfstrat.trainer.train_data import TrainData
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -72,9 +73,7 @@ class ClassifierHead:
             tokenizer.save_pretrained(folder)
             sentence_transformers.shrink(folder, dtype)
             return
-        labels = {key: getattr(config, key) for key in self.base.task.model.config_keys}
-        length = int(trainer.marker_state["recipe"]["data"]["max_length"])
-        sentence_transformers.save(self.model, tokenizer, folder, labels, min(length, tokenizer.model_max_length), dtype)
+        sentence_transformers.save(self.model, tokenizer, folder, labels_of(self.base, config), length_of(trainer), dtype)
 
 
 class SolvedTrainer(StrategyTrainer):
@@ -194,6 +193,7 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     strength = None if strategy.l2 == "auto" else float(strategy.l2)
     layer, strength = solve(features, labels, classes, strength, final.bias is not None, units, SEED)
     set_linear(final, layer)
+    base.new_modules = []
     check_same(base, data, final, layer, features)
     base.say(f"the head is solved on {len(features):,} examples (l2 {strength:g}); training continues from it")
     return replace(data, facts=data.facts | {"head": found | {"l2": strength}})

@@ -18,6 +18,7 @@ from hfstrat.models.output_scale import Units, constant_direction
 CONSTANT_ROWS = 512  # from which the direction that stands for a missing bias is found
 CHUNK_NUMBERS = 2**23  # logits in memory at a time
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, per example
+FOLDS = 5  # of out-of-fold predictions
 HISTORY = 10  # steps in the memory of L-BFGS; each takes two copies of the weights
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # multiples of the mean eigenvalue
 
@@ -168,6 +169,22 @@ def fit_logistic(
     near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4)
     exact = minimize(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
     return scale.fold(*split(exact, bias)), strength
+
+
+def out_of_fold(features: torch.Tensor, labels: torch.Tensor, strength: float | None, bias: bool) -> torch.Tensor:
+    """Logits of logistic regressions for the examples that each was not fitted on, `[n, K]` in float32.
+
+    Args:
+        features, labels: `[n, H]`, and `[n, K]` of 0 and 1.
+        strength: of the penalty; by default chosen for each part.
+    """
+    part = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)) % FOLDS
+    found = torch.empty(len(features), labels.shape[1])
+    for fold in range(FOLDS):
+        held = part == fold
+        layer, _ = fit_logistic(features[~held], labels[~held], labels.shape[1], strength, bias)
+        found[held] = layer.logits(features[held]).float()
+    return found
 
 
 def choose_strength(x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int) -> tuple[float, torch.Tensor]:

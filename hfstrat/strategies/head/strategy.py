@@ -20,10 +20,11 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from hfstrat.models.load import Base
-    from hfstrat.recipe.schema import Recipe
+    from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.strategies.head.heads import ClassifierHead
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
@@ -51,8 +52,18 @@ class Head(Strategy[section.Head]):
 
             check_installed()
 
+    def model_of(self, recipe: Recipe) -> Model:
+        """Its body alone is used, which every class has."""
+        return recipe.model.model_copy(update={"pooling": "class"})
+
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
+        if recipe.model.pooling is not None:
+            raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
+        if recipe.training.head_learning_rate is not None:
+            raise UserError(
+                "training.head_learning_rate: strategy head trains nothing else; set training.learning_rate, or remove it"
+            )
         if wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 "strategy.name: head: the body runs once before training, and the head is small, so there is nothing to shard; "
@@ -127,6 +138,19 @@ class Head(Strategy[section.Head]):
     def published(self, model: nn.Module, base: Base) -> nn.Module:
         return base.model if self.classifier is not None and self.classifier.by_transformers else model
 
+    @property
+    def predicts_out_of_fold(self) -> bool:
+        return self.section.head == "linear"
+
+    def out_of_fold(self, trainer: StrategyTrainer) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.classifier is None or not self.predicts_out_of_fold:
+            return None
+        from hfstrat.strategies.head.linear import out_of_fold
+
+        rows: Any = trainer.train_dataset
+        logits = out_of_fold(rows.features, rows.labels, self.classifier.facts.get("l2"), not self.classifier.by_transformers)
+        return logits.numpy(), rows.labels.numpy()
+
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:
             super().save(trainer, folder, base)
@@ -154,6 +178,9 @@ class HeadThen(Strategy[section.Head]):
 
     def set_family(self, family: str, generates: bool) -> None:
         self.then.set_family(family, generates)
+
+    def model_of(self, recipe: Recipe) -> Model:
+        return self.then.model_of(recipe)
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
         shapes = _cut(self.section, shapes)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
+    from hfstrat.recipe.schema import Recipe
 
 OTHER_HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
@@ -103,7 +104,9 @@ class LanguageModel(Model):
                 "expected a decoder such as a Llama, Qwen or GPT model"
             )
 
-    def shapes(self, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> tuple[dict[str, Any], bool] | None:
+    def shapes(
+        self, shapes: dict[str, Any], config: dict[str, Any], labels: int, pooled: bool = False
+    ) -> tuple[dict[str, Any], bool] | None:
         return shapes, bool(config.get("tie_word_embeddings", False))
 
     def adapt(self, base: Base, tokenizer: Any) -> None:
@@ -208,7 +211,7 @@ class LanguageText(Text):
             f"token accuracy {before['token_accuracy']:.1%} -> {after['token_accuracy']:.1%}"
         )
 
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         inputs = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
         if chats:
             more = "".join(f" {name}={value!r}," for name, value in options.items())
@@ -224,10 +227,18 @@ class LanguageText(Text):
 
 
 class CausalLM(Task):
-    """The task `causal-lm`; every setting of a recipe applies to it."""
+    """The task `causal-lm`."""
 
     name = "causal-lm"
     rows = LanguageRows()
     model = LanguageModel()
     metrics = TokenMetrics()
     text = LanguageText()
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.model.pooling is not None:
+            raise UserError("model.pooling: it is for models with a head for complete texts; remove it, or set task")
+        if recipe.training.head_learning_rate is not None:
+            raise UserError(
+                "training.head_learning_rate: it is for the new head of a classifier, and a causal LM has none; remove it"
+            )

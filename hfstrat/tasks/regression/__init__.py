@@ -315,7 +315,7 @@ class NumberText(HeadText):
 
         return lines_of(details)
 
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         if sentence:
             return [
                 'values = model.encode(["a text"], convert_to_tensor=True)[0].tolist()',

@@ -21,6 +21,7 @@ from hfstrat.tasks.heads import (
     names_of,
     shortened,
 )
+from hfstrat.tasks.text_classification.thresholds import DEFAULT, KEY, choose, of_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,11 +88,18 @@ def _flat(values: list[Any]) -> list[Any]:
 class Classifier(HeadModel):
     """Outputs are logits of labels."""
 
+    config_keys = (*HeadModel.config_keys, KEY)
+    head_share = 10.0  # measured: benchmarks/results/defaults.md
+
     def sources(self, config: Any, names: list[str], whose: str) -> tuple[list[int | None], list[str]]:
         known = names_of(config)
         if has_numbers(config.to_dict()):
             return [None] * len(names), [f"the head of {whose} predicts numbers ({shortened(known)}): it is re-initialized"]
         return continued(known, names, whose)
+
+    def adapt(self, base: Base, tokenizer: Any) -> None:
+        super().adapt(base, tokenizer)
+        vars(base.model.config).pop(KEY, None)  # of an earlier training
 
     def problem_type(self, data: Any) -> str:
         return "multi_label_classification" if data.many else "single_label_classification"
@@ -117,7 +125,13 @@ class ClassMetrics(Metrics):
         from hfstrat.tasks.text_classification.scores import class_sums
 
         labels = inputs.pop("labels")
-        return class_sums(model(**inputs)["logits"], labels)
+        return class_sums(model(**inputs)["logits"], labels, of_config(getattr(model, "config", None), self.labels))
+
+    def thresholds(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        import numpy as np
+
+        chances = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+        return {KEY: dict(zip(self.labels, choose(chances, labels > 0.5).round(4).tolist(), strict=True))}
 
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         from hfstrat.tasks.text_classification.scores import of_sums
@@ -167,17 +181,24 @@ class LabelText(HeadText):
 
         return lines_of(details)
 
-    def example(self, chats: bool, sentence: bool, options: dict[str, Any]) -> list[str]:
-        if sentence:
-            return [
-                'logits = model.encode(["a text to label"], convert_to_tensor=True)',
-                "labels = model[0].auto_model.config.id2label",
-                "print(labels[int(logits[0].argmax())])",
-            ]
-        return [
+    def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
+        lines = [
             'inputs = tokenizer("a text to label", return_tensors="pt")',
             "logits = model(**inputs).logits",
-            "print(model.config.id2label[int(logits[0].argmax())])",
+            "config = model.config",
+        ]
+        if sentence:
+            lines = [
+                'logits = model.encode(["a text to label"], convert_to_tensor=True)',
+                "config = model[0].auto_model.config",
+            ]
+        if config.get("problem_type") != "multi_label_classification":
+            return [*lines, "print(config.id2label[int(logits[0].argmax())])"]
+        above = f"config.{KEY}[label]" if KEY in config else "0.5"
+        return [
+            *lines,
+            "chances = logits[0].sigmoid().tolist()",
+            f"print([label for index, label in config.id2label.items() if chances[index] > {above}])",
         ]
 
 
@@ -185,12 +206,13 @@ def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype)
     """The labels that a classifier predicts for one text or pair, with probabilities; see `logits_of`.
 
     Returns:
-        The most probable label; of a model for several labels those above one half, which may be none.
+        The most probable label; of a model for several labels those above their thresholds (one half), which may be none.
     """
     config, logits = model.config, logits_of(model, texts, prompt, compute_dtype)
     if config.problem_type == "multi_label_classification":
-        chances = logits.sigmoid()
-        chosen = [index for index in chances.argsort(descending=True).tolist() if chances[index] > 0.5]
+        chances, above = logits.sigmoid(), of_config(config, names_of(config))
+        order = chances.argsort(descending=True).tolist()
+        chosen = [index for index in order if chances[index] > (DEFAULT if above is None else above[index])]
     else:
         chances = logits.softmax(-1)
         chosen = [int(chances.argmax())]

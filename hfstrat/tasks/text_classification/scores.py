@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfstrat.tasks.text_classification.thresholds import as_logits
+
 if TYPE_CHECKING:
     import torch
 
@@ -157,11 +159,13 @@ def class_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def class_sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def class_sums(
+    logits: torch.Tensor, labels: torch.Tensor, thresholds: np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Per row: summed loss and items, `[B, 2]`; and the true and predicted labels.
 
     These are the class and the one with the largest logit (int64 `[B, 2]`); with several labels (int8 `[B, L]`) 2 where a label
-    is true plus 1 where it is predicted, with a probability above one half.
+    is true plus 1 where it is predicted, with a probability above its threshold (`[L]`; by default one half).
     """
     import torch
 
@@ -169,5 +173,6 @@ def class_sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
     sums = torch.stack([nll, torch.full_like(nll, labels.numel() / max(1, len(labels)))], dim=1)
     sums = sums.to(torch.float64 if not nll.is_mps else nll.dtype)
     if labels.is_floating_point():
-        return sums, (2 * (labels > 0.5) + (logits > 0)).to(torch.int8)
+        above = 0.0 if thresholds is None else torch.as_tensor(as_logits(thresholds), dtype=logits.dtype, device=logits.device)
+        return sums, (2 * (labels > 0.5) + (logits > above)).to(torch.int8)
     return sums, torch.stack([labels, logits.argmax(-1)], dim=1)

@@ -1,0 +1,60 @@
+"""A threshold for each of several labels of the result, chosen on the training examples that were held out of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfstrat.evaluation.forward import Runner, Subject
+from hfstrat.tasks.text_classification.thresholds import KEY
+from hfstrat.trainer.train_data import multiple_for
+
+if TYPE_CHECKING:
+    from hfstrat.run.setup import Job
+
+
+def choose(job: Job) -> bool:
+    """Choose the thresholds of the result, and store them in its config; whether there are any."""
+    if not job.recipe.evaluation.label_thresholds or not getattr(job.data, "many", False):
+        return False
+    found = job.strategy.out_of_fold(job.trainer)
+    if found is None:
+        found = None if job.held_out is None else _outputs(job)
+    if found is None:
+        return False
+    keys = job.task.metrics.for_data(job.data).thresholds(*found)
+    for name, value in keys.items():
+        setattr(job.base.model.config, name, value)
+        low, high = min(value.values()), max(value.values())
+        job.screen.print(
+            f"{'labels':<9} predicted above {low:.2f} to {high:.2f}, chosen on {len(found[0]):,} held-out examples"
+        )
+    return bool(keys)
+
+
+def note(job: Job) -> None:
+    """Add the thresholds to the details of the evaluation."""
+    for row in (job.trainer.details or {}).get("labels", []):
+        if row["label"] in (stored := getattr(job.base.model.config, KEY, None) or {}):
+            row["threshold"] = stored[row["label"]]
+
+
+def _outputs(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """The outputs `[n, L]` of the result for the examples that were held out, and their labels."""
+    model, rows, args = job.published, job.held_out, job.trainer.args
+    runner = Runner(args.device, job.compute_dtype, job.screen, "auto", job.plan.processes, args.process_index)
+    collate = job.task.rows.collator(job.base, job.data, job.data.renderer.tokenizer, multiple_for(args.device))
+    if job.outline is None:
+        model.to(args.device)
+    subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
+
+    def step(places: list[int]) -> Any:
+        columns = rows[places]
+        batch = collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        labels = batch.pop("labels")
+        return model(**{name: tensor.to(args.device) for name, tensor in batch.items()}).logits.float(), labels
+
+    with subject.measured():
+        logits, labels = runner.per_row("held-out examples", np.asarray(rows["length"][:]), step)
+    return logits, labels
