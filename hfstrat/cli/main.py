@@ -124,7 +124,7 @@ def compare(
     """Train recipes or strategies side by side: same data, same evaluation, same budget, one process per run."""
     from hfstrat.advisor.recipes import predict
     from hfstrat.comparison import compare
-    from hfstrat.comparison.entries import Request, parse_budget
+    from hfstrat.engine.entries import Request, parse_budget
     from hfstrat.recipe.section import seconds
 
     if not budget:

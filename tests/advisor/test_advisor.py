@@ -186,7 +186,7 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
 def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from helpers import comparisons
 
-    from hfstrat.comparison import entries
+    from hfstrat.engine import entries
 
     advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out

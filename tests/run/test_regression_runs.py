@@ -14,13 +14,14 @@ from conftest import write_jsonl
 from helpers.classifiers import make_any, measured, write_recipe
 from helpers.runs import UNVERIFIED, run, stop_at, weights
 
-from hfstrat.advisor import data as survey
 from hfstrat.advisor import child
+from hfstrat.advisor import data as survey
 from hfstrat.cli import check
 from hfstrat.cli.advise import Request as AdviceRequest
 from hfstrat.cli.advise import advise
 from hfstrat.cli.inference import predict
-from hfstrat.comparison import entries, text
+from hfstrat.comparison import text
+from hfstrat.engine import entries
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import merge
