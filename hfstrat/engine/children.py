@@ -21,17 +21,20 @@ TICK = 0.5  # seconds between two checks of a process
 GRACE = 15.0  # seconds to terminate after SIGTERM
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: IO[str], **pipes: Any) -> subprocess.Popen[bytes]:
-    """Start a process that writes to a log.
-
-    Args:
-        pipes: `stdin` and `stdout` of `Popen`, where they are not the defaults: nothing, and the log.
-    """
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: IO[str],
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that writes to a log; `stdin` and `stdout` may be `subprocess.PIPE` (None: the log)."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return subprocess.Popen(
         command,
         env=dict(environment),
-        **({"stdin": subprocess.DEVNULL, "stdout": log} | pipes),
+        stdin=stdin,
+        stdout=log if stdout is None else stdout,
         stderr=log,
         start_new_session=True,  # Ctrl-C reaches it only through this process
         # Linux: it is terminated when this process is killed (PR_SET_PDEATHSIG)
