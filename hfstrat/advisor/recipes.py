@@ -109,11 +109,16 @@ def absolute_path(name: str) -> str:
     return os.path.abspath(path) if path.exists() else name
 
 
-def predict(recipes: Mapping[str, Loaded]) -> dict[str, Prediction]:
-    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out."""
+def predict(recipes: Mapping[str, Loaded], rate: Rate | None = None) -> dict[str, Prediction]:
+    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out.
+
+    Args:
+        recipes: by name.
+        rate: of this machine, if it is known.
+    """
     predictions: dict[str, Prediction] = {}
     points: dict[str, float] = {}
-    rate = speed.rate_of(hardware.find_device("auto"))  # once: on a busy machine it is measured, and not stored
+    rate = rate or speed.rate_of(hardware.find_device("auto"))  # once: on a busy machine it is measured, and not stored
     for name, loaded in recipes.items():
         with contextlib.suppress(UserError):
             predictions[name], points[name] = predict_one(loaded.recipe, rate)

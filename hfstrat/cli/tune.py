@@ -31,7 +31,8 @@ def adviser(options: Options) -> Advise:
     """What orders the candidates of a search: the advisor, which measures first if there is time for it."""
 
     def advise_for(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
-        predicted = recipes.predict(dict(loaded))
+        rate = speed.rate_of(hardware.find_device("auto"))
+        predicted = recipes.predict(loaded, rate)
         limit = hardware.find_device("auto").memory
         excluded = {
             label: f"it needs about {format.memory(found['memory_bytes'])}, and {format.memory(limit)} are available"
@@ -44,7 +45,6 @@ def adviser(options: Options) -> Advise:
             measured, lines = measured_ranks(options, list(loaded), seconds)
             ranks |= measured
         order = sorted((label for label in loaded if label not in excluded), key=lambda label: ranks[label])
-        rate = speed.rate_of(hardware.find_device("auto"))
         return Advice(order, {label: least(one, rate) for label, one in loaded.items()}, excluded, lines)
 
     return advise_for
@@ -75,7 +75,9 @@ def least(loaded: Loaded, rate: Rate) -> float:
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     step = loaded.recipe.training.global_batch_size / max(1.0, survey.rows)
-    return speed.seconds(work, survey.tokens, step, rows * survey.mean_length, EVALUATIONS, rate.for_width(candidate.model.width).value)
+    return speed.seconds(
+        work, survey.tokens, step, rows * survey.mean_length, EVALUATIONS, rate.for_width(candidate.model.width).value
+    )
 
 
 def devices() -> list[str]:

@@ -16,6 +16,7 @@ LEVEL = 0.95
 RESAMPLES = 2000
 CHOOSING = 0.6  # share of the held-out rows that choose, where no other data measures the winner
 LEAST = 2  # rows on either side
+SHRINK = 20  # rows for choosing at which right and wrong count as much as the probability of the right class
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")
 
 
@@ -40,13 +41,21 @@ def places(rows: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def score(columns: Mapping[str, np.ndarray], quality: Quality, chosen: np.ndarray) -> dict[str, Any]:
-    """The metric and the loss on some rows. `score` is signed such that higher is better."""
+    """The metric and the loss on some rows. `score` chooses: it is signed such that higher is better.
+
+    The score of a share of right answers is shrunk towards the mean probability of the right class, which varies less from row
+    to row: a few rows cannot rank candidates by right and wrong alone (a barely trained one is right in half of two classes).
+    """
     above, below = columns[quality.above][chosen].astype(float), columns[quality.below][chosen].astype(float)
     value = float(above.sum() / below.sum())
     loss = float(columns["nll"][chosen].sum() / columns["items"][chosen].sum())
     low, high = interval(above, below)
+    signed = value if quality.higher_is_better else -value
+    if quality.above == "right" and (columns["items"][chosen] == 1).all() and len(above) == below.sum():
+        weight = len(above) / (len(above) + SHRINK)
+        signed = weight * value + (1 - weight) * float(np.exp(-columns["nll"][chosen]).mean())
     return {
-        "score": value if quality.higher_is_better else -value,
+        "score": signed,
         "quality": value,
         "low": low,
         "high": high,

@@ -210,37 +210,57 @@ def _is_default(candidates: Candidates, members: list[Trial], number: int) -> bo
 
 def _continue(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:
     """After the rounds: continue the best trial while it improves, or open another round."""
-    running = [trial for trial in trials if trial.is_claimed]
-    measured = [trial for trial in trials if trial.is_open and trial.rungs]
-    if measured:
-        best = max(measured, key=lambda trial: (*trial.rungs[trial.best].key, -trial.number))
-        if not best.has_stalled and not best.is_claimed:
-            room = left - fixed_seconds(candidates, trials, best.label)
-            if room >= max(LEAST_SECONDS, LEAST_SHARE * best.trained):
-                seconds = room if room < 2.5 * best.trained + fixed_seconds(candidates, trials, best.label) else best.trained
-                return Next("train", best.bracket, trial=best.number, rung=len(best.rungs), seconds=seconds)
-    if running:
+    measured = [trial for trial in trials if trial.is_open and trial.rungs and not trial.is_claimed]
+    ranked = sorted(measured, key=lambda trial: (*trial.rungs[trial.best].key, -trial.number), reverse=True)
+    claimed = [trial for trial in trials if trial.is_claimed]
+    if ranked and not any(_leads(trial, ranked[0]) for trial in claimed):
+        if (action := _longer(candidates, trials, ranked[0], left)) is not None:
+            return action
+    if claimed:
         return Next("wait")
-    if (bracket := plan(candidates, trials, left, first=not brackets)) is not None:
+    if (bracket := plan(candidates, trials, left, brackets)) is not None:
         return Next("open", len(brackets) + 1, opened=bracket)
-    return Next("stop")
+    others = (_longer(candidates, trials, trial, left) for trial in ranked[1:])
+    return next((action for action in others if action is not None), Next("stop"))
 
 
-def plan(candidates: Candidates, trials: Sequence[Trial], left: float, first: bool) -> Bracket | None:
+def _leads(trial: Trial, other: Trial) -> bool:
+    return bool(trial.rungs) and trial.rungs[trial.best].key > other.rungs[other.best].key
+
+
+def _longer(candidates: Candidates, trials: Sequence[Trial], trial: Trial, left: float) -> Next | None:
+    """Train a trial for as long again as it was trained, or for all that is left; None if it got worse or there is no time."""
+    fixed = fixed_seconds(candidates, trials, trial.label)
+    room = left - fixed
+    if trial.has_stalled or room < max(LEAST_SECONDS, LEAST_SHARE * trial.trained):
+        return None
+    seconds = room if room < 2.5 * trial.trained + fixed else trial.trained
+    return Next("train", trial.bracket, trial=trial.number, rung=len(trial.rungs), seconds=seconds)
+
+
+def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: Sequence[Bracket]) -> Bracket | None:
     """A round with as many candidates as the time allows, each trained for at least as long as its other costs.
 
-    None if not even one fits; or two, in a later round, which needs something to search.
+    A later round trains about as long as the first, so that the sampler can compare their candidates.
+
+    Args:
+        before: the earlier rounds.
+
+    Returns:
+        None if not even one candidate fits; or two, in a later round, which needs something to search.
     """
+    first = not before
     if not first and not candidates.can_vary:
         return None
     fixed = fixed_seconds(candidates, trials)
+    least = max(LEAST_SECONDS, 0.75 * fixed, *(0.75 * bracket.seconds for bracket in before[:1]))
     for count in COUNTS:
         if count > candidates.most or (count < 2 and not first):
             continue
         levels = list(enumerate(Bracket(count, 1.0).sizes()))
         units = sum(size * Bracket(count, 1.0).takes(level) for level, size in levels)
         seconds = (SHARE * left - fixed * sum(size for _, size in levels)) / units
-        if seconds >= max(LEAST_SECONDS, 0.75 * fixed):
+        if seconds >= least:
             return Bracket(count, seconds)
     room = left - fixed
     return Bracket(1, room / 2 if room > 4 * fixed else room) if first and room >= LEAST_SECONDS else None

@@ -384,6 +384,10 @@ class Search:
         luck = self.luck(trial, rung, answer)
         if not interrupted:
             self.store.put("finished", True)
+            for each in self.store.trials():  # nothing continues from their checkpoints any more
+                for index in range(len(each.rungs) + 1):
+                    for checkpoint in checkpoints.all_checkpoints(self.place(each.number, index)):
+                        checkpoints.remove(checkpoint)
         table = results.table(self.setting, self.store, (trial, rung), luck, self.elapsed, answer, interrupted)
         results.publish(self.folder, table)
         self.screen.result(table, self.folder)

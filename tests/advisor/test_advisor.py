@@ -419,7 +419,10 @@ def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any])
 
     def points_of(steps: int) -> dict[str, float]:
         loaded = {name: recipe(f"training.max_steps={steps}", *words) for name, words in ways.items()}
-        return {name: recipes.predict_one(each.recipe, speed.rate_of(hardware.find_device("auto")))[1] for name, each in loaded.items()}
+        return {
+            name: recipes.predict_one(each.recipe, speed.rate_of(hardware.find_device("auto")))[1]
+            for name, each in loaded.items()
+        }
 
     points = {steps: points_of(steps) for steps in (2, 1000)}
     lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}

@@ -98,13 +98,11 @@ def trials_of(asked: Any) -> list[Trial]:
     return Store(asked.folder, asked.seed).trials()
 
 
-def test_two_processes_share_a_search(
-    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_share_a_search(encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial is trained by one of them, and what one process has claimed the other leaves alone."""
     monkeypatch.setattr(tune, "PAUSE", 0.0)
     asked = options(encoder, data, tmp_path / "run", time=900.0)
-    setting = tuning_options.ordered(tuning_options.check(asked), in_order({e: None for e in ("head", "lora", "full")}, 0))  # type: ignore[misc]
+    setting = tuning_options.ordered(tuning_options.check(asked), in_order(dict.fromkeys(("head", "lora", "full")), 0))  # type: ignore[misc]
     tune.claim(asked.folder)
     clock = Clock()
     first = tune.Search(setting, Played(clock), tune.Screen(), clock, clock.now)
@@ -200,7 +198,7 @@ def test_a_round_takes_half_of_the_time_and_trains_as_long_as_it_loads() -> None
     """For any fixed costs and any time left."""
     for fixed, left in itertools.product((1.0, 5.0, 30.0), (20.0, 100.0, 1000.0, 20_000.0)):
         candidates = Candidates((), ("a", "b", "c", "d"), fixed=fixed)
-        bracket = schedule.plan(candidates, [], left, first=True)
+        bracket = schedule.plan(candidates, [], left, [])
         if bracket is None:
             assert left <= fixed + schedule.LEAST_SECONDS
             continue
