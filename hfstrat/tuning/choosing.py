@@ -112,7 +112,7 @@ def difference(first: float, second: float, parts: list[tuple[np.ndarray, np.nda
 
 
 def luck_against(chosen: Mapping[str, Any], others: Mapping[str, float], rows: int) -> dict[str, Any]:
-    """The same for other data, from two intervals of independent samples: half-widths add in squares (Newcombe 1998, method 10).
+    """The same for other data, from two intervals of independent samples, whose half-widths add in squares (Newcombe 1998).
 
     Args:
         chosen: the winner on the rows that chose it: `quality`, `low`, `high`.

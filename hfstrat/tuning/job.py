@@ -202,8 +202,8 @@ def scores_of(job: Job, spec: Spec) -> dict[str, Any]:
     columns = intervals.read_rows(job.folder)
     if quality.below not in columns:
         raise UserError(
-            "data: losses per token are not comparable across tokenizers, and the tokens of this one have no defined bytes; leave "
-            "out the strategies with a new tokenizer (--strategies)"
+            "data: losses per token are not comparable across tokenizers, and the tokens of this one have no defined bytes; "
+            "leave out the strategies with a new tokenizer (--strategies)"
         )
     places = choosing.places(columns["row"], spec.choosing, spec.seed)
     return choosing.score(columns, quality, places) | {"held_out": len(columns["row"])}

@@ -140,7 +140,8 @@ def check(options: Options) -> Setting:
     for entry in lineup.entries:
         if getattr(entry.loaded.recipe.strategy, "gradual_unfreezing", None) is not None:
             raise UserError(
-                f"{entry.label}: strategy.gradual_unfreezing follows the length of a run, which a search does not know; remove it"
+                f"{entry.label}: strategy.gradual_unfreezing follows the length of a run, which a search does not know; "
+                "remove it"
             )
     space.check(options.search, lineup.entries)
     in_bytes = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in lineup.entries}) > 1
@@ -153,8 +154,8 @@ def evaluation_data(entry: Entry) -> str | None:
     data = entry.loaded.recipe.data
     if data.eval_split is not None or len(data.eval or []) > 1:
         raise UserError(
-            f"{entry.label}: data.eval: a search chooses on held-out training rows and measures the winner on one file or folder; "
-            "give it as --eval-data, and remove data.eval and data.eval_split"
+            f"{entry.label}: data.eval: a search chooses on held-out training rows and measures the winner on one file or "
+            "folder; give it as --eval-data, and remove data.eval and data.eval_split"
         )
     return data.eval[0].path if data.eval else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def render(table: Table) -> str:
     )
     scrubbed: Table = Scrubber({}).value(table)
     return environment.get_template("report.html.jinja").render(values(scrubbed))
+
+
+def publish(folder: Path, table: Table) -> None:
+    """Write tune.json and report.html, each atomically."""
+    results.write(folder / results.DATA, json.dumps(table, indent=1, default=str) + "\n")
+    results.write(folder / results.PAGE, render(table))
 
 
 def values(table: Table) -> dict[str, Any]:

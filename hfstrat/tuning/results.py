@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,11 +159,9 @@ def sentences(table: Table) -> list[str]:
         lines.append(
             f"selection luck: {format.difference(metric, luck['luck'])} (95% CI {low.removesuffix(' pp')} to {high}){told}"
         )
-    count = len(table["trials"])
-    lines.append(
-        f"{format.plural(count, 'candidate')} of {format.plural(len({each['label'] for each in table['trials']}), 'strategy', 'strategies')}"
-        f" in {format.duration(table['elapsed'])} of {format.duration(table['time'])}"
-    )
+    strategies = format.plural(len({each["label"] for each in table["trials"]}), "strategy", "strategies")
+    took = f"{format.duration(table['elapsed'])} of {format.duration(table['time'])}"
+    lines.append(f"{format.plural(len(table['trials']), 'candidate')} of {strategies} in {took}")
     return lines
 
 
@@ -187,14 +184,6 @@ def front(points: dict[int, tuple[float, float]], higher_is_better: bool) -> set
             for other, price in points.values()
         )
     }
-
-
-def publish(folder: Path, table: Table) -> None:
-    """Write tune.json and report.html, each atomically."""
-    from hfstrat.tuning import page
-
-    write(folder / DATA, json.dumps(table, indent=1, default=str) + "\n")
-    write(folder / PAGE, page.render(table))
 
 
 def leaderboard(trials: list[Trial]) -> list[tuple[Trial, schedule.Rung]]:

@@ -79,7 +79,8 @@ class Runner:
 
     def _fork(self, file: Path, look: Callable[[], None]) -> int:
         self.start()
-        assert self._worker is not None and self._worker.stdin is not None
+        assert self._worker is not None
+        assert self._worker.stdin is not None
         if not self.ready:
             self.ready = float(self._next(look, "ready")["ready"])
         self._worker.stdin.write(f"{file}\n".encode())

@@ -26,6 +26,7 @@ SEGMENT = (
 LEAST_SHARE = 0.25  # of the training time so far that a continuation must have at least
 AT_ONCE = 0.1  # of the time left, for a strategy that was expected to take seconds and has to be trained
 LEAST_SECONDS = 1.0  # of training in a rung
+HOPELESS = 3  # failed candidates at least after which a search without any result ends
 VARIETY = 9  # candidates of a round for each strategy with something to search
 
 
@@ -158,6 +159,9 @@ def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
             return Next("new", label=label)
     if left < LEAST_SECONDS:
         return Next("stop")
+    failed = [trial for trial in trials if trial.failed]
+    if len(failed) >= max(HOPELESS, len(candidates.others)) and not any(trial.rungs for trial in trials):
+        return _after(trials, Next("stop"))
     if not candidates.others:
         return _after(trials, Next("stop"))
     for number, bracket in enumerate(brackets, 1):
@@ -213,9 +217,9 @@ def _continue(candidates: Candidates, trials: Sequence[Trial], brackets: Sequenc
     measured = [trial for trial in trials if trial.is_open and trial.rungs and not trial.is_claimed]
     ranked = sorted(measured, key=lambda trial: (*trial.rungs[trial.best].key, -trial.number), reverse=True)
     claimed = [trial for trial in trials if trial.is_claimed]
-    if ranked and not any(_leads(trial, ranked[0]) for trial in claimed):
-        if (action := _longer(candidates, trials, ranked[0], left)) is not None:
-            return action
+    best = None if not ranked or any(_leads(trial, ranked[0]) for trial in claimed) else ranked[0]
+    if best is not None and (action := _longer(candidates, trials, best, left)) is not None:
+        return action
     if claimed:
         return Next("wait")
     if (bracket := plan(candidates, trials, left, brackets)) is not None:

@@ -7,6 +7,7 @@ itself: that is used on GPUs, since CUDA must not be initialized before a fork, 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import errors
+
+LIBRARIES = ("peft", "sklearn.linear_model", "hfstrat.strategies.frozen.precompute", "hfstrat.tuning.job")
 
 
 def say(**message: Any) -> None:
@@ -64,13 +67,8 @@ def main() -> None:
     """Serve jobs until the input ends."""
     started = time.monotonic()
     errors.quiet_libraries()
-    import peft
-    import sklearn.linear_model
-
-    from hfstrat.strategies.frozen import precompute
-    from hfstrat.tuning import job
-
-    assert job and peft and precompute and sklearn
+    for library in LIBRARIES:
+        importlib.import_module(library)
     say(ready=time.monotonic() - started)
     for line in sys.stdin:
         process, reader = fork(line.strip())

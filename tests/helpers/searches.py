@@ -134,8 +134,9 @@ def accuracy(label: str, rate: float, steps: int) -> float:
 
 
 def in_order(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
-    """Advice that changes nothing."""
-    return Advice(list(loaded), dict.fromkeys(loaded, 20.0))
+    """Advice: the reverse of the order in which strategies are proposed, and `head` first."""
+    order = sorted(reversed(loaded), key=lambda label: label != "head")
+    return Advice(order, dict.fromkeys(loaded, 20.0))
 
 
 def options(model: Path, data: Path, output: Path, /, **given: Any) -> Options:
