@@ -70,13 +70,13 @@ def check(names: Sequence[str], entries: Sequence[Entry]) -> None:
     for name in names:
         if not any(name in searched(names, entry) for entry in entries):
             raise UserError(
-                f"--search: {name}: none of the candidates ({', '.join(each.label for each in entries)}) has {KEYS[name].place}; "
-                "remove it, or add a strategy that has it"
+                f"--search: {name}: none of the candidates ({', '.join(each.label for each in entries)}) has "
+                f"{KEYS[name].place}; remove it, or add a strategy that has it"
             )
 
 
 def choices(name: str, default: Any) -> tuple[Any, ...]:
-    """The values of a key with choices, and its default; at most twice the default for blocks, of which a model has a number."""
+    """The values of a key with choices, and its default; of blocks, of which a model has a number, at most twice that."""
     given = [each for each in KEYS[name].choices or () if name != "last_n_layers" or each <= 2 * default]
     return tuple(sorted({*given, default}))
 

@@ -135,7 +135,7 @@ def accuracy(label: str, rate: float, steps: int) -> float:
 
 def in_order(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
     """Advice: the reverse of the order in which strategies are proposed, and `head` first."""
-    order = sorted(reversed(loaded), key=lambda label: label != "head")
+    order = sorted([*loaded][::-1], key=lambda label: label != "head")
     return Advice(order, dict.fromkeys(loaded, 20.0))
 
 
