@@ -134,8 +134,8 @@ def accuracy(label: str, rate: float, steps: int) -> float:
 
 
 def in_order(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
-    """Advice: the reverse of the order in which strategies are proposed, and `head` first."""
-    order = sorted([*loaded][::-1], key=lambda label: label != "head")
+    """Advice: another order than that in which strategies are proposed."""
+    order = sorted(loaded, key=lambda label: (label != "head", label != "partial"))
     return Advice(order, dict.fromkeys(loaded, 20.0))
 
 
