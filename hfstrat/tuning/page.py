@@ -16,6 +16,8 @@ from hfstrat.recipe import format
 from hfstrat.tuning import results
 from hfstrat.tuning.results import Table
 
+METRIC = "metric"
+COLUMNS = ["", "strategy", "settings", METRIC, "95% CI", "loss", "steps", "time", "peak memory", "artifact", "status"]
 CURVES = 8  # trials with a learning curve
 SHARE = 10  # trials in the charts of costs
 
@@ -52,13 +54,18 @@ def values(table: Table) -> dict[str, Any]:
         "interrupted": table["interrupted"],
         "notes": results.notes(table),
         "labels": numbers,
-        "columns": ["", "strategy", "settings", metric.replace("_", " "), "95% CI", "loss", "steps", "time", "peak memory"]
-        + ["artifact", "status"],
-        "rows": [(numbers[each["label"]], each["wins"], cells(each, metric)) for each in rows],
+        "columns": _without_loss(COLUMNS, metric),
+        "rows": [(numbers[each["label"]], each["wins"], _without_loss(cells(each, metric), metric)) for each in rows],
         "charts": [Markup(chart) for chart in _charts(table, numbers) if chart],
         "importances": [(name, _bars(shares)) for name, shares in table["importances"].items()],
         "rows_for": f"{table['train_rows']:,} training rows; {table['choosing_rows']:,} held-out rows choose",
     }
+
+
+def _without_loss(cells: list[str], metric: str) -> list[str]:
+    """The cells of a row without the loss, where that is the metric; the columns with the metric's name."""
+    named = [metric.replace("_", " ") if cell == METRIC else cell for cell in cells]
+    return [cell for at, cell in enumerate(named) if at != COLUMNS.index("loss") or metric != "loss"]
 
 
 def cells(each: Table, metric: str) -> list[str]:

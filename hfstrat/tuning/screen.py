@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160
 SHOWN = 10  # trials of the leaderboard
+LOSS = 4  # the column of the loss, left out where it is the metric
 
 
 class Screen:
@@ -66,7 +67,8 @@ class Screen:
         trial = next(each for each in trials if each.number == number)
         rung = trial.rungs[-1]
         best, best_rung = results.leaderboard(trials)[0]
-        now = f"{quality.metric} {format.metric(quality.metric, rung.info['quality'])}, loss {rung.loss:.4f}"
+        now = f"{quality.metric} {format.metric(quality.metric, rung.info['quality'])}"
+        now += "" if quality.metric == "loss" else f", loss {rung.loss:.4f}"
         leads = (
             "the best so far"
             if best.number == number
@@ -94,9 +96,10 @@ class Screen:
         """The leaderboard, the result in words, and where everything is."""
         self.close()
         metric = table["quality"]["metric"]
-        shown = Table("", "candidate", metric.replace("_", " "), "95% CI", "loss", "steps", "time", "memory")
+        names = ["", "candidate", metric.replace("_", " "), "95% CI", "loss", "steps", "time", "memory"]
+        shown = Table(*(name for at, name in enumerate(names) if at != LOSS or metric != "loss"))
         for each in [each for each in table["trials"] if "quality" in each][:SHOWN]:
-            shown.add_row(
+            cells = [
                 f"#{each['number']}",
                 escape(f"{each['label']} {each['settings']}".strip()),
                 format.metric(metric, each["quality"]),
@@ -105,7 +108,8 @@ class Screen:
                 f"{each['steps']:,}",
                 format.duration(each["seconds"]),
                 format.memory(each["memory"]),
-            )
+            ]
+            shown.add_row(*(cell for at, cell in enumerate(cells) if at != LOSS or metric != "loss"))
         self.console.print(shown)
         self.lines(
             [*results.sentences(table), *results.notes(table), f"model: {folder / 'final'}", f"report: {folder / results.PAGE}"]

@@ -139,7 +139,7 @@ def test_a_failed_candidate_is_left_out(encoder: Path, data: Path, tmp_path: Pat
     assert table["trials"][0]["label"] != "full"
     assert sum(job["answer"]["status"] == "failed" for job in runner.jobs) == 1, "it is not proposed again"
     runner.broken = {"full", "lora"}
-    with pytest.raises(RunError, match="no candidate could be measured; the first: .*: the loss is not finite"):
+    with pytest.raises(RunError, match=r"no candidate could be measured; the first: .*: the loss is not finite"):
         play(options(encoder, data, tmp_path / "none", strategies="full,lora"), runner)
 
 
