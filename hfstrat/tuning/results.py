@@ -14,11 +14,14 @@ from hfstrat.tuning import choosing, schedule, space
 from hfstrat.tuning.schedule import Trial
 
 if TYPE_CHECKING:
+    import optuna
+
     from hfstrat.tuning.options import Setting
     from hfstrat.tuning.store import Store
 
 DATA, PAGE = "tune.json", "report.html"
 LEAST_TRIALS = 4  # for importances
+ALL = "all candidates"
 Table = dict[str, Any]
 
 
@@ -83,7 +86,7 @@ def row(trial: Trial, params: dict[str, Any], winner: tuple[Trial, int] | None) 
         "label": trial.label,
         "settings": settings(params),
         "params": params,
-        "status": "failed" if trial.failed else "complete" if trial.is_complete else f"{len(trial.rungs)} rungs",
+        "status": "failed" if trial.failed else "complete" if trial.is_complete else format.plural(len(trial.rungs), "rung"),
         "sentence": trial.failed,
         "wins": winner is not None and trial.number == winner[0].number,
         "order": (True, 0.0, 0.0, trial.number),
@@ -119,24 +122,40 @@ def settings(params: dict[str, Any]) -> str:
 
 
 def importances(setting: Setting, store: Store) -> dict[str, dict[str, float]]:
-    """How much of the variance of the first rungs each parameter explains (fANOVA, Hutter et al. 2014): of the strategy among
-    all trials, and of the other keys within each strategy that has enough trials."""
+    """How much of the variance of first rungs each setting explains (fANOVA, Hutter et al. 2014).
+
+    Among all candidates: of the strategy and of the learning rate relative to its default. Within a strategy: of its keys, if
+    there are several. A single one would explain everything.
+    """
+    import optuna
+
+    every = optuna.create_study(direction="maximize")
+    groups = {ALL: every}
+    for entry in setting.entries:
+        own = groups[entry.label] = store.first_rungs([entry.label])
+        default = space.searched(setting.options.search, entry).get(space.USUAL)
+        labels = optuna.distributions.CategoricalDistribution([each.label for each in setting.entries])
+        ratio = optuna.distributions.FloatDistribution(1 / space.REACH / 1.001, space.REACH * 1.001, log=True)
+        for trial in [trial for trial in own.trials if trial.value is not None and default is not None]:
+            params = {space.STRATEGY: entry.label, space.USUAL: trial.params[f"{entry.label}.{space.USUAL}"] / default}
+            places = {space.STRATEGY: labels, space.USUAL: ratio}
+            every.add_trial(optuna.trial.create_trial(value=trial.value, params=params, distributions=places))
+    return {name: found for name, study in groups.items() if (found := _importances(study))}
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """The shares of the parameters that vary; empty if there are fewer than two, or too few trials."""
     from optuna.importance import get_param_importances
 
-    found = {}
-    labels = [entry.label for entry in setting.entries]
-    groups = {"strategy": labels, **{label: [label] for label in labels}}
-    for name, group in groups.items():
-        study = store.first_rungs(group)
-        done = [trial for trial in study.trials if trial.value is not None]
-        varied = {key for trial in done for key in trial.params if len({each.params.get(key) for each in done}) > 1}
-        if len(done) < LEAST_TRIALS or not varied or len({trial.value for trial in done}) < 2:
-            continue
-        wanted = [space.STRATEGY] if name == "strategy" else sorted(varied)
-        with contextlib.suppress(ValueError, RuntimeError):
-            shares = get_param_importances(study, params=wanted)
-            found[name] = {key.rpartition(".")[2]: float(value) for key, value in shares.items()}
-    return found
+    done = [trial for trial in study.trials if trial.value is not None]
+    keys = sorted({key for trial in done for key in trial.params})
+    varied = [key for key in keys if len({trial.params.get(key) for trial in done}) > 1]
+    if len(done) < LEAST_TRIALS or len(varied) < 2 or len({trial.value for trial in done}) < 2:
+        return {}
+    with contextlib.suppress(ValueError, RuntimeError):
+        shares = get_param_importances(study, params=varied)
+        return {key.rpartition(".")[2]: float(value) for key, value in shares.items()}
+    return {}
 
 
 def sentences(table: Table) -> list[str]:

@@ -50,6 +50,10 @@ def test_the_best_candidate_is_continued_and_wins(encoder: Path, data: Path, tmp
     runner = Played(Clock())
     table = play(options(encoder, data, tmp_path / "run", time=600.0), runner)
     assert table["trials"][0]["label"] == "full"
+    assert 0.99 < sum(table["importances"]["all candidates"].values()) < 1.01
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") > 6
+    assert str(tmp_path) not in page, "a page is shared"
     rungs = [job for job in runner.jobs if job["kind"] == "rung"]
     places = [job["result"] for job in rungs]
     assert len(set(places)) == len(places)
