@@ -318,7 +318,8 @@ class Search:
         overrides = recipes.final(entry, settings, self.seed, self.folder, steps)
         file, result = self.folder / TRIALS / f"{FINAL}.job.json", self.folder / TRIALS / f"{FINAL}.result.json"
         result.unlink(missing_ok=True)
-        checkpoint = None if trial.is_complete else str(self.cooled(trial, rung))
+        cooled = self.cooled(trial, rung)  # gone if another one was better: then it is trained again, with the same weights
+        checkpoint = None if trial.is_complete or not cooled.is_dir() else str(cooled)
         self.write_job(file, result, trial.label, overrides, kind="final", checkpoint=checkpoint, others=self.setting.others)
         return self.runner.run(file, result, lambda: self.screen.look(self.elapsed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from helpers.classifiers import labeled
 from helpers.searches import FINISH, Clock, Events, Killed, Played, in_order, options, play
+from rich.console import Console
 
+from hfstrat.cli import tune as cli_tune
 from hfstrat.errors import RunError, UserError
 from hfstrat.tuning import options as tuning_options
 from hfstrat.tuning import schedule, search, space, tune
 from hfstrat.tuning.options import Advice
 from hfstrat.tuning.schedule import Bracket, Candidates, Rung, Trial
+from hfstrat.tuning.screen import Screen
 from hfstrat.tuning.store import Store
 
 
@@ -110,7 +114,10 @@ def test_two_processes_share_a_search(encoder: Path, data: Path, tmp_path: Path,
     setting = tuning_options.ordered(tuning_options.check(asked), in_order(dict.fromkeys(("head", "lora", "full")), 0))  # type: ignore[misc]
     tune.claim(asked.folder)
     clock = Clock()
-    first = search.Search(setting, Played(clock), search.Screen(), clock, clock.now)
+    shown = io.StringIO()
+    screen = Screen(Console(file=shown, force_terminal=True, width=120))
+    first = search.Search(setting, Played(clock), screen, clock, clock.now)
+    screen.begin(setting, first.candidates, 0.0)
     second = search.Search(setting, Played(clock), search.Screen(), clock, clock.now, leads=False)
     second.store.me = f"{second.store.me.rpartition(':')[0]}:1"  # another process that lives
     done: list[tuple[int, int]] = []
@@ -130,9 +137,29 @@ def test_two_processes_share_a_search(encoder: Path, data: Path, tmp_path: Path,
         pass
     rungs = [(trial.number, index) for trial in first.store.trials() for index in range(len(trial.rungs))]
     assert len(set(rungs)) == len(rungs)
+    screen.close()
+    assert all(word in shown.getvalue() for word in ("candidate", "#1", "left; ", "best so far"))
     assert len(second.runner.jobs) > 2  # type: ignore[attr-defined]
     both = [job["result"] for each in (first, second) for job in each.runner.jobs]  # type: ignore[attr-defined]
     assert len(set(both)) == len(both)
+
+
+def test_a_rung_that_takes_too_long_is_stopped(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """Another program slows the machine down: the best so far is finished in time."""
+    clock = Clock()
+    runner = Played(clock, jitter=lambda number: 40.0 if number == 3 else 1.0)
+    play(options(encoder, data, tmp_path / "run", time=150.0), runner)
+    assert clock.now - 1000 <= 1.05 * 150
+    assert runner.jobs[-1]["kind"] == "final"
+
+
+def test_if_the_winner_cannot_be_finished_the_next_best_is(encoder: Path, data: Path, tmp_path: Path) -> None:
+    runner = Played(Clock())
+    runner.unfinished = {"full"}
+    play(options(encoder, data, tmp_path / "run", time=200.0), runner)
+    finals = [job for job in runner.jobs if job["kind"] == "final"]
+    assert [Path(job["source"]).stem == "full" for job in finals][-2:] == [True, False]
+    assert finals[-1]["checkpoint"] is None, "its cooled checkpoint was not kept, so it is trained again"
 
 
 def test_a_failed_candidate_is_left_out(encoder: Path, data: Path, tmp_path: Path) -> None:
@@ -222,3 +249,22 @@ def test_the_winner_is_not_continued_once_it_gets_worse() -> None:
     assert schedule.decide(candidates, [trial(0, [0.6, 0.5])], bracket, 100.0).do == "stop"
     assert schedule.winner([trial(0, [0.6, 0.5]), trial(1, [0.55])]) == (trial(0, [0.6, 0.5]), 0)
     assert FINISH > 0
+
+
+def test_one_helper_for_each_further_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the search to exist, and gives up if the process that starts it ends first."""
+    started: list[str] = []
+    monkeypatch.setattr(cli_tune.launch, "count_gpus", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setattr(cli_tune, "start_helper", lambda folder, device: started.append(device))
+    monkeypatch.setattr(cli_tune.children, "terminate", lambda child: None)
+    with cli_tune.helpers(tmp_path):
+        assert started == ["5", "7"]
+    assert cli_tune.runner(tmp_path).environment["CUDA_VISIBLE_DEVICES"] == "4"
+    assert not cli_tune.runner(tmp_path).forks
+    joined: list[Path] = []
+    assert cli_tune.wait_and_join(tmp_path, -1, lambda folder: joined.append(folder) or 0) == 0
+    assert not joined
+    (tmp_path / tune.OPTIONS).write_text("{}")
+    assert cli_tune.wait_and_join(tmp_path, -1, lambda folder: joined.append(folder) or 0) == 0
+    assert joined == [tmp_path]
