@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from hfstrat.engine import children
-from hfstrat.errors import CRASH, RunError
 from hfstrat.models.load import read_json
 from hfstrat.run import launch
 
 WORKER = [sys.executable, "-m", "hfstrat.tuning.worker"]
 STARTING = 300.0  # seconds for the libraries to load
 LOG = "worker.log"
+
+
+class WorkerEnded(Exception):
+    """The process that runs the jobs has ended, with this exit code: a job may have taken all memory."""
 
 
 class Runner:
@@ -68,6 +71,8 @@ class Runner:
             kills, since = children.kernel_kills(), time.monotonic()
             try:
                 code = self._fork(file, look) if self.forks else self._spawn(file, look)
+            except WorkerEnded as ended:  # another one is started for the next job
+                code = int(ended.args[0])
             except BaseException:
                 self.stop()
                 raise
@@ -91,7 +96,7 @@ class Runner:
         return code
 
     def _next(self, look: Callable[[], None], key: str) -> dict[str, Any]:
-        """The next message of the worker. Raises RunError if it has ended."""
+        """The next message of the worker. Raises WorkerEnded."""
         assert self._worker is not None
         while True:
             with contextlib.suppress(queue.Empty):
@@ -101,7 +106,8 @@ class Runner:
             look()
             if self._worker.poll() is not None and self._lines.empty():
                 self.ready = 0.0
-                raise RunError(f"the process that runs the candidates ended; see {self.folder / LOG}", CRASH)
+                self._job = None
+                raise WorkerEnded(self._worker.returncode)
 
     def _spawn(self, file: Path, look: Callable[[], None]) -> int:
         with file.with_suffix(".log").open("a", encoding="utf-8") as log:

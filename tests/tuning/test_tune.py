@@ -19,7 +19,7 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.train import run
 from hfstrat.tasks import report
-from hfstrat.tuning import job, recipes
+from hfstrat.tuning import job, recipes, runner
 from hfstrat.tuning.options import Options, check
 from hfstrat.tuning.store import Store
 
@@ -83,6 +83,27 @@ def test_the_schedule_needs_its_cooldown() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Recipe.model_validate({**base, "training": {"lr_scheduler_type": "warmup_stable_decay", **training}})
+
+
+def test_a_job_that_takes_the_worker_with_it_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is started again for the next job, whose answer is read."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "print(json.dumps({'ready': 1.0}), flush=True)\n"
+        "file = pathlib.Path(sys.stdin.readline().strip())\n"
+        "if 'bad' in file.name: os.kill(os.getpid(), 9)\n"
+        "file.with_suffix('.answer').write_text(json.dumps({'status': 'done'}))\n"
+        "print(json.dumps({'started': 1}), json.dumps({'ended': 0}), sep=chr(10), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    monkeypatch.setattr(runner, "WORKER", [sys.executable, str(script)])
+    runs = runner.Runner(tmp_path)
+    answers = [runs.run(tmp_path / name, (tmp_path / name).with_suffix(".answer"), lambda: None) for name in ("bad", "good")]
+    runs._job = None  # its process is not one of ours
+    runs.close()
+    assert answers[0]["status"] == "out-of-memory"
+    assert answers[1] == {"status": "done"}
 
 
 COMMAND = [sys.executable, "-m", "hfstrat", "tune"]
