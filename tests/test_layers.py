@@ -15,7 +15,8 @@ FLOORS = (
     ("tasks", "trainer"),
     ("strategies", "objectives", "evaluation", "publish"),
     ("run",),
-    ("advisor", "comparison"),
+    ("engine",),
+    ("advisor", "comparison", "tuning"),
     ("cli",),
     ("__main__", "train"),
 )

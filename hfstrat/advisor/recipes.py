@@ -16,6 +16,7 @@ from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
 from hfstrat.advisor.memory import Shape
+from hfstrat.advisor.speed import Rate
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import Recipe
@@ -115,25 +116,29 @@ def absolute_path(name: str) -> str:
     return os.path.abspath(path) if path.exists() else name
 
 
-def predict(recipes: Mapping[str, Loaded]) -> dict[str, Prediction]:
-    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out."""
+def predict(recipes: Mapping[str, Loaded], rate: Rate | None = None) -> dict[str, Prediction]:
+    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out.
+
+    Args:
+        recipes: by name.
+        rate: of this machine, if it is known.
+    """
     predictions: dict[str, Prediction] = {}
     points: dict[str, float] = {}
+    rate = rate or speed.rate_of(hardware.find_device("auto"))  # once: on a busy machine it is measured, and not stored
     for name, loaded in recipes.items():
         with contextlib.suppress(UserError):
-            predictions[name], points[name] = predict_one(loaded.recipe)
+            predictions[name], points[name] = predict_one(loaded.recipe, rate)
     for place, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
         predictions[name]["rank"] = place
     return predictions
 
 
-def predict_one(recipe: Recipe) -> tuple[Prediction, float]:
+def predict_one(recipe: Recipe, rate: Rate) -> tuple[Prediction, float]:
     """The prediction for a recipe without its rank, and its points. Raises UserError if it cannot be predicted."""
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
-    situation = Situation(
-        candidate.model, survey, device, device.memory, rate=speed.rate_of(device).for_width(candidate.model.width)
-    )
+    situation = Situation(candidate.model, survey, device, device.memory, rate=rate.for_width(candidate.model.width))
     shape = shape_of_recipe(recipe, survey, candidate.description.body_once, device.is_cpu, situation.compute)
     fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.description, shape), shape, {})
     timed = estimate(recipe, fitted, situation)

@@ -124,7 +124,7 @@ def compare(
     """Train recipes or strategies side by side: same data, same evaluation, same budget, one process per run."""
     from hfstrat.advisor.recipes import predict
     from hfstrat.comparison import compare
-    from hfstrat.comparison.entries import Request, parse_budget
+    from hfstrat.engine.entries import Request, parse_budget
     from hfstrat.recipe.section import seconds
 
     if not budget:
@@ -138,6 +138,58 @@ def compare(
     files, spent = [argument for argument in given if argument not in overrides], parse_budget(budget)
     request = Request(files, overrides, model, data, strategies, task, spent, seeds, output, evaluate, limit, retry)
     raise typer.Exit(compare.compare(request, predict))
+
+
+@app.command()
+def tune(
+    recipes: Annotated[
+        list[str] | None,
+        Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files, and overrides for all of them"),
+    ] = None,
+    model: Annotated[
+        str | None, Option(metavar="MODEL", help="Instead of recipes: a model folder or Hub id, with --data")
+    ] = None,
+    data: Annotated[str | None, Option(metavar="DATA", help="Instead of recipes: the training data, with --model")] = None,
+    time: Annotated[
+        str, Option(metavar="TIME", help="Time until the model is ready, verification included, such as 30min")
+    ] = "",
+    eval_data: Annotated[
+        str | None, Option(metavar="DATA", help="Measures the winner, chooses nothing; default: a part of the held-out rows")
+    ] = None,
+    strategies: Annotated[
+        str | None, Option(metavar="NAME,...", help="With --model: only these; default: all possible")
+    ] = None,
+    search: Annotated[
+        str | None,
+        Option(metavar="KEY,...", help="Searched besides the strategy, such as learning_rate,r; default: learning_rate"),
+    ] = None,
+    task: Annotated[str | None, Option(metavar="TASK", help="With --model: the task; default: from the columns")] = None,
+    output_dir: Annotated[Path, Option("--output-dir", "-o", help="Folder of the result, and of the search")] = Path(
+        "runs/tune"
+    ),
+    seed: Annotated[int, Option(min=0, help="Seed of the runs, of the held-out rows and of the search")] = 42,
+    join: Annotated[
+        Path | None, Option(metavar="DIR", help="Work on the search in this folder, which another process has started")
+    ] = None,
+) -> None:
+    """Search strategies and settings until a deadline; leave the best model as a finished run."""
+    from hfstrat.cli import tune as cli_tune
+    from hfstrat.tuning import space
+    from hfstrat.tuning import tune as tuning
+    from hfstrat.tuning.options import Options, parse_time
+
+    given = recipes or []
+    if join is not None:
+        if given or model or data or time:
+            raise UserError("--join: the search has its options already; give the folder alone")
+        raise typer.Exit(tuning.join(join.absolute(), cli_tune.runner))
+    overrides = [argument for argument in given if "=" in argument and not Path(argument).is_file()]
+    files, keys = [argument for argument in given if argument not in overrides], space.parse_keys(search)
+    options = Options(
+        files, overrides, model, data, strategies, task, parse_time(time), eval_data, keys, str(output_dir.absolute()), seed
+    )
+    with cli_tune.helpers(output_dir.absolute()):
+        raise typer.Exit(tuning.tune(options, cli_tune.adviser(options), cli_tune.runner))
 
 
 @app.command()

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 from hfstrat import __version__, errors
 from hfstrat.comparison import page, processes, results
-from hfstrat.comparison.entries import Entry, Lineup, Request, fingerprint, line_up
 from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
 from hfstrat.comparison.text import Screen
+from hfstrat.engine.entries import Entry, Lineup, Request, fingerprint, line_up
 from hfstrat.errors import RunError, UserError
 from hfstrat.models.load import read_json
 from hfstrat.recipe import yaml

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hfstrat.comparison import charts, text
-from hfstrat.comparison.charts import Curve, Point
+from hfstrat.comparison import text
+from hfstrat.engine import charts
+from hfstrat.engine.charts import Curve, Point
 from hfstrat.publish.scrub import Scrubber
 from hfstrat.recipe import format
 
@@ -45,7 +46,7 @@ def values(table: Table) -> dict[str, Any]:
     data, seeds, rows = table["rows"], format.plural(len(table["seeds"]), "seed"), table["entries"]
     return {
         "title": f"{table['task']}: {table.get('about') or format.plural(len(rows), 'recipe')} compared",
-        "style": Markup((HERE / "style.css").read_text(encoding="utf-8").strip()),
+        "style": Markup(charts.STYLE.read_text(encoding="utf-8").strip()),
         "colors": charts.COLORS,
         "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
         "labels": [row["label"] for row in rows],

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfstrat import errors
-from hfstrat.comparison.entries import Entry
 from hfstrat.comparison.processes import DataFacts, Ending, Run
+from hfstrat.engine.entries import Entry
 from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import Loaded
 from hfstrat.strategies import defaults

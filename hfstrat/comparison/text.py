@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat.comparison.entries import Lineup, Request
 from hfstrat.comparison.processes import Ending, Run
+from hfstrat.engine.entries import Lineup, Request
 from hfstrat.recipe import format
 from hfstrat.recipe.format import MISSING
 from hfstrat.strategies import defaults

@@ -15,7 +15,16 @@ from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, Strate
 __all__ = ["Data", "Evaluation", "Hub", "Model", "Recipe", "Source", "Training", "seconds"]
 
 
-Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"]
+Schedule = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
 
 
 Optimizer = Literal[
@@ -98,7 +107,11 @@ class Training(Section):
         description="Pack several examples of a step into one sequence, if a test on the model shows that they do not attend "
         "to each other; auto: on a GPU, where it saves padding",
     )
-    lr_scheduler_type: Schedule = Field("cosine", description="Learning rate schedule after the warmup")
+    lr_scheduler_type: Schedule = Field(
+        "cosine",
+        description="Learning rate schedule after the warmup; warmup_stable_decay: constant, then lowered to zero in the last "
+        "extra.lr_scheduler_kwargs.num_decay_steps steps",
+    )
     warmup_steps: float = Field(0.03, ge=0, description="Warmup steps; below 1 a share of all steps")
     optim: Optimizer = Field("adamw_torch_fused", description="Optimizer; the 8-bit and paged ones need bitsandbytes")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
@@ -143,6 +156,11 @@ class Training(Section):
             value = getattr(self, name)
             if isinstance(value, float) and value > 1:
                 raise ValueError(f"{name}: given {value}; expected a whole number of steps, or below 1 a share of the run")
+        if self.lr_scheduler_type == "warmup_stable_decay":
+            if "num_decay_steps" not in (self.extra.get("lr_scheduler_kwargs") or {}):
+                raise ValueError("lr_scheduler_type: warmup_stable_decay needs extra.lr_scheduler_kwargs: {num_decay_steps: N}")
+            if self.max_time is not None:
+                raise ValueError("lr_scheduler_type: warmup_stable_decay counts steps; set max_steps instead of max_time")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience: needs training.load_best_model_at_end: true; set it, or remove this key")
         return self

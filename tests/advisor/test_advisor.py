@@ -215,7 +215,7 @@ def test_columns_are_mapped_as_in_a_recipe(
 def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from helpers import comparisons
 
-    from hfstrat.comparison import entries
+    from hfstrat.engine import entries
 
     advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
@@ -461,7 +461,10 @@ def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any])
 
     def points_of(steps: int) -> dict[str, float]:
         loaded = {name: recipe(f"training.max_steps={steps}", *words) for name, words in ways.items()}
-        return {name: recipes.predict_one(each.recipe)[1] for name, each in loaded.items()}
+        return {
+            name: recipes.predict_one(each.recipe, speed.rate_of(hardware.find_device("auto")))[1]
+            for name, each in loaded.items()
+        }
 
     points = {steps: points_of(steps) for steps in (2, 1000)}
     lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}

@@ -19,9 +19,10 @@ from rich.console import Console
 
 from hfstrat import errors
 from hfstrat.cli import main
-from hfstrat.comparison import compare, entries, processes
+from hfstrat.comparison import compare, processes
 from hfstrat.comparison.processes import Ending, Run
 from hfstrat.comparison.text import Screen
+from hfstrat.engine import entries
 from hfstrat.errors import RunError, UserError
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import defaults

@@ -15,8 +15,9 @@ from helpers.comparisons import request as compare_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfstrat.comparison import charts, page
-from hfstrat.comparison.charts import Point
+from hfstrat.comparison import page
+from hfstrat.engine import charts
+from hfstrat.engine.charts import Point
 from hfstrat.recipe import format
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from hfstrat.comparison import processes
-from hfstrat.comparison.processes import Run, execute, outcome, read_ending
+from hfstrat.comparison.processes import Run, execute, read_ending
+from hfstrat.engine.children import outcome
 from hfstrat.run import launch
 from hfstrat.run.launch import Launch
 

@@ -14,9 +14,9 @@ import pytest
 from hfstrat.advisor import recipes as advisor_recipes
 from hfstrat.comparison import compare as comparison_compare
 from hfstrat.comparison import processes
-from hfstrat.comparison.entries import Request, parse_budget
 from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.comparison.results import Predict
+from hfstrat.engine.entries import Request, parse_budget
 from hfstrat.evaluation import intervals
 from hfstrat.recipe.load import load_recipe
 

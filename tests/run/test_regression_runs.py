@@ -20,7 +20,8 @@ from hfstrat.cli import check
 from hfstrat.cli.advise import Request as AdviceRequest
 from hfstrat.cli.advise import advise
 from hfstrat.cli.inference import predict
-from hfstrat.comparison import entries, text
+from hfstrat.comparison import text
+from hfstrat.engine import entries
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import merge

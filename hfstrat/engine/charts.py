@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
+STYLE = Path(__file__).with_name("style.css")  # of the pages
 WIDTH, HEIGHT = 380.0, 270.0  # units; a character is about 6.4 wide, readable even at 320 pixels
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
 CHARACTER, LINE = 6.4, 13.0

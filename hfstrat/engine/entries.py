@@ -111,6 +111,7 @@ class Entry:
     overrides: tuple[str, ...]
     loaded: Loaded
     footprint: Footprint | None
+    at_once: bool = False  # all is computed once, and takes seconds: a solved head
 
     @property
     def strategy(self) -> str:
@@ -269,7 +270,8 @@ def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     except UserError as error:
         message = _as_option(str(error), file, label) if text is not None else str(error)
         raise UserError(message.replace(f"command line: {evaluation}: data.eval: ", "--evaluate: ", 1)) from None
-    return Entry(label, file, text, tuple(overrides), loaded, description and description.footprint)
+    solved = bool(description and description.body_once) and not TASKS[loaded.recipe.task].text.generates
+    return Entry(label, file, text, tuple(overrides), loaded, description and description.footprint, solved)
 
 
 def _as_option(message: str, file: str, label: str) -> str:

@@ -1,0 +1,208 @@
+"""The options of `hfstrat tune`, and everything that is checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from hfstrat.data import readers, sources
+from hfstrat.engine import entries
+from hfstrat.engine.entries import Budget, Entry, Lineup, Request
+from hfstrat.errors import UserError
+from hfstrat.recipe import format
+from hfstrat.recipe.load import Loaded
+from hfstrat.recipe.section import seconds
+from hfstrat.tasks import TASKS
+from hfstrat.tuning import space
+from hfstrat.tuning.store import LOCK
+
+RESERVED = (
+    "seed",
+    "output_dir",
+    "training.max_steps",
+    "training.max_time",
+    "training.num_train_epochs",
+    "training.lr_scheduler_type",
+)
+
+MOST_COUNTED, ASSUMED_ROWS = 20_000, 1_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line.
+
+    time: seconds, everything included.
+    eval_data: measures the winner; chooses nothing.
+    search: the keys that are searched besides the strategy.
+    """
+
+    recipes: list[str]
+    overrides: list[str]
+    model: str | None
+    data: str | None
+    strategies: str | None
+    task: str | None
+    time: float
+    eval_data: str | None
+    search: tuple[str, ...]
+    output: str
+    seed: int = 42
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the advisor knows before anything runs.
+
+    order: the candidates, best first; those that do not fit into memory are missing.
+    least: by candidate, seconds of the shortest complete run: start, loading, evaluation, verification.
+    excluded: by candidate, the reason.
+    lines: for the terminal.
+    """
+
+    order: list[str]
+    least: dict[str, float]
+    excluded: dict[str, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+Advise = Callable[[Mapping[str, Loaded], float], Advice]
+"""Advice for recipes by label; may measure for so many seconds. Must not import torch."""
+
+
+def parse_time(text: str) -> float:
+    """Seconds in `--time 30min`. Raises UserError."""
+    if not text:
+        raise UserError("--time: missing; give the time until the model is to be ready, such as 30min")
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise UserError(f"--time: {text}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A search that has passed all checks. `others`: data that measure the winner; None: a part of the held-out rows."""
+
+    options: Options
+    lineup: Lineup
+    others: str | None
+    other_rows: int
+    in_bytes: bool
+
+    @property
+    def entries(self) -> list[Entry]:
+        return self.lineup.entries
+
+    def entry(self, label: str) -> Entry:
+        return next(entry for entry in self.entries if entry.label == label)
+
+    @property
+    def can_vary(self) -> bool:
+        return any(space.searched(self.options.search, entry) for entry in self.entries)
+
+    def identity(self) -> str:
+        """A hash of everything that decides what a score means; the time may be another one."""
+        options = {name: value for name, value in asdict(self.options).items() if name not in ("time", "output", "strategies")}
+        inputs = [entries.fingerprint(entry.loaded, Budget("time", 0.0, "")) for entry in self.entries]
+        return hashlib.sha256(json.dumps([options, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def check(options: Options) -> Setting:
+    """Load and check all recipes; writes nothing. Raises UserError."""
+    check_folder(options.folder)
+    if not options.recipes and not (options.model and options.data):
+        raise UserError("tune: nothing to tune: give recipes, or --model and --data")
+    for override in options.overrides:
+        if (key := override.partition("=")[0].strip()) in RESERVED:
+            raise UserError(f"{override}: {key} is set by the search (--time, --seed, --output-dir); remove it")
+    budget = Budget("time", options.time, format.duration(options.time))
+    request = Request(
+        options.recipes,
+        options.overrides,
+        options.model,
+        options.data,
+        options.strategies,
+        options.task,
+        budget,
+        1,
+        options.folder,
+    )
+    lineup = entries.line_up(request)
+    others = options.eval_data or evaluation_data(lineup.entries[0])
+    for entry in lineup.entries:
+        if getattr(entry.loaded.recipe.strategy, "gradual_unfreezing", None) is not None:
+            raise UserError(
+                f"{entry.label}: strategy.gradual_unfreezing follows the length of a run, which a search does not know; "
+                "remove it"
+            )
+    space.check(options.search, lineup.entries)
+    in_bytes = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in lineup.entries}) > 1
+    rows = count_rows(others) if others is not None else 0
+    return Setting(options, lineup, others, rows, in_bytes and TASKS[lineup.entries[0].loaded.recipe.task].text.generates)
+
+
+def evaluation_data(entry: Entry) -> str | None:
+    """The evaluation data of a recipe, which measure the winner; rows for choosing are held out of its training data."""
+    data = entry.loaded.recipe.data
+    if data.eval_split is not None or len(data.eval or []) > 1:
+        raise UserError(
+            f"{entry.label}: data.eval: a search chooses on held-out training rows and measures the winner on one file or "
+            "folder; give it as --eval-data, and remove data.eval and data.eval_split"
+        )
+    return data.eval[0].path if data.eval else None
+
+
+def count_rows(source: str) -> int:
+    """The number of rows of local data, up to MOST_COUNTED, for planning the time; an assumed one for a Hub dataset.
+
+    Raises:
+        UserError: data that cannot be read.
+    """
+    files = sources.local_files(source, "--eval-data", ("test", "validation", "train"))
+    if files is None:
+        return ASSUMED_ROWS
+    return sum(1 for file in files for _ in readers.read(file, MOST_COUNTED))
+
+
+def check_folder(folder: Path) -> None:
+    """Check that the folder is new, empty, or that of a search. Raises UserError."""
+    if folder.is_file():
+        raise UserError(f"--output-dir: {folder} is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_file():
+        raise UserError(f"--output-dir: {folder} contains files that are not from hfstrat tune; choose another folder")
+
+
+def ordered(setting: Setting, advice: Advice) -> Setting:
+    """The candidates in the order of the advisor, without those that do not fit.
+
+    Raises:
+        UserError: none fits, or the time is too short for the fastest.
+    """
+    if not advice.order:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in advice.excluded.items())
+        raise UserError(f"--model: no strategy fits into the memory of this machine: {reasons}")
+    needed = {label: advice.least.get(label, 0.0) for label in advice.order}
+    fastest = min(needed, key=lambda label: needed[label])
+    if setting.options.time < needed[fastest]:
+        raise UserError(
+            f"--time: {format.duration(setting.options.time)} is too short for even one candidate: {fastest} needs about "
+            f"{format.duration(needed[fastest])} to load, train a step, evaluate and verify the result; give more time"
+        )
+    affordable = [label for label in advice.order if needed[label] <= setting.options.time]
+    late = {
+        label: f"it needs about {format.duration(needed[label])}, which is more than --time"
+        for label in advice.order
+        if label not in affordable
+    }
+    excluded = setting.lineup.excluded | advice.excluded | late
+    return replace(
+        setting, lineup=replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
+    )

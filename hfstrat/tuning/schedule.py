@@ -1,0 +1,283 @@
+"""What a search does next: a function of what is measured so far and of the time that is left.
+
+Successive halving by time (Jamieson and Talwalkar 2016, arXiv 1502.07943): a round trains its candidates for a short time and
+continues the best third of them for three times as long, and so on. One round takes half of the time; the other half continues
+the best candidate, each time for as long as it was trained before, while that improves it. If it does not, the next round tries
+other settings. Training is never repeated: a candidate continues from its checkpoint at a constant rate, and only a short
+cooldown at the end of each rung is its own (Hägele et al. 2024, arXiv 2405.18392).
+
+Everything here is computed from the stored results, so a search that is killed makes the same decisions again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FACTOR = 3  # candidates of a level for each one of the next, which trains this many times as long
+SHARE = 0.5  # of the time left for one round
+COUNTS = (27, 18, 12, 9, 6, 4, 3, 2, 1)  # candidates of a round, the most that the time allows
+SEGMENT = (
+    0.8  # training time of a rung in multiples of the total time of its level: what was trained before, but a new cooldown
+)
+LEAST_SHARE = 0.25  # of the training time so far that a continuation must have at least
+AT_ONCE = 0.1  # of the time left, for a strategy that was expected to take seconds and has to be trained
+LEAST_SECONDS = 1.0  # of training in a rung
+HOPELESS = 3  # failed candidates at least after which a search without any result ends
+VARIETY = 9  # candidates of a round for each strategy with something to search
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A candidate after training to a certain length, with a cooldown.
+
+    score: on the rows for choosing; higher is better. loss: breaks ties.
+    trunk, cooldown: steps before the cooldown, over all rungs, and steps of the cooldown.
+    seconds: of the whole job. trained: of its training.
+    at: seconds of the search when it was recorded.
+    info: what the report shows.
+    """
+
+    score: float
+    loss: float
+    trunk: int
+    cooldown: int
+    seconds: float
+    trained: float
+    at: float
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> float:
+        """Seconds that do not train: start, loading, evaluation, checkpoint."""
+        return max(0.0, self.seconds - self.trained)
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Larger is better."""
+        return self.score, -self.loss
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A strategy with settings. `bracket` 0: it is measured at once, because it takes seconds."""
+
+    number: int
+    label: str
+    bracket: int
+    rungs: tuple[Rung, ...] = ()
+    is_complete: bool = False  # training longer changes nothing
+    failed: str = ""
+    is_claimed: bool = False  # by another process
+
+    @property
+    def is_open(self) -> bool:
+        return not self.failed and not self.is_complete
+
+    @property
+    def best(self) -> int:
+        """The index of its best rung."""
+        return max(range(len(self.rungs)), key=lambda index: (*self.rungs[index].key, -index))
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether its last rung was not better than one before."""
+        return len(self.rungs) > 1 and self.best < len(self.rungs) - 1
+
+    @property
+    def trained(self) -> float:
+        return sum(rung.trained for rung in self.rungs)
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """A round of successive halving: candidates on its first level, and the seconds that each trains there."""
+
+    count: int
+    seconds: float
+
+    def sizes(self) -> list[int]:
+        """Candidates by level; the last one left is continued by `_continue`, not here."""
+        sizes = [self.count]
+        while sizes[-1] > FACTOR or (sizes[-1] > 2 and math.ceil(sizes[-1] / FACTOR) > 1):
+            sizes.append(math.ceil(sizes[-1] / FACTOR))
+        return sizes
+
+    def takes(self, level: int) -> float:
+        """Seconds that a candidate trains on this level."""
+        return self.seconds * (1.0 if level == 0 else SEGMENT * FACTOR**level)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What there is to choose from: strategies in the order of the advisor, those that take seconds apart from the others."""
+
+    at_once: tuple[str, ...]
+    others: tuple[str, ...]
+    can_vary: bool = True  # whether anything is searched besides the strategy
+    fixed: float = 8.0  # seconds of a job that do not train, before one is measured
+
+    @property
+    def most(self) -> int:
+        return len(self.others) * (VARIETY if self.can_vary else 1)
+
+
+Action = Literal["open", "new", "train", "wait", "stop"]
+
+
+@dataclass(frozen=True)
+class Next:
+    """The next thing to do: open a bracket, ask for a new trial, train one for some seconds, wait for others, or stop."""
+
+    do: Action
+    bracket: int = 0
+    opened: Bracket | None = None
+    label: str | None = None  # of a new trial; None: as the sampler proposes
+    trial: int = -1
+    rung: int = 0
+    seconds: float = 0.0
+
+
+def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:
+    """The next action.
+
+    Args:
+        candidates: the strategies.
+        trials: all trials so far.
+        brackets: the rounds so far.
+        left: seconds until the winner has to be finished.
+    """
+    known = {trial.label for trial in trials if trial.bracket == 0}
+    for trial in trials:
+        if trial.bracket == 0 and not trial.rungs and not trial.failed and not trial.is_claimed:
+            return Next("train", trial=trial.number, seconds=max(LEAST_SECONDS, AT_ONCE * left))
+    for label in candidates.at_once:
+        if label not in known:
+            return Next("new", label=label)
+    if left < LEAST_SECONDS:
+        return Next("stop")
+    failed = [trial for trial in trials if trial.failed]
+    if len(failed) >= max(HOPELESS, len(candidates.others)) and not any(trial.rungs for trial in trials):
+        return _after(trials, Next("stop"))
+    if not candidates.others:
+        return _after(trials, Next("stop"))
+    for number, bracket in enumerate(brackets, 1):
+        action = _level(candidates, [trial for trial in trials if trial.bracket == number], bracket, number, left)
+        if action is not None:
+            return action
+    return _continue(candidates, trials, brackets, left)
+
+
+def fixed_seconds(candidates: Candidates, trials: Sequence[Trial], label: str | None = None) -> float:
+    """Seconds of a job that do not train: those measured with this strategy, else with any, else the assumed ones."""
+    own = [rung.fixed for trial in trials if trial.label == label for rung in trial.rungs]
+    every = [rung.fixed for trial in trials for rung in trial.rungs if not trial.is_complete]
+    found = own or every
+    return statistics.median(found) if found else candidates.fixed
+
+
+def _level(candidates: Candidates, members: list[Trial], bracket: Bracket, number: int, left: float) -> Next | None:
+    """The next action within a round; None if it is over."""
+    waits = False
+    alive = members
+    for level, size in enumerate(bracket.sizes()):
+        if level > 0:
+            measured = [trial for trial in alive if len(trial.rungs) >= level and trial.is_open]
+            alive = sorted(measured, key=lambda trial: trial.rungs[level - 1].key, reverse=True)[:size]
+        for trial in alive:
+            if trial.failed or len(trial.rungs) > level or (trial.is_complete and trial.rungs):
+                continue
+            if trial.is_claimed:
+                waits = True
+                continue
+            seconds = min(bracket.takes(level), left - fixed_seconds(candidates, members, trial.label))
+            if seconds >= LEAST_SECONDS:
+                return Next("train", number, trial=trial.number, rung=level, seconds=seconds)
+        if level == 0 and len(members) < size:
+            if left - fixed_seconds(candidates, members) >= max(LEAST_SECONDS, bracket.seconds / 2):
+                return Next(
+                    "new", number, label=candidates.others[len(members)] if _is_default(candidates, members, number) else None
+                )
+            return None
+        if waits:
+            return Next("wait")
+    return None
+
+
+def _is_default(candidates: Candidates, members: list[Trial], number: int) -> bool:
+    """Whether the next trial is a strategy with its default settings: each is first tried as the advisor proposes it."""
+    return number == 1 and len(members) < len(candidates.others)
+
+
+def _continue(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:
+    """After the rounds: continue the best trial while it improves, or open another round."""
+    measured = [trial for trial in trials if trial.is_open and trial.rungs and not trial.is_claimed]
+    ranked = sorted(measured, key=lambda trial: (*trial.rungs[trial.best].key, -trial.number), reverse=True)
+    claimed = [trial for trial in trials if trial.is_claimed]
+    best = None if not ranked or any(_leads(trial, ranked[0]) for trial in claimed) else ranked[0]
+    if best is not None and (action := _longer(candidates, trials, best, left)) is not None:
+        return action
+    if claimed:
+        return Next("wait")
+    if (bracket := plan(candidates, trials, left, brackets)) is not None:
+        return Next("open", len(brackets) + 1, opened=bracket)
+    others = (_longer(candidates, trials, trial, left) for trial in ranked[1:])
+    return next((action for action in others if action is not None), Next("stop"))
+
+
+def _leads(trial: Trial, other: Trial) -> bool:
+    return bool(trial.rungs) and trial.rungs[trial.best].key > other.rungs[other.best].key
+
+
+def _longer(candidates: Candidates, trials: Sequence[Trial], trial: Trial, left: float) -> Next | None:
+    """Train a trial for as long again as it was trained, or for all that is left; None if it got worse or there is no time."""
+    fixed = fixed_seconds(candidates, trials, trial.label)
+    room = left - fixed
+    if trial.has_stalled or room < max(LEAST_SECONDS, LEAST_SHARE * trial.trained):
+        return None
+    seconds = room if room < 2.5 * trial.trained + fixed else trial.trained
+    return Next("train", trial.bracket, trial=trial.number, rung=len(trial.rungs), seconds=seconds)
+
+
+def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: Sequence[Bracket]) -> Bracket | None:
+    """A round with as many candidates as the time allows, each trained for at least as long as its other costs.
+
+    A later round trains about as long as the first, so that the sampler can compare their candidates.
+
+    Args:
+        before: the earlier rounds.
+
+    Returns:
+        None if not even one candidate fits; or two, in a later round, which needs something to search.
+    """
+    first = not before
+    if not first and not candidates.can_vary:
+        return None
+    fixed = fixed_seconds(candidates, trials)
+    least = max(LEAST_SECONDS, 0.75 * fixed, *(0.75 * bracket.seconds for bracket in before[:1]))
+    for count in COUNTS:
+        if count > candidates.most or (count < 2 and not first):
+            continue
+        levels = list(enumerate(Bracket(count, 1.0).sizes()))
+        units = sum(size * Bracket(count, 1.0).takes(level) for level, size in levels)
+        seconds = (SHARE * left - fixed * sum(size for _, size in levels)) / units
+        if seconds >= least:
+            return Bracket(count, seconds)
+    room = left - fixed
+    return Bracket(1, room / 2 if room > 4 * fixed else room) if first and room >= LEAST_SECONDS else None
+
+
+def _after(trials: Sequence[Trial], otherwise: Next) -> Next:
+    return Next("wait") if any(trial.is_claimed and not trial.rungs for trial in trials) else otherwise
+
+
+def winner(trials: Sequence[Trial]) -> tuple[Trial, int] | None:
+    """The best trial and the index of its rung; None if nothing is measured. The earlier of equals wins."""
+    measured = [trial for trial in trials if trial.rungs]
+    if not measured:
+        return None
+    best = max(measured, key=lambda trial: (*trial.rungs[trial.best].key, -trial.number))
+    return best, best.best

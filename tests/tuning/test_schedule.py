@@ -1,0 +1,270 @@
+"""The laws of a search, with simulated jobs: the deadline, the best candidate, kills, several processes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.classifiers import labeled
+from helpers.searches import FINISH, Clock, Events, Killed, Played, in_order, options, play
+from rich.console import Console
+
+from hfstrat.cli import tune as cli_tune
+from hfstrat.errors import RunError, UserError
+from hfstrat.tuning import options as tuning_options
+from hfstrat.tuning import schedule, search, space, tune
+from hfstrat.tuning.options import Advice
+from hfstrat.tuning.schedule import Bracket, Candidates, Rung, Trial
+from hfstrat.tuning.screen import Screen
+from hfstrat.tuning.store import Store
+
+
+@pytest.fixture(scope="module")
+def encoder(bodies: Any) -> Path:
+    return Path(bodies("bert"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labeled(tmp_path_factory.mktemp("labeled"))
+
+
+@pytest.mark.parametrize("time", [40.0, 90.0, 600.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_deadline_is_kept(encoder: Path, data: Path, tmp_path: Path, time: float, seed: int) -> None:
+    """The final run included, also if each job takes up to 25 % longer or shorter than the one before."""
+    source, clock = random.Random(seed), Clock()
+    runner = Played(clock, jitter=lambda number: source.uniform(0.9, 1.15))
+    table = play(options(encoder, data, tmp_path / "run", time=time), runner)
+    assert clock.now - 1000 <= 1.05 * time
+    assert runner.jobs[-1]["kind"] == "final"
+    if time > 60:
+        assert clock.now - 1000 >= 0.75 * time, "what is left is spent"
+        best = max(table["trials"], key=lambda each: each.get("quality", 0))
+        assert table["winner"] == best["number"]
+
+
+def test_the_best_candidate_is_continued_and_wins(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """Each level continues the best third of the one before; checkpoints are continued, never trained again."""
+    runner = Played(Clock())
+    table = play(options(encoder, data, tmp_path / "run", time=600.0), runner)
+    assert table["trials"][0]["label"] == "full"
+    assert 0.99 < sum(table["importances"]["all candidates"].values()) < 1.01
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") > 6
+    assert str(tmp_path) not in page, "a page is shared"
+    rungs = [job for job in runner.jobs if job["kind"] == "rung"]
+    places = [job["result"] for job in rungs]
+    assert len(set(places)) == len(places)
+    lengths: dict[str, int] = {}
+    for job in rungs:
+        folder = str(Path(job["result"]).parent)
+        assert job["answer"]["trunk"] > lengths.get(folder, 0)
+        lengths[folder] = job["answer"]["trunk"]
+    store = Store(tmp_path / "run", 42)
+    trials, bracket = store.trials(), store.brackets()[0]
+    members = [trial for trial in trials if trial.bracket == 1]
+    for level, size in enumerate(bracket.sizes()[1:], 1):
+        ranked = sorted(members, key=lambda trial: trial.rungs[level - 1].key, reverse=True)
+        assert all(len(trial.rungs) > level for trial in ranked[:size])
+        members = ranked[:size]
+
+
+def test_killed_at_any_event_the_winner_is_the_same(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every few writes, or in the middle of one, the search is killed; all results equal those of an uninterrupted one."""
+
+    def run(name: str, lives: Any) -> tuple[dict[str, Any], list[Any], int]:
+        events, clock, kills = Events(monkeypatch), Clock(), 0
+        asked = options(encoder, data, tmp_path / name, time=150.0)
+        for life, mode in lives:
+            events.left, events.mode = life, mode
+            try:
+                table = play(asked, Played(clock, events))
+                break
+            except Killed:
+                kills += 1
+                clock.now += 500.0  # the time until the command is repeated does not count
+        monkeypatch.undo()
+        kept = [(each.label, each.bracket, [(rung.trunk, rung.score) for rung in each.rungs]) for each in trials_of(asked)]
+        return table, kept, kills
+
+    whole, expected, _ = run("whole", [(None, "")])
+    lives, modes = itertools.cycle((4, 7, 5, 9, 6)), itertools.cycle(("before", "after", "torn"))
+    found, kept, kills = run("killed", zip(lives, modes, strict=False))
+    assert kills > 10
+    assert kept == expected
+    assert (found["winner"], found["rung"]) == (whole["winner"], whole["rung"])
+
+
+def trials_of(asked: Any) -> list[Trial]:
+    return Store(asked.folder, asked.seed).trials()
+
+
+def test_two_processes_share_a_search(encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial is trained by one of them, and what one process has claimed the other leaves alone."""
+    monkeypatch.setattr(search, "PAUSE", 0.0)
+    asked = options(encoder, data, tmp_path / "run", time=900.0)
+    setting = tuning_options.ordered(tuning_options.check(asked), in_order(dict.fromkeys(("head", "lora", "full")), 0))  # type: ignore[misc]
+    tune.claim(asked.folder)
+    clock = Clock()
+    shown = io.StringIO()
+    screen = Screen(Console(file=shown, force_terminal=True, width=120))
+    first = search.Search(setting, Played(clock), screen, clock, clock.now)
+    screen.begin(setting, first.candidates, 0.0)
+    second = search.Search(setting, Played(clock), search.Screen(), clock, clock.now, leads=False)
+    second.store.me = f"{second.store.me.rpartition(':')[0]}:1"  # another process that lives
+    done: list[tuple[int, int]] = []
+
+    def claimed(action: schedule.Next) -> None:
+        done.append((action.trial, action.rung))
+        if not any(claims):
+            claims.append(True)
+            for _ in range(3):
+                second.step()  # while the first trains
+            claims.pop()
+        type(first).train(first, action)
+
+    claims: list[bool] = []
+    first.train = claimed  # type: ignore[method-assign]
+    while first.step():
+        pass
+    rungs = [(trial.number, index) for trial in first.store.trials() for index in range(len(trial.rungs))]
+    assert len(set(rungs)) == len(rungs)
+    screen.close()
+    assert all(word in shown.getvalue() for word in ("candidate", "#1", "left; ", "best so far"))
+    assert len(second.runner.jobs) > 2  # type: ignore[attr-defined]
+    both = [job["result"] for each in (first, second) for job in each.runner.jobs]  # type: ignore[attr-defined]
+    assert len(set(both)) == len(both)
+
+
+def test_a_rung_that_takes_too_long_is_stopped(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """Another program slows the machine down: the best so far is finished in time."""
+    clock = Clock()
+    runner = Played(clock, jitter=lambda number: 40.0 if number == 3 else 1.0)
+    play(options(encoder, data, tmp_path / "run", time=150.0), runner)
+    assert clock.now - 1000 <= 1.05 * 150
+    assert runner.jobs[-1]["kind"] == "final"
+
+
+def test_if_the_winner_cannot_be_finished_the_next_best_is(encoder: Path, data: Path, tmp_path: Path) -> None:
+    runner = Played(Clock())
+    runner.unfinished = {"full"}
+    play(options(encoder, data, tmp_path / "run", time=200.0), runner)
+    finals = [job for job in runner.jobs if job["kind"] == "final"]
+    assert [Path(job["source"]).stem == "full" for job in finals][-2:] == [True, False]
+    assert finals[-1]["checkpoint"] is None, "its cooled checkpoint was not kept, so it is trained again"
+
+
+def test_a_failed_candidate_is_left_out(encoder: Path, data: Path, tmp_path: Path) -> None:
+    runner = Played(Clock())
+    runner.broken = {"full"}
+    table = play(options(encoder, data, tmp_path / "run"), runner)
+    assert any(each["status"] == "failed" and each["label"] == "full" for each in table["trials"])
+    assert table["trials"][0]["label"] != "full"
+    assert sum(job["answer"]["status"] == "failed" for job in runner.jobs) == 1, "it is not proposed again"
+    runner.broken = {"full", "lora"}
+    with pytest.raises(RunError, match=r"no candidate could be measured; the first: .*: the loss is not finite"):
+        play(options(encoder, data, tmp_path / "none", strategies="full,lora"), runner)
+
+
+def test_an_interrupted_search_finishes_the_best_and_continues(encoder: Path, data: Path, tmp_path: Path) -> None:
+    asked, clock = options(encoder, data, tmp_path / "run", time=200.0), Clock()
+
+    class Interrupted(Played):
+        def run(self, file: Path, result: Path, look: Any) -> dict[str, Any]:
+            if len(self.jobs) == 3 and "rung" in file.name:
+                raise KeyboardInterrupt
+            return super().run(file, result, look)
+
+    with pytest.raises(RunError, match="verified") as error:
+        play(asked, Interrupted(clock))
+    assert error.value.code == 130
+    assert json.loads((asked.folder / "tune.json").read_text())["interrupted"]
+    before = trials_of(asked)
+    runner = Played(clock)
+    table = play(asked, runner)
+    assert not table["interrupted"]
+    assert len(runner.jobs) > 2
+    assert [trial.rungs[:1] for trial in trials_of(asked)][: len(before) - 1] == [trial.rungs[:1] for trial in before][:-1]
+
+
+def test_mistakes_are_refused_before_anything_is_written(encoder: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+
+    def refused(words: str, advise: Any = in_order, **given: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            tune.tune(options(encoder, data, output, **given), advise, lambda folder: Played(Clock()), Clock())
+        assert not output.exists()
+
+    refused("nothing to tune", model=None)
+    refused("--time: 10s is too short for even one candidate: head needs about 20s", time=10.0)
+    refused(
+        "no strategy fits into the memory of this machine: head: too large",
+        advise=lambda loaded, seconds: Advice([], {}, {"head": "too large"}),
+    )
+    refused(r"--search: r: none of the candidates \(head, full\) has strategy.r", search=("r",), strategies="head,full")
+    refused("--eval-data", eval_data=str(tmp_path / "missing.csv"))
+    refused("is set by the search", overrides=["training.max_steps=3"])
+    with pytest.raises(UserError, match="--search: rank: cannot be searched; expected some of learning_rate"):
+        space.parse_keys("rank")
+
+
+def test_another_search_in_the_folder_is_refused(encoder: Path, data: Path, tmp_path: Path) -> None:
+    play(options(encoder, data, tmp_path / "run", time=60.0), Played(Clock()))
+    with pytest.raises(UserError, match="holds a search with other settings"):
+        play(options(encoder, data, tmp_path / "run", time=60.0, seed=7), Played(Clock()))
+    runner = Played(Clock())
+    play(options(encoder, data, tmp_path / "run", time=60.0), runner)
+    assert len(runner.jobs) <= 1, "nothing is measured again"
+
+
+def test_a_round_takes_half_of_the_time_and_trains_as_long_as_it_loads() -> None:
+    """For any fixed costs and any time left."""
+    for fixed, left in itertools.product((1.0, 5.0, 30.0), (20.0, 100.0, 1000.0, 20_000.0)):
+        candidates = Candidates((), ("a", "b", "c", "d"), fixed=fixed)
+        bracket = schedule.plan(candidates, [], left, [])
+        if bracket is None:
+            assert left <= fixed + schedule.LEAST_SECONDS
+            continue
+        cost = sum(size * (fixed + bracket.takes(level)) for level, size in enumerate(bracket.sizes()))
+        assert cost <= (left if bracket.count == 1 else schedule.SHARE * left * 1.0001)
+        assert bracket.count == 1 or bracket.seconds >= 0.75 * fixed
+
+
+def test_the_winner_is_not_continued_once_it_gets_worse() -> None:
+    def trial(number: int, scores: list[float]) -> Trial:
+        rungs = [Rung(score, 1 - score, 10 * 2**n, 2, 10.0, 5.0, 0.0) for n, score in enumerate(scores)]
+        return Trial(number, "lora", 1, tuple(rungs))
+
+    candidates, bracket = Candidates((), ("lora",), can_vary=False), [Bracket(1, 5.0)]
+    better = schedule.decide(candidates, [trial(0, [0.5, 0.6])], bracket, 100.0)
+    assert (better.do, better.trial, better.rung) == ("train", 0, 2)
+    assert schedule.decide(candidates, [trial(0, [0.6, 0.5])], bracket, 100.0).do == "stop"
+    assert schedule.winner([trial(0, [0.6, 0.5]), trial(1, [0.55])]) == (trial(0, [0.6, 0.5]), 0)
+    assert FINISH > 0
+
+
+def test_one_helper_for_each_further_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the search to exist, and gives up if the process that starts it ends first."""
+    started: list[str] = []
+    monkeypatch.setattr(cli_tune.launch, "count_gpus", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setattr(cli_tune, "start_helper", lambda folder, device: started.append(device))
+    monkeypatch.setattr(cli_tune.children, "terminate", lambda child: None)
+    with cli_tune.helpers(tmp_path):
+        assert started == ["5", "7"]
+    assert cli_tune.runner(tmp_path).environment["CUDA_VISIBLE_DEVICES"] == "4"
+    assert not cli_tune.runner(tmp_path).forks
+    joined: list[Path] = []
+    assert cli_tune.wait_and_join(tmp_path, -1, lambda folder: joined.append(folder) or 0) == 0
+    assert not joined
+    (tmp_path / tune.OPTIONS).write_text("{}")
+    assert cli_tune.wait_and_join(tmp_path, -1, lambda folder: joined.append(folder) or 0) == 0
+    assert joined == [tmp_path]

@@ -1,0 +1,194 @@
+"""Real searches on tiny models: the result is an ordinary run that its recipe alone reproduces; kills and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_pairs
+
+from hfstrat.errors import UserError
+from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.schema import Recipe
+from hfstrat.run.train import run
+from hfstrat.tasks import report
+from hfstrat.tuning import job, recipes, runner
+from hfstrat.tuning.options import Options, check
+from hfstrat.tuning.store import Store
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 120)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(next(folder.glob("*.safetensors"))))
+
+
+def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    """Two rungs, the second from the checkpoint before the first one's cooldown; then a run of the final recipe alone."""
+    import torch
+
+    options = Options([], [], str(tiny), str(examples), "full", None, 60.0, None, ("learning_rate",), str(tmp_path / "out"))
+    entry = check(options).entries[0]
+    answers: list[dict[str, Any]] = []
+    for number, plan in enumerate(({"trunk": 5, "cooldown": 2}, {"trunk": 12, "cooldown": 3})):
+        folder, before = tmp_path / f"rung-{number}", tmp_path / f"rung-{number - 1}"
+        start = before / f"checkpoint-{answers[-1]['trunk']}" if answers else None
+        overrides = recipes.rung(entry, ["training.learning_rate=0.001"], 42, folder, start)
+        spec = job.Spec(
+            "rung", entry.source, entry.text, overrides, str(tmp_path / f"{number}.json"), 0.6, choosing=0.6, seed=42
+        )
+        folder.mkdir()
+        (folder / ".hfstrat.lock").touch()
+        (folder / job.PLAN).write_text(json.dumps(plan))  # as after an interruption, which does not change the steps
+        file = tmp_path / f"{number}.job.json"
+        file.write_text(json.dumps(vars(spec)))
+        job.run_job(file)
+        answers.append(json.loads(Path(spec.result).read_text()))
+    steps = answers[1]["trunk"], answers[1]["cooldown"]
+    assert steps == (12, 3)
+
+    cooled = tmp_path / "rung-1" / f"checkpoint-{sum(steps)}"
+    overrides = recipes.final(entry, ["training.learning_rate=0.001"], 42, tmp_path / "tuned", steps)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / ".hfstrat.lock").touch()
+    final = job.Spec("final", entry.source, entry.text, overrides, "", checkpoint=str(cooled))
+    job.run_final(final)
+    run(load_recipe(str(tmp_path / "tuned" / "recipe.yaml"), [f"output_dir={tmp_path / 'alone'}"]))
+    found, alone = (weights(tmp_path / name / "final") for name in ("tuned", "alone"))
+    assert found.keys() == alone.keys()
+    assert all(torch.equal(found[name], alone[name]) for name in found)
+    told = report.read(tmp_path / "tuned")
+    assert told is not None
+    assert told.finished.verified
+    assert told.finished.steps == sum(steps)
+
+
+def test_the_schedule_needs_its_cooldown() -> None:
+    base = {"strategy": "full", "data": "rows.jsonl", "output_dir": "run", "model": "m"}
+    for training, words in (
+        ({}, "num_decay_steps"),
+        ({"extra": {"lr_scheduler_kwargs": {"num_decay_steps": 3}}, "max_time": "1min"}, "max_steps instead of max_time"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Recipe.model_validate({**base, "training": {"lr_scheduler_type": "warmup_stable_decay", **training}})
+
+
+def test_a_job_that_takes_the_worker_with_it_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is started again for the next job, whose answer is read."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "print(json.dumps({'ready': 1.0}), flush=True)\n"
+        "file = pathlib.Path(sys.stdin.readline().strip())\n"
+        "if 'bad' in file.name: os.kill(os.getpid(), 9)\n"
+        "file.with_suffix('.answer').write_text(json.dumps({'status': 'done'}))\n"
+        "print(json.dumps({'started': 1}), json.dumps({'ended': 0}), sep=chr(10), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    monkeypatch.setattr(runner, "WORKER", [sys.executable, str(script)])
+    runs = runner.Runner(tmp_path)
+    answers = [runs.run(tmp_path / name, (tmp_path / name).with_suffix(".answer"), lambda: None) for name in ("bad", "good")]
+    runs._job = None  # its process is not one of ours
+    runs.close()
+    assert answers[0]["status"] == "out-of-memory"
+    assert answers[1] == {"status": "done"}
+
+
+COMMAND = [sys.executable, "-m", "hfstrat", "tune"]
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(child: subprocess.Popen[str], condition: Any, seconds: float = 240.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def rungs(folder: Path) -> list[tuple[int, int]]:
+    if not (folder / "study.log").is_file():
+        return []
+    return [(trial.number, rung.trunk) for trial in Store(folder, 42).trials() for rung in trial.rungs]
+
+
+@pytest.mark.slow
+def test_a_search_is_killed_twice_joined_and_ends_in_time(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    """kill -9 while a candidate trains, the same command, kill -9 again, the same command with a second process."""
+    folder = tmp_path / "run"
+    arguments = ["--model", str(tiny), "--data", str(examples), "--time", "100s", "--strategies", "full,lora"]
+    arguments += ["--output-dir", str(folder)]
+    kept: list[tuple[int, int]] = []
+    for number in (1, 2):
+        child = start(arguments, tmp_path)
+        started = (lambda: any(folder.glob("trials/*/rung-0"))) if number == 1 else (lambda: len(rungs(folder)) > 0)
+        wait_for(child, started)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        found = rungs(folder)
+        assert found[: len(kept)] == kept
+        kept = found
+    began = time.monotonic()
+    began_at = time.time()
+    child = start(arguments, tmp_path)
+    wait_for(child, lambda: Store(folder, 42).get("session")["began"] >= began_at)
+    other = start(["--join", str(folder)], tmp_path)
+    output = child.communicate(timeout=400)[0]
+    assert child.returncode == 0, output
+    assert time.monotonic() - began <= 1.05 * 100
+    assert other.wait(timeout=60) == 0, other.communicate()[0]
+    assert set(kept) <= set(rungs(folder))
+    told = report.read(folder)
+    assert told is not None
+    assert told.finished.verified
+    table = json.loads((folder / "tune.json").read_text())
+    assert table["luck"]["rows"] > 0
+    assert "selection luck" in output
+    assert "<svg" in (folder / "report.html").read_text()
+    assert not list(folder.glob("trials/*/*/checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_best_so_far(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--model", str(tiny), "--data", str(examples), "--time", "10min", "--strategies", "full,lora"]
+    child = start([*arguments, "--output-dir", str(folder)], tmp_path)
+    wait_for(child, lambda: len(rungs(folder)) > 0)
+    child.send_signal(signal.SIGINT)
+    output = child.communicate(timeout=240)[0]
+    assert child.returncode == 130, output
+    assert "verified" in output
+    told = report.read(folder)
+    assert told is not None
+    assert told.finished.verified
+    assert json.loads((folder / "tune.json").read_text())["interrupted"]
+
+
+def test_a_recipe_with_an_evaluation_split_is_refused(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"model: {tiny}\nstrategy: full\ndata: {{train: {examples.parent}, eval_split: test}}\noutput_dir: run\n")
+    with pytest.raises(UserError):
+        check(Options([str(file)], [], None, None, None, None, 60.0, None, ("learning_rate",), str(tmp_path / "out")))
