@@ -14,8 +14,8 @@ from conftest import write_jsonl
 from helpers.classifiers import make_any, measured, write_recipe
 from helpers.runs import UNVERIFIED, run, stop_at, weights
 
-from hfstrat.advisor import data as survey
 from hfstrat.advisor import child
+from hfstrat.advisor import data as survey
 from hfstrat.cli import check
 from hfstrat.cli.advise import Request as AdviceRequest
 from hfstrat.cli.advise import advise
