@@ -161,7 +161,9 @@ def advise(
     reports: Annotated[
         str | None, Option(metavar="DIR", help="Past runs that show speed and quality here; default: runs")
     ] = None,
-    write: Annotated[Path | None, Option(metavar="DIR", help="Write recipes for the first strategy and those within its interval")] = None,
+    write: Annotated[
+        Path | None, Option(metavar="DIR", help="Write recipes of the first one and those within its interval")
+    ] = None,
     parameters: Annotated[str | None, Option(metavar="SIZE", help="Without --model: its size, such as 1.1B")] = None,
     vocab: Annotated[int | None, Option(min=2, metavar="N", help="With --parameters: size of the vocabulary")] = None,
     rows: Annotated[int | None, Option(metavar="N", help="Without --data: number of examples")] = None,
