@@ -102,6 +102,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.head_epochs
 	$(BIN)/python -m benchmarks.boundary_cache
 	$(BIN)/python -m benchmarks.memory_prediction
+	$(BIN)/python -m benchmarks.memory_complete
 	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.short_rows
@@ -110,6 +111,8 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.defaults
 	$(BIN)/python -m benchmarks.classification
 	$(BIN)/python -m benchmarks.regret
+	$(BIN)/python -m benchmarks.short_runs
+	$(BIN)/python -m benchmarks.measured_runs
 	$(BIN)/python -m benchmarks.resume
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_prediction [--some N]
 
-Writes benchmarks/results/memory_prediction.json and .md; `hfstrat advise` quotes their error band. Each run is a process of its
+Writes benchmarks/results/memory_prediction.json and .md. Each run is a process of its
 own: it imports everything, resets the kernel's high-water mark of its resident memory (VmHWM), sets the run up and trains for
 eight steps. Half of the examples have the maximum length and half have other lengths; evaluations and a checkpoint are
 included, as in `hfstrat train`. Measured is the mark above the resident memory after the imports. The constants of the
@@ -324,10 +324,6 @@ def main() -> None:
         return
     band, stored = error_of(checked), RESULTS / "memory_prediction.json"
     whole = whole_runs() or (json.loads(stored.read_text()).get("whole", []) if stored.is_file() else [])
-    file = ROOT / "hfstrat" / "advisor" / "constants.json"
-    constants = json.loads(file.read_text())
-    constants["memory_band"] = {name: round(value, 4) for name, value in error_of(checked + whole).items()}
-    file.write_text(json.dumps(constants, indent=1) + "\n")
     result = {"machine": machine(), "goals": GOALS, "band": band, "checked": checked, "whole": whole, "fitted": fitted}
     write("memory_prediction", result, lines_of(result))
 
@@ -342,7 +338,7 @@ def lines_of(result: dict[str, Any]) -> list[str]:
         complete = error_of(whole)
         words += (
             f" On {complete['count']} complete runs of `hfstrat compare`: {complete['median']:.1%} and "
-            f"{complete['worst']:.1%}. `hfstrat advise` quotes the errors of both together."
+            f"{complete['worst']:.1%}. `hfstrat advise` quotes those of benchmarks.memory_complete."
         )
     parts = [*table_of(checked), "", "Complete runs (benchmarks.regret):", "", *table_of(whole), "", "Fitted on:", ""]
     return [words, "", *parts, *table_of(result["fitted"])]

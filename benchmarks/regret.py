@@ -3,14 +3,14 @@
     python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
 
 Writes benchmarks/results/regret.json and .md. For each case the advisor is queried twice with the case's data, memory and time
-(the budget plus the overhead of a run beyond its training): by its rules alone, and with `--measure`. Then `hfstrat compare`
-measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on examples of a
-test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte where the
-tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences that are not significant (paired bootstrap) are
-marked.
+(the budget plus the overhead of a run beyond its training): without measuring (`rules`) and with `--measure`. Then `hfstrat
+compare` measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on
+examples of a test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte
+where the tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences that are not significant (paired
+bootstrap) are marked.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
-queries the advisor again, after a change of its rules, and measures nothing. The first answer is stored too, and the table
+queries the advisor again, after a change of it, and measures nothing. The first answer is stored too, and the table
 distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM.
 
 Predicted before the first run (best; regret of the rules / after measuring):
@@ -50,7 +50,7 @@ from benchmarks.regret_table import SEEN, table_of_cases
 STORED = ROOT / "runs" / "benchmarks" / "regret"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
-HOPELESS = 30.0  # a strategy that many points behind is not measured
+HOPELESS = 0.5  # of accuracy, or of the base's loss: a strategy that is expected that far behind is not measured
 
 
 HELD_OUT = ("agnews-400", "imdb-500", "wikitext", "instructions", *SECOND)  # no rule was changed after these
@@ -81,11 +81,11 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
         situation = replace(situation, measured=found)
     advice = decide.decide(situation, defaults.ORDER)
     if not measured:
-        made, top = folder / "recipes", max(scored.score.points for scored in advice.ranked)
+        made, top = folder / "recipes", max(scored.expected.merit for scored in advice.ranked)
         made.mkdir(exist_ok=True)
         for place, scored in enumerate(advice.ranked, 1):
-            near = scored.score.points > top - HOPELESS and scored.name not in case.without
-            if near and scored.fitted.fits_here:
+            near = scored.expected.value is None or scored.expected.merit > top - HOPELESS
+            if near and scored.name not in case.without and scored.fitted.fits_here:
                 (made / f"{scored.name}.yaml").write_text(recipes.text_of(scored, place, situation), encoding="utf-8")
     answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advice), default=str))
     return answer
@@ -156,14 +156,35 @@ def outcome(name: str) -> dict[str, Any] | None:
     for when, ways in answers.items():
         for way, answer in ways.items():
             order = [label for label in choice(answer) if label in entries]
-            places = {each["name"]: each["points"] for each in answer["strategies"] if each.get("can")}
-            one = {"order": order, "points": places, "first": order[0], "regret": regret(order[0])}
+            one = {"order": order, "first": order[0], "regret": regret(order[0])} | predicted(answer, entries)
             found.setdefault(when, {})[way] = one | {
                 "significant": found["measured"][order[0]]["significant"],
                 "domain_gap": answer["measured"].get("domain_gap"),
                 "probe_gain": answer["measured"].get("probe_gain"),
             }
     return found
+
+
+def predicted(answer: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """The expected quality of each strategy, and whether its measurement is within the 80 % interval; or points of rules."""
+    places = {each["name"]: each for each in answer["strategies"] if each.get("can")}
+    if any("points" in each for each in places.values()):
+        return {"points": {name: each["points"] for name, each in places.items()}}
+    bases = [entries[name]["before"] for name in ("lora", "partial", "full", "head") if name in entries]
+    found: dict[str, Any] = {name: each["expected"]["value"] for name, each in places.items()}
+    inside = {}
+    for name, row in entries.items():
+        about = places.get(name, {}).get("expected", {})
+        if about.get("value") is not None:
+            value = row["quality"] if about["higher_is_better"] else row["quality"] / bases[0]
+            inside[name] = bool(about["low"] <= value <= about["high"])
+    return {"expected": found, "inside": inside}
+
+
+def covered(found: dict[str, dict[str, Any]]) -> str:
+    """State how many predictions hold the measurement in their interval."""
+    inside = [flag for one in found.values() for flag in one["latest"]["measured"].get("inside", {}).values()]
+    return f" {sum(inside)} of {len(inside)} predictions after measuring are within their 80 % interval." if inside else ""
 
 
 def within(found: dict[str, dict[str, Any]]) -> str:
@@ -200,6 +221,7 @@ def main() -> None:
 def lines_of(result: dict[str, Any]) -> list[str]:
     found = result["cases"]
     words = f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best: {within(found)}. One seed."
+    words += covered(found)
     if unseen := {name: one for name, one in found.items() if name in HELD_OUT}:
         words += f" Of those that were designed after the last change of a rule ({', '.join(unseen)}): {within(unseen)}."
     return [words, SEEN, "", *table_of_cases(found)]

@@ -56,6 +56,7 @@ def situation_of(model: str, data: str) -> Any:
 def one(model: str, data: str, strategy: str) -> dict[str, Any]:
     """Return the measured rate (operations per second), and the seconds and operations of a real run."""
     from hfstrat.advisor import candidates, decide, measure, recipes, speed
+    from hfstrat.trainer.plan import modest_micro_batch
 
     situation = situation_of(model, data)
     fitted = decide.decide(situation, [strategy]).ranked[0].fitted
@@ -78,9 +79,13 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
         situation.data.mean_length,
         situation.data.supervised_share,
     )
+    passes = -(-decide.GLOBAL_BATCH // modest_micro_batch(decide.GLOBAL_BATCH, situation.data.cut_lengths))
     return {
         "rate": quick.rates[strategy],
+        "fixed": quick.fixed[strategy],
+        "steps": STEPS[model],
         "product": speed.matmul_rate()[0],
+        "product_fixed": speed.fixed_cost(found.model, found.description, passes),
         "seconds": result["step_seconds"],
         "operations": load.training * result["tokens"],
     }
@@ -104,16 +109,18 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
 
 def predictions(done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Predict each case from each source of the rate; `others` is the median of the same model's other strategies."""
-    from hfstrat.advisor import architecture, speed
+    from hfstrat.advisor import speed
 
     rows = []
     for name, found in done.items():
-        beside = [other["rate"] for key, other in done.items() if key.split()[0] == name.split()[0] and key != name]
-        width = architecture.read(model_folder(name.split()[0])).width
-        rates = {"measured": found["rate"], "product": speed.share(width) * found["product"]}
-        rates |= {"others": statistics.median(beside)} if beside else {}
-        for source, rate in rates.items():
-            predicted = found["operations"] / rate
+        beside = [other for key, other in done.items() if key.split()[0] == name.split()[0] and key != name]
+        rates = {"measured": (found["rate"], found["fixed"])}
+        rates |= {"product": (speed.SHARE["cpu"] * found["product"], found["product_fixed"])}
+        if beside:
+            middle = [statistics.median(other[key] for other in beside) for key in ("rate", "fixed")]
+            rates["others"] = (middle[0], middle[1])
+        for source, (rate, fixed) in rates.items():
+            predicted = found["operations"] / rate + fixed * found["steps"]
             error = predicted / found["seconds"] - 1
             rows.append({"name": name, "source": source, "seconds": found["seconds"], "predicted": predicted, "error": error})
     return rows

@@ -11,7 +11,6 @@ from hfstrat import strategies
 from hfstrat.advisor import architecture
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
-from hfstrat.advisor.rules import OPTIMAL, WORTHWHILE
 from hfstrat.errors import UserError
 from hfstrat.models import random_init
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
@@ -22,8 +21,11 @@ from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
+OPTIMAL = 20.0  # tokens per parameter: arXiv 2203.15556
+WORTHWHILE = 4.0  # epochs for which a repeated token is worth about as much as a new one: arXiv 2305.16264
 EPOCHS = {"scratch": 4.0}
-USUAL_EPOCHS = 3.0
+USUAL_EPOCHS, MOST_EPOCHS = 3.0, 40.0
+ENOUGH_EXAMPLES = 3200.0  # that a classifier sees in training, repeated where there are few (arXiv 2006.04884)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Candidate:
 
     section: of the recipe, `name` included.
     model: the model that is trained; a new one if the strategy trains from scratch.
+    epochs: that are proposed.
     """
 
     name: str
@@ -39,14 +42,11 @@ class Candidate:
     strategy: StrategySection
     model: Model
     description: Description
+    epochs: float = USUAL_EPOCHS
 
     @property
     def footprint(self) -> Footprint:
         return self.description.footprint
-
-    @property
-    def epochs(self) -> float:
-        return EPOCHS.get(self.name, USUAL_EPOCHS)
 
     @property
     def artifact_bytes(self) -> float:
@@ -78,7 +78,14 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     built = strategies.build(strategy)
     built.check_task(TASKS[data.task])
     built.set_family(model.family, TASKS[data.task].text.generates)
-    return Candidate(name, section, strategy, model, built.describe(shapes, tied))
+    return Candidate(name, section, strategy, model, built.describe(shapes, tied), epochs_of(name, data))
+
+
+def epochs_of(name: str, data: Survey) -> float:
+    """The epochs of a run; those of a classification with few examples are more, since fine-tuning needs steps."""
+    if name in EPOCHS or not data.outputs:
+        return EPOCHS.get(name, USUAL_EPOCHS)
+    return float(round(min(MOST_EPOCHS, max(USUAL_EPOCHS, ENOUGH_EXAMPLES / max(1, data.rows)))))
 
 
 def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 UNTIMED = 2  # first passes, in which kernels are compiled
+UNEQUAL = 1.2  # times as many tokens in longer passes, from which on fixed seconds can be told from those per token
 FOLDS = 3
 PROBE_OPERATIONS = 4e12  # a few seconds on a CPU
 
@@ -56,7 +57,7 @@ def steps(loaded: Loaded, seconds: float) -> dict[str, float]:
         for place in range(len(watch.passes))
     ]
     job.release()
-    return typical_step(watch.passes, tokens, float(lengths.mean()) * plan.global_batch_size)
+    return typical_step(watch.passes, tokens, float(lengths.mean()) * plan.global_batch_size, each)
 
 
 def stopwatch(limit: float) -> Any:
@@ -87,21 +88,46 @@ def stopwatch(limit: float) -> Any:
     return Stopwatch()
 
 
-def typical_step(passes: list[tuple[float, bool]], tokens: list[float], step_tokens: float) -> dict[str, float]:
-    """Seconds of an average step: its tokens at the speed of plain passes, plus the optimizer step.
+def typical_step(passes: list[tuple[float, bool]], tokens: list[float], step_tokens: float, each: int = 1) -> dict[str, float]:
+    """Seconds of an average step, and those that do not depend on its tokens (`fixed`): of its passes, and the optimizer.
 
     Args:
         passes: seconds, and whether an optimizer step is included.
         tokens: of each pass.
         step_tokens: tokens of an average step.
+        each: passes of a step.
     """
     timed = list(zip(passes, tokens, strict=True))[UNTIMED:]
     plain = [(seconds, count) for (seconds, ends), count in timed if not ends]
     last = [(seconds, count) for (seconds, ends), count in timed if ends]
-    base = plain or last
-    per_token = sum(seconds for seconds, _ in base) / sum(count for _, count in base)
-    optimizer = statistics.median([seconds - per_token * count for seconds, count in last]) if plain and last else 0.0
-    return {"seconds": per_token * step_tokens + max(0.0, optimizer), "tokens": step_tokens, "passes": float(len(timed))}
+    of_pass, per_token = line_through(plain or last)
+    optimizer = statistics.median([seconds - of_pass - per_token * count for seconds, count in last]) if plain and last else 0.0
+    fixed = of_pass * each + max(0.0, optimizer)
+    return {
+        "seconds": fixed + per_token * step_tokens,
+        "tokens": step_tokens,
+        "fixed": fixed,
+        "passes": float(len(timed)),
+    }
+
+
+def line_through(passes: list[tuple[float, float]]) -> tuple[float, float]:
+    """The fixed seconds of a pass and those per token, from the shorter and the longer half of the passes (seconds, tokens).
+
+    Wald 1940: the line through the means of two groups. Where all passes are about equally long, or time does not grow with
+    length as it can, all of it counts per token.
+    """
+    ordered = sorted(passes, key=lambda one: one[1])
+    mean_seconds, mean_tokens = (statistics.fmean(column) for column in zip(*ordered, strict=True))
+    per_token, half = mean_seconds / mean_tokens, len(ordered) // 2
+    if half:
+        short, long = ordered[:half], ordered[-half:]
+        (short_seconds, short_tokens), (long_seconds, long_tokens) = (
+            [statistics.median(column) for column in zip(*part, strict=True)] for part in (short, long)
+        )
+        if long_tokens > UNEQUAL * short_tokens:
+            per_token = min(per_token, max(0.0, (long_seconds - short_seconds) / (long_tokens - short_tokens)))
+    return mean_seconds - per_token * mean_tokens, per_token
 
 
 def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longest: int) -> dict[str, dict[str, float]]:
@@ -158,23 +184,19 @@ def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
     names = ("R^2", "mean") if labels.is_floating_point() else ("accuracy", "majority class")
     constant = 0.0 if labels.is_floating_point() else float(torch.bincount(labels).max()) / len(labels)
     ids = [data.train[int(place)]["input_ids"] for place in places]
-    scores = {
-        f"layer {layer}, {pooling}": cross_validate(found[:, i, j], labels, classes)
-        for i, layer in enumerate(layers)
-        for j, pooling in enumerate(poolings)
-    }
-    best = max(scores, key=lambda name: scores[name])
-    i, j = divmod(list(scores).index(best), len(poolings))
+    fits = {(i, j): ridge_score(found[:, i, j], labels, classes) for i in range(len(layers)) for j in range(len(poolings))}
+    i, j = max(fits, key=lambda place: fits[place])
+    reached = cross_validate(found[:, i, j], labels, classes)
     parts = [count for count in (len(places) // 4, len(places) // 2) if count]
     return {
         "rows": len(places),
-        "best": best,
-        "probe": scores[best],
+        "best": f"layer {layers[i]}, {poolings[j]}",
+        "probe": reached,
         "tf_idf": cross_validate_words(ids, labels, classes),
         "majority": constant,
         **dict(zip(("metric", "baseline"), names, strict=True)),
         "curve": {count: cross_validate(found[:count, i, j], labels[:count], classes) for count in parts}
-        | {len(places): scores[best]},
+        | {len(places): reached},
     }
 
 
@@ -183,6 +205,18 @@ def affordable(base: Any, data: Any) -> int:
     from hfstrat.models.load import forward_operations
 
     return max(64, int(PROBE_OPERATIONS / (forward_operations(base.model) * float(data.lengths.mean()))))
+
+
+def ridge_score(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    """Accuracy (of numbers R^2) of ridge regression, leave-one-out. It takes less time than logistic regression; it selects
+    the layer and the pooling, as in the strategy head."""
+    from hfstrat.strategies.head.linear import leave_one_out, targets_of
+    from hfstrat.strategies.head.pooled import score
+
+    if labels.is_floating_point():
+        return cross_validate(features, labels, classes)
+    targets = targets_of(labels, classes)
+    return score(leave_one_out(features.float(), targets), targets)
 
 
 def cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:

@@ -29,7 +29,6 @@ BYTES_PER_TOKEN = 4.0  # of English, used without a tokenizer
 TURN_TOKENS = 5  # that a chat template adds per message, roughly
 BY_HAND = "by hand"  # instead of a source
 KEPT = 0.995  # share of the tokens within the proposed max_length
-CLASSES_OF_A_NUMBER = 2  # an assumption: the rules were not measured on regressions
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Survey:
     """Statistics of a data set.
 
     lengths: tokens of the sampled examples, before truncation.
-    texts: the sampled examples as plain text.
+    texts: the sampled examples as plain text; `text_labels`: their labels, where each has one.
     labels: number of examples per label of a classification.
     many: whether an example may have several labels.
     targets: mean and standard deviation of each number of a regression.
@@ -56,6 +55,7 @@ class Survey:
     many: bool = False
     targets: dict[str, tuple[float, float]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list, repr=False)
+    text_labels: list[str] = field(default_factory=list, repr=False)
     max_length: int = 1024
     format: str = ""
     estimated: list[str] = field(default_factory=list)
@@ -75,11 +75,6 @@ class Survey:
     def outputs(self) -> int:
         """Outputs of a head: one for each label or number; 0 where text is generated."""
         return len(self.labels) or len(self.targets)
-
-    @property
-    def classes(self) -> int:
-        """The classes by which the rules count examples; a regression counts as a classification into few of them."""
-        return len(self.labels) or (CLASSES_OF_A_NUMBER if self.targets else 1)
 
     @property
     def pieces(self) -> np.ndarray:
@@ -183,6 +178,8 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
     found.duplicates = 1 - len({example.content for example in examples}) / len(examples)
     chosen = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
     found.texts = [example.content for example in chosen]
+    if found.labels and not found.many:
+        found.text_labels = [example.labels[0] for example in chosen]
     found.labels = {name: count * found.rows // len(examples) for name, count in found.labels.items()}
     _tokenize(found, chosen, folder)
     if len(chosen) < len(examples):

@@ -1,4 +1,4 @@
-"""Advice in five steps: candidates -> fit into memory -> time -> score -> rank.
+"""Advice in five steps: candidates -> fit into memory -> time -> expected quality -> rank.
 
 Each step is a function of a `Situation` and of the frozen result of the step before.
 """
@@ -6,23 +6,26 @@ Each step is a function of a `Situation` and of the frozen result of the step be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hfstrat.advisor import candidates, hardware, memory, rules, speed
+from hfstrat.advisor import candidates, expected, hardware, memory, speed
 from hfstrat.advisor.architecture import VALIDATED, Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
+from hfstrat.advisor.expected import Expected, Known, Plan
 from hfstrat.advisor.hardware import Device, Sharing, import_bytes, time_band
+from hfstrat.advisor.measured_runs import Run
 from hfstrat.advisor.memory import Prediction, Shape
-from hfstrat.advisor.rules import Facts, Score
 from hfstrat.advisor.speed import Rate, Work
 from hfstrat.errors import UserError
+from hfstrat.recipe import format
 from hfstrat.trainer.plan import HEADROOM, modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 EVALUATIONS = 6.0  # one before training, four during, one after
+ENOUGH = 300.0  # steps from scratch, for which a smaller model is better than fewer steps (scratch_recipes.md)
 LEAST_STEPS = {True: 1.0, False: 20.0}  # fewer are not worth a run: with pretrained weights, and from scratch
 PROCESSES = (2, 4, 8, 16, 32, 64, 128)
 NF4_BYTES = 0.57  # per weight: 4 bits and the scales of blocks of 64 (arXiv 2305.14314)
@@ -34,13 +37,29 @@ ORDER: dict[Kind, int] = {"fits": 0, "fits with": 0, "fits with more": 1, "does 
 
 @dataclass(frozen=True)
 class Measured:
-    """What `--measure` found: operations per second by strategy, facts for the rules (None: not measured), lines of text."""
+    """What `--measure` found: scores (None: not measured), lines of text, and by strategy the speed of steps.
+
+    rates: operations per second, without the fixed cost of a step; `fixed`: that cost in seconds.
+    """
 
     rates: dict[str, float]
     domain_gap: float | None = None
     probe_gain: float | None = None
     lines: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def probe(self) -> float | None:
+        """Accuracy of a probe on the base's features."""
+        found = self.raw.get("probe") or {}
+        return float(found["probe"]) if found.get("metric") == "accuracy" else None
+
+    @property
+    def base_bits(self) -> float | None:
+        """Bits per byte that the base needs on the texts."""
+        found = (self.raw.get("bits_per_byte") or {}).get("data") or {}
+        return float(found["needed"]) if found.get("needed") else None
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,7 @@ class Situation:
     limit: bytes of memory of one device.
     time: seconds; None: no limit.
     quantizes: whether frozen weights can be quantized here.
+    own: the user's own measured runs.
     """
 
     model: Model
@@ -62,6 +82,15 @@ class Situation:
     rate: Rate = NO_RATE
     quantizes: bool = False
     measured: Measured | None = None
+    own: tuple[Run, ...] = ()
+
+    @property
+    def known(self) -> Known:
+        """What is known of the data."""
+        known, found = replace(expected.known_of(self.data), own=self.own), self.measured
+        if found is None:
+            return known
+        return replace(known, probe=found.probe, gap=found.domain_gap, base_bits=found.base_bits)
 
     @property
     def compute(self) -> int:
@@ -104,7 +133,6 @@ class Timed:
     """A fitted candidate with its training time.
 
     epochs: as many as the time allows.
-    steps: optimizer steps of 16 examples that the time would allow; infinite without a limit.
     late: the shortest run that is worth it, in multiples of the time limit, where it exceeds that.
     words: what the time limit changes; empty: nothing.
     band: relative error of such times; None: not validated.
@@ -114,7 +142,6 @@ class Timed:
     work: Work
     seconds: float
     epochs: float
-    steps: float = math.inf
     in_time: bool = True
     late: float = 1.0
     words: str = ""
@@ -132,10 +159,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class Scored:
-    """A timed candidate with its points."""
+    """A timed candidate with its expected quality."""
 
     timed: Timed
-    score: Score
+    expected: Expected
 
     @property
     def name(self) -> str:
@@ -165,7 +192,7 @@ def decide(situation: Situation, names: Sequence[str]) -> Advice:
         reason = next(iter(unavailable.values()), "no strategy given")
         raise UserError(f"--model: {situation.model.name}: no strategy is possible: {reason}")
     timed = [smaller_if_needed(estimate(fit(candidate, situation), situation), situation) for candidate in found]
-    return Advice(rank(score(timed, situation)), unavailable)
+    return Advice(rank(score(timed, situation), situation), unavailable)
 
 
 def propose(situation: Situation, names: Sequence[str]) -> tuple[list[Candidate], dict[str, str]]:
@@ -250,28 +277,27 @@ def _settings(shape: Shape, words: str) -> dict[str, object]:
 def estimate(fitted: Fitted, situation: Situation) -> Timed:
     """Step 3: the time of a run, and how many epochs the time limit allows."""
     candidate, data, limit = fitted.candidate, situation.data, situation.time
-    work, rate = work_of(candidate, data, fitted.shape.recompute, candidate.epochs), rate_for(candidate, situation)
-    per_second = rate.value * situation.sharing.processes
+    work, rate = work_of(candidate, data, fitted.shape.recompute, candidate.epochs), rate_for(fitted, situation)
+    rate = rate._replace(value=rate.value * situation.sharing.processes)
+    steps_per_epoch = data.rows / GLOBAL_BATCH
 
     def takes(epochs: float) -> float:
-        return speed.seconds(work, data.tokens, epochs, situation.eval_tokens, EVALUATIONS, per_second)
+        return speed.seconds(work, data.tokens, steps_per_epoch, epochs, situation.eval_tokens, EVALUATIONS, rate)
 
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
     if limit is None:
         return timed
-    if work.training:
-        left = max(0.0, limit - speed.START_SECONDS)
-        timed = replace(timed, steps=left * per_second / (work.training * data.mean_length * GLOBAL_BATCH))
     if timed.seconds <= limit:
         return timed
-    per_epoch = work.training * data.tokens / per_second
+    per_epoch = takes(1.0) - takes(0.0)
     possible = (limit - takes(0.0)) / per_epoch if per_epoch else 0.0
-    steps_per_epoch = data.rows / GLOBAL_BATCH
     least = min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch)
     if possible * steps_per_epoch >= least:
         return replace(timed, seconds=limit, epochs=possible, words=f"{possible:.2g} of {candidate.epochs:g} epochs")
-    late = takes(least / steps_per_epoch) / limit
-    return replace(timed, in_time=False, late=late, words="exceeds the time")
+    epochs = least / steps_per_epoch if work.training else candidate.epochs
+    takes_least = takes(epochs)
+    words = f"ends {format.duration(takes_least - limit)} late"
+    return replace(timed, seconds=takes_least, epochs=epochs, in_time=False, late=takes_least / limit, words=words)
 
 
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
@@ -280,22 +306,29 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) 
     return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.outputs else work
 
 
-def rate_for(candidate: Candidate, situation: Situation) -> Rate:
-    """The rate measured with this strategy, with another one, or that of the machine."""
-    rates = situation.measured.rates if situation.measured else {}
-    if candidate.name in rates:
-        return Rate(rates[candidate.name], "steps of this strategy measured here", time_band("measured"))
-    if rates:
+def rate_for(fitted: Fitted, situation: Situation) -> Rate:
+    """The rate and the fixed cost measured with this strategy, with others (their medians), or those of the machine."""
+    candidate, measured = fitted.candidate, situation.measured
+    rates = measured.rates if measured else {}
+    if measured and candidate.name in rates:
+        fixed = measured.fixed.get(candidate.name, 0.0)
+        return Rate(rates[candidate.name], "steps of this strategy measured here", time_band("measured"), fixed=fixed)
+    if measured and rates:
         middle = sorted(rates.values())[len(rates) // 2]
-        return Rate(middle, "steps of other strategies measured here", time_band("others"))
-    return situation.rate.for_width(candidate.model.width)
+        fixed = sorted(measured.fixed.get(name, 0.0) for name in rates)[len(rates) // 2]
+        return Rate(middle, "steps of other strategies measured here", time_band("others"), fixed=fixed)
+    rate = situation.rate
+    if not rate.product:
+        return rate
+    passes = fitted.shape.passes * situation.sharing.processes  # which share the cores
+    return rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, passes))
 
 
 def smaller_if_needed(timed: Timed, situation: Situation) -> Timed:
     """A model from scratch that does not fit is halved until it does, or is as small as allowed."""
     most = math.inf
     while not timed.candidate.strategy.needs_weights and most > candidates.SMALLEST:
-        if timed.fits and timed.steps >= rules.ENOUGH[True]:
+        if timed.fits and timed.epochs * situation.data.rows / GLOBAL_BATCH >= ENOUGH:
             break
         most = max(candidates.SMALLEST, timed.candidate.model.parameters / 2)
         smaller = candidates.propose(timed.candidate.name, situation.model, situation.data, most)
@@ -304,38 +337,40 @@ def smaller_if_needed(timed: Timed, situation: Situation) -> Timed:
 
 
 def score(timed: Sequence[Timed], situation: Situation) -> list[Scored]:
-    """Step 4: apply the rules, which compare the strategies' training times and sizes."""
-    seconds = {each.candidate.name: each.work.training for each in timed}
-    sizes = {each.candidate.name: each.candidate.artifact_bytes for each in timed}
-    return [Scored(each, rules.score(facts(situation, each, seconds, sizes), each.candidate.name)) for each in timed]
+    """Step 4: the quality that each is expected to have when its time is over."""
+    plans = [plan_of(each, situation.data) for each in timed]
+    found = expected.expect(plans, situation.known)
+    return [Scored(each, one) for each, one in zip(timed, found, strict=True)]
 
 
-def facts(situation: Situation, timed: Timed, seconds: Mapping[str, float], sizes: dict[str, float]) -> Facts:
-    """What the rules need to know about a candidate; by name, training times in any unit and bytes of the results."""
-    data, measured, footprint = situation.data, situation.measured, timed.candidate.footprint
-    floor = min((value for value in seconds.values() if value), default=1.0)
-    return Facts(
-        goal=situation.goal,
-        rows=data.rows,
-        classes=data.classes,
-        tokens=data.tokens,
-        scratch_parameters=situation.model.parameters,
-        adapter_parameters=float(footprint.trainable),
-        domain_gap=measured.domain_gap if measured else None,
-        probe_gain=measured.probe_gain if measured else None,
-        steps=timed.steps,
-        late=timed.late,
-        seconds={name: max(value, floor / 8) for name, value in seconds.items()},
-        artifact_bytes=sizes,
-    )
+def plan_of(timed: Timed, data: Survey, batch: int = GLOBAL_BATCH) -> Plan:
+    """The run as predictions of quality see it; a solved head takes no steps."""
+    candidate = timed.candidate
+    steps = timed.epochs * data.rows / batch if timed.work.training else 0.0
+    return Plan(candidate.name, float(candidate.model.parameters), not candidate.model.is_encoder, steps, steps * batch)
 
 
-def rank(scored: Sequence[Scored]) -> tuple[Scored, ...]:
-    """Step 5: best first: those that fit here, then those that need more processes, then the others; each by points.
+def rank(scored: Sequence[Scored], situation: Situation) -> tuple[Scored, ...]:
+    """Step 5: best first. Those that fit into the memory of this machine are before those that need more processes, and these
+    before the others; in time (or a minute, or half of the time, late) before later.
 
-    A run that ends after the time limit loses points by how late it is, but may still be before one that takes a few steps.
+    With another goal than quality, those within the interval of the best come first, the fastest or smallest one first.
+    What has no known quality comes last, the fastest first.
     """
-    return tuple(sorted(scored, key=lambda each: (ORDER[each.fitted.kind], -each.score.points)))
+    tolerance = 0.0 if situation.time is None else max(60.0, 0.5 * situation.time)
+
+    def place(each: Scored) -> tuple[int, bool]:
+        is_late = situation.time is not None and not each.timed.in_time and each.timed.seconds > situation.time + tolerance
+        return ORDER[each.fitted.kind], is_late
+
+    found = sorted(scored, key=lambda each: (*place(each), -each.expected.merit, each.timed.seconds))
+    if situation.goal == "quality":
+        return tuple(found)
+    first = found[0]
+    cost = {"speed": lambda each: each.timed.seconds, "size": lambda each: each.candidate.artifact_bytes}[situation.goal]
+    near = [each for each in found if place(each) == place(first) and (each is first or each.expected.reaches(first.expected))]
+    near = near if first.expected.value is not None else [each for each in found if place(each) == place(first)]
+    return (*sorted(near, key=cost), *(each for each in found if each not in near))
 
 
 def caveats(situation: Situation) -> list[str]:
@@ -351,8 +386,6 @@ def caveats(situation: Situation) -> list[str]:
         found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
     if model.parameters > 500e6 and situation.device.is_cpu:
         found.append("memory was validated on models of up to 135M parameters")
-    if situation.data.targets:
-        found.append("the rules were measured on classifications and language models, not on regressions")
     if situation.measured is None:
-        found.append("nothing was measured on this data, so the ranking follows rules alone")
+        found.append("nothing was measured on this machine: quality is predicted from runs on other data sets")
     return found

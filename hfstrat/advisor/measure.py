@@ -1,7 +1,7 @@
 """What `hfstrat advise` measures: real training steps, the fit of the texts to the base, and a probe on its features.
 
 A child process measures (`hfstrat.advisor.child`), since only it imports torch. This process ends it when the time is over, and
-turns what it has answered by then into operations per second, facts for the rules, and lines of text.
+turns what it has answered by then into operations per second, scores for the prediction of quality, and lines of text.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PROBED = 600  # examples
 TEXTS = 48
 CHILD = ["-m", "hfstrat.advisor.child"]
 LARGEST = 2e9  # parameters of a model that is measured on a CPU
+MOST_FIXED = 0.95  # of the seconds of a step
 NO_STEPS = 10_000  # an interval that is never reached
 
 
@@ -52,12 +53,17 @@ def measure(situation: Situation, names: Sequence[str], seconds: float) -> Measu
         raise UserError(f"--measure: {reason}; remove the option")
     fitted = {name: found for name in names if (found := _fitted(name, situation)) is not None}
     raw = _run_child(_request(situation, fitted), seconds)
-    rates = {
-        name: _operations(fitted[name], situation) * step["tokens"] / step["seconds"]
+    steps = {
+        name: step
         for name, step in raw["rates"].items()
         if step["seconds"] and step["tokens"] and step.get("others", 0.0) <= speed.BUSY
     }
-    return interpret(raw, rates)
+    fixed = {name: min(step.get("fixed", 0.0), MOST_FIXED * step["seconds"]) for name, step in steps.items()}
+    rates = {
+        name: _operations(fitted[name], situation) * step["tokens"] / (step["seconds"] - fixed[name])
+        for name, step in steps.items()
+    }
+    return replace(interpret(raw, rates), fixed=fixed)
 
 
 def _fitted(name: str, situation: Situation) -> Fitted | None:
@@ -145,7 +151,7 @@ def _run_child(request: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def interpret(raw: dict[str, Any], rates: dict[str, float]) -> Measured:
-    """Facts for the rules, and lines of text, from the answer of the child process."""
+    """Scores and lines of text, from the answer of the child process."""
     lines = [
         f"{name}: {step['tokens'] / step['seconds']:,.0f} tokens/s, from {step['passes']:.0f} passes"
         for name, step in raw["rates"].items()

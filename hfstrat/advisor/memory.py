@@ -30,7 +30,10 @@ OF_THE_HEAD = 2  # kernels: forward, and the gradient of the input
 ATTENTION, ATTENTION_FORWARD = 3, 1  # products of an attention, with and without the backward pass
 EVALUATED = 128  # sampled examples; the number of evaluation examples is unknown, and more add few widths
 FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch for pooled features, as in hfstrat.strategies.head
-FEATURES_CACHED = 16_384  # examples whose features of all layers are in memory at a time
+# as in hfstrat.strategies.head.pooled: poolings, layers, examples and bytes of the features that are probed
+POOLINGS, PROBED_LAYERS, PROBED, PROBED_BYTES = 2, 12, 2000, 256 * 2**20
+COPIES, FEATURE_COPIES = 2.0, 3.0  # of probed features: with those of the fit; of all: as made, as written, as read
+TF_IDF_ROWS = 20_000
 PROBE = (2, 128)  # sequences and tokens whose logits are stored to compare the artifact with
 
 
@@ -174,6 +177,7 @@ class Phases:
             "caches": self.caches(),
             "framework": self.k["framework"],
             "compiled kernels": self.kernels(),
+            "baselines": self.k["baselines"] if self.s.classifies else 0.0,
         }
 
     def kernels(self) -> float:
@@ -323,10 +327,23 @@ class Phases:
         return {"weights": self.weights(), "loading": converted, "framework": self.k["framework"]}
 
     def features(self) -> dict[str, float]:
+        """Of a solved head: features of the probed examples from all layers, those of all examples from one layer, and TF-IDF.
+
+        The checkpoint is still mapped, and counts where its numbers were converted.
+        """
         rows = min(FEATURE_TOKENS[self.s.on_cpu], max(1, self.s.rows) * self.s.length)
         inside = rows * (self.s.compute * 3.0 * self.m.inner + 4.0 * self.m.width * 6)
-        cached = 4.0 * self.m.width * min(self.s.rows, FEATURES_CACHED) * 2
-        return {**self.base(), "activations": inside, "caches": self.caches() + cached}
+        each = 4.0 * self.m.width * POOLINGS * min(self.m.layers, PROBED_LAYERS)  # bytes of a probed example
+        probed = min(self.s.rows, PROBED, max(64.0, PROBED_BYTES / each)) * each
+        cached = 4.0 * self.m.width * self.s.rows
+        narrower = self.s.compute < self.m.stored / max(1, self.all) - 1 and not self.m.by_hand
+        return {
+            **self.base(),
+            "activations": inside,
+            "caches": self.caches() + COPIES * probed + FEATURE_COPIES * cached,
+            "TF-IDF": self.k["tf_idf"] * min(self.s.rows, TF_IDF_ROWS) * self.s.length,
+            "checkpoint": float(self.m.stored) if narrower else 0.0,
+        }
 
     def teacher(self) -> dict[str, float]:
         rows = (self.s.eval_rows or 2 * self.s.micro) * self.s.length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import strategies
-from hfstrat.advisor import architecture, data, decide, hardware, memory, rules, speed
+from hfstrat.advisor import architecture, data, decide, expected, hardware, memory, speed
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
@@ -27,7 +28,7 @@ from hfstrat.strategies.defaults import Prediction
 from hfstrat.tasks import TASKS
 from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
-WRITTEN = 3  # recipes
+WRITTEN = 3  # recipes, where no quality is predicted
 AFTER_TRAINING = speed.START_SECONDS * 0.4  # the part of the start-up time that follows training: verifying the result
 
 
@@ -40,7 +41,9 @@ class Written:
 
 
 def write(advice: Advice, situation: Situation, folder: Path) -> Written:
-    """Write recipes for the first strategies that fit into memory; no folder is created if there are none.
+    """Write the recipe of the winner, and of every strategy within its interval, that fit into memory.
+
+    Where no quality is predicted, the first three are written. No folder is created if nothing fits.
 
     Raises:
         UserError: sizes given by hand, `folder` is a file, or it contains recipes already.
@@ -53,9 +56,7 @@ def write(advice: Advice, situation: Situation, folder: Path) -> Written:
         raise UserError(f"--write: {existing[0]} exists already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     files, rejected = list[Path](), dict[str, str]()
-    for place, scored in enumerate(advice.ranked, 1):
-        if len(files) == WRITTEN or scored.fitted.kind == "does not fit":
-            continue
+    for place, scored in chosen(advice):
         file = folder / f"{len(files) + 1}-{scored.name}.yaml"
         file.write_text(text_of(scored, place, situation), encoding="utf-8")
         try:
@@ -70,10 +71,19 @@ def write(advice: Advice, situation: Situation, folder: Path) -> Written:
     return Written(files, rejected)
 
 
+def chosen(advice: Advice) -> list[tuple[int, Scored]]:
+    """Place and strategy of those whose recipes are written: on this machine, or else on more processes."""
+    possible = [(place, each) for place, each in enumerate(advice.ranked, 1) if each.fitted.kind != "does not fit"]
+    here = [(place, each) for place, each in possible if each.fitted.fits_here] or possible
+    if not here or here[0][1].expected.value is None:
+        return here[:WRITTEN]
+    first = here[0][1]
+    return [(place, each) for place, each in here if each is first or each.expected.reaches(first.expected)]
+
+
 def text_of(scored: Scored, place: int, situation: Situation) -> str:
-    """The recipe of a strategy as YAML, with its reason in the first line."""
-    reason = scored.score.parts[0][0].reason if scored.score.parts else ""
-    comment = f"{scored.name}, number {place} of `hfstrat advise`: {reason}."
+    """The recipe of a strategy as YAML, with what is expected of it in the first line."""
+    comment = f"{scored.name}, number {place} of `hfstrat advise`: {scored.expected.words()}."
     training: dict[str, Any] = {"num_train_epochs": scored.candidate.epochs}
     stops_early = scored.timed.words and scored.timed.work.training
     if situation.time is not None and stops_early:  # the limit includes more than training
@@ -124,51 +134,58 @@ def predict(recipes: Mapping[str, Loaded], rate: Rate | None = None) -> dict[str
         rate: of this machine, if it is known.
     """
     predictions: dict[str, Prediction] = {}
-    points: dict[str, float] = {}
+    merits: dict[str, float] = {}
     rate = rate or speed.rate_of(hardware.find_device("auto"))  # once: on a busy machine it is measured, and not stored
     for name, loaded in recipes.items():
         with contextlib.suppress(UserError):
-            predictions[name], points[name] = predict_one(loaded.recipe, rate)
-    for place, name in enumerate(sorted(points, key=lambda name: -points[name]), 1):
+            predictions[name], merits[name] = predict_one(loaded.recipe, rate)
+    ranked = [name for name in merits if math.isfinite(merits[name])]
+    for place, name in enumerate(sorted(ranked, key=lambda name: -merits[name]), 1):
         predictions[name]["rank"] = place
     return predictions
 
 
 def predict_one(recipe: Recipe, rate: Rate) -> tuple[Prediction, float]:
-    """The prediction for a recipe without its rank, and its points. Raises UserError if it cannot be predicted."""
+    """The prediction for a recipe without its rank, and its merit: higher is better, minus infinity is unknown.
+
+    Raises:
+        UserError: it cannot be predicted.
+    """
     candidate, survey = candidate_of(recipe)
     device = hardware.find_device("auto")
-    situation = Situation(candidate.model, survey, device, device.memory, rate=rate.for_width(candidate.model.width))
+    situation = Situation(candidate.model, survey, device, device.memory, rate=rate)
     shape = shape_of_recipe(recipe, survey, candidate.description.body_once, device.is_cpu, situation.compute)
     fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.description, shape), shape, {})
     timed = estimate(recipe, fitted, situation)
-    score = rules.score(decide.facts(situation, timed, {}, {}), candidate.name)
+    quality = expected.expect([decide.plan_of(timed, survey, recipe.training.global_batch_size)], situation.known)[0]
     predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}
     if (band := hardware.memory_band()) is not None and device.is_cpu:
         reach = band.worst * fitted.prediction.total
         predicted["memory_band"] = (fitted.peak - reach, fitted.peak + reach)
     if timed.band is not None:
         predicted["seconds_band"] = (timed.seconds / (1 + timed.band), timed.seconds * (1 + timed.band))
-    if reasons := score.reasons():
-        predicted["verdict"] = "; ".join(words for words, _ in reasons)
-        predicted["source"] = "; ".join(dict.fromkeys(source for _, source in reasons))
-    return predicted, score.points
+    predicted["verdict"] = quality.words()
+    predicted["source"] = quality.basis
+    if quality.value is not None:
+        predicted["quality"] = quality.value
+        predicted["quality_band"] = (quality.low or 0.0, quality.high or 0.0)
+    return predicted, quality.merit
 
 
 def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
-    """The time of a recipe from the start to trained weights, and the steps by which the rules judge its length."""
-    training, candidate, survey, rate = recipe.training, fitted.candidate, situation.data, situation.rate
+    """The time of a recipe from the start to trained weights, and the epochs within it."""
+    training, candidate, survey = recipe.training, fitted.candidate, situation.data
+    rate = decide.rate_for(fitted, situation)
     epochs = training.num_train_epochs or (training.max_steps or 0) * training.global_batch_size / survey.rows
     work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
-    total = speed.seconds(work, survey.tokens, epochs, situation.eval_tokens, decide.EVALUATIONS, rate.value)
+    batch = training.global_batch_size
+    total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, decide.EVALUATIONS, rate)
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
-    if training.max_steps and epochs < candidate.epochs:  # fewer than advised
-        timed = replace(timed, steps=training.max_steps * training.global_batch_size / decide.GLOBAL_BATCH)
     if limit is not None and work.training:
-        per_step = work.training * survey.mean_length * training.global_batch_size
-        took = limit + speed.START_SECONDS - AFTER_TRAINING
-        timed = replace(timed, seconds=took, steps=limit * rate.value / per_step)
+        per_step = rate.fixed + work.training * survey.mean_length * batch / rate.value
+        possible = limit / per_step * batch / survey.rows
+        timed = replace(timed, seconds=limit + speed.START_SECONDS - AFTER_TRAINING, epochs=possible)
     return timed
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hfstrat.advisor import expected
 from hfstrat.advisor.decide import Advice, Kind, Scored, Situation, caveats
 from hfstrat.advisor.hardware import import_bytes, memory_band
 from hfstrat.recipe import format
@@ -18,7 +19,6 @@ from hfstrat.strategies import defaults
 WIDTH = 160  # of output that is not a terminal
 NARROWEST = 18  # characters of a column that holds a sentence
 ROUGH = 0.5  # a relative error from which on it is reported as a factor
-POINTS = "points only rank the strategies; one is about a percentage point of accuracy, or a hundredth of the loss"
 KINDS: dict[Kind, str] = {"fits with more": "fits only with"}  # in words where they differ
 DATA = (
     "source",
@@ -37,7 +37,7 @@ DATA = (
 
 
 def show(situation: Situation, advice: Advice) -> None:
-    """Print the facts, the table of factors, the reasons and the caveats."""
+    """Print the facts, the table of factors, what is expected and assumed, and the caveats."""
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
@@ -52,12 +52,12 @@ def show(situation: Situation, advice: Advice) -> None:
         write(line)
     console.print(table(situation, advice, wide))
     for place, scored in enumerate(advice.ranked, 1):
-        write(f"{f'{place}. {scored.name}':<11} {reason(scored)}", 12)
+        write(f"{f'{place}. {scored.name}':<11} {basis(scored)}", 12)
         if not wide:
             write(f"{'':<11} {factors_line(scored.name)}", 12)
     for name, why in advice.unavailable.items():
         write(f"{name:<11} not available: {why}", 12)
-    for line in [*shortfall(situation, advice), POINTS, *caveats(situation)]:
+    for line in [*ties(advice), *shortfall(situation, advice), *caveats(situation)]:
         write(f"note      {line}")
 
 
@@ -101,7 +101,8 @@ def rows(situation: Situation, advice: Advice) -> list[tuple[str, list[str]]]:
         ("peak memory", [peak_memory(scored) for scored in ranked]),
         ("time", [training_time(scored) for scored in ranked]),
         ("flexibility", [each.flexibility for each in words]),
-        ("expected quality", [f"{scored.score.points:.0f} points" for scored in ranked]),
+        ("expected", [expected_quality(scored) for scored in ranked]),
+        ("best with", [best_with(scored) for scored in ranked]),
         ("risks", [each.risks for each in words]),
     ]
 
@@ -150,9 +151,34 @@ def training_time(scored: Scored) -> str:
     return f"{format.duration(timed.seconds)}: {timed.words or f'{timed.epochs:g} epochs'}"
 
 
-def reason(scored: Scored) -> str:
-    """The reasons for the points, each with its source."""
-    return "; ".join(f"{words} [{source}]" for words, source in scored.score.reasons())
+def expected_quality(scored: Scored) -> str:
+    """The expected value of the metric, with its 80 % interval."""
+    return scored.expected.words() if scored.expected.value is not None else "unknown"
+
+
+def best_with(scored: Scored) -> str:
+    """The probability of being the best, or within noise of it."""
+    return "unknown" if scored.expected.best is None else f"probability {scored.expected.best:.0%}"
+
+
+def basis(scored: Scored) -> str:
+    """What the expected quality rests on, and what is assumed."""
+    one = scored.expected
+    if one.value is None:
+        return f"no quality is predicted: {one.basis}"
+    return f"{one.words()}, from {one.basis}" + (f"; assumed: {', '.join(one.assumed)}" if one.assumed else "")
+
+
+def ties(advice: Advice) -> list[str]:
+    """Which strategies are not told apart from the first one, and how the intervals are meant."""
+    first, *others = advice.ranked
+    if first.expected.value is None:
+        return ["no quality is predicted, so the order is that of memory and time"]
+    alike = [each.name for each in others if expected.tied(first.expected, each.expected)]
+    words = "an interval holds the result in 80% of cases; best: within a point of accuracy, or 2% of the loss, of the best"
+    return ([f"{first.name} and {', '.join(alike)} are not told apart: measure them (hfstrat compare)"] if alike else []) + [
+        words
+    ]
 
 
 def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:
@@ -198,10 +224,6 @@ def _ranked(place: int, scored: Scored) -> dict[str, Any]:
         },
         "time": {"seconds": timed.seconds, "epochs": timed.epochs, "in_time": timed.in_time, "band": timed.band},
         "footprint": scored.candidate.footprint._asdict(),
-        "points": scored.score.points,
-        "rules": [
-            {"name": rule.name, "points": points, "reason": rule.reason, "source": rule.source}
-            for rule, points in scored.score.parts
-        ],
+        "expected": asdict(scored.expected),
         "factors": defaults.factors(scored.name)._asdict(),
     }

@@ -1,4 +1,5 @@
-"""How long a run takes: operations divided by a rate. No torch in this process; a child process may import it."""
+"""How long a run takes: a fixed cost per step, and operations per token divided by a rate. No torch in this process; a child
+process may import it."""
 
 from __future__ import annotations
 
@@ -28,9 +29,12 @@ from hfstrat.tasks import TASKS
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
 
-SHARE = {"cpu": 0.45, "gpu": 0.35}  # of the rate of matrix products, reached by steps of wide models if nothing was measured
+SHARE = {"cpu": 0.49, "gpu": 0.35}  # of the rate of matrix products, reached in steps if nothing was measured
 ASSUMED = 40e9  # operations per second of a thread, if no matrix product can be timed
-HALF_WIDTH = 768  # of a model on a CPU whose steps spend as long outside matrix products as in them
+# the fixed cost of a step on a CPU, fitted to benchmarks/time_prediction with SHARE: seconds of a pass through a block (two
+# more of the backward pass), and seconds per trainable parameter of the optimizer
+BLOCK_SECONDS, OPTIMIZER_SECONDS = 3.1e-3, 3.3e-9
+ADAPTED = 1.5  # times the passes through a block with adapters
 FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
 RATES_FILE = "advisor-rates-2.json"
@@ -61,26 +65,25 @@ class Work(NamedTuple):
 class Rate(NamedTuple):
     """Operations per second, their source, and the relative error of times predicted from it (None: not validated).
 
-    `product`: the rate of matrix products on the machine, if `value` is derived from it.
+    product: the rate of matrix products on the machine, if `value` is derived from it.
+    fixed: seconds of an optimizer step that do not depend on its tokens.
     """
 
     value: float
     source: str
     band: float | None = None
     product: float = 0.0
-
-    def for_width(self, width: int) -> Rate:
-        """The rate for a model of this width."""
-        return self._replace(value=share(width) * self.product) if self.product else self
+    fixed: float = 0.0
 
 
-def share(width: int) -> float:
-    """The share of the rate of matrix products that steps reach on a CPU: the roofline model (Williams et al. 2009).
+def fixed_cost(model: Model, description: Description, passes: float) -> float:
+    """Seconds of an optimizer step on a CPU that do not depend on its tokens.
 
-    The products of a token grow with the width squared, everything else (norms, activations, casts) with the width, so the
-    ratio of other time to product time is a constant divided by the width: benchmarks/results/time_prediction.md.
+    Args:
+        passes: micro-batches of a step.
     """
-    return SHARE["cpu"] * width / (width + HALF_WIDTH)
+    live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
+    return BLOCK_SECONDS * passes * (model.layers + 2 * live) + OPTIMIZER_SECONDS * description.footprint.trainable
 
 
 def work(
@@ -134,10 +137,17 @@ def _head(model: Model, description: Description) -> float:
     return 2.0 * model.vocabulary * model.width if is_lm and not model.is_encoder else 0.0
 
 
-def seconds(load: Work, tokens: float, epochs: float, eval_tokens: float, evaluations: float, rate: float) -> float:
-    """Seconds of a complete run: cached computations, epochs, evaluations and start-up."""
+def seconds(
+    load: Work, tokens: float, steps: float, epochs: float, eval_tokens: float, evaluations: float, rate: Rate
+) -> float:
+    """Seconds of a complete run: cached computations, epochs, evaluations and start-up.
+
+    Args:
+        tokens, steps: of an epoch.
+    """
     forward = load.once * (tokens + eval_tokens) + load.evaluation * eval_tokens * evaluations
-    return START_SECONDS + (forward / FORWARD + load.training * tokens * epochs) / rate
+    fixed = rate.fixed * steps * epochs if load.training else 0.0
+    return START_SECONDS + fixed + (forward / FORWARD + load.training * tokens * epochs) / rate.value
 
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:

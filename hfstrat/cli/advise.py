@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hfstrat.advisor import architecture, decide, hardware, measure, recipes, show, speed
+from hfstrat.advisor import architecture, decide, hardware, measure, measured_runs, recipes, show, speed
 from hfstrat.advisor import data as training_data
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
@@ -88,7 +88,7 @@ def measured(situation: Situation, names: Sequence[str], wanted: str | None) -> 
         return situation, f"nothing was measured: {reason}"
     try:
         return replace(situation, measured=measure.measure(situation, names, MEASURING)), ""
-    except UserError as error:  # the rules still have an answer
+    except UserError as error:  # the measured runs still have an answer
         return situation, f"nothing was measured: {str(error).removeprefix('--measure: ')}"
 
 
@@ -121,12 +121,13 @@ def situation_of(request: Request) -> Situation:
     if request.reports and not past.is_dir():
         raise UserError(f"--reports: {request.reports}: no such folder; give one that contains finished runs (report.json)")
     reports = speed.rates_of_reports(past) if past.is_dir() else []
-    rate = speed.rate_of(device, reports).for_width(model.width)
+    own = tuple(measured_runs.of_reports(past)) if past.is_dir() else ()
+    rate = speed.rate_of(device, reports)
     if rate.value <= 0:
         raise UserError(f"--device: {device.name}: its speed is unknown; give a similar GPU with --device, and set --memory")
     rate = rate._replace(value=rate.value / parts, product=rate.product / parts)
     quantizes = importlib.util.find_spec("bitsandbytes") is not None
-    return Situation(model, data, device, limit, sharing, time, request.goal, rate, quantizes)
+    return Situation(model, data, device, limit, sharing, time, request.goal, rate, quantizes, own=own)
 
 
 def _model(request: Request) -> Model:

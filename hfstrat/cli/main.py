@@ -213,11 +213,13 @@ def advise(
     measure: Annotated[
         str, Option(metavar="TIME", help="Probe the data and time real steps for at most this long; auto: 20s where possible")
     ] = "auto",
-    no_measure: Annotated[bool, Option("--no-measure", help="Follow rules alone, without starting torch")] = False,
+    no_measure: Annotated[bool, Option("--no-measure", help="Predict from known runs alone, without starting torch")] = False,
     reports: Annotated[
-        str | None, Option(metavar="DIR", help="Past runs that show the speed of this machine; default: runs")
+        str | None, Option(metavar="DIR", help="Past runs that show speed and quality here; default: runs")
     ] = None,
-    write: Annotated[Path | None, Option(metavar="DIR", help="Write recipes for the first three strategies")] = None,
+    write: Annotated[
+        Path | None, Option(metavar="DIR", help="Write recipes of the first one and those within its interval")
+    ] = None,
     parameters: Annotated[str | None, Option(metavar="SIZE", help="Without --model: its size, such as 1.1B")] = None,
     vocab: Annotated[int | None, Option(min=2, metavar="N", help="With --parameters: size of the vocabulary")] = None,
     rows: Annotated[int | None, Option(metavar="N", help="Without --data: number of examples")] = None,

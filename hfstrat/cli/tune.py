@@ -60,7 +60,7 @@ def measured_ranks(options: Options, names: list[str], seconds: float) -> tuple[
             return {}, []
         found = measure.measure(situation, names, seconds)
         ranked = decide.decide(replace(situation, measured=found), names).ranked
-    except UserError as error:  # the rules still have an order
+    except UserError as error:  # known runs still have an order
         return {}, [f"nothing was measured before the search: {error}"]
     return {scored.name: float(place) for place, scored in enumerate(ranked)}, found.lines
 
@@ -74,10 +74,10 @@ def least(loaded: Loaded, rate: Rate) -> float:
     work = decide.work_of(candidate, survey, False, 1.0)
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
-    step = loaded.recipe.training.global_batch_size / max(1.0, survey.rows)
-    return speed.seconds(
-        work, survey.tokens, step, rows * survey.mean_length, EVALUATIONS, rate.for_width(candidate.model.width).value
-    )
+    steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
+    if rate.product:
+        rate = rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, 1))
+    return speed.seconds(work, survey.tokens, steps, 1 / steps, rows * survey.mean_length, EVALUATIONS, rate)
 
 
 def devices() -> list[str]:

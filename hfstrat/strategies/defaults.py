@@ -161,14 +161,17 @@ class Prediction(TypedDict, total=False):
 
     memory_bytes, memory_band: peak memory of the process as report.json has it, and (low, high).
     seconds, seconds_band: from the start to trained weights (setup_seconds + train_seconds of report.json), and (low, high).
-    rank: place among the recipes compared, from 1.
-    verdict, source: the reasons, and the sources of the reasons.
+    quality, quality_band: accuracy, or loss as a share of the base's, and (low, high) of its 80 % interval.
+    rank: place among the recipes compared, from 1; missing where no quality is predicted.
+    verdict, source: what is expected, and from which measured runs.
     """
 
     memory_bytes: float
     memory_band: tuple[float, float]
     seconds: float
     seconds_band: tuple[float, float]
+    quality: float
+    quality_band: tuple[float, float]
     rank: int
     verdict: str
     source: str

@@ -1,4 +1,4 @@
-"""Laws of the advisor: sums equal terms, more room never hurts, more data never lowers `scratch`, footprints are exact."""
+"""Laws of the advisor: sums equal terms, more room never hurts, footprints are exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from hfstrat.advisor import architecture, candidates, decide, hardware, memory, recipes, rules, show, speed
+from hfstrat.advisor import architecture, candidates, decide, hardware, memory, recipes, show, speed
 from hfstrat.advisor.data import Survey, proposed_length
 from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.hardware import Device, Sharing
@@ -62,31 +62,6 @@ def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
         assert before <= fitting_names(replace(situation, time=None if situation.time is None else 3 * situation.time))
 
 
-def rank_of_scratch(situation: Situation) -> int:
-    """The number of strategies with more points."""
-    points = {scored.name: scored.score.points for scored in decide.decide(situation, defaults.ORDER).ranked}
-    return sum(value > points["scratch"] for value in points.values())
-
-
-def test_more_data_never_lowers_the_rank_of_scratch() -> None:
-    for situation in situations(10, "causal-lm"):
-        before = rank_of_scratch(situation)
-        for times in (2, 10, 1000):
-            more = replace(situation, data=replace(situation.data, rows=situation.data.rows * times))
-            assert rank_of_scratch(more) <= before
-            before = rank_of_scratch(more)
-
-
-def test_more_data_adds_at_least_as_much_to_scratch_as_to_any_other_strategy() -> None:
-    source = random.Random(1)
-    for _ in range(200):
-        rows, tokens = 10 ** source.uniform(1, 7), 10 ** source.uniform(3, 11)
-        one = rules.Facts("quality", rows, 1, tokens, 1e9, 1e7, domain_gap=source.choice([None, 0.0, 0.6]))
-        more = replace(one, rows=rows * 3, tokens=tokens * 3)
-        gains = {name: rules.score(more, name).points - rules.score(one, name).points for name in rules.ALL}
-        assert all(gains["scratch"] >= gain - 1e-9 for gain in gains.values()), gains
-
-
 def test_sums_equal_their_terms() -> None:
     for situation in situations(8):
         for scored in decide.decide(situation, defaults.ORDER).ranked:
@@ -94,7 +69,6 @@ def test_sums_equal_their_terms() -> None:
             assert prediction.total == pytest.approx(sum(prediction.terms.values()))
             assert prediction.total == max(sum(terms.values()) for terms in prediction.phases.values())
             assert all(value > 0 for terms in prediction.phases.values() for value in terms.values())
-            assert scored.score.points == pytest.approx(sum(points for _, points in scored.score.parts))
 
 
 def test_processes_that_share_need_less_each() -> None:
@@ -175,7 +149,7 @@ def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
 ) -> None:
     advise(Request(model=str(tiny), data=str(rows), memory="8GiB", device="cpu", time="1h"), tmp_path / "out", as_json=True)
     found = json.loads(capsys.readouterr().out)
-    assert len(found["recipes"]) == 3
+    assert found["recipes"]
     assert found["data"]["rows"] == 60
     ranked = [strategy["name"] for strategy in found["strategies"]]
     assert sorted(ranked) == sorted(defaults.ORDER)
@@ -220,7 +194,8 @@ def test_what_is_written_can_be_compared(tiny: Path, rows: Path, tmp_path: Path,
     advise(Request(model=str(tiny), data=str(rows), device="cpu", memory="8GiB"), tmp_path / "out", as_json=False)
     assert f"hfstrat compare {tmp_path}/out/*.yaml --budget 10min" in capsys.readouterr().out
     files = sorted(map(str, (tmp_path / "out").glob("*.yaml")))
-    assert len(entries.line_up(comparisons.request(tmp_path / "compared", recipes=files, budget="10min")).entries) == 3
+    lineup = entries.line_up(comparisons.request(tmp_path / "compared", recipes=files, budget="10min"))
+    assert len(lineup.entries) == len(files) > 1
 
 
 def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
@@ -247,15 +222,6 @@ def test_a_recipe_keeps_the_time_limit_and_is_not_written_if_nothing_fits(
     advise(replace(given, time="5s"), tmp_path / "late", as_json=False)
     assert "no strategy finishes within 5.0s" in capsys.readouterr().out
     assert (tmp_path / "late" / "1-lora.yaml").is_file()
-
-
-def test_a_few_steps_in_time_are_not_better_than_a_run_that_ends_a_little_late() -> None:
-    """77 classes of which a step sees 16 examples: a head that is solved a minute late is before a hundredth of an epoch."""
-    facts = rules.Facts("quality", 10_000, 77, 150_000, 22e6, 800_000)
-    late = rules.score(replace(facts, late=1.5), "head").points
-    for name in ("partial", "lora", "full", "scratch"):
-        assert late > rules.score(replace(facts, steps=6.0), name).points
-    assert rules.score(replace(facts, late=40.0), "head").points < rules.score(replace(facts, steps=2000.0), "lora").points
 
 
 def test_a_speed_that_was_measured_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -361,12 +327,6 @@ def test_recipes_are_not_written_for_sizes_by_hand(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_each_rule_names_its_source_and_its_strategies() -> None:
-    assert {name for rule in rules.RULES for name in rule.strategies} == set(rules.ALL) == set(defaults.ORDER)
-    assert all(rule.source and rule.reason for rule in rules.RULES)
-    assert len({rule.name for rule in rules.RULES}) == len(rules.RULES)
-
-
 def test_fit_names_the_settings_it_needs() -> None:
     model, data = architecture.by_hand("1.1B", 32000, 2048), random_data(random.Random(3), "causal-lm")
     candidate = candidates.propose("full", model, data)
@@ -387,8 +347,10 @@ def test_processes_on_a_cpu_share_its_memory_and_cores(monkeypatch: pytest.Monke
     monkeypatch.setattr(speed, "matmul_rate", lambda: (1e11, 0.0))
     one, two = (situation_of(Request(**MODEL, device="cpu", num_processes=count)) for count in (1, 2))
     assert (one.limit, two.limit) == (32 * GIB, 16 * GIB)
-    times = [[scored.timed.seconds for scored in decide.decide(each, ["full", "lora"]).ranked] for each in (one, two)]
-    assert times[1] == pytest.approx(times[0])
+    times = [
+        {scored.name: scored.timed.seconds for scored in decide.decide(each, ["full", "lora"]).ranked} for each in (one, two)
+    ]
+    assert all(times[1][name] > 0.99 * times[0][name] for name in ("full", "lora"))
     assert any("share its memory" in words for words in decide.caveats(two))
 
 
@@ -407,7 +369,7 @@ def test_every_word_is_shown_in_any_terminal(
         for text in defaults.factors(name):
             assert all(re.sub(r"[\W_]+", "", part) in words for part in (text.split() if width == 160 else [text]))
     assert "4classesof25examples" in words
-    assert "pointsonlyrank" in words
+    assert "anintervalholdstheresult" in words
     assert "median" not in output.partition("memory")[0]
 
 
@@ -450,22 +412,6 @@ def test_existing_recipes_are_predicted(recipe: Callable[..., Any], monkeypatch:
     assert found["small"]["memory_bytes"] < found["large"]["memory_bytes"]
     assert found["small"]["seconds"] < found["large"]["seconds"]
     assert sorted(one["rank"] for one in found.values()) == [1, 2]
-    assert found["small"]["verdict"]
-    assert found["small"]["source"]
-
-
-def test_a_budget_of_few_steps_counts_as_little_time(recipe: Callable[..., Any]) -> None:
-    """A run that is shorter than advised: training from scratch loses most."""
-    new = "strategy={name: scratch, model_type: llama, parameters: 1M, tokenizer: {vocab_size: 300}}"
-    ways = {"lora": [], "scratch": [new]}
-
-    def points_of(steps: int) -> dict[str, float]:
-        loaded = {name: recipe(f"training.max_steps={steps}", *words) for name, words in ways.items()}
-        return {
-            name: recipes.predict_one(each.recipe, speed.rate_of(hardware.find_device("auto")))[1]
-            for name, each in loaded.items()
-        }
-
-    points = {steps: points_of(steps) for steps in (2, 1000)}
-    lost = {name: points[1000][name] - points[2][name] for name in ("lora", "scratch")}
-    assert lost["scratch"] > lost["lora"] > 0
+    low, high = found["small"]["quality_band"]
+    assert low < found["small"]["quality"] < high
+    assert found["small"]["quality"] > found["large"]["quality"]  # of the base's loss, after fewer steps

@@ -16,15 +16,17 @@ from hfstrat.cli.advise import Request, advise, measured, situation_of
 from hfstrat.errors import UserError
 
 
-def test_passes_and_optimizer_steps_are_separated() -> None:
-    """Passes of known seconds per token with an optimizer step of known length after each fourth: both are recovered."""
+def test_the_fixed_cost_of_passes_and_of_optimizer_steps_is_separated_from_that_of_tokens() -> None:
+    """Passes of known seconds and seconds per token, with an optimizer step after each fourth: all are recovered."""
     source = random.Random(0)
-    tokens = [source.randint(50, 400) for _ in range(22)]
-    passes = [(0.002 * count + (0.3 if place % 4 == 3 else 0.0), place % 4 == 3) for place, count in enumerate(tokens)]
+    tokens = [source.randint(50, 400) for _ in range(40)]
+    passes = [(0.05 + 0.002 * count + (0.3 if place % 4 == 3 else 0.0), place % 4 == 3) for place, count in enumerate(tokens)]
     passes[0] = (9.0, False)  # the first ones compile
-    found = child.typical_step(passes, [float(count) for count in tokens], 1000.0)
-    assert found["seconds"] == pytest.approx(0.002 * 1000 + 0.3)
-    assert found["tokens"] == 1000.0
+    found = child.typical_step(passes, [float(count) for count in tokens], 1000.0, 4)
+    assert found["fixed"] == pytest.approx(4 * 0.05 + 0.3)
+    assert found["seconds"] == pytest.approx(0.002 * 1000 + 4 * 0.05 + 0.3)
+    alike = child.typical_step([(0.3, True)] * 9, [100.0] * 9, 100.0)  # of passes of one length nothing is fixed
+    assert (alike["seconds"], alike["fixed"]) == (pytest.approx(0.3), pytest.approx(0.0))
 
 
 def test_the_probe_of_words_separates_topics_and_not_noise() -> None:
