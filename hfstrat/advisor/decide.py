@@ -355,7 +355,7 @@ def rank(scored: Sequence[Scored], situation: Situation) -> tuple[Scored, ...]:
     before the others; in time (or a minute, or half of the time, late) before later.
 
     With another goal than quality, those within the interval of the best come first, the fastest or smallest one first.
-    What has no known quality comes last, the fastest first.
+    What has no known quality comes last: pretrained weights before random ones, then the fastest first.
     """
     tolerance = 0.0 if situation.time is None else max(60.0, 0.5 * situation.time)
 
@@ -363,7 +363,10 @@ def rank(scored: Sequence[Scored], situation: Situation) -> tuple[Scored, ...]:
         is_late = situation.time is not None and not each.timed.in_time and each.timed.seconds > situation.time + tolerance
         return ORDER[each.fitted.kind], is_late
 
-    found = sorted(scored, key=lambda each: (*place(each), -each.expected.merit, each.timed.seconds))
+    def starts_empty(each: Scored) -> bool:
+        return not each.candidate.strategy.needs_weights
+
+    found = sorted(scored, key=lambda each: (*place(each), -each.expected.merit, starts_empty(each), each.timed.seconds))
     if situation.goal == "quality":
         return tuple(found)
     first = found[0]

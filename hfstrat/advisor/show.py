@@ -173,7 +173,7 @@ def ties(advice: Advice) -> list[str]:
     """Which strategies are not told apart from the first one, and how the intervals are meant."""
     first, *others = advice.ranked
     if first.expected.value is None:
-        return ["no quality is predicted, so the order is that of memory and time"]
+        return ["no quality is predicted, so the order is that of memory and time, with random weights last"]
     alike = [each.name for each in others if expected.tied(first.expected, each.expected)]
     words = "an interval holds the result in 80% of cases; best: within a point of accuracy, or 2% of the loss, of the best"
     return ([f"{first.name} and {', '.join(alike)} are not told apart: measure them (hfstrat compare)"] if alike else []) + [

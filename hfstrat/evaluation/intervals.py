@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 Z = 1.959963984540054  # standard normal, at (1 + LEVEL) / 2
 RESAMPLES, MIN_RESAMPLES = 1000, 200
+FEWEST = 10  # examples; of fewer, resamples repeat each other, and the interval of three equal differences has no width
 MAX_DRAWS = 2 * 10**8  # examples drawn in total; more examples get fewer resamples
 SEED = 20240401
 METHOD = (
@@ -72,9 +73,9 @@ def means(columns: dict[str, np.ndarray]) -> Score:
 
 
 def draws(rows: int) -> Iterator[np.ndarray]:
-    """The weight of each example in each resample, `[rows]`: the same for equal numbers of examples, none for a single one."""
+    """The weight of each example in each resample, `[rows]`: the same for equal numbers of examples, none below `FEWEST`."""
     source = np.random.default_rng((SEED, rows))
-    for _ in range(max(MIN_RESAMPLES, min(RESAMPLES, MAX_DRAWS // rows)) if rows > 1 else 0):
+    for _ in range(max(MIN_RESAMPLES, min(RESAMPLES, MAX_DRAWS // rows)) if rows >= FEWEST else 0):
         yield np.bincount(source.integers(0, rows, rows), minlength=rows).astype(np.float64)
 
 

@@ -28,7 +28,7 @@ def forgetting(measured: dict[str, Any]) -> list[str]:
     gain, cost = entries
     verdict = "no forgetting: the loss on the control text fell"
     if cost["low"] is None or cost["high"] is None:
-        verdict = "no interval (the scores before training are gone), so forgetting is not judged"
+        verdict = "no interval (fewer than 10 examples, or the scores before training are gone), so forgetting is not judged"
     elif cost["low"] > 0:
         verdict = "forgetting: the loss on the control text rose"
     elif cost["high"] >= 0:

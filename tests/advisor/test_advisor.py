@@ -164,7 +164,7 @@ def test_columns_are_mapped_as_in_a_recipe(
     """`advise` and `compare` read the data as `train` does with the same override; without it they name the override."""
     from helpers import comparisons
 
-    from hfstrat.comparison import entries
+    from hfstrat.engine import entries
 
     monkeypatch.setattr(speed, "matmul_rate", lambda: (1e10, 0.0))
     data = tmp_path / "rows.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def test_numbers_are_detected_as_a_regression(name: str, tmp_path: Path, capsys:
     advise(AdviceRequest(model=str(model), data=str(file), device="cpu"), tmp_path / "out", as_json=False)
     output = " ".join(capsys.readouterr().out.split())
     assert f"{name}: mean 1.875, standard deviation" in output
-    assert "not on regressions" in output
+    assert "no quality is predicted: no runs of regressions are known" in output
+    ranked = re.findall(r"\b(\d)\. (\w+) no quality", output)
+    assert ranked[-1][1] == "scratch", "random weights are last where nothing is known"
     for recipe in (tmp_path / "out").glob("*.yaml"):
         assert load_recipe(str(recipe)).recipe.task == "regression"
     lineup = entries.line_up(
