@@ -140,11 +140,12 @@ def from_config(name: str, config: dict[str, Any], shapes: Shapes, stored: int, 
     """The model of a config.json. Raises UserError if the config lacks a size that every model has."""
     full = {**config, **(config.get("text_config") or {})}
     number = {size: config_size(full, size) for size in CONFIG_KEYS}
-    for size in ("width", "layers", "heads", "vocabulary"):
+    for size in ("width", "layers", "vocabulary"):
         if number[size] < 1:
             key = CONFIG_KEYS[size][0]
             raise UserError(f"--model: {name}: config.json has no {key}, which is needed to predict memory")
-    width, heads, family = number["width"], number["heads"], str(full.get("model_type", ""))
+    width, family = number["width"], str(full.get("model_type", ""))
+    heads = max(1, number["heads"])  # a state-space model has none
     if not shapes:
         shapes = families.shapes_of(family, families.canonical(family, config)) or {}
         if not shapes:

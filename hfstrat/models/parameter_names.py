@@ -17,11 +17,11 @@ CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequ
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
 CONFIG_KEYS = {  # a size: its keys in config.json, over the model families
-    "width": ("hidden_size", "n_embd", "dim", "d_model"),
-    "inner": ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim"),
+    "width": ("hidden_size", "n_embd", "dim", "d_model", "emb_dim"),
+    "inner": ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
-    "context": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+    "context": ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "model_max_length"),
     "vocabulary": ("vocab_size",),
 }
 BELOW = re.compile(r"(?:^|\.)(?:embed\w*|\w*embeddings?|wte|wpe)\.")
