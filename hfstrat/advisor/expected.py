@@ -174,7 +174,8 @@ def _guess(plan: Plan, known: Known, task: str) -> Guess | str:
     runs = quality.comparable((*shipped(), *known.own), asked)
     if not quality.known(runs, name):
         count = sum(run.strategy == name for run in runs)
-        return f"{'no' if not count else f'only {count}'} measured runs of {name} on such data are known"
+        many = {0: "no measured runs", 1: "only one measured run"}.get(count, f"only {count} measured runs")
+        return f"{many} of {name} on such data {'is' if count == 1 else 'are'} known"
     learned = quality.learn(runs)
     errors, assumed = learned.errors(name), list[str]()
     center, half, (between, own) = learned.regression.predict(asked), quality.half_width(errors), quality.spread(errors)
