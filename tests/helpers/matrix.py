@@ -37,7 +37,7 @@ _TIED = """
 """
 TIED = frozenset(_TIED.split())
 READ_PADDING = {"convbert", "nystromformer"}  # a little, and the run says so
-FLOAT32 = {"deberta"}  # its attention fails in 16 bits, and a run says so
+FLOAT32 = {"deberta", "fnet", "xmod"}  # their code fails in 16 bits, and a run says so
 PADDING = "changes with the padding of its batch"
 NOT_CUT = "not that of its last block"
 NO_LINEAR = "no linear layer that PEFT adapts"
