@@ -71,10 +71,12 @@ def test_nothing_is_predicted_without_known_runs() -> None:
     assert found.basis == "no measured runs of scratch on such data are known"
 
 
-def test_without_numbers_the_order_is_that_of_time() -> None:
+def test_without_numbers_random_weights_are_last_and_the_order_is_that_of_time() -> None:
     situation = Situation(minilm(), by_hand(500, 10_000, "regression", 0, 512), LAPTOP, LAPTOP.memory, rate=RATE)
     ranked = decide.decide(situation, defaults.ORDER).ranked
-    assert [each.timed.seconds for each in ranked] == sorted(each.timed.seconds for each in ranked)
+    places = [(not each.candidate.strategy.needs_weights, each.timed.seconds) for each in ranked]
+    assert places == sorted(places)
+    assert ranked[-1].name == "scratch"
 
 
 @pytest.mark.parametrize("task", [CLASSES, TEXT])
