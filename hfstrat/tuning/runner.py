@@ -46,6 +46,7 @@ class Runner:
         self._worker: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
         self._job: int | None = None
+        self._sent: str | None = None  # the file of the job that the worker was given
 
     def start(self) -> None:
         """Start loading the libraries; does not wait."""
@@ -88,25 +89,26 @@ class Runner:
         assert self._worker.stdin is not None
         if not self.ready:
             self.ready = float(self._next(look, "ready")["ready"])
+        self._sent = str(file)
         self._worker.stdin.write(f"{file}\n".encode())
         self._worker.stdin.flush()
-        self._job = int(self._next(look, "started")["started"])
-        code = int(self._next(look, "ended")["ended"])
-        self._job = None
+        self._job = int(self._next(look, "started", self._sent)["started"])
+        code = int(self._next(look, "ended", self._sent)["ended"])
+        self._job = self._sent = None
         return code
 
-    def _next(self, look: Callable[[], None], key: str) -> dict[str, Any]:
-        """The next message of the worker. Raises WorkerEnded."""
+    def _next(self, look: Callable[[], None], key: str, file: str | None = None) -> dict[str, Any]:
+        """The next message of the worker about a job, not one about a job that was stopped. Raises WorkerEnded."""
         assert self._worker is not None
         while True:
             with contextlib.suppress(queue.Empty):
                 message = self._lines.get(timeout=children.TICK)
-                if key in message:
+                if key in message and message.get("file") == file:
                     return message
             look()
             if self._worker.poll() is not None and self._lines.empty():
                 self.ready = 0.0
-                self._job = None
+                self._job = self._sent = None
                 raise WorkerEnded(self._worker.returncode)
 
     def _spawn(self, file: Path, look: Callable[[], None]) -> int:
@@ -122,7 +124,10 @@ class Runner:
 
     def stop(self) -> None:
         """Stop the current job, which saves a checkpoint, and wait for its end."""
-        process, self._job = self._job, None
+        if self._job is None and self._sent is not None:  # interrupted before the worker said that it has started it
+            with contextlib.suppress(WorkerEnded, TimeoutError):
+                self._job = int(self._next(_limit(children.GRACE), "started", self._sent)["started"])
+        process, self._job, self._sent = self._job, None, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -142,6 +147,17 @@ class Runner:
             with contextlib.suppress(OSError):
                 self._worker.stdin.close()
             children.terminate(self._worker)
+
+
+def _limit(seconds: float) -> Callable[[], None]:
+    """Raises TimeoutError when it is called after that time."""
+    until = time.monotonic() + seconds
+
+    def look() -> None:
+        if time.monotonic() > until:
+            raise TimeoutError
+
+    return look
 
 
 def _read(stream: IO[bytes], lines: queue.Queue[dict[str, Any]]) -> None:

@@ -71,12 +71,12 @@ def main() -> None:
         importlib.import_module(library)
     say(ready=time.monotonic() - started)
     for line in sys.stdin:
-        process, reader = fork(line.strip())
-        say(started=process)
+        process, reader = fork(file := line.strip())
+        say(started=process, file=file)
         os.read(reader, 1)  # returns when the job has ended
         os.close(reader)
         _, status = os.waitpid(process, 0)
-        say(ended=os.waitstatus_to_exitcode(status))
+        say(ended=os.waitstatus_to_exitcode(status), file=file)
 
 
 if __name__ == "__main__":

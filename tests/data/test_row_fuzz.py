@@ -129,6 +129,15 @@ def strings(value: Any) -> list[str]:
     return [*found, found[0].strip(), found[0].lower(), str(int(value)) if _is_whole(value) else ""]
 
 
+def parts(value: Any) -> list[str]:
+    """The text of a value as it stands there, without keys: neighboring parts of a message are joined."""
+    if isinstance(value, dict):
+        return [text for key, each in value.items() if key != "type" for text in parts(each)]
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in parts(each)]
+    return [valid(value)] if isinstance(value, str) else []
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value == int(value)
 
@@ -154,7 +163,7 @@ def check_row(task: str, head: dict[str, Any], row: dict[str, Any]) -> None:
         return
     here = strings(row)
     if isinstance(example, Example):
-        check_example(example, "\n".join(here), "".join(here))
+        check_example(example, "\n".join(here), "\n".join(["".join(here), "".join(parts(row))]))
         return
     assert example.text in here
     assert example.pair is None or example.pair in here

@@ -94,7 +94,7 @@ def test_a_job_that_takes_the_worker_with_it_is_reported(tmp_path: Path, monkeyp
         "file = pathlib.Path(sys.stdin.readline().strip())\n"
         "if 'bad' in file.name: os.kill(os.getpid(), 9)\n"
         "file.with_suffix('.answer').write_text(json.dumps({'status': 'done'}))\n"
-        "print(json.dumps({'started': 1}), json.dumps({'ended': 0}), sep=chr(10), flush=True)\n"
+        "for message in ({'started': 1}, {'ended': 0}): print(json.dumps(message | {'file': str(file)}), flush=True)\n"
         "sys.stdin.read()\n"
     )
     monkeypatch.setattr(runner, "WORKER", [sys.executable, str(script)])
@@ -104,6 +104,43 @@ def test_a_job_that_takes_the_worker_with_it_is_reported(tmp_path: Path, monkeyp
     runs.close()
     assert answers[0]["status"] == "out-of-memory"
     assert answers[1] == {"status": "done"}
+
+
+def test_a_job_is_stopped_by_an_interruption_before_the_worker_has_said_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job does not get its end for its own."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, subprocess, sys, time\n"
+        "print(json.dumps({'ready': 1.0}), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    file = line.strip()\n"
+        "    job = subprocess.Popen(['sleep', '60' if 'first' in file else '0'])\n"
+        "    time.sleep(1.0)\n"
+        "    print(json.dumps({'started': job.pid, 'file': file}), flush=True)\n"
+        "    code = job.wait()\n"
+        "    open(file + '.answer', 'w').write(json.dumps({'status': 'done', 'code': code}))\n"
+        "    print(json.dumps({'ended': code, 'file': file}), flush=True)\n"
+    )
+    monkeypatch.setattr(runner, "WORKER", [sys.executable, str(script)])
+    runs, looks = runner.Runner(tmp_path), list[bool]()
+
+    def interrupt() -> None:
+        looks.append(bool(runs._sent))
+        if runs._sent:
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "first", tmp_path / "first.answer", interrupt)
+        assert looks[-1]
+        started = time.monotonic()
+        answer = runs.run(tmp_path / "second", tmp_path / "second.answer", lambda: None)
+    finally:
+        runs.close()
+    assert answer == {"status": "done", "code": 0}
+    assert time.monotonic() - started < 30, "the first job was stopped, and did not run to its end"
 
 
 COMMAND = [sys.executable, "-m", "hfstrat", "tune"]
