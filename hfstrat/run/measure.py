@@ -67,14 +67,23 @@ def for_marker(found: Measurement) -> dict[str, Any]:
     return {"rows": found.rows, "metrics": {name: tuple(each.values()) for name, each in metrics.items()}}
 
 
-def after(job: Job, earlier: dict[str, Measurement]) -> dict[str, Any]:
-    """For the report: the evaluation examples and the suite, before and after training."""
+def after(job: Job, result: Result, earlier: dict[str, Measurement]) -> Result:
+    """The result with the evaluation examples and the suite, before and after training.
+
+    A metric that is computed in two ways, such as bits per byte, has the measured value in both places, to the last bit.
+    """
     found, sums = dict[str, Measurement](), job.trainer.sums
     if sums is not None and len(sums[0]) == len(job.data.eval):
         found[ROWS] = measurement_of(job.task, sums, job.data)
     found |= measure(job)
     simple = simple_models.compare(job.simple_models, found[ROWS], job.task) if ROWS in found else []
-    return build_report(earlier, found) | {"simple_models": simple}
+    parts = build_report(earlier, found) | {"simple_models": simple}
+    for when in ("before", "after"):
+        metrics, measured = getattr(result, f"metrics_{when}"), parts.get("measured", {}).get(ROWS, {}).get(when, {})
+        if metrics:
+            same = {name: measured[name]["value"] for name in metrics if name in measured}
+            parts[f"metrics_{when}"] = {**metrics, **same}
+    return result.with_parts(**parts)
 
 
 def measure(job: Job) -> dict[str, Measurement]:

@@ -50,7 +50,7 @@ def complete(job: Job, is_main: bool, started: float) -> Report | None:
         measured = measure.before(job)
         seconds = fit(job, before)
         result, probe = measure.conclude(job, seconds)
-        result = result.with_parts(**measure.after(job, measured))
+        result = measure.after(job, result, measured)
         after = answer_prompts(job)
         partial = save(job)
         job.release()  # for the process that reloads the artifact
