@@ -37,7 +37,8 @@ class Example(NamedTuple):
     @property
     def has_target(self) -> bool:
         """Whether there is anything to train on: a text, or an answer that is not blank."""
-        answers = [m for m in self.messages or [] if m["role"] == "assistant"]
+        turns = (self.messages or [])[self.prompt_turns :]
+        answers = [turn for turn in turns if turn["role"] == "assistant" and turn.get("weight", 1)]
         return bool((self.text or "").strip()) or not all(map(is_blank, answers))
 
     @property
