@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 UNTIMED = 2  # first passes, in which kernels are compiled
-UNEQUAL = 1.2  # times as many tokens in longer passes, from which on fixed seconds can be told from those per token
+UNEQUAL = 1.2  # least ratio of tokens in longer to shorter passes; below it, fixed and per-token seconds cannot be separated
 FOLDS = 3
 PROBE_OPERATIONS = 4e12  # a few seconds on a CPU
 

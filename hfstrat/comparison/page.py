@@ -97,13 +97,16 @@ def _charts(table: Table) -> list[str]:
     rows, metric = table["entries"], table["quality"]["metric"]
     task = table["task"]
     loss = text.metric_name(metric if metric == "bits_per_byte" else "loss", task)
-    axes = (("time", charts.TIME, "seconds", _time_tick), ("tokens", "training tokens", "tokens", format.count))
+    axes = (("time", charts.TIME, "seconds", charts.time_tick), ("tokens", "training tokens", "tokens", format.count))
     found = [
-        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (show, _plain_tick))
+        charts.curves(f"Evaluation loss over {name}", (axis, loss), _curves(rows, key), (show, charts.plain_tick))
         for name, axis, key, show in axes
     ]
-    as_quality: Callable[[float], str] = lambda value: _quality_tick(value, metric)  # noqa: E731
-    costs = ((charts.TIME, "seconds", "seconds", _time_tick), ("memory (GiB)", "memory", "peak_memory_bytes", _plain_tick))
+    as_quality: Callable[[float], str] = lambda value: charts.quality_tick(value, metric)  # noqa: E731
+    costs = (
+        (charts.TIME, "seconds", "seconds", charts.time_tick),
+        ("memory (GiB)", "memory", "peak_memory_bytes", charts.plain_tick),
+    )
     for axis, cost, key, show in costs:
         points, better = _points(rows, key, cost), table["quality"]["higher_is_better"]
         title = f"Quality over {axis.removesuffix(' (GiB)')}"
@@ -129,18 +132,6 @@ def _points(rows: list[Table], key: str, cost: str) -> list[Point]:
             amount = row[key] / 2**30 if cost == "memory" else row[key]
             found.append(Point(row["label"], number, amount, row["quality"], low, high, row.get("front", {}).get(cost, False)))
     return found
-
-
-def _time_tick(seconds: float) -> str:
-    return format.duration(seconds).replace(".0s", "s").replace(" 00s", "").replace(" 00m", "") if seconds else "0"
-
-
-def _plain_tick(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _quality_tick(value: float, metric: str) -> str:
-    return f"{100 * value:.3g}%" if format.is_share(metric) else _plain_tick(value)
 
 
 def _confusion(label: str, found: Table) -> dict[str, Any]:

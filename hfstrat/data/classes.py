@@ -129,7 +129,8 @@ class Classes(PreparedData):
         chosen = np.random.default_rng((seed, 3)).permutation(sources)[: max(1, round(count * len(sources) / len(row)))]
         held = np.isin(row, chosen)
         kept = np.flatnonzero(~held)
-        train, labels = self.train.select(kept), itertools.chain.from_iterable(self.train.select(kept)["label"][:])
+        train = self.train.select(kept)
+        labels = itertools.chain.from_iterable(train["label"][:])
         counts = np.bincount(np.fromiter(labels, dtype=np.int64), minlength=len(self.label_names))
         order = hashlib.sha256(f"{self.order} {np.sort(chosen).tolist()}".encode()).hexdigest()
         left = replace(self, train=train, lengths=np.asarray(self.lengths)[kept], order=order, counts=counts)

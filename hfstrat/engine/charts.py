@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from hfstrat.recipe import format
+
 STYLE = Path(__file__).with_name("style.css")  # of the pages
 WIDTH, HEIGHT = 380.0, 270.0  # units; a character is about 6.4 wide, readable even at 320 pixels
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
@@ -220,3 +222,18 @@ def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, show: tup
     parts.append(f'<text class="axis" transform="translate(11 {(TOP + floor) / 2:g}) rotate(-90)" text-anchor="middle">')
     parts.append(f"{escape(names[1])}{' (log)' if up.is_log else ''}</text>")
     return "".join([*parts, *body, "</svg></figure>"])
+
+
+# labels of the ticks of an axis
+
+
+def time_tick(seconds: float) -> str:
+    return format.duration(seconds).replace(".0s", "s").replace(" 00s", "").replace(" 00m", "") if seconds else "0"
+
+
+def plain_tick(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def quality_tick(value: float, metric: str) -> str:
+    return f"{100 * value:.3g}%" if format.is_share(metric) else plain_tick(value)

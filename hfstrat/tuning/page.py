@@ -75,12 +75,7 @@ def cells(each: Table, metric: str) -> list[str]:
         f"#{each['number']}",
         each["label"],
         each["settings"],
-        format.metric(metric, each["quality"]),
-        format.interval(metric, each["low"], each["high"]),
-        f"{each['loss']:.4f}",
-        f"{each['steps']:,}",
-        format.duration(each["seconds"]),
-        format.memory(each["memory"]),
+        *results.figures(each, metric),
         format.file_size(each["bytes"]),
         each["status"],
     ]
@@ -94,7 +89,7 @@ def _charts(table: Table, numbers: dict[str, int]) -> list[str]:
     """Learning curves, and quality over time, memory and size."""
     metric, better = table["quality"]["metric"], table["quality"]["higher_is_better"]
     measured = [each for each in table["trials"] if "quality" in each]
-    show = (_time_tick, lambda value: _quality_tick(value, metric))
+    show = (charts.time_tick, lambda value: charts.quality_tick(value, metric))
     lines = [
         Curve(
             f"#{each['number']} {each['label']}",
@@ -106,9 +101,9 @@ def _charts(table: Table, numbers: dict[str, int]) -> list[str]:
     name = metric.replace("_", " ")
     found = [charts.curves("Quality over time, for each candidate", (charts.TIME, name), lines, show)]
     for axis, key, scale, tick in (
-        (charts.TIME, "seconds", 1.0, _time_tick),
-        ("memory (GiB)", "memory", 2.0**30, _plain_tick),
-        ("artifact (MB)", "bytes", 1e6, _plain_tick),
+        (charts.TIME, "seconds", 1.0, charts.time_tick),
+        ("memory (GiB)", "memory", 2.0**30, charts.plain_tick),
+        ("artifact (MB)", "bytes", 1e6, charts.plain_tick),
     ):
         costly = {each["number"]: each for each in measured if each.get(key)}
         on = results.front({number: (each["quality"], each[key]) for number, each in costly.items()}, better)
@@ -128,15 +123,3 @@ def _charts(table: Table, numbers: dict[str, int]) -> list[str]:
         title = f"Quality over {axis.split(' (')[0]}"
         found.append(charts.scatter(title, (axis, name), points, better, (tick, show[1])))
     return found
-
-
-def _time_tick(seconds: float) -> str:
-    return format.duration(seconds).replace(".0s", "s").replace(" 00s", "").replace(" 00m", "") if seconds else "0"
-
-
-def _plain_tick(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _quality_tick(value: float, metric: str) -> str:
-    return f"{100 * value:.3g}%" if format.is_share(metric) else _plain_tick(value)

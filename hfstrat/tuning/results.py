@@ -209,3 +209,15 @@ def leaderboard(trials: list[Trial]) -> list[tuple[Trial, schedule.Rung]]:
     """The measured trials with their best rungs, best first."""
     measured = [(trial, trial.rungs[trial.best]) for trial in trials if trial.rungs]
     return sorted(measured, key=lambda each: (*each[1].key, -each[0].number), reverse=True)
+
+
+def figures(each: Table, metric: str) -> list[str]:
+    """The cells of a measured trial in a leaderboard: the metric, its interval, loss, steps, time and memory."""
+    return [
+        format.metric(metric, each["quality"]),
+        format.interval(metric, each["low"], each["high"]),
+        f"{each['loss']:.4f}",
+        f"{each['steps']:,}",
+        format.duration(each["seconds"]),
+        format.memory(each["memory"]),
+    ]

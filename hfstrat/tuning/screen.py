@@ -102,12 +102,7 @@ class Screen:
             cells = [
                 f"#{each['number']}",
                 escape(f"{each['label']} {each['settings']}".strip()),
-                format.metric(metric, each["quality"]),
-                format.interval(metric, each["low"], each["high"]),
-                f"{each['loss']:.4f}",
-                f"{each['steps']:,}",
-                format.duration(each["seconds"]),
-                format.memory(each["memory"]),
+                *results.figures(each, metric),
             ]
             shown.add_row(*(cell for at, cell in enumerate(cells) if at != LOSS or metric != "loss"))
         self.console.print(shown)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.distributed_worker import reload_here
 from helpers.encoder_families import ENCODERS, make_encoder_family
 from helpers.families import DENSE, FAMILIES, MOE, RECURRENT
 from helpers.matrix import check_family, holds, outcome, table
@@ -104,8 +103,7 @@ def test_lora_leaves_routers_alone_and_reports_experts(families: Any, family: st
         assert any("experts are adapted" in line for line in lines) == any(".experts" in name for name in adapted)
 
 
-def test_experts_are_adapted_where_they_are_named(recipe: Any, families: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
+def test_experts_are_adapted_where_they_are_named(recipe: Any, families: Any) -> None:
     named = "strategy={name: lora, r: 2, target_parameters: [down_proj, gate_up_proj]}"
     report = run(recipe(named, f"model={families('gpt_oss')}", *SHORT))
     holds(report)
@@ -127,10 +125,7 @@ def test_an_initialization_that_changes_the_base_is_refused_in_16_bits(recipe: A
             run(recipe(f"strategy={{name: lora, init_lora_weights: {init}}}", "model.dtype=bfloat16"))
 
 
-def test_an_adapter_of_another_base_is_refused(
-    recipe: Any, families: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
+def test_an_adapter_of_another_base_is_refused(recipe: Any, families: Any, tmp_path: Path) -> None:
     run(recipe("strategy={name: lora, r: 2}", *SHORT, f"output_dir={tmp_path / 'first'}"))
     adapter = tmp_path / "first" / "final"
     with pytest.raises(UserError, match=r"does not fit .*: it was trained on"):
