@@ -28,13 +28,12 @@ import numpy as np
 from benchmarks import classification, short_runs
 from benchmarks.measure import RESULTS, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_cases import FIRST, rows_of
+from benchmarks.regret_cases import FIRST, SETS, rows_of
 from hfstrat.advisor import measured_runs, quality, text_scores
 from hfstrat.advisor.measured_runs import CLASSES, TEXT, Run
 
 RESULT = RESULTS / "measured_runs.json"
 PARAMETERS = {"MiniLM": 22.7e6, "SmolLM2-135M": 134.5e6, "stories260K": 260_032.0}
-SETS = {"ag_news7k": "ag_news", "imdb_counterfactual": "imdb", "tinystories": "stories", "tinyshakespeare": "shakespeare"}
 BATCH = 16
 
 

@@ -38,19 +38,22 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_cases import CASES, SECOND, Case, rows_of
+from benchmarks.regret_cases import CASES, SECOND, SETS, Case, rows_of
 from benchmarks.regret_table import SEEN, table_of_cases
+from hfstrat.evaluation.suite import ROWS
 
 STORED = ROOT / "runs" / "benchmarks" / "regret"
 MEMORY, MEASURING = "8GiB", 30.0
 GOALS = {"points": 1.0, "percent": 2.0}
-HOPELESS = 0.5  # of accuracy, or of the base's loss: a strategy that is expected that far behind is not measured
+# of accuracy, or of the base's loss: strategies expected that far behind are not measured, nor are classifiers from scratch
+HOPELESS = 0.5
 
 
 HELD_OUT = ("agnews-400", "imdb-500", "wikitext", "instructions", *SECOND)  # no rule was changed after these
@@ -72,19 +75,21 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
     from hfstrat.strategies import defaults
 
     (folder / "no-reports").mkdir(exist_ok=True)  # the times of earlier cases stay unknown, so that the order does not matter
-    time = f"{case.budget + speed.START_SECONDS:.0f}s"
+    deadline = f"{case.budget + speed.START_SECONDS:.0f}s"
     past, data = folder / "no-reports", folder / "train.jsonl"
-    request = Request(model_folder(case.model), str(data), memory=MEMORY, time=time, reports=str(past))
+    request = Request(model_folder(case.model), str(data), memory=MEMORY, time=deadline, reports=str(past))
     situation = situation_of(request)
     if measured:
         found = decide.Measured(**known) if known else measure.measure(situation, defaults.ORDER, MEASURING)
         situation = replace(situation, measured=found)
+    situation = replace(situation, runs=tuple(run for run in situation.runs if run.group != SETS.get(case.data, case.data)))
     advice = decide.decide(situation, defaults.ORDER)
     if not measured:
         made, top = folder / "recipes", max(scored.expected.merit for scored in advice.ranked)
         made.mkdir(exist_ok=True)
         for place, scored in enumerate(advice.ranked, 1):
-            near = scored.expected.value is None or scored.expected.merit > top - HOPELESS
+            unknown = scored.expected.value is None and not situation.data.labels
+            near = unknown or scored.expected.merit > top - HOPELESS
             if near and scored.name not in case.without and scored.fitted.fits_here:
                 (made / f"{scored.name}.yaml").write_text(recipes.text_of(scored, place, situation), encoding="utf-8")
     answer: dict[str, Any] = json.loads(json.dumps(show.as_json(situation, advice), default=str))
@@ -114,6 +119,50 @@ def measure(name: str) -> None:
     words = [sys.executable, "-m", "hfstrat", "compare", *files, *OVERRIDES, f"--budget={CASES[name].budget}s", "--seeds=1"]
     words += [f"--evaluate={folder / 'eval.jsonl'}", f"--output={folder / 'measured'}"]
     subprocess.run(words, cwd=ROOT, check=True)
+
+
+def tune(name: str) -> None:
+    """Run `hfstrat tune` with the time of one complete run, then measure its result against the best strategy's run."""
+    from hfstrat.advisor import speed
+    from hfstrat.strategies import defaults
+
+    folder, case = STORED / name, CASES[name]
+    file, tuned, data = folder / "tuned.json", folder / "tuned", folder / "eval.jsonl"
+    if file.is_file():
+        return
+    time_left = f"{case.budget + speed.START_SECONDS:.0f}s"
+    words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
+    words += [f"--strategies={','.join(each for each in defaults.ORDER if each not in case.without)}", OVERRIDES[0]]
+    words += [f"--time={time_left}", f"--eval-data={data}", f"--output-dir={tuned}"]
+    started = time.monotonic()
+    subprocess.run(words, cwd=ROOT, check=True)
+    seconds = time.monotonic() - started
+    best = json.loads((folder / "measured" / "comparison.json").read_text())["best"]
+    other = next(path.parent for path in (folder / "measured").rglob("report.json") if best in path.parts)
+    words = [sys.executable, "-m", "hfstrat", "evaluate", str(tuned), f"--against={other}", f"--data={data}", OVERRIDES[0]]
+    subprocess.run([*words, f"--json={folder / 'pair.json'}"], cwd=ROOT, check=True)
+    pair = json.loads((folder / "pair.json").read_text())["measured"][ROWS]
+    won = next(trial for trial in json.loads((tuned / "tune.json").read_text())["trials"] if trial["wins"])
+    about = {"strategy": won["label"], "settings": won["settings"], "against": best, "time": time_left, "seconds": seconds}
+    file.write_text(json.dumps(about | {"difference": pair["difference"], "after": pair["after"]}, indent=1))
+
+
+def regret_of_tune(name: str, metric: str, best: float, higher_is_better: bool) -> dict[str, Any] | None:
+    """How much worse the result of `hfstrat tune` is than the best strategy's run, and whether that is significant."""
+    file = STORED / name / "tuned.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text())
+    worse = found["difference"][metric]
+    sign = -1 if higher_is_better else 1
+    bounds = [worse["low"], worse["high"]]
+    known = all(bound is not None for bound in bounds)
+    return {
+        "first": found["strategy"],
+        "regret": 100 * sign * worse["value"] / (1 if higher_is_better else best),
+        "significant": not known or bounds[0] > 0 or bounds[1] < 0,
+        **{key: found[key] for key in ("settings", "against", "time", "seconds")},
+    }
 
 
 def choice(answer: dict[str, Any]) -> list[str]:
@@ -152,6 +201,8 @@ def outcome(name: str) -> dict[str, Any] | None:
         else {},
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
         "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
+        "tune": regret_of_tune(name, quality["metric"], best["quality"], quality["higher_is_better"]),
+        "always": {label: regret(label) for label in ("lora", "head") if label in entries},
     }
     for when, ways in answers.items():
         for way, answer in ways.items():
@@ -202,6 +253,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
     parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
+    parser.add_argument("--tune", action="store_true", help="run `hfstrat tune` too")
+    parser.add_argument("--no-table", action="store_true", help="leave the results to another process")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:
@@ -211,7 +264,9 @@ def main() -> None:
             print(name, when, {way: choice(each) for way, each in answer.items()}, flush=True)
         if not given.ask_only:
             measure(name)
-    found = {name: one for name in CASES if (one := outcome(name)) is not None}
+        if given.tune:
+            tune(name)
+    found = {name: one for name in CASES if not given.no_table and (one := outcome(name)) is not None}
     if not found:
         return
     result = {"machine": machine(), "goals": GOALS, "cases": found}

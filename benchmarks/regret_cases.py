@@ -30,6 +30,14 @@ from benchmarks.measure import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
 PIECE = 1000  # characters per example of running text
+SETS = {  # names of data sets in hfstrat/advisor/measured_runs.csv, where they are others
+    "ag_news7k": "ag_news",
+    "imdb_counterfactual": "imdb",
+    "tinystories": "stories",
+    "tinyshakespeare": "shakespeare",
+    "trec50": "trec6",
+    "nli_counterfactual": "nli",
+}
 RARE = 30  # a fine class of trec with fewer training rows is left out: a sample might not have it
 
 

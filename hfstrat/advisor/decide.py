@@ -16,7 +16,7 @@ from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.expected import Expected, Known, Plan
 from hfstrat.advisor.hardware import Device, Sharing, import_bytes, time_band
-from hfstrat.advisor.measured_runs import Run
+from hfstrat.advisor.measured_runs import Run, shipped
 from hfstrat.advisor.memory import Prediction, Shape
 from hfstrat.advisor.speed import Rate, Work
 from hfstrat.errors import UserError
@@ -69,7 +69,7 @@ class Situation:
     limit: bytes of memory of one device.
     time: seconds; None: no limit.
     quantizes: whether frozen weights can be quantized here.
-    own: the user's own measured runs.
+    runs: the measured runs to learn from.
     """
 
     model: Model
@@ -82,12 +82,12 @@ class Situation:
     rate: Rate = NO_RATE
     quantizes: bool = False
     measured: Measured | None = None
-    own: tuple[Run, ...] = ()
+    runs: tuple[Run, ...] = field(default_factory=shipped)
 
     @property
     def known(self) -> Known:
         """What is known of the data."""
-        known, found = replace(expected.known_of(self.data), own=self.own), self.measured
+        known, found = replace(expected.known_of(self.data), runs=self.runs), self.measured
         if found is None:
             return known
         return replace(known, probe=found.probe, gap=found.domain_gap, base_bits=found.base_bits)

@@ -31,7 +31,7 @@ class Known:
 
     tf_idf, probe: cross-validated accuracies.
     gap: bits per byte that the base needs, divided by those that it expects, minus 1; `base_bits`: those it needs.
-    own: the user's own measured runs.
+    runs: the measured runs to learn from: those that ship, and the user's own.
     """
 
     data: Survey
@@ -40,7 +40,7 @@ class Known:
     gap: float | None = None
     base_bits: float | None = None
     ngram: float | None = None
-    own: tuple[Run, ...] = ()
+    runs: tuple[Run, ...] = field(default_factory=shipped)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _guess(plan: Plan, known: Known, task: str) -> Guess | str:
     )
     if task == TEXT and name == SCRATCH and known.ngram is None:
         return "from scratch, a prediction needs the text itself"
-    runs = quality.comparable((*shipped(), *known.own), asked)
+    runs = quality.comparable(known.runs, asked)
     if not quality.known(runs, name):
         count = sum(run.strategy == name for run in runs)
         many = {0: "no measured runs", 1: "only one measured run"}.get(count, f"only {count} measured runs")
@@ -181,7 +181,7 @@ def _guess(plan: Plan, known: Known, task: str) -> Guess | str:
     center, half, (between, own) = learned.regression.predict(asked), quality.half_width(errors), quality.spread(errors)
     center, half = _of_this_data(asked, center, half, learned, between, own)
     if name == SCRATCH:
-        center, more = _against_base(asked, center, assumed)
+        center, more = _against_base(asked, center, assumed, known.runs)
         half = math.hypot(half, NORMAL_80 * more)
         own = half / NORMAL_80
     largest = max(run.parameters for run in runs)
@@ -211,12 +211,12 @@ def _of_this_data(
     return center + trust * float(np.mean(errors)), half * narrower
 
 
-def _against_base(asked: Run, center: float, assumed: list[str]) -> tuple[float, float]:
+def _against_base(asked: Run, center: float, assumed: list[str], runs: Sequence[Run]) -> tuple[float, float]:
     """From bits per byte relative to an n-gram model to a loss relative to the base's; and the uncertainty of that."""
     assert asked.ngram is not None
     if asked.base_bits is not None:
         return center + math.log(asked.ngram / asked.base_bits), 0.0
-    ratios = {run.group: math.log(run.base_bits / run.ngram) for run in shipped() if run.base_bits and run.ngram}
+    ratios = {run.group: math.log(run.base_bits / run.ngram) for run in runs if run.base_bits and run.ngram}
     assumed.append("how well the base knows such text, as on other data sets (--measure finds out)")
     values = list(ratios.values())
     return center - float(np.mean(values)), float(np.std(values))

@@ -140,8 +140,13 @@ def cpu() -> Device:
     return Device(f"{processor() or 'CPU'}, {cores()} core{'s' * (cores() != 1)}", memory_here(), is_cpu=True)
 
 
+def available_cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(available_cores())
 
 
 def memory_here() -> float:
@@ -178,18 +183,21 @@ def _gpu_here() -> Device | None:
 
 
 class Busyness:
-    """The share of all cores that other processes have used since it was made."""
+    """The share of the cores of this process that others have used since it was made."""
 
     def __init__(self) -> None:
         self.before = self.now()
 
     @staticmethod
     def now() -> tuple[float, float, float]:
-        """Seconds of all cores, of those that did nothing, and of this process."""
+        """Seconds of these cores, those in which they did nothing, and those of this process."""
         import psutil
 
-        times = psutil.cpu_times()
-        return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0), time.process_time()
+        every = psutil.cpu_times(percpu=True)
+        mine = [core for core in available_cores() if core < len(every)] or range(len(every))
+        times = [every[core] for core in mine]
+        idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in times)
+        return sum(sum(core[:8]) for core in times), idle, time.process_time()
 
     def of_others(self) -> float:
         total, idle, own = (now - before for now, before in zip(self.now(), self.before, strict=True))

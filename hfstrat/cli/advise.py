@@ -127,7 +127,8 @@ def situation_of(request: Request) -> Situation:
         raise UserError(f"--device: {device.name}: its speed is unknown; give a similar GPU with --device, and set --memory")
     rate = rate._replace(value=rate.value / parts, product=rate.product / parts)
     quantizes = importlib.util.find_spec("bitsandbytes") is not None
-    return Situation(model, data, device, limit, sharing, time, request.goal, rate, quantizes, own=own)
+    runs = (*measured_runs.shipped(), *own)
+    return Situation(model, data, device, limit, sharing, time, request.goal, rate, quantizes, runs=runs)
 
 
 def _model(request: Request) -> Model:

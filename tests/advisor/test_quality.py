@@ -13,7 +13,7 @@ from hfstrat.advisor.data import Survey, by_hand
 from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.expected import Known, Plan
 from hfstrat.advisor.hardware import Device
-from hfstrat.advisor.measured_runs import CLASSES, TEXT, Run
+from hfstrat.advisor.measured_runs import CLASSES, TEXT, Run, shipped
 from hfstrat.strategies import defaults
 
 LAPTOP = Device("a laptop", 16.0 * 2**30, is_cpu=True)
@@ -90,12 +90,12 @@ def test_own_runs_shift_and_narrow_what_is_expected(task: str) -> None:
     own = Run(
         expected.group_of(data), measured_runs.YOURS, task, "", 2e7, task == TEXT, "lora", 1000, classes, 200, 3200, **values
     )
-    after = expected.expect(plans, Known(data, own=(own, own._replace(steps=150, seen=2400))))
+    after = expected.expect(plans, Known(data, runs=(*shipped(), own, own._replace(steps=150, seen=2400))))
     for old, new in zip(before, after, strict=True):
         assert new.merit < old.merit - 0.02
         assert "of them yours" in new.basis
     elsewhere = own._replace(group="other data")
-    far = expected.expect(plans, Known(data, own=(elsewhere, elsewhere._replace(steps=150))))
+    far = expected.expect(plans, Known(data, runs=(*shipped(), elsewhere, elsewhere._replace(steps=150))))
     assert far[0].merit > after[0].merit
 
 
