@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from rich.text import Text
 from hfstrat import strategies
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import quiet_libraries
+from hfstrat.objectives import task_of
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies import checks
-from hfstrat.tasks import TASKS
+from hfstrat.tasks.base import Task
 
 SHOWN_TOKENS = 200
 LEAST = 8  # tokens of a span to show
@@ -49,7 +50,8 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     trained = strategy.build_model(base)
     load.set_precision(trained, load.compute_dtype(recipe.model.dtype))
     lengths, eval_lengths = data.lengths, data.eval_lengths
-    load.check_context(base.model, int(max(lengths.max(), eval_lengths.max())))
+    task = task_of(recipe)
+    load.check_context(base.model, task.rows.longest(data))
     plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
     baselines = setup.baselines_of(recipe, data, plan, base.model)
 
@@ -59,10 +61,10 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     if quantized is not None:
         console.print(f"quantized base model: {format.memory(quantized)}")
     console.print()
-    length = f"{'length':<9} {plan.length}, {plan.global_batch_size} sequences per step"
+    length = f"{'length':<9} {plan.length}, {plan.global_batch_size} {task.rows.noun}s per step"
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)
-    show_examples(console, tokenizer, data, rows, TASKS[recipe.task].text.target)
+    show_examples(console, tokenizer, data, rows, task)
     console.print()
     show_settings(console, loaded, every)
 
@@ -71,14 +73,15 @@ def show_json(loaded: Loaded, rows: int) -> None:
     """Print the statistics of the data, what is unusual about them, and the first `rows` examples, as JSON."""
     quiet_libraries()
     tokenizer, data = strategies.build(loaded.recipe.strategy).read(loaded.recipe)
-    names, target = data.label_names, TASKS[loaded.recipe.task].text.target
+    names, task = data.label_names, task_of(loaded.recipe)
     shown: list[Any] = []
     for index in range(min(rows, len(data.train))):
         row = data.train[index]
         if names:
-            shown.append({"text": tokenizer.decode(row["input_ids"]), "target": target(row["label"], names)})
-        else:
-            shown.append(pieces(tokenizer, row["input_ids"], row["labels"]))
+            shown.append({"text": tokenizer.decode(row["input_ids"]), "target": task.text.target(row["label"], names)})
+            continue
+        parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in task.rows.parts(row)}
+        shown.append(parts.get("", parts))
     found = {"data": data.report(), "lines": data.lines(), "rows": shown}
     print(json.dumps(found, ensure_ascii=False, indent=2, default=str))
 
@@ -141,8 +144,8 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
     console.print(table)
 
 
-def show_examples(console: Console, tokenizer: Any, data: Any, count: int, target: Callable[..., str]) -> None:
-    """The first training examples as the model sees them, with a legend; `target` describes what a head predicts."""
+def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task: Task) -> None:
+    """The first training examples as the model sees them, with a legend."""
     marked = "tokens in green" if console.is_terminal else "tokens between [[ and ]]"
     legend = "with special tokens" if data.label_names else f"{marked} contribute to the loss, the others are context"
     if count:
@@ -150,15 +153,16 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, targe
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            show_labeled(console, tokenizer, row, index, target(row["label"], data.label_names))
-        else:
-            show_row(console, tokenizer, row, index)
+            show_labeled(console, tokenizer, row, index, task.text.target(row["label"], data.label_names))
+            continue
+        for name, part in task.rows.parts(row):
+            show_row(console, tokenizer, part, f"example {index}{f', {name}' if name else ''}")
 
 
-def show_row(console: Console, tokenizer: Any, row: dict[str, Any], index: int) -> None:
+def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str) -> None:
     """One example as the model sees it; supervised tokens are in color, or between [[ and ]] where there is no terminal."""
     supervised = sum(label != IGNORED for label in row["labels"])
-    console.print(f"\nexample {index}: {row['length']} tokens, {supervised} supervised")
+    console.print(f"\n{title}: {len(row['input_ids'])} tokens, {supervised} supervised")
     text = Text()
     for ids, is_supervised, omitted in elided(row["input_ids"], row["labels"]):
         if omitted:

@@ -100,6 +100,8 @@ class TokenCollator(ABC):
     pads = True
     selects_rows = False
     units: Any = None  # of the model's outputs, where they are numbers and no logits
+    is_paired = False  # whether an example is two sequences
+    packed: Any = None  # makes the collator of bins of these examples, where it is not `packing.PackingCollator`
     pad_token_id: int
     multiple: int
 

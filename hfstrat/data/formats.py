@@ -146,12 +146,12 @@ class Format(NamedTuple):
     optional: frozenset[str] = frozenset()
 
 
-_AROUND = frozenset({"system", "tools", "functions", "chat_template_kwargs"})
+AROUND = frozenset({"system", "tools", "functions", "chat_template_kwargs"})
 FORMATS = {
-    "messages": Format(frozenset({"messages"}), partial(conversation, column="messages"), _AROUND),
-    "conversations": Format(frozenset({"conversations"}), partial(conversation, column="conversations"), _AROUND),
-    "prompt-completion": Format(frozenset({"prompt", "completion"}), prompt_completion, _AROUND),
-    "alpaca": Format(frozenset({"instruction", "output"}), alpaca, _AROUND | {"input", "history"}),
+    "messages": Format(frozenset({"messages"}), partial(conversation, column="messages"), AROUND),
+    "conversations": Format(frozenset({"conversations"}), partial(conversation, column="conversations"), AROUND),
+    "prompt-completion": Format(frozenset({"prompt", "completion"}), prompt_completion, AROUND),
+    "alpaca": Format(frozenset({"instruction", "output"}), alpaca, AROUND | {"input", "history"}),
     "text": Format(frozenset({"text"}), text),
 }
 LABELED = [  # columns that identify rows of a classification
@@ -159,9 +159,11 @@ LABELED = [  # columns that identify rows of a classification
     for one, two in (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"))
     for label in ("label", "labels")
 ] + [{one, label} for one in ("text", "sentence") for label in ("label", "labels")]
-UNSUPPORTED = (  # formats that are recognized but not supported yet: the name, and the columns that identify it
-    ("preference pairs", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
-    ("preference labels (KTO)", [{"messages", "label"}, {"prompt", "completion", "label"}]),
+PREFERENCES = (  # rows that need another objective: the name, the objective, and the columns that identify them
+    ("preference pairs", "dpo", [{"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}]),
+    ("answers with labels", "kto", [{"messages", "label"}, {"prompt", "completion", "label"}]),
+)
+UNSUPPORTED = (  # formats that are recognized but not supported: the name, and the columns that identify it
     ("multiple choice questions", [{"choices", "gold"}, {"context_options", "gold"}, {"choices", "answer"}]),
 )
 ALIASES = {  # other names of a prompt and its completion, for the proposed mapping
@@ -180,6 +182,8 @@ def choose_format(name: str, columns: Iterable[str], source: str) -> str:
     given = list(columns)
     if name in ("text-classification", "regression"):
         raise UserError(f"data.format: {name} needs `task: {name}` at the top of the recipe")
+    if name in ("preference", "unpaired-preference"):
+        raise UserError(f"data.format: {name} needs a preference objective, such as `objective: dpo`, in the recipe")
     if name == "auto":
         _refuse_unsupported(given, source)
         for candidate, each in FORMATS.items():
@@ -206,11 +210,14 @@ def _refuse_unsupported(given: list[str], source: str) -> None:
             f"{columns} are texts with labels; set `task: text-classification` at the top of the recipe to train a classifier"
             f"{text_only}"
         )
+    fits = next((known for known, each in FORMATS.items() if each.needed <= set(given)), None)
+    alone = f"; `format: {fits}` would train on {' and '.join(sorted(FORMATS[fits].needed))} alone" if fits else ""
+    for name, objective, shapes in PREFERENCES:
+        if any(shape <= set(given) for shape in shapes):
+            raise UserError(f"{columns} are {name}; set `objective: {objective}` to train on them{alone}")
     for name, shapes in UNSUPPORTED:
         if any(shape <= set(given) for shape in shapes):
-            fits = next((known for known, each in FORMATS.items() if each.needed <= set(given)), None)
-            alone = f"; `format: {fits}` would train on {' and '.join(sorted(FORMATS[fits].needed))} alone" if fits else ""
-            raise UserError(f"{columns} are {name}, which are not supported yet{alone}")
+            raise UserError(f"{columns} are {name}, which are not supported{alone}")
 
 
 def _proposal(given: list[str]) -> str:

@@ -42,6 +42,7 @@ class Statistics:
     rows_dropped: int = 0
     rows_blank: int = 0
     rows_unreached: int = 0
+    unusable: dict[str, int] = field(default_factory=dict)  # rows of preferences that are left out, by the reason
     rows_with_tools: int = 0
     rows_unrolled: int = 0
     unrolled_into: int = 0
@@ -98,6 +99,7 @@ class Statistics:
         for part in parts:
             total.unread = _added(total.unread, part.unread)
             total.changes = _added(total.changes, part.changes)
+            total.unusable = _added(total.unusable, part.unusable)
             total.warnings += [f"{part.source}: {warning}" for warning in part.warnings]
         return total
 
@@ -127,6 +129,7 @@ class Statistics:
     def _why_dropped(self) -> list[str]:
         whys = (("without a text to train on", self.rows_blank), ("with all of it beyond max_length", self.rows_unreached))
         reasons = [f"{count:,} {why}" for why, count in whys if count and self.train_on]
+        reasons += [f"{count:,} with {why}" for why, count in self.unusable.items()]
         return [*reasons, f"{plural(self.tokens_lost, 'token')} lost"] if self.tokens_lost else reasons
 
     def lines(self) -> list[str]:
@@ -216,9 +219,16 @@ def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
 
 def check_rows(stats: Statistics, data: Data) -> None:
     """Raises UserError where too many rows have nothing to train on."""
-    without = stats.rows_blank + stats.rows_unreached
+    without = stats.rows_blank + stats.rows_unreached + sum(stats.unusable.values())
     if without <= MAX_UNSUPERVISED * stats.rows_read:
         return
+    worst = max(stats.unusable, key=lambda why: stats.unusable[why], default="")
+    if stats.unusable.get(worst, 0) > max(stats.rows_blank, stats.rows_unreached):
+        reasons = ", ".join(f"{count:,} with {why}" for why, count in stats.unusable.items())
+        raise UserError(
+            f"{stats.source}: {without:,} of {stats.rows_read:,} rows ({without / stats.rows_read:.1%}) cannot be trained on: "
+            f"{reasons}; check the columns, or remove these rows"
+        )
     if stats.rows_blank >= stats.rows_unreached:
         cause = f"in {stats.rows_blank:,} of them the answer is blank or of weight 0: check the columns, or remove these rows"
     else:

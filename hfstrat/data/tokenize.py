@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,14 +42,13 @@ class Part(NamedTuple):
     text_hash: int
 
 
-def schema() -> pyarrow.Schema:
+def schema(**more: pyarrow.DataType) -> pyarrow.Schema:
     """Columns of the prepared data. `row` is the index of the source row, `text_hash` that of its normalized text."""
     import pyarrow as pa
 
     ids = pa.list_(pa.int32())
-    return pa.schema(
-        {"input_ids": ids, "labels": ids, "length": pa.int32(), "row": pa.int64(), "text_hash": pa.int64()}.items()
-    )
+    columns = {"input_ids": ids, "labels": ids, "length": pa.int32(), "row": pa.int64(), "text_hash": pa.int64(), **more}
+    return pa.schema(columns.items())
 
 
 def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, renderer: Renderer, target: Path) -> Statistics:
@@ -68,17 +67,17 @@ def write_tokens(rows: Iterable[Row], row_format: RowFormat, data: Data, rendere
     long_rows = LongRows()
     numbered = enumerate(rows)
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema()) as stream:
-        writer = _Writer(stream)
+        writer = Writer(stream, schema())
         while batch := list(itertools.islice(numbered, BATCH)):
             writer.add(_tokenize_batch(batch, row_format, data, renderer, stats, long_rows))
         writer.flush()
     stats.sha256 = writer.digest.hexdigest()
-    _take(stats, renderer)
+    take_notes(stats, renderer)
     check(stats, long_rows, data)
     return stats
 
 
-def _take(stats: Statistics, renderer: Renderer) -> None:
+def take_notes(stats: Statistics, renderer: Renderer) -> None:
     """Add what the renderer noted to the statistics."""
     notes = renderer.notes
     stats.turns_blank, stats.turns_skipped, stats.turns_unopened = notes.blank, notes.skipped, notes.unopened
@@ -90,20 +89,24 @@ def _take(stats: Statistics, renderer: Renderer) -> None:
         stats.end_remark = renderer.end_remark
 
 
-class _Writer:
-    """Writes large record batches (RECORD_BATCH_TOKENS), since opening the file reads the header of each."""
+class Writer:
+    """Writes large record batches (RECORD_BATCH_TOKENS), since opening the file reads the header of each.
 
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.digest = stream, hashlib.sha256()
+    Args:
+        columns: the schema that `stream` was opened with, whose columns are the fields of the parts.
+    """
+
+    def __init__(self, stream: Any, columns: pyarrow.Schema) -> None:
+        self.stream, self.columns, self.digest = stream, columns, hashlib.sha256()
         self.batches: list[Any] = []
         self.tokens = 0
 
-    def add(self, parts: list[Part]) -> None:
+    def add(self, parts: Sequence[Any]) -> None:
         import pyarrow as pa
 
         if not parts:
             return
-        batch = pa.record_batch([list(column) for column in zip(*parts, strict=True)], schema=schema())
+        batch = pa.record_batch([list(column) for column in zip(*parts, strict=True)], schema=self.columns)
         for name in ("input_ids", "labels"):
             self.digest.update(batch.column(name).flatten().to_numpy().data)
         self.batches.append(batch)
@@ -114,7 +117,7 @@ class _Writer:
     def flush(self) -> None:
         import pyarrow as pa
 
-        for batch in pa.Table.from_batches(self.batches, schema()).combine_chunks().to_batches():
+        for batch in pa.Table.from_batches(self.batches, self.columns).combine_chunks().to_batches():
             self.stream.write_batch(batch)
         self.batches, self.tokens = [], 0
 
@@ -133,7 +136,7 @@ def _tokenize_batch(
     texts = [each for _, rendered in pairs for each in rendered]
     flat = renderer.encode(texts)
     if stats.rows_read == len(batch):  # the first batch
-        stats.misread = _first_difference(renderer, texts, flat)
+        stats.misread = first_difference(renderer, texts, flat)
     encoded = iter(flat)
     for (index, row), (example, rendered) in zip(batch, pairs, strict=True):
         stats.note(row_format.unread(row), example.changes)
@@ -150,7 +153,7 @@ def _tokenize_batch(
     return parts
 
 
-def _first_difference(renderer: Renderer, rows: list[Rendered], encoded: list[Encoded]) -> str:
+def first_difference(renderer: Renderer, rows: list[Rendered], encoded: list[Encoded]) -> str:
     """The first difference between the text of the first rows and what their ids decode to; empty if there is none."""
     for row, (ids, _) in zip(rows[:DECODED_ROWS], encoded, strict=False):
         if found := renderer.decoding_difference(row, ids):
@@ -162,11 +165,11 @@ def _supervised_parts(
     example: Example, encoded: list[Encoded], data: Data, stats: Statistics, long_rows: LongRows, where: str
 ) -> list[Encoded]:
     """The parts of one source row that are trained on; what is lost is added to the statistics."""
-    live = [pair for pair in encoded if example.has_target and _is_supervised(pair)]
+    live = [pair for pair in encoded if example.has_target and is_supervised(pair)]
     stats.tokens_lost += sum(len(ids) for ids, _ in encoded) - sum(len(ids) for ids, _ in live)
     stats.rows_blank += not live
     parts = [part for ids, labels in live for part in _fit(ids, labels, data, stats, long_rows, where)]
-    kept = [part for part in parts if _is_supervised(part)]
+    kept = [part for part in parts if is_supervised(part)]
     stats.tokens_lost += sum(len(part) for part, _ in parts) - sum(len(part) for part, _ in kept)
     stats.rows_unreached += bool(parts) and not kept
     if parts and any(len(ids) > data.max_length for ids, _ in live):
@@ -175,7 +178,7 @@ def _supervised_parts(
     return kept
 
 
-def _is_supervised(encoded: Encoded) -> bool:
+def is_supervised(encoded: Encoded) -> bool:
     return any(label != IGNORED for label in encoded[1])
 
 

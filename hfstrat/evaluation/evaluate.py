@@ -94,7 +94,7 @@ class Request:
         try:
             return Recipe.model_validate(given)
         except ValidationError as error:
-            raise UserError("\n".join(Answers(origins, "evaluate", None, given).to(error.errors()))) from None
+            raise UserError("\n".join(Answers(origins, "evaluate", given).to(error.errors()))) from None
 
     def base(self) -> str | None:
         """The model that `against` names, or the base of the target. Raises UserError if it is unknown or a .gguf file."""

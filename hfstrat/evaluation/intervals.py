@@ -132,16 +132,17 @@ BASELINE = "baseline "  # begins the names of the columns of baselines
 Columns = dict[str, np.ndarray]
 
 
-def write_rows(folder: Path, data: PreparedData, columns: Columns) -> None:
+def write_rows(folder: Path, data: PreparedData, columns: Columns, of_tokens: bool) -> None:
     """Write the columns (`[examples]` each) with the index of each example in its source.
 
-    The file also holds the number of `bytes` behind the supervised tokens, if the tokenizer determines it exactly. Nothing is
+    The file also holds the number of `bytes` behind the supervised tokens, if the loss is per token (`of_tokens`) and the
+    tokenizer determines it exactly. Nothing is
     written if the columns belong to other examples, as after training with another library's trainer.
     """
     if len(columns["nll"]) != len(data.eval):
         return
     stored = {"row": np.asarray(data.eval["row"][:], dtype=np.int64), **columns}
-    if (sizes := supervised_bytes(data)) is not None:
+    if of_tokens and (sizes := supervised_bytes(data)) is not None:
         stored["bytes"] = sizes
     np.savez_compressed(folder / ROWS_FILE, **stored)  # type: ignore[arg-type]
 

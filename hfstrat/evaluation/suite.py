@@ -12,6 +12,7 @@ import numpy as np
 from hfstrat.evaluation.forward import Runner, Subject
 from hfstrat.evaluation.intervals import METHOD, Measurement, supervised_bytes, with_intervals
 from hfstrat.recipe.schema import Evaluation
+from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Suite:
         with subject.measured():
             if self.own_rows and self.data is not None:
                 found[ROWS] = measurement_of(subject.task, row_sums(subject, self.data, runner, self.rows_at_once), self.data)
+            subject = replace(subject, task=TASKS[subject.task.name])  # texts are measured in the same way for any objective
             if wanted.metrics and self.data is not None:
                 found[ANSWERS] = text_metrics.measure(subject, self.data, wanted, runner, self.seed)
             for file in wanted.choices:
@@ -81,7 +83,7 @@ def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData)
     """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
     metrics = task.metrics.for_data(data)
     values, details = metrics.measure(sums)
-    sizes = supervised_bytes(data)
+    sizes = supervised_bytes(data) if metrics.of_tokens else None
     extra = {} if sizes is None else {"bytes": sizes}
     counts = {name: values[name] for name in ("tokens",) if name in values}
     order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()

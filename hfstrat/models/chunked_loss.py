@@ -86,6 +86,24 @@ def _cross_entropy(targets: torch.Tensor) -> RowsLoss:
     return loss
 
 
+def weighted_head_loss(
+    hidden: torch.Tensor, head: Head, targets: torch.Tensor, weights: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
+    """As `head_loss`, with the negative log-likelihood of each target times its weight (`[n]`, without gradients).
+
+    It gives any function of the log-likelihoods its gradients: the weights are the function's derivatives with respect to them.
+    """
+
+    def loss(part: slice, logits: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted, weight = targets[part][:, None], weights[part][:, None].to(space.dtype)
+        gradient = torch.log_softmax(logits, -1, out=space)
+        value = -(gradient.gather(1, wanted) * weight).sum()
+        gradient.exp_().scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))
+        return value, gradient.mul_(weight)
+
+    return rows_loss(hidden, head, loss, chunk)
+
+
 @torch.no_grad()
 def head_scores(
     hidden: torch.Tensor, head: Head, targets: torch.Tensor, chunk: int | None = None

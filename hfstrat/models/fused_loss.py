@@ -33,7 +33,8 @@ TOLERANCE = {4: 1e-3, 2: 2e-2}  # relative to the largest logit, by the bytes of
 class HeadLossOutput(ModelOutput):  # type: ignore[misc]
     """The output of the bound forward.
 
-    `total` is the summed loss (nats) and `loss` is `total` divided by the number of supervised tokens. Outside training there
+    `total` is the summed loss (nats) and `loss` is `total` divided by the number of supervised tokens, or of `count` where the
+    objective counts something else. Outside training there
     are also, per supervised position, `nll` (`[n]`, nats) and `correct` (`[n]`, bool: the target is the top-1 prediction), and
     for a student with a teacher `kl` (`[n]`, nats).
     """
@@ -43,6 +44,7 @@ class HeadLossOutput(ModelOutput):  # type: ignore[misc]
     nll: torch.Tensor | None = None
     correct: torch.Tensor | None = None
     kl: torch.Tensor | None = None
+    count: int | None = None
 
 
 class LossCall(NamedTuple):
@@ -136,8 +138,9 @@ def _make_forward(family: type[PreTrainedModel], scale: float, softcap: float | 
         with Routing(self) as routing:
             output = objective(self, LossCall(args, kwargs, loss_rows, targets, scale, softcap))
         assert output.total is not None
-        output.total = output.total + routing.loss() * len(targets)
-        count = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch, device=targets.device)
+        items = len(targets) if output.count is None else output.count
+        output.total = output.total + routing.loss() * items
+        count = torch.as_tensor(items if num_items_in_batch is None else num_items_in_batch, device=targets.device)
         output.loss = output.total / count.clamp(min=1)
         return output
 

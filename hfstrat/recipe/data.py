@@ -10,7 +10,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, m
 from hfstrat.recipe.section import Section
 
 Format = Literal[
-    "auto", "text", "prompt-completion", "alpaca", "messages", "conversations", "text-classification", "regression"
+    "auto",
+    "text",
+    "prompt-completion",
+    "alpaca",
+    "messages",
+    "conversations",
+    "text-classification",
+    "regression",
+    "preference",
+    "unpaired-preference",
 ]
 _PART = r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?"
 

@@ -29,6 +29,13 @@ FOREIGN = {
     "strategy.model_type": "arch",
     "strategy.config": "config_overrides model_config overrides_of_model_config",
     "strategy.name": "finetuning_type method",
+    "objective.name": "rl rlhf trl_trainer preference",
+    "objective.beta": "pref_beta dpo_beta rl_beta orpo_alpha kto_beta",
+    "objective.loss_type": "pref_loss dpo_loss_type rpo_loss",
+    "objective.desirable_weight": "kto_chosen_weight kto_desirable_weight",
+    "objective.undesirable_weight": "kto_rejected_weight kto_undesirable_weight",
+    "objective.label_smoothing": "dpo_label_smoothing",
+    "objective.simpo_gamma": "simpo_gamma_ratio",
     "model.name_or_path": "base_model model_name_or_path model_name pretrained_model_name_or_path model_id checkpoint_path",
     "model.dtype": "torch_dtype precision mixed_precision compute_dtype",
     "model.attn_implementation": "sdpa_attention",
@@ -86,11 +93,13 @@ QLORA = "QLoRA is `strategy: lora` with `model.quantization: nf4`"
 LORA = "write `strategy: lora`"
 SFT = "supervised fine-tuning is the default, with `task: causal-lm`: remove the key"
 PRETRAIN = "train on plain text (`data.format: text`) with any strategy, `scratch` for random weights: remove the key"
-PREFERENCE = "preference and reinforcement learning are not supported in this version"
+NO_OBJECTIVE = "it is not supported in this version; of preference objectives there are dpo, kto, orpo and simpo"
+PREFERENCE = {name: f"write `objective: {name}`, with a strategy such as lora" for name in ("dpo", "kto", "orpo", "simpo")}
+PREFERENCE |= dict.fromkeys(("ppo", "grpo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE)
 STAGES = {
     **dict.fromkeys(("sft", "supervised", "supervised-fine-tuning", "finetune", "fine-tuning"), SFT),
     **dict.fromkeys(("pt", "pretrain", "pretraining", "cpt"), PRETRAIN),
-    **dict.fromkeys(("dpo", "kto", "orpo", "ppo", "grpo", "rm", "rlhf"), PREFERENCE),
+    **PREFERENCE,
     "kd": "write `strategy: distill`",
 }
 CAUSAL_LM, CLASSIFICATION = "write `task: causal-lm` (the default)", "write `task: text-classification`"
@@ -191,8 +200,13 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
         **dict.fromkeys(("qlora", "q-lora"), QLORA),
         **dict.fromkeys(("sft", "fft", "full_finetune", "full-finetune", "finetune"), "write `strategy: full` or lora"),
         **dict.fromkeys(("freeze", "frozen"), "write `strategy: partial` with `last_n_layers`"),
-        **dict.fromkeys(("dpo", "kto", "orpo", "ppo", "grpo"), PREFERENCE),
+        **PREFERENCE,
         **dict.fromkeys(("pretrain", "pretraining"), "write `strategy: scratch` for random weights, else full"),
+    },
+    "objective.name": {
+        **dict.fromkeys(("ppo", "grpo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE),
+        **dict.fromkeys(("ipo", "hinge", "slic"), "write `objective: {name: dpo, loss_type: ...}`"),
+        **dict.fromkeys(("cpo",), "write `objective: simpo`, or orpo"),
     },
     "model.quantization": {"4": NF4, "8": INT8, "true": NF4, "false": "remove the key"},
     "model.quantization.name": {

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from hfstrat.errors import UserError
 from hfstrat.recipe import foreign, suggestions, yaml
 from hfstrat.recipe.distill import StudentName
-from hfstrat.recipe.schema import MODEL_DEFAULTS, STRATEGIES, Recipe
+from hfstrat.recipe.schema import MODEL_DEFAULTS, UNIONS, Recipe
 from hfstrat.recipe.strategies import ContinuationName
 from hfstrat.recipe.yaml import KeyPath
 
@@ -26,7 +26,12 @@ COMMAND_LINE = "command line"
 SECRET = ("hub_token", "token", "api_key")  # keys whose values are not shown
 
 
-SHORT_FORMS = {"model": "name_or_path", "strategy": "name", "data": "train"}  # `strategy: lora` is {name: lora}
+SHORT_FORMS = {
+    "model": "name_or_path",
+    "strategy": "name",
+    "objective": "name",
+    "data": "train",
+}  # `strategy: lora` is {name: lora}
 
 
 NESTED: dict[KeyPath, Any] = {("strategy", "student"): StudentName, ("strategy", "then"): ContinuationName}
@@ -65,7 +70,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: st
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         apply_override(override, data, origins)
-    answers = Answers(origins, path, _strategy_name(data), data)
+    answers = Answers(origins, path, data)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -115,10 +120,11 @@ def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, s
     origins[path] = f"{COMMAND_LINE}: {override}"
 
 
-def _strategy_name(data: dict[str, Any]) -> str | None:
-    section = data.get("strategy")
-    name = section.get("name") if isinstance(section, dict) else section
-    return name if isinstance(name, str) else None
+def _names(data: dict[str, Any]) -> dict[str, str]:
+    """The names of the sections that are one of several, as far as they are given."""
+    sections = ((key, data.get(key)) for key in UNIONS)
+    found = ((key, section.get("name") if isinstance(section, dict) else section) for key, section in sections)
+    return {key: name for key, name in found if isinstance(name, str)}
 
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
@@ -132,6 +138,10 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
         elif given is None or key not in training.model_fields_set:
             update[key] = default.value
             origins["training", key] = source
+    rate = recipe.objective.rate
+    if rate is not None and "learning_rate" in update:
+        update["learning_rate"] *= rate.value
+        origins["training", "learning_rate"] = f"default of {recipe.strategy.name} for {recipe.objective.name}: {rate.source}"
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
@@ -148,8 +158,11 @@ class Answers:
 
     origins: dict[KeyPath, str]
     source: str
-    strategy: str | None
     given: dict[str, Any]
+
+    @property
+    def names(self) -> dict[str, str]:
+        return _names(self.given)
 
     def to(self, errors: list[ErrorDetails]) -> list[str]:
         """One sentence for each place, then the keys of each section with an unknown one; a union reports each member."""
@@ -160,7 +173,7 @@ class Answers:
         sentences = [
             self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
         ]
-        sections = dict(suggestions.place_and_keys(path, self.strategy) for path, unknown in groups if unknown)
+        sections = dict(suggestions.place_and_keys(path, self.names) for path, unknown in groups if unknown)
         return sentences + [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
 
     def _where(self, path: KeyPath) -> str:
@@ -168,22 +181,22 @@ class Answers:
 
     def _unknown(self, path: KeyPath, error: ErrorDetails) -> str:
         value = error["input"]
-        answer = suggestions.unknown_key(path, value, self.strategy, self.given)
+        answer = suggestions.unknown_key(path, value, self.names, self.given)
         shown = "***" if path[-1] in SECRET else _show(value)
         return f"{self._where(path)}: {'.'.join(path)} = {shown}: {answer}"
 
     def _known(self, path: KeyPath, errors: list[ErrorDetails]) -> str:
         kind, value = errors[0]["type"], errors[0]["input"]
-        if path == ("strategy",) and kind != "missing":
+        if len(path) == 1 and path[0] in UNIONS and kind != "missing":
             named = value.get("name") if isinstance(value, dict) else value
             if named is None or kind.startswith("union_tag"):
-                return self._no_strategy(named, in_section=isinstance(value, dict))
+                return self._no_such_name(path[0], named, in_section=isinstance(value, dict))
         if path in NESTED and (kind == "missing" or kind.startswith("union_tag")):
             return self._no_nested_strategy(path, None if kind == "missing" else value)
         if kind == "value_error":
             return self._refused(path, errors[0])
-        wanted = suggestions.wanted(_without_index(path), self.strategy)
-        dotted, field = ".".join(path), suggestions.field_of(_without_index(path), self.strategy)
+        wanted = suggestions.wanted(_without_index(path), self.names)
+        dotted, field = ".".join(path), suggestions.field_of(_without_index(path), self.names)
         if kind == "missing":
             about = f" ({field.description})" if field and field.description else ""
             return f"{self._where(path)}: {dotted}: missing; expected {wanted}{about}"
@@ -202,15 +215,17 @@ class Answers:
             "(Hub id, local folder, or a .gguf file)"
         )
 
-    def _no_strategy(self, name: Any, in_section: bool) -> str:
-        names = ", ".join(STRATEGIES)
-        where = self._where(("strategy", "name"))
+    def _no_such_name(self, key: str, name: Any, in_section: bool) -> str:
+        """The answer to a strategy or an objective that does not exist."""
+        names = ", ".join(UNIONS[key])
+        where = self._where((key, "name"))
         if name is None:
-            return f"{where}: strategy{'.name' if in_section else ''}: missing; expected one of {names}"
-        near = suggestions.nearest(str(name), list(STRATEGIES))
-        hint = foreign.VALUES["strategy.name"].get(str(name).lower()) or (f"did you mean '{near}'?" if near else "")
+            return f"{where}: {key}{'.name' if in_section else ''}: missing; expected one of {names}"
+        near = suggestions.nearest(str(name), list(UNIONS[key]))
+        known = foreign.VALUES.get(f"{key}.name", {}).get(str(name).lower())
+        hint = known or (f"did you mean '{near}'?" if near else "")
         hint = f"; {hint}" if hint else ""
-        return f"{where}: strategy.name = {_show(name)}: no such strategy in this version; expected one of {names}{hint}"
+        return f"{where}: {key}.name = {_show(name)}: no such {key} in this version; expected one of {names}{hint}"
 
     def _no_nested_strategy(self, path: KeyPath, value: Any) -> str:
         names = [str(name) for name in get_args(NESTED[path])]
@@ -246,9 +261,9 @@ def _place(origins: dict[KeyPath, str], path: KeyPath, source: str) -> str:
 def _path(loc: tuple[int | str, ...]) -> KeyPath:
     """Pydantic's location without the union tags that it puts in."""
     parts = list(loc)
-    for union in (("strategy",), *NESTED):
-        place = len(union)
-        if tuple(parts[:place]) == union and len(parts) > place and parts[place] in STRATEGIES:
+    for union in (*((key,) for key in UNIONS), *NESTED):
+        place, names = len(union), UNIONS[union[0]]
+        if tuple(parts[:place]) == union and len(parts) > place and parts[place] in names:
             del parts[place]
     known = []
     for part in parts:
@@ -271,7 +286,7 @@ def key_of(message: str) -> tuple[str, ...] | None:
     """The recipe key that a message begins with, if it does: `data.csv` is a file, not a key."""
     match = re.match(r"(\w+(?:\.\w+)*): ", message)
     path = tuple(match.group(1).split(".")) if match else ()
-    return path if path and suggestions.field_of(path[:2], None) else None
+    return path if path and suggestions.field_of(path[:2], {}) else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
+from hfstrat.recipe.objectives import Dpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -48,6 +49,22 @@ STRATEGIES: dict[str, type[StrategySection]] = {
 
 
 StrategyName: Any = Literal[tuple(STRATEGIES)]
+
+
+AnyObjective = Annotated[Dpo | Kto | Orpo | Sft | Simpo, Field(discriminator="name")]
+
+
+OBJECTIVES: dict[str, type[ObjectiveSection]] = {
+    get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(AnyObjective)[0])
+}
+"""Every objective's section by its name. A new objective is a section, a name here, and a folder in `hfstrat.objectives`."""
+
+
+ObjectiveName: Any = Literal[tuple(OBJECTIVES)]
+
+
+UNIONS: dict[str, dict[str, type[Any]]] = {"strategy": dict(STRATEGIES), "objective": dict(OBJECTIVES)}
+"""The keys of a recipe whose section is one of several, by the `name` in it."""
 
 
 class Model(Section):
@@ -275,6 +292,9 @@ class Recipe(Section):
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
+    objective: Annotated[AnyObjective, from_text("name", AnyObjective | ObjectiveName)] = Field(
+        Sft(), description="What is minimized: sft (the task's own loss), or a preference objective: dpo, kto, orpo, simpo"
+    )
     data: Annotated[Data, from_text("train", Data | str)]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

@@ -12,20 +12,23 @@ from pydantic.fields import FieldInfo
 
 from hfstrat.recipe import foreign, stored
 from hfstrat.recipe.foreign import OURS, VALUES, as_text
-from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.recipe.schema import OBJECTIVES, STRATEGIES, UNIONS, Recipe
 
 IN_SHORT = {  # sections that may be given as one text
     "model": "a Hub id or a model folder, or a mapping with name_or_path",
     "strategy": f"one of {', '.join(STRATEGIES)}, or a mapping with name",
+    "objective": f"one of {', '.join(OBJECTIVES)}, or a mapping with name",
     "data": "a file, a folder or a Hub id, or a mapping with train",
 }
+Names = dict[str, str]
+"""The names of the sections that are one of several: {strategy: lora, objective: dpo}."""
 
 
 def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
-    """Every section of the recipe by its path; `strategy` has several classes."""
+    """Every section of the recipe by its path; `strategy` and `objective` have several classes."""
     found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}
     for name, field in model.model_fields.items():
-        for cls in STRATEGIES.values() if name == "strategy" else _sections(field.annotation):
+        for cls in UNIONS[name].values() if name in UNIONS else _sections(field.annotation):
             for path, inner in sections_of(cls, (*prefix, name)).items():
                 found.setdefault(path, []).extend(inner)
     return found
@@ -38,23 +41,27 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def field_of(path: tuple[str, ...], strategy: str | None) -> FieldInfo | None:
+def _chosen(section: tuple[str, ...], names: Names) -> type[BaseModel] | None:
+    """The class of a section that is one of several, if its name is known."""
+    return UNIONS[section[0]].get(names.get(section[0], "")) if len(section) == 1 and section[0] in UNIONS else None
+
+
+def field_of(path: tuple[str, ...], names: Names) -> FieldInfo | None:
     """The field at a dotted path, if there is one."""
-    for cls in sections_of(Recipe).get(path[:-1], []):
-        if path[:-1] == ("strategy",) and strategy in STRATEGIES and cls is not STRATEGIES[strategy]:
-            continue
+    chosen = _chosen(path[:-1], names)
+    for cls in [chosen] if chosen is not None else sections_of(Recipe).get(path[:-1], []):
         if path[-1] in cls.model_fields:
             return cls.model_fields[path[-1]]
     return None
 
 
-def wanted(path: tuple[str, ...], strategy: str | None) -> str:
+def wanted(path: tuple[str, ...], names: Names) -> str:
     """The value that is expected at a dotted path, in words."""
     if len(path) == 1 and path[0] in IN_SHORT:
         return IN_SHORT[path[0]]
-    if field := field_of(path, strategy):
+    if field := field_of(path, names):
         return expected(field)
-    mapping = field_of(path[:-1], strategy) if len(path) > 1 else None
+    mapping = field_of(path[:-1], names) if len(path) > 1 else None
     arguments = get_args(mapping.annotation) if mapping else ()
     return in_words(arguments[-1]) if arguments else "a mapping of keys"
 
@@ -62,24 +69,24 @@ def wanted(path: tuple[str, ...], strategy: str | None) -> str:
 # keys that do not exist
 
 
-def place_and_keys(path: tuple[str, ...], strategy: str | None) -> tuple[str, list[str]]:
+def place_and_keys(path: tuple[str, ...], names: Names) -> tuple[str, list[str]]:
     """The section of a key in words, and the keys that it may have."""
     parent = tuple(part for part in path[:-1] if not part.isdigit())  # without places in a list
-    if parent == ("strategy",) and strategy in STRATEGIES:
-        return f"strategy {strategy}", sorted(STRATEGIES[strategy].model_fields)
-    names = {name for cls in sections_of(Recipe).get(parent, []) for name in cls.model_fields}
-    return f"'{'.'.join(parent)}'" if parent else "a recipe", sorted(names)
+    if (chosen := _chosen(parent, names)) is not None:
+        return f"{parent[0]} {names[parent[0]]}", sorted(chosen.model_fields)
+    keys = {name for cls in sections_of(Recipe).get(parent, []) for name in cls.model_fields}
+    return f"'{'.'.join(parent)}'" if parent else "a recipe", sorted(keys)
 
 
-def unknown_key(path: tuple[str, ...], value: Any, strategy: str | None, recipe: dict[str, Any]) -> str:
+def unknown_key(path: tuple[str, ...], value: Any, names: Names, recipe: dict[str, Any]) -> str:
     """The answer to a key that does not exist where it was given: what to write instead.
 
     Args:
         recipe: the whole recipe as it was given, for answers that depend on other keys.
     """
-    place, allowed = place_and_keys(path, strategy)
+    place, allowed = place_and_keys(path, names)
     key, parent = path[-1], tuple(part for part in path[:-1] if not part.isdigit())
-    hint = _renamed(path, value, recipe) or foreign.instead_of(key, value, recipe) or _nearest(key, parent, strategy, allowed)
+    hint = _renamed(path, value, recipe) or foreign.instead_of(key, value, recipe) or _nearest(key, parent, names, allowed)
     return f"no such key in {place}; {hint}"
 
 
@@ -98,12 +105,13 @@ def _renamed(path: tuple[str, ...], value: Any, recipe: dict[str, Any]) -> str:
     )
 
 
-def _nearest(key: str, parent: tuple[str, ...], strategy: str | None, allowed: list[str]) -> str:
+def _nearest(key: str, parent: tuple[str, ...], names: Names, allowed: list[str]) -> str:
     if near := get_close_matches(key, allowed, n=1, cutoff=0.8):
         return f"did you mean '{near[0]}'?"
-    owners = [name for name, cls in STRATEGIES.items() if key in cls.model_fields and name != strategy]
-    if parent == ("strategy",) and owners:
-        return f"it belongs to strategy {' and '.join(owners)}"
+    union = parent[0] if len(parent) == 1 and parent[0] in UNIONS else ""
+    others = UNIONS.get(union, {}).items()
+    if owners := [name for name, cls in others if key in cls.model_fields and name != names.get(union)]:
+        return f"it belongs to {union} {' and '.join(owners)}"
     if parent[-1:] == (key,):
         return f"the section is named twice; write '{'.'.join(parent)}' once"
     if key == "model" and "name_or_path" in allowed:

@@ -114,7 +114,7 @@ def conclude(job: Job, seconds: float) -> tuple[Result, Any]:
     last = _measure(job)
     if job.trainer.is_world_process_zero() and job.trainer.sums is not None:
         columns = job.task.metrics.columns(job.trainer.sums) | simple_models.columns(job.simple_models, job.task)
-        intervals.write_rows(job.folder, job.data, columns)
+        intervals.write_rows(job.folder, job.data, columns, job.task.metrics.of_tokens)
     result = _result(job, last, seconds)
     trained = job.published
     assert trained is not None
@@ -219,7 +219,8 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),
     }
-    baselines.add_bits_per_byte(facts, job.data)
+    if job.task.metrics.of_tokens:
+        baselines.add_bits_per_byte(facts, job.data)
     return Result.model_validate(facts)
 
 

@@ -13,6 +13,7 @@ from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import check_measurements
 from hfstrat.models import check as models_check
 from hfstrat.models.transformers_source import training_argument_names
+from hfstrat.objectives import objective_of, task_of
 from hfstrat.publish import push
 from hfstrat.recipe.data import Source
 from hfstrat.recipe.load import Loaded, about, located
@@ -20,7 +21,6 @@ from hfstrat.recipe.schema import Recipe, Training
 from hfstrat.run import output_dir
 from hfstrat.strategies import checks
 from hfstrat.strategies.description import Description
-from hfstrat.tasks import TASKS
 from hfstrat.trainer import checkpoints, distributed
 
 TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -70,6 +70,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
     recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
         checks.check_task(recipe)
+        objective_of(recipe).check(recipe, wrapping or distributed.wrapping())
         _check_data(recipe, network)
         _check_training(recipe)
         check_measurements(recipe.evaluation)
@@ -122,7 +123,7 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
 
 def _check_rows(file: Path, recipe: Recipe, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
-    data, task, rows = recipe.data, TASKS[recipe.task], readers.read_head(file)
+    data, task, rows = recipe.data, task_of(recipe), readers.read_head(file)
     columns = data.of(source, "columns")
     try:
         reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns, features.class_names([file]))

@@ -10,10 +10,10 @@ from hfstrat.errors import NAMES, RunError
 from hfstrat.evaluation import table
 from hfstrat.evaluation.suite import ROWS
 from hfstrat.models.fingerprint import environment
+from hfstrat.objectives import task_of
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.run import simple_models
-from hfstrat.tasks import TASKS
 from hfstrat.tasks.report import Failure, Report, Result, Run, write
 from hfstrat.tasks.report_parts import Baselines, DataStatistics, Environment, Verified
 
@@ -41,7 +41,7 @@ def _run(loaded: Loaded, data: DataStatistics | None = None) -> Run:
 
 def summary(report: Report) -> list[str]:
     """The report of a finished run in a few lines."""
-    result, task = report.finished, TASKS[report.run.recipe.task]
+    result, task = report.finished, task_of(report.run.recipe)
     before, after = result.metrics_before, result.metrics_after
     lines = []
     if ROWS not in result.measured:  # else its table has these metrics with their intervals

@@ -20,13 +20,13 @@ from hfstrat.evaluation.simple_models import SimpleModel
 from hfstrat.models import blocks, load
 from hfstrat.models.load import Base
 from hfstrat.models.loss_kernels import choose_for, kernel_name
+from hfstrat.objectives import Objective, objective_of, task_of
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run import head_rate, held_out, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
-from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 from hfstrat.trainer import autobatch, callbacks, checkpoints, sharded
 from hfstrat.trainer import progress as trainer_progress
@@ -45,6 +45,7 @@ class Job:
 
     loaded: Loaded
     strategy: Strategy[Any]
+    objective: Objective
     data: Data
     plan: Plan
     base: Base
@@ -71,7 +72,7 @@ class Job:
 
     @property
     def task(self) -> Task:
-        return TASKS[self.recipe.task]
+        return self.objective.task
 
     @property
     def screen(self) -> Console:
@@ -97,8 +98,8 @@ class Job:
 
 def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     """Load everything, decide every number, and claim the output folder last. Raises UserError before anything is written."""
-    recipe, task = loaded.recipe, TASKS[loaded.recipe.task]
-    strategy = strategies.build(recipe.strategy)
+    recipe, objective = loaded.recipe, objective_of(loaded.recipe)
+    strategy, task = strategies.build(recipe.strategy), objective.task
     logging.disable_progress_bar()  # ours is the only one
     screen = trainer_progress.make_console(world.is_main_process)
     checkpoint, stored, remarks = resume.what_to_resume(recipe, overwrite, world.num_processes)
@@ -125,6 +126,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
     prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
+    prepared.data, data = objective.prepare(built.model, prepared.data, data)
+    prepared.trainer_class = prepared.trainer_class or objective.trainer_class
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
@@ -137,6 +140,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     return Job(
         loaded,
         strategy,
+        objective,
         data,
         plan,
         base,
@@ -160,11 +164,11 @@ def build_model(
 ) -> tuple[Base, Built, dict[str, Any], list[SimpleModel]]:
     """The base model, the model to train with its data, the inputs on which the saved result is compared with it, and the
     baselines of a task with a head."""
-    task, dtype = TASKS[recipe.task], load.compute_dtype(recipe.model.dtype)
+    task, dtype = task_of(recipe), load.compute_dtype(recipe.model.dtype)
     sharded.disable_sharded_loading()
     set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
     base = strategy.load(recipe, tokenizer, data)
-    load.check_context(base.model, int(max(data.lengths.max(), data.eval_lengths.max())))
+    load.check_context(base.model, task.rows.longest(data))
     task.model.bind_loss(base)  # before anything wraps the model
 
     collate = task.rows.collator(base, data, tokenizer, multiple_for(args.device))
@@ -204,7 +208,7 @@ def decide_batches(
         base.say(
             "the base model is a GGUF file, but PEFT loads the base of an adapter from a folder (`hfstrat merge` creates one)"
         )
-    rows, task, device, on_gpu = built.data, TASKS[recipe.task], args.device, args.device.type == "cuda"
+    rows, task, device, on_gpu = built.data, task_of(recipe), args.device, args.device.type == "cuda"
     if is_sharded():
         sharded.add_remark(base)
     elif on_gpu:
@@ -253,7 +257,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[progress, OverfittingAlarm(screen, margins), *patience, *trackers, *prepared.callbacks],
         sampler=sampler,
-        metrics=TASKS[recipe.task].metrics.for_data(data),
+        metrics=task_of(recipe).metrics.for_data(data),
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         print_line=screen.print,
@@ -284,7 +288,8 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     trainable, total = load.count_parameters(trained)
     limits = [plural(plan.steps, "step")] if plan.steps < ENDLESS else []
     limits += [f"{plan.time_limit:.0f} s"] if plan.time_limit else []
-    at_once = plural(plan.rows_at_once, "packed row" if plan.bins else "sequence")
+    noun = task_of(recipe).rows.noun
+    at_once = plural(plan.rows_at_once, "packed row" if plan.bins else noun)
     passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
@@ -296,6 +301,6 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
         return [described, f"{'plan':<9} the head is solved exactly in one step, on {args.device}"]
     return [
         described,
-        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, 'sequence')}: {passes}; "
+        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, noun)}: {passes}; "
         f"learning rate {recipe.training.learning_rate:g}{head_rate.words(recipe, base)}; on {args.device}",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from hfstrat.models.load import read_config
+from hfstrat.objectives import task_of
 from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
 from hfstrat.strategies import checks
@@ -122,7 +123,7 @@ class Strategy(ABC, Generic[S]):
         """
         from hfstrat.data.splits import held_out
 
-        task, wanted, tokenizer = TASKS[recipe.task], recipe.evaluation, self.load_tokenizer(recipe)
+        task, wanted, tokenizer = task_of(recipe), recipe.evaluation, self.load_tokenizer(recipe)
         held = held_out(recipe, task.rows.reader)
         return tokenizer, task.rows.prepare(recipe.data, tokenizer, recipe.seed, wanted.rows_to_answer, wanted.max_rows, held)
 

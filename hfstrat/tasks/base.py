@@ -44,6 +44,7 @@ class Rows(ABC):
     """The examples of a task: how they are read, prepared and collated."""
 
     columns: list[str]  # our names of the columns that an example may have
+    noun: str = "sequence"  # for an example in a line about batches
     framed: bool  # whether a text is between special tokens
 
     @property
@@ -106,6 +107,14 @@ class Rows(ABC):
     @abstractmethod
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
         """An example of this length that costs as much memory as any."""
+
+    def longest(self, data: PreparedData) -> int:
+        """Tokens of the longest sequence that a model is given."""
+        return int(max(data.lengths.max(), data.eval_lengths.max()))
+
+    def parts(self, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """The sequences of an example with their names, for showing them; one without a name where it is the example."""
+        return [("", row)]
 
     @abstractmethod
     def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
@@ -211,6 +220,7 @@ class Metrics(ABC):
 
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
     of_distributions: ClassVar[bool] = True  # whether outputs are logits
+    of_tokens: ClassVar[bool] = False  # whether the loss is per token of the examples
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 
     @property

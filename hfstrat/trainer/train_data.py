@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,5 +207,6 @@ def _pack(plain: Batches, seed: int, max_length: int, base: Base) -> Batches:
     bins = packing.count_bins(order, capacity, plan.processes * at_once)
     rows = packing.PackedRows(plain.rows, order, bins, plain.collate.multiple)
     flatten = "flash" in str(base.model.config._attn_implementation)
-    collator = packing.PackingCollator(plain.collate, flatten)
+    make = plain.collate.packed or partial(packing.PackingCollator, plain.collate)
+    collator = make(flatten)
     return Batches(order, rows, packing.InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")

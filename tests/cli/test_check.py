@@ -47,7 +47,9 @@ def shown(text: str, answer: str, terminal: bool = False) -> str:
     tokenizer, out = make_tokenizer(), io.StringIO()
     prompt, completion = (tokenizer(each)["input_ids"] for each in (text, answer))
     row = {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion, "length": len(prompt + completion)}
-    show_row(Console(file=out, force_terminal=terminal, soft_wrap=True, highlight=False, width=160), tokenizer, row, 0)
+    show_row(
+        Console(file=out, force_terminal=terminal, soft_wrap=True, highlight=False, width=160), tokenizer, row, "example 0"
+    )
     return out.getvalue()
 
 

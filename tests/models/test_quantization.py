@@ -27,10 +27,10 @@ from hfstrat.publish import merge
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.preflight import check
-from hfstrat.strategies.cached_columns import digest_of_weights
 from hfstrat.strategies.frozen.boundary import can_precompute, find_prefix
 from hfstrat.tasks import artifact
 from hfstrat.tasks.loading import load_base
+from hfstrat.trainer.cached_columns import digest_of_weights
 
 FORMS = ("nf4", "fp4", "int8")
 LORA = {"name": "lora", "r": 4}

@@ -21,12 +21,12 @@ from hfstrat.models.fused_loss import is_bound
 from hfstrat.models.load import Base, count_parameters
 from hfstrat.recipe.distill import Cache
 from hfstrat.recipe.format import file_size
-from hfstrat.strategies.cached_columns import CachedColumnCollator, digest_of_weights, groups_of
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, fetch_outputs, write
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Metrics
 from hfstrat.tasks.text_classification.scores import class_loss
+from hfstrat.trainer.cached_columns import CachedColumnCollator, digest_of_weights, groups_of
 from hfstrat.trainer.train_data import TrainData
 
 NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "token_type_ids")

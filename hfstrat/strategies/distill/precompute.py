@@ -18,9 +18,9 @@ from hfstrat.models.chunked_loss import blocks, head_scores
 from hfstrat.models.load import count_parameters
 from hfstrat.recipe.distill import Cache
 from hfstrat.recipe.format import file_size
-from hfstrat.strategies.cached_columns import digest_of_weights, groups_of, sample_batch
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher_cache import Fetched, Form, Rows, TeacherCollator, fetch_outputs, write
+from hfstrat.trainer.cached_columns import digest_of_weights, groups_of, sample_batch
 from hfstrat.trainer.train_data import TrainData
 
 TOLERANCE = {4: 1e-3, 2: 5e-2}  # by the bytes of a number, as a share of the largest state: other batches use other kernels

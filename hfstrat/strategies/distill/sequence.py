@@ -26,9 +26,9 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.schema import Recipe
-from hfstrat.strategies.cached_columns import digest_of_weights, groups_of, read_column, write_column
 from hfstrat.strategies.distill.teacher_cache import Rows
 from hfstrat.tasks.generation import continued
+from hfstrat.trainer.cached_columns import digest_of_weights, groups_of, read_column, write_column
 from hfstrat.trainer.collective import ProcessGroup
 
 BLOCK = 32  # examples that are generated and cached together

@@ -22,7 +22,7 @@ import torch
 from hfstrat.data import cache
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
-from hfstrat.strategies.cached_columns import CachedColumnCollator, WithColumn, cache_inputs, read_column, write_column
+from hfstrat.trainer.cached_columns import CachedColumnCollator, WithColumn, cache_inputs, read_column, write_column
 from hfstrat.trainer.collective import Build
 from hfstrat.trainer.train_data import TrainData
 

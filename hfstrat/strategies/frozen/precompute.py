@@ -27,18 +27,6 @@ from hfstrat.models import router_loss
 from hfstrat.models.blocks import evaluating
 from hfstrat.models.quantization import elements
 from hfstrat.recipe.format import file_size
-from hfstrat.strategies.cached_columns import (
-    CachedColumnCollator,
-    Collate,
-    WithColumn,
-    cache_inputs,
-    digest_of_rows,
-    digest_of_weights,
-    groups_of,
-    read_column,
-    sample_batch,
-    write_column,
-)
 from hfstrat.strategies.description import PAYS
 from hfstrat.strategies.frozen.boundary import (
     COLUMN,
@@ -53,6 +41,18 @@ from hfstrat.strategies.frozen.boundary import (
     named_blocks,
 )
 from hfstrat.trainer import distributed
+from hfstrat.trainer.cached_columns import (
+    CachedColumnCollator,
+    Collate,
+    WithColumn,
+    cache_inputs,
+    digest_of_rows,
+    digest_of_weights,
+    groups_of,
+    read_column,
+    sample_batch,
+    write_column,
+)
 from hfstrat.trainer.train_data import TrainData
 
 KEY = "strategy.precompute"
@@ -88,6 +88,8 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         try:
             if mode is False:
                 raise Refused("precompute: false")
+            if data.collate.is_paired:
+                raise Refused("an example is a pair of sequences")
             if router_loss.coefficient(model):
                 raise Refused("the load-balancing loss of this mixture of experts needs the routers of all layers")
             return _cache_prefix(data, prefix, batch, mode)

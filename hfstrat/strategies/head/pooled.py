@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 
 from hfstrat.data import cache
-from hfstrat.strategies.cached_columns import cache_inputs, digest_of_rows, digest_of_weights, read_column, write_column
 from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
+from hfstrat.trainer.cached_columns import cache_inputs, digest_of_rows, digest_of_weights, read_column, write_column
 from hfstrat.trainer.train_data import TrainData
 
 MOST_ROWS = 2000  # more would resolve differences too small to matter

@@ -139,6 +139,7 @@ class LanguageModel(Model):
 class TokenMetrics(Metrics):
     """Loss (nats per token), perplexity, token accuracy and, with a teacher, the divergence from it."""
 
+    of_tokens: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy", "tokens", "teacher_kl")
 
     @property

@@ -24,7 +24,10 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 class WithColumn(Dataset[dict[str, Any]]):
-    """Tokenized examples with a further column: `values` returns a value by its index, `places` has those of the examples."""
+    """Tokenized examples with a further column: `values` returns a value by its index, `places` has those of the examples.
+
+    As of a data set, `[index]` is an example, `[[indices]]` has lists by column, and `["name"]` is a column.
+    """
 
     def __init__(self, rows: Any, name: str, values: Callable[[int], Any], places: np.ndarray) -> None:
         self.rows, self.name, self.values, self.places = rows, name, values, places
@@ -32,7 +35,11 @@ class WithColumn(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return [self.values(int(place)) for place in self.places] if index == self.name else self.rows[index]
+        if isinstance(index, list):
+            return {**self.rows[index], self.name: [self.values(int(self.places[one])) for one in index]}
         return {**self.rows[index], self.name: self.values(int(self.places[index]))}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -65,12 +72,16 @@ class CachedColumnCollator(ABC):
 OF_THE_LOSS = ("labels", "label", "row", "text_hash")  # columns that hidden states do not depend on
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """A hash over the bytes of all frozen weights and buffers, in the precision they compute in."""
+def digest_of_weights(model: nn.Module, trained: bool = False) -> str:
+    """A hash over the bytes of all frozen weights and buffers, in the precision they compute in.
+
+    Args:
+        trained: whether trainable weights count too.
+    """
     from hfstrat.models.quantization import scale_tensors
 
     digest = hashlib.sha256()
-    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    frozen = [(name, p) for name, p in model.named_parameters() if trained or not p.requires_grad]
     for name, tensor in [*frozen, *model.named_buffers(), *scale_tensors(model)]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():

@@ -1,0 +1,101 @@
+"""Batches of preferences: the two sequences of each row, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hfstrat.data.collate import Collator, TokenCollator
+from hfstrat.data.packing import Bin, PackingCollator
+from hfstrat.data.preference_rows import DESIRABLE, two
+from hfstrat.data.render import IGNORED
+
+REFERENCE = "reference_logps"  # the column of the reference's summed log-probabilities, `[2]` of each row
+OF_THE_LOSS = ("pair_sequence", "pair_tokens", "pair_answer", REFERENCE, DESIRABLE, "pair_divergence", "pair_share")
+"""The keywords of a batch that the loss takes and the model does not know."""
+
+
+class PreferenceCollator(TokenCollator):
+    """Collates token rows of preferences.
+
+    Batches have what `Collator` gives for their `2 P` sequences (of pairs chosen, rejected, chosen, ...), `labels` (int64
+    `[P, 2]`, of which the Trainer counts one item for each row), and for the loss: `pair_sequence` (int64 `[n]`, the sequence of
+    each position with loss), `pair_tokens` (int64 `[P, 2]`, the tokens of the answers), `pair_answer` (bool `[n]`, with
+    `trains_prompts`: whether the position belongs to an answer), `reference_logps` (float32 `[P, 2]`) and `desirable` (int64
+    `[P]`, of answers with labels).
+
+    Args:
+        plain: collates the sequences; it selects the positions with loss.
+        trains_prompts: whether the prompt of the first sequence has loss too, as in ORPO.
+    """
+
+    selects_rows = True
+    is_paired = True
+
+    def __init__(self, plain: Collator, trains_prompts: bool) -> None:
+        self.plain, self.trains_prompts = plain, trains_prompts
+        self.pad_token_id, self.multiple = plain.pad_token_id, plain.multiple
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sequences = self.sequences(rows)
+        return self.with_pairs(rows, sequences, self.plain(sequences))
+
+    def packed(self, flatten: bool) -> PackingCollator:  # type: ignore[override]
+        return PackedPreferences(self, flatten)
+
+    def sequences(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sequences of some rows, `2 P`; `answers` marks the tokens of an answer where the prompt has loss as well."""
+        found = []
+        for row in rows:
+            for place, each in enumerate(two(row)):
+                if self.trains_prompts:
+                    ids, labels = each["input_ids"], each["labels"]
+                    each = {"input_ids": ids, "labels": labels if place else [IGNORED, *ids[1:]], "answers": labels}
+                found.append(each)
+        return found
+
+    def with_pairs(
+        self, rows: list[dict[str, Any]], sequences: list[dict[str, Any]], batch: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """A batch of sequences with what the loss needs, in place of token labels."""
+        supervised = torch.tensor([_count(each["labels"]) for each in sequences])
+        answers = torch.tensor([_count(each.get("answers", each["labels"])) for each in sequences])
+        found = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        found["pair_sequence"] = torch.repeat_interleave(torch.arange(len(sequences)), supervised)
+        found["pair_tokens"] = answers.view(-1, 2)
+        if self.trains_prompts:
+            found["pair_answer"] = torch.tensor([mark for each in sequences for mark in _marks(each)])
+        if REFERENCE in rows[0]:
+            found[REFERENCE] = torch.tensor([row[REFERENCE] for row in rows], dtype=torch.float32)
+        if rows[0].get(DESIRABLE, -1) >= 0:
+            found[DESIRABLE] = torch.tensor([row[DESIRABLE] for row in rows])
+        found["labels"] = torch.tensor([[IGNORED, 0]]).repeat(len(rows), 1)  # whichever labels are shifted: one item each
+        return found
+
+
+def _count(labels: Any) -> int:
+    """The tokens that are predicted: the first one never is."""
+    return sum(int(label) != IGNORED for label in labels[1:])
+
+
+def _marks(sequence: dict[str, Any]) -> list[bool]:
+    """Whether each position with loss belongs to the answer."""
+    pairs = zip(sequence["labels"][1:], sequence["answers"][1:], strict=True)
+    return [answer != IGNORED for label, answer in pairs if label != IGNORED]
+
+
+class PackedPreferences(PackingCollator):
+    """Collates bins of rows, each of which becomes two examples of its bin; rows that are not packed as `pairs` does."""
+
+    def __init__(self, pairs: PreferenceCollator, flatten: bool) -> None:
+        super().__init__(pairs.plain, flatten)
+        self.pairs = pairs
+
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        if not isinstance(items[0], Bin):
+            return self.pairs(items)
+        rows = [row for each in items for row in each.rows]
+        inner = [Bin(self.pairs.sequences(each.rows), each.width) for each in items]
+        sequences = [row for each in inner for row in each.rows]
+        return self.pairs.with_pairs(rows, sequences, self.collate_bins(inner))

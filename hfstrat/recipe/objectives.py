@@ -1,0 +1,112 @@
+"""The sections of `objective:`, one class for each. Configuration only; names and defaults are those of TRL's configs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hfstrat.recipe.section import Default, Section
+
+DpoLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+]
+SMOOTHED = ("exo_pair", "robust")  # the losses that `label_smoothing` changes
+
+
+class ObjectiveSection(Section):
+    """What is minimized. `name` tags the union; `rate` multiplies the strategy's default learning rate."""
+
+    name: str
+    rate: ClassVar[Default | None] = None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the model with its own initial weights."""
+        return False
+
+
+class Sft(ObjectiveSection):
+    """The task's own loss: the cross-entropy of a causal LM or a classifier, the squared error of a regression."""
+
+    name: Literal["sft"] = "sft"
+
+
+class Dpo(ObjectiveSection):
+    """Direct preference optimization of pairs of answers (arXiv 2305.18290), as TRL's DPOTrainer computes it."""
+
+    name: Literal["dpo"]
+    beta: float = Field(0.1, gt=0, description="Strength of the penalty for leaving the reference; IPO's tau")
+    loss_type: DpoLoss = Field(
+        "sigmoid",
+        description="Loss of a pair, by TRL's names: sigmoid (DPO), hinge (SLiC), ipo, exo_pair, nca_pair, robust, bco_pair, "
+        "sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm (DPO of means over tokens)",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="robust: the share of labels that are wrong; exo_pair: its epsilon, such as 0.001"
+    )
+    discopop_tau: float = Field(0.05, gt=0, description="Temperature of discopop")
+    rate: ClassVar[Default] = Default(0.1, "a tenth: preferences are fitted in few steps; TRL trains all weights at 1e-6")
+
+    @property
+    def has_reference(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _fits_the_loss(self) -> Dpo:
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise ValueError(
+                f"label_smoothing: {self.loss_type} does not use it; remove it, or set loss_type to {' or '.join(SMOOTHED)}"
+            )
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("label_smoothing: loss_type exo_pair needs one above 0, such as 0.001 (arXiv 2402.00856)")
+        if self.loss_type != "discopop" and self.discopop_tau != type(self).model_fields["discopop_tau"].default:
+            raise ValueError("discopop_tau: only used by loss_type: discopop; remove it")
+        return self
+
+
+class Orpo(ObjectiveSection):
+    """Odds ratio preference optimization (arXiv 2403.07691): cross-entropy of the chosen answer with its prompt, plus the
+    odds ratio of the two answers; there is no reference. As TRL's ORPOTrainer computes it."""
+
+    name: Literal["orpo"]
+    beta: float = Field(0.1, gt=0, description="Weight of the odds ratio (lambda in the paper)")
+    rate: ClassVar[Default] = Default(0.4, "arXiv 2403.07691 trains all weights at 8e-6")
+
+
+class Simpo(ObjectiveSection):
+    """Simple preference optimization (arXiv 2405.14734): mean log-probabilities per token, a margin, and no reference.
+
+    As TRL's CPOTrainer computes it with `loss_type: simpo` and `cpo_alpha: 0`; its default of beta, 0.1, is for sums.
+    """
+
+    name: Literal["simpo"]
+    beta: float = Field(2.0, gt=0, description="Factor of the mean log-probabilities")
+    simpo_gamma: float = Field(1.0, ge=0, description="Margin between the rewards of the two answers")
+    rate: ClassVar[Default] = Default(0.05, "arXiv 2405.14734 trains all weights at 3e-7 to 1e-6")
+
+
+class Kto(ObjectiveSection):
+    """Kahneman-Tversky optimization of single answers with a label (arXiv 2402.01306), as TRL's KTOTrainer computes it."""
+
+    name: Literal["kto"]
+    beta: float = Field(0.1, gt=0, description="Strength of the penalty for leaving the reference")
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field("kto", description="Loss of an answer, by TRL's names")
+    desirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of desirable answers")
+    undesirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of undesirable answers")
+    rate: ClassVar[Default] = Default(0.1, "a tenth: as for dpo; TRL trains all weights at 1e-6")
+
+    @property
+    def has_reference(self) -> bool:
+        return True
