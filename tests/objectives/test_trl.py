@@ -54,9 +54,9 @@ def arguments(folder: Path) -> dict[str, Any]:
     }
 
 
-def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], names: dict[str, str]) -> None:
+def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], names: dict[str, str], steps: int = STEPS) -> None:
     logged = [entry for entry in ours if "loss" in entry], [entry for entry in theirs if "loss" in entry]
-    assert [len(each) for each in logged] == [STEPS, STEPS]
+    assert [len(each) for each in logged] == [steps, steps]
     for name, their_name in names.items():
         values = [torch.tensor([entry[key] for entry in each]) for each, key in zip(logged, (name, their_name), strict=True)]
         torch.testing.assert_close(*values, **SAME, msg=lambda text, name=name: f"{name}: {text}")
@@ -64,7 +64,13 @@ def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], names: dic
 
 
 def ours_and_data(tmp_path: Path, model: Path, objective: Any, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
-    file = preferences.recipe_for(tmp_path, model, rows, objective, training={"max_steps": STEPS, "eval_steps": STEPS, "optim": "sgd", "learning_rate": RATE})
+    file = preferences.recipe_for(
+        tmp_path,
+        model,
+        rows,
+        objective,
+        training={"max_steps": STEPS, "eval_steps": STEPS, "optim": "sgd", "learning_rate": RATE},
+    )
     loaded = load_recipe(str(file))
     return log_history(run(loaded)), loaded
 
@@ -86,7 +92,10 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chose
         {"loss_type": "hinge", "beta": 0.3},
         {"loss_type": "robust", "label_smoothing": 0.1},
         {"loss_type": "exo_pair", "label_smoothing": 0.001},
-        *({"loss_type": kind} for kind in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sigmoid_norm")),
+        *(
+            {"loss_type": kind}
+            for kind in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sigmoid_norm")
+        ),
     ],
     ids=lambda given: given.get("loss_type", "sigmoid"),
 )
@@ -128,8 +137,7 @@ def trained_by(trainer_class: Any, config: Any, model: Path, rows: list[dict[str
     from torch.utils.data import SequentialSampler
 
     network, tokenizer = loaded_model(model)
-    flat = [{key: value if key == "prompt" else value for key, value in row.items()} for row in rows[:4]]
-    trainer = trainer_class(model=network, args=config, train_dataset=Dataset.from_list(flat), processing_class=tokenizer)
+    trainer = trainer_class(model=network, args=config, train_dataset=Dataset.from_list(rows[:4]), processing_class=tokenizer)
     trainer.train_dataset = Dataset.from_list(token_rows(loaded))
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)
     trainer.train()
@@ -144,7 +152,9 @@ def test_orpo(tmp_path: Path, model: Path) -> None:
     ours, loaded = ours_and_data(tmp_path, model, {"name": "orpo", "beta": 0.2}, rows)
     config = ORPOConfig(**arguments(tmp_path / "trl"), beta=0.2, remove_unused_columns=False)
     theirs = trained_by(ORPOTrainer, config, model, rows, loaded)
-    compare(ours, theirs, {name: name for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "nll_loss")})
+    compare(
+        ours, theirs, {name: name for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "nll_loss")}
+    )
 
 
 def test_simpo(tmp_path: Path, model: Path) -> None:
@@ -155,3 +165,34 @@ def test_simpo(tmp_path: Path, model: Path) -> None:
     own = {"loss_type": "simpo", "cpo_alpha": 0.0, "remove_unused_columns": False}
     theirs = trained_by(CPOTrainer, CPOConfig(**arguments(tmp_path / "trl"), **given, **own), model, rows, loaded)
     compare(ours, theirs, {name: name for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins")})
+
+
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+def test_kto(tmp_path: Path, model: Path, loss_type: str) -> None:
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from trl import KTOConfig, KTOTrainer
+
+    rows, given = preferences.labeled(40), {"loss_type": loss_type, "desirable_weight": 1.3, "undesirable_weight": 0.8}
+    ours, loaded = ours_and_data(tmp_path, model, {"name": "kto", **given}, rows)
+    _, data = strategies.build(loaded.recipe.strategy).read(loaded.recipe)
+    order, tokens = BatchOrder(data.lengths, BATCH, STEPS, loaded.recipe.seed), []
+    for step in range(STEPS):
+        for place in order.batch(step):
+            own, other = two(row := data.train[int(place)])
+            cut = [next(i for i, label in enumerate(part["labels"]) if label >= 0) for part in (own, other)]
+            ids = {"prompt_ids": own["input_ids"][: cut[0]], "completion_ids": own["input_ids"][cut[0] :]}
+            tokens.append({**ids, "KL_completion_ids": other["input_ids"][cut[1] :], "label": row["desirable"] == 1})
+    network, tokenizer = loaded_model(model)
+    config = KTOConfig(**arguments(tmp_path / "trl"), **given)
+    trainer = KTOTrainer(model=network, args=config, train_dataset=Dataset.from_list(rows[:4]), processing_class=tokenizer)
+    trainer.train_dataset = Dataset.from_list(tokens)
+    trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)
+    trainer.train()
+    names = ["loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"]
+    both = [place for place, entry in enumerate(trainer.state.log_history[:STEPS]) if set(names) <= set(entry)]
+    logged = [entry for entry in ours if "loss" in entry]
+    assert len(both) > STEPS / 2
+    compare([logged[i] for i in both], [trainer.state.log_history[i] for i in both], {name: name for name in names}, len(both))
+    if loss_type == "kto":
+        assert max(entry["kl"] for entry in logged) > 0

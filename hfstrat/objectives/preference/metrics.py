@@ -53,6 +53,12 @@ class PreferenceMetrics(Metrics):
 
         return self.score(sums, {})(np.ones(len(sums[0]))), {}
 
+    def means(self, sums: np.ndarray) -> Values:
+        """The metrics but the loss, from the summed columns of some rows, `[columns]`, for a log."""
+        import numpy as np
+
+        return {name: value for name, value in self.score((sums[None],), {})(np.ones(1)).items() if name != "loss"}
+
     def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
         def mean(name: str) -> Any:
             return lambda s: s[name] / max(s["items"], 1)
@@ -78,3 +84,83 @@ class PreferenceMetrics(Metrics):
 
         names = {"loss": "nll", "nll": "cross", "nll_tokens": "cross_tokens"}
         return {names.get(name, name): column for name, column in zip(COLUMNS, sums[0].T, strict=True)}
+
+
+@dataclass(frozen=True)
+class LabeledMetrics(PreferenceMetrics):
+    """The loss of an answer with a label, rewards and log-probabilities; `kl` is the divergence that KTO estimates.
+
+    Args:
+        section: of the recipe.
+    """
+
+    section: Any = None
+
+    names: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+        "logps/chosen",
+        "logps/rejected",
+        "kl",
+    )
+
+    def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        from hfstrat.objectives.preference.collate import REFERENCE, split_others
+
+        inputs.pop("labels")
+        batch, others = split_others(inputs)
+        ratios = model(**others)["logps"] - batch[REFERENCE][:, 1]
+        rows = model(**batch)["pairs"]
+        return (torch.cat([rows, ratios[:, None].to(rows.dtype)], dim=1).double(),)
+
+    def means(self, sums: np.ndarray) -> Values:
+        from hfstrat.objectives.preference.loss import LABELED
+
+        known = {name: metric for name, metric in self.known().items() if name not in ("loss", "rewards/accuracies")}
+        return ratios({name: sums[None, place] for place, name in enumerate(LABELED)}, known)([1.0])
+
+    @staticmethod
+    def known() -> dict[str, Any]:
+        """The metrics as functions of summed columns."""
+
+        def share(above: str, below: str) -> Any:
+            return lambda s: s[above] / max(s[below], 1)
+
+        return {
+            "loss": share("nll", "items"),
+            "rewards/accuracies": share("right", "items"),
+            "rewards/margins": lambda s: (
+                s["chosen_reward"] / max(s["chosen"], 1) - s["rejected_reward"] / max(s["rejected"], 1)
+            ),
+            "rewards/chosen": share("chosen_reward", "chosen"),
+            "rewards/rejected": share("rejected_reward", "rejected"),
+            "logps/chosen": share("chosen_logps", "chosen"),
+            "logps/rejected": share("rejected_logps", "rejected"),
+            "kl": share("kl", "items"),
+        }
+
+    def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
+        return ratios(self.columns(sums), self.known())
+
+    def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """Those of `loss.LABELED`, with loss and divergence over all answers instead of a batch, and whether each is `right`: a
+        desirable answer has a reward above that divergence, an undesirable one below it."""
+        import numpy as np
+        import torch
+
+        from hfstrat.objectives.preference.loss import LABELED
+        from hfstrat.objectives.preference.losses import Answers, kto
+
+        *known, other = sums[0].T.astype(np.float64)
+        found = dict(zip(LABELED, known, strict=True))
+        ratio, good = (found["chosen_reward"] + found["rejected_reward"]) / self.section.beta, found["chosen"] > 0.5
+        divergence = torch.tensor(max(0.0, float(other.mean())), dtype=torch.float64)
+        answers = Answers(torch.from_numpy(ratio), torch.ones(len(ratio)), torch.zeros(len(ratio)))
+        found["nll"] = kto(self.section, answers, torch.from_numpy(good), divergence).losses.numpy()
+        above = (ratio > float(divergence)) + 0.5 * (ratio == float(divergence))
+        return found | {"right": np.where(good, above, 1 - above), "kl": np.full(len(ratio), float(divergence))}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REFUSED = {  # strategies that cannot be combined with a preference, and why
     "scratch": "random weights prefer nothing: train them with objective: sft first, then continue with full or lora",
     "head": "only the output layer would be trained, on cached states of one answer; use lora, partial or full",
-    "distill": "a student is trained on its teacher's outputs; distill with objective: sft first, then continue with full or lora",
+    "distill": "a student is trained on its teacher's outputs; distill with objective: sft, then continue with full or lora",
 }
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.models.blocks import evaluating
-from hfstrat.objectives.preference.collate import REFERENCE
+from hfstrat.objectives.preference.collate import REFERENCE, split_others
 from hfstrat.trainer.cached_columns import (
     WithColumn,
     cache_inputs,
@@ -82,9 +82,11 @@ def _column(model: nn.Module, data: TrainData, rows: Any, weights: str) -> tuple
 
 def _computed(model: nn.Module, data: TrainData, rows: Any, places: np.ndarray, size: int) -> Iterator[pa.Array]:
     def compute(group: list[int]) -> np.ndarray:
-        batch = data.batch([int(place) for place in group], rows)
+        batch, others = split_others(data.batch([int(place) for place in group], rows))
         with torch.no_grad(), data.autocast():
             logps: torch.Tensor = model(**batch)["logps"]
+            if others:  # answers with labels: the second sequences are a batch of their own
+                logps = torch.stack([logps, model(**others)["logps"]], dim=1)
         return logps.float().cpu().numpy()
 
     model.to(data.device)

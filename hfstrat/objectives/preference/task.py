@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.data.preferences import LabeledFormat, PreferenceFormat
-from hfstrat.objectives.preference.metrics import PreferenceMetrics
+from hfstrat.objectives.preference.metrics import LabeledMetrics, PreferenceMetrics
 from hfstrat.tasks.base import Values
 from hfstrat.tasks.causal_lm import CausalLM, LanguageModel, LanguageRows, LanguageText
 
@@ -80,10 +80,10 @@ class PreferenceRows(LanguageRows):
         from hfstrat.objectives.preference.collate import PreferenceCollator
 
         plain = Collator(tokenizer.pad_token_id or 0, multiple, masks_logits=False, selects_rows=True)
-        return PreferenceCollator(plain, trains_prompts=self.section.name == "orpo")
+        return PreferenceCollator(plain, self.section.name == "orpo", self.unpaired)
 
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
-        return {"input_ids": [1] * length, "labels": [1] * length, "split": length // 2, "desirable": -1}
+        return {"input_ids": [1] * length, "labels": [1] * length, "split": length // 2, "desirable": 1}
 
     def longest(self, data: PreparedData) -> int:
         from hfstrat.data.preference_rows import longest_sequence
@@ -94,6 +94,8 @@ class PreferenceRows(LanguageRows):
         from hfstrat.data.preference_rows import two
 
         first, second = two(row)
+        if self.unpaired:
+            return [("desirable" if row["desirable"] else "undesirable", first)]
         return [("chosen", first), ("rejected", second)]
 
 
@@ -141,5 +143,5 @@ class PreferenceTask(CausalLM):
     def __init__(self, section: ObjectiveSection) -> None:
         self.rows = PreferenceRows(section)
         self.model = PreferenceModel(section)
-        self.metrics = PreferenceMetrics()  # type: ignore[assignment]
+        self.metrics = LabeledMetrics(section=section) if section.name == "kto" else PreferenceMetrics()  # type: ignore[assignment]
         self.text = PreferenceText(section)
