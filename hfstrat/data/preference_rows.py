@@ -166,7 +166,8 @@ class _Rows:
     def _sequences(self, given: list[list[Encoded]], where: str) -> list[Encoded] | None:
         """The two sequences of a row within `max_length`; None if it is left out."""
         if any(len(each) != 1 for each in given):
-            return self._leave_out(SEVERAL)
+            self._leave_out(SEVERAL)
+            return None
         whole = [each[0] for each in given]
         fitted = [self._fit(*one, where) for one in whole]
         self.stats.rows_cut += self.data.overflow == "truncate" and any(len(ids) > self.data.max_length for ids, _ in whole)
@@ -179,7 +180,8 @@ class _Rows:
             self.stats.rows_dropped += 1
             return None
         if kept[0][0] == kept[1][0] and whole[0][0] != whole[1][0]:
-            return self._leave_out(CUT_ALIKE)
+            self._leave_out(CUT_ALIKE)
+            return None
         return kept
 
     def _fit(self, ids: list[int], labels: list[int], where: str) -> Encoded | None:

@@ -25,8 +25,10 @@ from hfstrat.recipe.objectives import Dpo, Kto, Orpo, Simpo
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COLUMNS = ("loss", "items", "right", "chosen_reward", "rejected_reward", "chosen_logps", "rejected_logps")
-COLUMNS += ("chosen_tokens", "rejected_tokens", "nll", "nll_tokens", "top_1")
+COLUMNS = (
+    *("loss", "items", "right", "chosen_reward", "rejected_reward", "chosen_logps", "rejected_logps"),
+    *("chosen_tokens", "rejected_tokens", "nll", "nll_tokens", "top_1"),
+)
 """What is measured of each pair. `items` is 1; `right` is whether the chosen answer has the higher reward, a half if both are
 equal, as at the start; `nll` is the cross-entropy of the chosen sequence, summed over `nll_tokens`, of which the model predicts
 `top_1`."""

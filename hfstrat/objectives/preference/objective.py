@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hfstrat.errors import UserError
 from hfstrat.objectives.base import Objective
 from hfstrat.objectives.preference.task import PreferenceTask
+from hfstrat.recipe.format import plural
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
@@ -58,6 +59,13 @@ class PreferenceObjective(Objective):
             )
 
     def prepare(self, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
+        from torch import nn
+
+        dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
+        for module in dropouts:  # TRL's disable_dropout: two answers would be compared through different masks
+            module.p = 0.0
+        if dropouts:
+            rows.say(f"{'dropout':<9} off in {plural(len(dropouts), 'module')}, as in TRL: both answers see the same model")
         if not self.section.has_reference:
             return rows, data
         from hfstrat.objectives.preference.reference import with_reference
