@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,9 +21,10 @@ from hfstrat.data import sources
 from hfstrat.data.label_names import sources_of
 from hfstrat.errors import UserError, quiet_libraries
 from hfstrat.models.load import read_json
+from hfstrat.objectives import Objective, objective_of, task_of
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Evaluation, Recipe
-from hfstrat.tasks import TASKS, artifact, task_of_files
+from hfstrat.tasks import artifact, task_of_files
 from hfstrat.tasks.artifact import check_output, resolve
 from hfstrat.tasks.heads import names_of
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hfstrat.evaluation.forward import Subject
     from hfstrat.evaluation.intervals import Measurement
 
+EVAL_BATCH = 8  # pairs of a pass through a reference, where no run says how many
 LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
 
 
@@ -147,7 +149,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     from hfstrat.trainer.progress import make_console
 
     world, started, wanted = join_world(), time.monotonic(), recipe.evaluation
-    screen, rows = make_console(world.is_main_process), Rows(request, recipe)
+    screen, rows = make_console(world.is_main_process), Rows(request, recipe, objective_of(recipe))
     found: dict[str, dict[str, Measurement]] = {"before": {}, "after": {}}
     answers: dict[str, list[str]] = {}
     how = Precision.of(request, recipe)
@@ -156,8 +158,10 @@ def evaluate(request: Request) -> dict[str, Any] | None:
             section, form = recipe.model.quantization, request.quantization
             if section and form == "recorded" and side == "before":  # then the other model has the form of the run
                 form = section.name
-            subject = load(target, form, how.weights)  # the same precision for both
+            subject = load(target, form, how.weights, rows.objective)  # the same precision for both
             data, device = rows.for_model(subject), subject.device
+            if side == "after":
+                data = rows.with_reference(data, how, screen)
             runner = Runner(device, how.forward, screen, wanted.batch_tokens, world.num_processes, world.process_index)
             found[side] = Suite(wanted, data, recipe.seed, rows_at_once=how.rows).measure(subject, runner)
             answers[side] = rows.answers(subject, data, how.forward) if world.is_main_process else []
@@ -201,15 +205,16 @@ class Precision(NamedTuple):
         return cls(stored, compute_dtype(recipe.model.dtype), report.finished.plan.eval_batch)
 
 
-def load(target: str, form: str, dtype: str) -> Subject:
-    """A model with its tokenizer, ready for inference."""
+def load(target: str, form: str, dtype: str, objective: Objective | None = None) -> Subject:
+    """A model with its tokenizer, ready for inference; measured as this objective does, by default as its task."""
     from hfstrat.evaluation.forward import Subject
 
     model, tokenizer, _ = artifact.load(target, form, dtype)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return Subject.from_model(model, tokenizer, artifact.task_of(target))
+    task = artifact.task_of(target)
+    return Subject.from_model(model, tokenizer, objective.task if objective and objective.task.name == task.name else task)
 
 
 @dataclass
@@ -218,6 +223,7 @@ class Rows:
 
     request: Request
     recipe: Recipe
+    objective: Objective
     first: Any = None  # task and tokenizer of the target, which the other model is compared with
     data: Any = None
 
@@ -238,8 +244,25 @@ class Rows:
             data = self.data if shares else self._read(subject)
             subject.tokenizer = self.first.tokenizer if shares else subject.tokenizer
         if data is not None and hasattr(subject.inner, "base_model"):
-            check_context(subject.inner, int(max(data.eval_lengths)))
+            check_context(subject.inner, subject.task.rows.longest(data))
         return data
+
+    def with_reference(self, data: Any, how: Precision, screen: Console) -> Any:
+        """The examples with the outputs of the objective's reference: the model that the run started from."""
+        if data is None or not self.recipe.objective.has_reference:
+            return data
+        from hfstrat.trainer.plan import make_plan
+        from hfstrat.trainer.train_data import TrainData, multiple_for
+
+        start = getattr(self.recipe.strategy, "adapter", None) or self.recipe.model.name_or_path
+        form = self.recipe.model.quantization.name if self.recipe.model.quantization else "none"
+        subject = load(start, form, how.weights, self.objective)
+        plan = replace(make_plan(self.recipe.training, data.lengths, data.eval_lengths, 1), eval_batch=how.rows or EVAL_BATCH)
+        with subject.measured():
+            collate = subject.task.rows.collator(subject.base(), data, subject.tokenizer, multiple_for(subject.device))
+            given = TrainData(data.eval, data.eval, collate, plan, how.forward, subject.device, screen)
+            self.data = self.objective.reference(subject.model, given, data)
+        return self.data
 
     def _check_same(self, subject: Subject) -> None:
         from hfstrat.models.class_outputs import arrange
@@ -320,7 +343,7 @@ def show(report: dict[str, Any], screen: Console, recipe: Recipe) -> None:
     measured = report.get("measured", {})
     details = measured.get(ROWS, {}).get("details", {})
     metrics = table.lines(measured, report["against"] or "", report["target"])
-    for line in (*metrics, *table.label_table(details), *TASKS[recipe.task].text.details(details)):
+    for line in (*metrics, *table.label_table(details), *task_of(recipe).text.details(details)):
         screen.print(line, markup=False)
 
 
