@@ -206,8 +206,8 @@ class Comparison:
 
     def table(self) -> dict[str, Any]:
         """Everything that is known; the same runs always give the same numbers."""
-        entries, task = self.lineup.entries, self.lineup.entries[0].loaded.recipe.task
-        quality = results.quality_of(task, len({each.tokenizer for each in self.data.values()}))
+        entries, recipe = self.lineup.entries, self.lineup.entries[0].loaded.recipe
+        quality = results.quality_of(recipe, len({each.tokenizer for each in self.data.values()}))
         of = {entry.label: [run for run in self.endings if run.label == entry.label] for entry in entries}
         done = {label: [run for run in its if (e := self.endings[run]) and e.is_done] for label, its in of.items()}
         reports = {label: [results.report_of(run) for run in its] for label, its in done.items() if its}
@@ -219,7 +219,7 @@ class Comparison:
         first = next((its[0] for its in reports.values()), None)
         return {
             "hfstrat": __version__,
-            "task": task,
+            "task": recipe.task,
             "quality": quality._asdict(),
             "budget": vars(self.request.budget),
             "seeds": [self.lineup.seed(index) for index in range(self.request.seeds)],

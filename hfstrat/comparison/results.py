@@ -13,10 +13,11 @@ from hfstrat import errors
 from hfstrat.comparison.processes import DataFacts, Ending, Run
 from hfstrat.engine.entries import Entry
 from hfstrat.evaluation import intervals
+from hfstrat.objectives import task_of
 from hfstrat.recipe.load import Loaded
+from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
-from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Quality
 from hfstrat.tasks.report import Report, Result, read
 
@@ -120,9 +121,10 @@ def front(points: dict[str, tuple[float, float]], higher_is_better: bool) -> set
     }
 
 
-def quality_of(task: str, tokenizers: int) -> Quality:
-    """The metric that is compared: that of the task, or bits per byte for several tokenizers."""
-    return IN_BYTES if tokenizers > 1 and TASKS[task].text.generates else TASKS[task].metrics.quality
+def quality_of(recipe: Recipe, tokenizers: int) -> Quality:
+    """The metric that is compared: that of task and objective, or bits per byte for losses of several tokenizers."""
+    metrics = task_of(recipe).metrics
+    return IN_BYTES if tokenizers > 1 and metrics.of_tokens else metrics.quality
 
 
 def run_row(run: Run, ending: Ending | None, quality: Quality) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def entry_row(entry: Entry, its_runs: list[dict[str, Any]], predicted: Predictio
     """One recipe: means over its finished runs."""
     done = [run for run in its_runs if run["status"] == errors.NAMES[errors.OK]]
     values = [run["quality"] for run in done if run["quality"] is not None]
-    is_share = quality.metric in TASKS[entry.loaded.recipe.task].metrics.shares
+    is_share = quality.metric in task_of(entry.loaded.recipe).metrics.shares
     spread = over_seeds(values, round(done[0]["metrics"].get("rows", 0)) or None if is_share and done else None)
     failed = next((run for run in its_runs if run["status"] not in (errors.NAMES[errors.OK], WAITING, RUNNING)), None)
     return {

@@ -314,7 +314,7 @@ def _data_keys(loaded: Loaded) -> dict[str, Any]:
     recipe = loaded.recipe
     data = flat(recipe.data.model_dump(), "data")
     data.pop("data.eval_seed", None)  # that of the first recipe is used for all
-    return {"task": recipe.task, "evaluation.max_rows": recipe.evaluation.max_rows, **data}
+    return {"task": recipe.task, "objective": recipe.objective.rows, "evaluation.max_rows": recipe.evaluation.max_rows, **data}
 
 
 def fingerprint(loaded: Loaded, budget: Budget) -> str:

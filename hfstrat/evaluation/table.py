@@ -17,7 +17,7 @@ def lines(measured: dict[str, Any], first: str = "before", second: str = "after"
     """One block for each set of examples; `first` and `second` are the names of the two models."""
     blocks = [line for name, one in measured.items() for line in block(name, one, first, second)]
     explained = [CONTROL] if "control text" in measured else []
-    return [*blocks, *forgetting(measured), *explained, LEGEND] if blocks else []
+    return [*blocks, *forgetting(measured), *longer(measured), *explained, LEGEND] if blocks else []
 
 
 def forgetting(measured: dict[str, Any]) -> list[str]:
@@ -35,6 +35,20 @@ def forgetting(measured: dict[str, Any]) -> list[str]:
         verdict = "no forgetting measured: the change on the control text is within its interval"
     own, other = (with_interval("loss", entry, signed=True) for entry in (gain, cost))
     return [f"gain and cost: loss {own}; on the control text {other}:", f"{'':<15}{verdict}"]
+
+
+def longer(measured: dict[str, Any]) -> list[str]:
+    """What training on preferences did to the length of answers; empty where it was not measured before and after."""
+    if "rewards/margins" not in measured.get("evaluation rows", {}).get("after", {}):
+        return []
+    change = measured.get("answers", {}).get("difference", {}).get("answer_tokens")
+    if change is None or change["low"] is None:
+        return []
+    size = with_interval("answer_tokens", change, signed=True)
+    if change["low"] <= 0 <= change["high"]:
+        return [f"answers: their length did not change measurably ({size} tokens)"]
+    how = "longer: rewards may count length, so compare answers of equal length" if change["value"] > 0 else "shorter"
+    return [f"answers: {size} tokens, they became {how}"]
 
 
 def label_table(details: dict[str, Any]) -> list[str]:
@@ -61,20 +75,22 @@ def shorten(text: str, most: int) -> str:
 def block(name: str, one: dict[str, Any], first: str, second: str) -> list[str]:
     """The metrics of one set of examples."""
     size = plural(one["rows"], "example") + (f", {one['tokens']:,.0f} tokens" if "tokens" in one else "")
-    head = f"{'':<{FIRST}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"
+    first_width = max(FIRST, *(len(metric_name) + 3 for metric_name in one["after"]))
+    head = f"{'':<{first_width}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"
     title = f"{name.replace('evaluation rows', 'evaluation examples')} ({size})"
-    return [title, *([head] if "before" in one else []), *(_line(metric_name, one) for metric_name in one["after"])]
+    lines = [_line(metric_name, one, first_width) for metric_name in one["after"]]
+    return [title, *([head] if "before" in one else []), *lines]
 
 
-def _line(name: str, one: dict[str, Any]) -> str:
+def _line(name: str, one: dict[str, Any], first_width: int) -> str:
     after = one["after"][name]
     if "before" not in one or name not in one["before"]:
-        return f"  {name:<{FIRST - 2}}{with_interval(name, after):>{COLUMN}}".rstrip()
+        return f"  {name:<{first_width - 2}}{with_interval(name, after):>{COLUMN}}".rstrip()
     before, change = one["before"][name], one["difference"][name]
     cells = [metric(name, before["value"]), with_interval(name, after), with_interval(name, change, signed=True)]
     low, high = change["low"], change["high"]
     chance = " ~" if low is not None and high is not None and low <= 0 <= high else ""
-    return f"  {name:<{FIRST - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + chance
+    return f"  {name:<{first_width - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells) + chance
 
 
 def with_interval(name: str, entry: dict[str, Any], signed: bool = False) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Compare = Callable[[str, str], float]
 
 SHARES = ("exact_match", "regex", "json")  # each example is right or wrong
+LENGTH = "answer_tokens"  # the metric `length`
 
 
 def normalize(text: str) -> str:
@@ -101,7 +102,7 @@ def compare_answers(
         "rouge": rouge,
         "chrf": lambda: {"chrf": chrf()},
     }
-    compare = {name: each for metric in dict.fromkeys(names) for name, each in single[metric]().items()}
+    compare = {name: each for metric in dict.fromkeys(names) if metric in single for name, each in single[metric]().items()}
     pairs = list(zip(answers, references, strict=True))
     return {name: np.array([each(a, r) for a, r in pairs]) for name, each in compare.items()}
 
@@ -170,6 +171,9 @@ def measure(subject: Subject, data: PreparedData, wanted: Evaluation, runner: Ru
     answers = generate(subject, prompts, runner, wanted.max_new_tokens, wanted.temperature, seed)
     references = [each["reference"] for each in samples]
     columns = compare_answers(wanted.metrics, answers, references, wanted.regex)
+    if "length" in wanted.metrics:
+        ids = subject.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        columns[LENGTH] = np.array([float(len(each)) for each in ids])
     shares = tuple(name for name in columns if name in SHARES)
     order = hashlib.sha256(repr(references).encode()).hexdigest()
     texts = [subject.task.text.prompt(each["prompt"]) for each in samples[:MAX_REPORTED]]

@@ -42,6 +42,9 @@ METRICS = {
     "rmse": Metric("RMSE", "rmse", True),
     "pearson": Metric("Pearson correlation", "pearsonr", False),
     "spearman": Metric("Spearman correlation", "spearmanr", False),
+    "rewards/accuracies": Metric("reward accuracy", "accuracy", False),
+    "rewards/margins": Metric("reward margin", "reward_margin", False),
+    "nll_loss": Metric("cross-entropy of chosen answers (nats per token)", "nll_loss", True),
     "teacher_kl": Metric("KL divergence from the teacher (nats per token)", "kl_divergence", True),
 }
 

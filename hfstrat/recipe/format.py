@@ -64,7 +64,7 @@ def percent(share: float | None, digits: int = 1, signed: bool = False) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies between 0 and 1 and is shown in percent."""
-    return metric.startswith(SHARES) or metric.endswith(("accuracy", "_f1"))
+    return metric.startswith(SHARES) or metric.endswith(("accuracy", "accuracies", "_f1"))
 
 
 def metric(name: str, value: float | None, signed: bool = False) -> str:

@@ -145,11 +145,16 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
+    measured = recipe.objective.evaluation if "metrics" not in recipe.evaluation.model_fields_set else {}
+    measured = {key: one for key, one in measured.items() if key not in recipe.evaluation.model_fields_set}
+    origins |= {("evaluation", key): f"default of {recipe.objective.name}: {one.source}" for key, one in measured.items()}
+    evaluation = recipe.evaluation.model_copy(update={key: one.value for key, one in measured.items()})
     fields, defaults = type(recipe.model).model_fields, MODEL_DEFAULTS.get(recipe.task, {})
     for_task = {key: one for key, one in defaults.items() if getattr(recipe.model, key) == fields[key].default}
     origins |= {("model", key): f"default of {recipe.task}: {one.source}" for key, one in for_task.items()}
     model = recipe.model.model_copy(update={key: one.value for key, one in for_task.items()})
-    return recipe.model_copy(update={"model": model, "training": training.model_copy(update=update)})
+    trained = training.model_copy(update=update)
+    return recipe.model_copy(update={"model": model, "training": trained, "evaluation": evaluation})
 
 
 @dataclass(frozen=True)

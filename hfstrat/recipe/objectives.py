@@ -30,6 +30,8 @@ class ObjectiveSection(Section):
 
     name: str
     rate: ClassVar[Default | None] = None
+    rows: ClassVar[str] = "the task's"  # what the examples are: runs on others cannot be compared
+    evaluation: ClassVar[dict[str, Default]] = {}  # defaults of `evaluation:` keys
 
     @property
     def has_reference(self) -> bool:
@@ -41,6 +43,12 @@ class Sft(ObjectiveSection):
     """The task's own loss: the cross-entropy of a causal LM or a classifier, the squared error of a regression."""
 
     name: Literal["sft"] = "sft"
+
+
+ANSWERS = {  # a model that is rewarded for length writes longer answers
+    "metrics": Default(["length"], "the length of answers, before and after"),
+    "metric_rows": Default(32, "enough answers for an interval of their length"),
+}
 
 
 class Dpo(ObjectiveSection):
@@ -57,6 +65,8 @@ class Dpo(ObjectiveSection):
         0.0, ge=0, lt=0.5, description="robust: the share of labels that are wrong; exo_pair: its epsilon, such as 0.001"
     )
     discopop_tau: float = Field(0.05, gt=0, description="Temperature of discopop")
+    rows: ClassVar[str] = "pairs"
+    evaluation: ClassVar[dict[str, Default]] = ANSWERS
     rate: ClassVar[Default] = Default(0.1, "a tenth: preferences are fitted in few steps; TRL trains all weights at 1e-6")
 
     @property
@@ -82,6 +92,8 @@ class Orpo(ObjectiveSection):
 
     name: Literal["orpo"]
     beta: float = Field(0.1, gt=0, description="Weight of the odds ratio (lambda in the paper)")
+    rows: ClassVar[str] = "pairs"
+    evaluation: ClassVar[dict[str, Default]] = ANSWERS
     rate: ClassVar[Default] = Default(0.4, "arXiv 2403.07691 trains all weights at 8e-6")
 
 
@@ -94,6 +106,8 @@ class Simpo(ObjectiveSection):
     name: Literal["simpo"]
     beta: float = Field(2.0, gt=0, description="Factor of the mean log-probabilities")
     simpo_gamma: float = Field(1.0, ge=0, description="Margin between the rewards of the two answers")
+    rows: ClassVar[str] = "pairs"
+    evaluation: ClassVar[dict[str, Default]] = ANSWERS
     rate: ClassVar[Default] = Default(0.05, "arXiv 2405.14734 trains all weights at 3e-7 to 1e-6")
 
 
@@ -105,6 +119,8 @@ class Kto(ObjectiveSection):
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field("kto", description="Loss of an answer, by TRL's names")
     desirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of desirable answers")
     undesirable_weight: float = Field(1.0, gt=0, description="Weight of the losses of undesirable answers")
+    rows: ClassVar[str] = "answers with labels"
+    evaluation: ClassVar[dict[str, Default]] = ANSWERS
     rate: ClassVar[Default] = Default(0.1, "a tenth: as for dpo; TRL trains all weights at 1e-6")
 
     @property

@@ -36,7 +36,7 @@ Optimizer = Literal[
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 
 
-Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json"]
+Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json", "length"]
 
 
 AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
@@ -196,7 +196,8 @@ class Evaluation(Section):
     metrics: list[Metric] = Field(
         [],
         description="Metrics of generated answers against their references: exact_match, f1 (both as in SQuAD), rouge, chrf "
-        "(pip install 'hfstrat[eval]'), regex (share that matches `regex`), json (share of valid JSON)",
+        "(pip install 'hfstrat[eval]'), regex (share that matches `regex`), json (share of valid JSON), length (tokens of the "
+        "answer; preference objectives measure it by default)",
     )
     metric_rows: int = Field(200, ge=1, description="Maximum number of evaluation examples to answer for `metrics`")
     regex: str | None = Field(

@@ -81,6 +81,7 @@ MAY_CHANGE = {  # keys; those that end with a dot are sections
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
+ABSENT = {"objective.name": "sft"}  # what earlier versions did, which did not have these keys
 SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes that are not reported
 
 
@@ -89,7 +90,7 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     old, new = flat(before), flat(now)
     allowed, refused = [], []
     for key in sorted(old.keys() | new.keys()):
-        was, is_now = old.get(key), new.get(key)
+        was, is_now = old.get(key, ABSENT.get(key)), new.get(key)
         is_new = key not in old and not is_now and not key.startswith(OPTIONS)  # the older version did not have this key
         if was == is_now or is_new:
             continue

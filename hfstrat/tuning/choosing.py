@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hfstrat.evaluation import intervals
-from hfstrat.tasks import TASKS
+from hfstrat.objectives import task_of
+from hfstrat.recipe.schema import Recipe
 from hfstrat.tasks.base import Quality
 
 LEVEL = 0.95
@@ -20,9 +21,9 @@ SHRINK = 20  # rows for choosing at which right and wrong count as much as the p
 IN_BYTES = Quality("bits_per_byte", False, "bits", "bytes")
 
 
-def quality_of(task: str, in_bytes: bool) -> Quality:
-    """The metric that is maximized or minimized: that of the task, or bits per byte where tokenizers differ."""
-    return IN_BYTES if in_bytes else TASKS[task].metrics.quality
+def quality_of(recipe: Recipe, in_bytes: bool) -> Quality:
+    """The metric that is maximized or minimized: that of task and objective, or bits per byte where tokenizers differ."""
+    return IN_BYTES if in_bytes else task_of(recipe).metrics.quality
 
 
 def places(rows: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -198,7 +198,7 @@ def artifact_bytes(trainable: int, total: int, job: Job) -> int:
 
 def scores_of(job: Job, spec: Spec) -> dict[str, Any]:
     """The metric on the rows for choosing, its loss, and how many rows these are."""
-    quality = choosing.quality_of(job.recipe.task, spec.in_bytes)
+    quality = choosing.quality_of(job.recipe, spec.in_bytes)
     columns = intervals.read_rows(job.folder)
     if quality.below not in columns:
         raise UserError(
@@ -243,7 +243,7 @@ def run_final(spec: Spec) -> dict[str, Any]:
     if spec.others is not None:
         file = folder / ON_OTHERS
         evaluate.evaluate(evaluate.Request(str(folder), data=spec.others, overrides=["evaluation.samples=0"], output=str(file)))
-        metric = choosing.quality_of(loaded.recipe.task, spec.in_bytes).metric
+        metric = choosing.quality_of(loaded.recipe, spec.in_bytes).metric
         found = read_json(file)["measured"][ROWS]
         answer |= {"others": found["after"][metric], "other_rows": found["rows"]}
     return answer | {"seconds": time.monotonic() - started}

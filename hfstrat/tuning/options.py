@@ -12,10 +12,10 @@ from hfstrat.data import readers, sources
 from hfstrat.engine import entries
 from hfstrat.engine.entries import Budget, Entry, Lineup, Request
 from hfstrat.errors import UserError
+from hfstrat.objectives import task_of
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.section import seconds
-from hfstrat.tasks import TASKS
 from hfstrat.tuning import space
 from hfstrat.tuning.store import LOCK
 
@@ -146,7 +146,7 @@ def check(options: Options) -> Setting:
     space.check(options.search, lineup.entries)
     in_bytes = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in lineup.entries}) > 1
     rows = count_rows(others) if others is not None else 0
-    return Setting(options, lineup, others, rows, in_bytes and TASKS[lineup.entries[0].loaded.recipe.task].text.generates)
+    return Setting(options, lineup, others, rows, in_bytes and task_of(lineup.entries[0].loaded.recipe).metrics.of_tokens)
 
 
 def evaluation_data(entry: Entry) -> str | None:

@@ -46,7 +46,7 @@ def table(
 ) -> Table:
     """Everything that is known at the end."""
     task = setting.entries[0].loaded.recipe.task
-    quality, options = choosing.quality_of(task, setting.in_bytes), setting.options
+    quality, options = choosing.quality_of(setting.entries[0].loaded.recipe, setting.in_bytes), setting.options
     trials = store.trials()
     rows = sorted((row(trial, store.params(trial.number), winner) for trial in trials), key=lambda each: each["order"])
     first = next((trial.rungs[0].info for trial in trials if trial.rungs), {})

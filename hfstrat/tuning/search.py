@@ -63,8 +63,7 @@ class Search:
         self.folder, self.seed = setting.options.folder, setting.options.seed
         self.runner.start()
         self.store = Store(self.folder, self.seed)
-        self.task = setting.entries[0].loaded.recipe.task
-        self.quality = choosing.quality_of(self.task, setting.in_bytes)
+        self.quality = choosing.quality_of(setting.entries[0].loaded.recipe, setting.in_bytes)
         at_once = tuple(entry.label for entry in setting.entries if entry.at_once)
         others = tuple(entry.label for entry in setting.entries if not entry.at_once)
         self.candidates = Candidates(at_once, others, setting.can_vary)
