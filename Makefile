@@ -12,6 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL  := models/SmolLM2-135M-Instruct
 DATA   := data/docstrings
 TEXT   := data/stdlib
+PAIRS  := data/preferences
 # DeepSpeed has a folder of its own, since libraries that find it behave differently
 ZERO   := .deepspeed
 
@@ -43,6 +44,9 @@ $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 
 $(TEXT)/train.jsonl: scripts/demo_text.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_text.py $(TEXT)
+
+$(PAIRS)/train.jsonl: scripts/demo_preferences.py $(DATA)/train.jsonl | $(VENV)/.installed
+	$(BIN)/python scripts/demo_preferences.py $(DATA) $(PAIRS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

@@ -93,7 +93,7 @@ def write_preferences(
         writer.flush()
     stats.sha256 = writer.digest.hexdigest()
     take_notes(stats, renderer)
-    check(stats, worker.long_rows, data)
+    check(stats, worker.long_rows, data, can_split=False)
     return stats
 
 

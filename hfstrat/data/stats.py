@@ -195,8 +195,11 @@ class LongRows:
         return max(self.lengths)
 
 
-def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
+def check(stats: Statistics, long_rows: LongRows, data: Data, can_split: bool = True) -> None:
     """Refuse data of which too much would be lost without the user's consent.
+
+    Args:
+        can_split: whether rows may become several (`overflow: split`).
 
     Raises:
         UserError: no token with loss, too many rows without any, or too many supervised tokens truncated.
@@ -206,18 +209,22 @@ def check(stats: Statistics, long_rows: LongRows, data: Data) -> None:
             f"{stats.source}: no token contributes to the loss: every completion is empty or lies beyond "
             f"data.max_length = {data.max_length}; raise it, or check the columns"
         )
-    check_rows(stats, data)
+    check_rows(stats, data, can_split)
     total = stats.supervised + stats.supervised_lost
     share = stats.supervised_lost / total
     if data.overflow == "truncate" and share > MAX_LOST:
         needed = long_rows.sufficient_length(MAX_LOST * total)
         raise UserError(
             f"{stats.source}: data.max_length = {data.max_length} truncates {stats.supervised_lost:,} of the tokens with loss "
-            f"({share:.1%}); data.max_length: {needed} would keep 99 % of them, or set data.overflow: split (or drop)"
+            f"({share:.1%}); data.max_length: {needed} would keep 99 % of them, or set data.overflow: {_instead(can_split)}"
         )
 
 
-def check_rows(stats: Statistics, data: Data) -> None:
+def _instead(can_split: bool) -> str:
+    return "split (or drop)" if can_split else "drop"
+
+
+def check_rows(stats: Statistics, data: Data, can_split: bool = True) -> None:
     """Raises UserError where too many rows have nothing to train on."""
     without = stats.rows_blank + stats.rows_unreached + sum(stats.unusable.values())
     if without <= MAX_UNSUPERVISED * stats.rows_read:
@@ -234,7 +241,7 @@ def check_rows(stats: Statistics, data: Data) -> None:
     else:
         cause = (
             f"in {stats.rows_unreached:,} of them the prompt alone fills data.max_length = {data.max_length}: raise it, "
-            "or set data.overflow: split (or drop)"
+            f"or set data.overflow: {_instead(can_split)}"
         )
     raise UserError(
         f"{stats.source}: {without:,} of {stats.rows_read:,} rows ({without / stats.rows_read:.1%}) have no token that "

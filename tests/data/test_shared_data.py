@@ -11,7 +11,9 @@ from conftest import SHARED, make_tokenizer
 from hfstrat.data.classes import prepare as prepare_classes
 from hfstrat.data.prepare import prepare
 from hfstrat.errors import UserError
+from hfstrat.objectives.preference.task import PreferenceTask
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.schema import OBJECTIVES
 
 TOKENIZER = make_tokenizer()
 MAPS = {  # `columns:`
@@ -19,11 +21,11 @@ MAPS = {  # `columns:`
     "eval_dev/lambada_openai.jsonl.gz": {"context": "prompt", "continuation": "completion"},
     "eval_dev/svamp.jsonl": {"context": "prompt", "answer": "completion"},
 }
-UNSUPPORTED = {
+OTHERS = {  # data that are no examples of a causal LM: what they are
     "eval_dev": "multiple choice",
     "llamafactory_demos/dpo_en_demo.jsonl.gz": "preference pairs",
     "llamafactory_demos/v1_dpo_demo.jsonl": "preference pairs",
-    "llamafactory_demos/kto_en_demo.jsonl": "preference labels",
+    "llamafactory_demos/kto_en_demo.jsonl": "answers with labels",
     "llms_from_scratch/preference.jsonl": "preference pairs",
 }
 LABELED = {  # folder -> number of labels
@@ -48,6 +50,15 @@ def of(table: dict[str, Any], name: str) -> Any:
     return table.get(name, table.get(name.split("/")[0]))
 
 
+def check_preferences(data: Data, objective: str) -> None:
+    """The preference objective reads every row, or names what it leaves out."""
+    section = OBJECTIVES[objective].model_validate({"name": objective})
+    made = PreferenceTask(section).rows.prepare(data.model_copy(update={"overflow": "truncate", "max_length": 40_000}), TOKENIZER, seed=0)
+    stats = made.statistics["train"]
+    assert stats.rows_kept + sum(stats.unusable.values()) == stats.rows_read > 0
+    assert sum(stats.unusable.values()) <= 0.05 * stats.rows_read
+
+
 @pytest.mark.parametrize("name", files() or ["needs ../shared"])
 def test_every_file_loads_or_its_format_is_named(shared: Path, name: str) -> None:
     mapped = of(MAPS, name)
@@ -60,10 +71,12 @@ def test_every_file_loads_or_its_format_is_named(shared: Path, name: str) -> Non
         assert classes.statistics["train"].rows_kept == classes.statistics["train"].rows_read
         assert classes.duplicates["eval_rows_in_train"] == 0
         return
-    later = None if mapped else of(UNSUPPORTED, name)
-    if later:
-        with pytest.raises(UserError, match=f"are {later}.* not supported yet"):
+    other = None if mapped else of(OTHERS, name)
+    if other:
+        with pytest.raises(UserError, match=f"are {other}"):
             prepare(data, TOKENIZER, seed=0)
+        if other != "multiple choice":
+            check_preferences(data, "kto" if "labels" in other else "dpo")
         return
     made = prepare(data, TOKENIZER, seed=0)
     stats = made.statistics["train"]

@@ -667,17 +667,22 @@ COMBINATIONS = [
 ]
 
 PREFERENCE = {"instruction": "a", "input": "", "output": "b", "chosen": "b", "rejected": "c"}
-UNSUPPORTED = {  # rows that are recognized but not supported yet
-    "preference pairs": PREFERENCE,
-    "preference pairs of ShareGPT": {"conversations": [], "chosen": {}, "rejected": {}},
-    "preference labels": {"messages": [], "label": True},
-    "multiple choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
+NOT_FOR_SFT = {  # rows that another objective trains on, and the objective
+    "preference pairs": (PREFERENCE, "dpo"),
+    "preference pairs of ShareGPT": ({"conversations": [], "chosen": {}, "rejected": {}}, "dpo"),
+    "answers with labels": ({"messages": [], "label": True}, "kto"),
 }
 LABELED = {"a text": {"text": "a", "label": "b"}, "a pair": {"premise": "a", "hypothesis": "b", "label": "c"}}
 DATA_FILES = [
     *(
-        Bad(name, at(TRAIN), [name.split(" of S")[0], "not supported yet"], files=rows(json.dumps(row)))
-        for name, row in UNSUPPORTED.items()
+        Bad(name, at(TRAIN), [name.split(" of S")[0], f"set `objective: {objective}`"], files=rows(json.dumps(row)))
+        for name, (row, objective) in NOT_FOR_SFT.items()
+    ),
+    Bad(
+        "multiple choice",
+        at(TRAIN),
+        ["multiple choice", "not supported"],
+        files=rows(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 1})),
     ),
     *(
         Bad(f"{name} with a label", at(TRAIN), ["texts with labels", "task: text-classification"], files=rows(json.dumps(row)))
