@@ -101,6 +101,7 @@ class TokenCollator(ABC):
     selects_rows = False
     units: Any = None  # of the model's outputs, where they are numbers and no logits
     is_paired = False  # whether an example is two sequences
+    packs = True  # whether several examples may share a sequence
     packed: Any = None  # makes the collator of bins of these examples, where it is not `packing.PackingCollator`
     pad_token_id: int
     multiple: int

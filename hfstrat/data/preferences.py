@@ -190,8 +190,10 @@ class PreferenceFormat(Reading):
         names = rename(columns_of(head), mapping, source)
         given = set(names.values())
         found = next((kind for kind in cls.kinds() if any(shape <= given for shape in SHAPES[kind])), None)
+        if wanted not in ("auto", *cls.kinds()):
+            raise UserError(f"data.format: {source}: {wanted} has no preferences; set auto, or `objective: sft`")
         if found is None or wanted not in ("auto", found):
-            raise UserError(f"{source}: {_expected(cls.kinds(), names, wanted)}")
+            raise UserError(f"{source}: {_expected(cls.kinds(), names)}")
         reads = PROMPTS | AROUND | {"chosen", "rejected", "chosen_messages", "rejected_messages"}
         return cls(source, names, found, reads=reads if found == PAIRS else PROMPTS | AROUND | {"completion", "label"})
 
@@ -231,10 +233,8 @@ WORDS = {
 }
 
 
-def _expected(kinds: tuple[str, ...], names: Mapping[str, str], wanted: str) -> str:
+def _expected(kinds: tuple[str, ...], names: Mapping[str, str]) -> str:
     """What the columns would have to be."""
-    if wanted not in ("auto", *kinds):
-        return f"data.format: {wanted} has no preferences; set auto, or `objective: sft`"
     columns = ", ".join(names) or "(none)"
     words = " or ".join(WORDS[kind] for kind in kinds)
     return (

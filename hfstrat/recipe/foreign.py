@@ -137,7 +137,7 @@ _EXPLAINED: dict[str, dict[str, str]] = {
     "beta": {
         "0.0": "GKD's beta; write `strategy.divergence: forward_kl`",
         "1.0": "GKD's beta; write `strategy.divergence: reverse_kl`",
-        "": "divergences have names here: write `strategy.divergence: forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)",
+        "": "DPO's is `objective.beta`; for GKD's write `strategy.divergence: forward_kl` (0), jsd (0.5) or reverse_kl (1)",
     },
     "bf16": {"true": "write `model.dtype: bfloat16`", "": "write `model.dtype: auto` (the default) or float32"},
     "fp16": {"true": "write `model.dtype: float16`", "": "write `model.dtype: auto` (the default) or float32"},

@@ -86,7 +86,9 @@ def unknown_key(path: tuple[str, ...], value: Any, names: Names, recipe: dict[st
     """
     place, allowed = place_and_keys(path, names)
     key, parent = path[-1], tuple(part for part in path[:-1] if not part.isdigit())
-    hint = _renamed(path, value, recipe) or foreign.instead_of(key, value, recipe) or _nearest(key, parent, names, allowed)
+    of_another = _owner(key, parent, names) if parent == ("objective",) else ""  # beta is GKD's elsewhere
+    hint = _renamed(path, value, recipe) or of_another or foreign.instead_of(key, value, recipe)
+    hint = hint or _nearest(key, parent, names, allowed)
     return f"no such key in {place}; {hint}"
 
 
@@ -105,13 +107,19 @@ def _renamed(path: tuple[str, ...], value: Any, recipe: dict[str, Any]) -> str:
     )
 
 
+def _owner(key: str, parent: tuple[str, ...], names: Names) -> str:
+    """Which other strategies or objectives have this key, in words; empty for none."""
+    union = parent[0] if len(parent) == 1 and parent[0] in UNIONS else ""
+    others = UNIONS.get(union, {}).items()
+    owners = [name for name, cls in others if key in cls.model_fields and name != names.get(union)]
+    return f"it belongs to {union} {' and '.join(owners)}" if owners else ""
+
+
 def _nearest(key: str, parent: tuple[str, ...], names: Names, allowed: list[str]) -> str:
     if near := get_close_matches(key, allowed, n=1, cutoff=0.8):
         return f"did you mean '{near[0]}'?"
-    union = parent[0] if len(parent) == 1 and parent[0] in UNIONS else ""
-    others = UNIONS.get(union, {}).items()
-    if owners := [name for name, cls in others if key in cls.model_fields and name != names.get(union)]:
-        return f"it belongs to {union} {' and '.join(owners)}"
+    if of_another := _owner(key, parent, names):
+        return of_another
     if parent[-1:] == (key,):
         return f"the section is named twice; write '{'.'.join(parent)}' once"
     if key == "model" and "name_or_path" in allowed:

@@ -69,8 +69,8 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
     """
     recipe, strategy = loaded.recipe, strategies.build(loaded.recipe.strategy)
     with located(loaded):
-        checks.check_task(recipe)
         objective_of(recipe).check(recipe, wrapping or distributed.wrapping())
+        checks.check_task(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
         check_measurements(recipe.evaluation)

@@ -161,6 +161,8 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     plain = Batches(order, data.train, order, collate, plan, f"{sampled}, {padding:.0%} padding")
     if packing_mode is False:
         return plain
+    if not collate.packs:
+        return plain.because("an answer and the one it is compared with are batches of their own")
     if is_sharded() and data.device.type != "cpu":  # packing is tested on the complete model
         if packing_mode is True:
             raise UserError(

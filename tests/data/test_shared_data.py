@@ -53,7 +53,9 @@ def of(table: dict[str, Any], name: str) -> Any:
 def check_preferences(data: Data, objective: str) -> None:
     """The preference objective reads every row, or names what it leaves out."""
     section = OBJECTIVES[objective].model_validate({"name": objective})
-    made = PreferenceTask(section).rows.prepare(data.model_copy(update={"overflow": "truncate", "max_length": 40_000}), TOKENIZER, seed=0)
+    made = PreferenceTask(section).rows.prepare(
+        data.model_copy(update={"overflow": "truncate", "max_length": 40_000}), TOKENIZER, seed=0
+    )
     stats = made.statistics["train"]
     assert stats.rows_kept + sum(stats.unusable.values()) == stats.rows_read > 0
     assert sum(stats.unusable.values()) <= 0.05 * stats.rows_read

@@ -258,7 +258,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("adapter", "runs/a", "'strategy.adapter'"),
     ("peft_type", "LORA", "write `strategy: lora`"),
     ("stage", "sft", "supervised fine-tuning is the default, with `task: causal-lm`: remove the key"),
-    ("stage", "dpo", "not supported in this version"),
+    ("stage", "ppo", "not supported in this version"),
     ("stage", "first", "set `task` and `strategy`"),
     ("task_type", "CAUSAL_LM", "`task: causal-lm` (the default)"),
     ("task_type", "SEQ_CLS", "`task: text-classification`"),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_recipes import CASES, Bad, build
+from bad_preferences import PREFERENCES
+from bad_recipes import CASES as OTHERS
+from bad_recipes import Bad, build
 from helpers.recipes import SOUND
 
 from hfstrat import errors
@@ -22,6 +24,7 @@ from hfstrat.run import launch, preflight
 
 Usage = namedtuple("Usage", "total used free")
 NAMED_TWICE = re.compile(r"\b([a-z_]{3,})\.\1\b(?! = )|(?:^|\s)([a-z_.]+): \2: ")  # a key or its section
+CASES = [*OTHERS, *PREFERENCES]
 Snapshot = dict[str, tuple[int, int]]
 
 

@@ -40,6 +40,7 @@ class PreferenceCollator(TokenCollator):
     def __init__(self, plain: Collator, trains_prompts: bool = False, unpaired: bool = False) -> None:
         self.plain, self.trains_prompts, self.unpaired = plain, trains_prompts, unpaired
         self.pad_token_id, self.multiple = plain.pad_token_id, plain.multiple
+        self.packs = not unpaired
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sequences = self.sequences(rows)

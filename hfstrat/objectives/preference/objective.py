@@ -44,6 +44,8 @@ class PreferenceObjective(Objective):
             raise UserError(
                 "strategy.precompute: true: states are cached for single sequences, not for pairs; set auto or false"
             )
+        if self.section.name == "kto" and recipe.training.packing is True:
+            raise UserError("training.packing: true: the answers of kto are not packed; set auto or false")
         if recipe.data.overflow == "split":
             raise UserError(
                 f"data.overflow: split: the answers of objective {name} cannot be split; set truncate, drop or error"
