@@ -29,7 +29,7 @@ from hfstrat.publish import push
 from hfstrat.recipe import suggestions
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
-from hfstrat.recipe.schema import STRATEGIES, Recipe
+from hfstrat.recipe.schema import OBJECTIVES, STRATEGIES, Recipe
 from hfstrat.run import measure, setup
 from hfstrat.run.setup import Job
 from hfstrat.run.train import answer_prompts
@@ -545,6 +545,13 @@ APART = {  # keys that are probed by a test of their own, below
         for part in ("train", "eval")
         for name in ("config", "split", "revision")
     },
+    **dict.fromkeys(
+        (
+            *("objective.name", "objective.beta", "objective.loss_type", "objective.label_smoothing", "objective.discopop_tau"),
+            *("objective.simpo_gamma", "objective.desirable_weight", "objective.undesirable_weight"),
+        ),
+        "test_every_key_of_an_objective_changes_its_loss",
+    ),
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
     "hub.repo_id": "test_what_the_hub_is_asked_for",
@@ -875,3 +882,46 @@ def test_overflow_can_refuse(set_up: Callable[..., Seen], paths: Callable[[str],
 def test_a_recipe_is_what_its_job_says(sound: Seen) -> None:
     """The marker of a checkpoint holds the recipe as it was resolved."""
     assert json.loads(json.dumps(sound.job.trainer.marker_state["recipe"])) == sound.job.recipe.model_dump()
+
+
+def loss_of(**given: Any) -> float:
+    """The loss of an objective on a batch of two pairs, or of two answers, with a reference."""
+    from hfstrat.objectives.preference.loss import PreferenceLoss
+
+    section = OBJECTIVES[given["name"]].model_validate(given)
+    batch = {"pair_sequence": torch.tensor([0, 0, 1, 2, 3, 3]), "pair_tokens": torch.tensor([2, 1, 1, 2])}
+    batch["reference_logps"] = torch.tensor([[-2.5, -1.5], [-3.0, -2.0]])
+    if given["name"] == "kto":
+        batch = {"pair_sequence": torch.tensor([0, 0, 1, 1, 1, 1]), "pair_tokens": torch.tensor([2, 4])}
+        batch |= {"reference_logps": torch.tensor([[-2.5, -1.5], [-3.0, -2.0]]), "desirable": torch.tensor([True, False])}
+        batch["pair_divergence"] = torch.tensor(0.2)
+    if given["name"] == "orpo":
+        batch["pair_answer"] = torch.tensor([False, True, True, True, True, True])
+    nll = torch.tensor([1.1, 0.7, 2.2, 0.9, 1.4, 0.3])
+    return float(PreferenceLoss(section).of_tokens(nll, nll < 1, batch).total)  # type: ignore[arg-type]
+
+
+OBJECTIVE_KEYS = {
+    "dpo": [
+        {"beta": 0.5},
+        *({"loss_type": kind} for kind in ("hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero")),
+    ],
+    "orpo": [{"beta": 0.5}],
+    "simpo": [{"beta": 0.5}, {"simpo_gamma": 0.3}],
+    "kto": [{"beta": 0.5}, {"loss_type": "apo_zero_unpaired"}, {"desirable_weight": 2.0}, {"undesirable_weight": 2.0}],
+}
+
+
+def test_every_key_of_an_objective_changes_its_loss() -> None:
+    """And no two objectives have the same one."""
+    assert set(OBJECTIVE_KEYS) | {"sft"} == set(OBJECTIVES)
+    for name, changes in OBJECTIVE_KEYS.items():
+        keys = {key for change in changes for key in change} | {"name"}
+        assert keys >= set(OBJECTIVES[name].model_fields) - {"label_smoothing", "discopop_tau"}
+        losses = [loss_of(name=name), *(loss_of(name=name, **change) for change in changes)]
+        assert len({round(loss, 6) for loss in losses}) == len(losses), name
+    assert len({round(loss_of(name=name), 6) for name in OBJECTIVE_KEYS}) == len(OBJECTIVE_KEYS)
+    for kind in ("robust", "exo_pair"):
+        one, other = (loss_of(name="dpo", loss_type=kind, label_smoothing=share) for share in (0.1, 0.2))
+        assert one != other
+    assert loss_of(name="dpo", loss_type="discopop") != loss_of(name="dpo", loss_type="discopop", discopop_tau=1.0)
