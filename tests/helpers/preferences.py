@@ -48,11 +48,12 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def recipe_for(folder: Path, model: Path, rows: list[dict[str, Any]], objective: Any, **sections: Any) -> Path:
     """A recipe of a short run in float32 on these rows."""
+    folder.mkdir(parents=True, exist_ok=True)
     data = write_rows(folder / "rows.jsonl", rows)
     training = {"max_steps": 6, "learning_rate": 1e-3, "global_batch_size": 4, "logging_steps": 1, "warmup_steps": 0}
     training |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "random", "load_best_model_at_end": False}
     given = {
-        "model": {"name_or_path": str(model), "dtype": "float32"},
+        "model": {"name_or_path": str(model), "dtype": "float32"} | sections.pop("form", {}),
         "strategy": sections.pop("strategy", "full"),
         "objective": objective,
         "data": {"train": str(data), "max_length": 64} | sections.pop("data", {}),

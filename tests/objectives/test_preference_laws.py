@@ -33,13 +33,13 @@ def rows_for(name: str, count: int = 40) -> list[dict[str, Any]]:
     return preferences.labeled(count) if name == "kto" else preferences.pairs(count)
 
 
-def prepared(folder: Path, model: Path, name: str, **sections: Any) -> Any:
+def prepared(folder: Path, model: Path, name: str, dtype: torch.dtype = torch.float64, **sections: Any) -> Any:
     """The recipe, the prepared data, the model with the loss of the objective bound to it, and the collator."""
     recipe = load_recipe(str(preferences.recipe_for(folder, model, rows_for(name), name, **sections))).recipe
     tokenizer, data = strategies.build(recipe.strategy).read(recipe)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     task = task_of(recipe)
-    base = Base(network, task, str(model), None, [], torch.float64, torch.float64)
+    base = Base(network, task, str(model), None, [], dtype, dtype)
     task.model.bind_loss(base)
     return SimpleNamespace(
         recipe=recipe, data=data, model=network, collate=task.rows.collator(base, data, tokenizer, 1), tokenizer=tokenizer
@@ -189,6 +189,37 @@ def test_a_resumed_run_is_the_same(
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert whole["result"]["metrics_after"] == stopped["result"]["metrics_after"]
     assert whole["result"]["measured"] == stopped["result"]["measured"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_on_a_quantized_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
+    given = {"form": {"quantization": "nf4"}, "strategy": {"name": "lora", "r": 4}, "training": {"max_steps": 2}}
+    file = preferences.recipe_for(tmp_path, models(), rows_for(name), name, **given)
+    report = run(load_recipe(str(file)))
+    first = next(entry for entry in log_history(report) if "loss" in entry)
+    assert first["loss"] == pytest.approx(0.693147 if name == "dpo" else 0.5, abs=1e-3)
+
+
+def test_routers_are_balanced_too(tmp_path: Path, families: Callable[[str], Path]) -> None:
+    """The load-balancing loss of a mixture of experts is added to the mean over pairs."""
+    found = prepared(tmp_path, families("mixtral"), "dpo", torch.float32)
+    rows = with_some_reference(found.data.train)
+    batch = {key: value for key, value in found.collate([rows[0], rows[1]]).items() if key != "labels"}
+    found.model.train()
+    plain = found.model(**batch).loss
+    found.model.config.router_aux_loss_coef = 0.0
+    without = found.model(**batch).loss
+    assert 0 < float(plain - without) < 1
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo"])
+def test_a_packed_run_is_the_same(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
+    losses = []
+    for packing in (False, True):
+        folder = tmp_path / str(packing)
+        file = preferences.recipe_for(folder, models(), rows_for(name), name, training={"packing": packing, "max_steps": 4})
+        losses.append([entry["loss"] for entry in log_history(run(load_recipe(str(file)))) if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_an_objective_of_its_own_has_a_task_of_its_own(tmp_path: Path, models: Callable[..., Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import preferences
 from helpers.classifiers import labeled, make_any, write_recipe
 from helpers.distributed import in_world, same
 from helpers.fsdp_on_cpu import FSDP2, ZERO
@@ -31,6 +32,7 @@ LM = {
     "teacher_cache: {form: off}}",
     "precompute": "{name: partial, last_n_layers: 1, precompute: true}",
 }
+PREFERENCES = dict.fromkeys(("dpo", "orpo", "simpo", "kto"), "{name: lora, r: 4}")
 CLASSES = {
     "c_full": "full",
     "c_lora": "{name: lora, r: 4}",
@@ -53,9 +55,15 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
     classes.mkdir()
     class_recipe = write_recipe(classes, make_any(folder / "body", "llama"), labeled(classes))
 
+    chosen = {
+        name: preferences.recipe_for(folder / name, models(), preferences.pairs(40), name, training={"eval_steps": 3})
+        for name in ("dpo", "orpo", "simpo")
+    }
+    chosen["kto"] = preferences.recipe_for(folder / "kto", models(), preferences.labeled(40), "kto", training={"eval_steps": 3})
+
     def get(name: str, *more: str) -> tuple[str, list[str]]:
-        section = {**LM, **CLASSES}[name].replace("TEACHER", str(models(tied=True)))
-        file = class_recipe if name in CLASSES else lm
+        section = {**LM, **CLASSES, **PREFERENCES}[name].replace("TEACHER", str(models(tied=True)))
+        file = chosen.get(name, class_recipe if name in CLASSES else lm)
         return str(file), [f"strategy={section}", *EXACT, *more]
 
     return get
@@ -104,6 +112,10 @@ def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytes
     for name in ("precompute", "distill_once"):
         mine, other = shares(tmp_path, name)
         assert 0 < other <= mine <= other + 3, "each computes its share"
+
+
+def test_under_ddp_preferences(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(make, list(PREFERENCES), tmp_path, monkeypatch)
 
 
 def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

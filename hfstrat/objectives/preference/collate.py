@@ -107,16 +107,19 @@ def _marks(sequence: dict[str, Any]) -> list[bool]:
 
 
 class PackedPreferences(PackingCollator):
-    """Collates bins of rows, each of which becomes two examples of its bin; rows that are not packed as `pairs` does."""
+    """Collates bins of rows, each of which becomes two examples of its bin; rows that are not packed as `plain` does."""
 
-    def __init__(self, pairs: PreferenceCollator, flatten: bool) -> None:
-        super().__init__(pairs.plain, flatten)
-        self.pairs = pairs
+    plain: Any
+
+    def __init__(self, plain: PreferenceCollator, flatten: bool) -> None:
+        super().__init__(plain, flatten)  # type: ignore[arg-type]
 
     def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
         if not isinstance(items[0], Bin):
-            return self.pairs(items)
+            batch: dict[str, torch.Tensor] = self.plain(items)
+            return batch
         rows = [row for each in items for row in each.rows]
-        inner = [Bin(self.pairs.sequences(each.rows), each.width) for each in items]
+        inner = [Bin(self.plain.sequences(each.rows), each.width) for each in items]
         sequences = [row for each in inner for row in each.rows]
-        return self.pairs.with_loss(rows, sequences, self.collate_bins(inner))
+        found: dict[str, torch.Tensor] = self.plain.with_loss(rows, sequences, self.collate_bins(inner))
+        return found
