@@ -35,6 +35,7 @@ from hfstrat.tasks.report_parts import (
     Point,
     Precomputed,
     Quantized,
+    Reference,
     SimpleModel,
     Verified,
     optional,
@@ -103,6 +104,7 @@ class Result(Part):
     head: ClassifierHead | None = optional("Of the strategy head")
     distillation: Distillation | None = optional("Of the strategy distill")
     comparison: Comparison | None = optional("Of the strategy distill")
+    reference: Reference | None = optional("Of a preference objective with a reference")
     hub: HubCommit | None = optional("Where the result was pushed to the Hub")
 
     def with_parts(self, **parts: Any) -> Result:

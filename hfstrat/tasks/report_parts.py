@@ -193,6 +193,14 @@ class Verified(Part):
     trained_on: str | None = None
 
 
+class Reference(Part):
+    """The log-probabilities of answers under the model at its start, which were computed once."""
+
+    rows: int
+    seconds: float
+    computed: bool = Field(description="Whether they were computed in this session, not loaded from the cache")
+
+
 class Answer(Part):
     """The answers to a prompt before and after training."""
 

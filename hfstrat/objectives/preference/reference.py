@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def with_reference(model: nn.Module, data: TrainData) -> TrainData:
     found = {name: _column(model, unpacked, getattr(unpacked, name), weights) for name in ("train", "eval")}
     rows = len(found["train"][0]) + len(found["eval"][0])
     computed = any(is_new for _, is_new in found.values())
-    how = f"computed in {time.monotonic() - started:.1f} s" if computed else "loaded from the cache"
+    seconds = time.monotonic() - started
+    how = f"computed in {seconds:.1f} s" if computed else "loaded from the cache"
     data.say(
         f"{'reference':<9} log-probabilities of {rows:,} rows by the untrained model, {how}: training needs no second model"
     )
+    data = replace(data, facts={**data.facts, "reference": {"rows": rows, "seconds": seconds, "computed": computed}})
     return data.with_rows(data.collate, found["train"][0], found["eval"][0])
 
 
