@@ -2,8 +2,8 @@
 
     python -m benchmarks.preference [REPEATS] [--minutes N]
 
-96 pairs of ../shared/data/llms_from_scratch/preference.jsonl, SmolLM2-135M-Instruct, LoRA r=8 on all linear layers, batches of 4
-pairs, one epoch; 48 other pairs measure accuracy and margin of the rewards, by the same code for all. Each run is a process
+96 pairs of ../shared/data/llms_from_scratch/preference.jsonl, SmolLM2-135M-Instruct, LoRA r=8 on all linear layers, batches of
+4 pairs, one epoch; 48 other pairs measure accuracy and margin of the rewards, by the same code for all. Each run is a process
 of its own, interleaved. Throughput is real tokens of both answers and their prompts over the training time, without imports,
 loading and tokenizing; the reference of hfstrat and of TRL's second setting is computed before, and its seconds are their own
 column. SFT trains both sequences of each pair as examples, in batches of 8.
@@ -73,8 +73,8 @@ def run_hfstrat(folder: Path, objective: str) -> dict[str, float]:
     recipe.write_text(
         f"model: {MODEL}\nstrategy: {{name: lora, r: 8}}\nobjective: {objective}\n"
         f"data: {{train: {files[0]}, eval: {files[1]}, max_length: {MAX_LENGTH}}}\n"
-        f"training: {{num_train_epochs: 1, global_batch_size: {batch}, learning_rate: {RATE}, eval_steps: 1.0, warmup_steps: 0,\n"
-        "  load_best_model_at_end: false, lr_scheduler_type: linear}\n"
+        f"training: {{num_train_epochs: 1, global_batch_size: {batch}, learning_rate: {RATE}, eval_steps: 1.0,\n"
+        "  warmup_steps: 0, load_best_model_at_end: false, lr_scheduler_type: linear}\n"
         "evaluation: {eval_on_start: false, samples: 0, control: 'off', metrics: []}\n"
         f"output_dir: {folder / 'run'}\n"
     )

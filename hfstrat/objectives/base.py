@@ -9,6 +9,7 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from hfstrat.data.prepare import PreparedData
@@ -43,9 +44,13 @@ class Objective:
             UserError: one sentence that begins with the key.
         """
 
-    def prepare(self, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
+    def prepare(self, recipe: Recipe, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
         """The data with what is computed once by the model at its start, such as the outputs of a reference."""
         return rows, data
+
+    def measure(self, model: Any, data: TrainData) -> dict[str, dict[str, np.ndarray]]:
+        """What is measured after training beside the metrics: by a name, columns with a number for each example, `[n]`."""
+        return {}
 
     def reference(self, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
         """Evaluation data with the outputs of this model as the reference, where the objective has one."""

@@ -7,6 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfstrat.objectives import task_of
 from hfstrat.publish.scrub import Base, Scrubber, is_hub_data, license_of, published_report
 from hfstrat.publish.snippets import Artifact, snippet
 from hfstrat.recipe import format
@@ -74,6 +75,7 @@ def _metadata(report: Report, public: Report, artifact: Artifact, title: str) ->
     base = artifact.base
     sets = [part.source for part in _sources(report.run, "train") if is_hub_data(part.source)]
     license = base.license if base else None
+    objective = report.run.recipe.objective.name
     more = {"base_model_relation": "adapter" if artifact.is_adapter else "finetune"} if base and base.hub else {}
     return ModelCardData(
         base_model=base.hub or None if base else None,
@@ -83,7 +85,7 @@ def _metadata(report: Report, public: Report, artifact: Artifact, title: str) ->
         license=license if license and re.fullmatch(r"[a-z0-9.+-]+", license) else None,
         model_name=title,
         pipeline_tag=artifact.task.text.pipeline,
-        tags=["hfstrat", report.run.recipe.strategy.name],
+        tags=["hfstrat", report.run.recipe.strategy.name, *([objective] if objective != "sft" else [])],
         **more,
     )
 
@@ -246,6 +248,7 @@ def _settings(public: Report) -> str:
     processor = f"{machine.processor or 'CPU'}, {format.plural(machine.threads or 1, 'thread')}"
     head = result.head
     how: dict[str, Any]
+    noun = task_of(recipe).rows.noun
     if head is not None and head.solved_exactly and getattr(recipe.strategy, "then", None) is None:
         penalty = f", l2 penalty {head.l2:g}" if head.l2 is not None else ""
         how = {"length": f"solved exactly from the features of the training examples, in one step{penalty}"}
@@ -254,10 +257,13 @@ def _settings(public: Report) -> str:
         how = {
             "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}" if training.learning_rate else "",
             "optimizer": training.optim,
-            "length": f"{format.plural(result.steps, 'step')} of {format.plural(training.global_batch_size, 'sequence')}"
+            "length": f"{format.plural(result.steps, 'step')} of {format.plural(training.global_batch_size, noun)}"
             + (f", {epochs:.2f} epochs" if epochs else ""),
         }
+    objective = recipe.objective.name
+    minimized = [] if objective == "sft" else _flat(recipe.objective.model_dump(exclude={"name"}))
     settings = {
+        **({"objective": f"{code(objective)} ({', '.join(minimized)})"} if minimized else {}),
         "strategy": code(recipe.strategy.name) + (f" ({', '.join(strategy)})" if strategy else ""),
         **({"head": f"on layer {head.layer}, pooled by {head.pooling}"} if head else {}),
         **how,

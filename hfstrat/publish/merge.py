@@ -12,8 +12,9 @@ from typing import Any
 
 from hfstrat.errors import ARTIFACT, RunError, UserError, first_line
 from hfstrat.models.load import read_json
+from hfstrat.objectives import task_of
 from hfstrat.publish.written import check_unused, complete
-from hfstrat.tasks import TASKS, artifact
+from hfstrat.tasks import artifact
 from hfstrat.tasks.artifact import PROBE_TEXT
 from hfstrat.tasks.report import Report, Result
 from hfstrat.tasks.verify import TOLERANCE, tolerance
@@ -214,10 +215,11 @@ def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
         return []
     recipe = report.run.recipe
     try:
-        data = TASKS[recipe.task].rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
+        rows = task_of(recipe).rows
+        data = rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
     except Exception:  # the data were moved, or are on another machine
         return []
-    return [data.eval[index] for index in range(min(ROWS, len(data.eval)))]
+    return [rows.parts(data.eval[index])[0][1] for index in range(min(ROWS, len(data.eval)))]
 
 
 def outputs_of(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:

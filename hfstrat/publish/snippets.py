@@ -10,8 +10,9 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
+from hfstrat.objectives import task_of
 from hfstrat.publish.scrub import Base, base_of
-from hfstrat.tasks import TASKS, task_of_files
+from hfstrat.tasks import task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report
 
@@ -37,7 +38,7 @@ class Artifact:
 
     @property
     def task(self) -> Task:
-        return TASKS[self.report.run.recipe.task] if self.report else task_of_files(self.folder)
+        return task_of(self.report.run.recipe) if self.report else task_of_files(self.folder)
 
     @property
     def library(self) -> str:

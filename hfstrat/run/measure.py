@@ -75,7 +75,7 @@ def after(job: Job, result: Result, earlier: dict[str, Measurement]) -> Result:
     found, sums = dict[str, Measurement](), job.trainer.sums
     if sums is not None and len(sums[0]) == len(job.data.eval):
         found[ROWS] = measurement_of(job.task, sums, job.data)
-    found |= measure(job)
+    found |= measure(job) | of_objective(job)
     simple = simple_models.compare(job.simple_models, found[ROWS], job.task) if ROWS in found else []
     parts = build_report(earlier, found) | {"simple_models": simple}
     for when in ("before", "after"):
@@ -84,6 +84,14 @@ def after(job: Job, result: Result, earlier: dict[str, Measurement]) -> Result:
             same = {name: measured[name]["value"] for name in metrics if name in measured}
             parts[f"metrics_{when}"] = {**metrics, **same}
     return result.with_parts(**parts)
+
+
+def of_objective(job: Job) -> dict[str, Measurement]:
+    """What the objective measures of the result beside its metrics."""
+    subject = Subject.from_model(job.published, job.data.renderer.tokenizer, job.task)
+    with subject.measured():
+        found = job.objective.measure(subject.model, job.train_data)
+    return {name: Measurement(len(next(iter(columns.values()))), intervals.means(columns)) for name, columns in found.items()}
 
 
 def measure(job: Job) -> dict[str, Measurement]:

@@ -126,7 +126,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
     prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
-    prepared.data, data = objective.prepare(built.model, prepared.data, data)
+    prepared.data, data = objective.prepare(recipe, built.model, prepared.data, data)
     prepared.trainer_class = prepared.trainer_class or objective.trainer_class
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)

@@ -21,6 +21,7 @@ from hfstrat.data.preference_rows import two
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.objectives import objective_of, task_of
+from hfstrat.objectives.preference import divergence
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
 from hfstrat.objectives.preference.loss import PreferenceLoss
 from hfstrat.recipe.load import load_recipe
@@ -226,3 +227,28 @@ def test_an_objective_of_its_own_has_a_task_of_its_own(tmp_path: Path, models: C
     recipe = load_recipe(str(preferences.recipe_for(tmp_path, models(), rows_for("dpo"), "sft", strategy="full"))).recipe
     assert objective_of(recipe).task.rows.noun == "sequence"
     assert AutoTokenizer is not None
+
+
+def test_the_divergence_is_that_of_sampled_answers(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """Zero for the reference itself; of a trained model the mean log-ratio of the answers, computed from their logits."""
+    given = {"evaluation": {"max_new_tokens": 6}, "data": {"eval_size": 12}, "training": {"max_steps": 5}}
+    loaded = load_recipe(str(preferences.recipe_for(tmp_path, models(), rows_for("dpo"), "dpo", **given)))
+    kept: list[Any] = []
+
+    def keep(model: Any, answers: Any, data: Any) -> Any:
+        kept.append(answers)
+        return computed(model, answers, data)
+
+    computed = divergence.divergence
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(divergence, "divergence", keep)
+        measured = run(loaded)["result"]["measured"]["divergence from the reference"]
+    answers = kept[0]
+    base = AutoModelForCausalLM.from_pretrained(models(), dtype=torch.float32).eval()
+    trained = artifact_of(tmp_path / "out" / "final")
+    theirs, ours = ([float(summed(model, row)) for row in answers.rows] for model in (base, trained))
+    assert answers.logps.tolist() == pytest.approx(theirs, rel=1e-4)
+    expected = sum(before - after for before, after in zip(theirs, ours, strict=True)) / len(theirs)
+    assert measured["after"]["kl_per_answer"]["value"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert measured["after"]["kl_per_answer"]["low"] is not None
+    assert len(answers.rows) == measured["rows"] == 12

@@ -14,12 +14,15 @@ from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from hfstrat.data.prepare import PreparedData
+    from hfstrat.objectives.preference.divergence import Sampled
     from hfstrat.recipe.schema import Recipe
     from hfstrat.trainer.train_data import TrainData
 
+DIVERGENCE = "divergence from the reference"  # the name of its measurement
 REFUSED = {  # strategies that cannot be combined with a preference, and why
     "scratch": "random weights prefer nothing: train them with objective: sft first, then continue with full or lora",
     "head": "only the output layer would be trained, on cached states of one answer; use lora, partial or full",
@@ -29,6 +32,8 @@ REFUSED = {  # strategies that cannot be combined with a preference, and why
 
 class PreferenceObjective(Objective):
     """Direct preference optimization and its relatives."""
+
+    answers: Sampled | None = None  # of the reference
 
     @property
     def task(self) -> Task:
@@ -60,7 +65,7 @@ class PreferenceObjective(Objective):
                 "or objective orpo or simpo, which have no reference"
             )
 
-    def prepare(self, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
+    def prepare(self, recipe: Recipe, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
         from torch import nn
 
         dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
@@ -70,10 +75,19 @@ class PreferenceObjective(Objective):
             rows.say(f"{'dropout':<9} off in {plural(len(dropouts), 'module')}, as in TRL: both answers see the same model")
         if not self.section.has_reference:
             return rows, data
+        from hfstrat.objectives.preference.divergence import sampled
         from hfstrat.objectives.preference.reference import with_reference
 
         rows = with_reference(model, rows)
+        self.answers = sampled(model, rows, data, recipe.evaluation.max_new_tokens)
         return rows, replace(data, eval=rows.eval)
+
+    def measure(self, model: Any, data: TrainData) -> dict[str, dict[str, np.ndarray]]:
+        if self.answers is None:
+            return {}
+        from hfstrat.objectives.preference.divergence import divergence
+
+        return {DIVERGENCE: divergence(model, self.answers, data)}
 
     def reference(self, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
         if not self.section.has_reference:

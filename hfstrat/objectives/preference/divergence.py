@@ -1,0 +1,91 @@
+"""How far training has moved a model from its reference, on answers that the reference has sampled before training.
+
+For answers y that are sampled from the reference, the mean of log p_ref(y) - log p(y) is an estimate without bias of the
+divergence KL(reference || model) of whole answers (nats per answer), up to `max_new_tokens`. It needs no second model after
+training: the answers and their log-probabilities are cached.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from hfstrat.data import cache
+from hfstrat.data.prepare import PreparedData
+from hfstrat.data.render import IGNORED
+from hfstrat.models.blocks import evaluating
+from hfstrat.tasks.generation import continued
+from hfstrat.trainer.cached_columns import cache_inputs, digest_of_weights, groups_of, read_column, write_column
+from hfstrat.trainer.train_data import TrainData
+
+COLUMN = "sampled_logps"
+BATCH = 8  # answers of a pass
+SEED = 0
+
+
+class Sampled(NamedTuple):
+    """Answers of the reference with their prompts, as token rows, and their summed log-probabilities `[n]` (nats)."""
+
+    rows: list[dict[str, list[int]]]
+    logps: np.ndarray
+
+
+def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int) -> Sampled | None:
+    """Answers that this model samples to the prompts of evaluation examples, of at most `most` tokens; None without prompts."""
+    prompts = [prepared.renderer.prompt_ids(each["prompt"]) for each in prepared.samples]
+    if not prompts:
+        return None
+    tokenizer, inner = prepared.renderer.tokenizer, getattr(model, "get_base_model", lambda: model)()
+    inputs = {"weights": digest_of_weights(model, trained=True), "prompts": prompts, "most": most, "seed": SEED}
+
+    def build(target: Path | None) -> Any:
+        rows = _answered(model, prompts, tokenizer, most, data)
+        logps = logps_of(model, rows, data)
+        write_column(target, COLUMN, pa.float64(), [pa.array(logps)])
+        return {"rows": json.dumps(rows)}
+
+    name = cache.fingerprint({**inputs, **cache_inputs(data.unpacked, inner, data.dtype)})
+    entry = data.group.fetch("reference_answers", name, f"{len(prompts)} answers of a reference", build)
+    return Sampled(json.loads(entry.value["rows"]), read_column(entry.path, COLUMN).to_numpy())
+
+
+def _answered(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, data: TrainData) -> list[dict[str, list[int]]]:
+    """Prompts with sampled answers; the end of an answer, which is a choice of the model too, has loss."""
+    rows = []
+    model.to(data.device)
+    with evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())), data.autocast():
+        torch.manual_seed(SEED)
+        for group in groups_of(np.argsort([-len(prompt) for prompt in prompts], kind="stable"), BATCH):
+            given = [prompts[place] for place in group]
+            out = continued(model, given, tokenizer, most, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+            for prompt, answer in zip(given, out.tolist(), strict=True):
+                end = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
+                labels = [IGNORED] * len(prompt) + answer[:end]
+                rows.append({"input_ids": prompt + answer[:end], "labels": labels})
+    return rows
+
+
+def logps_of(model: Any, rows: list[dict[str, list[int]]], data: TrainData) -> np.ndarray:
+    """The summed log-probabilities of the answers in token rows, `[n]` (nats)."""
+    found, collate = np.zeros(len(rows)), data.unpacked.collate.plain
+    with evaluating(model), torch.no_grad(), data.autocast():
+        for group in groups_of(np.arange(len(rows)), BATCH):
+            batch = collate([rows[place] for place in group])
+            width = batch["input_ids"].shape[1]
+            given = {name: tensor.to(data.device) for name, tensor in batch.items() if name != "labels"}
+            nll = model(**given)["nll"].double().cpu().numpy()
+            np.add.at(found, np.asarray(group)[batch["loss_rows"].numpy() // width], -nll)
+    return found
+
+
+def divergence(model: Any, answers: Sampled, data: TrainData) -> dict[str, np.ndarray]:
+    """Of each answer: log-ratio of the reference to this model (nats), and the same per token."""
+    ratios = answers.logps - logps_of(model, answers.rows, data)
+    tokens = np.array([sum(label != IGNORED for label in row["labels"]) for row in answers.rows], dtype=np.float64)
+    return {"kl_per_answer": ratios, "kl_per_token": ratios / np.maximum(tokens, 1)}
