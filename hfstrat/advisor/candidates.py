@@ -13,6 +13,7 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.errors import UserError
 from hfstrat.models import random_init
+from hfstrat.objectives.preference.objective import REFUSED
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
@@ -65,6 +66,8 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     """
     if data.task not in STRATEGIES[name].tasks:
         raise UserError(f"strategy: does not support task {data.task}")
+    if data.objective != "sft" and name in REFUSED:
+        raise UserError(f"strategy: cannot be combined with objective {data.objective}: {REFUSED[name]}")
     if STRATEGIES[name].random_weights:
         model, settings = _from_scratch(model, data, most)
         shapes, tied = model.shapes, model.tied
@@ -78,7 +81,10 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     built = strategies.build(strategy)
     built.check_task(TASKS[data.task])
     built.set_family(model.family, TASKS[data.task].text.generates)
-    return Candidate(name, section, strategy, model, built.describe(shapes, tied), epochs_of(name, data))
+    description = built.describe(shapes, tied)
+    if data.objective != "sft":  # states of pairs are not cached
+        description = description._replace(keeps_prefix=False)
+    return Candidate(name, section, strategy, model, description, epochs_of(name, data))
 
 
 def epochs_of(name: str, data: Survey) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from hfstrat.data import readers, sources
 from hfstrat.data.formats import Example
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
+from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
 from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import key_of
-from hfstrat.tasks import TASKS, task_of_rows
+from hfstrat.tasks import TASKS, CausalLM, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
 SAMPLE = 2_000  # rows that are tokenized
@@ -43,6 +46,7 @@ class Survey:
     estimated: what is not exact, in words.
     remarks: what is not read, and what may be wrong with the rows, in words.
     settings: keys of the recipe's section `data` that are set, without `train`.
+    objective: that trains on such examples.
     """
 
     source: str
@@ -61,6 +65,12 @@ class Survey:
     estimated: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    objective: str = "sft"
+
+    @property
+    def limit(self) -> int:
+        """Tokens of an example at most: a preference has two sequences."""
+        return self.max_length * (1 if self.objective == "sft" else 2)
 
     @property
     def tokens(self) -> float:
@@ -69,7 +79,7 @@ class Survey:
 
     @property
     def longest(self) -> int:
-        return int(min(self.max_length, self.lengths.max()))
+        return int(min(self.limit, self.lengths.max()))
 
     @property
     def outputs(self) -> int:
@@ -81,11 +91,11 @@ class Survey:
         """Lengths of the sampled examples in training: truncated for a head, split otherwise."""
         full, rest = np.divmod(self.lengths, self.max_length)
         split = np.concatenate([np.full(int(full.sum()), self.max_length), rest[rest > 0]])
-        return self.cut_lengths if self.outputs else split
+        return self.cut_lengths if self.outputs or self.objective != "sft" else split
 
     @property
     def cut_lengths(self) -> np.ndarray:
-        return np.minimum(self.lengths, self.max_length)
+        return np.minimum(self.lengths, self.limit)
 
     @property
     def mean_length(self) -> float:
@@ -109,10 +119,11 @@ class Survey:
                 f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
             ]
         middle, high = np.percentile(self.lengths, (50, 99))
+        of = "" if self.objective == "sft" else " (of two sequences)"
         share = "" if self.outputs else f", {self.supervised_share:.0%} of them supervised"
         found = [
             f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
-            f"lengths in tokens: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; max_length "
+            f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; max_length "
             f"{self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; {self.duplicates:.1%} duplicate examples",
         ]
         if self.labels:
@@ -181,11 +192,11 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
     if found.labels and not found.many:
         found.text_labels = [example.labels[0] for example in chosen]
     found.labels = {name: count * found.rows // len(examples) for name, count in found.labels.items()}
-    _tokenize(found, chosen, folder)
+    sequences = _tokenize(found, chosen, folder)
     if len(chosen) < len(examples):
         found.estimated.append(f"tokens and lengths, from {len(chosen):,} examples")
     is_set = "max_length" in data.model_fields_set
-    found.max_length = min(data.max_length, context) if is_set else proposed_length(found.lengths, context)
+    found.max_length = min(data.max_length, context) if is_set else proposed_length(sequences, context)
     found.settings = data.model_dump(exclude_unset=True, exclude={"train"})
     return found
 
@@ -193,8 +204,11 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
 def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tuple[list[Any], Survey]:
     """All examples, and a survey without their statistics."""
     path, head = source.source.path, rows[: readers.HEAD_ROWS]
+    objective, preferences = preferences_of(source, head) if task in (None, CausalLM.name) else ("sft", None)
+    if objective != "sft":
+        task = CausalLM.name
     task = task or task_of_rows(head, path, source.class_names, source.data).name
-    source.detect = TASKS[task].rows.reader
+    source.detect = preferences or TASKS[task].rows.reader
     reading = source.read()[1]
     examples, stats = [], Statistics(path, rows_read=len(rows), warnings=[*reading.remarks, *source.remarks()])
     for number, row in enumerate(rows):
@@ -205,13 +219,28 @@ def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tup
         stats.note(reading.unread(row), examples[-1].changes)
     has_head, has_labels = not TASKS[task].text.generates, TASKS[task].metrics.of_distributions
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=has_head and reading.many)
-    found.remarks = stats.remarks()
+    found.objective, found.remarks = objective, stats.remarks()
+    if objective != "sft":
+        found.remarks.append(
+            f"preferences: `objective: {objective}`{' (or orpo, simpo)' * (objective == 'dpo')}; a base model that was not "
+            "trained to answer first needs `objective: sft` on the good answers"
+        )
     if has_head and not has_labels:
         found.targets = _targets(reading.target_names, examples, path)
     if has_head and has_labels:
         found.labels = dict(Counter(label for e in examples if e.has_target for label in e.labels).most_common())
         found.remarks += similar_labels(found.labels)
     return examples, found
+
+
+def preferences_of(source: sources.DataSource, head: list[Row]) -> tuple[str, Callable[..., Any] | None]:
+    """The objective that the first rows are for, and how they are read where it is a preference objective."""
+    wanted, columns = source.wanted
+    for objective, reader in (("dpo", PreferenceFormat.detect), ("kto", LabeledFormat.detect)):
+        with contextlib.suppress(UserError):
+            reader(head, source.source.path, wanted, columns)
+            return objective, reader
+    return "sft", None
 
 
 def _check(examples: list[Any], found: Survey, rows: int, data: Data) -> None:
@@ -259,29 +288,36 @@ def proposed_length(lengths: np.ndarray, context: int) -> int:
     return max(16, min(-(-top // 16) * 16, context))
 
 
-def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> None:
-    """Count the tokens of the sampled examples, including those that a chat template would add."""
+def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> np.ndarray:
+    """Count the tokens of the sampled examples, including those that a chat template would add; returns the lengths of their
+    longest sequences, which are shorter where an example has two."""
     pieces = [_pieces(example) for example in examples]
     texts = [text for row in pieces for text, _ in row]
     counts = count_tokens(texts, folder)
     if counts is None:
         counts = [max(1, round(len(text.encode()) / BYTES_PER_TOKEN)) for text in texts]
         found.estimated.append(f"tokens, at {BYTES_PER_TOKEN:g} bytes per token, because the model has no tokenizer.json here")
-    place, lengths, supervised = 0, [], 0
+    place, lengths, longest, supervised = 0, list[int](), list[int](), 0
     for row in pieces:
         marks = TURN_TOKENS if len(row) > 1 else 1
         each = [count + marks for count in counts[place : place + len(row)]]
         supervised += sum(count for count, (_, trained) in zip(each, row, strict=True) if trained)
         lengths.append(sum(each))
+        half = 0 if found.objective == "sft" else len(each) // 2
+        longest.append(max(sum(each[:half]), sum(each[half:])))
         place += len(row)
     if any(len(row) > 1 for row in pieces) and TASKS[found.task].text.generates:
         found.estimated.append(f"the chat template, at {TURN_TOKENS} tokens per message")
     found.lengths = np.asarray(lengths, dtype=np.int64)
     found.supervised_share = supervised / max(1, sum(lengths))
+    return np.asarray(longest, dtype=np.int64)
 
 
 def _pieces(example: Any) -> list[tuple[str, bool]]:
     """The texts of an example, and whether each is supervised."""
+    if isinstance(example, Preference):
+        both = example.examples() * (2 if len(example.answers) == 1 else 1)  # kto compares with another answer
+        return [piece for each in both for piece in _pieces(each)]
     if not isinstance(example, Example):
         return [(example.content, True)]
     if example.text is not None:

@@ -83,6 +83,8 @@ class Expected:
 
 def task_of(data: Survey) -> str | None:
     """The kind of measured runs that such data can be compared with; None: there are none."""
+    if data.objective != "sft":
+        return None
     if TASKS[data.task].text.generates:
         return TEXT
     return CLASSES if data.labels and not data.many and not data.targets and data.task == "text-classification" else None
@@ -117,6 +119,8 @@ def expect(plans: Sequence[Plan], known: Known) -> list[Expected]:
             else "texts with several labels"
             if known.data.many
             else f"task {known.data.task}"
+            if known.data.objective == "sft"
+            else f"objective {known.data.objective}"
         )
         return [Expected(basis=f"no runs of {kind} are known")] * len(plans)
     guesses = [_guess(plan, known, task) for plan in plans]

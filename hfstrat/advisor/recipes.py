@@ -20,7 +20,7 @@ from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import Loaded, load_recipe
-from hfstrat.recipe.schema import Recipe
+from hfstrat.recipe.schema import OBJECTIVES, Recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
@@ -106,9 +106,12 @@ def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any])
         recipe["model"] = name if fitted.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
     recipe["strategy"] = candidate.section
     recipe["data"] = data_of(survey)
-    if not survey.outputs and survey.cut_share:
-        recipe["data"].setdefault("overflow", "split")
     rate = defaults.learning_rate(candidate.name, candidate.model.width)
+    if survey.objective != "sft":
+        recipe["objective"], share = survey.objective, OBJECTIVES[survey.objective].rate
+        rate = None if rate is None or share is None else float(f"{rate * share.value:.3g}")
+    elif not survey.outputs and survey.cut_share:
+        recipe["data"].setdefault("overflow", "split")
     recipe["training"] = {**training, **({} if rate is None else {"learning_rate": rate}), **fitted.settings}
     return {**recipe, "output_dir": f"runs/advised-{candidate.name}"}
 
@@ -193,7 +196,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
-    survey = replace(survey, max_length=min(recipe.data.max_length, model.context))
+    survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)
     known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, survey.outputs)
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")

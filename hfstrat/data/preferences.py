@@ -62,6 +62,11 @@ class Preference(NamedTuple):
         return Example([*self.messages, *answer], None, self.tools, turns, self.template_kwargs)
 
     @property
+    def has_target(self) -> bool:
+        """Whether it can be trained on."""
+        return not self.problem
+
+    @property
     def content(self) -> str:
         """All text, without the markup of a template; equal for duplicates."""
         return "\n\n".join(example.content for example in self.examples())
