@@ -123,8 +123,9 @@ class Survey:
         share = "" if self.outputs else f", {self.supervised_share:.0%} of them supervised"
         found = [
             f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
-            f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; max_length "
-            f"{self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; {self.duplicates:.1%} duplicate examples",
+            f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; "
+            f"max_length {self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; "
+            f"{self.duplicates:.1%} duplicate examples",
         ]
         if self.labels:
             small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
