@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def in_float64(values: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's GPUs lack: there as they are."""
+    return values if values.is_mps else values.double()
+
+
 @dataclass(frozen=True)
 class PreferenceMetrics(Metrics):
     """The loss of a pair, rewards, and log-probabilities of the answers; the cross-entropy of the chosen ones.
@@ -46,7 +51,7 @@ class PreferenceMetrics(Metrics):
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         inputs.pop("labels")
-        return (model(**inputs)["pairs"].double(),)
+        return (in_float64(model(**inputs)["pairs"]),)
 
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         import numpy as np
@@ -116,13 +121,15 @@ class LabeledMetrics(PreferenceMetrics):
         batch, others = split_others(inputs)
         ratios = model(**others)["logps"] - batch[REFERENCE][:, 1]
         rows = model(**batch)["pairs"]
-        return (torch.cat([rows, ratios[:, None].to(rows.dtype)], dim=1).double(),)
+        return (in_float64(torch.cat([rows, ratios[:, None].to(rows.dtype)], dim=1)),)
 
     def means(self, sums: np.ndarray) -> Values:
+        import numpy as np
+
         from hfstrat.objectives.preference.loss import LABELED
 
         known = {name: metric for name, metric in self.known().items() if name not in ("loss", "rewards/accuracies")}
-        return ratios({name: sums[None, place] for place, name in enumerate(LABELED)}, known)([1.0])
+        return ratios({name: sums[None, place] for place, name in enumerate(LABELED)}, known)(np.ones(1))
 
     @staticmethod
     def known() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
+from hfstrat.objectives.preference.metrics import in_float64
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -50,7 +51,7 @@ class PreferenceTrainer(StrategyTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            sums = outputs["pairs"].double().sum(0)
+            sums = in_float64(outputs["pairs"]).sum(0)
             self._seen = sums if self._seen is None else self._seen + sums
         return (loss, outputs) if return_outputs else loss
 
