@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import random
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import sentences, write_jsonl
 
-from hfstrat.advisor import child, measure
+from hfstrat.advisor import child, hardware, measure
 from hfstrat.cli.advise import Request, advise, measured, situation_of
 from hfstrat.errors import UserError
 
@@ -96,3 +98,17 @@ def test_measured_rates_are_reported(tiny: Path, tmp_path: Path, capsys: pytest.
     found = json.loads(capsys.readouterr().out)["measured"]
     assert set(found["raw"]["rates"]) == {"lora", "full"}, found
     assert found["raw"]["bits_per_byte"]["data"]["needed"] > 0
+
+
+def test_others_are_counted_on_the_cores_of_this_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, of which this process may use the first: another process that fills the second is nothing to it."""
+    times = collections.namedtuple("times", "user nice system idle iowait irq softirq steal guest guest_nice")
+    clock = {"first": times(10, 0, 0, 90, 0, 0, 0, 0, 0, 0), "second": times(0, 0, 0, 100, 0, 0, 0, 0, 0, 0), "own": 10.0}
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [clock["first"], clock["second"]])
+    monkeypatch.setattr(hardware, "available_cores", lambda: [0])
+    monkeypatch.setattr(hardware.time, "process_time", lambda: clock["own"])
+    seen = hardware.Busyness()
+    clock |= {"first": clock["first"]._replace(user=16, idle=94), "second": clock["second"]._replace(user=10), "own": 16.0}
+    assert seen.of_others() == 0  # the first core was ours for 6 of 10 seconds, and idle for the rest
+    clock |= {"first": clock["first"]._replace(user=26), "own": 18.0}
+    assert seen.of_others() == pytest.approx(8 / 20)  # 10 more seconds, 2 of them ours
