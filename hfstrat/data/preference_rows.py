@@ -1,8 +1,9 @@
 """Token rows of preferences: the two sequences of a row one after the other, cut apart at `split`.
 
 A row holds the prompt with the chosen answer and the prompt with the rejected one; or, of an answer with a label, the prompt
-with the answer and the prompt with the answer of another row, from which KTO estimates the divergence from the reference. Both
-count as one row everywhere: in a batch, in the statistics and in `length`.
+with the answer and the prompt with an answer to another prompt, from which KTO estimates the divergence from the reference.
+Both count as one row everywhere: in a batch, in the statistics and in `length`. The answer to another prompt is cut to
+`max_length` and not counted: whether a row is used depends on its own answer alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
-VERSION = 1  # of the token rows written here: increase it where they change
+VERSION = 2  # of the token rows written here: increase it where they change
 CUT_ALIKE = "two answers that are cut to the same tokens"
 SEVERAL = "an answer of several turns, of which the chat template renders the earlier ones differently"
+NEAR = 64  # earlier answers among which one to another prompt is looked for
 SPLIT = "split"  # the column with the length of the first sequence
 DESIRABLE = "desirable"  # the column with the label of an answer
 
@@ -103,6 +105,7 @@ class _Rows:
     def __init__(self, reading: PreferenceFormat, data: Data, renderer: Renderer, stats: Statistics) -> None:
         self.reading, self.data, self.renderer, self.stats = reading, data, renderer, stats
         self.long_rows = LongRows()
+        self.last: list[tuple[list[Any], list[Any]]] = []  # prompt and answer at the end of the batch before
 
     def parts(self, batch: list[tuple[int, Row]], unpaired: bool) -> list[PairPart]:
         """The token rows of some rows."""
@@ -125,22 +128,26 @@ class _Rows:
 
     def _paired(self, rows: list[tuple[int, Preference]]) -> list[PairPart]:
         wanted = [(index, found, found.examples(), -1) for index, found in rows]
-        return self._encoded(wanted)
+        return self._encoded(wanted, False)
 
     def _unpaired(self, rows: list[tuple[int, Preference]]) -> list[PairPart]:
-        """One token row for each answer, with that of the row before it (of the first, the last) after the same prompt."""
+        """One token row for each answer, with the nearest earlier answer to another prompt (of the first, the last)."""
         single = [
             (index, found, answer, number == 0 if found.desirable is None else found.desirable)
             for index, found in rows
             for number, answer in enumerate(found.answers)
         ]
+        known = [(found.messages, answer) for _, found, answer, _ in single]
         wanted = []
         for place, (index, found, answer, desirable) in enumerate(single):
-            other = single[place - 1][2]
+            before = itertools.chain(reversed(known[:place]), self.last, reversed(known[place:]))
+            others = (other for prompt, other in itertools.islice(before, NEAR) if prompt != found.messages)
+            other = next(others, known[place - 1][1])  # the same prompt everywhere: any answer to it
             wanted.append((index, found, [found.with_answer(answer), found.with_answer(other)], int(desirable)))
-        return self._encoded(wanted)
+        self.last = known[-1:] or self.last
+        return self._encoded(wanted, True)
 
-    def _encoded(self, wanted: list[tuple[int, Preference, list[Example], int]]) -> list[PairPart]:
+    def _encoded(self, wanted: list[tuple[int, Preference, list[Example], int]], unpaired: bool) -> list[PairPart]:
         rendered = []
         for index, _, examples, _ in wanted:
             rendered.append([self._render(example, self.reading.where(index)) for example in examples])
@@ -151,7 +158,7 @@ class _Rows:
         encoded, parts, counted = iter(flat), list[PairPart](), set[int]()
         for (index, found, _, desirable), pair in zip(wanted, rendered, strict=True):
             sequences = [list(itertools.islice(encoded, len(one))) for one in pair]
-            made = self._sequences(sequences, self.reading.where(index))
+            made = self._sequences(sequences, self.reading.where(index), unpaired)
             if made is None:
                 continue
             if index not in counted:  # a pair that is read as two answers is one row
@@ -163,12 +170,12 @@ class _Rows:
             parts.append(PairPart(all_ids, all_labels, len(all_ids), index, text, len(ids), desirable))
         return parts
 
-    def _sequences(self, given: list[list[Encoded]], where: str) -> list[Encoded] | None:
+    def _sequences(self, given: list[list[Encoded]], where: str, unpaired: bool) -> list[Encoded] | None:
         """The two sequences of a row within `max_length`; None if it is left out."""
         if any(len(each) != 1 for each in given):
             self._leave_out(SEVERAL)
             return None
-        whole = [each[0] for each in given]
+        whole = [each[0] for each in given][: 1 if unpaired else 2]
         fitted = [self._fit(*one, where) for one in whole]
         self.stats.rows_cut += self.data.overflow == "truncate" and any(len(ids) > self.data.max_length for ids, _ in whole)
         kept = [one for one in fitted if one is not None]
@@ -179,6 +186,9 @@ class _Rows:
             self.stats.rows_unreached += 1
             self.stats.rows_dropped += 1
             return None
+        if unpaired:  # the prompt is shorter than max_length, so something of the other answer remains
+            ids, labels = given[1][0]
+            return [*kept, (ids[: self.data.max_length], labels[: self.data.max_length])]
         if kept[0][0] == kept[1][0] and whole[0][0] != whole[1][0]:
             self._leave_out(CUT_ALIKE)
             return None
@@ -226,5 +236,6 @@ def longest_sequence(rows: Any) -> int:
     """Tokens of the longest sequence in a data set of token rows."""
     from hfstrat.data.splits import column
 
+    rows = getattr(rows, "rows", rows)  # with a column of the reference
     first = column(rows, SPLIT).astype(np.int64)
     return int(np.maximum(first, column(rows, "length") - first).max())

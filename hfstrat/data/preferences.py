@@ -136,6 +136,8 @@ def without_prompt(
         return prompt, chosen, rejected, OTHER_PROMPT
     if prompt and not any(turn["content"].strip() == prompt[-1]["content"].strip() for turn in chosen[:shared]):
         return prompt, chosen, rejected, OTHER_PROMPT
+    if len(prompt) > shared and prompt[-shared:] == chosen[:shared]:  # both repeat the end of the prompt alone
+        return prompt, chosen[shared:], rejected[shared:], ""
     return chosen[:shared], chosen[shared:], rejected[shared:], ""
 
 
@@ -155,12 +157,19 @@ def labeled(row: Row) -> Preference:
     desirable = parse_label(row.get("label"))
     if not is_missing(row.get("completion")):
         prompt, answer = prompt_of(row), answer_of(row["completion"], "completion")
+        if answer and answer[0]["role"] != "assistant":  # the complete conversation
+            turns = answer if not prompt or answer[: len(prompt)] == prompt else [*prompt, *answer]
+            prompt, answer = _last_answer(turns)
     else:
-        turns = prompt_of(row)
-        last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-        prompt, answer = turns[:last], turns[last:]
+        prompt, answer = _last_answer(prompt_of(row))
     problem = (NO_LABEL if desirable is None else "") or problem_of(answer)
     return _around(row, prompt, (answer,) if answer else (), problem)._replace(desirable=desirable)
+
+
+def _last_answer(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """A conversation up to its last answer, and the rest."""
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
+    return turns[:last], turns[last:]
 
 
 def parse_label(value: Any) -> bool | None:

@@ -205,6 +205,8 @@ def check(stats: Statistics, long_rows: LongRows, data: Data, can_split: bool = 
         UserError: no token with loss, too many rows without any, or too many supervised tokens truncated.
     """
     if not stats.supervised:
+        if stats.unusable:
+            check_rows(stats, data, can_split)  # names why
         raise UserError(
             f"{stats.source}: no token contributes to the loss: every completion is empty or lies beyond "
             f"data.max_length = {data.max_length}; raise it, or check the columns"

@@ -124,6 +124,7 @@ class Request:
             self._check_form(against)
         task, wanted = artifact.task_of(self.target), recipe.evaluation
         task.check(recipe)
+        self._check_objective(recipe)
         if self.data is not None or report:
             for source in recipe.data.train:
                 sources.local_files(source.path, "--data" if self.data else "data.train")
@@ -137,6 +138,16 @@ class Request:
         if not (self.data or report or wanted.choices or wanted.lm_eval) and wanted.control == "off":
             raise UserError("evaluate: nothing to measure; add --data FILE, --choices FILE or --lm-eval TASK")
         return recipe
+
+    def _check_objective(self, recipe: Recipe) -> None:
+        """Raises UserError where the rows or the reference of the objective cannot be those of the run."""
+        objective_of(recipe).check(recipe)
+        start, model = getattr(recipe.strategy, "adapter", None), recipe.model
+        if recipe.objective.has_reference and model.revision and not start and not Path(model.name_or_path).exists():
+            raise UserError(
+                f"objective: {recipe.objective.name}: the reference is revision {model.revision} of {model.name_or_path}, "
+                "which evaluate does not load; the metrics of the end of training are in report.json"
+            )
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:

@@ -39,20 +39,20 @@ def continued(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, *
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     options = {**GREEDY, "pad_token_id": pad, **options}
     if tokenizer is not None:
-        options.setdefault("eos_token_id", _end_tokens(model, tokenizer))
+        options.setdefault("eos_token_id", end_tokens(model, tokenizer))
     if len(prompts) == 1 or _can_batch(model, prompts, pad):
         return _generated(model, prompts, pad, max_new_tokens=most, **options)[0]
     alone = [_generated(model, [prompt], pad, max_new_tokens=most, **options)[0][0] for prompt in prompts]
     return torch.nn.utils.rnn.pad_sequence(alone, batch_first=True, padding_value=pad)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
+def end_tokens(model: Any, tokenizer: Any) -> list[int] | None:
     """The ids that end an answer: the tokenizer's, all of the model's generation config, as Gemma and Llama 3 have, and that
     of the chat template, which an adapter has been trained to write."""
-    from hfstrat.data.chat_template import end_tokens
+    from hfstrat.data import chat_template
 
     config = getattr(model, "generation_config", None)
-    given = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None), end_tokens(tokenizer)]
+    given = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None), chat_template.end_tokens(tokenizer)]
     ends = [end for some in given if some is not None for end in (some if isinstance(some, list) else [some])]
     return sorted(set(ends)) or None
 

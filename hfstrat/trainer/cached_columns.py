@@ -89,11 +89,15 @@ def digest_of_weights(model: nn.Module, trained: bool = False) -> str:
     return digest.hexdigest()
 
 
-def digest_of_rows(rows: Any, chosen: np.ndarray) -> str:
-    """A hash over the numeric columns of a dataset, and over the selected examples and their order."""
+def digest_of_rows(rows: Any, chosen: np.ndarray, without: tuple[str, ...] = OF_THE_LOSS) -> str:
+    """A hash over the numeric columns of a dataset, and over the selected examples and their order.
+
+    Args:
+        without: columns that what is cached does not depend on.
+    """
     digest = hashlib.sha256()
     table = rows.data
-    for name in sorted(set(table.column_names) - set(OF_THE_LOSS)):
+    for name in sorted(set(table.column_names) - set(without)):
         digest.update(name.encode())
         for chunk in table.column(name).chunks:
             if hasattr(chunk, "value_lengths"):

@@ -27,7 +27,9 @@ class Key:
     choices: tuple[Any, ...] | None = None
 
     def default(self, recipe: Recipe) -> Any:
-        """The value in a recipe; None if its strategy does not have the key."""
+        """The value in a recipe; None if its strategy does not have the key, or its objective does not allow another value."""
+        if self.place == "strategy.lora_dropout" and recipe.objective.name != "sft":
+            return None
         section, name = self.place.split(".")
         return getattr(getattr(recipe, section), name, None)
 

@@ -108,6 +108,7 @@ def test_a_pair_without_a_prompt_is_a_bad_row() -> None:
 
 def prepared(folder: Path, rows: list[dict[str, Any]], name: str = "dpo", **data: Any) -> Any:
     section = OBJECTIVES[name].model_validate({"name": name})
+    folder.mkdir(exist_ok=True)
     file = write_jsonl(folder / "rows.jsonl", rows)
     return PreferenceTask(section).rows.prepare(Data(train=str(file), eval_size=2, **data), TOKENIZER, seed=0, samples=1)
 
@@ -157,9 +158,68 @@ def test_both_sequences_are_masked_to_their_answers(tmp_path: Path) -> None:
 
 
 def test_a_pair_is_two_answers_for_kto(tmp_path: Path) -> None:
-    found = prepared(tmp_path, [pair(n) for n in range(20)], "kto")
+    found = prepared(tmp_path, [pair(n, rejected=f"the dog {n}") for n in range(20)], "kto")
     assert found.statistics["train"].rows_kept == 20
     assert len(found.train) + len(found.eval) == 40
     assert set(found.train["desirable"][:]) == {0, 1}
-    prompts = [TOKENIZER.decode(part["input_ids"]).partition("assistant")[0] for part in two(found.train[0])]
-    assert prompts[0] == prompts[1]
+    for row in found.train:
+        (prompt, answer), (same_prompt, other) = (TOKENIZER.decode(part["input_ids"]).split("assistant") for part in two(row))
+        assert prompt == same_prompt
+        assert answer.split("<")[0].split()[-1] != other.split("<")[0].split()[-1], "answers to the same prompt"
+
+
+def both(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Prompt and answer of the two sequences of a token row."""
+    return [tuple(TOKENIZER.decode(part["input_ids"]).split("<|im_start|>assistant\n")) for part in two(row)]  # type: ignore[misc]
+
+
+def test_the_answer_to_another_prompt_is_one(tmp_path: Path) -> None:
+    """Rows grouped by prompt, as of ratings: the answer from which the divergence is estimated is none to the same prompt."""
+    given = [
+        {"prompt": f"a mat {number // 4 + 1}", "completion": f"cat {number // 4 + 1} {number % 4}", "label": True}
+        for number in range(40)
+    ]
+    found = prepared(tmp_path, given, "kto")
+    for row in (*found.train, *found.eval):
+        (prompt, _), (_, other) = both(row)
+        assert prompt.split()[-1].removesuffix("<|im_end|>") != other.split()[1], (prompt, other)
+
+
+def test_a_long_answer_costs_its_neighbor_nothing(tmp_path: Path) -> None:
+    """Prompt of one row and answer of another are together beyond `max_length`: neither row is dropped, cut or refused."""
+    words = " ".join(["one two three"] * 8)
+    given = [
+        {"prompt": f"{words} {n}" if n % 2 else f"a {n}", "completion": f"a {n}" if n % 2 else words, "label": True}
+        for n in range(40)
+    ]
+    alone = prepared(tmp_path / "alone", given, "kto", max_length=200).statistics["train"]
+    longest = max(len(two(row)[0]["input_ids"]) for row in prepared(tmp_path / "all", given, "kto", max_length=200).train)
+    for overflow in ("truncate", "drop", "error"):
+        found = prepared(tmp_path / overflow, given, "kto", max_length=longest, overflow=overflow)
+        stats = found.statistics["train"]
+        assert (stats.rows_kept, stats.rows_cut, stats.supervised_lost) == (40, 0, 0)
+        assert stats.supervised == alone.supervised
+        assert longest_sequence(found.train) <= longest
+        assert all(any(label >= 0 for label in part["labels"]) for row in found.train for part in two(row))
+
+
+def test_a_prompt_of_which_conversations_repeat_the_end_is_kept() -> None:
+    system, earlier = {"role": "system", "content": "be kind"}, {"role": "assistant", "content": "hello"}
+    for before in ([system], [system, {"role": "user", "content": "hi"}, earlier]):
+        row = {"prompt": [*before, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+        found = preferences.pair(row)
+        assert [turn["content"] for turn in found.messages] == [turn["content"] for turn in (*before, USER)]
+        assert not found.problem
+
+
+def test_a_completion_that_is_the_conversation(tmp_path: Path) -> None:
+    for row in ({"prompt": [USER], "completion": [USER, GOOD]}, {"prompt": None, "completion": [USER, GOOD]}):
+        found = preferences.labeled(row | {"label": True})
+        assert [turn["content"] for turn in found.messages] == ["a cat"]
+        assert found.answer == "good"
+
+
+def test_the_reason_is_named_where_no_row_can_be_used(tmp_path: Path) -> None:
+    given = [{"prompt": f"a {n}", "completion": "cat", "label": "good"} for n in range(20)]
+    with pytest.raises(UserError, match=f"20 with {NO_LABEL}"):
+        prepared(tmp_path, given, "kto")

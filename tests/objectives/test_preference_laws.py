@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ from hfstrat import strategies
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.packing import PackedRows
 from hfstrat.data.preference_rows import two
+from hfstrat.engine import entries
+from hfstrat.errors import UserError
+from hfstrat.evaluation.evaluate import Request, evaluate
+from hfstrat.evaluation.suite import ROWS
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.objectives import objective_of, task_of
@@ -25,6 +30,7 @@ from hfstrat.objectives.preference import divergence
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
 from hfstrat.objectives.preference.loss import PreferenceLoss
 from hfstrat.recipe.load import load_recipe
+from hfstrat.trainer.autobatch import evaluation_pass, worst_step
 from hfstrat.trainer.cached_columns import WithColumn
 
 OBJECTIVES = ("dpo", "orpo", "simpo", "kto")
@@ -221,6 +227,53 @@ def test_a_packed_run_is_the_same(tmp_path: Path, models: Callable[..., Path], n
         file = preferences.recipe_for(folder, models(), rows_for(name), name, training={"packing": packing, "max_steps": 4})
         losses.append([entry["loss"] for entry in log_history(run(load_recipe(str(file)))) if "loss" in entry])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_longest_example_that_memory_is_measured_with(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
+    """It pads both sequences to the longest of the data; a step on copies of it runs, and so does an evaluation."""
+    found = prepared(tmp_path, models(), name, torch.float32)
+    rows = task_of(found.recipe).rows
+    row = rows.worst_row(found.data, int(found.data.lengths.max()))
+    assert [len(part["input_ids"]) for part in two(row)] == [rows.longest(found.data)] * 2
+    given = SimpleNamespace(
+        collate=found.collate,
+        device=torch.device("cpu"),
+        plan=SimpleNamespace(processes=1),
+        autocast=contextlib.nullcontext,
+        batch=lambda places, rows: {
+            key: value for key, value in found.collate([rows[0]] * len(places)).items() if key != "labels"
+        },
+    )
+    worst_step(found.model, given, row, lambda outputs, labels: outputs.loss)(2)
+    evaluation_pass(found.model, given, row)(2)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_evaluate_against_the_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
+    """After training the numbers are those of the report; the base is its own reference, so its margins are 0."""
+    recipe = preferences.recipe_for(tmp_path, models(), rows_for(name), name)
+    metrics = run(load_recipe(str(recipe)))["result"]["metrics_after"]
+    found = evaluate(Request(str(tmp_path / "out"), against="base"))
+    assert found is not None
+    measured = found["measured"][ROWS]
+    for metric in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert measured["after"][metric]["value"] == pytest.approx(metrics[metric], abs=1e-6), metric
+    assert measured["before"]["rewards/margins"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_objectives_with_and_without_a_reference_are_not_compared(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """The rewards of one are relative to its reference, those of the other are not."""
+    files = [preferences.recipe_for(tmp_path / name, models(), rows_for("dpo"), name) for name in ("dpo", "simpo")]
+    for file in files:  # the same examples in the same place
+        file.write_text(file.read_text().replace("/simpo/rows.jsonl", "/dpo/rows.jsonl"))
+    loaded = [
+        SimpleNamespace(label=name, loaded=load_recipe(str(file))) for name, file in zip(("dpo", "simpo"), files, strict=True)
+    ]
+    budget = entries.parse_budget("10-steps")
+    with pytest.raises(UserError, match="objective: 'pairs, with rewards relative to a reference' in dpo, 'pairs' in simpo"):
+        entries.check_comparable(loaded, budget)  # type: ignore[arg-type]
+    entries.check_comparable(loaded[:1] * 2, budget)  # type: ignore[arg-type]
 
 
 def test_an_objective_of_its_own_has_a_task_of_its_own(tmp_path: Path, models: Callable[..., Path]) -> None:

@@ -20,13 +20,14 @@ from hfstrat.data import cache
 from hfstrat.data.prepare import PreparedData
 from hfstrat.data.render import IGNORED
 from hfstrat.models.blocks import evaluating
-from hfstrat.tasks.generation import continued
+from hfstrat.tasks.generation import continued, end_tokens, room
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_weights, groups_of, read_column, write_column
 from hfstrat.trainer.train_data import TrainData
 
 COLUMN = "sampled_logps"
 BATCH = 8  # answers of a pass
 SEED = 0
+VERSION = 2  # of the cached answers: increase it where they change
 
 
 class Sampled(NamedTuple):
@@ -42,7 +43,13 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
     if not prompts:
         return None
     tokenizer, inner = prepared.renderer.tokenizer, getattr(model, "get_base_model", lambda: model)()
-    inputs = {"weights": digest_of_weights(model, trained=True), "prompts": prompts, "most": most, "seed": SEED}
+    inputs = {
+        "weights": digest_of_weights(model, trained=True),
+        "prompts": prompts,
+        "most": most,
+        "seed": SEED,
+        "version": VERSION,
+    }
 
     def build(target: Path | None) -> Any:
         rows = _answered(model, prompts, tokenizer, most, data)
@@ -57,15 +64,16 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
 
 def _answered(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, data: TrainData) -> list[dict[str, list[int]]]:
     """Prompts with sampled answers; the end of an answer, which is a choice of the model too, has loss."""
-    rows = []
+    rows, ends = [], set(end_tokens(model, tokenizer) or ())
     model.to(data.device)
     with evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())), data.autocast():
         torch.manual_seed(SEED)
         for group in groups_of(np.argsort([-len(prompt) for prompt in prompts], kind="stable"), BATCH):
             given = [prompts[place] for place in group]
-            out = continued(model, given, tokenizer, most, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+            fits = max(1, room(model, max(map(len, given)), most))
+            out = continued(model, given, tokenizer, fits, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             for prompt, answer in zip(given, out.tolist(), strict=True):
-                end = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
+                end = next((place + 1 for place, token in enumerate(answer) if token in ends), len(answer))
                 labels = [IGNORED] * len(prompt) + answer[:end]
                 rows.append({"input_ids": prompt + answer[:end], "labels": labels})
     return rows

@@ -18,7 +18,7 @@ from hfstrat.models import fused_loss
 from hfstrat.models.chunked_loss import Head, head_scores, weighted_head_loss
 from hfstrat.models.fused_loss import HeadLossOutput, LossCall, call_with_weight, is_plain, last_hidden, logits_of_module
 from hfstrat.objectives.preference import losses
-from hfstrat.objectives.preference.collate import OF_THE_LOSS, REFERENCE
+from hfstrat.objectives.preference.collate import OF_THE_LOSS, OTHERS, REFERENCE
 from hfstrat.objectives.preference.losses import Answers
 from hfstrat.recipe.objectives import Dpo, Kto, Orpo, Simpo
 
@@ -68,6 +68,8 @@ class PreferenceLoss:
 
     def __call__(self, model: PreTrainedModel, call: LossCall) -> HeadLossOutput:
         given = {name: call.kwargs.pop(name) for name in OF_THE_LOSS if name in call.kwargs}
+        for name in [name for name in call.kwargs if name.startswith(OTHERS)]:  # a batch of their own
+            del call.kwargs[name]
         if "pair_sequence" not in given:
             return fused_loss.cross_entropy(model, call)
         layer, targets = model.get_output_embeddings(), call.targets

@@ -59,6 +59,11 @@ class PreferenceObjective(Objective):
             raise UserError("data.documents: files: complete files are no preferences; remove it, or set objective: sft")
         if "train_on" in recipe.data.model_fields_set and recipe.data.train_on not in ("auto", "completions"):
             raise UserError(f"data.train_on: {recipe.data.train_on}: objective {name} compares answers alone; remove it")
+        if getattr(recipe.strategy, "lora_dropout", 0.0):
+            raise UserError(
+                f"strategy.lora_dropout: objective {name} is trained without dropout, as in TRL: both answers see the same "
+                "model; remove it"
+            )
         if self.section.has_reference and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 f"objective: {name}: its reference is computed by the full model on each process; use --accelerate-config ddp, "

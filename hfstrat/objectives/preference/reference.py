@@ -32,7 +32,7 @@ from hfstrat.trainer.cached_columns import (
 )
 from hfstrat.trainer.train_data import TrainData
 
-VERSION = 1  # of the column: increase it where it changes
+VERSION = 2  # of the column: increase it where it changes
 BYTES = 8  # of a row
 
 
@@ -64,8 +64,7 @@ def _column(model: nn.Module, data: TrainData, rows: Any, weights: str) -> tuple
     inputs = {
         "version": VERSION,
         "weights": weights,
-        "rows": digest_of_rows(rows, first),
-        "splits": cache.fingerprint({"splits": column(rows, "split")[first].tolist()}),
+        "rows": digest_of_rows(rows, first, ("row", "text_hash")),
         "batch": size,
         **cache_inputs(data, getattr(model, "get_base_model", lambda: model)(), data.dtype),
     }

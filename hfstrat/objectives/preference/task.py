@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "conversations", "instruction", "input", "system"]
 
+NOUN = {False: "pair", True: "labeled answer"}
+
 
 class PreferenceRows(LanguageRows):
     """Prompts with a chosen and a rejected answer."""
 
     columns = COLUMNS
-    noun = "pair"
 
     def __init__(self, section: ObjectiveSection) -> None:
         self.section = section
         self.unpaired = section.name == "kto"
+        self.noun = NOUN[self.unpaired]
 
     @property
     def reader(self) -> Callable[..., Any]:
@@ -83,7 +85,8 @@ class PreferenceRows(LanguageRows):
         return PreferenceCollator(plain, self.section.name == "orpo", self.unpaired)
 
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
-        return {"input_ids": [1] * length, "labels": [1] * length, "split": length // 2, "desirable": 1}
+        longest = self.longest(data)  # one long answer pads all sequences of its batch
+        return {"input_ids": [1] * 2 * longest, "labels": [1] * 2 * longest, "split": longest, "desirable": 1}
 
     def longest(self, data: PreparedData) -> int:
         from hfstrat.data.preference_rows import longest_sequence
@@ -119,10 +122,9 @@ class PreferenceModel(LanguageModel):
 class PreferenceText(LanguageText):
     """Predictions are greedy answers."""
 
-    unit = "pair"
-
     def __init__(self, section: ObjectiveSection) -> None:
         self.section = section
+        self.unit = NOUN[section.name == "kto"]
 
     def metrics(self, metrics: Values) -> str:
         margin = metrics["rewards/margins"]
