@@ -52,11 +52,11 @@ class Short(NamedTuple):
 
 
 CASES = {
-    "sources-200": Short("MiniLM", "sources", 200, (40, 150)),
-    "modules-1500": Short("MiniLM", "modules", 1500, (80, 250)),
+    "sources-200": Short("MiniLM", "sources", 200, (40,)),
+    "modules-1500": Short("MiniLM", "modules", 1500, (80,)),
     "speakers-1000": Short("MiniLM", "speakers", 1000, (120,)),
     "boolq-1000": Short("MiniLM", "boolq", 1000, (120,)),
-    "banking77-2000": Short("MiniLM", "banking77", 2000, (80, 300)),
+    "banking77-2000": Short("MiniLM", "banking77", 2000, (80,)),
     "gsm8k": Short("stories260K", "gsm8k", 600, (60,), ("lora", "full", "partial", "scratch", "head"), 40),
     "answers": Short("stories260K", "answers", 1000, (25,), ("lora", "full", "partial", "scratch", "head"), 40),
     "modules-200": Short("MiniLM", "modules", 200, (100,)),
