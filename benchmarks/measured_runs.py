@@ -160,12 +160,13 @@ def from_short_runs() -> Iterator[Run]:
 @lru_cache
 def words_of_short(name: str) -> dict[str, Any]:
     from hfstrat.advisor import data
+    from hfstrat.recipe.data import Data
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.jsonl"
         rows = short_runs.examples_of(short_runs.CASES[name])[0]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return words_of(data.survey(str(file), None, 512, None))
+        return words_of(data.survey(Data.model_validate({"train": str(file)}), None, 512, None))
 
 
 def base_of(runs: dict[str, Any], name: str) -> float:

@@ -235,14 +235,20 @@ def covered(found: dict[str, dict[str, Any]]) -> str:
     return f" {sum(inside)} of {len(inside)} predictions after measuring are within their 80 % interval." if inside else ""
 
 
-def within(found: dict[str, dict[str, Any]]) -> str:
-    """State how many cases are within the goal, and how many more are not significantly worse."""
+def within(found: dict[str, dict[str, Any]], when: str = "latest") -> str:
+    """State how many cases are within the goal, and how many more are not significantly worse.
+
+    Args:
+        when: `first` for the answers before anything was learned from these runs.
+    """
     counts = []
     for way, words in WAYS.items():
-        answers = [(one["latest"][way], one["goal"]) for one in found.values()]
+        answers = [(one[when][way], one["goal"]) for one in found.values()]
         met = sum(answer["regret"] <= goal for answer, goal in answers)
         alike = sum(answer["regret"] > goal and not answer["significant"] for answer, goal in answers)
         counts.append(f"{words} {met} of {len(found)} cases ({alike} more are not significantly worse)")
+    if when == "first":
+        return ", ".join(counts)
     if tuned := [one for one in found.values() if one["tune"]]:
         met = sum(one["tune"]["regret"] <= one["goal"] for one in tuned)
         counts.append(f"`tune` {met} of the {len(tuned)} cases in which it ran")
@@ -282,6 +288,7 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     words += covered(found)
     if unseen := {name: one for name, one in found.items() if name in SECOND}:
         words += f" Of the second twelve, from which nothing was learned: {within(unseen)}.{covered(unseen)}"
+    words += f" The first answers: {within(found, 'first')}."
     return [words, CONDITIONS, "", *table_of_cases(found)]
 
 

