@@ -128,11 +128,12 @@ def tune(name: str) -> None:
 
     folder, case = STORED / name, CASES[name]
     file, tuned, data = folder / "tuned.json", folder / "tuned", folder / "eval.jsonl"
+    proposed = {path.stem for path in (folder / "recipes").glob("*.yaml")}  # what is compared
     if file.is_file():
         return
     time_left = f"{case.budget + speed.START_SECONDS:.0f}s"
     words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
-    words += [f"--strategies={','.join(each for each in defaults.ORDER if each not in case.without)}", OVERRIDES[0]]
+    words += [f"--strategies={','.join(each for each in defaults.ORDER if each in proposed)}", OVERRIDES[0]]
     words += [f"--time={time_left}", f"--eval-data={data}", f"--output-dir={tuned}"]
     started = time.monotonic()
     subprocess.run(words, cwd=ROOT, check=True)
