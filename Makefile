@@ -109,12 +109,14 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.memory_complete
 	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
+	$(BIN)/python -m benchmarks.preference
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.rates
 	$(BIN)/python -m benchmarks.defaults
 	$(BIN)/python -m benchmarks.classification
 	$(BIN)/python -m benchmarks.regret
+	$(BIN)/python -m benchmarks.tune_kills
 	$(BIN)/python -m benchmarks.short_runs
 	$(BIN)/python -m benchmarks.measured_runs
 	$(BIN)/python -m benchmarks.resume

@@ -100,6 +100,7 @@ class PackingCollator:
 
     def __init__(self, plain: Collator, flatten: bool) -> None:
         self.plain, self.flatten = plain, flatten
+        self.is_paired = plain.is_paired
 
     def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
         return self.collate_bins(items) if isinstance(items[0], Bin) else self.plain(items)

@@ -233,11 +233,12 @@ def propose(name: str, task: str, model: str, data: str) -> str:
     rate = defaults.learning_rate(name, 0 if STRATEGIES[name].random_weights else width)
     context = config_size(config, "context") or LONGEST
     room = context - 2 if "roberta" in str(config.get("model_type")) else context  # RoBERTa reserves two positions
+    overflow = {"overflow": "split"} if TASKS[task].text.generates else {}  # as advise proposes it: no text is lost
     recipe = {
         "task": task,
         "model": model,
         "strategy": {"name": name, **defaults.section(name, about)},
-        "data": {"train": data, "eval_size": HELD_OUT, "max_length": max(8, min(LONGEST, room))},
+        "data": {"train": data, "eval_size": HELD_OUT, "max_length": max(8, min(LONGEST, room)), **overflow},
         **({"training": {"learning_rate": rate}} if rate is not None else {}),
         "output_dir": f"runs/{name}",
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import sentences, write_jsonl
 from helpers.classifiers import labeled, make_encoder
 from helpers.comparisons import Played, facts, request
 from rich.console import Console
@@ -513,3 +514,10 @@ def test_predictions_and_measurements_are_shown_together(
     predictions["lora"]["seconds"] = 71.0  # closer, now that the run is measured
     again = played.compare(request(tmp_path / "out", recipes=[write("lora.yaml"), write("full.yaml", "full")], seeds=2))
     assert again["entries"][0]["predicted"]["seconds"] == 70
+
+
+def test_texts_longer_than_the_context_are_split_in_proposed_recipes(tiny: Path, tmp_path: Path) -> None:
+    """Running text is not refused for its length, as `advise` does not refuse it."""
+    file = write_jsonl(tmp_path / "prose.jsonl", [{"text": " ".join(sentences(90, seed))} for seed in range(20)])
+    for entry in entries.line_up(request(tmp_path / "out", model=str(tiny), data=str(file), strategies="lora,full")).entries:
+        assert entry.loaded.recipe.data.overflow == "split"

@@ -264,7 +264,7 @@ EXPLAINED = [  # the key of another tool, a value that has to be written otherwi
     ("task_type", "SEQ_CLS", "`task: text-classification`"),
     ("model_type", "LlamaForCausalLM", "the class comes from the model's config"),
     ("lmbda", "0.5", "strategy.on_policy"),
-    ("beta", "0.5", "forward_kl` (GKD's beta 0), jsd (0.5) or reverse_kl (1)"),
+    ("beta", "0.5", "for GKD's write `strategy.divergence: forward_kl` (0), jsd (0.5) or reverse_kl (1)"),
     ("kd_alpha", "0.5", "strategy.teacher_weight"),
     ("bf16", "true", "`model.dtype: bfloat16`"),
     ("fp16", "true", "`model.dtype: float16`"),

@@ -88,7 +88,7 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         try:
             if mode is False:
                 raise Refused("precompute: false")
-            if data.collate.is_paired:
+            if getattr(data.collate, "is_paired", False):
                 raise Refused("an example is a pair of sequences")
             if router_loss.coefficient(model):
                 raise Refused("the load-balancing loss of this mixture of experts needs the routers of all layers")
