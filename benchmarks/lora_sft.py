@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, machine, rounds, write
+from benchmarks.measure import ROOT, machine, rounds, speeds, write
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 ROWS = ROOT.parent / "shared" / "data" / "llamafactory_demos" / "alpaca_en_demo.jsonl"
@@ -223,16 +223,14 @@ def main() -> None:
 
 def lines_of(result: dict[str, Any]) -> list[str]:
     runs = result["runs"]
-    ours = statistics.median(run["tokens_per_second"] for run in runs["hfstrat"])
     table = [
         "| contender | real tokens/s | all runs | hfstrat's speed-up | peak memory | held-out loss |",
         "|---|---|---|---|---|---|",
     ]
     for name, results in runs.items():
-        speed = statistics.median(run["tokens_per_second"] for run in results)
-        spread = ", ".join(f"{run['tokens_per_second']:.0f}" for run in results)
         peak, loss = (statistics.median(run[key] for run in results) for key in ("peak_bytes", "loss"))
-        table.append(f"| {name} | {speed:.0f} | {spread} | {ours / speed:.2f}x | {peak / 2**30:.2f} GiB | {loss:.4f} |")
+        cells = [name, *speeds(results, runs["hfstrat"]), f"{peak / 2**30:.2f} GiB", f"{loss:.4f}"]
+        table.append(f"| {' | '.join(cells)} |")
     return table
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lora_sft import MODEL, lora
-from benchmarks.measure import ROOT, machine, rounds, write
+from benchmarks.measure import ROOT, machine, rounds, speeds, write
 
 ROWS = ROOT.parent / "shared" / "data" / "llms_from_scratch" / "preference.jsonl"
 CONTENDERS = ("hfstrat-dpo", "hfstrat-sft", "trl-defaults", "trl-precomputed")
@@ -179,26 +179,15 @@ def main() -> None:
 
 def lines_of(result: dict[str, Any]) -> list[str]:
     runs = result["runs"]
-    ours = statistics.median(run["tokens_per_second"] for run in runs["hfstrat-dpo"])
     table = [
         "| contender | real tokens/s | all runs | hfstrat's speed-up | peak memory | reference | reward accuracy | margin |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, results in runs.items():
-        speed = statistics.median(run["tokens_per_second"] for run in results)
-        spread = ", ".join(f"{run['tokens_per_second']:.0f}" for run in results)
         middle = {key: statistics.median(run[key] for run in results) for key in results[0]}
         before = "-" if math.isnan(middle["reference_seconds"]) else f"{middle['reference_seconds']:.1f} s"
         scores = ["-", "-"] if math.isnan(middle["margin"]) else [f"{middle['accuracy']:.1%}", f"{middle['margin']:.3f}"]
-        cells = [
-            name,
-            f"{speed:.0f}",
-            spread,
-            f"{ours / speed:.2f}x",
-            f"{middle['peak_bytes'] / 2**30:.2f} GiB",
-            before,
-            *scores,
-        ]
+        cells = [name, *speeds(results, runs["hfstrat-dpo"]), f"{middle['peak_bytes'] / 2**30:.2f} GiB", before, *scores]
         table.append(f"| {' | '.join(cells)} |")
     return table
 

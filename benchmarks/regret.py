@@ -215,10 +215,8 @@ def outcome(name: str) -> dict[str, Any] | None:
 
 
 def predicted(answer: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
-    """The expected quality of each strategy, and whether its measurement is within the 80 % interval; or points of rules."""
+    """The expected quality of each strategy, and whether its measurement is within the 80 % interval."""
     places = {each["name"]: each for each in answer["strategies"] if each.get("can")}
-    if any("points" in each for each in places.values()):
-        return {"points": {name: each["points"] for name, each in places.items()}}
     bases = [entries[name]["before"] for name in ("lora", "partial", "full", "head") if name in entries]
     found: dict[str, Any] = {name: each["expected"]["value"] for name, each in places.items()}
     inside = {}

@@ -26,7 +26,8 @@ from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_cases import FIRST, rows_of
+from benchmarks.regret import write_rows
+from benchmarks.regret_cases import FIRST
 
 FOLDER = ROOT / "runs" / "benchmarks" / "tune_kills"
 SEARCH, LONGEST = "90s", 25.0  # seconds until a kill, at most
@@ -92,8 +93,7 @@ def main() -> None:
     given = parser.parse_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    for name, rows in zip(("train", "eval"), rows_of(FIRST["trec6-1000"]), strict=True):
-        (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(FIRST["trec6-1000"], FOLDER)
     whole = killed(FOLDER / "whole", 0, random.Random(given.seed))
     stopped = killed(FOLDER / "killed", given.kills, random.Random(given.seed))
     result = {"machine": machine(), "search": SEARCH, "whole": whole, "killed": stopped}

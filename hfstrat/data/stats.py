@@ -129,8 +129,12 @@ class Statistics:
     def _why_dropped(self) -> list[str]:
         whys = (("without a text to train on", self.rows_blank), ("with all of it beyond max_length", self.rows_unreached))
         reasons = [f"{count:,} {why}" for why, count in whys if count and self.train_on]
-        reasons += [f"{count:,} with {why}" for why, count in self.unusable.items()]
+        reasons += self.reasons()
         return [*reasons, f"{plural(self.tokens_lost, 'token')} lost"] if self.tokens_lost else reasons
+
+    def reasons(self) -> list[str]:
+        """Why rows of preferences were left out, with their numbers."""
+        return [f"{count:,} with {why}" for why, count in self.unusable.items()]
 
     def lines(self) -> list[str]:
         """The line of all sources, below it one for each if there are several, then anything unusual."""
@@ -233,10 +237,9 @@ def check_rows(stats: Statistics, data: Data, can_split: bool = True) -> None:
         return
     worst = max(stats.unusable, key=lambda why: stats.unusable[why], default="")
     if stats.unusable.get(worst, 0) > max(stats.rows_blank, stats.rows_unreached):
-        reasons = ", ".join(f"{count:,} with {why}" for why, count in stats.unusable.items())
         raise UserError(
             f"{stats.source}: {without:,} of {stats.rows_read:,} rows ({without / stats.rows_read:.1%}) cannot be trained on: "
-            f"{reasons}; check the columns, or remove these rows"
+            f"{', '.join(stats.reasons())}; check the columns, or remove these rows"
         )
     if stats.rows_blank >= stats.rows_unreached:
         cause = f"in {stats.rows_blank:,} of them the answer is blank or of weight 0: check the columns, or remove these rows"

@@ -24,6 +24,7 @@ from hfstrat.data.collate import rounded
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base, main_dtype
 from hfstrat.recipe.format import clock
+from hfstrat.tasks.artifact import inner_of
 from hfstrat.tasks.base import Task
 from hfstrat.trainer.progress import LINE_EVERY
 from hfstrat.trainer.train_data import multiple_for
@@ -195,8 +196,7 @@ class Subject:
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, task: Task) -> Subject:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return cls(model, inner, tokenizer, task)
+        return cls(model, inner_of(model), tokenizer, task)
 
     @property
     def device(self) -> Any:

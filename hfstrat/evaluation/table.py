@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hfstrat.objectives.preference.objective import DIVERGENCE
 from hfstrat.recipe.format import difference, metric, percent, plural
 
 WIDTH = 80
@@ -79,7 +80,7 @@ def block(name: str, one: dict[str, Any], first: str, second: str) -> list[str]:
     head = f"{'':<{first_width}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"
     title = f"{name.replace('evaluation rows', 'evaluation examples')} ({size})"
     lines = [_line(metric_name, one, first_width) for metric_name in one["after"]]
-    if name == "divergence from the reference":
+    if name == DIVERGENCE:
         title += ": KL(reference || model) in nats, on answers that the reference sampled"
     return [title, *([head] if "before" in one else []), *lines]
 

@@ -20,6 +20,7 @@ from hfstrat.data import cache
 from hfstrat.data.prepare import PreparedData
 from hfstrat.data.render import IGNORED
 from hfstrat.models.blocks import evaluating
+from hfstrat.tasks.artifact import inner_of
 from hfstrat.tasks.generation import continued, end_tokens, room
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_weights, groups_of, read_column, write_column
 from hfstrat.trainer.train_data import TrainData
@@ -42,7 +43,7 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
     prompts = [prepared.renderer.prompt_ids(each["prompt"]) for each in prepared.samples]
     if not prompts:
         return None
-    tokenizer, inner = prepared.renderer.tokenizer, getattr(model, "get_base_model", lambda: model)()
+    tokenizer, inner = prepared.renderer.tokenizer, inner_of(model)
     inputs = {
         "weights": digest_of_weights(model, trained=True),
         "prompts": prompts,

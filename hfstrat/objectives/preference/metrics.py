@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     import torch
 
 
+REWARDS = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def share(above: str, below: str) -> Any:
+    """A metric that is one summed column divided by another."""
+    return lambda s: s[above] / max(s[below], 1)
+
+
 def in_float64(values: torch.Tensor) -> torch.Tensor:
     """In float64, which Apple's GPUs lack: there as they are."""
     return values if values.is_mps else values.double()
@@ -24,17 +40,7 @@ class PreferenceMetrics(Metrics):
     `rewards/accuracies` counts a pair whose answers have equal rewards by half: with a reference, all have before training.
     """
 
-    names: ClassVar[tuple[str, ...]] = (
-        "loss",
-        "rewards/accuracies",
-        "rewards/margins",
-        "rewards/chosen",
-        "rewards/rejected",
-        "logps/chosen",
-        "logps/rejected",
-        "nll_loss",
-        "mean_token_accuracy",
-    )
+    names: ClassVar[tuple[str, ...]] = (*REWARDS, "nll_loss", "mean_token_accuracy")
     shares: ClassVar[tuple[str, ...]] = ("rewards/accuracies",)
 
     @property
@@ -65,21 +71,18 @@ class PreferenceMetrics(Metrics):
         return {name: value for name, value in self.score((sums[None],), {})(np.ones(1)).items() if name != "loss"}
 
     def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
-        def mean(name: str) -> Any:
-            return lambda s: s[name] / max(s["items"], 1)
-
         return ratios(
             self.columns(sums),
             {
-                "loss": mean("nll"),
-                "rewards/accuracies": mean("right"),
+                "loss": share("nll", "items"),
+                "rewards/accuracies": share("right", "items"),
                 "rewards/margins": lambda s: (s["chosen_reward"] - s["rejected_reward"]) / max(s["items"], 1),
-                "rewards/chosen": mean("chosen_reward"),
-                "rewards/rejected": mean("rejected_reward"),
-                "logps/chosen": mean("chosen_logps"),
-                "logps/rejected": mean("rejected_logps"),
-                "nll_loss": lambda s: s["cross"] / max(s["cross_tokens"], 1),
-                "mean_token_accuracy": lambda s: s["top_1"] / max(s["cross_tokens"], 1),
+                "rewards/chosen": share("chosen_reward", "items"),
+                "rewards/rejected": share("rejected_reward", "items"),
+                "logps/chosen": share("chosen_logps", "items"),
+                "logps/rejected": share("rejected_logps", "items"),
+                "nll_loss": share("cross", "cross_tokens"),
+                "mean_token_accuracy": share("top_1", "cross_tokens"),
             },
         )
 
@@ -101,16 +104,7 @@ class LabeledMetrics(PreferenceMetrics):
 
     section: Any = None
 
-    names: ClassVar[tuple[str, ...]] = (
-        "loss",
-        "rewards/accuracies",
-        "rewards/margins",
-        "rewards/chosen",
-        "rewards/rejected",
-        "logps/chosen",
-        "logps/rejected",
-        "kl",
-    )
+    names: ClassVar[tuple[str, ...]] = (*REWARDS, "kl")
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         import torch
@@ -134,10 +128,6 @@ class LabeledMetrics(PreferenceMetrics):
     @staticmethod
     def known() -> dict[str, Any]:
         """The metrics as functions of summed columns."""
-
-        def share(above: str, below: str) -> Any:
-            return lambda s: s[above] / max(s[below], 1)
-
         return {
             "loss": share("nll", "items"),
             "rewards/accuracies": share("right", "items"),

@@ -21,6 +21,7 @@ from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.models.blocks import evaluating
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
+from hfstrat.tasks.artifact import inner_of
 from hfstrat.trainer.cached_columns import (
     WithColumn,
     cache_inputs,
@@ -66,7 +67,7 @@ def _column(model: nn.Module, data: TrainData, rows: Any, weights: str) -> tuple
         "weights": weights,
         "rows": digest_of_rows(rows, first, ("row", "text_hash")),
         "batch": size,
-        **cache_inputs(data, getattr(model, "get_base_model", lambda: model)(), data.dtype),
+        **cache_inputs(data, inner_of(model), data.dtype),
     }
     built: list[bool] = []
 
