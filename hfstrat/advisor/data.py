@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hfstrat.data import readers, sources
+from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
@@ -239,7 +240,7 @@ def preferences_of(source: sources.DataSource, head: list[Row]) -> tuple[str, Ca
     wanted, columns = source.wanted
     for objective, reader in (("dpo", PreferenceFormat.detect), ("kto", LabeledFormat.detect)):
         with contextlib.suppress(UserError):
-            reader(head, source.source.path, wanted, columns)
+            reader(filled(head), source.source.path, wanted, columns)
             return objective, reader
     return "sft", None
 

@@ -61,6 +61,11 @@ def columns_of(head: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in head for name in row))
 
 
+def filled(head: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first rows without missing values: a column that is null everywhere does not say what the rows are."""
+    return [{name: value for name, value in row.items() if not is_missing(value)} for row in head]
+
+
 def rename(columns: Iterable[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
     """Our name for each column of the data.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from hfstrat.data.columns import Reading, class_columns, columns_of, propose, rename
+from hfstrat.data.columns import Reading, class_columns, columns_of, filled, propose, rename
 from hfstrat.data.messages import Message as Message
 from hfstrat.data.messages import is_blank, parse_messages, parse_template_kwargs, parse_tools, with_reasoning
 from hfstrat.data.values import REPLACED, BadRow, Row, optional_text, parse_list, require_text, shown, text_or_json, valid
@@ -173,8 +173,11 @@ ALIASES = {  # other names of a prompt and its completion, for the proposed mapp
 OUR_COLUMNS = sorted(frozenset[str]().union(*(each.needed | each.optional for each in FORMATS.values())))
 
 
-def choose_format(name: str, columns: Iterable[str], source: str) -> str:
+def choose_format(name: str, columns: Iterable[str], source: str, with_values: Iterable[str] | None = None) -> str:
     """The format to read rows by: the requested one, or the first whose columns are all present.
+
+    Args:
+        with_values: the columns that are not null everywhere, by which rows for another task are recognized; default all.
 
     Raises:
         UserError: the columns do not fit; the message lists them and shows how to map them.
@@ -185,7 +188,7 @@ def choose_format(name: str, columns: Iterable[str], source: str) -> str:
     if name in ("preference", "unpaired-preference"):
         raise UserError(f"data.format: {name} needs a preference objective, such as `objective: dpo`, in the recipe")
     if name == "auto":
-        _refuse_unsupported(given, source)
+        _refuse_unsupported(given if with_values is None else list(with_values), source)
         for candidate, each in FORMATS.items():
             if each.needed <= set(given):
                 return candidate
@@ -244,7 +247,7 @@ class RowFormat(Reading):
             UserError: a mapped column is missing, or the columns fit no format.
         """
         names = rename(columns_of(head), mapping, source)
-        kind = choose_format(wanted, names.values(), source)
+        kind = choose_format(wanted, names.values(), source, [names[column] for column in columns_of(filled(head))])
         reads = FORMATS[kind].needed | FORMATS[kind].optional
         remarks = class_columns(head, names) if kind == "text" and wanted == "auto" else []
         return cls(source, names, kind, reads=reads, remarks=remarks)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import make_tokenizer, write_jsonl
+from helpers.rows import of_commands
 
 from hfstrat.data import preferences
 from hfstrat.data.preference_rows import CUT_ALIKE, longest_sequence, two
@@ -223,3 +224,11 @@ def test_the_reason_is_named_where_no_row_can_be_used(tmp_path: Path) -> None:
     given = [{"prompt": f"a {n}", "completion": "cat", "label": "good"} for n in range(20)]
     with pytest.raises(UserError, match=f"20 with {NO_LABEL}"):
         prepared(tmp_path, given, "kto")
+
+
+@pytest.mark.parametrize("added", [{"label": None}, {"chosen": None, "rejected": None}], ids=["label", "pair"])
+def test_columns_that_are_null_everywhere_do_not_identify_rows(tmp_path: Path, added: dict[str, Any]) -> None:
+    rows = [{"prompt": f"a {n}", "completion": "cat"} | added for n in range(24)]
+    assert of_commands(write_jsonl(tmp_path / "rows.jsonl", rows), "causal-lm") == dict.fromkeys(
+        ("preflight", "train", "advise"), 24
+    )

