@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,eval,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed

@@ -148,6 +148,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
     """The first training examples as the model sees them, with a legend."""
     marked = "tokens in green" if console.is_terminal else "tokens between [[ and ]]"
     legend = "with special tokens" if data.label_names else f"{marked} contribute to the loss, the others are context"
+    legend = "which it answers itself" if task.rows.answered_at_once else legend
     if count:
         console.print(f"\nfirst training examples as the model sees them ({legend}):")
     for index in range(min(count, len(data.train))):
@@ -157,6 +158,8 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             continue
         for name, part in task.rows.parts(row):
             show_row(console, tokenizer, part, f"example {index}{f', {name}' if name else ''}")
+        if note := task.rows.note(row):
+            console.print(note, style="dim", markup=False)
 
 
 def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str) -> None:

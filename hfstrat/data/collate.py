@@ -101,7 +101,9 @@ class TokenCollator(ABC):
     selects_rows = False
     units: Any = None  # of the model's outputs, where they are numbers and no logits
     is_paired = False  # whether an example is two sequences
+    generates = False  # whether the model answers an example, so that no states of it can be cached
     packs = True  # whether several examples may share a sequence
+    unpacked_because = "an answer and the one it is compared with are batches of their own"  # where `packs` is False
     packed: Any = None  # makes the collator of bins of these examples, where it is not `packing.PackingCollator`
     pad_token_id: int
     multiple: int

@@ -22,7 +22,6 @@ from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
 from hfstrat.models.parameter_names import config_size
 from hfstrat.recipe.load import Loaded, load_data, load_recipe
-from hfstrat.recipe.objectives import ObjectiveSection
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
 from hfstrat.recipe.stored import flat
@@ -318,15 +317,10 @@ def _data_keys(loaded: Loaded) -> dict[str, Any]:
     data.pop("data.eval_seed", None)  # that of the first recipe is used for all
     return {
         "task": recipe.task,
-        "objective": _measured_as(recipe.objective),
+        "objective": recipe.objective.measured,
         "evaluation.max_rows": recipe.evaluation.max_rows,
         **data,
     }
-
-
-def _measured_as(objective: ObjectiveSection) -> str:
-    """What the numbers of an objective are about: rewards relative to a reference have another meaning than others."""
-    return f"{objective.rows}, with rewards relative to a reference" if objective.has_reference else objective.rows
 
 
 def fingerprint(loaded: Loaded, budget: Budget) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hfstrat.objectives.base import Objective
 from hfstrat.objectives.preference.objective import PreferenceObjective
+from hfstrat.objectives.reinforcement.objective import RewardObjective
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ __all__ = ["Objective", "objective_of", "task_of"]
 BY_NAME: dict[str, type[Objective]] = {
     "sft": Objective,
     **dict.fromkeys(("dpo", "orpo", "simpo", "kto"), PreferenceObjective),
+    "grpo": RewardObjective,
 }
 
 

@@ -52,6 +52,10 @@ class Objective:
         """What is measured after training beside the metrics: by a name, columns with a number for each example, `[n]`."""
         return {}
 
+    def facts(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Parts of the report from the log of training (an entry for each log)."""
+        return {}
+
     def reference(self, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
         """Evaluation data with the outputs of this model as the reference, where the objective has one."""
         return data

@@ -93,9 +93,10 @@ QLORA = "QLoRA is `strategy: lora` with `model.quantization: nf4`"
 LORA = "write `strategy: lora`"
 SFT = "supervised fine-tuning is the default, with `task: causal-lm`: remove the key"
 PRETRAIN = "train on plain text (`data.format: text`) with any strategy, `scratch` for random weights: remove the key"
-NO_OBJECTIVE = "it is not supported in this version; of preference objectives there are dpo, kto, orpo and simpo"
+NO_OBJECTIVE = "it is not supported in this version; there are dpo, kto, orpo and simpo for preferences, and grpo for rewards"
 PREFERENCE = {name: f"write `objective: {name}`, with a strategy such as lora" for name in ("dpo", "kto", "orpo", "simpo")}
-PREFERENCE |= dict.fromkeys(("ppo", "grpo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE)
+PREFERENCE["grpo"] = "write `objective: {name: grpo, rewards: [...]}`, with a strategy such as lora"
+PREFERENCE |= dict.fromkeys(("ppo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE)
 STAGES = {
     **dict.fromkeys(("sft", "supervised", "supervised-fine-tuning", "finetune", "fine-tuning"), SFT),
     **dict.fromkeys(("pt", "pretrain", "pretraining", "cpt"), PRETRAIN),
@@ -204,7 +205,7 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
         **dict.fromkeys(("pretrain", "pretraining"), "write `strategy: scratch` for random weights, else full"),
     },
     "objective.name": {
-        **dict.fromkeys(("ppo", "grpo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE),
+        **dict.fromkeys(("ppo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE),
         **dict.fromkeys(("ipo", "hinge", "slic"), "write `objective: {name: dpo, loss_type: ...}`"),
         **dict.fromkeys(("cpo",), "write `objective: simpo`, or orpo"),
     },

@@ -19,6 +19,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe import foreign, suggestions, yaml
 from hfstrat.recipe.distill import StudentName
 from hfstrat.recipe.schema import MODEL_DEFAULTS, UNIONS, Recipe
+from hfstrat.recipe.section import Default
 from hfstrat.recipe.strategies import ContinuationName
 from hfstrat.recipe.yaml import KeyPath
 
@@ -145,8 +146,7 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     if training.num_train_epochs is None and training.max_steps is None and training.max_time is None:
         update["num_train_epochs"] = 3.0
         origins["training", "num_train_epochs"] = "default: no length was given"
-    measured = recipe.objective.evaluation if "metrics" not in recipe.evaluation.model_fields_set else {}
-    measured = {key: one for key, one in measured.items() if key not in recipe.evaluation.model_fields_set}
+    measured = _open_defaults(recipe)
     origins |= {("evaluation", key): f"default of {recipe.objective.name}: {one.source}" for key, one in measured.items()}
     evaluation = recipe.evaluation.model_copy(update={key: one.value for key, one in measured.items()})
     fields, defaults = type(recipe.model).model_fields, MODEL_DEFAULTS.get(recipe.task, {})
@@ -155,6 +155,14 @@ def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
     model = recipe.model.model_copy(update={key: one.value for key, one in for_task.items()})
     trained = training.model_copy(update=update)
     return recipe.model_copy(update={"model": model, "training": trained, "evaluation": evaluation})
+
+
+def _open_defaults(recipe: Recipe) -> dict[str, Default]:
+    """The objective's defaults for the keys of `evaluation` that are not given."""
+    closed = set(recipe.evaluation.model_fields_set)
+    closed |= {"metric_rows"} if "metrics" in closed else set()  # it belongs to the default metrics
+    closed |= {"max_rows"} if recipe.data.eval_size >= 1 else set()  # all rows that are held out are measured
+    return {key: default for key, default in recipe.objective.evaluation.items() if key not in closed}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
-from hfstrat.recipe.section import Default, Section
+from hfstrat.recipe.rewards import Reward
+from hfstrat.recipe.section import Default, Section, from_text
 
 DpoLoss = Literal[
     "sigmoid",
@@ -35,8 +36,13 @@ class ObjectiveSection(Section):
 
     @property
     def has_reference(self) -> bool:
-        """Whether the loss compares the model with its own initial weights."""
+        """Whether evaluation compares the model with its own initial weights."""
         return False
+
+    @property
+    def measured(self) -> str:
+        """What the numbers of an evaluation are about: runs can be compared where this is the same."""
+        return f"{self.rows}, with rewards relative to a reference" if self.has_reference else self.rows
 
 
 class Sft(ObjectiveSection):
@@ -126,3 +132,71 @@ class Kto(ObjectiveSection):
     @property
     def has_reference(self) -> bool:
         return True
+
+
+def _listed(value: Any) -> Any:
+    """Read `rewards: json_valid` as a list of one."""
+    return [value] if isinstance(value, str | dict | Reward) else value
+
+
+OneReward = Annotated[Reward, from_text("name", Reward | str)]
+Rewards = Annotated[
+    list[OneReward], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=str | Reward | list[str | Reward])
+]
+
+
+class Grpo(ObjectiveSection):
+    """Group relative policy optimization (arXiv 2402.03300): the model answers each prompt several times, and answers with more
+    reward than the mean of their group become more likely. As TRL's GRPOTrainer computes it; its step begins with generation.
+
+    A sequence of `training.global_batch_size` is a prompt with all of its `num_generations` answers.
+    """
+
+    name: Literal["grpo"]
+    rewards: Rewards = Field(
+        description="What scores an answer: a name or a mapping with name, or a list of these; their sum is maximized"
+    )
+    num_generations: int = Field(8, ge=2, description="Answers to each prompt")
+    max_completion_length: int = Field(512, ge=1, description="Maximum number of tokens of an answer")
+    temperature: float = Field(1.0, gt=0, description="Temperature of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most probable tokens with this total probability")
+    top_k: int = Field(0, ge=0, description="Sample from this many most probable tokens; 0: from all")
+    beta: float = Field(
+        0.0, ge=0, description="Weight of the divergence from the initial weights; above 0 they are kept as a second model"
+    )
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo"] = Field(
+        "dapo", description="How the loss is averaged over tokens and answers, by TRL's names"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="Divide advantages by the standard deviation of rewards in the group, in the batch, or not"
+    )
+    epsilon: float = Field(0.2, gt=0, description="Lower limit of the ratio of probabilities, below 1")
+    epsilon_high: float | None = Field(None, gt=0, description="Upper limit of this ratio, above 1; default: epsilon")
+    mask_truncated_completions: bool = Field(False, description="Leave answers that are cut at max_completion_length out")
+    use_vllm: bool = Field(False, description="Generate with vLLM, which has to be installed")
+    vllm_mode: Literal["colocate", "server"] = Field("colocate", description="use_vllm: in this process, or on a server")
+    rows: ClassVar[str] = "prompts"
+    rate: ClassVar[Default] = Default(0.1, "a tenth: TRL trains all weights at 1e-6")
+
+    @field_serializer("rewards")
+    def _short(self, value: list[Reward]) -> Any:
+        """As they would be written by hand."""
+        given = [reward.model_dump(exclude_defaults=True) for reward in value]
+        return [reward["name"] if len(reward) == 1 else reward for reward in given]
+
+    @property
+    def evaluation(self) -> dict[str, Default]:  # type: ignore[override]
+        return {
+            "max_rows": Default(100, "the model answers each of them at every evaluation"),
+            "max_new_tokens": Default(self.max_completion_length, "objective.max_completion_length"),
+        }
+
+    @property
+    def measured(self) -> str:
+        return f"{self.rows}, scored by {self.model_dump()['rewards']}"
+
+    @model_validator(mode="after")
+    def _reads_the_mode(self) -> Grpo:
+        if self.vllm_mode != "colocate" and not self.use_vllm:
+            raise ValueError("vllm_mode: only with use_vllm: true; remove it")
+        return self

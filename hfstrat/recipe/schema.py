@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
-from hfstrat.recipe.objectives import Dpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
+from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -51,7 +51,7 @@ STRATEGIES: dict[str, type[StrategySection]] = {
 StrategyName: Any = Literal[tuple(STRATEGIES)]
 
 
-AnyObjective = Annotated[Dpo | Kto | Orpo | Sft | Simpo, Field(discriminator="name")]
+AnyObjective = Annotated[Dpo | Grpo | Kto | Orpo | Sft | Simpo, Field(discriminator="name")]
 
 
 OBJECTIVES: dict[str, type[ObjectiveSection]] = {
@@ -294,7 +294,9 @@ class Recipe(Section):
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
     objective: Annotated[AnyObjective, from_text("name", AnyObjective | ObjectiveName)] = Field(
-        Sft(), description="What is minimized: sft (the task's own loss), or a preference objective: dpo, kto, orpo, simpo"
+        Sft(),
+        description="What is minimized: sft (the task's own loss), a preference objective (dpo, kto, orpo, simpo), or grpo, "
+        "which maximizes rewards",
     )
     data: Annotated[Data, from_text("train", Data | str)]
     training: Training = Training()

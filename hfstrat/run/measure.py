@@ -175,8 +175,8 @@ def _from_training_alone(job: Job) -> dict[str, float]:
 def _is_plain(job: Job) -> bool:
     """Whether evaluations in training compute what one of the saved model does: from the same rows, by the same loss."""
     trainer, plain = job.trainer, job.task.rows.collator(job.base, job.data, job.data.renderer.tokenizer, 1)
-    same_rows = trainer.eval_dataset is job.data.eval and type(trainer.data_collator) is type(plain)
-    return same_rows and trainer.compute_loss_func == trainer.loss and not job.recipe.training.torch_compile
+    same_rows = trainer.eval_dataset is job.data.eval and type(trainer.eval_collator) is type(plain)
+    return same_rows and trainer.evaluates_its_loss and not job.recipe.training.torch_compile
 
 
 def _evaluate_result(job: Job) -> dict[str, float]:
@@ -222,6 +222,7 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.train_data.facts,
+        **job.objective.facts(history),
         "baselines": asdict(bounds) if bounds else None,
         "overfitting": callbacks.overfitting(history, trainer.marker_state.get("margins")),
         "reload": job.base.reload,

@@ -107,7 +107,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     tokenizer, data = strategy.read(recipe, screen)
     data, rows_held_out = held_out.hold_out(recipe, strategy, data)
     check_same_data(data, checkpoint, stored)
-    plan = make_plan(recipe.training, data.lengths, data.eval_lengths, world.num_processes, stored)
+    plan = plan_of(recipe, data, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
     before, quality = recipe.evaluation.eval_on_start and checkpoint is None, task.metrics.quality
@@ -157,6 +157,15 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         untrained=untrained,
         held_out=rows_held_out,
     )
+
+
+def plan_of(recipe: Recipe, data: Data, processes: int, stored: dict[str, Any] | None = None) -> Plan:
+    """The numbers of the run."""
+    rows, training = task_of(recipe).rows, recipe.training
+    plan = make_plan(training, *rows.sizes(data), processes, stored)
+    if not rows.answered_at_once or training.per_device_eval_batch_size != "auto":
+        return plan
+    return replace(plan, eval_batch=(stored or {}).get("eval_batch") or rows.answered_at_once)
 
 
 def build_model(

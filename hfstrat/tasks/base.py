@@ -46,6 +46,7 @@ class Rows(ABC):
     columns: list[str]  # our names of the columns that an example may have
     noun: str = "sequence"  # for an example in a line about batches
     framed: bool  # whether a text is between special tokens
+    answered_at_once: int = 0  # examples of an evaluation pass, where the model answers them; 0: it only reads them
 
     @property
     @abstractmethod
@@ -111,6 +112,14 @@ class Rows(ABC):
     def longest(self, data: PreparedData) -> int:
         """Tokens of the longest sequence that a model is given."""
         return int(max(data.lengths.max(), data.eval_lengths.max()))
+
+    def sizes(self, data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of a forward pass for each training and each evaluation example."""
+        return data.lengths, data.eval_lengths
+
+    def note(self, row: dict[str, Any]) -> str:
+        """What to show below the tokens of an example; empty for nothing."""
+        return ""
 
     def parts(self, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """The sequences of an example with their names, for showing them; one without a name where it is the example."""

@@ -105,6 +105,7 @@ class Result(Part):
     distillation: Distillation | None = optional("Of the strategy distill")
     comparison: Comparison | None = optional("Of the strategy distill")
     reference: Reference | None = optional("Of a preference objective with a reference")
+    rewards: list[dict[str, float]] = optional("Of the objective grpo: the rewards of the sampled answers, by step")
     hub: HubCommit | None = optional("Where the result was pushed to the Hub")
 
     def with_parts(self, **parts: Any) -> Result:

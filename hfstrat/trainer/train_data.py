@@ -162,7 +162,7 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     if packing_mode is False:
         return plain
     if not collate.packs:
-        return plain.because("an answer and the one it is compared with are batches of their own")
+        return plain.because(collate.unpacked_because)
     if is_sharded() and data.device.type != "cpu":  # packing is tested on the complete model
         if packing_mode is True:
             raise UserError(

@@ -76,6 +76,16 @@ class StrategyTrainer(Resumable, Trainer):
         if clock is not None:
             self.add_callback(clock)
 
+    @property
+    def eval_collator(self) -> Any:
+        """The collator of evaluations."""
+        return self.data_collator
+
+    @property
+    def evaluates_its_loss(self) -> bool:
+        """Whether evaluations measure what training minimizes, and nothing that is bound for training alone."""
+        return bool(self.compute_loss_func == self.loss)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
 

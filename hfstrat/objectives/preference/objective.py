@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError
 from hfstrat.objectives.base import Objective
+from hfstrat.objectives.dropout import check_dropout, without_dropout
 from hfstrat.objectives.preference.task import PreferenceTask
-from hfstrat.recipe.format import plural
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
@@ -59,11 +59,7 @@ class PreferenceObjective(Objective):
             raise UserError("data.documents: files: complete files are no preferences; remove it, or set objective: sft")
         if "train_on" in recipe.data.model_fields_set and recipe.data.train_on not in ("auto", "completions"):
             raise UserError(f"data.train_on: {recipe.data.train_on}: objective {name} compares answers alone; remove it")
-        if getattr(recipe.strategy, "lora_dropout", 0.0):
-            raise UserError(
-                f"strategy.lora_dropout: objective {name} is trained without dropout, as in TRL: both answers see the same "
-                "model; remove it"
-            )
+        check_dropout(recipe)
         if self.section.has_reference and wrapping in (FSDP, DEEPSPEED):
             raise UserError(
                 f"objective: {name}: its reference is computed by the full model on each process; use --accelerate-config ddp, "
@@ -71,13 +67,7 @@ class PreferenceObjective(Objective):
             )
 
     def prepare(self, recipe: Recipe, model: nn.Module, rows: TrainData, data: PreparedData) -> tuple[TrainData, PreparedData]:
-        from torch import nn
-
-        dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
-        for module in dropouts:  # TRL's disable_dropout: two answers would be compared through different masks
-            module.p = 0.0
-        if dropouts:
-            rows.say(f"{'dropout':<9} off in {plural(len(dropouts), 'module')}, as in TRL: both answers see the same model")
+        without_dropout(model, rows)
         if not self.section.has_reference:
             return rows, data
         from hfstrat.objectives.preference.divergence import sampled
