@@ -13,6 +13,7 @@ MODEL  := models/SmolLM2-135M-Instruct
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
+JSON   := data/json_answers
 # DeepSpeed has a folder of its own, since libraries that find it behave differently
 ZERO   := .deepspeed
 
@@ -47,6 +48,9 @@ $(TEXT)/train.jsonl: scripts/demo_text.py | $(VENV)/.installed
 
 $(PAIRS)/train.jsonl: scripts/demo_preferences.py $(DATA)/train.jsonl | $(VENV)/.installed
 	$(BIN)/python scripts/demo_preferences.py $(DATA) $(PAIRS)
+
+$(JSON)/train.jsonl: scripts/demo_rewards.py $(DATA)/train.jsonl | $(VENV)/.installed
+	$(BIN)/python scripts/demo_rewards.py $(DATA) $(JSON)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

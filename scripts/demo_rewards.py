@@ -43,11 +43,14 @@ def signature(prompt: str) -> dict[str, Any] | None:
 
 def main(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(0)
+    draw, known = random.Random(0), set[str]()
     for name, count in ROWS.items():
         rows = [json.loads(line) for line in (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        found = {row["answer"]: row for row in map(signature, (row["prompt"] for row in rows)) if row}
+        found = {
+            row["answer"]: row for row in map(signature, (row["prompt"] for row in rows)) if row and row["answer"] not in known
+        }
         chosen = draw.sample(list(found.values()), min(count, len(found)))
+        known |= {row["answer"] for row in chosen}
         (target / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
 
 

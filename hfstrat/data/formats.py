@@ -195,6 +195,7 @@ def choose_format(name: str, columns: Iterable[str], source: str, with_values: I
         known = "; ".join(f"{' + '.join(sorted(each.needed, reverse=True))} ({key})" for key, each in FORMATS.items())
         raise UserError(
             f"{source}: no known format has the columns {', '.join(given) or '(none)'}; expected {known}. {_proposal(given)}"
+            + "; prompts alone are for `objective: grpo` with rewards" * ("prompt" in given)
         )
     missing = sorted(FORMATS[name].needed - set(given))
     if missing:

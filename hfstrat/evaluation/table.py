@@ -23,10 +23,11 @@ def lines(measured: dict[str, Any], first: str = "before", second: str = "after"
 
 def forgetting(measured: dict[str, Any]) -> list[str]:
     """The gain on the evaluation examples next to the loss on the control text; empty if one of them was not measured."""
-    entries = [measured.get(name, {}).get("difference", {}).get("loss") for name in ("evaluation rows", "control text")]
-    if None in entries:
+    changes = [measured.get(name, {}).get("difference", {}) for name in ("evaluation rows", "control text")]
+    own_name = "reward" if "reward" in changes[0] else "loss"
+    gain, cost = changes[0].get(own_name), changes[1].get("loss")
+    if gain is None or cost is None:
         return []
-    gain, cost = entries
     verdict = "no forgetting: the loss on the control text fell"
     if cost["low"] is None or cost["high"] is None:
         verdict = "no interval (fewer than 10 examples, or the scores before training are gone), so forgetting is not judged"
@@ -35,7 +36,8 @@ def forgetting(measured: dict[str, Any]) -> list[str]:
     elif cost["high"] >= 0:
         verdict = "no forgetting measured: the change on the control text is within its interval"
     own, other = (with_interval("loss", entry, signed=True) for entry in (gain, cost))
-    return [f"gain and cost: loss {own}; on the control text {other}:", f"{'':<15}{verdict}"]
+    further = "" if own_name == "loss" else "loss "
+    return [f"gain and cost: {own_name} {own}; {further}on the control text {other}:", f"{'':<15}{verdict}"]
 
 
 def longer(measured: dict[str, Any]) -> list[str]:
@@ -79,7 +81,8 @@ def block(name: str, one: dict[str, Any], first: str, second: str) -> list[str]:
     first_width = max(FIRST, *(len(metric_name) + 3 for metric_name in one["after"]))
     head = f"{'':<{first_width}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"
     title = f"{name.replace('evaluation rows', 'evaluation examples')} ({size})"
-    lines = [_line(metric_name, one, first_width) for metric_name in one["after"]]
+    shown = [each for each in one["after"] if not (each == "loss" and "reward" in one["after"])]  # its negative
+    lines = [_line(metric_name, one, first_width) for metric_name in shown]
     if name == DIVERGENCE:
         title += ": KL(reference || model) in nats, on answers that the reference sampled"
     return [title, *([head] if "before" in one else []), *lines]

@@ -32,6 +32,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
+    "reward": Metric("reward of greedy answers", "reward", False),
     "loss": Metric("loss ({unit})", "loss", True),
     "perplexity": Metric("perplexity", "perplexity", True),
     "bits_per_byte": Metric("bits per byte", "bits_per_byte", True),
@@ -104,7 +105,7 @@ def _eval_results(public: Report, artifact: Artifact) -> list[Any]:
             metric_value=round(value, 5),
         )
         for key, value in public.finished.metrics_after.items()
-        if key in METRICS
+        if key in shown_metrics(public.finished.metrics_after)
     ]
 
 
@@ -184,11 +185,16 @@ def _sources(run: Run, part: str) -> list[Statistics]:
 def _metrics(result: Result, loss_unit: str) -> str:
     rows, before = [], result.metrics_before or {}
     for key, metric in METRICS.items():
-        if key in result.metrics_after:
+        if key in shown_metrics(result.metrics_after):
             name = metric.name.format(unit=loss_unit) + (" ↓" if metric.lower_is_better else "")
             values = format.metric(key, before.get(key)), f"**{format.metric(key, result.metrics_after[key])}**"
             rows.append([name, *values])
     return table(["", "before training", "after"], rows, (1, 2))
+
+
+def shown_metrics(metrics: dict[str, float]) -> list[str]:
+    """The names of the metrics of a card; the loss of a run with rewards is the negative reward."""
+    return [name for name in METRICS if name in metrics and not (name == "loss" and "reward" in metrics)]
 
 
 def _measured(name: str, one: Measured) -> tuple[str, str, str]:
@@ -202,6 +208,7 @@ def _measured(name: str, one: Measured) -> tuple[str, str, str]:
             _with_interval(metric, change.get(metric), is_difference=True),
         ]
         for metric, entry in one.after.items()
+        if metric != "loss" or "reward" not in one.after
     ]
     text = table(["", "before", "after", "difference"], rows, range(1, 4))
     title = name.replace("rows", "examples")
@@ -261,7 +268,7 @@ def _settings(public: Report) -> str:
             + (f", {epochs:.2f} epochs" if epochs else ""),
         }
     objective = recipe.objective.name
-    minimized = [] if objective == "sft" else _flat(recipe.objective.model_dump(exclude={"name"}))
+    minimized = [] if objective == "sft" else _flat(recipe.objective.model_dump(exclude={"name"}, exclude_unset=True))
     settings = {
         **({"objective": f"{code(objective)} ({', '.join(minimized)})"} if minimized else {}),
         "strategy": code(recipe.strategy.name) + (f" ({', '.join(strategy)})" if strategy else ""),
@@ -285,5 +292,6 @@ def _flat(section: dict[str, Any], under: str = "") -> list[str]:
         if isinstance(value, dict):
             found += _flat(value, f"{under}{key}.")
         elif value not in (None, [], {}, False, ""):
-            found.append(f"{under}{key} {value if not isinstance(value, list) else '/'.join(map(str, value))}")
+            items = [one["name"] if isinstance(one, dict) else str(one) for one in value] if isinstance(value, list) else []
+            found.append(f"{under}{key} {'/'.join(items) if items else value}")
     return found

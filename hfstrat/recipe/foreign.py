@@ -95,7 +95,7 @@ SFT = "supervised fine-tuning is the default, with `task: causal-lm`: remove the
 PRETRAIN = "train on plain text (`data.format: text`) with any strategy, `scratch` for random weights: remove the key"
 NO_OBJECTIVE = "it is not supported in this version; there are dpo, kto, orpo and simpo for preferences, and grpo for rewards"
 PREFERENCE = {name: f"write `objective: {name}`, with a strategy such as lora" for name in ("dpo", "kto", "orpo", "simpo")}
-PREFERENCE["grpo"] = "write `objective: {name: grpo, rewards: [...]}`, with a strategy such as lora"
+PREFERENCE["grpo"] = "write `objective:` with `name: grpo` and `rewards`, and a strategy such as lora"
 PREFERENCE |= dict.fromkeys(("ppo", "rm", "rlhf", "reward", "rloo"), NO_OBJECTIVE)
 STAGES = {
     **dict.fromkeys(("sft", "supervised", "supervised-fine-tuning", "finetune", "fine-tuning"), SFT),

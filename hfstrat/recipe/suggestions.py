@@ -112,7 +112,7 @@ def _owner(key: str, parent: tuple[str, ...], names: Names) -> str:
     union = parent[0] if len(parent) == 1 and parent[0] in UNIONS else ""
     others = UNIONS.get(union, {}).items()
     owners = [name for name, cls in others if key in cls.model_fields and name != names.get(union)]
-    return f"it belongs to {union} {' and '.join(owners)}" if owners else ""
+    return f"it belongs to {union} {' and '.join(filter(None, (', '.join(owners[:-1]), owners[-1])))}" if owners else ""
 
 
 def _nearest(key: str, parent: tuple[str, ...], names: Names, allowed: list[str]) -> str:
@@ -138,7 +138,8 @@ def _nearest(key: str, parent: tuple[str, ...], names: Names, allowed: list[str]
 
 
 def _homes(key: str) -> list[tuple[str, ...]]:
-    return [path for path, classes in sections_of(Recipe).items() if any(key in cls.model_fields for cls in classes)]
+    found = [path for path, classes in sections_of(Recipe).items() if any(key in cls.model_fields for cls in classes)]
+    return sorted(found, key=len)  # an outer section's key takes precedence over an inner one's
 
 
 # values that do not fit

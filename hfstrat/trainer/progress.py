@@ -85,13 +85,14 @@ class ProgressReport(TrainerCallback):
             left = max(0.0, self.time_limit - (now - self._started))
         else:
             left = self.seconds / max(done, 1) * (state.max_steps - state.global_step)
-        loss = f"loss {self.loss:.3f}  " if self.loss is not None else ""
+        loss = f"{self.measured} {self.loss:.3f}  " if self.loss is not None else ""
         speed = f"{rate(self.tokens_per_second)}  " if self.tokens else ""  # a solved head sees features, and no tokens
         return f"{loss}{speed}{clock(left)} left"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.loss = logs["loss"]
+            self.measured = "reward" if "reward" in logs else "loss"  # the loss of a policy gradient says nothing
+            self.loss = logs[self.measured]
             self._show(state, self._since)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:

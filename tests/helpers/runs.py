@@ -50,18 +50,19 @@ def folder_of(loaded: Any) -> Path:
     return Path(loaded.recipe.output_dir)
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The process dies in the middle of an optimizer step."""
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, trainer: Any = None) -> None:
+    """The process dies in the middle of an optimizer step of this class, by default of any."""
     from hfstrat.trainer.trainer import StrategyTrainer
 
-    original = StrategyTrainer.training_step
+    trainer = trainer or StrategyTrainer
+    original = trainer.training_step
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == step:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(StrategyTrainer, "training_step", training_step)
+    monkeypatch.setattr(trainer, "training_step", training_step)
 
 
 def log_history(report: dict[str, Any]) -> list[dict[str, Any]]:

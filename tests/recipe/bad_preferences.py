@@ -31,13 +31,13 @@ def on_rows(name: str, row: Any, message: list[str], value: str = "dpo", where: 
 
 VALUES = [
     objective("a typo of dpo", "dppo", ["objective.name", "did you mean 'dpo'?"]),
-    objective("grpo", "grpo", ["objective.name", "not supported in this version", "dpo, kto, orpo and simpo"]),
+    objective("ppo", "ppo", ["objective.name", "not supported in this version", "dpo, kto, orpo and simpo"]),
     objective("ppo as a mapping", "{name: ppo}", ["objective.name", "not supported in this version"]),
     objective("ipo as an objective", "ipo", ["objective.name", "{name: dpo, loss_type: ...}"]),
     objective("cpo as an objective", "cpo", ["objective.name", "objective: simpo"]),
-    objective("a number as an objective", "3", ["objective", "one of dpo, kto, orpo, sft, simpo"]),
-    objective("an objective without a name", "{beta: 0.1}", ["objective.name: missing", "dpo, kto, orpo, sft, simpo"]),
-    objective("a list of objectives", "[dpo, kto]", ["objective", "one of dpo, kto, orpo, sft, simpo"]),
+    objective("a number as an objective", "3", ["objective", "one of dpo, grpo, kto, orpo, sft, simpo"]),
+    objective("an objective without a name", "{beta: 0.1}", ["objective.name: missing", "dpo, grpo, kto, orpo, sft, simpo"]),
+    objective("a list of objectives", "[dpo, kto]", ["objective", "one of dpo, grpo, kto, orpo, sft, simpo"]),
     objective("a typo of beta", "{name: dpo, bta: 0.1}", ["objective.bta", "objective dpo", "did you mean 'beta'?"]),
     objective("beta of zero", "{name: dpo, beta: 0}", ["objective.beta = 0", "more than 0"]),
     objective("beta as text", "{name: dpo, beta: small}", ["objective.beta", "a number"]),
@@ -52,7 +52,9 @@ VALUES = [
         "smoothing of a half", "{name: dpo, loss_type: robust, label_smoothing: 0.5}", ["label_smoothing", "less than 0.5"]
     ),
     objective("a temperature that nothing reads", "{name: dpo, discopop_tau: 0.1}", ["discopop_tau", "loss_type: discopop"]),
-    objective("a loss of orpo", "{name: orpo, loss_type: ipo}", ["objective.loss_type", "belongs to objective dpo and kto"]),
+    objective(
+        "a loss of orpo", "{name: orpo, loss_type: ipo}", ["objective.loss_type", "belongs to objective dpo, grpo and kto"]
+    ),
     objective("a margin of dpo", "{name: dpo, simpo_gamma: 1.0}", ["simpo_gamma", "belongs to objective simpo"]),
     objective("a negative margin", "{name: simpo, simpo_gamma: -1.0}", ["simpo_gamma", "at least 0"]),
     objective("a weight of zero", "{name: kto, desirable_weight: 0}", ["desirable_weight", "more than 0"]),

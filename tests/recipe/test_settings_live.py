@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEMPLATE, sentences, write_jsonl
+from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
 from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
@@ -25,10 +25,12 @@ from hfstrat.errors import UserError
 from hfstrat.evaluation import lm_eval
 from hfstrat.evaluation.suite import Suite
 from hfstrat.models import fused_loss
+from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.publish import push
 from hfstrat.recipe import suggestions
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import load_recipe
+from hfstrat.recipe.rewards import Reward
 from hfstrat.recipe.schema import OBJECTIVES, STRATEGIES, Recipe
 from hfstrat.run import measure, setup
 from hfstrat.run.setup import Job
@@ -532,6 +534,19 @@ PROBES |= {
         ["strategy.teacher_cache.budget=1KB"], lambda s: bool(answers_kept(s)), False, [DISTILL]
     ),
 }
+GRPO_KEYS: dict[str, Any] = {  # and beta and loss_type, which other objectives have as well
+    "num_generations": 3,
+    "max_completion_length": 5,
+    "temperature": 0.7,
+    "top_p": 0.5,
+    "top_k": 7,
+    "scale_rewards": "batch",
+    "epsilon": 0.3,
+    "epsilon_high": 0.4,
+    "mask_truncated_completions": True,
+    "use_vllm": True,
+    "vllm_mode": "server",
+}
 APART = {  # keys that are probed by a test of their own, below
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
     "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
@@ -552,6 +567,8 @@ APART = {  # keys that are probed by a test of their own, below
         ),
         "test_every_key_of_an_objective_changes_its_loss",
     ),
+    **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
+    **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
     "hub.repo_id": "test_what_the_hub_is_asked_for",
@@ -884,6 +901,58 @@ def test_a_recipe_is_what_its_job_says(sound: Seen) -> None:
     assert json.loads(json.dumps(sound.job.trainer.marker_state["recipe"])) == sound.job.recipe.model_dump()
 
 
+def test_every_key_of_grpo_reaches_its_trainer(set_up: Callable[..., Seen]) -> None:
+    from hfstrat.objectives.reinforcement.trainer import SAME
+
+    assert {*GRPO_KEYS, "beta", "loss_type", "name", "rewards"} == set(OBJECTIVES["grpo"].model_fields)
+    assert {*GRPO_KEYS, "loss_type"} == set(SAME)
+    changes = {**{key: value for key, value in GRPO_KEYS.items() if "vllm" not in key}, "beta": 0.1, "loss_type": "bnpo"}
+    given = {"name": "grpo", "rewards": ["exact_match", {"name": "json_valid", "weight": 2.0}]}
+    training = ["training.global_batch_size=2", "training.per_device_train_batch_size=1"]
+    plain, other = (
+        set_up([f"objective={json.dumps(objective)}", *training]).args
+        for objective in ({**given, "max_completion_length": 9}, {**given, **changes})
+    )
+    for key, value in changes.items():
+        assert getattr(other, key) == value
+        assert getattr(plain, key) != value, key
+    assert other.reward_weights == [1.0, 2.0]
+    assert (plain.per_device_train_batch_size, other.per_device_train_batch_size) == (8, 3)
+
+
+def test_every_key_of_a_reward_changes_it(tmp_path: Path) -> None:
+    tokenizer, file = make_tokenizer(), tmp_path / "mine.py"
+    file.write_text("def mine(completions, length=3):\n    return [float(len(text) == length) for text in completions]\n")
+    given = [{"prompt": "a", "answer": "The cat 1,000", "columns": {}}]
+    pairs: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+        "name": ({"name": "exact_match"}, {"name": "numeric"}, "1000"),
+        "pattern": ({"name": "regex", "pattern": "dog"}, {"name": "regex", "pattern": "cat"}, "cat"),
+        "ignore_case": ({"name": "exact_match"}, {"name": "exact_match", "ignore_case": True}, "the CAT 1,000"),
+        "json_schema": (
+            {"name": "json_schema", "json_schema": {"required": ["b"]}},
+            {"name": "json_schema", "json_schema": {"required": ["a"]}},
+            '{"a": 1}',
+        ),
+        "min_length": ({"name": "length", "min_length": 50}, {"name": "length", "min_length": 1}, "cat"),
+        "max_length": ({"name": "length", "max_length": 1}, {"name": "length", "max_length": 90}, "a cat sat"),
+        "unit": (
+            {"name": "length", "max_length": 4, "unit": "characters"},
+            {"name": "length", "max_length": 4, "unit": "words"},
+            "a cat sat",
+        ),
+        "tolerance": ({"name": "numeric"}, {"name": "numeric", "tolerance": 0.1}, "1001"),
+        "kwargs": ({"name": f"{file}:mine"}, {"name": f"{file}:mine", "kwargs": {"length": 5}}, "a cat"),
+    }
+    assert {*pairs, "weight"} == set(Reward.model_fields)  # the weight is given to TRL, see above
+    for key, (one, other, answer) in pairs.items():
+        section = OBJECTIVES["grpo"].model_validate({"name": "grpo", "rewards": [one, other]})
+        scorer, ids = Scorer(section, tokenizer), [tokenizer(answer)["input_ids"]]  # type: ignore[arg-type]
+        found = [scorer.score(place, given, ids)[0] for place in (0, 1)]
+        assert found[1] == 1.0, key
+        assert found[0] is not None, key
+        assert found[0] < 1.0, key
+
+
 def loss_of(**given: Any) -> float:
     """The loss of an objective on a batch of two pairs, or of two answers, with a reference."""
     from hfstrat.objectives.preference.loss import PreferenceLoss
@@ -914,7 +983,7 @@ OBJECTIVE_KEYS = {
 
 def test_every_key_of_an_objective_changes_its_loss() -> None:
     """And no two objectives have the same one."""
-    assert set(OBJECTIVE_KEYS) | {"sft"} == set(OBJECTIVES)
+    assert set(OBJECTIVE_KEYS) | {"sft", "grpo"} == set(OBJECTIVES)
     for name, changes in OBJECTIVE_KEYS.items():
         keys = {key for change in changes for key in change} | {"name"}
         assert keys >= set(OBJECTIVES[name].model_fields) - {"label_smoothing", "discopop_tau"}

@@ -106,6 +106,7 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
         theirs = {name: getattr(section, name) for name in SAME}
         theirs["per_device_train_batch_size"] = args.per_device_train_batch_size * section.num_generations
+        theirs["num_generations_eval"] = 1  # evaluation is ours
         theirs |= {"gradient_checkpointing": False, "reward_weights": [reward.weight for reward in section.rewards]}
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.scorer = Scorer(section, arguments["processing_class"])
@@ -217,13 +218,19 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         file.write_text("\n".join([*kept, *lines, ""]), encoding="utf-8")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if self._in_steps and self.is_world_process_zero() and (found := self._sampled()):
-            best, worst = (choose(found, key=lambda row: row["advantage"]) for choose in (max, min))
+        if self._in_steps and self.is_world_process_zero() and (sampled := self._sampled()):
+            best, worst = (choose(sampled, key=lambda row: row["advantage"]) for choose in (max, min))
             for one in (best, worst) if best["advantage"] > worst["advantage"] else (best,):
                 text = json.dumps(one["completion"][:SHOWN], ensure_ascii=False)
                 scores = ", ".join(f"{name} {value:.2f}" for name, value in one["rewards"].items())
                 self.print_line(f"{'sampled':<9} {scores}: {text}")
-        return super().evaluate(*args, **kwargs)
+        found = super().evaluate(*args, **kwargs)
+        if self.state.global_step == 0 and not any(value for name, value in found.items() if name.startswith("eval_rewards/")):
+            self.print_line(
+                f"{'warning':<9} no answer earned a reward before training, and there is nothing to learn from where none ever "
+                "does: show the form of an answer in the prompt, or train with objective: sft on good answers first"
+            )
+        return found
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
