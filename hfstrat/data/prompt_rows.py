@@ -84,9 +84,9 @@ def write_prompts(
     stats.sha256 = writer.digest.hexdigest()
     take_notes(stats, renderer)
     stats.end_remark = ""  # it is about the end of trained answers
-    if not stats.rows_kept:
-        raise UserError(f"{stats.source}: no row can be trained on: {', '.join(stats.reasons()) or 'there are none'}")
     check_rows(stats, data, can_split=False)
+    if not stats.rows_kept:
+        raise UserError(f"{stats.source}: no row is left: every prompt has more than data.max_length = {data.max_length} tokens")
     return stats
 
 

@@ -45,7 +45,8 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
-    StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
+    if "stop_at" in asked:  # else a subclass keeps the training step of its own base class
+        StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
     try:
         report = train.run(load_recipe(asked["recipe"], asked["overrides"]))
         return {"status": "done", "result": report.finished.model_dump(mode="json")} if report else {}
@@ -57,7 +58,8 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc()
         return {"status": errors.NAMES[named.code], "sentence": str(named)}
     finally:
-        StrategyTrainer.training_step = original  # type: ignore[method-assign]
+        if "training_step" in vars(StrategyTrainer):
+            del StrategyTrainer.training_step  # type: ignore[misc]
 
 
 def count_shares() -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,25 @@ def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytes
 
 def test_under_ddp_preferences(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both(make, list(PREFERENCES), tmp_path, monkeypatch)
+
+
+def test_under_ddp_rewards(models: Any, tmp_path: Path) -> None:
+    """Each process samples answers to its own prompts: all prompts of a step are answered, and evaluation is that of one."""
+    rows = [{"prompt": row["prompt"]} for row in preferences.pairs(24)]
+    objective = {"name": "grpo", "rewards": [{"name": "length", "max_length": 4}], "num_generations": 4}
+    training = {"max_steps": 2, "eval_steps": 2, "per_device_train_batch_size": 1}
+    file = preferences.recipe_for(
+        tmp_path / "rows", models(), rows, objective | {"max_completion_length": 8}, training=training, data={"eval_size": 5}
+    )
+    asked = [{"name": "grpo", "recipe": str(file), "overrides": [f"output_dir={tmp_path / 'two'}"]}]
+    two = in_world(tmp_path, asked)["grpo"]["result"]
+    one = run(load_recipe(str(file), [f"output_dir={tmp_path / 'one'}"]))
+    assert one is not None
+    assert two["metrics_before"] == pytest.approx(one["result"]["metrics_before"], abs=1e-6)
+    # the same prompts, each answered four times; random weights seldom end an answer before its limit
+    assert two["tokens"] == pytest.approx(one["result"]["tokens"], rel=0.05)
+    sampled = [json.loads(line) for line in (tmp_path / "two" / "generations.jsonl").read_text().splitlines()]
+    assert len({line["prompt"] for line in sampled if line["step"] == 1}) == 4
 
 
 def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
