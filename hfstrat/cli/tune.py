@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hfstrat.advisor import decide, hardware, measure, recipes, speed
 from hfstrat.advisor.speed import Rate
@@ -23,8 +24,6 @@ from hfstrat.trainer.plan import HEADROOM
 from hfstrat.tuning.options import Advice, Advise, Options
 from hfstrat.tuning.runner import Runner
 from hfstrat.tuning.tune import OPTIONS
-
-EVALUATIONS = 2.0  # of the shortest run: of its rung, and of its result
 
 
 def adviser(options: Options) -> Advise:
@@ -45,7 +44,10 @@ def adviser(options: Options) -> Advise:
             measured, lines = measured_ranks(options, list(loaded), seconds)
             ranks |= measured
         order = sorted((label for label in loaded if label not in excluded), key=lambda label: ranks[label])
-        return Advice(order, {label: least(one, rate) for label, one in loaded.items()}, excluded, lines)
+        found = {label: times(one, rate) for label, one in loaded.items()}
+        by_name = {name: {label: getattr(each, name) for label, each in found.items()} for name in Times._fields}
+        rows = round(max(by_name.pop("rows").values(), default=0.0))
+        return Advice(order, excluded=excluded, lines=lines, rows=rows, **by_name)  # type: ignore[arg-type]
 
     return advise_for
 
@@ -65,19 +67,37 @@ def measured_ranks(options: Options, names: list[str], seconds: float) -> tuple[
     return {scored.name: float(place) for place, scored in enumerate(ranked)}, found.lines
 
 
-def least(loaded: Loaded, rate: Rate) -> float:
-    """Seconds of the shortest complete run of a recipe: start, cached computations, one step, two evaluations; 0 if unknown."""
+class Times(NamedTuple):
+    """Predicted seconds of a recipe; 0 where they are unknown.
+
+    least: of the shortest complete run without evaluations: start, cached computations, one step.
+    evaluation: of one evaluation on all `rows` that are held out.
+    step: of an optimizer step.
+    """
+
+    least: float = 0.0
+    evaluation: float = 0.0
+    step: float = 0.0
+    rows: float = 0.0
+
+
+def times(loaded: Loaded, rate: Rate) -> Times:
     try:
         candidate, survey = recipes.candidate_of(loaded.recipe)
     except UserError:
-        return 0.0
+        return Times()
     work = decide.work_of(candidate, survey, False, 1.0)
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
     if rate.product:
         rate = rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, 1))
-    return speed.seconds(work, survey.tokens, steps, 1 / steps, rows * survey.mean_length, EVALUATIONS, rate)
+    held = rows * survey.mean_length
+    start, shortest, measured = (
+        speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)
+        for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
+    )
+    return Times(shortest, measured - start, shortest - start, rows)
 
 
 def devices() -> list[str]:

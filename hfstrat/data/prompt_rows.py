@@ -86,7 +86,9 @@ def write_prompts(
     stats.end_remark = ""  # it is about the end of trained answers
     check_rows(stats, data, can_split=False)
     if not stats.rows_kept:
-        raise UserError(f"{stats.source}: no row is left: every prompt has more than data.max_length = {data.max_length} tokens")
+        raise UserError(
+            f"{stats.source}: no row is left: every prompt has more than data.max_length = {data.max_length} tokens"
+        )
     return stats
 
 

@@ -49,7 +49,7 @@ class Spec:
     kind: rung or final.
     source, text, overrides: the recipe.
     result: the file for the answer, written last and atomically.
-    seconds: of training in a rung.
+    seconds: of training in a rung. until: the time at which its training has to end.
     start: the checkpoint that a rung continues from.
     checkpoint: the cooled checkpoint that a final job publishes; None: the recipe is run from its start.
     choosing, seed: the share of the held-out rows for choosing, and the seed that draws them.
@@ -63,6 +63,7 @@ class Spec:
     overrides: list[str]
     result: str
     seconds: float = 0.0
+    until: float | None = None
     checkpoint: str | None = None
     choosing: float = 1.0
     seed: int = 0
@@ -75,11 +76,12 @@ class Rung(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     Args:
         seconds: of training.
+        until: the time (`time.time()`) at which training has to end; None: there is none.
         plan: the file that fixes the steps once they are decided, so that an interrupted rung ends at the same step.
     """
 
-    def __init__(self, seconds: float, plan: Path) -> None:
-        self.seconds, self.file = seconds, plan
+    def __init__(self, seconds: float, plan: Path, until: float | None = None) -> None:
+        self.seconds, self.file, self.until = seconds, plan, until
         self.spent = 0.0
         self.steps = 0  # in all sessions of this rung
         self._last: float | None = None
@@ -90,7 +92,7 @@ class Rung(TrainerCallback, ExportableState):  # type: ignore[misc]
         if str(self.file) != str(given.file):
             self.spent, self.steps = 0.0, 0
         self._saved = self.spent
-        self.seconds, self.file, self._last = given.seconds, given.file, None
+        self.seconds, self.file, self.until, self._last = given.seconds, given.file, given.until, None
 
     @property
     def plan(self) -> dict[str, int]:
@@ -98,6 +100,8 @@ class Rung(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._last = time.monotonic()
+        if self.until is not None:  # loading may have taken longer than expected
+            self.seconds = min(self.seconds, self.spent + self.until - time.time())
         plan = self.plan
         if plan and state.global_step >= plan["trunk"]:  # it was interrupted in its cooldown
             self._cool_down(plan, args, kwargs["lr_scheduler"])
@@ -161,7 +165,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         job = set_up(loaded, join_world(), overwrite=False)
     job.setup_seconds = time.monotonic() - started
     plan = folder / PLAN
-    rung = Rung(spec.seconds, plan)
+    rung = Rung(spec.seconds, plan, spec.until)
     job.trainer.add_callback(rung)
     began = time.monotonic()
     try:

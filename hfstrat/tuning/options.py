@@ -29,6 +29,11 @@ RESERVED = (
 )
 
 MOST_COUNTED, ASSUMED_ROWS = 20_000, 1_000
+WARMUP = 10  # steps, where a recipe gives a share of a length that is not known yet
+WARMUP_SHARE = 0.05  # of the steps that the time allows, where these are few
+EVALUATIONS = 2.0  # of the shortest search: of its rung, and of its result
+EVALUATION_SHARE = 0.06  # of the time, for one evaluation
+LEAST_ROWS = 32  # held-out rows that choose, however slow they are
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,32 @@ class Advice:
     """What the advisor knows before anything runs.
 
     order: the candidates, best first; those that do not fit into memory are missing.
-    least: by candidate, seconds of the shortest complete run: start, loading, evaluation, verification.
+    least: by candidate, seconds of the shortest complete run without evaluations: start, loading, a step, verification.
     excluded: by candidate, the reason.
     lines: for the terminal.
+    evaluation: by candidate, seconds of one evaluation on all held-out rows. rows: their number.
+    step: by candidate, seconds of an optimizer step.
     """
 
     order: list[str]
     least: dict[str, float]
     excluded: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    step: dict[str, float] = field(default_factory=dict)
+
+    def rows_within(self, time: float) -> int | None:
+        """How many held-out rows every candidate evaluates within a small share of the time; None for all of them."""
+        slowest = max((self.evaluation.get(label, 0.0) for label in self.order), default=0.0)
+        if slowest <= EVALUATION_SHARE * time:
+            return None
+        return max(LEAST_ROWS, int(self.rows * EVALUATION_SHARE * time / slowest))
+
+    def warmup(self, label: str, time: float) -> int:
+        """Steps of the warmup: a share of those that the time allows, at most WARMUP."""
+        step = self.step.get(label, 0.0)
+        return WARMUP if not step else min(WARMUP, max(1, round(WARMUP_SHARE * time / step)))
 
 
 Advise = Callable[[Mapping[str, Loaded], float], Advice]
@@ -96,6 +118,8 @@ class Setting:
     others: str | None
     other_rows: int
     in_bytes: bool
+    most_rows: int | None = None  # held-out rows that are evaluated; None: all of them
+    warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
 
     @property
     def entries(self) -> list[Entry]:
@@ -189,7 +213,10 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     if not advice.order:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in advice.excluded.items())
         raise UserError(f"--model: no strategy fits into the memory of this machine: {reasons}")
-    needed = {label: advice.least.get(label, 0.0) for label in advice.order}
+    most, time = advice.rows_within(setting.options.time), setting.options.time
+    share = 1.0 if most is None else most / max(1, advice.rows)
+    evaluations = {label: EVALUATIONS * share * advice.evaluation.get(label, 0.0) for label in advice.order}
+    needed = {label: advice.least.get(label, 0.0) + evaluations[label] for label in advice.order}
     fastest = min(needed, key=lambda label: needed[label])
     if setting.options.time < needed[fastest]:
         raise UserError(
@@ -203,6 +230,6 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
         if label not in affordable
     }
     excluded = setting.lineup.excluded | advice.excluded | late
-    return replace(
-        setting, lineup=replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
-    )
+    lineup = replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
+    warmups = {label: advice.warmup(label, time) for label in affordable}
+    return replace(setting, lineup=lineup, most_rows=most, warmups=warmups)

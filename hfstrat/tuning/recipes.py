@@ -9,8 +9,8 @@ from typing import Any
 
 from hfstrat.engine.entries import Entry
 from hfstrat.trainer.plan import ENDLESS
+from hfstrat.tuning.options import WARMUP, Setting
 
-WARMUP = 10  # steps, where a recipe gives a share of a length that is not known yet
 DECAY = "1-sqrt"  # the best shape of a cooldown in arXiv 2405.18392
 NOT_MEASURED = (  # in a rung, besides the evaluation examples
     *("eval_on_start=false", "samples=0", "baselines=false", "control=off", "metrics=[]", "regex=null", "temperature=0.0"),
@@ -24,16 +24,26 @@ def decay(steps: int) -> dict[str, Any]:
     return {"num_decay_steps": steps, "decay_type": DECAY}
 
 
-def warmup(entry: Entry) -> int:
+def warmup(setting: Setting, entry: Entry) -> int:
     """Steps of the warmup; a share would depend on the length of the run."""
     given = entry.loaded.recipe.training.warmup_steps
-    return int(given) if given >= 1 or given == 0 else WARMUP
+    return int(given) if given >= 1 or given == 0 else setting.warmups.get(entry.label, WARMUP)
 
 
-def common(entry: Entry, settings: Sequence[str], seed: int) -> list[str]:
+def measured_rows(setting: Setting, entry: Entry) -> list[str]:
+    """The overrides that limit the held-out rows."""
+    recipe, most = entry.loaded.recipe, setting.most_rows
+    if most is None:
+        return []
+    most = min(most, recipe.evaluation.max_rows or most)
+    return [f"evaluation.max_rows={most}", *([f"data.eval_size={most}"] if recipe.data.eval_size > max(1, most) else [])]
+
+
+def common(setting: Setting, entry: Entry, settings: Sequence[str]) -> list[str]:
     """What all rungs of a trial and the final run share."""
-    recipe = entry.loaded.recipe
+    recipe, seed = entry.loaded.recipe, setting.options.seed
     return [
+        *measured_rows(setting, entry),
         *entry.overrides,
         "data.eval=null",
         "data.eval_split=null",
@@ -43,7 +53,7 @@ def common(entry: Entry, settings: Sequence[str], seed: int) -> list[str]:
     ]
 
 
-def of_length(entry: Entry, steps: int, cooldown: int) -> list[str]:
+def of_length(setting: Setting, entry: Entry, steps: int, cooldown: int) -> list[str]:
     """The schedule of a run of so many steps, the last ones a cooldown."""
     return [
         "training.num_train_epochs=null",
@@ -51,7 +61,7 @@ def of_length(entry: Entry, steps: int, cooldown: int) -> list[str]:
         f"training.max_steps={steps}",
         "training.lr_scheduler_type=warmup_stable_decay",
         f"training.extra.lr_scheduler_kwargs={json.dumps(decay(cooldown))}",
-        f"training.warmup_steps={warmup(entry)}",
+        f"training.warmup_steps={warmup(setting, entry)}",
         f"training.eval_steps={steps}",
         f"training.save_steps={steps}",
         "training.load_best_model_at_end=false",
@@ -60,12 +70,12 @@ def of_length(entry: Entry, steps: int, cooldown: int) -> list[str]:
     ]
 
 
-def rung(entry: Entry, settings: Sequence[str], seed: int, folder: Path, start: Path | None) -> list[str]:
+def rung(setting: Setting, entry: Entry, settings: Sequence[str], folder: Path, start: Path | None) -> list[str]:
     """The overrides of a rung, which ends by the clock of its job; `start` is the checkpoint that it continues from."""
     resume = "auto" if start is None else str(start)
     return [
-        *common(entry, settings, seed),
-        *of_length(entry, ENDLESS, 1),
+        *common(setting, entry, settings),
+        *of_length(setting, entry, ENDLESS, 1),
         *(f"evaluation.{each}" for each in NOT_MEASURED),
         "training.save_total_limit=2",
         f"training.resume_from_checkpoint={json.dumps(resume)}",
@@ -73,15 +83,15 @@ def rung(entry: Entry, settings: Sequence[str], seed: int, folder: Path, start: 
     ]
 
 
-def final(entry: Entry, settings: Sequence[str], seed: int, folder: Path, steps: tuple[int, int] | None) -> list[str]:
+def final(setting: Setting, entry: Entry, settings: Sequence[str], folder: Path, steps: tuple[int, int] | None) -> list[str]:
     """The overrides of the final run.
 
     Args:
         steps: before the cooldown, and of the cooldown; None: the strategy takes no steps.
     """
-    length = [] if steps is None else of_length(entry, sum(steps), steps[1])
+    length = [] if steps is None else of_length(setting, entry, sum(steps), steps[1])
     return [
-        *common(entry, settings, seed),
+        *common(setting, entry, settings),
         *length,
         *(f"evaluation.{each}" for each in ONCE),
         "training.resume_from_checkpoint=auto",

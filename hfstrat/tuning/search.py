@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from hfstrat import errors
 from hfstrat.errors import RunError
+from hfstrat.models.load import read_json
 from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
 from hfstrat.tuning import choosing, page, recipes, results, schedule, space
@@ -26,7 +27,7 @@ from hfstrat.tuning.store import Store
 TRIALS, FINAL = "trials", "final"
 RESERVE = 1.15  # of the predicted time of the final run
 FIRST_RESERVE, LOADING = 14.0, 6.0  # seconds of the final run and of a new process, before one is measured
-GRACE = 0.02  # of the time by which a rung may end late before it is stopped
+GRACE = 0.03  # of the time by which a rung may end late before it is stopped
 PAUSE = 0.5  # seconds until a process that waits for others looks again
 
 
@@ -90,14 +91,15 @@ class Search:
 
     def reserve(self, trials: list[Trial]) -> float:
         """Seconds for the final run: loading, evaluation, saving, verification in a new process, other data."""
-        measured = [rung for trial in trials for rung in trial.rungs]
-        if not measured:
-            return FIRST_RESERVE
-        found = schedule.winner(trials)
-        assert found is not None
-        rung = found[0].rungs[found[1]]
+        measured = [self.finishing(trial, trial.rungs[trial.best]) for trial in trials if trial.rungs]
+        return max(measured, default=FIRST_RESERVE)  # any of them may win
+
+    def finishing(self, trial: Trial, rung: Rung) -> float:
+        """Seconds of the final run of a trial."""
         setup, fixed = float(rung.info.get("setup", 0.0)), rung.fixed
         ready = float(self.store.get("ready", 0.0)) or LOADING
+        if trial.is_complete and setup > ready:  # its features are cached by now
+            setup, fixed = ready, fixed - (setup - ready)
         others = 0.0
         if self.setting.others is not None:
             others = setup + max(0.0, fixed - setup) * self.setting.other_rows / max(1, int(rung.info.get("held_out", 100)))
@@ -195,8 +197,9 @@ class Search:
         if not file.is_file():  # otherwise it was started before a kill, for the same seconds
             start = self.trunk(trial, action.rung - 1) if action.rung else None
             entry = self.setting.entry(trial.label)
-            overrides = recipes.rung(entry, space.overrides(params), self.seed, folder, start)
+            overrides = recipes.rung(self.setting, entry, space.overrides(params), folder, start)
             self.write_job(file, result, trial.label, overrides, kind="rung", seconds=action.seconds)
+        self.limit_job(file, trial)
         known = result.is_file()
         self.screen.starts(trial, params, action, self.elapsed)
         answer = self.runner.run(file, result, lambda: self.look(trial.number))
@@ -211,6 +214,12 @@ class Search:
             self.screen.failed(trial, str(answer["sentence"]))
             return
         self.record(trial, action, answer)
+
+    def limit_job(self, file: Path, trial: Trial) -> None:
+        """Write into the file of a job until when it may train: the deadline, less what comes after training."""
+        after = max((rung.fixed - float(rung.info.get("setup", 0.0)) for rung in trial.rungs), default=0.0)
+        spec = read_json(file) | {"until": self.clock() + self.left(self.store.trials()) - after}
+        results.write(file, json.dumps(spec, indent=1))
 
     def write_job(self, file: Path, result: Path, label: str, overrides: list[str], **more: Any) -> None:
         entry = self.setting.entry(label)
@@ -314,7 +323,7 @@ class Search:
         found, entry = trial.rungs[rung], self.setting.entry(trial.label)
         steps = None if trial.is_complete else (found.trunk, found.cooldown)
         settings = space.overrides(self.store.params(trial.number))
-        overrides = recipes.final(entry, settings, self.seed, self.folder, steps)
+        overrides = recipes.final(self.setting, entry, settings, self.folder, steps)
         file, result = self.folder / TRIALS / f"{FINAL}.job.json", self.folder / TRIALS / f"{FINAL}.result.json"
         result.unlink(missing_ok=True)
         cooled = self.cooled(trial, rung)  # gone if another one was better: then it is trained again, with the same weights

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
@@ -46,7 +46,7 @@ def tune(
     if stored and stored.get("identity") != identity:
         raise UserError(f"--output-dir: {options.folder} holds a search with other settings or data; choose another folder")
     if stored:
-        setting = replace_order(setting, stored["order"], stored["excluded"])
+        setting = as_stored(setting, stored)
     else:
         spare = min(MEASURE, MEASURE_SHARE * options.time) if options.time >= MEASURE_FROM else 0.0
         advice = advise({entry.label: entry.loaded for entry in setting.entries}, spare)
@@ -75,13 +75,15 @@ def join(folder: Path, make_runner: Callable[[Path], Runner], clock: Callable[[]
     setting = check(Options(**given))
     if stored["identity"] != setting.identity():
         raise UserError(f"--join: {folder}: its model or data differ from those on this machine")
-    setting = replace_order(setting, stored["order"], stored["excluded"])
+    setting = as_stored(setting, stored)
     return Search(setting, make_runner(folder), Screen(), clock, clock(), leads=False).run()
 
 
-def replace_order(setting: Setting, order: list[str], excluded: dict[str, str]) -> Setting:
-    lineup = replace(setting.lineup, entries=[setting.entry(label) for label in order], excluded=excluded)
-    return replace(setting, lineup=lineup)
+def as_stored(setting: Setting, stored: dict[str, Any]) -> Setting:
+    """The setting with what the advisor has decided at the start of the search."""
+    order = [setting.entry(label) for label in stored["order"]]
+    lineup = replace(setting.lineup, entries=order, excluded=stored["excluded"])
+    return replace(setting, lineup=lineup, most_rows=stored.get("most_rows"), warmups=stored.get("warmups", {}))
 
 
 def claim(folder: Path) -> IO[str]:
@@ -109,6 +111,8 @@ def write_options(setting: Setting, identity: str) -> None:
         "identity": identity,
         "order": [entry.label for entry in setting.entries],
         "excluded": setting.lineup.excluded,
+        "most_rows": setting.most_rows,
+        "warmups": dict(setting.warmups),
         "options": asdict(setting.options),
         "cwd": str(Path.cwd()),
     }

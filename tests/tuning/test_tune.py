@@ -40,12 +40,13 @@ def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: P
     import torch
 
     options = Options([], [], str(tiny), str(examples), "full", None, 60.0, None, ("learning_rate",), str(tmp_path / "out"))
-    entry = check(options).entries[0]
+    setting = check(options)
+    entry = setting.entries[0]
     answers: list[dict[str, Any]] = []
     for number, plan in enumerate(({"trunk": 5, "cooldown": 2}, {"trunk": 12, "cooldown": 3})):
         folder, before = tmp_path / f"rung-{number}", tmp_path / f"rung-{number - 1}"
         start = before / f"checkpoint-{answers[-1]['trunk']}" if answers else None
-        overrides = recipes.rung(entry, ["training.learning_rate=0.001"], 42, folder, start)
+        overrides = recipes.rung(setting, entry, ["training.learning_rate=0.001"], folder, start)
         spec = job.Spec(
             "rung", entry.source, entry.text, overrides, str(tmp_path / f"{number}.json"), 0.6, choosing=0.6, seed=42
         )
@@ -60,7 +61,7 @@ def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: P
     assert steps == (12, 3)
 
     cooled = tmp_path / "rung-1" / f"checkpoint-{sum(steps)}"
-    overrides = recipes.final(entry, ["training.learning_rate=0.001"], 42, tmp_path / "tuned", steps)
+    overrides = recipes.final(setting, entry, ["training.learning_rate=0.001"], tmp_path / "tuned", steps)
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / ".hfstrat.lock").touch()
     final = job.Spec("final", entry.source, entry.text, overrides, "", checkpoint=str(cooled))
