@@ -35,6 +35,7 @@ from hfstrat.tuning import choosing, recipes
 if TYPE_CHECKING:
     from hfstrat.run.setup import Job
 
+FORWARD_SHARE = 0.3  # of the time of training on a row that its forward pass takes
 COOLDOWN = 0.2  # of the steps before it: 10 to 20 % are enough in arXiv 2405.18392, figures 4 and 5
 SAVE = 120.0  # seconds of training between two checkpoints of a long rung
 PLAN = "rung.json"  # the steps of the rung, once they are known
@@ -175,6 +176,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
     trained = time.monotonic() - began
     state, steps = job.trainer.state, read_json(plan)
     result, _ = measure.conclude(job, trained)
+    concluded = time.monotonic() - began - trained
     return {
         **scores_of(job, spec),
         "trunk": steps.get("trunk", state.global_step),
@@ -182,6 +184,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "is_complete": not steps,
         "trained": trained,
         "setup": job.setup_seconds,
+        "row_seconds": row_seconds(job, concluded, trained, result.session_steps or 0),
         "seconds": time.monotonic() - started,
         "memory": result.peak_memory_bytes,
         "trainable": result.trainable_parameters,
@@ -191,6 +194,14 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "train_rows": len(job.data.train),
         "learning_rate": job.recipe.training.learning_rate,
     }
+
+
+def row_seconds(job: Job, concluded: float, trained: float, steps: int) -> float:
+    """Seconds of evaluating one row: a share of the evaluation, but at most FORWARD_SHARE of those of training on it, since an
+    evaluation of a few rows mostly takes a time that does not depend on them."""
+    found = concluded / max(1, len(job.data.eval))
+    seen = steps * job.plan.global_batch_size
+    return min(found, FORWARD_SHARE * trained / seen) if seen else found
 
 
 def artifact_bytes(trainable: int, total: int, job: Job) -> int:

@@ -102,7 +102,8 @@ class Search:
             setup, fixed = ready, fixed - (setup - ready)
         others = 0.0
         if self.setting.others is not None:
-            others = setup + max(0.0, fixed - setup) * self.setting.other_rows / max(1, int(rung.info.get("held_out", 100)))
+            row = max(0.0, fixed - setup) / max(1, int(rung.info.get("held_out", 100)))
+            others = setup + self.setting.other_rows * float(rung.info.get("row_seconds", row))
         return RESERVE * (fixed + setup + ready + others) + 1.0
 
     # the loop

@@ -1,0 +1,120 @@
+"""`hfstrat tune` with no more than the time of one run: is its result as good as the best strategy's, and is it in time?
+
+    python -m benchmarks.tune_deadline [--only CASE,...] [--core N] [--table]
+
+For each case of `benchmarks.regret`: the time that each of its compared runs had for training, plus that of a start. The result
+is measured on the same rows as those runs, whose measurements are those in results/regret.json; its distance from the best of
+them is that of two means, and it is called significant where it is larger than the 95 % interval of a difference of two
+independent means of this width, which is wider than a paired one. One core, one thread, one seed. `--table` writes the results
+of all cases that have run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.measure import ROOT, machine, write
+from benchmarks.regret import CASES, GOALS, OVERRIDES, STORED, model_folder, write_rows
+
+STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
+
+
+def run(name: str, core: int) -> None:
+    """Search, and store what came out."""
+    from hfstrat.advisor import speed
+
+    case, folder = CASES[name], STORED / name
+    file, tuned, data = folder / "deadline.json", folder / "deadline", folder / "eval.jsonl"
+    if file.is_file():
+        return
+    write_rows(case, folder)
+    known = compared()[name]
+    deadline = case.budget + speed.START_SECONDS
+    named = ",".join(each for each in STRATEGIES if each in known["measured"])
+    words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
+    words += [f"--strategies={named}", OVERRIDES[0], f"--time={deadline:.0f}s", f"--eval-data={data}", f"--output-dir={tuned}"]
+    started = time.monotonic()
+    subprocess.run(["taskset", "-c", str(core), *words], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seconds = time.monotonic() - started
+    table = json.loads((tuned / "tune.json").read_text())
+    won = next(trial for trial in table["trials"] if trial["wins"])
+    found = {
+        "strategy": won["label"],
+        "settings": won["settings"],
+        "candidates": len(table["trials"]),
+        "deadline": deadline,
+        "seconds": seconds,
+        **{key: table["luck"][key] for key in ("value", "low", "high")},
+    }
+    file.write_text(json.dumps(found, indent=1))
+
+
+def compared() -> dict[str, Any]:
+    """The compared runs of each case."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "regret.json").read_text())["cases"]
+    return found
+
+
+def outcome(name: str) -> dict[str, Any] | None:
+    """The regret of a case; None where it has not run."""
+    file = STORED / name / "deadline.json"
+    if not file.is_file():
+        return None
+    found, known = json.loads(file.read_text()), compared()[name]
+    best = known["measured"][known["best"]]["quality"]
+    worse = (best - found["value"]) if known["higher_is_better"] else (found["value"] - best)
+    width = math.sqrt(2) * (found["high"] - found["low"]) / 2
+    scale = 100 if known["higher_is_better"] else 100 / best
+    about = {"metric": known["metric"], "best": known["best"], "best_quality": best, "goal": known["goal"]}
+    return found | about | {"regret": scale * worse, "significant": abs(worse) > width}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="cases; default: all that were compared")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="only write the results")
+    given = parser.parse_args()
+    names = given.only.split(",") if given.only else list(compared())
+    for name in names if not given.table else []:
+        run(name, given.core)
+    found = {name: one for name in compared() if (one := outcome(name)) is not None}
+    result = {"machine": machine(), "goals": GOALS, "cases": found}
+    if given.table:
+        write("tune_deadline", result, lines_of(result))
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    cases = result["cases"]
+    met = sum(one["regret"] <= one["goal"] for one in cases.values())
+    alike = sum(one["regret"] > one["goal"] and not one["significant"] for one in cases.values())
+    late = [one["seconds"] / one["deadline"] - 1 for one in cases.values()]
+    words = (
+        f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best compared run: {met} of {len(cases)} "
+        f"cases, and {alike} more are not significantly worse. More than 5 % late: {sum(each > 0.05 for each in late)}; at most "
+        f"{max(late):+.0%}. One core and thread, one seed; the compared runs are those of regret.json."
+    )
+    rows = [
+        "| case | deadline | took | best compared | `tune` chose | candidates | its result | regret |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in cases.items():
+        share = one["metric"] not in ("loss", "bits_per_byte")
+        show = (lambda value: f"{100 * value:.1f} %") if share else (lambda value: f"{value:.3f}")
+        regret = f"{one['regret']:.1f} {'pt' if share else '%'}{'' if one['significant'] or one['regret'] <= 0 else ' (not significant)'}"
+        rows.append(
+            f"| {name} | {one['deadline']:.0f} s | {one['seconds']:.0f} s | {one['best']} {show(one['best_quality'])} | {one['strategy']}, "
+            f"{one['settings']} | {one['candidates']} | {show(one['value'])} ({show(one['low'])} to {show(one['high'])}) | {regret} |"
+        )
+    return [words, "", *rows]
+
+
+if __name__ == "__main__":
+    main()
