@@ -114,6 +114,9 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.preference
+	$(BIN)/python -m benchmarks.reinforce
+	$(BIN)/python -m benchmarks.tune_deadline
+	$(BIN)/python -m benchmarks.tune_deadline --table
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.rates

@@ -7,8 +7,7 @@ Writes benchmarks/results/regret.json and .md. For each case the advisor is quer
 compare` measures its own recipes of all strategies that fit: the same examples, the same budget, one seed, evaluated on
 examples of a test set that it has not seen. Regret is in points of accuracy, or in percent of the best loss (bits per byte
 where the tokenizers of the strategies differ); the goal is 1 point or 2 %. Differences that are not significant (paired
-bootstrap) are marked. `--tune` runs `hfstrat tune` with the time of one complete run, and compares its result with the best
-strategy's by `hfstrat evaluate --against`; its regret can be below 0.
+bootstrap) are marked. `benchmarks.tune_deadline` compares `hfstrat tune` with these runs.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
 queries the advisor again, after a change of it, and measures nothing. The first answer is stored too, and the table
@@ -41,7 +40,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,6 @@ from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
 from benchmarks.regret_cases import CASES, SECOND, SETS, Case, rows_of
 from benchmarks.regret_table import CONDITIONS, WAYS, table_of_cases
-from hfstrat.evaluation.suite import ROWS
 
 STORED = ROOT / "runs" / "benchmarks" / "regret"
 MEMORY, MEASURING = "8GiB", 30.0
@@ -121,51 +118,6 @@ def measure(name: str) -> None:
     subprocess.run(words, cwd=ROOT, check=True)
 
 
-def tune(name: str) -> None:
-    """Run `hfstrat tune` with the time of one complete run, then measure its result against the best strategy's run."""
-    from hfstrat.advisor import speed
-    from hfstrat.strategies import defaults
-
-    folder, case = STORED / name, CASES[name]
-    file, tuned, data = folder / "tuned.json", folder / "tuned", folder / "eval.jsonl"
-    proposed = {path.stem for path in (folder / "recipes").glob("*.yaml")}  # what is compared
-    if file.is_file():
-        return
-    time_left = f"{case.budget + speed.START_SECONDS:.0f}s"
-    words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
-    words += [f"--strategies={','.join(each for each in defaults.ORDER if each in proposed)}", OVERRIDES[0]]
-    words += [f"--time={time_left}", f"--eval-data={data}", f"--output-dir={tuned}"]
-    started = time.monotonic()
-    subprocess.run(words, cwd=ROOT, check=True)
-    seconds = time.monotonic() - started
-    best = json.loads((folder / "measured" / "comparison.json").read_text())["best"]
-    other = next(path.parent for path in (folder / "measured").rglob("report.json") if best in path.parts)
-    words = [sys.executable, "-m", "hfstrat", "evaluate", str(tuned), f"--against={other}", f"--data={data}", OVERRIDES[0]]
-    subprocess.run([*words, f"--json={folder / 'pair.json'}"], cwd=ROOT, check=True)
-    pair = json.loads((folder / "pair.json").read_text())["measured"][ROWS]
-    won = next(trial for trial in json.loads((tuned / "tune.json").read_text())["trials"] if trial["wins"])
-    about = {"strategy": won["label"], "settings": won["settings"], "against": best, "time": time_left, "seconds": seconds}
-    file.write_text(json.dumps(about | {"difference": pair["difference"], "after": pair["after"]}, indent=1))
-
-
-def regret_of_tune(name: str, metric: str, best: float, higher_is_better: bool) -> dict[str, Any] | None:
-    """How much worse the result of `hfstrat tune` is than the best strategy's run, and whether that is significant."""
-    file = STORED / name / "tuned.json"
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text())
-    worse = found["difference"][metric]
-    sign = -1 if higher_is_better else 1
-    bounds = [worse["low"], worse["high"]]
-    known = all(bound is not None for bound in bounds)
-    return {
-        "first": found["strategy"],
-        "regret": 100 * sign * worse["value"] / (1 if higher_is_better else best),
-        "significant": not known or bounds[0] > 0 or bounds[1] < 0,
-        **{key: found[key] for key in ("settings", "against", "time", "seconds")},
-    }
-
-
 def choice(answer: dict[str, Any]) -> list[str]:
     return [each["name"] for each in answer["strategies"] if each.get("can")]
 
@@ -199,7 +151,6 @@ def outcome(name: str) -> dict[str, Any] | None:
         },
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
         "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
-        "tune": regret_of_tune(name, quality["metric"], best["quality"], quality["higher_is_better"]),
         "always": {label: regret(label) for label in ("lora", "head") if label in entries},
     }
     for when, ways in answers.items():
@@ -248,9 +199,6 @@ def within(found: dict[str, dict[str, Any]], when: str = "latest") -> str:
         counts.append(f"{words} {met} of {len(found)} cases ({alike} more are not significantly worse)")
     if when == "first":
         return ", ".join(counts)
-    if tuned := [one for one in found.values() if one["tune"]]:
-        met = sum(one["tune"]["regret"] <= one["goal"] for one in tuned)
-        counts.append(f"`tune` {met} of the {len(tuned)} cases in which it ran")
     for label in ("lora", "head"):
         met = sum(one["always"].get(label, math.inf) <= one["goal"] for one in found.values())
         counts.append(f"always {label} {met}")
@@ -261,7 +209,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
     parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
-    parser.add_argument("--tune", action="store_true", help="run `hfstrat tune` too")
     parser.add_argument("--no-table", action="store_true", help="leave the results to another process")
     given = parser.parse_args()
     names = given.only.split(",")
@@ -272,8 +219,6 @@ def main() -> None:
             print(name, when, {way: choice(each) for way, each in answer.items()}, flush=True)
         if not given.ask_only:
             measure(name)
-        if given.tune:
-            tune(name)
     found = {name: one for name in CASES if not given.no_table and (one := outcome(name)) is not None}
     if not found:
         return

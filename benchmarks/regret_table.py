@@ -17,7 +17,7 @@ CONDITIONS = (
 def table_of_cases(found: dict[str, dict[str, Any]]) -> list[str]:
     """Build the table, and below it the runs that failed."""
     columns = ["case", "budget"]
-    for title in (*WAYS.values(), "`tune`"):
+    for title in WAYS.values():
         columns += [title, "regret"]
     columns += ["always lora", "always head", "best", *STRATEGIES]
     made = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -29,8 +29,6 @@ def cells_of(name: str, one: dict[str, Any]) -> list[str]:
     cells = [f"{name}: {one['case']['model']}, {one['train_rows']:,} examples", f"{one['case']['budget']} s"]
     for way in WAYS:
         cells += [one["latest"][way]["first"], regret_of(one, one["latest"][way])]
-    tuned = one["tune"]
-    cells += [tuned["first"], regret_of(one, tuned)] if tuned else ["-", "-"]
     for label in ("lora", "head"):
         regret = one["always"].get(label)
         cells.append("-" if regret is None else size_of(one, regret))

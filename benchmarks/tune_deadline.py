@@ -21,7 +21,9 @@ import time
 from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
-from benchmarks.regret import CASES, GOALS, OVERRIDES, STORED, model_folder, write_rows
+from benchmarks.memory_prediction import model_folder
+from benchmarks.regret import GOALS, OVERRIDES, STORED, write_rows
+from benchmarks.regret_cases import CASES
 
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 
@@ -92,28 +94,39 @@ def main() -> None:
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:
-    cases = result["cases"]
-    met = sum(one["regret"] <= one["goal"] for one in cases.values())
-    alike = sum(one["regret"] > one["goal"] and not one["significant"] for one in cases.values())
-    late = [one["seconds"] / one["deadline"] - 1 for one in cases.values()]
+    cases = result["cases"].values()
+    met = sum(one["regret"] <= one["goal"] for one in cases)
+    alike = sum(one["regret"] > one["goal"] and not one["significant"] for one in cases)
+    late = [one["seconds"] / one["deadline"] - 1 for one in cases]
     words = (
-        f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best compared run: {met} of {len(cases)} "
-        f"cases, and {alike} more are not significantly worse. More than 5 % late: {sum(each > 0.05 for each in late)}; at most "
-        f"{max(late):+.0%}. One core and thread, one seed; the compared runs are those of regret.json."
+        f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best compared run: {met} of "
+        f"{len(cases)} cases, and {alike} more are not significantly worse. More than 5 % late: "
+        f"{sum(each > 0.05 for each in late)}; at most {max(late):+.0%}. One core and thread, one seed; the compared runs are "
+        "those of regret.json."
     )
-    rows = [
-        "| case | deadline | took | best compared | `tune` chose | candidates | its result | regret |",
-        "|---|---|---|---|---|---|---|---|",
+    titles = ["case", "deadline", "took", "best compared", "`tune` chose", "candidates", "its result", "regret"]
+    rows = [cells_of(name, one) for name, one in result["cases"].items()]
+    return [words, "", *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))]
+
+
+def cells_of(name: str, one: dict[str, Any]) -> list[str]:
+    is_share = one["metric"] not in ("loss", "bits_per_byte")
+
+    def show(value: float) -> str:
+        return f"{100 * value:.1f} %" if is_share else f"{value:.3f}"
+
+    regret = f"{one['regret']:.1f} {'pt' if is_share else '%'}"
+    chance = "" if one["significant"] or one["regret"] <= one["goal"] else " (not significant)"
+    return [
+        name,
+        f"{one['deadline']:.0f} s",
+        f"{one['seconds']:.0f} s",
+        f"{one['best']} {show(one['best_quality'])}",
+        f"{one['strategy']}, {one['settings']}" if one["settings"] else one["strategy"],
+        str(one["candidates"]),
+        f"{show(one['value'])} ({show(one['low'])} to {show(one['high'])})",
+        regret + chance,
     ]
-    for name, one in cases.items():
-        share = one["metric"] not in ("loss", "bits_per_byte")
-        show = (lambda value: f"{100 * value:.1f} %") if share else (lambda value: f"{value:.3f}")
-        regret = f"{one['regret']:.1f} {'pt' if share else '%'}{'' if one['significant'] or one['regret'] <= 0 else ' (not significant)'}"
-        rows.append(
-            f"| {name} | {one['deadline']:.0f} s | {one['seconds']:.0f} s | {one['best']} {show(one['best_quality'])} | {one['strategy']}, "
-            f"{one['settings']} | {one['candidates']} | {show(one['value'])} ({show(one['low'])} to {show(one['high'])}) | {regret} |"
-        )
-    return [words, "", *rows]
 
 
 if __name__ == "__main__":
