@@ -177,6 +177,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
     state, steps = job.trainer.state, read_json(plan)
     result, _ = measure.conclude(job, trained)
     concluded = time.monotonic() - began - trained
+    in_steps = next(each.spent for each in job.trainer.callback_handler.callbacks if isinstance(each, Rung))
     return {
         **scores_of(job, spec),
         "trunk": steps.get("trunk", state.global_step),
@@ -184,6 +185,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "is_complete": not steps,
         "trained": trained,
         "setup": job.setup_seconds,
+        "saving": max(0.0, trained - in_steps),
         "row_seconds": row_seconds(job, concluded, trained, result.session_steps or 0),
         "seconds": time.monotonic() - started,
         "memory": result.peak_memory_bytes,

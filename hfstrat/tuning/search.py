@@ -27,7 +27,7 @@ from hfstrat.tuning.store import Store
 TRIALS, FINAL = "trials", "final"
 RESERVE = 1.15  # of the predicted time of the final run
 FIRST_RESERVE, LOADING = 14.0, 6.0  # seconds of the final run and of a new process, before one is measured
-GRACE = 0.03  # of the time by which a rung may end late before it is stopped
+GRACE = 0.04  # of the time by which a rung may end late before it is stopped
 PAUSE = 0.5  # seconds until a process that waits for others looks again
 
 
@@ -39,6 +39,11 @@ class Runner(Protocol):
     def start(self) -> None: ...
     def run(self, file: Path, result: Path, look: Callable[[], None]) -> dict[str, Any]: ...
     def close(self) -> None: ...
+
+
+def after_training(rung: Rung) -> float:
+    """Seconds of a job after its last step: saving, evaluation."""
+    return rung.fixed - float(rung.info.get("setup", 0.0)) + float(rung.info.get("saving", 0.0))
 
 
 class OutOfTime(Exception):
@@ -218,7 +223,7 @@ class Search:
 
     def limit_job(self, file: Path, trial: Trial) -> None:
         """Write into the file of a job until when it may train: the deadline, less what comes after training."""
-        after = max((rung.fixed - float(rung.info.get("setup", 0.0)) for rung in trial.rungs), default=0.0)
+        after = max((after_training(rung) for rung in trial.rungs), default=0.0)
         spec = read_json(file) | {"until": self.clock() + self.left(self.store.trials()) - after}
         results.write(file, json.dumps(spec, indent=1))
 

@@ -86,8 +86,9 @@ class Played:
         if answer["status"] == "done":
             answer["seconds"] = factor * answer["seconds"]
         self.jobs.append(spec | {"answer": answer, "at": self.clock.now})
-        for _ in range(20):
-            self.clock.now += answer["seconds"] / 20
+        looks = max(20, round(answer["seconds"] / 2))
+        for _ in range(looks):
+            self.clock.now += answer["seconds"] / looks
             look()
         result.write_text(json.dumps(answer))
         if self.events is not None and self.events.passes():
