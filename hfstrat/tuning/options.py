@@ -32,8 +32,9 @@ MOST_COUNTED, ASSUMED_ROWS = 20_000, 1_000
 WARMUP = 10  # steps, where a recipe gives a share of a length that is not known yet
 WARMUP_SHARE = 0.05  # of the steps that the time allows, where these are few
 EVALUATIONS = 2.0  # of the shortest search: of its rung, and of its result
-EVALUATION_SHARE = 0.06  # of the time, for one evaluation
-LEAST_ROWS = 32  # held-out rows that choose, however slow they are
+EVALUATION_SHARE = 0.04  # of the time, for one evaluation
+CONTROL_ROWS = 16  # whose evaluation takes about as long as that of the control text
+LEAST_ROWS = 24  # held-out rows that choose, however slow they are
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,13 @@ class Advice:
             return None
         return max(LEAST_ROWS, int(self.rows * EVALUATION_SHARE * time / slowest))
 
+    def finishing(self, time: float, others: int) -> float:
+        """Predicted seconds of the evaluations after a search: on the rows that chose, on as many as the control text, and on
+        other rows."""
+        slowest = max((self.evaluation.get(label, 0.0) for label in self.order), default=0.0)
+        most = self.rows_within(time)
+        return slowest / max(1, self.rows) * ((self.rows if most is None else most) + CONTROL_ROWS + others)
+
     def warmup(self, label: str, time: float) -> int:
         """Steps of the warmup: a share of those that the time allows, at most WARMUP."""
         step = self.step.get(label, 0.0)
@@ -119,6 +127,7 @@ class Setting:
     other_rows: int
     in_bytes: bool
     most_rows: int | None = None  # held-out rows that are evaluated; None: all of them
+    finishing: float = 0.0  # predicted seconds of evaluations in the final run, before one is measured
     warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
 
     @property
@@ -232,4 +241,5 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     excluded = setting.lineup.excluded | advice.excluded | late
     lineup = replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
     warmups = {label: advice.warmup(label, time) for label in affordable}
-    return replace(setting, lineup=lineup, most_rows=most, warmups=warmups)
+    finishing = advice.finishing(time, setting.other_rows)
+    return replace(setting, lineup=lineup, most_rows=most, warmups=warmups, finishing=finishing)

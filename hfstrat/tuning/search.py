@@ -97,7 +97,7 @@ class Search:
     def reserve(self, trials: list[Trial]) -> float:
         """Seconds for the final run: loading, evaluation, saving, verification in a new process, other data."""
         measured = [self.finishing(trial, trial.rungs[trial.best]) for trial in trials if trial.rungs]
-        return max(measured, default=FIRST_RESERVE)  # any of them may win
+        return max(measured, default=FIRST_RESERVE + self.setting.finishing)  # any of them may win
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
         """Seconds of the final run of a trial."""

@@ -83,7 +83,13 @@ def as_stored(setting: Setting, stored: dict[str, Any]) -> Setting:
     """The setting with what the advisor has decided at the start of the search."""
     order = [setting.entry(label) for label in stored["order"]]
     lineup = replace(setting.lineup, entries=order, excluded=stored["excluded"])
-    return replace(setting, lineup=lineup, most_rows=stored.get("most_rows"), warmups=stored.get("warmups", {}))
+    return replace(
+        setting,
+        lineup=lineup,
+        most_rows=stored.get("most_rows"),
+        warmups=stored.get("warmups", {}),
+        finishing=stored.get("finishing", 0.0),
+    )
 
 
 def claim(folder: Path) -> IO[str]:
@@ -113,6 +119,7 @@ def write_options(setting: Setting, identity: str) -> None:
         "excluded": setting.lineup.excluded,
         "most_rows": setting.most_rows,
         "warmups": dict(setting.warmups),
+        "finishing": setting.finishing,
         "options": asdict(setting.options),
         "cwd": str(Path.cwd()),
     }
