@@ -26,7 +26,8 @@ from hfstrat.tuning.store import Store
 
 TRIALS, FINAL = "trials", "final"
 RESERVE = 1.15  # of the predicted time of the final run
-FIRST_RESERVE, LOADING = 14.0, 6.0  # seconds of the final run and of a new process, before one is measured
+FIRST_RESERVE, LOADING = 16.0, 6.0  # seconds of the final run and of a new process, before one is measured
+VERIFYING = 2.0  # of the time that the libraries take to load: a new process that also loads the result and compares
 GRACE = 0.04  # of the time by which a rung may end late before it is stopped
 PAUSE = 0.5  # seconds until a process that waits for others looks again
 
@@ -103,13 +104,13 @@ class Search:
         """Seconds of the final run of a trial."""
         setup, fixed = float(rung.info.get("setup", 0.0)), rung.fixed
         ready = float(self.store.get("ready", 0.0)) or LOADING
-        if trial.is_complete and setup > ready:  # its features are cached by now
-            setup, fixed = ready, fixed - (setup - ready)
+        if trial.is_complete:  # its features are cached by now, but it is solved again
+            setup, fixed = min(setup, ready), fixed - max(0.0, setup - ready) + rung.trained
         others = 0.0
         if self.setting.others is not None:
             row = max(0.0, fixed - setup) / max(1, int(rung.info.get("held_out", 100)))
             others = setup + self.setting.other_rows * float(rung.info.get("row_seconds", row))
-        return RESERVE * (fixed + setup + ready + others) + 1.0
+        return RESERVE * (fixed + setup + VERIFYING * ready + others) + 1.0
 
     # the loop
 
