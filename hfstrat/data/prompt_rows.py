@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
-VERSION = 1  # of the token rows written here: increase it where they change
+VERSION = 2  # of the token rows written here: increase it where they change
 GIVEN = "given"  # the column with what a reward function is given, as JSON
 
 
@@ -74,14 +75,16 @@ def write_prompts(
     stats.warnings += reading.remarks
     stats.tools_as_text = not renderer.supports_tools
     renderer.notes = Notes()
-    columns, numbered = schema(given=pa.string()), enumerate(rows)
+    columns, numbered, digest = schema(given=pa.string()), enumerate(rows), hashlib.sha256()
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns) as stream:
         writer = Writer(stream, columns)
         while batch := list(itertools.islice(numbered, BATCH)):
             found = (_part(index, row, reading, data, renderer, needs_answer, stats) for index, row in batch)
-            writer.add([part for part in found if part is not None])
+            parts = [part for part in found if part is not None]
+            digest.update("\n".join(part.given for part in parts).encode())
+            writer.add(parts)
         writer.flush()
-    stats.sha256 = writer.digest.hexdigest()
+    stats.sha256 = hashlib.sha256(f"{writer.digest.hexdigest()} {digest.hexdigest()}".encode()).hexdigest()
     take_notes(stats, renderer)
     stats.end_remark = ""  # it is about the end of trained answers
     check_rows(stats, data, can_split=False)

@@ -104,7 +104,8 @@ class PromptFormat(Reading):
         column = next((name for name in REFERENCES if not is_missing(values.get(name))), None)
         answer = _answer(values[column], column) if column else answer
         is_text = isinstance(values.get("prompt"), str) or not is_missing(values.get("instruction"))
-        given = {theirs: value for theirs, value in row.items() if not is_missing(value)}
+        is_text &= "system" not in self.names.values()  # the same form for all rows
+        given = {theirs: None if is_missing(row.get(theirs)) else row[theirs] for theirs in (*self.names, *row)}
         parts = [with_system(messages, values), answer, parse_tools(values), given]
         clean = valid(parts)
         changes = () if clean is parts else (REPLACED,)

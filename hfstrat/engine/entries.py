@@ -338,6 +338,7 @@ def fingerprint(loaded: Loaded, budget: Budget) -> str:
         "budget": [budget.kind, budget.amount],
         "data": _data_digests(loaded),
         "models": {path: _file_stamps(path) for path in sorted(_model_paths(recipe))},
+        "code": loaded.recipe.objective.code(),
         "version": __version__,
         "libraries": {name: installed(name) for name in LIBRARIES},
     }

@@ -255,7 +255,7 @@ class Rows:
             data = self.data if shares else self._read(subject)
             subject.tokenizer = self.first.tokenizer if shares else subject.tokenizer
         if data is not None and hasattr(subject.inner, "base_model"):
-            check_context(subject.inner, subject.task.rows.longest(data))
+            check_context(subject.inner, subject.task.rows.longest(data), answers=subject.task.rows.answer_tokens)
         return data
 
     def with_reference(self, data: Any, how: Precision, screen: Console) -> Any:

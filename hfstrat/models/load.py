@@ -160,9 +160,18 @@ def forward_operations(model: PreTrainedModel) -> float:
     return 2.0 * max(1, weights)
 
 
-def check_context(model: PreTrainedModel, longest: int, whose: str = "this model") -> None:
-    """Refuse examples that are longer than the model's context. Raises UserError: the context, and the setting to change."""
+def check_context(model: PreTrainedModel, longest: int, whose: str = "this model", answers: int = 0) -> None:
+    """Refuse examples that are longer than the model's context. Raises UserError: the context, and the setting to change.
+
+    Args:
+        answers: tokens of `longest` that the model generates.
+    """
     context = context_of(model)
+    if context is not None and longest > context and answers:
+        raise UserError(
+            f"objective.max_completion_length: the longest prompt has {longest - answers} tokens, with {answers} of its answer "
+            f"more than {whose}'s context of {context} (max_position_embeddings); set a lower one, or a lower data.max_length"
+        )
     if context is not None and longest > context:
         raise UserError(
             f"data.max_length: the longest example has {longest} tokens, but {whose}'s context is {context} "

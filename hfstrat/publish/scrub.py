@@ -117,6 +117,13 @@ def without_rows(value: Any) -> Any:
     return value
 
 
+def _public_reward(reward: str | dict[str, Any]) -> dict[str, Any]:
+    """A reward without its folder and the arguments of its function."""
+    given = {"name": reward} if isinstance(reward, str) else reward
+    kept = {key: value for key, value in given.items() if key != "kwargs"}
+    return kept | {"name": re.split(r"[/\\]", str(given["name"]))[-1]}
+
+
 def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
     """The report as it is published: without origins (they name files), examples, paths and secrets.
 
@@ -127,6 +134,9 @@ def published_report(report: Report, scrubber: Scrubber) -> dict[str, Any]:
     public = report.model_dump(
         mode="json", exclude={"run": {"source", "origins"}, "result": {"hub", "artifact", "resumed_from"}}
     )
+    objective = public["run"]["recipe"]["objective"]
+    if "rewards" in objective:
+        objective["rewards"] = [_public_reward(reward) for reward in objective["rewards"]]
     public["run"]["data"] = without_rows(public["run"].get("data", {}))
     public["result"] = without_rows(public["result"]) | ({"answers": answers} if answers else {})
     scrubbed: dict[str, Any] = scrubber.value(public)

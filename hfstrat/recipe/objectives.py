@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_serializer, model_validator
@@ -43,6 +44,10 @@ class ObjectiveSection(Section):
     def measured(self) -> str:
         """What the numbers of an evaluation are about: runs can be compared where this is the same."""
         return f"{self.rows}, with rewards relative to a reference" if self.has_reference else self.rows
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the user's files that the objective runs, by their path."""
+        return {}
 
 
 class Sft(ObjectiveSection):
@@ -177,6 +182,10 @@ class Grpo(ObjectiveSection):
     vllm_mode: Literal["colocate", "server"] = Field("colocate", description="use_vllm: in this process, or on a server")
     rows: ClassVar[str] = "prompts"
     rate: ClassVar[Default] = Default(0.1, "a tenth: TRL trains all weights at 1e-6")
+
+    def code(self) -> dict[str, str]:
+        files = sorted({reward.function[0] for reward in self.rewards if reward.function})
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
     @field_serializer("rewards")
     def _short(self, value: list[Reward]) -> Any:

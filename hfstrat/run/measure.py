@@ -224,7 +224,9 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         **job.train_data.facts,
         **job.objective.facts(history),
         "baselines": asdict(bounds) if bounds else None,
-        "overfitting": callbacks.overfitting(history, trainer.marker_state.get("margins")),
+        "overfitting": callbacks.overfitting(history, trainer.marker_state.get("margins"))
+        if job.task.metrics.can_overfit
+        else [],
         "reload": job.base.reload,
         **({"quantization": job.base.quantized} if job.base.quantized else {}),
     }

@@ -24,7 +24,7 @@ LOCK = ".hfstrat.lock"  # also marks the folder of a run
 EARLIER = "report.earlier.json"  # the report of the previous session
 OURS = (
     *("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", EARLIER, "recipe.yaml"),
-    *("evaluation_rows.npz", "measured_before.json"),
+    *("evaluation_rows.npz", "measured_before.json", "generations.jsonl"),
 )
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
 

@@ -48,7 +48,7 @@ def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Pat
 def models_in_use(recipe: Recipe) -> dict[str, str]:
     """Hashes of the initial weights of the run and of a teacher, by the key in the recipe."""
     found = {key: weights_seen(one.name_or_path, getattr(one, "revision", None)) for key, one in _models(recipe).items()}
-    return {key: seen for key, seen in found.items() if seen}
+    return {key: seen for key, seen in found.items() if seen} | recipe.objective.code()
 
 
 def _models(recipe: Recipe) -> dict[str, Any]:
@@ -59,6 +59,11 @@ def _models(recipe: Recipe) -> dict[str, Any]:
 def _check_models(recipe: Recipe, checkpoint: Path | None, before: dict[str, str]) -> None:
     now = models_in_use(recipe) if before else {}
     for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key] and key.endswith(".py"):
+            raise UserError(
+                f"objective.rewards: {key} has changed since {checkpoint}; restore it, or start afresh with --overwrite or "
+                "another output_dir"
+            )
         if before[key] != now[key]:
             name = _models(recipe)[key].name_or_path
             raise UserError(

@@ -177,7 +177,7 @@ def build_model(
     sharded.disable_sharded_loading()
     set_seed(recipe.seed)  # the same random weights on every process, and again after a resume
     base = strategy.load(recipe, tokenizer, data)
-    load.check_context(base.model, task.rows.longest(data))
+    load.check_context(base.model, task.rows.longest(data), answers=task.rows.answer_tokens)
     task.model.bind_loss(base)  # before anything wraps the model
 
     collate = task.rows.collator(base, data, tokenizer, multiple_for(args.device))
@@ -253,10 +253,12 @@ def build_trainer(
     """The Trainer of the run, with what the strategy adds to it."""
     rows, screen, plan, options = prepared.data, progress.console, prepared.data.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
+    metrics = task_of(recipe).metrics.for_data(data)
     trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
     state = marker_state(recipe, plan, data, model)
     state["margins"] = margins = dict(checkpoints.state_of(checkpoint).get("margins", {})) if checkpoint else {}
+    alarm = [OverfittingAlarm(screen, margins)] if metrics.can_overfit else []
     return trainer_class(
         model=model,
         args=args,
@@ -264,9 +266,9 @@ def build_trainer(
         eval_dataset=rows.eval,
         data_collator=rows.collate,
         processing_class=tokenizer,
-        callbacks=[progress, OverfittingAlarm(screen, margins), *patience, *trackers, *prepared.callbacks],
+        callbacks=[progress, *alarm, *patience, *trackers, *prepared.callbacks],
         sampler=sampler,
-        metrics=task_of(recipe).metrics.for_data(data),
+        metrics=metrics,
         clock=Clock(plan.time_limit, plan.eval_share) if plan.time_limit else None,
         keep=options.save_total_limit,
         print_line=screen.print,

@@ -113,6 +113,11 @@ class Rows(ABC):
         """Tokens of the longest sequence that a model is given."""
         return int(max(data.lengths.max(), data.eval_lengths.max()))
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of `longest` that the model generates."""
+        return 0
+
     def sizes(self, data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of a forward pass for each training and each evaluation example."""
         return data.lengths, data.eval_lengths
@@ -229,6 +234,7 @@ class Metrics(ABC):
 
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
     of_distributions: ClassVar[bool] = True  # whether outputs are logits
+    can_overfit: ClassVar[bool] = True  # whether training and evaluation have the same loss
     of_tokens: ClassVar[bool] = False  # whether the loss is per token of the examples
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 

@@ -173,7 +173,7 @@ def end(code: int, sentence: str, checkpoints: str = "") -> None:
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get(heartbeat.FILE):
         heartbeat.note(code, sentence, checkpoints)
-    elif code and (rank == 0 or code != errors.USER):
+    elif code and (rank == 0 or code != errors.USER or sentence.startswith("objective.rewards")):  # of its own answers
         print(f"{'' if rank == 0 else f'rank {rank}: '}{sentence}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

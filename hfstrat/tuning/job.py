@@ -85,6 +85,7 @@ class Rung(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.seconds, self.file, self.until = seconds, plan, until
         self.spent = 0.0
         self.steps = 0  # in all sessions of this rung
+        self.in_session = 0.0  # of `spent`, in this session
         self._last: float | None = None
         self._saved = 0.0  # `spent` at the last checkpoint
 
@@ -111,7 +112,9 @@ class Rung(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         now = time.monotonic()
-        self.spent += now - (now if self._last is None else self._last)
+        passed = now - (now if self._last is None else self._last)
+        self.spent += passed
+        self.in_session += passed
         self._last = now
         self.steps += 1
         plan = self.plan
@@ -177,7 +180,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
     state, steps = job.trainer.state, read_json(plan)
     result, _ = measure.conclude(job, trained)
     concluded = time.monotonic() - began - trained
-    in_steps = next(each.spent for each in job.trainer.callback_handler.callbacks if isinstance(each, Rung))
+    in_steps = next(each.in_session for each in job.trainer.callback_handler.callbacks if isinstance(each, Rung))
     return {
         **scores_of(job, spec),
         "trunk": steps.get("trunk", state.global_step),
@@ -203,7 +206,8 @@ def row_seconds(job: Job, concluded: float, trained: float, steps: int) -> float
     evaluation of a few rows mostly takes a time that does not depend on them."""
     found = concluded / max(1, len(job.data.eval))
     seen = steps * job.plan.global_batch_size
-    return min(found, FORWARD_SHARE * trained / seen) if seen else found
+    runs_body = job.train_data.collate.pads and "precomputed" not in job.train_data.facts  # else training sees cached states
+    return min(found, FORWARD_SHARE * trained / seen) if seen and runs_body else found
 
 
 def artifact_bytes(trainable: int, total: int, job: Job) -> int:

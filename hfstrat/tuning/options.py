@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,9 +31,10 @@ RESERVED = (
 MOST_COUNTED, ASSUMED_ROWS = 20_000, 1_000
 WARMUP = 10  # steps, where a recipe gives a share of a length that is not known yet
 WARMUP_SHARE = 0.05  # of the steps that the time allows, where these are few
-EVALUATIONS = 2.0  # of the shortest search: of its rung, and of its result
+EVALUATIONS = 2  # of the shortest search: of its rung, and of its result
 EVALUATION_SHARE = 0.04  # of the time, for one evaluation
 CONTROL_ROWS = 16  # whose evaluation takes about as long as that of the control text
+FINISHING_SHARE = 0.3  # of the time that is reserved for evaluations at the end before one is measured, at most
 LEAST_ROWS = 24  # held-out rows that choose, however slow they are
 
 
@@ -83,19 +84,21 @@ class Advice:
     rows: int = 0
     step: dict[str, float] = field(default_factory=dict)
 
-    def rows_within(self, time: float) -> int | None:
-        """How many held-out rows every candidate evaluates within a small share of the time; None for all of them."""
-        slowest = max((self.evaluation.get(label, 0.0) for label in self.order), default=0.0)
+    def rows_within(self, time: float, labels: Sequence[str]) -> int:
+        """How many held-out rows each of some candidates evaluates within a small share of the time."""
+        slowest = max((self.evaluation.get(label, 0.0) for label in labels), default=0.0)
         if slowest <= EVALUATION_SHARE * time:
-            return None
-        return max(LEAST_ROWS, int(self.rows * EVALUATION_SHARE * time / slowest))
+            return self.rows
+        return min(self.rows, max(LEAST_ROWS, int(self.rows * EVALUATION_SHARE * time / slowest)))
 
-    def finishing(self, time: float, others: int) -> float:
-        """Predicted seconds of the evaluations after a search: on the rows that chose, on as many as the control text, and on
-        other rows."""
-        slowest = max((self.evaluation.get(label, 0.0) for label in self.order), default=0.0)
-        most = self.rows_within(time)
-        return slowest / max(1, self.rows) * ((self.rows if most is None else most) + CONTROL_ROWS + others)
+    def seconds_of(self, label: str, rows: int) -> float:
+        """Predicted seconds of evaluating so many rows."""
+        return self.evaluation.get(label, 0.0) / max(1, self.rows) * rows
+
+    def needed(self, label: str, time: float, others: int) -> float:
+        """Seconds of the shortest search with this candidate alone."""
+        most = self.rows_within(time, [label])
+        return self.least.get(label, 0.0) + self.seconds_of(label, EVALUATIONS * most + min(others, most))
 
     def warmup(self, label: str, time: float) -> int:
         """Steps of the warmup: a share of those that the time allows, at most WARMUP."""
@@ -222,10 +225,8 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     if not advice.order:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in advice.excluded.items())
         raise UserError(f"--model: no strategy fits into the memory of this machine: {reasons}")
-    most, time = advice.rows_within(setting.options.time), setting.options.time
-    share = 1.0 if most is None else most / max(1, advice.rows)
-    evaluations = {label: EVALUATIONS * share * advice.evaluation.get(label, 0.0) for label in advice.order}
-    needed = {label: advice.least.get(label, 0.0) + evaluations[label] for label in advice.order}
+    time, others = setting.options.time, setting.other_rows
+    needed = {label: advice.needed(label, time, others) for label in advice.order}
     fastest = min(needed, key=lambda label: needed[label])
     if setting.options.time < needed[fastest]:
         raise UserError(
@@ -241,5 +242,7 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     excluded = setting.lineup.excluded | advice.excluded | late
     lineup = replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
     warmups = {label: advice.warmup(label, time) for label in affordable}
-    finishing = advice.finishing(time, setting.other_rows)
-    return replace(setting, lineup=lineup, most_rows=most, warmups=warmups, finishing=finishing)
+    most = advice.rows_within(time, affordable)
+    finishing = max(advice.seconds_of(label, most + CONTROL_ROWS + others) for label in affordable)
+    limit = most if most < advice.rows else None
+    return replace(setting, lineup=lineup, most_rows=limit, warmups=warmups, finishing=min(finishing, FINISHING_SHARE * time))

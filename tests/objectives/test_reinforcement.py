@@ -212,7 +212,7 @@ def test_a_reward_that_fails_in_training_is_named(model: Path, tmp_path: Path) -
     """The trial before training had no answer of this length."""
     file = recipe(tmp_path, model)
     body = (
-        "def mine(completions, trainer_state=None, **columns):\n    return [1 / (trainer_state is None)] * len(completions)\n"
+        "def mine(completions, trainer_state, **columns):\n    return [1 / (trainer_state.max_steps == 0)] * len(completions)\n"
     )
     (tmp_path / "late.py").write_text(body)
     loaded = load_recipe(str(file), [f"objective.rewards=['{tmp_path}/late.py:mine']"])
@@ -236,3 +236,97 @@ def test_runs_are_compared_by_the_same_rewards(model: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"objective: .prompts, scored by"):
         entries.check_comparable(loaded, budget)  # type: ignore[arg-type]
     entries.check_comparable(loaded[:1] * 2, budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["[/INST] [red]", "a\u2028b\u0085c", '{"a": ["b"]}'])
+def test_sampled_text_of_any_kind_is_shown_and_stored(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """It is neither markup of the terminal nor the end of a line, and a line that a kill has cut does not end the next run."""
+    original = GrpoTrainer._sampled
+    monkeypatch.setattr(GrpoTrainer, "_sampled", lambda self: [row | {"completion": text} for row in original(self)])
+    loaded = load_recipe(str(recipe(tmp_path, model, training={"max_steps": 2, "eval_steps": 1, "save_steps": 2})))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / FILE).write_text('{"step": 0, "completion": "earlier"}\n{"step": 1, "comp', encoding="utf-8")
+    (tmp_path / "out" / ".hfstrat.lock").touch()
+    run(loaded, overwrite=False)
+    lines = [json.loads(line) for line in (tmp_path / "out" / FILE).read_text(encoding="utf-8").split("\n") if line]
+    assert lines[0]["completion"] == "earlier"
+    assert {row["completion"] for row in lines[1:]} == {text}
+    assert "".join(json.dumps(text, ensure_ascii=False).split()) in "".join(capsys.readouterr().out.split())
+
+
+def test_save_steps_need_not_be_a_multiple_of_eval_steps(model: Path, tmp_path: Path) -> None:
+    training = {"max_steps": 3, "eval_steps": 2, "save_steps": 3, "load_best_model_at_end": True}
+    assert run(load_recipe(str(recipe(tmp_path, model, training=training))))["result"]["status"] == "done"
+
+
+def test_checkpointed_blocks_stay_those_that_train(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And generation runs without checkpointing."""
+    seen: list[tuple[bool, list[bool]]] = []
+
+    def flags(trainer: Any) -> list[bool]:
+        return [bool(block.gradient_checkpointing) for block in trainer.model.model.layers]
+
+    original, step = GrpoTrainer._generate_single_turn, GrpoTrainer.training_step
+    monkeypatch.setattr(
+        GrpoTrainer,
+        "_generate_single_turn",
+        lambda self, *a, **k: (seen.append((True, flags(self))), original(self, *a, **k))[1],
+    )
+    monkeypatch.setattr(
+        GrpoTrainer, "training_step", lambda self, *a, **k: (step(self, *a, **k), seen.append((False, flags(self))))[0]
+    )
+    strategy = {"name": "partial", "last_n_layers": 1}
+    run(load_recipe(str(recipe(tmp_path, model, strategy=strategy)), ["training.activation_checkpointing=true"]))
+    assert all(not any(marks) for generates, marks in seen if generates)
+    assert all(marks == [False, False, False, True] for generates, marks in seen if not generates)
+
+
+def test_a_changed_reward_is_not_continued(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a resumed run, nor as the same run of a comparison."""
+    loaded = load_recipe(str(recipe(tmp_path, model)), ["training.save_steps=1", "evaluation.eval_on_start=false"])
+    budget = entries.parse_budget("10-steps")
+    before = entries.fingerprint(loaded, budget)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, GrpoTrainer)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded)
+    (tmp_path / "mine.py").write_text(MINE.replace("'a'", "'b'"))
+    assert entries.fingerprint(loaded, budget) != before
+    with pytest.raises(UserError, match=r"mine\.py has changed since"):
+        run(loaded)
+
+
+def test_what_is_published_has_no_arguments_of_rewards(whole: tuple[Path, dict[str, Any]]) -> None:
+    from hfstrat.publish.scrub import Scrubber, published_report
+    from hfstrat.tasks.report import parse
+
+    _, report = whole
+    report = json.loads(json.dumps(report))
+    objective = report["run"]["recipe"]["objective"]
+    objective["rewards"] = [{"name": objective["rewards"][0], "kwargs": {"url": "internal"}}]
+    read = parse(report)
+    public = json.dumps(published_report(read, Scrubber(read.run.recipe.model_dump())))
+    assert "internal" not in public
+    assert str(Path(objective["rewards"][0]["name"]).parent) not in public
+
+
+REFUSED = [
+    ("lora", ["model.add_tokens=['<x>']"], "model.add_tokens"),
+    ({"name": "lora", "init_lora_weights": "pissa"}, ["objective.beta=0.1"], "objective.beta"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "overrides", "key"), REFUSED)
+def test_what_would_measure_from_elsewhere_is_refused(
+    model: Path, tmp_path: Path, strategy: Any, overrides: list[str], key: str
+) -> None:
+    loaded = load_recipe(str(recipe(tmp_path, model, strategy=strategy)), overrides)
+    with pytest.raises(UserError, match=key):
+        run(loaded)
+
+
+def test_an_answer_beyond_the_context_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"objective\.max_completion_length: the longest prompt has"):
+        run(load_recipe(str(recipe(tmp_path, model, objective={"max_completion_length": 300}))))

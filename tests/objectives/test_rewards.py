@@ -43,7 +43,8 @@ LENGTH = {"name": "length", "min_length": 4, "max_length": 10, "unit": "characte
         ({"name": "exact_match", "ignore_case": True}, "Straße", "STRASSE", 1.0),
         (LAST, "answer: dog, no, answer: cat", "the answer: cat", 1.0),
         (LAST, "cat", "answer: cat", 0.0),
-        (LAST, "cat", "cat", 0.0),  # the pattern occurs in neither: nothing is compared
+        (LAST, "cat", "cat", 0.0),  # the pattern does not occur in the answer
+        (LAST, "answer: cat", "cat", 1.0),  # nor in that of the row, which is then compared as it is
         ({"name": "regex", "pattern": "^<think>.*</think>"}, "<think>so</think> cat", None, 1.0),
         ({"name": "regex", "pattern": "cat"}, "CAT", None, 0.0),
         ("json_valid", '{"a": [1, 2]}', None, 1.0),
@@ -167,3 +168,28 @@ def test_the_ids_are_those_of_generation(tmp_path: Path) -> None:
     assert TOKENIZER.decode(row["input_ids"]).endswith("<|im_start|>assistant\n")
     assert set(row["labels"]) == {-100}
     assert math.isclose(sum(found.lengths), sum(len(ids) for ids in found.train["input_ids"]))
+
+
+def test_files_with_dataclasses_and_sparse_columns(tmp_path: Path) -> None:
+    """A column that a row lacks is null, and a function may ask for what TRL gives it."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    b: int = 1\n"
+        "def mine(completions, hint, log_metric, trainer_state):\n"
+        "    log_metric('m', 1.0)\n    return [float(each is None) + trainer_state.global_step for each in hint]\n"
+    )
+    reading = PromptFormat.detect([{"prompt": "a", "hint": None}, {"prompt": "b", "hint": "c"}], "rows", "auto", {})
+    given = [json.loads(reading.example(row).given()) for row in ({"prompt": "a"}, {"prompt": "b", "hint": "c"})]
+    assert scorer(f"{file}:mine").score(0, given, [[1], [2]]) == [1.0, 0.0]
+
+
+def test_a_schema_that_refers_to_nothing_is_named() -> None:
+    reward = {"name": "json_schema", "json_schema": {"$ref": "#/missing"}}
+    with pytest.raises(UserError, match=r"objective\.rewards: json_schema, for the prompt \"a\""):
+        score(reward, "{}")
+
+
+def test_prompts_of_a_source_have_one_form() -> None:
+    reading = PromptFormat.detect([{"prompt": "a", "system": "s"}], "rows", "auto", {})
+    forms = [json.loads(reading.example({"prompt": "a", "system": system}).given())["prompt"] for system in ("s", None)]
+    assert all(isinstance(form, list) for form in forms)

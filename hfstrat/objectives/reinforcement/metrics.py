@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.recipe.rewards import labels
@@ -28,6 +28,8 @@ class RewardMetrics(Metrics):
         scorer: of the answers; with the data of a run.
         tokenizer: of the model.
     """
+
+    can_overfit: ClassVar[bool] = False  # the loss of a policy gradient is not that of an evaluation
 
     section: Any = None
     scorer: Scorer | None = None
@@ -62,11 +64,10 @@ class RewardMetrics(Metrics):
         assert self.scorer is not None
         prompts, given = prompts_of(inputs)
         most = max(1, room(model, max(map(len, prompts)), self.section.max_completion_length))
-        with torch.autocast(inputs["input_ids"].device.type, enabled=False):  # as TRL samples: fewer answers hang on rounding
-            out = continued(model, prompts, self.tokenizer, most).tolist()
+        out = continued(model, prompts, self.tokenizer, most).tolist()
         ends = set(end_tokens(model, self.tokenizer) or [])
         answers = [_until(answer, ends) for answer in out]
-        found = [self.scorer.score(place, given, answers, trainer_state=None) for place in range(len(self.scorer.names))]
+        found = [self.scorer.score(place, given, answers) for place in range(len(self.scorer.names))]
         rows = [
             [1.0, len(answer), float(answer[-1] not in ends)]
             + [value for score in found for value in (float(score[n] is not None), score[n] or 0.0)]

@@ -49,8 +49,8 @@ class RewardObjective(Objective):
             raise UserError(
                 "strategy.precompute: true: the answers change with the model, so no states can be cached; set auto or false"
             )
-        if "lm_head" in (getattr(recipe.strategy, "target_modules", None) or []):
-            raise UserError("strategy.target_modules: lm_head: TRL's GRPO reads its weight without the adapter; leave it out")
+        if recipe.strategy.name == "lora":
+            self._check_lora(recipe)
         if recipe.training.packing is True:
             raise UserError("training.packing: true: the answers of grpo are not packed; set auto or false")
         self._check_data(recipe)
@@ -63,6 +63,20 @@ class RewardObjective(Objective):
         if self.section.use_vllm and importlib.util.find_spec("vllm") is None:
             raise UserError("objective.use_vllm: true, but vLLM is not installed: pip install vllm, or remove it")
         rewards.check(self.section.rewards)
+
+    def _check_lora(self, recipe: Recipe) -> None:
+        strategy: Any = recipe.strategy
+        if "lm_head" in (strategy.target_modules or []):
+            raise UserError("strategy.target_modules: lm_head: TRL's GRPO reads its weight without the adapter; leave it out")
+        if recipe.model.add_tokens:
+            raise UserError(
+                "model.add_tokens: TRL's GRPO does not read the adapter of new tokens; use strategy full, or remove it"
+            )
+        if self.section.beta and (strategy.adapter or strategy.changes_base):
+            raise UserError(
+                "objective.beta: the divergence is measured from the model without its adapter, which is not where this run "
+                "starts (strategy.adapter, or an init_lora_weights that changes the base); merge the adapter first, or set 0"
+            )
 
     def _check_data(self, recipe: Recipe) -> None:
         data = recipe.data
@@ -89,7 +103,7 @@ class RewardObjective(Objective):
         ids = [tokenizer(row["answer"] or "", add_special_tokens=False)["input_ids"] for row in given]
         scorer = rewards.Scorer(self.section, tokenizer)
         for place in range(len(scorer.names)):
-            scorer.score(place, given, ids, trainer_state=None)
+            scorer.score(place, given, ids)
 
     def facts(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """The rewards of training, by step."""

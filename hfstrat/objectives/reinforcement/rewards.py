@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,8 +27,11 @@ OF_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extr
 
 
 def exact_match(reward: Reward, answer: str, reference: str | None, ids: Sequence[int]) -> float:
-    """1 if the answer is that of the row, apart from white space around it."""
+    """1 if the answer is that of the row, apart from white space around it; of both what the pattern finds, or of the row's
+    answer all of it where it does not occur there."""
     one, other = (_extracted(reward, text or "") for text in (answer, reference))
+    if other is None:
+        other = _extracted(reward.model_copy(update={"pattern": None}), reference or "")
     return float(one is not None and one == other)
 
 
@@ -149,6 +153,7 @@ def _load(file: Path, name: str) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
         return getattr(module, name)  # type: ignore[no-any-return]
@@ -175,7 +180,7 @@ class Scorer:
             place: of the reward.
             given: of each answer the prompt, the answer to compare with, and the columns of its row.
             ids: the tokens of each answer.
-            of_trl: what TRL gives a reward function in training.
+            of_trl: what TRL gives a reward function in training; elsewhere a new state, and logs that are not kept.
 
         Raises:
             UserError: the function raises an error, or returns anything but a finite number or None for each answer.
@@ -183,20 +188,32 @@ class Scorer:
         reward = self.rewards[place]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         if reward.function is None:
-            score = NAMED[reward.name]
-            return [score(reward, text, row["answer"], one) for text, row, one in zip(texts, given, ids, strict=True)]
+            return [self._named(reward, row, text, one) for text, row, one in zip(texts, given, ids, strict=True)]
         return self._of_function(reward, given, texts, ids, of_trl)
+
+    @staticmethod
+    def _named(reward: Reward, row: dict[str, Any], text: str, ids: list[int]) -> float:
+        try:
+            return NAMED[reward.name](reward, text, row["answer"], ids)
+        except Exception as error:  # a schema may refer to what does not exist
+            where = f"{reward.name}, for the prompt {_shown(row['prompt'])} and the answer {_shown(text)}"
+            raise UserError(f"objective.rewards: {where}: {type(error).__name__}: {error}") from error
 
     def _of_function(
         self, reward: Reward, given: list[dict[str, Any]], texts: list[str], ids: list[list[int]], of_trl: dict[str, Any]
     ) -> list[float | None]:
+        from transformers import TrainerState
+
         assert reward.function is not None
         function, prompts = _load(*reward.function), [row["prompt"] for row in given]
         named = list(dict.fromkeys(name for row in given for name in row["columns"]))
         columns = {name: [row["columns"].get(name) for row in given] for name in named if name not in OF_TRL}
         columns.setdefault("answer", [row["answer"] for row in given])
-        is_text = isinstance(prompts[0], str)
-        completions: list[Any] = texts if is_text else [[{"role": "assistant", "content": text}] for text in texts]
+        completions: list[Any] = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        of_trl = of_trl or {"trainer_state": TrainerState(), "log_extra": _nothing, "log_metric": _nothing}
         arguments = {
             "prompts": prompts,
             "completions": completions,
@@ -223,6 +240,10 @@ class Scorer:
                     f"{_shown(text)}; return a finite number, or None where it does not apply"
                 )
         return found
+
+
+def _nothing(*_: Any) -> None:
+    """Keep nothing of what a function logs outside of training."""
 
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

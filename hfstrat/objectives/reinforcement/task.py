@@ -54,8 +54,12 @@ class PromptRows(PreferenceRows):
         longest = length + self.section.max_completion_length
         return {"input_ids": [1] * longest, "labels": [-100] * length + [1] * self.section.max_completion_length}
 
+    @property
+    def answer_tokens(self) -> int:
+        return int(self.section.max_completion_length)
+
     def longest(self, data: PreparedData) -> int:
-        return int(max(data.lengths.max(), data.eval_lengths.max())) + int(self.section.max_completion_length)
+        return int(max(data.lengths.max(), data.eval_lengths.max())) + self.answer_tokens
 
     def sizes(self, data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
         section = self.section

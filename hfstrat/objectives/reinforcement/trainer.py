@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from rich.markup import escape
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
@@ -106,7 +107,7 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
         theirs = {name: getattr(section, name) for name in SAME}
         theirs["per_device_train_batch_size"] = args.per_device_train_batch_size * section.num_generations
-        theirs["num_generations_eval"] = 1  # evaluation is ours
+        theirs |= {"num_generations_eval": 1, "load_best_model_at_end": False}  # evaluation is ours
         theirs |= {"gradient_checkpointing": False, "reward_weights": [reward.weight for reward in section.rewards]}
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.scorer = Scorer(section, arguments["processing_class"])
@@ -119,12 +120,13 @@ class GrpoTrainer(StrategyTrainer, _Trl):
             reward_funcs=[self._reward(place) for place in range(len(section.rewards))],
             **arguments,
         )
+        self.args.load_best_model_at_end = args.load_best_model_at_end  # in the constructor it restricts save_steps
         self.train_dataset = Prompts(train_dataset)
         for name, parameter in model.named_parameters():
             if name in weights:  # TRL stores an adapter on a quantized model in bfloat16
                 parameter.data = weights[name]
         self._keep_reference(section.beta)
-        self._flat, self._warned = 0, False
+        self._flat, self._warned, self._has_trimmed = 0, False, False
 
     @property
     def eval_collator(self) -> Any:
@@ -157,6 +159,22 @@ class GrpoTrainer(StrategyTrainer, _Trl):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """In the precision of the forward pass: `generate` does not go through the wrapper that sets it."""
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """With activation checkpointing off, block by block: TRL would turn it on again for all blocks, frozen ones too."""
+        blocks = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        for block in blocks:
+            block.gradient_checkpointing = False
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            for block in blocks:
+                block.gradient_checkpointing = True
+
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Evaluation inputs are batches already; training inputs are prompts that the model answers first."""
         return Trainer._prepare_inputs(self, inputs) if isinstance(inputs, dict) else super()._prepare_inputs(inputs)
@@ -178,7 +196,8 @@ class GrpoTrainer(StrategyTrainer, _Trl):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         seen = self._metrics["train"]
         if self.model.training and "loss" in logs:
-            self._note_flat(seen["frac_reward_zero_std"])
+            pairs = zip(seen["frac_reward_zero_std"], seen["reward"], strict=True)
+            self._note_flat([1.0 if math.isnan(reward) else share for share, reward in pairs])
         for name in [name for name, values in seen.items() if values and all(map(math.isnan, values))]:
             del seen[name]  # a reward that applied to no answer; trackers refuse None
         super().log(logs, start_time)
@@ -210,12 +229,18 @@ class GrpoTrainer(StrategyTrainer, _Trl):
     def _write_generations(self) -> None:
         """Add some answers of the latest step to a file, in place of those of an interrupted run from this step on."""
         file, step = Path(str(self.args.output_dir)) / FILE, self.state.global_step
-        before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        kept = [line for line in before if json.loads(line)["step"] < step]
         found = self._sampled()
         chosen = found[:: max(1, len(found) // WRITTEN)][:WRITTEN]
         lines = [json.dumps({"step": step, **_finite(row)}, ensure_ascii=False) for row in chosen]
-        file.write_text("\n".join([*kept, *lines, ""]), encoding="utf-8")
+        try:
+            if not self._has_trimmed:
+                before = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+                file.write_text("".join(f"{line}\n" for line in before if _step_of(line) < step), encoding="utf-8")
+                self._has_trimmed = True
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(f"{line}\n" for line in lines))
+        except OSError as error:  # the run does not depend on it
+            self.print_line(f"{'warning':<9} {FILE} was not written: {error}")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self._in_steps and self.is_world_process_zero() and (sampled := self._sampled()):
@@ -223,7 +248,7 @@ class GrpoTrainer(StrategyTrainer, _Trl):
             for one in (best, worst) if best["advantage"] > worst["advantage"] else (best,):
                 text = json.dumps(one["completion"][:SHOWN], ensure_ascii=False)
                 scores = ", ".join(f"{name} {value:.2f}" for name, value in one["rewards"].items())
-                self.print_line(f"{'sampled':<9} {scores}: {text}")
+                self.print_line(escape(f"{'sampled':<9} {scores}: {text}"))
         found = super().evaluate(*args, **kwargs)
         if self.state.global_step == 0 and not any(value for name, value in found.items() if name.startswith("eval_rewards/")):
             self.print_line(
@@ -231,6 +256,14 @@ class GrpoTrainer(StrategyTrainer, _Trl):
                 "does: show the form of an answer in the prompt, or train with objective: sft on good answers first"
             )
         return found
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the file; infinity where the line is not complete."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
             "temperature": distill.temperature,
             "max_completion_length": distill.max_new_tokens,
             "gradient_checkpointing": False,
+            "load_best_model_at_end": False,  # in the constructor it restricts save_steps
         }
         size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         super().__init__(
@@ -93,6 +94,7 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
             sampler=RepeatSampler(sampler, size, args.gradient_accumulation_steps),
             **arguments,
         )
+        self.args.load_best_model_at_end = args.load_best_model_at_end
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
