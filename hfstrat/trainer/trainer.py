@@ -302,4 +302,13 @@ PRIVATE_OF_DISTILLATION_TRAINER = (
     Member("_prepare_inputs", "generation_batch", "evaluation batches are not prompts to generate from"),
     Member("_get_eval_sampler", "eval_dataset", "as in Trainer"),
 )
+PRIVATE_OF_GRPO_TRAINER = (
+    *PRIVATE_OF_DISTILLATION_TRAINER,
+    Member(
+        "_generate_single_turn",
+        "prompt_ids, images, multimodal_fields, num_generations, has_tool_images",
+        "answers are sampled in the precision of the forward pass",
+    ),
+    Member("_generate_and_score_completions", "inputs", "activation checkpointing is off, and restored block by block"),
+)
 PRIVATE_ATTRIBUTES = ("_created_lr_scheduler",)  # set by Trainer.create_scheduler, and by ours

@@ -16,10 +16,11 @@ from hfstrat.trainer import trainer
 
 
 def cases() -> list[tuple[Any, str, trainer.Member]]:
-    from trl import DistillationTrainer
+    from trl import DistillationTrainer, GRPOTrainer
 
     named = [(Trainer, "transformers", member) for member in trainer.PRIVATE_OF_TRAINER]
-    return [*named, *((DistillationTrainer, "trl", member) for member in trainer.PRIVATE_OF_DISTILLATION_TRAINER)]
+    distillation = [(DistillationTrainer, "trl", member) for member in trainer.PRIVATE_OF_DISTILLATION_TRAINER]
+    return [*named, *distillation, *((GRPOTrainer, "trl", member) for member in trainer.PRIVATE_OF_GRPO_TRAINER)]
 
 
 @pytest.mark.parametrize(("owner", "library", "member"), cases(), ids=lambda value: getattr(value, "name", None))
@@ -40,9 +41,9 @@ def test_attributes() -> None:
 
 def test_every_private_member_in_use_is_listed() -> None:
     """Found by name in the code: methods that we define or call, and that Trainer has too."""
-    from trl import DistillationTrainer
+    from trl import DistillationTrainer, GRPOTrainer
 
-    listed = {member.name for member in (*trainer.PRIVATE_OF_TRAINER, *trainer.PRIVATE_OF_DISTILLATION_TRAINER)}
+    listed = {member.name for member in (*trainer.PRIVATE_OF_TRAINER, *trainer.PRIVATE_OF_GRPO_TRAINER)}
     used, own = set[str](), set(vars(object))
     for file in Path(hfstrat.__file__).parent.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
@@ -52,5 +53,5 @@ def test_every_private_member_in_use_is_listed() -> None:
             if isinstance(node, ast.Attribute | ast.FunctionDef):
                 name = node.attr if isinstance(node, ast.Attribute) else node.name
                 if name.startswith("_") and name not in own and not name.startswith("__"):
-                    used |= {name} if hasattr(Trainer, name) or hasattr(DistillationTrainer, name) else set()
+                    used |= {name} if any(hasattr(one, name) for one in (Trainer, DistillationTrainer, GRPOTrainer)) else set()
     assert used == listed, f"not listed: {sorted(used - listed)}; listed, and not in use: {sorted(listed - used)}"

@@ -49,8 +49,8 @@ class RewardObjective(Objective):
             raise UserError(
                 "strategy.precompute: true: the answers change with the model, so no states can be cached; set auto or false"
             )
-        if recipe.strategy.name == "lora":
-            self._check_lora(recipe)
+        if hasattr(recipe.strategy, "target_modules"):
+            self._check_adapter(recipe)
         if recipe.training.packing is True:
             raise UserError("training.packing: true: the answers of grpo are not packed; set auto or false")
         self._check_data(recipe)
@@ -64,7 +64,7 @@ class RewardObjective(Objective):
             raise UserError("objective.use_vllm: true, but vLLM is not installed: pip install vllm, or remove it")
         rewards.check(self.section.rewards)
 
-    def _check_lora(self, recipe: Recipe) -> None:
+    def _check_adapter(self, recipe: Recipe) -> None:
         strategy: Any = recipe.strategy
         if "lm_head" in (strategy.target_modules or []):
             raise UserError("strategy.target_modules: lm_head: TRL's GRPO reads its weight without the adapter; leave it out")

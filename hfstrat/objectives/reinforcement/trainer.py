@@ -19,14 +19,14 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from rich.markup import escape
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hfstrat.data.prompt_rows import GIVEN
 from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.recipe.objectives import Grpo
-from hfstrat.trainer.trainer import StrategyTrainer
+from hfstrat.trainer.generating import GeneratingTrainer
 
 SAME = (  # keys of the recipe that TRL's config has under the same name
     *("num_generations", "max_completion_length", "temperature", "top_p", "top_k", "loss_type", "scale_rewards", "epsilon"),
@@ -88,7 +88,7 @@ class _Trl(GRPOTrainer):  # type: ignore[misc]
         self.compute_metrics, self.collate = compute_metrics, data_collator
 
 
-class GrpoTrainer(StrategyTrainer, _Trl):
+class GrpoTrainer(GeneratingTrainer, _Trl):
     """TRL's training step in our Trainer.
 
     Args:
@@ -97,9 +97,6 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         train_dataset: token rows of prompts.
         sampler: the prompts of all steps, in order.
     """
-
-    data_collator: Any
-    counts_tokens = True
 
     def __init__(
         self, *, section: Grpo, args: TrainingArguments, train_dataset: Any, sampler: Any, model: Any, **arguments: Any
@@ -156,9 +153,6 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         reward.__name__ = self.scorer.names[place]
         return reward
 
-    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return prompts, None, {}
-
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """In the precision of the forward pass: `generate` does not go through the wrapper that sets it."""
         with self.accelerator.autocast():
@@ -174,24 +168,6 @@ class GrpoTrainer(StrategyTrainer, _Trl):
         finally:
             for block in blocks:
                 block.gradient_checkpointing = True
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """Evaluation inputs are batches already; training inputs are prompts that the model answers first."""
-        return Trainer._prepare_inputs(self, inputs) if isinstance(inputs, dict) else super()._prepare_inputs(inputs)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return Trainer._get_eval_sampler(self, eval_dataset)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        prompts_as_they_are: Any = self.data_collator
-        self.data_collator = self.collate
-        try:
-            return Trainer.get_eval_dataloader(self, eval_dataset)
-        finally:
-            self.data_collator = prompts_as_they_are
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the result gets our own card."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         seen = self._metrics["train"]

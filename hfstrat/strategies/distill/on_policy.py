@@ -13,12 +13,12 @@ from itertools import islice
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from trl import DistillationConfig, DistillationTrainer
 
 from hfstrat.recipe.distill import Distill
 from hfstrat.strategies.distill.sequence import prompt_ids
-from hfstrat.trainer.trainer import StrategyTrainer
+from hfstrat.trainer.generating import GeneratingTrainer
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}  # TRL's names for them
 REMARK = (
@@ -69,12 +69,10 @@ class _Trl(DistillationTrainer):  # type: ignore[misc]
         self.compute_metrics, self.collate = compute_metrics, data_collator
 
 
-class OnPolicyTrainer(StrategyTrainer, _Trl):
+class OnPolicyTrainer(GeneratingTrainer, _Trl):
     """TRL's training step in our Trainer, with our order of examples, evaluation and checkpoints."""
 
-    data_collator: Any
     start_counts = False  # the evaluation loss is on answers that the student is not trained on
-    counts_tokens = True
 
     def __init__(
         self, *, distill: Distill, args: TrainingArguments, train_dataset: Any, sampler: Any, **arguments: Any
@@ -95,24 +93,3 @@ class OnPolicyTrainer(StrategyTrainer, _Trl):
             **arguments,
         )
         self.args.load_best_model_at_end = args.load_best_model_at_end
-
-    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return prompts, None, {}
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """Evaluation inputs are batches already; training inputs are prompts that the student answers first."""
-        return Trainer._prepare_inputs(self, inputs) if isinstance(inputs, dict) else super()._prepare_inputs(inputs)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return Trainer._get_eval_sampler(self, eval_dataset)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        prompts_as_they_are: Any = self.data_collator
-        self.data_collator = self.collate
-        try:
-            return Trainer.get_eval_dataloader(self, eval_dataset)
-        finally:
-            self.data_collator = prompts_as_they_are
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the result gets our own card."""

@@ -74,7 +74,7 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         return data
     if distributed.is_sharded():
         return _not_cached(data, mode, "no process has the full model on its device")
-    if data.collate.generates:
+    if getattr(data.collate, "generates", False):
         return _not_cached(data, mode, "the answers change with the model")
     model.to(data.device)
     with data.autocast():
