@@ -59,6 +59,7 @@ def test_a_mistake_on_every_rank_is_one_sentence(recipe: Any, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_same_entry(recipe: Any, tmp_path: Path) -> None:
     config = library.find("accelerate_configs", "cpu_ddp")
     words = ["--config_file", str(config), "--main_process_port", "0", "-m", "hfstrat.train", recipe().source, "seed=3"]
@@ -67,6 +68,7 @@ def test_accelerate_launch_runs_the_same_entry(recipe: Any, tmp_path: Path) -> N
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"]["recipe"]["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_with_a_message(recipe: Any, tmp_path: Path) -> None:
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", "2"]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -81,6 +83,7 @@ def test_a_killed_rank_ends_the_run_with_a_message(recipe: Any, tmp_path: Path) 
     assert "rank 1 was ended by signal 9 first; no process reported a cause" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_sigterm_is_an_interruption(recipe: Any, tmp_path: Path, processes: str) -> None:
     words = [*PYTHON, "hfstrat", "train", recipe().source, "training.max_steps=100000", "--num-processes", processes]

@@ -87,6 +87,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_numbers_of_training(tmp_path: Path, rows: Path) -> None:
     compare(FEW, tmp_path, rows)
 

@@ -79,6 +79,7 @@ def test_explicit_settings_are_kept(trained: Any) -> None:
     assert (made.micro_batch, made.eval_batch, tried) == (2, 3, [])
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same_and_are_saved_as_they_were(trained: Any, tmp_path: Path) -> None:
     ids = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
     before = trained(input_ids=ids).logits
