@@ -214,7 +214,7 @@ def rates_of_reports(folder: Path) -> list[Rate]:
 def rate_of_report(report: Report) -> float | None:
     """Operations per second of a finished run; None if it cannot be derived."""
     recipe, result, data = report.run.recipe, report.result, report.run.data
-    if isinstance(result, Failure) or data is None or recipe.objective.name == "grpo":  # its tokens include generated ones
+    if isinstance(result, Failure) or data is None or recipe.objective.generates:  # its tokens include generated ones
         return None
     try:
         model = architecture.read(recipe.model.name_or_path)

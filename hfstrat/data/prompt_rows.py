@@ -21,7 +21,6 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 
 VERSION = 2  # of the token rows written here: increase it where they change
-GIVEN = "given"  # the column with what a reward function is given, as JSON
 
 
 class PromptPart(NamedTuple):

@@ -19,6 +19,7 @@ from hfstrat.data.values import REPLACED, Row, is_missing, text_or_json, valid
 from hfstrat.errors import UserError
 
 FORMAT = "prompts"
+GIVEN = "given"  # the column of token rows with what a reward function is given, as JSON
 PROMPTS = ("prompt", "messages", "conversations", "instruction")  # a row has one of these
 REFERENCES = ("answer", "completion", "solution", "output")  # the answer to compare with, the first one of these
 COLUMNS = [*PROMPTS, "input", "history", "system", "tools", "chat_template_kwargs", *REFERENCES]

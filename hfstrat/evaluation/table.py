@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfstrat.objectives.preference.objective import DIVERGENCE
-from hfstrat.recipe.format import difference, metric, percent, plural
+from hfstrat.recipe.format import difference, metric, percent, plural, without_negative
 
 WIDTH = 80
 FIRST, COLUMN = 17, 18
@@ -81,8 +81,7 @@ def block(name: str, one: dict[str, Any], first: str, second: str) -> list[str]:
     first_width = max(FIRST, *(len(metric_name) + 3 for metric_name in one["after"]))
     head = f"{'':<{first_width}}{shorten_name(first):>{COLUMN}}{shorten_name(second):>{COLUMN}}{'difference':>{COLUMN}}"
     title = f"{name.replace('evaluation rows', 'evaluation examples')} ({size})"
-    shown = [each for each in one["after"] if not (each == "loss" and "reward" in one["after"])]  # its negative
-    lines = [_line(metric_name, one, first_width) for metric_name in shown]
+    lines = [_line(metric_name, one, first_width) for metric_name in without_negative(one["after"])]
     if name == DIVERGENCE:
         title += ": KL(reference || model) in nats, on answers that the reference sampled"
     return [title, *([head] if "before" in one else []), *lines]

@@ -193,8 +193,8 @@ def _metrics(result: Result, loss_unit: str) -> str:
 
 
 def shown_metrics(metrics: dict[str, float]) -> list[str]:
-    """The names of the metrics of a card; the loss of a run with rewards is the negative reward."""
-    return [name for name in METRICS if name in metrics and not (name == "loss" and "reward" in metrics)]
+    """The names of the metrics of a card."""
+    return format.without_negative(name for name in METRICS if name in metrics)
 
 
 def _measured(name: str, one: Measured) -> tuple[str, str, str]:
@@ -207,8 +207,7 @@ def _measured(name: str, one: Measured) -> tuple[str, str, str]:
             f"**{_with_interval(metric, entry)}**",
             _with_interval(metric, change.get(metric), is_difference=True),
         ]
-        for metric, entry in one.after.items()
-        if metric != "loss" or "reward" not in one.after
+        for metric, entry in ((name, one.after[name]) for name in format.without_negative(one.after))
     ]
     text = table(["", "before", "after", "difference"], rows, range(1, 4))
     title = name.replace("rows", "examples")

@@ -5,6 +5,8 @@ Each function returns `MISSING` for None. Exact integers that matter as such are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 MISSING = "–"
 SHARES = ("accuracy", "f1", "exact_match", "acc", "regex", "json", "rouge", "chrf", "share", "precision", "recall")
 
@@ -65,6 +67,12 @@ def percent(share: float | None, digits: int = 1, signed: bool = False) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric lies between 0 and 1 and is shown in percent."""
     return metric.startswith(SHARES) or metric.endswith(("accuracy", "accuracies", "_f1"))
+
+
+def without_negative(metrics: Iterable[str]) -> list[str]:
+    """The names of metrics, without the loss where it is the negative reward."""
+    names = list(metrics)
+    return [name for name in names if not (name == "loss" and "reward" in names)]
 
 
 def metric(name: str, value: float | None, signed: bool = False) -> str:

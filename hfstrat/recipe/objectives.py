@@ -34,6 +34,7 @@ class ObjectiveSection(Section):
     rate: ClassVar[Default | None] = None
     rows: ClassVar[str] = "the task's"  # what the examples are: runs on others cannot be compared
     evaluation: ClassVar[dict[str, Default]] = {}  # defaults of `evaluation:` keys
+    generates: ClassVar[bool] = False  # whether the model writes what it is trained on
 
     @property
     def has_reference(self) -> bool:
@@ -181,6 +182,7 @@ class Grpo(ObjectiveSection):
     use_vllm: bool = Field(False, description="Generate with vLLM, which has to be installed")
     vllm_mode: Literal["colocate", "server"] = Field("colocate", description="use_vllm: in this process, or on a server")
     rows: ClassVar[str] = "prompts"
+    generates: ClassVar[bool] = True
     rate: ClassVar[Default] = Default(0.1, "a tenth: TRL trains all weights at 1e-6")
 
     def code(self) -> dict[str, str]:

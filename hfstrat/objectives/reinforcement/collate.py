@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hfstrat.data.collate import Collator, TokenCollator
-from hfstrat.data.prompt_rows import GIVEN
+from hfstrat.data.prompts import GIVEN
 from hfstrat.data.render import IGNORED
 
 

@@ -25,15 +25,13 @@ class RewardMetrics(Metrics):
 
     Args:
         section: of the recipe.
-        scorer: of the answers; with the data of a run.
-        tokenizer: of the model.
+        scorer: of the answers, with the tokenizer; once the data of a run are known.
     """
 
     can_overfit: ClassVar[bool] = False  # the loss of a policy gradient is not that of an evaluation
 
     section: Any = None
     scorer: Scorer | None = None
-    tokenizer: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -45,8 +43,7 @@ class RewardMetrics(Metrics):
         return Quality("reward", True, "reward", "items")
 
     def for_data(self, data: PreparedData) -> Self:
-        tokenizer = data.renderer.tokenizer
-        return replace(self, scorer=Scorer(self.section, tokenizer), tokenizer=tokenizer)
+        return replace(self, scorer=Scorer(self.section, data.renderer.tokenizer))
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Of sequences with loss, from which the memory of a step is measured; the loss of training is TRL's."""
@@ -64,8 +61,8 @@ class RewardMetrics(Metrics):
         assert self.scorer is not None
         prompts, given = prompts_of(inputs)
         most = max(1, room(model, max(map(len, prompts)), self.section.max_completion_length))
-        out = continued(model, prompts, self.tokenizer, most).tolist()
-        ends = set(end_tokens(model, self.tokenizer) or [])
+        out = continued(model, prompts, self.scorer.tokenizer, most).tolist()
+        ends = set(end_tokens(model, self.scorer.tokenizer) or [])
         answers = [_until(answer, ends) for answer in out]
         found = [self.scorer.score(place, given, answers) for place in range(len(self.scorer.names))]
         rows = [

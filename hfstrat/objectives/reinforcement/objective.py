@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.data.prompts import GIVEN
 from hfstrat.errors import UserError
 from hfstrat.objectives.base import Objective
 from hfstrat.objectives.dropout import check_dropout, without_dropout
@@ -94,12 +96,8 @@ class RewardObjective(Objective):
 
     def _try_rewards(self, data: PreparedData) -> None:
         """Call each function on the answers of some rows, so that it does not fail after the first generation."""
-        import json
-
-        tokenizer, given = (
-            data.renderer.tokenizer,
-            [json.loads(data.train[n]["given"]) for n in range(min(TRIED, len(data.train)))],
-        )
+        tokenizer, tried = data.renderer.tokenizer, range(min(TRIED, len(data.train)))
+        given = [json.loads(data.train[place][GIVEN]) for place in tried]
         ids = [tokenizer(row["answer"] or "", add_special_tokens=False)["input_ids"] for row in given]
         scorer = rewards.Scorer(self.section, tokenizer)
         for place in range(len(scorer.names)):

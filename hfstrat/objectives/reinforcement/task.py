@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.prompts import COLUMNS, PromptFormat
+from hfstrat.data.prompts import COLUMNS, GIVEN, PromptFormat
 from hfstrat.objectives.preference.task import PreferenceRows
 from hfstrat.objectives.reinforcement.metrics import RewardMetrics
 from hfstrat.recipe.rewards import WITH_REFERENCE, labels
@@ -51,8 +51,9 @@ class PromptRows(PreferenceRows):
         return PromptCollator(plain, self.section.num_generations)
 
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
-        longest = length + self.section.max_completion_length
-        return {"input_ids": [1] * longest, "labels": [-100] * length + [1] * self.section.max_completion_length}
+        from hfstrat.data.render import IGNORED
+
+        return {"input_ids": [1] * (length + self.answer_tokens), "labels": [IGNORED] * length + [1] * self.answer_tokens}
 
     @property
     def answer_tokens(self) -> int:
@@ -62,11 +63,10 @@ class PromptRows(PreferenceRows):
         return int(max(data.lengths.max(), data.eval_lengths.max())) + self.answer_tokens
 
     def sizes(self, data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
-        section = self.section
-        return (data.lengths + section.max_completion_length) * section.num_generations, data.eval_lengths
+        return (data.lengths + self.answer_tokens) * self.section.num_generations, data.eval_lengths
 
     def note(self, row: dict[str, Any]) -> str:
-        answer = json.loads(row["given"])["answer"]
+        answer = json.loads(row[GIVEN])["answer"]
         return "" if answer is None else f"answer to compare with: {answer}"
 
     def parts(self, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

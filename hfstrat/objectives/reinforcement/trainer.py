@@ -1,8 +1,8 @@
 """Group relative policy optimization: TRL's GRPOTrainer in our Trainer, with our order of examples, evaluation and checkpoints.
 
 TRL's are the step (sampling, rewards, advantages, loss) and its metrics. Ours are the order of the prompts, their token ids,
-evaluation by greedy answers, and checkpoints. Each step samples anew, so a resumed run samples what an uninterrupted one does
-where the sampling itself is reproducible: with transformers' generation, not with vLLM.
+evaluation by greedy answers, and checkpoints. Each step samples its own answers, so a resumed run samples what an uninterrupted
+one does where the sampling itself is reproducible: with transformers' generation, not with vLLM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from hfstrat.data.prompt_rows import GIVEN
+from hfstrat.data.prompts import GIVEN
 from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.recipe.objectives import Grpo
 from hfstrat.trainer.generating import GeneratingTrainer
