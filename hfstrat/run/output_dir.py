@@ -50,9 +50,14 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
             (folder / "report.json").replace(folder / EARLIER)
-        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        write_recipe(recipe)
     return lock
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Write the recipe of a run into its folder, with every setting."""
+    text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    (Path(recipe.output_dir).expanduser() / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -17,11 +17,20 @@ from hfstrat.tasks.report_parts import Answer, Comparison
 from hfstrat.trainer import checkpoints, heartbeat, signals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hfstrat.run.setup import Job
 
 
-def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
-    """Train a model from a recipe; the first process gets the report, the others None. Raises RunError, with an exit code."""
+def run(loaded: Loaded, overwrite: bool = False, before_training: Callable[[Job], None] | None = None) -> Report | None:
+    """Train a model from a recipe; the first process gets the report, the others None.
+
+    Args:
+        before_training: called once with everything loaded, for example to add a callback to the Trainer.
+
+    Raises:
+        RunError: with an exit code.
+    """
     started = time.monotonic()
     preflight.check(loaded, overwrite)  # before torch is imported
 
@@ -32,6 +41,8 @@ def run(loaded: Loaded, overwrite: bool = False) -> Report | None:
     with located(loaded):
         job = set_up(loaded, world, overwrite)
     job.setup_seconds = time.monotonic() - started
+    if before_training is not None:
+        before_training(job)
     with job.lock or contextlib.nullcontext():
         finished = complete(job, world.is_main_process, started)
         if finished is not None:

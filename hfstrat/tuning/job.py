@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from hfstrat.trainer.distributed import join_world
 from hfstrat.tuning import choosing, recipes
 
 if TYPE_CHECKING:
+    from hfstrat.recipe.schema import Recipe
     from hfstrat.run.setup import Job
 
 FORWARD_SHARE = 0.3  # of the time of training on a row that its forward pass takes
@@ -47,7 +48,7 @@ ON_OTHERS = "other_rows.json"  # the winner's measurement on the rows of --eval-
 class Spec:
     """What a job has to do, as its JSON file has it.
 
-    kind: rung or final.
+    kind: rung, final, or direct: training to the end of a rung as the final run.
     source, text, overrides: the recipe.
     result: the file for the answer, written last and atomically.
     seconds: of training in a rung. until: the time at which its training has to end.
@@ -182,7 +183,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
     concluded = time.monotonic() - began - trained
     in_steps = next(each.in_session for each in job.trainer.callback_handler.callbacks if isinstance(each, Rung))
     return {
-        **scores_of(job, spec),
+        **scores_of(job.recipe, spec),
         "trunk": steps.get("trunk", state.global_step),
         "cooldown": steps.get("cooldown", 0),
         "is_complete": not steps,
@@ -198,6 +199,57 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "tokens": result.tokens,
         "train_rows": len(job.data.train),
         "learning_rate": job.recipe.training.learning_rate,
+    }
+
+
+class FixLength(TrainerCallback):  # type: ignore[misc]
+    """Gives a run that its clock has ended the recipe of that length, which alone reproduces it."""
+
+    def __init__(self, job: Job, spec: Spec, plan: Path) -> None:
+        self.job, self.spec, self.plan = job, spec, plan
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        job, steps = self.job, state.global_step
+        state.max_steps = steps
+        overrides = recipes.fixed_length(self.spec.overrides, steps, read_json(self.plan)["cooldown"])
+        job.loaded = load_recipe(self.spec.source, overrides, self.spec.text)
+        job.plan = replace(job.plan, steps=steps, eval_every=steps, save_every=steps)
+        output_dir.write_recipe(job.recipe)
+
+
+def run_direct(spec: Spec) -> dict[str, Any]:
+    """Train the only candidate that the time allows as the final run: it is loaded, evaluated and verified once."""
+    started = time.monotonic()
+    loaded = load_recipe(spec.source, spec.overrides, spec.text)
+    folder, plan = Path(loaded.recipe.output_dir).expanduser(), Path(spec.result).with_suffix(".plan.json")
+    wait_for(folder)
+
+    def limit(job: Job) -> None:
+        for callback in (Rung(spec.seconds, plan, spec.until), FixLength(job, spec, plan)):
+            job.trainer.add_callback(callback)
+
+    finished = report.read(folder) if report.status(folder) == "done" else None  # killed before its answer was written
+    finished = finished or train.run(loaded, before_training=limit)
+    assert finished is not None
+    assert finished.run.data is not None
+    result, recipe = finished.finished, finished.run.recipe
+    for checkpoint in checkpoints.complete(folder):
+        retitle(checkpoint, recipe.model_dump(), checkpoints.state_of(checkpoint))
+    return {
+        **scores_of(recipe, spec),
+        "trunk": result.steps - read_json(plan)["cooldown"],
+        "cooldown": read_json(plan)["cooldown"],
+        "is_complete": False,
+        "trained": result.train_seconds,
+        "setup": result.setup_seconds,
+        "seconds": time.monotonic() - started,
+        "memory": result.peak_memory_bytes,
+        "trainable": result.trainable_parameters,
+        "parameters": result.total_parameters,
+        "bytes": result.artifact_bytes,
+        "tokens": result.tokens,
+        "train_rows": finished.run.data.train.rows_kept,
+        "learning_rate": recipe.training.learning_rate,
     }
 
 
@@ -217,10 +269,10 @@ def artifact_bytes(trainable: int, total: int, job: Job) -> int:
     return int((4 * trainable) if adapter else width * total)
 
 
-def scores_of(job: Job, spec: Spec) -> dict[str, Any]:
+def scores_of(recipe: Recipe, spec: Spec) -> dict[str, Any]:
     """The metric on the rows for choosing, its loss, and how many rows these are."""
-    quality = choosing.quality_of(job.recipe, spec.in_bytes)
-    columns = intervals.read_rows(job.folder)
+    quality = choosing.quality_of(recipe, spec.in_bytes)
+    columns = intervals.read_rows(Path(recipe.output_dir).expanduser())
     if quality.below not in columns:
         raise UserError(
             "data: losses per token are not comparable across tokenizers, and the tokens of this one have no defined bytes; "
@@ -287,8 +339,16 @@ def adopt(checkpoint: Path, folder: Path, recipe: dict[str, Any]) -> None:
             os.link(file, place)
         except OSError:  # another file system
             shutil.copyfile(file, place)
-    state = {key: value for key, value in checkpoints.state_of(checkpoint).items() if key not in ("sizes", "sha256", "digest")}
-    checkpoints.mark_complete(target, state | {"recipe": recipe, "steps": recipe["training"]["max_steps"]})
+    retitle(target, recipe, checkpoints.state_of(checkpoint))
+
+
+def retitle(checkpoint: Path, recipe: dict[str, Any], state: dict[str, Any]) -> None:
+    """Mark a checkpoint as one of another recipe; `state` is that of its marker."""
+    kept = {key: value for key, value in state.items() if key not in ("sizes", "sha256", "digest")}
+    checkpoints.mark_complete(checkpoint, kept | {"recipe": recipe, "steps": recipe["training"]["max_steps"]})
+
+
+KINDS = {"rung": run_rung, "direct": run_direct, "final": run_final}
 
 
 def run_job(file: Path) -> None:
@@ -296,7 +356,7 @@ def run_job(file: Path) -> None:
     spec = Spec(**json.loads(file.read_text(encoding="utf-8")))
     answer: dict[str, Any]
     try:
-        answer = {"status": "done"} | (run_final(spec) if spec.kind == "final" else run_rung(spec))
+        answer = {"status": "done"} | KINDS[spec.kind](spec)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -70,6 +70,15 @@ def of_length(setting: Setting, entry: Entry, steps: int, cooldown: int) -> list
     ]
 
 
+def fixed_length(overrides: Sequence[str], steps: int, cooldown: int) -> list[str]:
+    """The overrides of a run of endless length with the length that its clock has given it."""
+    length = {
+        **dict.fromkeys(("training.max_steps", "training.eval_steps", "training.save_steps"), str(steps)),
+        "training.extra.lr_scheduler_kwargs": json.dumps(decay(cooldown)),
+    }
+    return [f"{key}={length.get(key, value)}" for key, _, value in (each.partition("=") for each in overrides)]
+
+
 def rung(setting: Setting, entry: Entry, settings: Sequence[str], folder: Path, start: Path | None) -> list[str]:
     """The overrides of a rung, which ends by the clock of its job; `start` is the checkpoint that it continues from."""
     resume = "auto" if start is None else str(start)

@@ -165,14 +165,14 @@ def sentences(table: Table) -> list[str]:
     name = f"loss ({TASKS[task].text.loss_unit})" if metric == "loss" else metric.replace("_", " ")
     interval = format.interval(metric, win["low"], win["high"])
     named = f"{win['label']} ({win['settings']})" if win["settings"] else win["label"]
-    lines = [
-        f"best: {named}, {name} {format.metric(metric, win['quality'])} ({interval}) on the "
-        f"{format.plural(table['choosing_rows'], 'row')} that chose it"
-    ]
+    rows, was_chosen = format.plural(table["choosing_rows"], "row"), sum(len(each["curve"]) for each in table["trials"]) > 1
+    where = f"the {rows} that chose it" if was_chosen else f"{rows} held out; no other candidate was measured"
+    lines = [f"best: {named}, {name} {format.metric(metric, win['quality'])} ({interval}) on {where}"]
     if luck := table["luck"]:
         where = f"of {table['others']}" if table["others"] else "held out that did not choose it"
         value = f"{format.metric(metric, luck['value'])} ({format.interval(metric, luck['low'], luck['high'])})"
         lines.append(f"measured again on {format.plural(luck['rows'], 'row')} {where}: {name} {value}")
+    if was_chosen and luck:
         low, high = (format.difference(metric, luck[key]) for key in ("luck_low", "luck_high"))
         told = "" if luck["luck_low"] > 0 or luck["luck_high"] < 0 else ", which is not significant"
         lines.append(

@@ -27,6 +27,7 @@ LEAST_SHARE = 0.25  # of the training time so far that a continuation must have 
 AT_ONCE = 0.1  # of the time left, for a strategy that was expected to take seconds and has to be trained
 LEAST_SECONDS = 1.0  # of training in a rung
 HOPELESS = 3  # failed candidates at least after which a search without any result ends
+SMALL = 4.0  # of the seconds of a job that do not train: with less time than this, one candidate is trained, and only once
 VARIETY = 9  # candidates of a round for each strategy with something to search
 
 
@@ -94,10 +95,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bracket:
-    """A round of successive halving: candidates on its first level, and the seconds that each trains there."""
+    """A round of successive halving: candidates on its first level, and the seconds that each trains there.
+
+    is_direct: the one candidate that the time allows is trained as the final run, which loads and evaluates only once.
+    """
 
     count: int
     seconds: float
+    is_direct: bool = False
 
     def sizes(self) -> list[int]:
         """Candidates by level; the last one left is continued by `_continue`, not here."""
@@ -139,6 +144,7 @@ class Next:
     trial: int = -1
     rung: int = 0
     seconds: float = 0.0
+    is_direct: bool = False  # trained as the final run
 
 
 def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:
@@ -157,6 +163,8 @@ def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
     for label in candidates.at_once:
         if label not in known:
             return Next("new", label=label)
+    if brackets and brackets[0].is_direct and (action := _direct(candidates, trials)) is not None:
+        return action
     if left < LEAST_SECONDS:
         return Next("stop")
     failed = [trial for trial in trials if trial.failed]
@@ -169,6 +177,18 @@ def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
         if action is not None:
             return action
     return _continue(candidates, trials, brackets, left)
+
+
+def _direct(candidates: Candidates, trials: Sequence[Trial]) -> Next | None:
+    """The next action of a search whose first candidate is trained as the final run; None if that failed."""
+    if not trials:
+        return Next("new", 1, label=candidates.others[0])
+    first = trials[0]
+    if first.failed:
+        return None
+    if first.rungs:
+        return Next("stop")
+    return Next("wait" if first.is_claimed else "train", 1, trial=first.number, is_direct=True)
 
 
 def fixed_seconds(candidates: Candidates, trials: Sequence[Trial], label: str | None = None) -> float:
@@ -251,7 +271,8 @@ def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: S
         before: the earlier rounds.
 
     Returns:
-        None if not even one candidate fits; or two, in a later round, which needs something to search.
+        None if not even one candidate fits; or two, in a later round, which needs something to search. Where a single
+        candidate hardly fits, and no other was measured at once, it is trained as the final run.
     """
     first = not before
     if not first and not candidates.can_vary:
@@ -267,7 +288,9 @@ def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: S
         if seconds >= least:
             return Bracket(count, seconds)
     room = left - fixed
-    return Bracket(1, room / 2 if room > 4 * fixed else room) if first and room >= LEAST_SECONDS else None
+    if first and not candidates.at_once and room <= SMALL * fixed:
+        return Bracket(1, max(LEAST_SECONDS, room), is_direct=True)
+    return Bracket(1, room / 2 if room > SMALL * fixed else room) if first and room >= LEAST_SECONDS else None
 
 
 def _after(trials: Sequence[Trial], otherwise: Next) -> Next:

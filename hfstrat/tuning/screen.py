@@ -60,6 +60,8 @@ class Screen:
     def starts(self, trial: Trial, params: dict[str, Any], action: Next, elapsed: float) -> None:
         self.names[trial.number] = name_of(trial, params)
         what = "measured" if action.bracket == 0 else f"rung {action.rung + 1}, trained for {format.duration(action.seconds)}"
+        if action.is_direct:
+            what = "the only candidate that the time allows, trained as the final run"
         self._says(f"#{trial.number} {self.names[trial.number]}: {what}", elapsed)
 
     def measured(self, trials: list[Trial], number: int, quality: Quality, elapsed: float) -> None:

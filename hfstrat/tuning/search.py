@@ -18,6 +18,7 @@ from hfstrat.errors import RunError
 from hfstrat.models.load import read_json
 from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
+from hfstrat.trainer.plan import ENDLESS
 from hfstrat.tuning import choosing, page, recipes, results, schedule, space
 from hfstrat.tuning.options import Setting
 from hfstrat.tuning.schedule import Candidates, Next, Rung, Trial
@@ -27,6 +28,7 @@ from hfstrat.tuning.store import Store
 TRIALS, FINAL = "trials", "final"
 RESERVE = 1.15  # of the predicted time of the final run
 FIRST_RESERVE, LOADING = 16.0, 6.0  # seconds of the final run and of a new process, before one is measured
+SAVING = 3.0  # seconds: of the checkpoint, the result and the report
 VERIFYING = 2.0  # of the time that the libraries take to load: a new process that also loads the result and compares
 GRACE = 0.04  # of the time by which a rung may end late before it is stopped
 PAUSE = 0.5  # seconds until a process that waits for others looks again
@@ -73,7 +75,7 @@ class Search:
         self.quality = choosing.quality_of(setting.entries[0].loaded.recipe, setting.in_bytes)
         at_once = tuple(entry.label for entry in setting.entries if entry.at_once)
         others = tuple(entry.label for entry in setting.entries if not entry.at_once)
-        self.candidates = Candidates(at_once, others, setting.can_vary)
+        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.finishing)
         if leads:
             before = max((rung.at for trial in self.store.trials() for rung in trial.rungs), default=0.0)
             self.store.put("session", {"began": began, "before": before})
@@ -99,6 +101,13 @@ class Search:
         """Seconds for the final run: loading, evaluation, saving, verification in a new process, other data."""
         measured = [self.finishing(trial, trial.rungs[trial.best]) for trial in trials if trial.rungs]
         return max(measured, default=FIRST_RESERVE + self.setting.finishing)  # any of them may win
+
+    @property
+    def completing(self) -> float:
+        """Seconds that a candidate trained as the final run needs after training, before anything is measured."""
+        ready = float(self.store.get("ready", 0.0)) or LOADING
+        again = LOADING if self.setting.others is not None else 0.0  # the result is loaded to be measured on other rows
+        return RESERVE * (self.setting.finishing + VERIFYING * ready + again) + SAVING
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
         """Seconds of the final run of a trial."""
@@ -203,10 +212,16 @@ class Search:
         file, result = folder.with_suffix(".job.json"), folder.with_suffix(".result.json")
         if not file.is_file():  # otherwise it was started before a kill, for the same seconds
             start = self.trunk(trial, action.rung - 1) if action.rung else None
-            entry = self.setting.entry(trial.label)
-            overrides = recipes.rung(self.setting, entry, space.overrides(params), folder, start)
-            self.write_job(file, result, trial.label, overrides, kind="rung", seconds=action.seconds)
-        self.limit_job(file, trial)
+            entry, settings = self.setting.entry(trial.label), space.overrides(params)
+            if action.is_direct:
+                overrides = recipes.final(self.setting, entry, settings, self.folder, (ENDLESS, 1))
+                self.write_job(
+                    file, result, trial.label, overrides, kind="direct", choosing=1.0, seconds=self.setting.options.time
+                )
+            else:
+                overrides = recipes.rung(self.setting, entry, settings, folder, start)
+                self.write_job(file, result, trial.label, overrides, kind="rung", seconds=action.seconds)
+        self.limit_job(file, trial, action.is_direct)
         known = result.is_file()
         self.screen.starts(trial, params, action, self.elapsed)
         answer = self.runner.run(file, result, lambda: self.look(trial.number))
@@ -222,10 +237,11 @@ class Search:
             return
         self.record(trial, action, answer)
 
-    def limit_job(self, file: Path, trial: Trial) -> None:
+    def limit_job(self, file: Path, trial: Trial, is_direct: bool) -> None:
         """Write into the file of a job until when it may train: the deadline, less what comes after training."""
         after = max((after_training(rung) for rung in trial.rungs), default=0.0)
-        spec = read_json(file) | {"until": self.clock() + self.left(self.store.trials()) - after}
+        left = self.setting.options.time - self.elapsed - self.completing if is_direct else self.left(self.store.trials())
+        spec = read_json(file) | {"until": self.clock() + left - after}
         results.write(file, json.dumps(spec, indent=1))
 
     def write_job(self, file: Path, result: Path, label: str, overrides: list[str], **more: Any) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from hfstrat.cli import tune as cli_tune
 from hfstrat.errors import RunError, UserError
 from hfstrat.tuning import options as tuning_options
-from hfstrat.tuning import schedule, search, space, tune
+from hfstrat.tuning import results, schedule, search, space, tune
 from hfstrat.tuning.options import Advice
 from hfstrat.tuning.schedule import Bracket, Candidates, Rung, Trial
 from hfstrat.tuning.screen import Screen
@@ -233,9 +233,34 @@ def test_a_round_takes_half_of_the_time_and_trains_as_long_as_it_loads() -> None
         if bracket is None:
             assert left <= fixed + schedule.LEAST_SECONDS
             continue
+        if bracket.is_direct:
+            assert left <= 5 * fixed
+            continue
         cost = sum(size * (fixed + bracket.takes(level)) for level, size in enumerate(bracket.sizes()))
         assert cost <= (left if bracket.count == 1 else schedule.SHARE * left * 1.0001)
         assert bracket.count == 1 or bracket.seconds >= 0.75 * fixed
+
+
+@pytest.mark.parametrize("time", [27.0, 40.0])
+def test_a_single_candidate_that_fits_is_trained_as_the_final_run(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: float
+) -> None:
+    """In time, with a kill before each event: it is neither evaluated nor loaded twice, and what is left is spent."""
+    asked = options(encoder, data, tmp_path / "run", time=time, strategies="lora,full")
+    events, clock = Events(monkeypatch), Clock()
+    for life in itertools.chain((2, 3, 4, 5), itertools.repeat(None)):
+        events.left = life
+        try:
+            table = play(asked, runner := Played(clock, events))
+            break
+        except Killed:
+            continue
+    assert table["winner"] == 0
+    assert len(table["trials"]) == 1
+    assert 0.6 * time < clock.now - 1000 <= 1.05 * time
+    assert runner.jobs[-1]["kind"] == "final"
+    assert runner.jobs[-1]["answer"]["seconds"] < 1
+    assert "no other candidate was measured" in results.sentences(table)[0]
 
 
 def test_the_winner_is_not_continued_once_it_gets_worse() -> None:

@@ -19,6 +19,7 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
 from hfstrat.run.train import run
 from hfstrat.tasks import report
+from hfstrat.trainer.plan import ENDLESS
 from hfstrat.tuning import job, recipes, runner
 from hfstrat.tuning.options import Options, check
 from hfstrat.tuning.store import Store
@@ -74,6 +75,43 @@ def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: P
     assert told is not None
     assert told.finished.verified
     assert told.finished.steps == sum(steps)
+
+
+@pytest.mark.slow
+def test_a_direct_job_is_the_final_run(tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock ends it; the final job finds it done; its recipe alone has the same weights; its answer can be made again."""
+    import torch
+
+    options = Options([], [], str(tiny), str(examples), "full", None, 60.0, None, ("learning_rate",), str(tmp_path / "out"))
+    setting, folder = check(options), tmp_path / "tuned"
+    entry, settings = setting.entries[0], ["training.learning_rate=0.001"]
+    (tmp_path / "trials").mkdir()
+    folder.mkdir()
+    (folder / ".hfstrat.lock").touch()
+    result = tmp_path / "trials" / "rung-0.result.json"
+
+    def spec(kind: str, steps: tuple[int, int], **more: Any) -> job.Spec:
+        return job.Spec(
+            kind, entry.source, entry.text, recipes.final(setting, entry, settings, folder, steps), str(result), **more
+        )
+
+    until = time.time() + 2.5
+    answer = job.run_direct(direct := spec("direct", (ENDLESS, 1), seconds=60.0, until=until))
+    steps = answer["trunk"], answer["cooldown"]
+    assert steps[1] == max(1, round(job.COOLDOWN * steps[0]))
+    written = (folder / "final" / "model.safetensors").stat().st_mtime_ns
+    assert job.run_direct(direct)["score"] == answer["score"], "killed before the answer was written: nothing is trained again"
+    job.run_final(spec("final", steps))
+    assert (folder / "final" / "model.safetensors").stat().st_mtime_ns == written
+    told = report.read(folder)
+    assert told is not None
+    assert told.finished.verified
+    assert told.finished.steps == told.finished.plan.steps == sum(steps)
+
+    run(load_recipe(str(folder / "recipe.yaml"), [f"output_dir={tmp_path / 'alone'}"]))
+    found, alone = (weights(tmp_path / name / "final") for name in ("tuned", "alone"))
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+    assert report.read(tmp_path / "alone").finished.metrics_after == told.finished.metrics_after  # type: ignore[union-attr]
 
 
 def test_the_schedule_needs_its_cooldown() -> None:
