@@ -157,15 +157,16 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             show_labeled(console, tokenizer, row, index, task.text.target(row["label"], data.label_names))
             continue
         for name, part in task.rows.parts(row):
-            show_row(console, tokenizer, part, f"example {index}{f', {name}' if name else ''}")
+            title = f"example {index}{f', {name}' if name else ''}"
+            show_row(console, tokenizer, part, title, is_prompt=bool(task.rows.answered_at_once))
         if note := task.rows.note(row):
             console.print(note, style="dim", markup=False)
 
 
-def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str) -> None:
+def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, is_prompt: bool) -> None:
     """One example as the model sees it; supervised tokens are in color, or between [[ and ]] where there is no terminal."""
     supervised = sum(label != IGNORED for label in row["labels"])
-    console.print(f"\n{title}: {len(row['input_ids'])} tokens, {supervised} supervised")
+    console.print(f"\n{title}: {len(row['input_ids'])} tokens{'' if is_prompt else f', {supervised} supervised'}")
     text = Text()
     for ids, is_supervised, omitted in elided(row["input_ids"], row["labels"]):
         if omitted:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import preferences, rewarded
 from helpers.encoder_families import make_encoder_family
 from helpers.kill_runs import Soak
 from safetensors.torch import load_file
@@ -69,3 +70,16 @@ def test_a_killed_run_of_each_kind_of_family(
         model = families(family)
     soak = Soak(recipe().source, [f"model={model}", *settings], tmp_path / "soak", 1, result_of)
     soak.kills(2, random.Random(family))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+def test_a_killed_run_of_an_objective(models: Any, tmp_path: Path, objective: str) -> None:
+    """With a cached reference, and with answers that are sampled while training; each killed twice."""
+    if objective == "grpo":
+        source = rewarded.recipe(tmp_path, models(), training={"max_steps": 10, "eval_steps": 4, "save_steps": 2})
+    else:
+        rows = preferences.labeled(40) if objective == "kto" else preferences.pairs(40)
+        lengths = {"max_steps": 24, "eval_steps": 8, "save_steps": 4}
+        source = preferences.recipe_for(tmp_path, models(), rows, objective, strategy="lora", training=lengths)
+    soak = Soak(str(source), [], tmp_path / "soak", 1, result_of)
+    soak.kills(2, random.Random(objective))
