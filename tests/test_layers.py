@@ -19,6 +19,7 @@ FLOORS = (
     ("engine",),
     ("advisor", "comparison", "tuning"),
     ("cli",),
+    ("api",),
     ("__main__", "train"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -68,7 +69,7 @@ def test_imports_point_down() -> None:
 
 
 def test_no_circle_of_files() -> None:
-    left = imports()
+    left = imports() | {"": set()}  # the names that hfstrat offers are imported when they are used
     while free := [name for name, targets in left.items() if not (targets - {name}) & left.keys()]:
         for name in free:
             del left[name]

@@ -20,8 +20,10 @@ from hfstrat.tasks.artifact import check_output, check_task, load, resolve, task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.generation import How
 from hfstrat.tasks.heads import HeadText
+from hfstrat.tasks.report import Report
 
 COMMANDS = "/reset starts over, /quit exits"
+GENERATORS = (CausalLM.name,)
 IS_CLASSIFIER = "this is a classifier: use `hfstrat predict`"
 IS_GENERATOR = "this model generates text: use `hfstrat generate`"
 MAX_LENGTH = 1024  # tokens of a text, for a model without a run that defines it
@@ -118,16 +120,9 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
         raise UserError("--text: it is empty; expected text")
     inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
     model, tokenizer, report = load(target, quantization, spreads=True)
-    import torch
-
-    from hfstrat.data.labeled import Texts
-
-    task = task_of(target).text
-    assert isinstance(task, HeadText)
-    tokenized = Texts(tokenizer, report.run.recipe.data.max_length if report else MAX_LENGTH)
+    task = head_text(target)
     with _writer(output) as write:
-        for row in inputs:
-            found = task.outputs(model, tokenized, row, torch.float32)  # as the weights are, without autocast
+        for row, found in predicted(target, inputs, model, tokenizer, report):
             if output:
                 columns = row if isinstance(row, dict) else {"text": row}
                 write(json.dumps({**columns, **task.record(found)}, ensure_ascii=False))
@@ -136,6 +131,30 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
                 write(f"{task.line(found)}\t{text}" if len(inputs) > 1 else task.line(found))
     if output:
         print(f"{output}: {len(inputs)} rows")
+
+
+def head_text(target: str) -> HeadText:
+    """How predictions of a classifier or a regression are shown. Raises UserError for a model that generates text."""
+    check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
+    task = task_of(target).text
+    assert isinstance(task, HeadText)
+    return task
+
+
+def predicted(target: str, inputs: list[Any], model: Any, tokenizer: Any, report: Report | None) -> Iterator[tuple[Any, Any]]:
+    """Each input with the outputs of the model.
+
+    Args:
+        inputs: texts, or dicts with `text` and `text_pair`.
+    """
+    import torch
+
+    from hfstrat.data.labeled import Texts
+
+    task = head_text(target)
+    tokenized = Texts(tokenizer, report.run.recipe.data.max_length if report else MAX_LENGTH)
+    for row in inputs:
+        yield row, task.outputs(model, tokenized, row, torch.float32)  # as the weights are, without autocast
 
 
 @contextmanager
