@@ -215,6 +215,16 @@ class Head(StrategySection):
     l2: float | Literal["auto"] = Field(
         "auto", description="L2 penalty of the exact solver, per example; auto: the best on held-out examples"
     )
+    contrastive: bool = Field(
+        False,
+        description="Train all weights of the body first, so that texts with equal labels become similar (SetFit, "
+        "arXiv 2209.11055): for 8 to 64 rows per class",
+    )
+    contrastive_steps: int = Field(100, ge=1, description="Optimizer steps of contrastive: true, each on at most 32 rows")
+    contrastive_learning_rate: float | Literal["auto"] = Field(
+        "auto",
+        description="Peak learning rate of contrastive: true; auto: half of that of full fine-tuning at its width",
+    )
     untie: bool = Field(False, description="Give a causal LM whose head is tied to its embeddings a trainable head of its own")
     then: Annotated[Continuation | None, from_text("name", Continuation | ContinuationName | None)] = Field(
         None, description="Strategy that continues from the solved head: partial, lora or full, or a section of one"
@@ -223,7 +233,7 @@ class Head(StrategySection):
         "learning_rate": Default(1e-3, "AdamW's default (arXiv 1711.05101); the features are standardized"),
     }
 
-    @field_validator("layer", "l2")
+    @field_validator("layer", "l2", "contrastive_learning_rate")
     @classmethod
     def _positive(cls, value: int | float | str) -> int | float | str:
         if not isinstance(value, str) and value <= 0:
@@ -244,6 +254,14 @@ class Head(StrategySection):
             raise ValueError(
                 "then needs head: linear and an exact solver, since the classifiers of transformers have a linear head"
             )
+        if not self.contrastive:
+            for key in ("contrastive_steps", "contrastive_learning_rate"):
+                if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: nothing is trained by contrast; set contrastive: true, or remove it")
+        elif self.layer != "auto":
+            raise ValueError("layer: contrastive: true trains the whole body, so the head is on its last layer; remove layer")
+        elif self.then is not None:
+            raise ValueError("then: contrastive: true trains the body already; remove then, or contrastive")
         if self.then is not None and self.pooling in ("mean", "first"):
             raise ValueError(
                 f"then: no class of transformers pools by {self.pooling} at a chosen layer, so the full model could not be "
@@ -253,6 +271,8 @@ class Head(StrategySection):
 
     @property
     def unquantizable(self) -> str:
+        if self.contrastive:
+            return "strategy.contrastive: true trains all weights of the body, and quantized weights cannot be trained"
         return "" if self.then is None else self.then.unquantizable
 
     def training_defaults(self) -> dict[str, Default]:

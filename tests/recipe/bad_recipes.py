@@ -997,6 +997,13 @@ MODELS = [
     headed("a penalty for the trainer", "  solver: trainer\n  l2: 0.1", ["l2", "weight_decay"], None),
     headed("a negative penalty", "  l2: -1", ["strategy.l2", "above 0"]),
     headed("an untied classifier", "  untie: true", ["strategy.untie", "remove it"]),
+    headed("contrast at a layer", "  contrastive: true\n  layer: 1", ["layer", "last layer", "remove layer"], None),
+    headed("contrast, then more", "  contrastive: true\n  then: full", ["then", "contrastive: true trains the body"], None),
+    headed("steps without contrast", "  contrastive_steps: 5", ["contrastive_steps", "set contrastive: true"], None),
+    headed("a rate of contrast of 0", "  contrastive_learning_rate: 0", ["strategy.contrastive_learning_rate", "above 0"]),
+    headed(
+        "no steps of contrast", "  contrastive: true\n  contrastive_steps: 0", ["strategy.contrastive_steps", "at least 1"], 1
+    ),
     headed("then what is no strategy", "  then: prefix", ["strategy.then.name", '"prefix"', "partial, lora, full"]),
     headed("then with a typo", "  then: {name: lora, rr: 4}", ["strategy.then.rr", "did you mean 'r'?"]),
     headed("then with a bad value", "  then: {name: lora, r: 0}", ["strategy.then.r = 0", "at least 1"]),

@@ -135,6 +135,11 @@ def matched(seen: Seen, name: str) -> Any:
     return getattr(distiller(seen).match, name, None)
 
 
+def contrast(seen: Seen, name: str) -> Any:
+    """Of contrastive training, None without it."""
+    return seen.job.train_data.facts["head"].get("contrastive", {}).get(name)
+
+
 def answers_kept(seen: Seen) -> Any:
     return seen.job.train_data.facts["distillation"].get("cache", {})
 
@@ -403,6 +408,24 @@ PROBES: dict[str, Probe] = {
     ),
     "strategy.head.solver": Probe(["strategy.solver=trainer"], lambda s: hasattr(s.job.trainer, "strength"), False, HEADED),
     "strategy.head.l2": Probe(["strategy.l2=0.5"], lambda s: s.job.trainer.strength, 0.5, HEADED),
+    "strategy.head.contrastive": Probe(
+        ["strategy={name: head, contrastive: true, contrastive_steps: 2}"],
+        lambda s: contrast(s, "steps"),
+        2,
+        HEADED,
+    ),
+    "strategy.head.contrastive_steps": Probe(
+        ["strategy={name: head, contrastive: true, contrastive_steps: 3}"],
+        lambda s: contrast(s, "steps"),
+        3,
+        HEADED,
+    ),
+    "strategy.head.contrastive_learning_rate": Probe(
+        ["strategy={name: head, contrastive: true, contrastive_steps: 2, contrastive_learning_rate: 1e-4}"],
+        lambda s: contrast(s, "learning_rate"),
+        1e-4,
+        HEADED,
+    ),
     "strategy.head.then": Probe(
         ["strategy.then=full"],
         lambda s: all(p.requires_grad for p in s.model.parameters()),

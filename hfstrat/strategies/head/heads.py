@@ -16,6 +16,7 @@ from hfstrat.models.load import Base, cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
+from hfstrat.strategies.head import contrastive
 from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, split_body
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
@@ -109,8 +110,13 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     vocabulary.refuse_frozen(base, FROZEN_TOKENS)
     units = data.collate.units
     cast_weights(base.model.base_model, base.compute_dtype)  # the precision of frozen weights in every strategy
-    poolings = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
-    pooled = pool_rows(body, data, config.num_labels, strategy.layer, poolings, SEED)
+    poolings: tuple[str, ...] = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
+    layer, trained = strategy.layer, None
+    if strategy.contrastive:  # a probe on rows that the body was trained on would tell nothing
+        layer, poolings = body.depth, (contrastive.pooling_of(strategy, base),)
+        trained = contrastive.train_body(strategy, body, poolings[0], data, SEED)
+        base.say(contrastive.line(trained))
+    pooled = pool_rows(body, data, config.num_labels, layer, poolings, SEED)
     shorten(base, body, pooled)
     by_transformers = reads_last and pooled.pooling == "last" and strategy.head == "linear"
     if not by_transformers:
@@ -126,7 +132,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
     batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
     sample = {name: value for name, value in batch.items() if name != "labels"}
-    found = facts(pooled, exact)
+    found = facts(pooled, exact) | ({"contrastive": trained} if trained else {})
     built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], found)
     train = FeatureRows(pooled.train, pooled.train_labels, units)
     held = FeatureRows(pooled.eval, pooled.eval_labels, units)

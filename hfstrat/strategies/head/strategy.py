@@ -47,7 +47,8 @@ class Head(Strategy[section.Head]):
 
     def check_task(self, task: Task) -> None:
         _check_task(self.section, task)
-        if not task.text.generates and not (self.section.pooling == "last" and self.section.head == "linear"):
+        by_transformers = self.section.pooling == "last" and self.section.head == "linear" and not self.section.contrastive
+        if not task.text.generates and not by_transformers:
             from hfstrat.tasks.sentence_transformers import check_installed
 
             check_installed()
@@ -79,6 +80,9 @@ class Head(Strategy[section.Head]):
         hidden = wanted.hidden_size if wanted.head == "mlp" else None
         head = _head_size(shapes, classifier, hidden, reads_last=wanted.pooling == "last")
         footprint = Footprint(head, head + _body_size(shapes_left))
+        if wanted.contrastive:
+            names = frozenset(name for name in shapes if not CLASS_HEAD.search(name)) | {f"{classifier}.weight"}
+            return Description(Footprint(footprint.total, footprint.total), names, shapes, saves_model=False)
         return Description(footprint, frozenset({f"{classifier}.weight"}), shapes, saves_model=False, body_once=True)
 
     def _describe_language_head(self, shapes: Shapes, tied: bool) -> Description:
@@ -215,7 +219,7 @@ class HeadThen(Strategy[section.Head]):
 def _check_task(section: section.Head, task: Task) -> None:
     """Refuse keys of a classifier's head for an LM head, and the other way round."""
     if task.text.generates:
-        of_classifiers = ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then")
+        of_classifiers = ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then", "contrastive")
         if odd := [key for key in of_classifiers if key in section.model_fields_set]:
             raise UserError(f"strategy.{odd[0]}: it is for classifiers; the LM head is always on the last layer, so remove it")
     elif section.untie:
