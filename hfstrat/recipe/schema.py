@@ -33,6 +33,17 @@ Optimizer = Literal[
 ]
 
 
+AttentionName = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
+]
+
+
+HubKernel = Annotated[
+    str, Field(pattern=r"^[^/:@\s]+/[^/:@\s]+(@[^/:@\s]+)?(:[^/:@\s]+)?$", description="a kernel on the Hub (owner/name)")
+]
+"""As transformers takes it: a repository, where needed with a revision and a function (`owner/name@revision:function`)."""
+
+
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 
 
@@ -82,8 +93,11 @@ class Model(Section):
         description="How a classifier pools the hidden states of a text: class: as its class in transformers; mean, last or "
         "first (token); default: as modules.json of a sentence encoder names it, else class",
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="Attention implementation; auto: the default of transformers"
+    attn_implementation: AttentionName | HubKernel = Field(
+        "auto",
+        description="Attention implementation: sdpa, eager, flash_attention_2, 3 or 4, flex_attention, or a kernel on the Hub, "
+        "such as kernels-community/flash-attn2; auto: the default of transformers, and for packed rows the first that passes "
+        "a test on the model: torch's kernel for variable lengths, flash attention, flex attention",
     )
     quantization: Annotated[Quantization | None, FromName] = Field(
         None, description="Quantize frozen linear layers with bitsandbytes: int8, nf4 or fp4, or a mapping with name"

@@ -233,6 +233,12 @@ def decide_batches(
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
             model.to(device)  # packing is checked on the device of the run
     batches = make_batches(recipe, rows, data.lengths, base, built.others)
+    if batches.plan.bins is None:
+        why = "as transformers chooses" if recipe.model.attn_implementation == "auto" else "as model.attn_implementation says"
+        used = str(base.model.config._attn_implementation)
+        batches.plan = replace(batches.plan, attention=used, attention_because=why)
+    if on_gpu or batches.plan.bins:
+        base.say(f"attention: {batches.plan.attention}, {batches.plan.attention_because}")
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -284,6 +290,7 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
         "micro_batch": plan.micro_batch,
         "eval_batch": plan.eval_batch,
         "packed": plan.bins is not None,
+        "attention": plan.attention,
         "checkpointing": plan.checkpointing,
         "processes": plan.processes,
         "steps": plan.steps,

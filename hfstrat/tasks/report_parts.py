@@ -167,6 +167,8 @@ class Plan(Part):
     accumulation: int = 1
     checkpointing: bool = False
     bins: int | None = Field(None, description="Packed sequences per step; None: not packed")
+    attention: str | None = Field(None, description="The attention implementation in training")
+    attention_because: str = Field("", description="Why this attention implementation, in words")
 
 
 class Baselines(Part):

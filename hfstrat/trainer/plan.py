@@ -44,6 +44,8 @@ class Plan:
     packed: bool | None = None  # the choice of an interrupted run
     bins: int | None = None  # packed rows per step; None: not packed
     bins_at_once: int = 1  # packed rows per forward pass
+    attention: str | None = None  # the attention implementation in training; None: not decided
+    attention_because: str = ""  # why, in words
 
     @property
     def accumulation(self) -> int:
@@ -110,6 +112,7 @@ def make_plan(
         time_limit=seconds(training.max_time) if training.max_time else None,
         checkpointing=bool(stored.get("checkpointing")) if recompute == "auto" else bool(recompute),
         packed=stored.get("packed"),
+        attention=stored.get("attention"),
         eval_share=float(training.eval_steps) if by_clock else None,
     )
 

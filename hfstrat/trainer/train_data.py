@@ -21,8 +21,10 @@ from hfstrat.data.splits import distinct
 from hfstrat.errors import UserError
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Recipe
+from hfstrat.trainer import packed_attention
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
+from hfstrat.trainer.packed_attention import Attention
 from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan
 
 SAMPLED = 200  # examples from which the share of supervised tokens is estimated
@@ -171,14 +173,21 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
         return plain
     if packing_mode == "auto" and data.device.type == "cpu":
         return plain.because("packing is slower on a CPU")
-    packed = _pack(plain, recipe.seed, recipe.data.max_length, base)
-    packed_padding = packing.packed_padding_share(packed.rows)
-    if packing_mode == "auto" and padding - packed_padding < MIN_SAVING:
-        return plain.because(f"it would save only {max(padding - packed_padding, 0):.0%}")
-    if reason := _reason_against(recipe, base, others, packed, data.dtype):
+    packed, saved = _pack(plain, recipe, data.device), 0.0
+    packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
+    if packing_mode == "auto" and (saved := padding - packed_padding) < MIN_SAVING:
+        return plain.because(f"it would save only {max(saved, 0):.0%}")
+    try:
+        attention = _attention(recipe, data, lengths, [base.model, *others], packing_mode is True)
+    except packed_attention.Refused as error:
         if packing_mode is True:
-            raise UserError(f"training.packing: true: examples cannot be packed for this model: {reason}; set auto or false")
-        return plain.because(reason)
+            raise UserError(
+                f"training.packing: true: examples cannot be packed for this model: {error}; set auto or false"
+            ) from None
+        return plain.because(str(error))
+    packed.collate.flatten = attention.flatten
+    packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
+    packed.plan = replace(packed.plan, attention=attention.name, attention_because=attention.because)
     packed.line = (
         f"packed into {packed.plan.bins} rows per step, {packed_padding:.0%} padding (else {padding:.0%}); "
         "tested on this model: packed examples do not attend to each other"
@@ -186,29 +195,30 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     return packed
 
 
-def _reason_against(recipe: Recipe, base: Base, others: Sequence[Any], packed: Batches, dtype: torch.dtype) -> str | None:
+def _attention(recipe: Recipe, data: TrainData, lengths: np.ndarray, models: list[Any], must_pack: bool) -> Attention:
+    """The attention of packed rows, set on the models. Raises Refused: they cannot be packed."""
     if not recipe.strategy.packs:
-        return f"strategy {recipe.strategy.name} needs each example in a row of its own"
-    if not packed.collate.plain.selects_rows:
-        return "packing needs our loss bound to the model"
-    flatten = packed.collate.flatten
-    if reason := packing.find_leak(base.model, flatten, dtype):
-        return reason
-    return next((f"the teacher: {reason}" for one in others if (reason := packing.find_leak(one, flatten, dtype))), None)
+        raise packed_attention.Refused(f"strategy {recipe.strategy.name} needs each example in a row of its own")
+    if not data.collate.selects_rows:
+        raise packed_attention.Refused("packing needs our loss bound to the model")
+    wanted, before = recipe.model.attn_implementation, data.plan.attention
+    if before is None and (data.plan.packed or is_sharded()):  # started before the attention was chosen, or cannot be changed
+        before = str(models[0].config._attn_implementation)
+    return packed_attention.choose(wanted, models, data.device, data.dtype, int(lengths.max()), before, must_pack)
 
 
-def _pack(plain: Batches, seed: int, max_length: int, base: Base) -> Batches:
-    """The examples of the same steps in bins of at most `max_length` tokens and of what one unpacked pass holds.
+def _pack(plain: Batches, recipe: Recipe, device: torch.device) -> Batches:
+    """The examples of the same steps in bins of at most `data.max_length` tokens and of what one unpacked pass holds.
 
     Examples are in random order, not grouped by length, so that all steps have similar numbers of tokens.
     """
+    seed, max_length = recipe.seed, recipe.data.max_length
     plan, longest = plain.plan, int(plain.order.lengths.max())
     order = BatchOrder(plain.order.lengths, plan.global_batch_size, plan.steps, seed)
     capacity = max(longest, min(max_length, plan.micro_batch * longest))
     at_once = max(1, plan.micro_batch * longest // capacity)
     bins = packing.count_bins(order, capacity, plan.processes * at_once)
     rows = packing.PackedRows(plain.rows, order, bins, plain.collate.multiple)
-    flatten = "flash" in str(base.model.config._attn_implementation)
     make = plain.collate.packed or partial(packing.PackingCollator, plain.collate)
-    collator = make(flatten)
+    collator = make(device.type == "cuda", few_widths=device.type != "cuda" or recipe.training.torch_compile)
     return Batches(order, rows, packing.InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")

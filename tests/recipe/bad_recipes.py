@@ -515,6 +515,18 @@ CHOICES = [
     key("an unknown mask", EVAL_SIZE, "  train_on: assistants", ['"assistants"', "did you mean 'assistant'?"]),
     key("an unknown format of one source", TRAIN, "  train: [{path: rows.jsonl, format: chat}]", ['format = "chat"', "alpaca"]),
     key("an unknown dtype", MODEL, "model: {name_or_path: model, dtype: bf16}", ['"bf16"', "did you mean 'bfloat16'?"]),
+    key(
+        "an unknown attention",
+        MODEL,
+        "model: {name_or_path: model, attn_implementation: flash_atention_2}",
+        ['"flash_atention_2"', "flex_attention or a kernel on the Hub (owner/name)", "did you mean 'flash_attention_2'?"],
+    ),
+    key(
+        "a Hub kernel without a name",
+        MODEL,
+        "model: {name_or_path: model, attn_implementation: kernels-community/}",
+        ['"kernels-community/"', "a kernel on the Hub (owner/name)"],
+    ),
     key("an unknown task", OUTPUT, "output_dir: run\ntask: sft", ['task = "sft"', "causal-lm"], 1),
     key("upper case", NAME, "  name: LoRA", ['"LoRA"', "did you mean 'lora'?"]),
     given("a choice on the command line", "training.optim=adam", ['training.optim = "adam"', "adamw_torch"]),
