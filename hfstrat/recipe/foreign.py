@@ -195,6 +195,16 @@ PER_EPOCH = {"evals_per_epoch": "training.eval_steps", "saves_per_epoch": "train
 PER_DEVICE_DEFAULT = 8  # of TrainingArguments
 EPOCHS_DEFAULT = 3.0
 
+# optimizers of transformers that are not offered
+OTHER_DEVICES = ("adamw_torch_xla", "adamw_torch_npu_fused")
+PROJECTED = (
+    *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
+    *("galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise"),
+)
+IN_BACKWARD = ("lomo", "adalomo")
+SCHEDULE_FREE = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
+
+
 VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another tool, in lower case: what to write
     "task": {**STAGES, **TASK_TYPES},
     "strategy.name": {
@@ -222,7 +232,14 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
     "training.report_to": {"none": "remove the key: no tracker is the default", "all": "name them, such as [wandb]"},
     "training.resume_from_checkpoint": {"true": "write auto", "false": "write never"},
     "strategy.init_lora_weights": {"default": "write true"},
-    "training.optim": {"adamw_bnb_8bit": "write adamw_8bit", "adamw_hf": "write adamw_torch_fused"},
+    "training.optim": {
+        "adamw_hf": "write adamw_torch_fused",
+        **dict.fromkeys(OTHER_DEVICES, "it is for another kind of device; write adamw_torch_fused"),
+        **dict.fromkeys(PROJECTED, "it projects gradients to low rank; write `strategy: lora`, or adamw_8bit for less memory"),
+        **dict.fromkeys(IN_BACKWARD, "it steps inside the backward pass, without accumulation; write adamw_8bit or adafactor"),
+        **dict.fromkeys(SCHEDULE_FREE, "its weights of evaluation are not those of training; set lr_scheduler_type: constant"),
+        "adamw_anyprecision": "torchdistx is not maintained; write adamw_torch_fused",
+    },
 }
 
 

@@ -29,8 +29,34 @@ Schedule = Literal[
 
 
 Optimizer = Literal[
-    "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "stable_adamw",
+    "grokadamw",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "adafactor",
+    "adagrad",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "muon",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "sgd",
 ]
+"""Names of transformers' `OptimizerNames`, and muon."""
 
 
 AttentionName = Literal[
@@ -144,7 +170,12 @@ class Training(Section):
         "extra.lr_scheduler_kwargs.num_decay_steps steps",
     )
     warmup_steps: float = Field(0.03, ge=0, description="Warmup steps; below 1 a share of all steps")
-    optim: Optimizer = Field("adamw_torch_fused", description="Optimizer; the 8-bit and paged ones need bitsandbytes")
+    optim: Optimizer = Field(
+        "adamw_torch_fused",
+        description="Optimizer, by its name in transformers; muon: Muon for hidden matrices, AdamW for the rest. Those "
+        "of bitsandbytes (8-bit, paged, lion, ademamix), torchao (adamw_torch_4bit, _8bit), torch-optimi (stable_adamw) and "
+        "grokadamw need that package",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped")
     activation_checkpointing: bool | Literal["auto"] = Field(
@@ -192,6 +223,8 @@ class Training(Section):
                 raise ValueError("lr_scheduler_type: warmup_stable_decay needs extra.lr_scheduler_kwargs: {num_decay_steps: N}")
             if self.max_time is not None:
                 raise ValueError("lr_scheduler_type: warmup_stable_decay counts steps; set max_steps instead of max_time")
+        if self.optim == "muon" and "optim_args" in self.extra:
+            raise ValueError("optim: muon reads no extra.optim_args; remove them")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience: needs training.load_best_model_at_end: true; set it, or remove this key")
         return self

@@ -28,7 +28,7 @@ from hfstrat.run import head_rate, held_out, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import autobatch, callbacks, checkpoints, sharded
+from hfstrat.trainer import autobatch, callbacks, checkpoints, muon, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
@@ -265,7 +265,7 @@ def build_trainer(
     state = marker_state(recipe, plan, data, model)
     state["margins"] = margins = dict(checkpoints.state_of(checkpoint).get("margins", {})) if checkpoint else {}
     alarm = [OverfittingAlarm(screen, margins)] if metrics.can_overfit else []
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=rows.train,
@@ -281,6 +281,9 @@ def build_trainer(
         state=state,
         **prepared.trainer_kwargs,
     )
+    if options.optim == muon.NAME:
+        trainer.optimizer_cls_and_kwargs = muon.factory(trainer)
+    return trainer
 
 
 def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> dict[str, Any]:

@@ -199,7 +199,7 @@ FIXED = {
     "disable_tqdm": True,  # progress has a callback of its own
     "report_to": "none",  # trackers are callbacks.Tracker, which cannot end a run
 }
-COPIED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "logging_steps")
+COPIED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps")
 
 
 def training_arguments(
@@ -217,7 +217,8 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
-    from hfstrat.trainer.distributed import backend, on_cpu
+    from hfstrat.trainer import muon
+    from hfstrat.trainer.distributed import backend, is_sharded, on_cpu
 
     training = recipe.training
     settings = FIXED | {name: getattr(training, name) for name in COPIED}
@@ -229,6 +230,7 @@ def training_arguments(
         "per_device_train_batch_size": plan.micro_batch,
         "per_device_eval_batch_size": plan.eval_batch,
         "gradient_accumulation_steps": plan.accumulation,
+        "optim": "adamw_torch_fused" if training.optim == muon.NAME else training.optim,  # transformers has no name for muon
         "bf16": compute_dtype == torch.bfloat16,
         "fp16": compute_dtype == torch.float16,
         "use_cpu": on_cpu(),
@@ -244,6 +246,8 @@ def training_arguments(
         arguments = TrainingArguments(**{**settings, **training.extra})
     except (TypeError, ValueError) as error:
         raise UserError(f"training.extra: TrainingArguments does not accept it: {first_line(error)}") from error
+    if training.optim == muon.NAME and is_sharded():
+        raise UserError("training.optim: muon needs complete matrices, but the model is sharded; set adamw_torch_fused")
     # given to the constructor, it would require save_steps to be a multiple of eval_steps; our Trainer saves a checkpoint
     # whenever an evaluation is the best so far, so any combination works
     arguments.load_best_model_at_end = training.load_best_model_at_end

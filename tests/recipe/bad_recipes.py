@@ -509,6 +509,15 @@ CHOICES = [
     ),
     key("no strategy name", NAME, "  teacher_weight: 8", ["strategy.name: missing", "full, head, lora, partial"], -1),
     key("an unknown optimiser", RATE, "  optim: adamw", ['optim = "adamw"', "adamw_torch_fused", "did you mean"]),
+    key(
+        "an optimizer that is not offered", RATE, "  optim: galore_adamw", ['optim = "galore_adamw"', "write `strategy: lora`"]
+    ),
+    key(
+        "arguments that an optimizer does not read",
+        RATE,
+        "  optim: muon\n  extra: {optim_args: momentum=0.9}",
+        ["muon reads no extra.optim_args"],
+    ),
     key("an unknown schedule", RATE, "  lr_scheduler_type: cosin", ['"cosin"', "did you mean 'cosine'?"]),
     key("an unknown format", EVAL_SIZE, "  format: sharegpt", ['data.format = "sharegpt"', "messages", "alpaca"]),
     key("an unknown overflow", EVAL_SIZE, "  overflow: cut", ['data.overflow = "cut"', "truncate, split, drop, error"]),
