@@ -49,15 +49,18 @@ class PackedRows(Dataset[Bin]):
     """The bins of every step, one after another: item `step * bins + k` is bin `k` of that step.
 
     Every step has the same number of bins, so that accumulation is constant; their width is the fullest one's, rounded.
+
+    Args:
+        order: of the examples, a `BatchOrder` or a `DenseOrder`.
     """
 
-    def __init__(self, rows: Any, order: BatchOrder, bins: int, multiple: int) -> None:
+    def __init__(self, rows: Any, order: Any, bins: int, multiple: int) -> None:
         self.rows, self.order, self.bins, self.multiple = rows, order, bins, multiple
         self.step = lru_cache(maxsize=4)(self._step)
 
     def with_rows(self, rows: Any) -> PackedRows:
         """The same bins of other rows, for example of these with another column."""
-        return PackedRows(rows, self.order, self.bins, self.multiple)
+        return type(self)(rows, self.order, self.bins, self.multiple)
 
     def _step(self, step: int) -> tuple[list[np.ndarray], int]:
         """The row indices of each bin, and the width of all of them."""
@@ -107,8 +110,8 @@ class PackingCollator:
         self.is_paired = plain.is_paired
 
     def width(self, tokens: int) -> int:
-        """The width of a flattened row."""
-        multiple = self.plain.multiple
+        """The width of a flattened row, also of one without examples."""
+        tokens, multiple = max(tokens, 1), self.plain.multiple
         return rounded(tokens, multiple) if self.few_widths else -(-tokens // multiple) * multiple
 
     def positions(self, widths: Sequence[int], tokens: Sequence[int]) -> int:

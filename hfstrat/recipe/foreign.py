@@ -64,6 +64,7 @@ FOREIGN = {
     "training.num_train_epochs": "epochs num_epochs n_epochs max_epochs",
     "training.max_steps": "steps num_steps total_steps num_train_steps max_iters",
     "training.max_time": "time_limit max_runtime timeout",
+    "training.global_batch_tokens": "total_batch_tokens tokens_per_step batch_tokens max_tokens_per_batch",
     "training.global_batch_size": "effective_batch_size total_batch_size",
     "training.per_device_train_batch_size": "micro_batch_size per_device_batch_size device_batch_size",
     "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
@@ -170,7 +171,7 @@ _EXPLAINED: dict[str, dict[str, str]] = {
     },
     "batch_size train_batch_size": {"": BATCH},
     "sample_packing neat_packing": {"false": "write `training.packing: false`", "": "write `training.packing: true`"},
-    "packing_strategy": {"": "examples are packed whole: `training.packing` is auto, true or false; remove the key"},
+    "packing_strategy": {"": "examples are packed whole: write `training.packing: dense` with `global_batch_tokens`, or true"},
     "group_by_length": {
         "true": "write `training.train_sampling_strategy: group_by_length`",
         "": "write `training.train_sampling_strategy: random`",

@@ -150,8 +150,13 @@ class Training(Section):
     global_batch_size: int = Field(
         16, ge=1, description="Sequences per optimizer step, over all processes; gradient accumulation is derived"
     )
+    global_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Of packing: dense, in place of global_batch_size: tokens per optimizer step at most",
+    )
     per_device_train_batch_size: PositiveOrAuto = Field(
-        "auto", description="Sequences per forward pass on each device; auto: as many as fit"
+        "auto", description="Sequences (with packing: dense packed ones) per forward pass on each device; auto: as many as fit"
     )
     per_device_eval_batch_size: PositiveOrAuto = Field("auto", description="The same for evaluation")
     train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
@@ -159,10 +164,11 @@ class Training(Section):
         description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
         "sample. Each example is seen once per epoch. auto: group_by_length if a step has fewer than 16 examples",
     )
-    packing: bool | Literal["auto"] = Field(
+    packing: bool | Literal["auto", "dense"] = Field(
         "auto",
         description="Pack several examples of a step into one sequence, if a test on the model shows that they do not attend "
-        "to each other; auto: on a GPU, where it saves padding",
+        "to each other; auto: on a GPU, where it saves padding; dense: steps of global_batch_tokens, each of the examples that "
+        "fill its sequences best",
     )
     lr_scheduler_type: Schedule = Field(
         "cosine",
@@ -205,6 +211,11 @@ class Training(Section):
     )
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
 
+    @property
+    def must_pack(self) -> bool:
+        """Whether a run that cannot be packed is refused."""
+        return self.packing in (True, "dense")
+
     @field_validator("max_time", mode="before")
     @classmethod
     def _readable_time(cls, value: Any) -> Any:
@@ -223,6 +234,14 @@ class Training(Section):
                 raise ValueError("lr_scheduler_type: warmup_stable_decay needs extra.lr_scheduler_kwargs: {num_decay_steps: N}")
             if self.max_time is not None:
                 raise ValueError("lr_scheduler_type: warmup_stable_decay counts steps; set max_steps instead of max_time")
+        if self.packing == "dense":
+            if self.global_batch_tokens is None:
+                raise ValueError("packing: dense needs a batch in tokens; set training.global_batch_tokens, such as 65536")
+            for name in ("global_batch_size", "train_sampling_strategy"):  # a stored recipe has the defaults too
+                if getattr(self, name) not in (type(self).model_fields[name].default, "random"):
+                    raise ValueError(f"{name}: packing: dense chooses the examples of a step by their lengths; remove this key")
+        elif self.global_batch_tokens is not None:
+            raise ValueError("global_batch_tokens: only used by packing: dense; set packing: dense, or remove this key")
         if self.optim == "muon" and "optim_args" in self.extra:
             raise ValueError("optim: muon reads no extra.optim_args; remove them")
         if self.early_stopping_patience and not self.load_best_model_at_end:

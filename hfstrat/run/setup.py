@@ -162,7 +162,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 def plan_of(recipe: Recipe, data: Data, processes: int, stored: dict[str, Any] | None = None) -> Plan:
     """The numbers of the run."""
     rows, training = task_of(recipe).rows, recipe.training
-    plan = make_plan(training, *rows.sizes(data), processes, stored)
+    plan = make_plan(training, *rows.sizes(data), processes, stored, recipe.seed)
     if not rows.answered_at_once or training.per_device_eval_batch_size != "auto":
         return plan
     return replace(plan, eval_batch=(stored or {}).get("eval_batch") or rows.answered_at_once)
@@ -222,7 +222,7 @@ def decide_batches(
         sharded.add_remark(base)
     elif on_gpu:
         built.model.to(device)
-        shape, before = (rows.plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
+        shape, before = (rows.plan.micro_batch, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, rows.dtype, device, before, rows.plan.processes)
         if not stored and rows.collate.pads:
             loss = task.metrics.for_data(data).loss
@@ -292,6 +292,8 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
         "recipe": recipe.model_dump(),
         "micro_batch": plan.micro_batch,
         "eval_batch": plan.eval_batch,
+        "bins_at_once": plan.bins_at_once,
+        "dense": plan.dense,
         "packed": plan.bins is not None,
         "attention": plan.attention,
         "checkpointing": plan.checkpointing,
@@ -312,6 +314,8 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     noun = task_of(recipe).rows.noun
     at_once = plural(plan.rows_at_once, "packed row" if plan.bins else noun)
     passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
+    tokens = recipe.training.global_batch_tokens
+    batch = f"at most {tokens:,} tokens" if tokens else plural(plan.global_batch_size, noun)
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     described = (
@@ -322,6 +326,6 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
         return [described, f"{'plan':<9} the head is solved exactly in one step, on {args.device}"]
     return [
         described,
-        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, noun)}: {passes}; "
+        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {batch}: {passes}; "
         f"learning rate {recipe.training.learning_rate:g}{head_rate.words(recipe, base)}; on {args.device}",
     ]

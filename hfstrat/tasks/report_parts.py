@@ -161,7 +161,8 @@ class Plan(Part):
     epochs: float | None = None
     rows: int = 0
     processes: int = 1
-    global_batch_size: int = 0
+    global_batch_size: int = Field(0, description="Sequences per step; with dense packing on average")
+    rows_per_step: float | None = Field(None, description="Of dense packing: sequences per step, on average")
     micro_batch: int = 0
     eval_batch: int | None = Field(None, description="Examples of a forward pass of evaluations")
     accumulation: int = 1

@@ -24,7 +24,6 @@ from hfstrat.data.packing import TOLERANCE, Bin, PackingCollator, find_leak
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.attention import MAX_HEAD, VARLEN
 
-WORDS = {VARLEN: "torch's kernel for variable lengths (varlen_attn)", "flex_attention": "flex attention"}
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -79,8 +78,8 @@ def choose(
     for name in names:
         reason = unusable(name, models, device, dtype) or _try(name, models, dtype, longest)
         if reason is None:
-            passed_over = "; ".join(f"not {one}: {text}" for one, text in refused.items())
-            return Attention(name, why or "; ".join(filter(None, [WORDS.get(name, ""), passed_over])), is_flat(name))
+            passed_over = [f"not {one}: {text}" for one, text in refused.items()]
+            return Attention(name, why or "; ".join([in_words(name, device), *passed_over]), is_flat(name))
         refused[name] = reason
     if before is not None and before != own:
         raise UserError(
@@ -89,6 +88,14 @@ def choose(
         )
     reasons = dict.fromkeys(refused.values())
     raise Refused(next(iter(reasons)) if len(reasons) == 1 else "; ".join(f"{one}: {text}" for one, text in refused.items()))
+
+
+def in_words(name: str, device: torch.device) -> str:
+    """What an attention implementation does with packed rows."""
+    if name == VARLEN:
+        on_cpu = "a loop over the packed examples, since torch's kernel for variable lengths needs a GPU"
+        return "torch's kernel for variable lengths" if device.type == "cuda" else on_cpu
+    return "a kernel for variable lengths" if is_flat(name) else "with a block mask"
 
 
 def candidates(own: str, device: torch.device, must_pack: bool) -> list[str]:

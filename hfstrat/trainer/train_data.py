@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from hfstrat.data import packing
 from hfstrat.data.collate import BatchOrder
+from hfstrat.data.dense import DenseOrder, DenseRows
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
 from hfstrat.errors import UserError
@@ -25,7 +26,7 @@ from hfstrat.trainer import packed_attention
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
 from hfstrat.trainer.packed_attention import Attention
-from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan
+from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan, dense_order
 
 SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
@@ -58,7 +59,7 @@ class TrainData:
         """The same examples, not packed, in batches of `micro_batch`."""
         if not self.plan.bins:
             return self
-        return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None))
+        return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None, dense=None))
 
     def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
         """The same data with a further column (packed, if it is packed) and a collator for it."""
@@ -118,7 +119,7 @@ GPU_MULTIPLE = 8  # of the widths of batches
 class Batches:
     """The batches of the Trainer. `order` has the examples of each step; `sampler` indexes `rows`, which may be packed."""
 
-    order: BatchOrder
+    order: BatchOrder | DenseOrder
     rows: Any
     sampler: Sampler[int]
     collate: Any
@@ -153,9 +154,13 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
         UserError: `packing: true`, but packed examples of this model attend to each other, or this cannot be tested.
     """
     training, plan, collate = recipe.training, data.plan, data.collate
-    packing_mode = training.packing if plan.packed is None else plan.packed
+    packing_mode = training.packing if plan.packed is None or plan.dense else plan.packed
+    must_pack, wanted = packing_mode in (True, "dense"), f"training.packing: {str(packing_mode).lower()}"
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    if plan.dense and not (collate.pads and collate.packs):
+        reason = collate.unpacked_because if collate.pads else "they are features of one size"
+        raise UserError(f"{wanted}: these examples are not packed: {reason}; set auto or false, and global_batch_size")
     if not collate.pads:  # features: nothing pads
         return Batches(order, data.train, order, collate, plan, "examples of one size")
     padding = packing.padding_share(order, plan.micro_batch, collate.multiple)
@@ -166,24 +171,20 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     if not collate.packs:
         return plain.because(collate.unpacked_because)
     if is_sharded() and data.device.type != "cpu":  # packing is tested on the complete model
-        if packing_mode is True:
-            raise UserError(
-                "training.packing: true: packing is tested on the complete model, but the model is sharded; set auto or false"
-            )
+        if must_pack:
+            raise UserError(f"{wanted}: packing is tested on the complete model, but the model is sharded; set auto or false")
         return plain
     if packing_mode == "auto" and data.device.type == "cpu":
         return plain.because("packing is slower on a CPU")
-    packed, saved = _pack(plain, recipe, data.device), 0.0
+    packed, saved = (_pack_densely if plan.dense else _pack)(plain, recipe, data.device), 0.0
     packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
     if packing_mode == "auto" and (saved := padding - packed_padding) < MIN_SAVING:
         return plain.because(f"it would save only {max(saved, 0):.0%}")
     try:
-        attention = _attention(recipe, data, lengths, [base.model, *others], packing_mode is True)
+        attention = _attention(recipe, data, lengths, [base.model, *others], must_pack)
     except packed_attention.Refused as error:
-        if packing_mode is True:
-            raise UserError(
-                f"training.packing: true: examples cannot be packed for this model: {error}; set auto or false"
-            ) from None
+        if must_pack:
+            raise UserError(f"{wanted}: examples cannot be packed for this model: {error}; set auto or false") from None
         return plain.because(str(error))
     packed.collate.flatten = attention.flatten
     packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
@@ -219,6 +220,20 @@ def _pack(plain: Batches, recipe: Recipe, device: torch.device) -> Batches:
     at_once = max(1, plan.micro_batch * longest // capacity)
     bins = packing.count_bins(order, capacity, plan.processes * at_once)
     rows = packing.PackedRows(plain.rows, order, bins, plain.collate.multiple)
+    return _packed(plain, rows, recipe, device, replace(plan, bins=bins, bins_at_once=at_once))
+
+
+def _pack_densely(plain: Batches, recipe: Recipe, device: torch.device) -> Batches:
+    """The examples in steps of `training.global_batch_tokens`."""
+    plan = plain.plan
+    order = dense_order(recipe.training, plain.order.lengths, plan.processes, recipe.seed, plan.dense)
+    assert order is not None
+    order.steps = plan.steps
+    rows = DenseRows(plain.rows, order, order.shape.bins, plain.collate.multiple)
+    return _packed(plain, rows, recipe, device, replace(plan, bins=order.shape.bins))
+
+
+def _packed(plain: Batches, rows: packing.PackedRows, recipe: Recipe, device: torch.device, plan: Plan) -> Batches:
     make = plain.collate.packed or partial(packing.PackingCollator, plain.collate)
     collator = make(device.type == "cuda", few_widths=device.type != "cuda" or recipe.training.torch_compile)
-    return Batches(order, rows, packing.InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")
+    return Batches(rows.order, rows, packing.InOrder(len(rows)), collator, plan, "")
