@@ -127,7 +127,7 @@ def of_report(report: Report, path: Path) -> Run | None:
         rows=float(data.train.rows_kept),
         classes=len(labels.training_rows) if labels else 1,
         steps=steps,
-        seen=steps * recipe.training.global_batch_size,
+        seen=round(steps * (result.plan.rows_per_step or recipe.training.global_batch_size)),
         value=value,
         base=before.get("loss") if is_text else None,
         tf_idf=words,

@@ -196,6 +196,8 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
     if recipe.objective.generates:
         raise UserError(f"objective: {recipe.objective.name}: the time of generation is not predicted")
+    if recipe.training.packing == "dense":
+        raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
     survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)

@@ -52,7 +52,7 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     lengths, eval_lengths = data.lengths, data.eval_lengths
     task = task_of(recipe)
     load.check_context(base.model, task.rows.longest(data))
-    plan = make_plan(recipe.training, lengths, eval_lengths, processes=1)
+    plan = make_plan(recipe.training, lengths, eval_lengths, processes=1, seed=recipe.seed)
     baselines = setup.baselines_of(recipe, data, plan, base.model)
 
     show_model(console, recipe, trained, every)
@@ -61,7 +61,7 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     if quantized is not None:
         console.print(f"quantized base model: {format.memory(quantized)}")
     console.print()
-    length = f"{'length':<9} {plan.length}, {plan.global_batch_size} {task.rows.noun}s per step"
+    length = f"{'length':<9} {plan.length}, {'about ' if plan.dense else ''}{plan.global_batch_size} {task.rows.noun}s per step"
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)
     show_examples(console, tokenizer, data, rows, task)

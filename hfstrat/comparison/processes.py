@@ -226,16 +226,19 @@ def affordable_steps(budget: float, lengths: Any, recipe: Any, label: str) -> in
         UserError: the first step alone has more.
     """
     from hfstrat.data.collate import BatchOrder
-    from hfstrat.trainer.plan import ENDLESS
+    from hfstrat.trainer.plan import ENDLESS, dense_order
 
     training = recipe.training
     grouped = training.train_sampling_strategy == "group_by_length"
-    order = BatchOrder(lengths, training.global_batch_size, ENDLESS, recipe.seed, group_by_length=grouped)
+    order = dense_order(training, lengths, 1, recipe.seed) or BatchOrder(
+        lengths, training.global_batch_size, ENDLESS, recipe.seed, group_by_length=grouped
+    )
     left, steps = budget - order.tokens(0), 0
     if left < 0:
         raise UserError(
-            f"--budget: {budget:,.0f} tokens are too few for one step of {label}: its first {training.global_batch_size} "
-            f"examples have {order.tokens(0):,} tokens; raise the budget, or lower training.global_batch_size"
+            f"--budget: {budget:,.0f} tokens are too few for one step of {label}: its first {len(order.batch(0))} "
+            f"examples have {order.tokens(0):,} tokens; raise the budget, or lower training."
+            f"{'global_batch_tokens' if training.global_batch_tokens else 'global_batch_size'}"
         )
     while left >= 0 and steps < ENDLESS:
         steps += 1

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from hfstrat.data.collate import BatchOrder, Collator, loss_positions, rounded
 from hfstrat.data.render import IGNORED
+from hfstrat.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,15 +49,18 @@ class PackedRows(Dataset[Bin]):
     """The bins of every step, one after another: item `step * bins + k` is bin `k` of that step.
 
     Every step has the same number of bins, so that accumulation is constant; their width is the fullest one's, rounded.
+
+    Args:
+        order: of the examples, a `BatchOrder` or a `DenseOrder`.
     """
 
-    def __init__(self, rows: Any, order: BatchOrder, bins: int, multiple: int) -> None:
+    def __init__(self, rows: Any, order: Any, bins: int, multiple: int) -> None:
         self.rows, self.order, self.bins, self.multiple = rows, order, bins, multiple
         self.step = lru_cache(maxsize=4)(self._step)
 
     def with_rows(self, rows: Any) -> PackedRows:
         """The same bins of other rows, for example of these with another column."""
-        return PackedRows(rows, self.order, self.bins, self.multiple)
+        return type(self)(rows, self.order, self.bins, self.multiple)
 
     def _step(self, step: int) -> tuple[list[np.ndarray], int]:
         """The row indices of each bin, and the width of all of them."""
@@ -93,19 +97,34 @@ class PackingCollator:
     """Collates bins: `input_ids`, `labels`, `position_ids` (int64 `[B, T]`), `loss_rows` and `targets` as `Collator` does.
 
     Position ids restart with each example and there is no attention mask: transformers distinguishes the examples by this.
-    One bin stays one batch row, since attention costs the square of a row's length; kernels for variable lengths (flash
-    attention), which have no such cost, get a single row (`flatten`). Padding is an example of its own. Rows that are not
-    packed, those of the evaluation, are collated by `plain`.
+    One bin stays one batch row, since attention costs the square of a row's length; kernels for variable lengths, which have no
+    such cost, get a single row without padding between the bins (`flatten`). Padding is an example of its own. Rows that are
+    not packed, those of the evaluation, are collated by `plain`.
+
+    Args:
+        few_widths: whether flattened rows have few distinct widths, for kernels that are compiled for each.
     """
 
-    def __init__(self, plain: Collator, flatten: bool) -> None:
-        self.plain, self.flatten = plain, flatten
+    def __init__(self, plain: Collator, flatten: bool, few_widths: bool = True) -> None:
+        self.plain, self.flatten, self.few_widths = plain, flatten, few_widths
         self.is_paired = plain.is_paired
+
+    def width(self, tokens: int) -> int:
+        """The width of a flattened row, also of one without examples."""
+        tokens, multiple = max(tokens, 1), self.plain.multiple
+        return rounded(tokens, multiple) if self.few_widths else -(-tokens // multiple) * multiple
+
+    def positions(self, widths: Sequence[int], tokens: Sequence[int]) -> int:
+        """Positions of a batch, padding included, from the width and the tokens of each of its bins."""
+        return self.width(sum(tokens)) if self.flatten else sum(widths)
 
     def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
         return self.collate_bins(items) if isinstance(items[0], Bin) else self.plain(items)
 
     def collate_bins(self, bins: list[Bin]) -> dict[str, torch.Tensor]:
+        if self.flatten:
+            rows = [row for each in bins for row in each.rows]
+            bins = [Bin(rows, self.width(sum(len(row["input_ids"]) for row in rows)))]
         shape = (len(bins), bins[0].width)
         ids, labels = torch.full(shape, self.plain.pad_token_id), torch.full(shape, IGNORED)
         positions = torch.zeros(shape, dtype=torch.long)
@@ -118,8 +137,6 @@ class PackingCollator:
                 positions[index, start:end] = torch.arange(end - start)
                 start = end
             positions[index, start:] = torch.arange(shape[1] - start)
-        if self.flatten:
-            ids, labels, positions = (tensor.reshape(1, -1) for tensor in (ids, labels, positions))
         return {"input_ids": ids, "labels": labels, "position_ids": positions, **loss_positions(labels)}
 
 
@@ -146,10 +163,17 @@ def padding_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
     return 1 - tokens / positions
 
 
-def packed_padding_share(rows: PackedRows) -> float:
-    """The share of positions that are padding in packed batches."""
-    steps = range(min(SAMPLED_STEPS, rows.order.steps))
-    return 1 - sum(rows.order.tokens(step) for step in steps) / sum(rows.bins * rows.step(step)[1] for step in steps)
+def packed_padding_share(rows: PackedRows, collate: PackingCollator, at_once: int) -> float:
+    """The share of positions that are padding in packed batches of `at_once` bins."""
+    tokens = positions = 0
+    for step in range(min(SAMPLED_STEPS, rows.order.steps)):
+        packed, width = rows.step(step)
+        filled = [int(rows.order.lengths[each].sum()) for each in packed]
+        tokens += sum(filled)
+        for start in range(0, rows.bins, at_once):
+            part = filled[start : start + at_once]
+            positions += collate.positions([width] * len(part), part)
+    return 1 - tokens / positions
 
 
 @torch.no_grad()
@@ -171,7 +195,7 @@ def find_leak(model: PreTrainedModel, flatten: bool, dtype: torch.dtype = torch.
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             return _find_leak(model, flatten, dtype)
     except Exception as error:  # an unforeseen architecture can fail in any way
-        return f"its forward does not accept packed rows ({type(error).__name__})"
+        return f"its forward does not accept packed rows ({type(error).__name__}: {first_line(error)})"
     finally:
         model.train(was_training)
 
@@ -187,8 +211,10 @@ def _find_leak(model: PreTrainedModel, flatten: bool, dtype: torch.dtype) -> str
     def hidden(bins: list[list[list[int]]], width: int) -> list[list[torch.Tensor]]:
         items = [Bin([{"input_ids": ids, "labels": ids} for ids in each], width) for each in bins]
         batch = {k: v.to(weight.device) for k, v in collate(items).items() if k in ("input_ids", "position_ids")}
-        out = model.base_model(**batch, use_cache=False).last_hidden_state.reshape(len(bins), width, -1)
-        return [list(row[: sum(map(len, each))].split([len(ids) for ids in each])) for row, each in zip(out, bins, strict=True)]
+        out = model.base_model(**batch, use_cache=False).last_hidden_state
+        filled = [sum(map(len, each)) for each in bins]
+        rows = out[0, : sum(filled)].split(filled) if flatten else [row[:n] for row, n in zip(out, filled, strict=True)]
+        return [list(row.split([len(ids) for ids in each])) for row, each in zip(rows, bins, strict=True)]
 
     bins = [[example(n) for n in lengths] for lengths in ((5, 7, 4), (9, 3, 6))]
     before = hidden(bins, 20)

@@ -301,7 +301,11 @@ def check_comparable(entries: list[Entry], budget: Budget) -> None:
                 f"{key}: {one.get(key)!r} in {first.label}, {two.get(key)!r} in {other.label}; a comparison needs the same "
                 f"data: make them equal, or add {key}=... for all of them"
             )
-    sizes = {entry.label: entry.loaded.recipe.training.global_batch_size for entry in entries}
+    batches = {entry.label: entry.loaded.recipe.training for entry in entries}
+    sizes = {
+        label: f"{one.global_batch_tokens:,} tokens" if one.global_batch_tokens else str(one.global_batch_size)
+        for label, one in batches.items()
+    }
     if budget.kind == "steps" and len(set(sizes.values())) > 1:
         listed = ", ".join(f"{size} in {label}" for label, size in sizes.items())
         raise UserError(

@@ -25,6 +25,7 @@ from hfstrat.data.collate import Collator, rounded
 from hfstrat.data.packing import balance
 from hfstrat.evaluation.forward import Progress, Runner, Subject
 from hfstrat.evaluation.intervals import Measurement
+from hfstrat.models.attention import takes_sdpa_masks
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.models.load import takes_logits_mask
 
@@ -167,7 +168,7 @@ class Likelihood:
         keys = parts[:, None, :]
         visible = (keys == parts[:, :, None]) | (keys == contexts[:, :, None])
         visible &= torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool, device=parts.device).tril()
-        if self.attention == "sdpa":
+        if takes_sdpa_masks(self.attention):
             return visible[:, None]
         dtype = next(self.subject.model.parameters()).dtype
         return torch.zeros(visible.shape, dtype=dtype, device=parts.device).masked_fill_(~visible, torch.finfo(dtype).min)[
@@ -176,7 +177,8 @@ class Likelihood:
 
     def _supports_sharing(self) -> bool:
         """Whether continuations that share a row have the losses that they have in rows of their own, on random tokens."""
-        if self.attention not in ("sdpa", "eager") or getattr(self.subject.inner.config, "sliding_window", None):
+        takes_masks = takes_sdpa_masks(self.attention) or self.attention == "eager"
+        if not takes_masks or getattr(self.subject.inner.config, "sliding_window", None):
             return False
         vocabulary = self.subject.inner.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(0)

@@ -259,12 +259,14 @@ def _settings(public: Report) -> str:
         penalty = f", l2 penalty {head.l2:g}" if head.l2 is not None else ""
         how = {"length": f"solved exactly from the features of the training examples, in one step{penalty}"}
     else:
-        epochs = result.steps * training.global_batch_size / result.plan.rows if result.plan.rows else 0
+        plan = result.plan
+        epochs = result.steps * (plan.rows_per_step or training.global_batch_size) / plan.rows if plan.rows else 0
+        tokens = training.global_batch_tokens
+        batch = f"at most {tokens:,} tokens" if tokens else format.plural(training.global_batch_size, noun)
         how = {
             "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}" if training.learning_rate else "",
             "optimizer": training.optim,
-            "length": f"{format.plural(result.steps, 'step')} of {format.plural(training.global_batch_size, noun)}"
-            + (f", {epochs:.2f} epochs" if epochs else ""),
+            "length": f"{format.plural(result.steps, 'step')} of {batch}" + (f", {epochs:.2f} epochs" if epochs else ""),
         }
     objective = recipe.objective.name
     minimized = [] if objective == "sft" else _flat(recipe.objective.model_dump(exclude={"name"}, exclude_unset=True))

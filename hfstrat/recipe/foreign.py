@@ -64,6 +64,7 @@ FOREIGN = {
     "training.num_train_epochs": "epochs num_epochs n_epochs max_epochs",
     "training.max_steps": "steps num_steps total_steps num_train_steps max_iters",
     "training.max_time": "time_limit max_runtime timeout",
+    "training.global_batch_tokens": "total_batch_tokens tokens_per_step batch_tokens max_tokens_per_batch",
     "training.global_batch_size": "effective_batch_size total_batch_size",
     "training.per_device_train_batch_size": "micro_batch_size per_device_batch_size device_batch_size",
     "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
@@ -170,7 +171,7 @@ _EXPLAINED: dict[str, dict[str, str]] = {
     },
     "batch_size train_batch_size": {"": BATCH},
     "sample_packing neat_packing": {"false": "write `training.packing: false`", "": "write `training.packing: true`"},
-    "packing_strategy": {"": "examples are packed whole: `training.packing` is auto, true or false; remove the key"},
+    "packing_strategy": {"": "examples are packed whole: write `training.packing: dense` with `global_batch_tokens`, or true"},
     "group_by_length": {
         "true": "write `training.train_sampling_strategy: group_by_length`",
         "": "write `training.train_sampling_strategy: random`",
@@ -194,6 +195,16 @@ ACCUMULATION = ("gradient_accumulation_steps", "grad_accumulation_steps", "gradi
 PER_EPOCH = {"evals_per_epoch": "training.eval_steps", "saves_per_epoch": "training.save_steps"}
 PER_DEVICE_DEFAULT = 8  # of TrainingArguments
 EPOCHS_DEFAULT = 3.0
+
+# optimizers of transformers that are not offered
+OTHER_DEVICES = ("adamw_torch_xla", "adamw_torch_npu_fused")
+PROJECTED = (
+    *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
+    *("galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise"),
+)
+IN_BACKWARD = ("lomo", "adalomo")
+SCHEDULE_FREE = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
+
 
 VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another tool, in lower case: what to write
     "task": {**STAGES, **TASK_TYPES},
@@ -222,7 +233,14 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
     "training.report_to": {"none": "remove the key: no tracker is the default", "all": "name them, such as [wandb]"},
     "training.resume_from_checkpoint": {"true": "write auto", "false": "write never"},
     "strategy.init_lora_weights": {"default": "write true"},
-    "training.optim": {"adamw_bnb_8bit": "write adamw_8bit", "adamw_hf": "write adamw_torch_fused"},
+    "training.optim": {
+        "adamw_hf": "write adamw_torch_fused",
+        **dict.fromkeys(OTHER_DEVICES, "it is for another kind of device; write adamw_torch_fused"),
+        **dict.fromkeys(PROJECTED, "it projects gradients to low rank; write `strategy: lora`, or adamw_8bit for less memory"),
+        **dict.fromkeys(IN_BACKWARD, "it steps inside the backward pass, without accumulation; write adamw_8bit or adafactor"),
+        **dict.fromkeys(SCHEDULE_FREE, "its weights of evaluation are not those of training; set lr_scheduler_type: constant"),
+        "adamw_anyprecision": "torchdistx is not maintained; write adamw_torch_fused",
+    },
 }
 
 

@@ -280,7 +280,7 @@ def _path(loc: tuple[int | str, ...]) -> KeyPath:
             del parts[place]
     known = []
     for part in parts:
-        if isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool")):
+        if isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "constrained-str")):
             break
         known.append(str(part))
     return tuple(known)

@@ -29,8 +29,45 @@ Schedule = Literal[
 
 
 Optimizer = Literal[
-    "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "stable_adamw",
+    "grokadamw",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "adafactor",
+    "adagrad",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "muon",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "sgd",
 ]
+"""Names of transformers' `OptimizerNames`, and muon."""
+
+
+AttentionName = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
+]
+
+
+HubKernel = Annotated[
+    str, Field(pattern=r"^[^/:@\s]+/[^/:@\s]+(@[^/:@\s]+)?(:[^/:@\s]+)?$", description="a kernel on the Hub (owner/name)")
+]
+"""As transformers takes it: a repository, where needed with a revision and a function (`owner/name@revision:function`)."""
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
@@ -82,8 +119,11 @@ class Model(Section):
         description="How a classifier pools the hidden states of a text: class: as its class in transformers; mean, last or "
         "first (token); default: as modules.json of a sentence encoder names it, else class",
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="Attention implementation; auto: the default of transformers"
+    attn_implementation: AttentionName | HubKernel = Field(
+        "auto",
+        description="Attention implementation: sdpa, eager, flash_attention_2, 3 or 4, flex_attention, or a kernel on the Hub, "
+        "such as kernels-community/flash-attn2; auto: the default of transformers, and for packed rows the first that passes "
+        "a test on the model: torch's kernel for variable lengths, flash attention, flex attention",
     )
     quantization: Annotated[Quantization | None, FromName] = Field(
         None, description="Quantize frozen linear layers with bitsandbytes: int8, nf4 or fp4, or a mapping with name"
@@ -110,8 +150,13 @@ class Training(Section):
     global_batch_size: int = Field(
         16, ge=1, description="Sequences per optimizer step, over all processes; gradient accumulation is derived"
     )
+    global_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Of packing: dense, in place of global_batch_size: tokens per optimizer step at most",
+    )
     per_device_train_batch_size: PositiveOrAuto = Field(
-        "auto", description="Sequences per forward pass on each device; auto: as many as fit"
+        "auto", description="Sequences (with packing: dense packed ones) per forward pass on each device; auto: as many as fit"
     )
     per_device_eval_batch_size: PositiveOrAuto = Field("auto", description="The same for evaluation")
     train_sampling_strategy: Literal["auto", "group_by_length", "random"] = Field(
@@ -119,10 +164,11 @@ class Training(Section):
         description="group_by_length: steps of examples of similar length (less padding); random: each step is a random "
         "sample. Each example is seen once per epoch. auto: group_by_length if a step has fewer than 16 examples",
     )
-    packing: bool | Literal["auto"] = Field(
+    packing: bool | Literal["auto", "dense"] = Field(
         "auto",
         description="Pack several examples of a step into one sequence, if a test on the model shows that they do not attend "
-        "to each other; auto: on a GPU, where it saves padding",
+        "to each other; auto: on a GPU, where it saves padding; dense: steps of global_batch_tokens, each of the examples that "
+        "fill its sequences best",
     )
     lr_scheduler_type: Schedule = Field(
         "cosine",
@@ -130,7 +176,12 @@ class Training(Section):
         "extra.lr_scheduler_kwargs.num_decay_steps steps",
     )
     warmup_steps: float = Field(0.03, ge=0, description="Warmup steps; below 1 a share of all steps")
-    optim: Optimizer = Field("adamw_torch_fused", description="Optimizer; the 8-bit and paged ones need bitsandbytes")
+    optim: Optimizer = Field(
+        "adamw_torch_fused",
+        description="Optimizer, by its name in transformers; muon: Muon for hidden matrices, AdamW for the rest. Those "
+        "of bitsandbytes (8-bit, paged, lion, ademamix), torchao (adamw_torch_4bit, _8bit), torch-optimi (stable_adamw) and "
+        "grokadamw need that package",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped")
     activation_checkpointing: bool | Literal["auto"] = Field(
@@ -160,6 +211,11 @@ class Training(Section):
     )
     extra: dict[str, Any] = Field({}, description="Other TrainingArguments, passed through")
 
+    @property
+    def must_pack(self) -> bool:
+        """Whether a run that cannot be packed is refused."""
+        return self.packing in (True, "dense")
+
     @field_validator("max_time", mode="before")
     @classmethod
     def _readable_time(cls, value: Any) -> Any:
@@ -178,6 +234,16 @@ class Training(Section):
                 raise ValueError("lr_scheduler_type: warmup_stable_decay needs extra.lr_scheduler_kwargs: {num_decay_steps: N}")
             if self.max_time is not None:
                 raise ValueError("lr_scheduler_type: warmup_stable_decay counts steps; set max_steps instead of max_time")
+        if self.packing == "dense":
+            if self.global_batch_tokens is None:
+                raise ValueError("packing: dense needs a batch in tokens; set training.global_batch_tokens, such as 65536")
+            for name in ("global_batch_size", "train_sampling_strategy"):  # a stored recipe has the defaults too
+                if getattr(self, name) not in (type(self).model_fields[name].default, "random"):
+                    raise ValueError(f"{name}: packing: dense chooses the examples of a step by their lengths; remove this key")
+        elif self.global_batch_tokens is not None:
+            raise ValueError("global_batch_tokens: only used by packing: dense; set packing: dense, or remove this key")
+        if self.optim == "muon" and "optim_args" in self.extra:
+            raise ValueError("optim: muon reads no extra.optim_args; remove them")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience: needs training.load_best_model_at_end: true; set it, or remove this key")
         return self

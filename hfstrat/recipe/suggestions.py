@@ -241,7 +241,7 @@ def in_words(annotation: Any) -> str:
         return plain[annotation]
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return in_words(args[0])
+        return next((item.description for item in args[1:] if getattr(item, "description", None)), in_words(args[0]))
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(as_text(arg, lower=False) for arg in args)
     if origin in (Union, types.UnionType):

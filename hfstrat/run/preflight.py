@@ -24,6 +24,13 @@ from hfstrat.strategies.description import Description
 from hfstrat.trainer import checkpoints, distributed
 
 TRACKER_PACKAGES = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+OF_BITSANDBYTES = ("8bit", "paged", "bnb", "lion", "ademamix")  # parts of the names of its optimizers
+OPTIMIZER_PACKAGES = {  # of the others that need one: its module, and what to install
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+}
 ADVICE = {  # TrainingArguments that would break guarantees of hfstrat, or that its Trainer never reads
     "set training.global_batch_size and training.per_device_train_batch_size": "gradient_accumulation_steps",
     "leave training.per_device_train_batch_size at auto": "auto_find_batch_size",
@@ -142,8 +149,7 @@ def _check_rows(file: Path, recipe: Recipe, source: Source, name: str) -> None:
 
 def _check_training(recipe: Recipe) -> None:
     training = recipe.training
-    if ("8bit" in training.optim or "paged" in training.optim) and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"training.optim: {training.optim} needs bitsandbytes: pip install 'hfstrat[quantization]'")
+    _check_optimizer(training.optim)
     for name in training.report_to:
         found = importlib.util.find_spec(TRACKER_PACKAGES[name])
         # wandb and others create a folder of their own name where they run, which Python imports as a package without a file
@@ -155,6 +161,15 @@ def _check_training(recipe: Recipe) -> None:
     if training.resume_from_checkpoint not in ("auto", "never"):
         with about("training.resume_from_checkpoint"):
             checkpoints.find_resume(Path(recipe.output_dir), training.resume_from_checkpoint, recipe.model_dump())
+
+
+def _check_optimizer(name: str) -> None:
+    """Refuse an optimizer whose package is not installed."""
+    module, package = OPTIMIZER_PACKAGES.get(name, ("", ""))
+    if not module and any(part in name for part in OF_BITSANDBYTES):
+        module, package = "bitsandbytes", "'hfstrat[quantization]'"
+    if module and importlib.util.find_spec(module) is None:
+        raise UserError(f"training.optim: {name} needs {module}: pip install {package}")
 
 
 def _check_extra(training: Training) -> None:

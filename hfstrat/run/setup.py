@@ -28,7 +28,7 @@ from hfstrat.run import head_rate, held_out, output_dir, resume, simple_models
 from hfstrat.run.first_forward import first_forward
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.tasks.base import Task
-from hfstrat.trainer import autobatch, callbacks, checkpoints, sharded
+from hfstrat.trainer import autobatch, callbacks, checkpoints, muon, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
 from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
@@ -162,7 +162,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
 def plan_of(recipe: Recipe, data: Data, processes: int, stored: dict[str, Any] | None = None) -> Plan:
     """The numbers of the run."""
     rows, training = task_of(recipe).rows, recipe.training
-    plan = make_plan(training, *rows.sizes(data), processes, stored)
+    plan = make_plan(training, *rows.sizes(data), processes, stored, recipe.seed)
     if not rows.answered_at_once or training.per_device_eval_batch_size != "auto":
         return plan
     return replace(plan, eval_batch=(stored or {}).get("eval_batch") or rows.answered_at_once)
@@ -222,7 +222,7 @@ def decide_batches(
         sharded.add_remark(base)
     elif on_gpu:
         built.model.to(device)
-        shape, before = (rows.plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
+        shape, before = (rows.plan.micro_batch, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, rows.dtype, device, before, rows.plan.processes)
         if not stored and rows.collate.pads:
             loss = task.metrics.for_data(data).loss
@@ -233,6 +233,12 @@ def decide_batches(
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
             model.to(device)  # packing is checked on the device of the run
     batches = make_batches(recipe, rows, data.lengths, base, built.others)
+    if batches.plan.bins is None:
+        why = "as transformers chooses" if recipe.model.attn_implementation == "auto" else "as model.attn_implementation says"
+        used = str(base.model.config._attn_implementation)
+        batches.plan = replace(batches.plan, attention=used, attention_because=why)
+    if on_gpu or batches.plan.bins:
+        base.say(f"attention: {batches.plan.attention}, {batches.plan.attention_because}")
     args.per_device_train_batch_size = batches.plan.rows_at_once
     args.gradient_accumulation_steps = batches.plan.accumulation
     args.per_device_eval_batch_size = batches.plan.eval_batch
@@ -259,7 +265,7 @@ def build_trainer(
     state = marker_state(recipe, plan, data, model)
     state["margins"] = margins = dict(checkpoints.state_of(checkpoint).get("margins", {})) if checkpoint else {}
     alarm = [OverfittingAlarm(screen, margins)] if metrics.can_overfit else []
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=rows.train,
@@ -275,6 +281,9 @@ def build_trainer(
         state=state,
         **prepared.trainer_kwargs,
     )
+    if options.optim == muon.NAME:
+        trainer.optimizer_cls_and_kwargs = muon.factory(trainer)
+    return trainer
 
 
 def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> dict[str, Any]:
@@ -283,7 +292,10 @@ def marker_state(recipe: Recipe, plan: Plan, data: Data, model: nn.Module) -> di
         "recipe": recipe.model_dump(),
         "micro_batch": plan.micro_batch,
         "eval_batch": plan.eval_batch,
+        "bins_at_once": plan.bins_at_once,
+        "dense": plan.dense,
         "packed": plan.bins is not None,
+        "attention": plan.attention,
         "checkpointing": plan.checkpointing,
         "processes": plan.processes,
         "steps": plan.steps,
@@ -302,6 +314,8 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     noun = task_of(recipe).rows.noun
     at_once = plural(plan.rows_at_once, "packed row" if plan.bins else noun)
     passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
+    tokens = recipe.training.global_batch_tokens
+    batch = f"at most {tokens:,} tokens" if tokens else plural(plan.global_batch_size, noun)
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     described = (
@@ -312,6 +326,6 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
         return [described, f"{'plan':<9} the head is solved exactly in one step, on {args.device}"]
     return [
         described,
-        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {plural(plan.global_batch_size, noun)}: {passes}; "
+        f"{'plan':<9} {' or '.join(limits)}{epochs}; each step {batch}: {passes}; "
         f"learning rate {recipe.training.learning_rate:g}{head_rate.words(recipe, base)}; on {args.device}",
     ]

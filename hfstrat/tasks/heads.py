@@ -295,5 +295,6 @@ def check_texts(recipe: Recipe) -> None:
             raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {task}")
     if recipe.evaluation.control not in ("auto", "off"):
         raise UserError(f"evaluation.control: it is a language model's loss; remove it for {task}")
-    if recipe.training.packing is True:
-        raise UserError(f"training.packing: true: examples of {task} are not packed; set auto or false")
+    if recipe.training.must_pack:
+        given = str(recipe.training.packing).lower()
+        raise UserError(f"training.packing: {given}: examples of {task} are not packed; set auto or false")

@@ -161,12 +161,15 @@ class Plan(Part):
     epochs: float | None = None
     rows: int = 0
     processes: int = 1
-    global_batch_size: int = 0
+    global_batch_size: int = Field(0, description="Sequences per step; with dense packing on average")
+    rows_per_step: float | None = Field(None, description="Of dense packing: sequences per step, on average")
     micro_batch: int = 0
     eval_batch: int | None = Field(None, description="Examples of a forward pass of evaluations")
     accumulation: int = 1
     checkpointing: bool = False
     bins: int | None = Field(None, description="Packed sequences per step; None: not packed")
+    attention: str | None = Field(None, description="The attention implementation in training")
+    attention_because: str = Field("", description="Why this attention implementation, in words")
 
 
 class Baselines(Part):

@@ -87,8 +87,11 @@ def fit_to_memory(
     trained.to(rows.device)
     longest, longest_eval = int(data.lengths.max()), int(data.eval_lengths.max())
     if training.per_device_train_batch_size == "auto":
-        share = plan.global_batch_size // plan.processes
-        step = worst_step(trained, rows, worst_row(data, longest), loss)
+        share, run = plan.per_step // plan.processes, worst_step(trained, rows, worst_row(data, longest), loss)
+
+        def step(count: int) -> None:
+            run(rows.plan.examples_of(count, longest))
+
         micro = _largest(share, fits(step))
         if micro == 0 and training.activation_checkpointing == "auto":
             checkpoint_activations(base.model, True)
@@ -97,7 +100,7 @@ def fit_to_memory(
         micro = _least(micro, rows)
         if micro == 0:
             largest_that_fits(1, lambda _: False)  # raises with advice
-        plan = replace(plan, micro_batch=micro)
+        plan = plan.with_rows_at_once(micro, longest)
     if training.per_device_eval_batch_size == "auto":
         wanted = 1 << (4 * plan.micro_batch * longest // longest_eval).bit_length()
         evaluation = evaluation_pass(trained, rows, worst_row(data, longest_eval))

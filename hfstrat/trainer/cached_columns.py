@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hfstrat.data.packing import Bin
+from hfstrat.models.attention import of_unpacked_rows
 from hfstrat.trainer.collective import exhaust
 from hfstrat.trainer.train_data import TrainData
 
@@ -121,7 +122,7 @@ def cache_inputs(data: TrainData, model: Any, dtype: torch.dtype) -> dict[str, A
     return {
         "model": type(model).__name__,
         "config": config,
-        "attention": str(getattr(model.config, "_attn_implementation", None)),
+        "attention": of_unpacked_rows(getattr(model.config, "_attn_implementation", None)),
         "dtype": [str(dtype), str(data.dtype)],
         "collator": {name: str(value) for name, value in vars(data.collate).items() if isinstance(value, plain)},
         "device": torch.cuda.get_device_name() if data.device.type == "cuda" else data.device.type,

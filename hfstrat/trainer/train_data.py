@@ -16,14 +16,17 @@ from torch.utils.data import Sampler
 
 from hfstrat.data import packing
 from hfstrat.data.collate import BatchOrder
+from hfstrat.data.dense import DenseOrder, DenseRows
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
 from hfstrat.errors import UserError
 from hfstrat.models.load import Base
 from hfstrat.recipe.schema import Recipe
+from hfstrat.trainer import packed_attention
 from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
-from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan
+from hfstrat.trainer.packed_attention import Attention
+from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan, dense_order
 
 SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
@@ -56,7 +59,7 @@ class TrainData:
         """The same examples, not packed, in batches of `micro_batch`."""
         if not self.plan.bins:
             return self
-        return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None))
+        return replace(self, train=self.train.rows, collate=self.collate.plain, plan=replace(self.plan, bins=None, dense=None))
 
     def with_rows(self, collate: Any, train: Any, evaluated: Any = None) -> TrainData:
         """The same data with a further column (packed, if it is packed) and a collator for it."""
@@ -116,7 +119,7 @@ GPU_MULTIPLE = 8  # of the widths of batches
 class Batches:
     """The batches of the Trainer. `order` has the examples of each step; `sampler` indexes `rows`, which may be packed."""
 
-    order: BatchOrder
+    order: BatchOrder | DenseOrder
     rows: Any
     sampler: Sampler[int]
     collate: Any
@@ -151,9 +154,13 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
         UserError: `packing: true`, but packed examples of this model attend to each other, or this cannot be tested.
     """
     training, plan, collate = recipe.training, data.plan, data.collate
-    packing_mode = training.packing if plan.packed is None else plan.packed
+    packing_mode = training.packing if plan.packed is None or plan.dense else plan.packed
+    must_pack, wanted = packing_mode in (True, "dense"), f"training.packing: {str(packing_mode).lower()}"
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
     order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    if plan.dense and not (collate.pads and collate.packs):
+        reason = collate.unpacked_because if collate.pads else "they are features of one size"
+        raise UserError(f"{wanted}: these examples are not packed: {reason}; set auto or false, and global_batch_size")
     if not collate.pads:  # features: nothing pads
         return Batches(order, data.train, order, collate, plan, "examples of one size")
     padding = packing.padding_share(order, plan.micro_batch, collate.multiple)
@@ -164,21 +171,24 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     if not collate.packs:
         return plain.because(collate.unpacked_because)
     if is_sharded() and data.device.type != "cpu":  # packing is tested on the complete model
-        if packing_mode is True:
-            raise UserError(
-                "training.packing: true: packing is tested on the complete model, but the model is sharded; set auto or false"
-            )
+        if must_pack:
+            raise UserError(f"{wanted}: packing is tested on the complete model, but the model is sharded; set auto or false")
         return plain
     if packing_mode == "auto" and data.device.type == "cpu":
         return plain.because("packing is slower on a CPU")
-    packed = _pack(plain, recipe.seed, recipe.data.max_length, base)
-    packed_padding = packing.packed_padding_share(packed.rows)
-    if packing_mode == "auto" and padding - packed_padding < MIN_SAVING:
-        return plain.because(f"it would save only {max(padding - packed_padding, 0):.0%}")
-    if reason := _reason_against(recipe, base, others, packed, data.dtype):
-        if packing_mode is True:
-            raise UserError(f"training.packing: true: examples cannot be packed for this model: {reason}; set auto or false")
-        return plain.because(reason)
+    packed, saved = (_pack_densely if plan.dense else _pack)(plain, recipe, data.device), 0.0
+    packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
+    if packing_mode == "auto" and (saved := padding - packed_padding) < MIN_SAVING:
+        return plain.because(f"it would save only {max(saved, 0):.0%}")
+    try:
+        attention = _attention(recipe, data, lengths, [base.model, *others], must_pack)
+    except packed_attention.Refused as error:
+        if must_pack:
+            raise UserError(f"{wanted}: examples cannot be packed for this model: {error}; set auto or false") from None
+        return plain.because(str(error))
+    packed.collate.flatten = attention.flatten
+    packed_padding = packing.packed_padding_share(packed.rows, packed.collate, packed.plan.bins_at_once)
+    packed.plan = replace(packed.plan, attention=attention.name, attention_because=attention.because)
     packed.line = (
         f"packed into {packed.plan.bins} rows per step, {packed_padding:.0%} padding (else {padding:.0%}); "
         "tested on this model: packed examples do not attend to each other"
@@ -186,29 +196,44 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     return packed
 
 
-def _reason_against(recipe: Recipe, base: Base, others: Sequence[Any], packed: Batches, dtype: torch.dtype) -> str | None:
+def _attention(recipe: Recipe, data: TrainData, lengths: np.ndarray, models: list[Any], must_pack: bool) -> Attention:
+    """The attention of packed rows, set on the models. Raises Refused: they cannot be packed."""
     if not recipe.strategy.packs:
-        return f"strategy {recipe.strategy.name} needs each example in a row of its own"
-    if not packed.collate.plain.selects_rows:
-        return "packing needs our loss bound to the model"
-    flatten = packed.collate.flatten
-    if reason := packing.find_leak(base.model, flatten, dtype):
-        return reason
-    return next((f"the teacher: {reason}" for one in others if (reason := packing.find_leak(one, flatten, dtype))), None)
+        raise packed_attention.Refused(f"strategy {recipe.strategy.name} needs each example in a row of its own")
+    if not data.collate.selects_rows:
+        raise packed_attention.Refused("packing needs our loss bound to the model")
+    wanted, before = recipe.model.attn_implementation, data.plan.attention
+    if before is None and (data.plan.packed or is_sharded()):  # started before the attention was chosen, or cannot be changed
+        before = str(models[0].config._attn_implementation)
+    return packed_attention.choose(wanted, models, data.device, data.dtype, int(lengths.max()), before, must_pack)
 
 
-def _pack(plain: Batches, seed: int, max_length: int, base: Base) -> Batches:
-    """The examples of the same steps in bins of at most `max_length` tokens and of what one unpacked pass holds.
+def _pack(plain: Batches, recipe: Recipe, device: torch.device) -> Batches:
+    """The examples of the same steps in bins of at most `data.max_length` tokens and of what one unpacked pass holds.
 
     Examples are in random order, not grouped by length, so that all steps have similar numbers of tokens.
     """
+    seed, max_length = recipe.seed, recipe.data.max_length
     plan, longest = plain.plan, int(plain.order.lengths.max())
     order = BatchOrder(plain.order.lengths, plan.global_batch_size, plan.steps, seed)
     capacity = max(longest, min(max_length, plan.micro_batch * longest))
     at_once = max(1, plan.micro_batch * longest // capacity)
     bins = packing.count_bins(order, capacity, plan.processes * at_once)
     rows = packing.PackedRows(plain.rows, order, bins, plain.collate.multiple)
-    flatten = "flash" in str(base.model.config._attn_implementation)
+    return _packed(plain, rows, recipe, device, replace(plan, bins=bins, bins_at_once=at_once))
+
+
+def _pack_densely(plain: Batches, recipe: Recipe, device: torch.device) -> Batches:
+    """The examples in steps of `training.global_batch_tokens`."""
+    plan = plain.plan
+    order = dense_order(recipe.training, plain.order.lengths, plan.processes, recipe.seed, plan.dense)
+    assert order is not None
+    order.steps = plan.steps
+    rows = DenseRows(plain.rows, order, order.shape.bins, plain.collate.multiple)
+    return _packed(plain, rows, recipe, device, replace(plan, bins=order.shape.bins))
+
+
+def _packed(plain: Batches, rows: packing.PackedRows, recipe: Recipe, device: torch.device, plan: Plan) -> Batches:
     make = plain.collate.packed or partial(packing.PackingCollator, plain.collate)
-    collator = make(flatten)
-    return Batches(order, rows, packing.InOrder(len(rows)), collator, replace(plan, bins=bins, bins_at_once=at_once), "")
+    collator = make(device.type == "cuda", few_widths=device.type != "cuda" or recipe.training.torch_compile)
+    return Batches(rows.order, rows, packing.InOrder(len(rows)), collator, plan, "")

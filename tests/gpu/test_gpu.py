@@ -153,7 +153,7 @@ def test_the_micro_batch_is_measured_on_the_worst_step(recipe: Any, tmp_path: Pa
     assert whole["peak_memory_bytes"] < 0.92 * torch.cuda.get_device_properties(0).total_memory
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flash_attention_2", "flex_attention"])
 def test_packed_steps_equal_plain_steps(recipe: Any, tmp_path: Path, attention: str) -> None:
     """Packing keeps examples apart on this device's kernels, and trains the same weights."""
     if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
@@ -163,7 +163,30 @@ def test_packed_steps_equal_plain_steps(recipe: Any, tmp_path: Path, attention: 
     plain = hfstrat(*words, "training.packing=false", f"output_dir={tmp_path / 'plain'}")
     packed = hfstrat(*words, "training.packing=true", f"output_dir={tmp_path / 'packed'}")
     assert packed["plan"]["bins"]
+    if attention == "auto":
+        assert packed["plan"]["attention"] == "sdpa_varlen", packed["plan"]["attention_because"]
     assert packed["metrics_after"]["loss"] == pytest.approx(plain["metrics_after"]["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("size", [64, 80, 256])
+def test_the_kernel_for_variable_lengths_is_the_loop_over_examples(window: int, size: int) -> None:
+    """Attention and its gradients in bfloat16 against the loop over the examples in float64, with grouped heads."""
+    from hfstrat.models.attention import Segments, varlen_attention
+
+    torch.manual_seed(0)
+    exact = [torch.randn(1, heads, 90, size, device="cuda").double().requires_grad_() for heads in (4, 2, 2)]
+    given = [one.detach().bfloat16().requires_grad_() for one in exact]
+    segments = Segments(torch.tensor([0, 33, 34, 90], dtype=torch.int32, device="cuda"), 56, window)
+    mask = segments.as_mask(1)
+    whole = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    found, _ = varlen_attention(torch.nn.Module(), *given, segments)  # type: ignore[misc]
+    weights = torch.randn_like(whole)
+    (whole * weights).sum().backward()
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found.double(), whole, rtol=0.05, atol=0.05)
+    for ours, theirs in zip(given, exact, strict=True):
+        assert float((ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < 0.02
 
 
 @pytest.mark.parametrize("kernel", ["hfstrat", "trl", "liger"])

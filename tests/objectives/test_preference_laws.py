@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,8 +123,8 @@ def test_packed_pairs_have_the_same_gradients(tmp_path: Path, models: Callable[.
     rows = with_some_reference(found.data.train)
     order = BatchOrder(found.data.lengths, 6, 2, 42)
     packed = PackedRows(rows, order, 2, 1)
-    collate = found.collate.packed(False)
-    for step in range(2):
+    collates = [found.collate.packed(flatten, few_widths=False) for flatten in (False, True)]
+    for step, collate in product(range(2), collates):
         bins = [packed[2 * step + place] for place in range(2)]
         assert sum(len(each.rows) for each in bins) == 6
         plain = [found.collate([rows[int(place)] for place in order.batch(step)])]

@@ -320,6 +320,12 @@ PROBES: dict[str, Probe] = {
         lambda s: s.job.base.model.model.layers[0]._compiled_call_impl is not None,
         True,
     ),
+    "training.global_batch_tokens": Probe(
+        ["training.global_batch_size=16", "training.packing=dense", "training.global_batch_tokens=400"],
+        lambda s: max(s.job.progress.order.tokens(step) for step in range(4)) <= 400,
+        True,
+        ["training.global_batch_size=16", "training.packing=dense", "training.global_batch_tokens=2000"],
+    ),
     "training.packing": Probe(["training.packing=true"], lambda s: type(s.job.trainer.train_dataset).__name__, "PackedRows"),
     "training.lr_scheduler_type": Probe(
         ["training.lr_scheduler_type=linear"], lambda s: s.args.lr_scheduler_type.value, "linear"

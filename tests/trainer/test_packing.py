@@ -122,8 +122,18 @@ def test_shares_of_padding_are_what_the_batches_hold() -> None:
     held = sum(plain([rows[i] for i in numbers[k : k + 4]])["input_ids"].numel() for k in range(0, 40, 4))
     assert padding_share(order, 4, 8) == pytest.approx(1 - real / held)
     packed = PackedRows(rows, order, 3, 8)
-    held = sum(PackingCollator(plain, False)([packed[k]])["input_ids"].numel() for k in range(len(packed)))
-    assert packed_padding_share(packed) == pytest.approx(1 - real / held)
+    for collate in (
+        PackingCollator(plain, False),
+        PackingCollator(plain, True),
+        PackingCollator(plain, True, few_widths=False),
+    ):
+        groups = [
+            [packed[k] for k in range(start, min(start + 2, step + 3))]
+            for step in range(0, 15, 3)
+            for start in (step, step + 2)
+        ]
+        held = sum(collate(group)["input_ids"].numel() for group in groups)
+        assert packed_padding_share(packed, collate, 2) == pytest.approx(1 - real / held)
 
 
 def recipe(folder: Path, model: Path, **training: Any) -> list[str]:
@@ -164,7 +174,8 @@ def batches(
     plan = make_plan(recipe.training, lengths, lengths, processes=1, stored=stored)
     base = Base(model, TASKS["causal-lm"], "", None, [], torch.float32, torch.float32)
     collate = Collator(0, 8, masks_logits=False, selects_rows=True)
-    data = TrainData(rows, None, collate, plan, torch.float32, torch.device(device), Console())
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # the weights are on the CPU in either case
+    data = TrainData(rows, None, collate, plan, dtype, torch.device(device), Console())
     return make_batches(recipe, data, lengths, base, others)
 
 

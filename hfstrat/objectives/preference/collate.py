@@ -50,8 +50,8 @@ class PreferenceCollator(TokenCollator):
         others = [two(row)[1] for row in rows]
         return batch | {f"{OTHERS}{name}": tensor for name, tensor in self._of(others, self.plain(others)).items()}
 
-    def packed(self, flatten: bool) -> PackingCollator:  # type: ignore[override]
-        return PackedPreferences(self, flatten)
+    def packed(self, flatten: bool, few_widths: bool = True) -> PackingCollator:  # type: ignore[override]
+        return PackedPreferences(self, flatten, few_widths)
 
     def sequences(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The sequences of some rows; `answers` marks the tokens of an answer where the prompt has loss as well."""
@@ -111,8 +111,8 @@ class PackedPreferences(PackingCollator):
 
     plain: Any
 
-    def __init__(self, plain: PreferenceCollator, flatten: bool) -> None:
-        super().__init__(plain, flatten)  # type: ignore[arg-type]
+    def __init__(self, plain: PreferenceCollator, flatten: bool, few_widths: bool = True) -> None:
+        super().__init__(plain, flatten, few_widths)  # type: ignore[arg-type]
 
     def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
         if not isinstance(items[0], Bin):

@@ -49,6 +49,8 @@ class PreferenceObjective(Objective):
             raise UserError(
                 "strategy.precompute: true: states are cached for single sequences, not for pairs; set auto or false"
             )
+        if recipe.training.packing == "dense":
+            raise UserError("training.packing: dense: a preference objective counts its batch in pairs; set auto or true")
         if self.section.name == "kto" and recipe.training.packing is True:
             raise UserError("training.packing: true: the answers of kto are not packed; set auto or false")
         if recipe.data.overflow == "split":

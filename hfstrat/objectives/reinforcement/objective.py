@@ -53,8 +53,9 @@ class RewardObjective(Objective):
             )
         if hasattr(recipe.strategy, "target_modules"):
             self._check_adapter(recipe)
-        if recipe.training.packing is True:
-            raise UserError("training.packing: true: the answers of grpo are not packed; set auto or false")
+        if recipe.training.must_pack:
+            given = str(recipe.training.packing).lower()
+            raise UserError(f"training.packing: {given}: the answers of grpo are not packed; set auto or false")
         self._check_data(recipe)
         check_dropout(recipe)
         if wrapping in (FSDP, DEEPSPEED):

@@ -157,7 +157,7 @@ class Distill(Strategy[section.Distill]):
         from hfstrat.strategies.distill import teacher as distill_teacher
         from hfstrat.strategies.distill.loss import Mix
         from hfstrat.strategies.distill.shrink import shrink_model
-        from hfstrat.trainer.plan import number_of_steps
+        from hfstrat.trainer.plan import several_epochs
 
         wanted = self.section
         with self._student_keys():
@@ -168,7 +168,7 @@ class Distill(Strategy[section.Distill]):
         )
         if wanted.uses_teacher or wanted.seq_kd:
             rows = len(data.train) if data else 0
-            several = rows > 0 and number_of_steps(recipe.training, rows) * recipe.training.global_batch_size > rows
+            several = rows > 0 and several_epochs(recipe.training, rows)
             self.teacher = distill_teacher.place_teacher(wanted, base, tokenizer, self.describe, several)
             if self.teacher is not None and data is not None:
                 check_context(self.teacher, int(max(data.lengths.max(), data.eval_lengths.max())), "the teacher")

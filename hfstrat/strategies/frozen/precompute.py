@@ -343,10 +343,12 @@ class StatesCollator(CachedColumnCollator):
         if not self.boundary.is_bound:
             return {}
         ids, width = batch["input_ids"], int(values[0][0].shape[1])
-        padded: np.ndarray = np.zeros((len(values), ids.numel() // len(values), width), dtype=RAW[self.dtype])
+        padded: np.ndarray = np.zeros((*ids.shape, width), dtype=RAW[self.dtype])
+        if len(ids) < len(values):  # bins that are flattened into one row
+            values = [[row for rows in values for row in rows]]
         for index, rows in enumerate(values):
             start = 0
             for row in rows:
                 padded[index, start : start + len(row)] = row
                 start += len(row)
-        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be flattened into one row
+        return {COLUMN: torch.from_numpy(padded).view(self.dtype)}
