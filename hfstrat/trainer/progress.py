@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from hfstrat.data.collate import BatchOrder
 from hfstrat.recipe.format import clock, rate
+from hfstrat.trainer.streamed import StreamOrder
 
 LINE_EVERY = 10.0  # seconds between progress lines without a terminal
 
@@ -29,7 +30,11 @@ class ProgressReport(TrainerCallback):
     """Steps, loss, tokens per second (without padding), time left; evaluations, formatted by `describe`."""
 
     def __init__(
-        self, console: Console, order: BatchOrder, time_limit: float | None, describe: Callable[[dict[str, float]], str]
+        self,
+        console: Console,
+        order: BatchOrder | StreamOrder,
+        time_limit: float | None,
+        describe: Callable[[dict[str, float]], str],
     ) -> None:
         self.console, self.order, self.time_limit, self.describe = console, order, time_limit, describe
         self.tokens = 0
