@@ -404,7 +404,7 @@ def dataset_of(parts: list[Part]) -> Dataset:
 def _identity(encoder: Encoder, seed: int) -> str:
     """A hash of which rows these are, and of all that their tokens and their order depend on."""
     data, renderer = encoder.data, encoder.renderer
-    options = ("max_length", "overflow", "train_on", "chat_template_kwargs", "shuffle_buffer", "bad_rows")
+    options = ("max_length", "overflow", "train_on", "chat_template_kwargs", "shuffle_buffer")
     inputs = {
         "sources": [[one.identity, one.wanted, sorted(one.held.items())] for one in encoder.sources],
         "shares": shares_of(data.train),

@@ -76,7 +76,7 @@ _EXTRA = (  # of TrainingArguments: data loading and logging
     *("save_safetensors", "save_on_each_node"),
 )
 MAY_CHANGE = {  # keys; those that end with a dot are sections
-    *("evaluation.", "hub.", "output_dir", "strategy.baseline", "strategy.precompute"),
+    *("evaluation.", "hub.", "output_dir", "strategy.baseline", "strategy.precompute", "data.bad_rows"),
     *LENGTH,
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),

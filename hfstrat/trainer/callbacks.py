@@ -231,14 +231,14 @@ def _has_wandb_login() -> bool:
 class StreamPosition(TrainerCallback):
     """Keeps the position after the last step in the content of a checkpoint's marker."""
 
-    def __init__(self, rows: StreamedSteps, state: dict[str, Any]) -> None:
-        self.rows, self.state = rows, state
+    def __init__(self, rows: StreamedSteps, marker: dict[str, Any]) -> None:
+        self.rows, self.marker = rows, marker
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.state[STREAM] = self.rows.position(state.global_step)
+        self.marker[STREAM] = self.rows.position(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.state[STREAM] = self.rows.position(state.global_step)
+        self.marker[STREAM] = self.rows.position(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rows.count_until(state.global_step)
