@@ -180,7 +180,7 @@ class Data(Section):
     def _evaluation_has_one_source(self) -> Data:
         if self.eval_split and self.eval:
             raise ValueError("eval_split: both eval and eval_split are given; remove one of them")
-        if self.documents == "files" and self.eval_size >= 1 and not (self.eval or self.eval_split):
+        if self.documents == "files" and self.eval_size >= 1 and not (self.eval or self.eval_split or self.streaming):
             raise ValueError("eval_size: with documents: files a share of the text is held out; expected a number below 1")
         if any(source.weight != 1 for source in self.eval or []):
             raise ValueError("eval: each example is evaluated once; remove weight")

@@ -152,7 +152,11 @@ def test_a_longer_run_continues_the_stream(recipe: Callable[..., Any], seen: lis
 
 @pytest.mark.parametrize(
     "strategy",
-    ["full", "{name: partial, last_n_layers: 1}", "{name: scratch, model_type: llama, config: {hidden_size: 32}}"],
+    [
+        "full",
+        "{name: partial, last_n_layers: 1}",
+        "{name: scratch, model_type: llama, config: {hidden_size: 32, num_hidden_layers: 2}}",
+    ],
     ids=["full", "partial", "scratch"],
 )
 def test_other_strategies_stream(recipe: Callable[..., Any], tiny: Path, strategy: str) -> None:
@@ -201,19 +205,22 @@ def test_check_reads_the_first_rows_and_says_so(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_a_bad_row_ended_resumes_without_it(recipe: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
+def test_a_run_that_a_bad_row_ended_resumes_without_it(
+    recipe: Callable[..., Any], rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The row is beyond the first ones, so that it is found while training."""
-    lines = rows.read_text().splitlines(keepends=True) * 25
+    for name in ("readers.HEAD_ROWS", "streaming.HEAD_ROWS", "streaming.SAMPLE_ROWS"):
+        monkeypatch.setattr(f"hfstrat.data.{name}", 10)
+    lines = rows.read_text().splitlines(keepends=True)
     file, clean = tmp_path / "rows.jsonl", tmp_path / "clean.jsonl"
-    file.write_text("".join([*lines[:1100], "{\n", *lines[1100:]]))
+    file.write_text("".join([*lines[:40], "{\n", *lines[40:]]))
     clean.write_text("".join(lines))
-    settings = [*STREAM, "data.eval_size=8", "training.global_batch_size=80", "training.save_steps=1", "training.max_steps=16"]
-    settings += ["training.per_device_train_batch_size=80"]
-    with pytest.raises(UserError, match=r"rows\.jsonl:1101: .*data\.bad_rows: skip"):
+    settings = [*STREAM, "data.eval_size=8", "training.save_steps=1", "training.max_steps=6"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:41: .*data\.bad_rows: skip"):
         run(recipe(*settings, f"data.train={file}"))
-    assert checkpoints.complete(tmp_path / "run")
+    assert checkpoints.step_of(checkpoints.complete(tmp_path / "run")[-1]) == 3
     resumed = run(recipe(*settings, f"data.train={file}", "data.bad_rows=skip"))
-    assert resumed["result"]["resumed_from"]
+    assert resumed["result"]["resumed_from"].endswith("checkpoint-3")
     run(recipe(*settings, f"data.train={clean}", f"output_dir={tmp_path / 'clean'}"))
     assert same_weights(weights(tmp_path / "run"), weights(tmp_path / "clean"))
 
