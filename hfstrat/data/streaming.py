@@ -45,7 +45,7 @@ class Account:
         reading = source.reading
         assert reading is not None
         self.stats = Statistics(source.source.path, reading.kind, renderer.template, reading.resolve(source.data.train_on))
-        self.stats.warnings = list(reading.remarks)
+        self.stats.warnings = [*reading.remarks, *source.remarks]
         self.stats.tools_as_text = not renderer.supports_tools
         self.notes, self.renderer = Notes(), renderer
         self.before: Statistics | None = None

@@ -18,7 +18,7 @@ import numpy as np
 
 from hfstrat.data import cache, features, readers
 from hfstrat.data.formats import RowFormat
-from hfstrat.data.sources import local_files, splits_of
+from hfstrat.data.sources import DataSource, local_files, splits_of
 from hfstrat.data.values import Row
 from hfstrat.errors import RunError, UserError, first_line
 from hfstrat.recipe.data import Data, Source
@@ -48,6 +48,7 @@ class StreamSource:
     Args:
         dataset: of `readers.RawRow` for local files, else of rows.
         identity: which rows these are, for recognizing them after an interruption.
+        remarks: what may be wrong with the files, in words.
         held: by shard, how many of its first rows are held out.
     """
 
@@ -57,6 +58,7 @@ class StreamSource:
     files: list[Path] | None
     identity: Any
     class_names: dict[str, list[str]]
+    remarks: list[str] = field(default_factory=list)
     reading: RowFormat | None = None
     held: dict[int, int] = field(default_factory=dict)
 
@@ -69,9 +71,12 @@ class StreamSource:
             return cls._of_hub(source, data, key, split)
         from datasets import IterableDataset
 
+        checked = DataSource(source, data, files, None)
+        if len(files) > 1:
+            checked.check_files()
         dataset = IterableDataset.from_generator(read_files, gen_kwargs={"files": [str(file) for file in files]})
         identity = [cache.digest_sampled(file, PIECES, PIECE) for file in files]
-        return cls(source, data, dataset, files, identity, features.class_names(files))
+        return cls(source, data, dataset, files, identity, checked.class_names, checked.remarks())
 
     @classmethod
     def _of_hub(cls, source: Source, data: Data, key: str, split: str) -> StreamSource:

@@ -760,7 +760,7 @@ def test_another_value_makes_a_difference(set_up: Any, sound: Seen, paths: Calla
 def test_bad_rows_end_a_stream_or_are_left_out(set_up: Any, tmp_path: Path) -> None:
     file = other_rows(tmp_path)
     file.write_text(file.read_text() + "{\n")
-    given = [f"data={{train: {file}, streaming: true, eval_size: 12}}"]
+    given = [f"data={{train: {file}, streaming: true, eval_size: 12, max_length: 128}}"]
     with pytest.raises(UserError, match="not valid JSON"):
         set_up(given)
     assert account(set_up([*given, "data.bad_rows=skip"])).rows_bad == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from helpers.distributed import in_world, same
 from helpers.kill_runs import Run
 from helpers.runs import UNVERIFIED, folder_of, run, stop_at, weights
 
-from hfstrat.cli import check
+from hfstrat import errors
+from hfstrat.cli import check, main
 from hfstrat.errors import UserError
+from hfstrat.evaluation.evaluate import Request, evaluate
+from hfstrat.evaluation.suite import ROWS
 from hfstrat.run import preflight
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -102,11 +106,11 @@ def test_an_interrupted_stream_resumes_bit_for_bit(
     recipe: Callable[..., Any], seen: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Rows that were split across the interruption, a shuffle buffer, dropout and the numbers of the report included."""
-    settings = [*SHUFFLED, DROPOUT, "training.max_steps=7", "training.eval_steps=3", "training.save_steps=1"]
+    settings = [*SHUFFLED, DROPOUT, "training.max_steps=4", "training.eval_steps=2", "training.save_steps=1"]
     whole = run(recipe(*settings, f"output_dir={tmp_path / 'whole'}"))
     batches = list(seen)
     expected = weights(tmp_path / "whole")
-    for step in (2, 5):
+    for step in (1, 3):
         loaded = recipe(*settings, f"output_dir={tmp_path / f'stopped{step}'}")
         seen.clear()
         with monkeypatch.context() as patch:
@@ -140,6 +144,7 @@ def test_a_checkpoint_is_refused_with_other_rows(
     assert run(recipe(*settings))["result"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_the_stream(recipe: Callable[..., Any], seen: list[Any], tmp_path: Path) -> None:
     settings = [*SHUFFLED, "training.eval_steps=2"]
     run(recipe(*settings, "training.max_steps=6", f"output_dir={tmp_path / 'long'}"))
@@ -205,6 +210,7 @@ def test_check_reads_the_first_rows_and_says_so(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_a_bad_row_ended_resumes_without_it(
     recipe: Callable[..., Any], rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -223,6 +229,34 @@ def test_a_run_that_a_bad_row_ended_resumes_without_it(
     assert resumed["result"]["resumed_from"].endswith("checkpoint-3")
     run(recipe(*settings, f"data.train={clean}", f"output_dir={tmp_path / 'clean'}"))
     assert same_weights(weights(tmp_path / "run"), weights(tmp_path / "clean"))
+
+
+def test_evaluate_repeats_the_numbers_of_a_streamed_run(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    report = run(recipe(*SHUFFLED, "training.max_steps=2"))
+    found = evaluate(Request(str(tmp_path / "run")))
+    assert found["measured"][ROWS]["after"] == report["result"]["measured"][ROWS]["after"]
+    assert [row["after"] for row in found["answers"]] == [row["after"] for row in report["result"]["answers"]]
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_comparisons_refuse_a_stream(
+    recipe: Callable[..., Any],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = recipe().source
+    words = {"compare": ["--budget", "2-steps"], "tune": ["--time", "10min"]}[command]
+    out = tmp_path / "out"
+    given = ["hfstrat", command, source, *STREAM, "data.eval_size=8", *words, "-o", str(out)]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == errors.USER
+    printed = capsys.readouterr()
+    assert "data.streaming: true: runs are compared" in printed.out + printed.err
+    assert not out.exists()
 
 
 @pytest.mark.slow
