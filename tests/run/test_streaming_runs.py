@@ -22,6 +22,7 @@ from hfstrat.cli import check, main
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.evaluation.suite import ROWS
+from hfstrat.recipe import stored
 from hfstrat.run import preflight
 from hfstrat.trainer import checkpoints, signals
 from hfstrat.trainer.trainer import StrategyTrainer
@@ -142,6 +143,16 @@ def test_a_checkpoint_is_refused_with_other_rows(
     with pytest.raises(UserError, match=r"data\.shuffle_buffer was 1, is 5"):
         run(recipe(*settings, "data.shuffle_buffer=5"))
     assert run(recipe(*settings))["result"]["steps"] == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_did_not_stream(recipe: Callable[..., Any]) -> None:
+    """It has none of the keys, and resumes without a remark; a stream is another recipe."""
+    now = recipe().recipe.model_dump()
+    keys = ("streaming", "shuffle_buffer", "bad_rows")
+    before = {**now, "data": {name: value for name, value in now["data"].items() if name not in keys}}
+    assert stored.compare(before, now) == ([], [])
+    _, refused = stored.compare(before, recipe(*STREAM, "data.eval_size=8").recipe.model_dump())
+    assert any("data.streaming" in each for each in refused)
 
 
 @pytest.mark.slow
