@@ -102,6 +102,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.tokenize
 	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.few_rows
+	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.micro_batch
 	$(BIN)/python -m benchmarks.busy_machine
 	$(BIN)/python -m benchmarks.quantization

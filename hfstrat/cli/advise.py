@@ -13,6 +13,7 @@ from hfstrat.advisor import data as training_data
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
+from hfstrat.engine.entries import check_not_streamed
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_data
 from hfstrat.recipe.schema import STRATEGIES
@@ -156,6 +157,7 @@ def _data(request: Request, model: Model) -> Survey:
         if request.classes:
             raise UserError("--classes: --data already has labels; use --classes only with --rows and --tokens")
         section = load_data(request.data, request.overrides).recipe.data
+        check_not_streamed(section)
         if section.train[0].path != request.data:
             raise UserError("data.train: --data already sets it; remove one of the two")
         return training_data.survey(section, request.task, model.context, model.folder)

@@ -38,7 +38,6 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     quiet_libraries()
     from hfstrat.models import load
     from hfstrat.run import setup
-    from hfstrat.trainer.plan import make_plan
     from hfstrat.trainer.progress import make_console
 
     console = make_console(main=True)
@@ -49,10 +48,9 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     base = strategy.load(recipe, tokenizer, data)
     trained = strategy.build_model(base)
     load.set_precision(trained, load.compute_dtype(recipe.model.dtype))
-    lengths, eval_lengths = data.lengths, data.eval_lengths
     task = task_of(recipe)
     load.check_context(base.model, task.rows.longest(data))
-    plan = make_plan(recipe.training, lengths, eval_lengths, processes=1, seed=recipe.seed)
+    plan = setup.plan_of(recipe, data, processes=1)
     baselines = setup.baselines_of(recipe, data, plan, base.model)
 
     show_model(console, recipe, trained, every)

@@ -230,9 +230,13 @@ def digest_of(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_sampled(file: Path) -> str:
+def digest_sampled(file: Path, samples: int = SAMPLES, chunk: int = CHUNK) -> str:
     """SHA-256 over the size and all bytes of a file of up to 256 MiB; of a larger one over 256 evenly spread chunks of 1 MiB,
     the first and the last included.
+
+    Args:
+        samples: other than 256 chunks.
+        chunk: other than 1 MiB.
 
     It is computed at every start, and hashing 50 GB would take minutes. It has to find a file that was truncated, joined from
     two, or overwritten: a payload is on the disk (fsync) before it gets its name, gets it in one step, and is never written
@@ -241,12 +245,12 @@ def digest_sampled(file: Path) -> str:
     """
     size = file.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
-    count = min(SAMPLES, -(-size // CHUNK))
+    count = min(samples, -(-size // chunk))
     with file.open("rb") as stream:
         for number in range(count):
-            if size > SAMPLES * CHUNK:
-                stream.seek(number * (size - CHUNK) // (count - 1))
-            digest.update(stream.read(CHUNK))
+            if size > samples * chunk:
+                stream.seek(number * (size - chunk) // (count - 1))
+            digest.update(stream.read(chunk))
     return digest.hexdigest()
 
 

@@ -53,6 +53,7 @@ class PreparedData:
     samples: list[dict[str, Any]] = field(default_factory=list)  # evaluation rows as prompt and reference
     duplicates: dict[str, Any] = field(default_factory=dict)  # see `splits.find_duplicates`
     label_names: tuple[str, ...] = ()  # where a text has labels: their names, by id
+    stream: Any = None  # `streaming.TokenStream`: all training rows, where these are read while training; `train` is a sample
 
     def probe(self, rows: int = 2, tokens: int = 128) -> Any:
         """Token ids `[rows, tokens]` of some evaluation rows, truncated to the shortest, for comparing models."""
@@ -72,6 +73,10 @@ class PreparedData:
     def report(self) -> dict[str, Any]:
         """The statistics as they are stored in the report."""
         return {name: asdict(stats) for name, stats in self.statistics.items()} | {"overlap": self.duplicates}
+
+    def lines_after(self) -> list[str]:
+        """What reading the data while training has shown, one line each."""
+        return []
 
     def lines(self) -> list[str]:
         """The statistics as text, one line each."""
@@ -220,7 +225,7 @@ class Parts:
             train = train.select(splits.apply_weights(origin, weights, seed))
         given = {"train": self.table, "eval": self.evaluated} if self.evaluated is not self.table else {"train": self.table}
         found = _fields(self.encoder, train, self.held, {name: table.statistics for name, table in given.items()})
-        found["samples"] = _samples(self.encoder, self.evaluated, self.held, samples)
+        found["samples"] = samples_of(self.encoder, self.evaluated, self.held, samples)
         return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.tokenizer)}
 
 
@@ -252,7 +257,7 @@ def evaluation_fields(encoder: RowEncoder, data: Data, samples: int, limit: int 
     table = load_table(encoder, data.train, data, "data.train")
     held = encoder.with_labels(table, "data.train").first(limit)
     found = _fields(encoder, held, held, {"eval": table.statistics})
-    return found | {"samples": _samples(encoder, table, held, samples)}
+    return found | {"samples": samples_of(encoder, table, held, samples)}
 
 
 def _fields(encoder: RowEncoder, train: Selection, held: Selection, statistics: dict[str, Statistics]) -> dict[str, Any]:
@@ -268,7 +273,7 @@ def _fields(encoder: RowEncoder, train: Selection, held: Selection, statistics: 
     }
 
 
-def _samples(encoder: RowEncoder, table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
+def samples_of(encoder: RowEncoder, table: Table, held: Selection, count: int) -> list[dict[str, Any]]:
     """The first evaluation rows as prompt and reference, spread over the classes."""
     if not count:
         return []

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hfstrat.data.values import Row, parse_json, reason_of, unique_keys
 from hfstrat.errors import UserError, first_line
@@ -46,6 +46,16 @@ MAX_CUT_TOKEN = 16  # characters of -Infinity, an escape, an exponent: cut at th
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
+class RawRow(NamedTuple):
+    """A row as it is in a file: what it holds is parsed when it is needed, and may turn out to be no row.
+
+    `number` is that of the line of JSON lines and text, else that of the row, from 1.
+    """
+
+    number: int
+    content: str | Row | UserError
+
+
 def file_kind(path: Path) -> str | None:
     """How a file is read, from its suffix (before .gz); None for an unsupported one."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
@@ -58,19 +68,44 @@ def read(path: Path, limit: int | None = None) -> Iterator[Row]:
     Raises:
         UserError: the file or a row cannot be read; the message names the file and the line.
     """
+    yield from (parse_row(raw, path) for raw in itertools.islice(read_raw(path), limit))
+
+
+def read_raw(path: Path) -> Iterator[RawRow]:
+    """The rows of a file, of which single bad ones do not end the reading. Lines of JSON are not parsed, so that skipping
+    rows is as fast as reading lines.
+
+    Raises:
+        UserError: the file cannot be read from here on.
+    """
     kind = file_kind(path)
     if kind in ("parquet", "arrow"):
-        yield from itertools.islice(_table_rows(path, kind), limit)
+        yield from itertools.starmap(RawRow, enumerate(_table_rows(path, kind), 1))
         return
     with _open(path) as file:
-        rows: Iterator[Row]
         if kind == "csv":
-            rows = _csv_rows(file, path)
+            yield from itertools.starmap(RawRow, enumerate(_csv_rows(file, path), 1))
         elif kind == "text":
-            rows = ({"text": line.rstrip("\n")} for line in file if line.strip())
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield RawRow(number, {"text": line.rstrip("\n")})
+        elif _begins_array(file):
+            yield from itertools.starmap(RawRow, enumerate(_json_array(file, path), 1))
         else:
-            rows = _json_rows(file, path)
-        yield from itertools.islice(rows, limit)
+            yield from (RawRow(number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def parse_row(raw: RawRow, path: Path) -> Row:
+    """The row. Raises UserError, which names the file and the line or row, if it is none."""
+    if isinstance(raw.content, UserError):
+        raise raw.content
+    return _parse_json_line(raw.content, raw.number, path) if isinstance(raw.content, str) else raw.content
+
+
+def where(raw: RawRow, path: Path) -> str:
+    """A row, named for messages: by its line, or by its number where a row may have several lines."""
+    by_line = isinstance(raw.content, str) or file_kind(path) == "text"
+    return f"{path}:{raw.number}" if by_line else f"{path}: row {raw.number}"
 
 
 def first_lines(path: Path, limit: int) -> list[str]:
@@ -87,13 +122,22 @@ def read_document(path: Path) -> Row:
         return {"text": file.read()}
 
 
-def read_head(path: Path) -> list[Row]:
+def read_head(path: Path, skips: bool = False) -> list[Row]:
     """The first `HEAD_ROWS` rows, each with all of their columns.
+
+    Args:
+        skips: whether rows that cannot be read are left out.
 
     Raises:
         UserError: the file has no rows, or one of the first rows cannot be read.
     """
-    rows = list(read(path, HEAD_ROWS))
+    rows = list[Row]()
+    for raw in itertools.islice(read_raw(path), HEAD_ROWS):
+        try:
+            rows.append(parse_row(raw, path))
+        except UserError:
+            if not skips:
+                raise
     if not rows:
         raise UserError(f"{path}: it has no rows; expected at least one")
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -113,8 +157,8 @@ def _open(path: Path) -> Iterator[IO[str]]:
         raise UserError(f"{path}: cannot read this file: {error}") from None
 
 
-def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
-    """Rows of exactly as many fields as the first line has names."""
+def _csv_rows(file: IO[str], path: Path) -> Iterator[Row | UserError]:
+    """Rows of exactly as many fields as the first line has names; an error for any other."""
     csv.field_size_limit(MAX_CSV_FIELD)
     is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
     # strict: otherwise a quote that nothing closes would take all rows after it into one field
@@ -127,11 +171,11 @@ def _csv_rows(file: IO[str], path: Path) -> Iterator[Row]:
             begin = reader.line_num + 1
             values, more = row[: len(names)], "".join(row[len(names) :])
             if more or (len(values) < len(names) and "".join(row).strip()):
-                raise UserError(
+                yield UserError(
                     f"{path}:{reader.line_num}: this row has {plural(len(row), 'field')}, but the first line names "
                     f"{plural(len(names), 'column')}; put a text that contains the separator or a line break in double quotes"
                 )
-            if len(values) == len(names):
+            elif len(values) == len(names):
                 yield dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise UserError(
@@ -162,22 +206,24 @@ def _separator(file: IO[str]) -> str:
     return "," if "," in names else max(",;\t|", key=names.count)
 
 
-def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
+def _begins_array(file: IO[str]) -> bool:
     first = file.read(1)
     while first.isspace():
         first = file.read(1)
     file.seek(0)
-    yield from _json_array(file, path) if first == "[" else _json_lines(file, path)
+    return first == "["
 
 
-def _json_array(file: IO[str], path: Path) -> Iterator[Row]:
+def _json_array(file: IO[str], path: Path) -> Iterator[Row | UserError]:
     count = 0
     try:
         for row in array_items(file):
             count += 1
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: row {count}: expected an object with named columns, given {json.dumps(row)[:60]}")
-            yield row
+            if isinstance(row, dict):
+                yield row
+            else:
+                given = json.dumps(row)[:60]
+                yield UserError(f"{path}: row {count}: expected an object with named columns, given {given}")
     except InvalidJson as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
     except UnicodeDecodeError:
@@ -186,22 +232,19 @@ def _json_array(file: IO[str], path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: row {count + 1}: this row cannot be read: {reason_of(error)}") from None
 
 
-def _json_lines(file: IO[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: this row is not valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}; "
-                "expected one row per line, or one array of rows"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: this row cannot be read: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object with named columns, given {line.strip()[:60]}")
-        yield row
+def _parse_json_line(line: str, number: int, path: Path) -> Row:
+    try:
+        row = parse_json(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: this row is not valid JSON: {error.msg} (column {error.colno}): {line.strip()[:60]}; "
+            "expected one row per line, or one array of rows"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: this row cannot be read: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number}: expected an object with named columns, given {line.strip()[:60]}")
+    return row
 
 
 class InvalidJson(ValueError):

@@ -219,16 +219,17 @@ class DataSource:
     def read(self) -> tuple[Iterator[Row], Any]:
         """The rows, and how to read them."""
         if len(self.files or []) > 1 and self.data.documents == "lines":
-            self._check_files()
+            self.check_files()
         return detect_format(self.rows(), self.source.path, *self.wanted, self.detect, self.class_names)
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
         """Refuse files of different formats: all rows of a source are read in the way of the first ones."""
         if self.is_checked:
             return
         kinds: dict[str, Path] = {}
         for file in (self.files or [])[:CHECKED_FILES]:
-            reading = self.detect(readers.read_head(file), str(file), *self.wanted, self.class_names)
+            head = readers.read_head(file, skips=self.data.bad_rows == "skip")
+            reading = self.detect(head, str(file), *self.wanted, self.class_names)
             kinds.setdefault(reading.kind, file)
         if len(kinds) > 1:
             listed = ", ".join(f"{file.name} ({kind})" for kind, file in kinds.items())

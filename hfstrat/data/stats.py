@@ -24,10 +24,10 @@ class Statistics:
     """What happened to the rows and tokens of one source, or of several (then `sources` holds those of each).
 
     `rows_read = rows_kept + rows_dropped`. Dropped rows are those that are too long (`overflow: drop`), `rows_blank` without
-    an answer to train on, and `rows_unreached` whose answer lies entirely beyond `max_length`. `rows_unrolled` are
-    conversations that became `unrolled_into` rows, one per answer, because the template renders earlier turns differently;
-    each counts as one row elsewhere, as do split rows. `supervised` tokens have loss; the tokens of a row count once,
-    whatever its weight.
+    an answer to train on, `rows_unreached` whose answer lies entirely beyond `max_length`, and those that a stream leaves
+    out (`rows_bad`, `rows_evaluated`). `rows_unrolled` are conversations that became `unrolled_into` rows, one per answer,
+    because the template renders earlier turns differently; each counts as one row elsewhere, as do split rows. `supervised`
+    tokens have loss; the tokens of a row count once, whatever its weight.
     """
 
     source: str
@@ -43,6 +43,9 @@ class Statistics:
     rows_blank: int = 0
     rows_unreached: int = 0
     unusable: dict[str, int] = field(default_factory=dict)  # rows of preferences that are left out, by the reason
+    rows_bad: int = 0  # that cannot be read and are left out (bad_rows: skip)
+    bad_row: str = ""  # why the first of them cannot be read
+    rows_evaluated: int = 0  # streamed rows that are left out, since their text is held out for evaluation
     rows_with_tools: int = 0
     rows_unrolled: int = 0
     unrolled_into: int = 0
@@ -81,6 +84,7 @@ class Statistics:
             return parts[0]
         total = cls(f"{len(parts)} sources", template=parts[0].template, sources=parts)
         total.tools_as_text = any(part.tools_as_text for part in parts)
+        total.bad_row = next((part.bad_row for part in parts if part.bad_row), "")
         total.misread = next((f"{part.source}: {part.misread}" for part in parts if part.misread), "")
         total.template_options = next((part.template_options for part in parts if part.template_options), [])
         total.unopened_by = next((part.unopened_by for part in parts if part.unopened_by), "")
@@ -130,6 +134,8 @@ class Statistics:
         whys = (("without a text to train on", self.rows_blank), ("with all of it beyond max_length", self.rows_unreached))
         reasons = [f"{count:,} {why}" for why, count in whys if count and self.train_on]
         reasons += self.reasons()
+        reasons += [f"{self.rows_evaluated:,} with a text that is held out for evaluation"] if self.rows_evaluated else []
+        reasons += [f"{self.rows_bad:,} that cannot be read: data.bad_rows: skip"] if self.rows_bad else []
         return [*reasons, f"{plural(self.tokens_lost, 'token')} lost"] if self.tokens_lost else reasons
 
     def reasons(self) -> list[str]:
@@ -146,6 +152,8 @@ class Statistics:
 
     def remarks(self) -> list[str]:
         remarks = [*self.warnings, *unread_lines(self.unread, self.rows_read)]
+        if self.bad_row:
+            remarks.append(f"the first row that cannot be read and is left out: {self.bad_row}")
         for what, count in self.changes.items():
             remarks.append(f"{plural(count, 'row')} {what if count > 1 else what.replace('have ', 'has ', 1)}")
         if self.rows_unrolled:

@@ -122,6 +122,16 @@ class Writer:
         self.batches, self.tokens = [], 0
 
 
+class RenderedRow(NamedTuple):
+    """A row of the source as an example and as texts, with its number (in `Part.row`) and its name for messages."""
+
+    number: int
+    row: Row
+    example: Example
+    texts: list[Rendered]
+    where: str
+
+
 def _tokenize_batch(
     batch: list[tuple[int, Row]],
     row_format: RowFormat,
@@ -130,26 +140,41 @@ def _tokenize_batch(
     stats: Statistics,
     long_rows: LongRows,
 ) -> list[Part]:
-    stats.rows_read += len(batch)
-    pairs = [_render(row, row_format, renderer, row_format.where(index)) for index, row in batch]
-    parts: list[Part] = []
-    texts = [each for _, rendered in pairs for each in rendered]
+    rendered = [_render(index, row, row_format, renderer, row_format.where(index)) for index, row in batch]
+    return list(itertools.chain.from_iterable(tokenize_rows(rendered, row_format, data, renderer, stats, long_rows)))
+
+
+def tokenize_rows(
+    rows: list[RenderedRow],
+    row_format: RowFormat,
+    data: Data,
+    renderer: Renderer,
+    stats: Statistics,
+    long_rows: LongRows | None,
+) -> list[list[Part]]:
+    """The parts of each row, which are added to the statistics.
+
+    Args:
+        long_rows: takes the lengths of rows beyond `max_length`; None where these are not collected.
+    """
+    texts = [each for row in rows for each in row.texts]
     flat = renderer.encode(texts)
-    if stats.rows_read == len(batch):  # the first batch
+    if not stats.rows_kept:  # the first batch
         stats.misread = first_difference(renderer, texts, flat)
-    encoded = iter(flat)
-    for (index, row), (example, rendered) in zip(batch, pairs, strict=True):
+    encoded, parts = iter(flat), list[list[Part]]()
+    for index, row, example, rendered, where in rows:
         stats.note(row_format.unread(row), example.changes)
+        stats.rows_read += 1
         stats.rows_with_tools += bool(example.tools)
         stats.rows_unrolled += len(rendered) > 1
         stats.unrolled_into += len(rendered) if len(rendered) > 1 else 0
         mine = list(itertools.islice(encoded, len(rendered)))
-        kept = _supervised_parts(example, mine, data, stats, long_rows, row_format.where(index))
+        kept = _supervised_parts(example, mine, data, stats, long_rows, where)
         stats.rows_kept += bool(kept)
         stats.rows_dropped += not kept
-        parts += [Part(ids, labels, len(ids), index, hash_text(example.content)) for ids, labels in kept]
-    stats.supervised += sum(label != IGNORED for part in parts for label in part.labels)
-    stats.tokens += sum(part.length for part in parts)
+        stats.supervised += sum(label != IGNORED for _, labels in kept for label in labels)
+        stats.tokens += sum(len(ids) for ids, _ in kept)
+        parts.append([Part(ids, labels, len(ids), index, hash_text(example.content)) for ids, labels in kept])
     return parts
 
 
@@ -162,7 +187,7 @@ def first_difference(renderer: Renderer, rows: list[Rendered], encoded: list[Enc
 
 
 def _supervised_parts(
-    example: Example, encoded: list[Encoded], data: Data, stats: Statistics, long_rows: LongRows, where: str
+    example: Example, encoded: list[Encoded], data: Data, stats: Statistics, long_rows: LongRows | None, where: str
 ) -> list[Encoded]:
     """The parts of one source row that are trained on; what is lost is added to the statistics."""
     live = [pair for pair in encoded if example.has_target and is_supervised(pair)]
@@ -182,15 +207,22 @@ def is_supervised(encoded: Encoded) -> bool:
     return any(label != IGNORED for label in encoded[1])
 
 
-def _render(row: Row, row_format: RowFormat, renderer: Renderer, where: str) -> tuple[Example, list[Rendered]]:
+def _render(index: int, row: Row, row_format: RowFormat, renderer: Renderer, where: str) -> RenderedRow:
     try:
-        example = row_format.example(row)
-        return example, renderer.render(example)
+        return render_row(index, row, row_format, renderer, where)
     except BadRow as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _fit(ids: list[int], labels: list[int], data: Data, stats: Statistics, long_rows: LongRows, where: str) -> list[Encoded]:
+def render_row(index: int, row: Row, row_format: RowFormat, renderer: Renderer, where: str) -> RenderedRow:
+    """The row as texts. Raises BadRow if it does not fit its format."""
+    example = row_format.example(row)
+    return RenderedRow(index, row, example, renderer.render(example), where)
+
+
+def _fit(
+    ids: list[int], labels: list[int], data: Data, stats: Statistics, long_rows: LongRows | None, where: str
+) -> list[Encoded]:
     """The row within `max_length`, as one part, several or none; what is lost is added to the statistics."""
     limit = data.max_length
     if len(ids) <= limit:
@@ -203,7 +235,8 @@ def _fit(ids: list[int], labels: list[int], data: Data, stats: Statistics, long_
     lost = sum(label != IGNORED for label in labels[keep:])
     stats.tokens_lost += len(ids) - keep
     stats.supervised_lost += lost
-    long_rows.add(len(ids), lost)
+    if long_rows is not None:
+        long_rows.add(len(ids), lost)
     return [(ids[:keep], labels[:keep])] if keep else []
 
 

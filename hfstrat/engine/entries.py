@@ -21,6 +21,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
 from hfstrat.models.parameter_names import config_size
+from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import Loaded, load_data, load_recipe
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.recipe.section import seconds
@@ -267,12 +268,22 @@ def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
     try:
         overrides += load_recipe(file, [*overrides, *spent], text).recipe.strategy.single_run
         loaded = load_recipe(file, [*overrides, *spent, folder], text)
+        check_not_streamed(loaded.recipe.data)
         description = preflight.check(loaded, overwrite=True)
     except UserError as error:
         message = _as_option(str(error), file, label) if text is not None else str(error)
         raise UserError(message.replace(f"command line: {evaluation}: data.eval: ", "--evaluate: ", 1)) from None
     solved = bool(description and description.body_once) and not TASKS[loaded.recipe.task].text.generates
     return Entry(label, file, text, tuple(overrides), loaded, description and description.footprint, solved)
+
+
+def check_not_streamed(data: Data) -> None:
+    """Raises UserError for data that are read while training: runs are compared on the same examples, whose number is known."""
+    if data.streaming:
+        raise UserError(
+            "data.streaming: true: runs are compared, searched and predicted for data that are read completely; set it to "
+            "false, with a part of the rows in a file of its own"
+        )
 
 
 def _as_option(message: str, file: str, label: str) -> str:

@@ -48,6 +48,8 @@ def note_tokens_beyond(base: Base, tokenizer: Any, rows: int, data: Any) -> None
     if not found:
         return
     used = used_ids(data, rows) & set(found)
+    if data is not None and data.stream is not None:
+        used = set(found)  # later rows may use any
     base.tokens_beyond, base.rows_use_them = found, bool(used)
     names = ", ".join(beyond[index] for index in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
     base.say(

@@ -33,6 +33,9 @@ def _readable_split(value: str) -> str:
 Split = Annotated[str, AfterValidator(_readable_split)]
 
 
+SHUFFLE_BUFFER = 10_000  # rows
+
+
 RESERVED = (  # parameters of `apply_chat_template` that hfstrat sets
     *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
@@ -58,6 +61,9 @@ class Source(Section):
     The weight is the number of times that each example is seen in an epoch: 2 is twice, 0.5 is one half of the examples,
     2.5 is every example twice and one half of them a third time. The half is drawn once with the recipe's seed and is the
     same in every epoch. Evaluation examples are held out before weights apply, and are evaluated once.
+
+    With `data.streaming` the number of rows is unknown, and the weight of a source over the sum of all weights is the
+    probability that the next example is one of its rows; a source that ends begins again.
     """
 
     path: str = Field(min_length=1, description="File, folder, glob or Hub id")
@@ -92,6 +98,9 @@ class Data(Section):
 
     Examples are read one by one and tokenized once to the disk (`$HFSTRAT_CACHE`, see `hfstrat cache ls`), from which
     training reads them. They may be larger than memory, which holds about 20 bytes per example.
+
+    With `streaming` nothing is read before it is needed and no tokens are written to the disk: memory and disk space do not
+    depend on the number of rows, and training begins at once.
     """
 
     train: Sources = Field(
@@ -135,6 +144,23 @@ class Data(Section):
         "truncate", description="What to do with longer examples; split: they become several, and no supervised token is lost"
     )
 
+    streaming: bool = Field(
+        False,
+        description="Read and tokenize rows while training, file after file, again from the beginning where they end; "
+        "needs training.max_steps, and eval, eval_split or a whole number as eval_size",
+    )
+    shuffle_buffer: int = Field(
+        SHUFFLE_BUFFER,
+        ge=1,
+        description="With streaming: so many rows of a source are read ahead and shuffled together, and the files of a source "
+        "are in random order; 1: rows stay in order",
+    )
+    bad_rows: Literal["error", "skip"] = Field(
+        "error",
+        description="With streaming, a row that cannot be read. error: the run ends and names it; skip: it is left out and "
+        "counted",
+    )
+
     def of(self, source: Source, name: str) -> Any:
         """The value of a source's key, or that of the `data` section where it is unset."""
         value = getattr(source, name)
@@ -154,8 +180,30 @@ class Data(Section):
     def _evaluation_has_one_source(self) -> Data:
         if self.eval_split and self.eval:
             raise ValueError("eval_split: both eval and eval_split are given; remove one of them")
-        if self.documents == "files" and self.eval_size >= 1 and not (self.eval or self.eval_split):
+        if self.documents == "files" and self.eval_size >= 1 and not (self.eval or self.eval_split or self.streaming):
             raise ValueError("eval_size: with documents: files a share of the text is held out; expected a number below 1")
         if any(source.weight != 1 for source in self.eval or []):
             raise ValueError("eval: each example is evaluated once; remove weight")
+        return self
+
+    @model_validator(mode="after")
+    def _streams(self) -> Data:
+        if not self.streaming:
+            for key, default in (("shuffle_buffer", SHUFFLE_BUFFER), ("bad_rows", "error")):
+                if getattr(self, key) != default:
+                    raise ValueError(f"{key}: only used with data.streaming: true; set it, or remove this key")
+            return self
+        if self.documents == "files":
+            raise ValueError("documents: with data.streaming an example is a row, not a file; remove one of the two")
+        if self.eval_seed is not None:
+            raise ValueError("eval_seed: with data.streaming no rows are drawn: the first ones are held out; remove it")
+        if not (self.eval or self.eval_split or self.eval_size >= 1):
+            raise ValueError(
+                f"eval_size: {self.eval_size:g} is a share, and with data.streaming the number of rows is unknown; give a "
+                "number of rows, such as 500 (the first ones are held out), or set data.eval or data.eval_split"
+            )
+        for source in self.train:
+            split = self.of(source, "split")
+            if "[" in split or "+" in split:
+                raise ValueError(f"split: {split}: with data.streaming there are no slices and sums of splits; name one split")
         return self

@@ -159,6 +159,10 @@ class Distill(StrategySection):
         return self.student.needs_weights
 
     @property
+    def unstreamable(self) -> str:
+        return "strategy.name: distill: the teacher is run over all examples before training"
+
+    @property
     def packs(self) -> bool:
         return not self.on_policy
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hfstrat.recipe.data import SHUFFLE_BUFFER
 from hfstrat.recipe.section import seconds
 
 RENAMED: dict[str, dict[str, str]] = {  # a section or a strategy: its old names and those of today
@@ -76,12 +77,16 @@ _EXTRA = (  # of TrainingArguments: data loading and logging
     *("save_safetensors", "save_on_each_node"),
 )
 MAY_CHANGE = {  # keys; those that end with a dot are sections
-    *("evaluation.", "hub.", "output_dir", "strategy.baseline", "strategy.precompute"),
+    *("evaluation.", "hub.", "output_dir", "strategy.baseline", "strategy.precompute", "data.bad_rows"),
     *LENGTH,
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
-ABSENT = {"objective.name": "sft"}  # what earlier versions did, which did not have these keys
+ABSENT = {  # what earlier versions did, which did not have these keys
+    "objective.name": "sft",
+    "data.shuffle_buffer": SHUFFLE_BUFFER,
+    "data.bad_rows": "error",
+}
 SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes that are not reported
 
 

@@ -35,6 +35,11 @@ class StrategySection(Section):
         return ""
 
     @property
+    def unstreamable(self) -> str:
+        """The setting that needs all training examples before training, and why; empty if there is none."""
+        return ""
+
+    @property
     def size(self) -> str | int | None:
         """The number of parameters that a model with random weights, if one is given."""
         return None
@@ -175,6 +180,11 @@ class Partial(StrategySection):
         "auto: if this is possible and saves time",
     )
     frozen_dropout: bool = Field(True, description="Keep the model's dropout active in the frozen part")
+
+    @property
+    def unstreamable(self) -> str:
+        return "strategy.precompute: true: hidden states are computed of all examples" if self.precompute is True else ""
+
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(1e-4, "measured: five times that of full, half of that of lora (benchmarks/results/rates.md)"),
     }
@@ -270,6 +280,10 @@ class Head(StrategySection):
         return self
 
     @property
+    def unstreamable(self) -> str:
+        return "strategy.name: head: features of all examples are computed before training"
+
+    @property
     def unquantizable(self) -> str:
         if self.contrastive:
             return "strategy.contrastive: true trains all weights of the body, and quantized weights cannot be trained"
@@ -347,6 +361,12 @@ class Scratch(StrategySection):
     @property
     def new_tokenizer(self) -> NewTokenizer | None:
         return self.tokenizer
+
+    @property
+    def unstreamable(self) -> str:
+        if self.tokenizer is None:
+            return ""
+        return "strategy.tokenizer: a tokenizer is trained on all examples (model.tokenizer names an existing one)"
 
     @field_validator("parameters")
     @classmethod

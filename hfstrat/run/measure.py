@@ -201,7 +201,9 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     step = trainer.state.global_step
     first = next((entry for entry in history if "eval_loss" in entry and entry["step"] == 0), None)
     trainable, total = job.parameters
-    bounds = job.baselines and replace(job.baselines, epochs=job.plan.epochs_at(step))
+    bounds = job.baselines
+    if bounds and job.plan.rows:
+        bounds = replace(bounds, epochs=job.plan.epochs_at(step))
     facts: dict[str, Any] = {
         "metrics_before": _metrics(first, job.task.metrics.names),
         "metrics_after": _metrics(last, job.task.metrics.names),

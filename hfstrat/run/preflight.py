@@ -18,7 +18,7 @@ from hfstrat.publish import push
 from hfstrat.recipe.data import Source
 from hfstrat.recipe.load import Loaded, about, located
 from hfstrat.recipe.schema import Recipe, Training
-from hfstrat.run import output_dir
+from hfstrat.run import output_dir, streaming
 from hfstrat.strategies import checks
 from hfstrat.strategies.description import Description
 from hfstrat.trainer import checkpoints, distributed
@@ -78,6 +78,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
     with located(loaded):
         objective_of(recipe).check(recipe, wrapping or distributed.wrapping())
         checks.check_task(recipe)
+        streaming.check(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
         check_measurements(recipe.evaluation)
@@ -130,7 +131,9 @@ def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: 
 
 def _check_rows(file: Path, recipe: Recipe, source: Source, name: str) -> None:
     """Refuse columns that fit no format, and the first row that its format cannot read."""
-    data, task, rows = recipe.data, task_of(recipe), readers.read_head(file)
+    data, task = recipe.data, task_of(recipe)
+    skips = data.bad_rows == "skip"
+    rows = readers.read_head(file, skips)
     columns = data.of(source, "columns")
     try:
         reading = task.rows.read_format(rows, name, data, data.of(source, "format"), columns, features.class_names([file]))
@@ -144,7 +147,8 @@ def _check_rows(file: Path, recipe: Recipe, source: Source, name: str) -> None:
         try:
             reading.example(row)
         except BadRow as error:
-            raise UserError(f"{reading.where(number)}: {error}") from None
+            if not skips:
+                raise UserError(f"{reading.where(number)}: {error}") from None
 
 
 def _check_training(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
     """The report of a finished run; `data` are the statistics of its data."""
     recipe = loaded.recipe
     named = [Path(source.path).expanduser() for source in (*recipe.data.train, *(recipe.data.eval or []))]
-    files = [path for path in named if path.is_file()]
+    files = [path for path in named if path.is_file()] if not recipe.data.streaming else []  # of any size
     facts = environment(recipe.model.name_or_path, recipe.model.revision, files)
     run = _run(loaded, DataStatistics.model_validate(data))
     return Report(run=run, result=result, environment=Environment.model_validate(facts))

@@ -31,11 +31,12 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer import autobatch, callbacks, checkpoints, muon, sharded
 from hfstrat.trainer import progress as trainer_progress
 from hfstrat.trainer.baselines import Baselines
-from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience
+from hfstrat.trainer.callbacks import Clock, OverfittingAlarm, Patience, StreamPosition
 from hfstrat.trainer.collective import ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
 from hfstrat.trainer.plan import ENDLESS, Plan, make_plan, training_arguments
-from hfstrat.trainer.train_data import Batches, TrainData, make_batches, multiple_for
+from hfstrat.trainer.streamed import STREAM
+from hfstrat.trainer.train_data import Batches, TrainData, make_batches, multiple_for, stream_batches
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -136,6 +137,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
         trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
         trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
+        if data.stream is not None:
+            trainer.add_callback(StreamPosition(batches.rows, trainer.marker_state))
         outline, rows = sharded.outline(built.model), prepared.data
     return Job(
         loaded,
@@ -163,6 +166,8 @@ def plan_of(recipe: Recipe, data: Data, processes: int, stored: dict[str, Any] |
     """The numbers of the run."""
     rows, training = task_of(recipe).rows, recipe.training
     plan = make_plan(training, *rows.sizes(data), processes, stored, recipe.seed)
+    if data.stream is not None:
+        plan = replace(plan, rows=0)
     if not rows.answered_at_once or training.per_device_eval_batch_size != "auto":
         return plan
     return replace(plan, eval_batch=(stored or {}).get("eval_batch") or rows.answered_at_once)
@@ -232,7 +237,10 @@ def decide_batches(
     if on_gpu and recipe.training.packing is not False and not is_sharded():
         for model in [base.model, *(built.others if rows.collate.selects_rows else [])]:
             model.to(device)  # packing is checked on the device of the run
-    batches = make_batches(recipe, rows, data.lengths, base, built.others)
+    if data.stream is not None:
+        batches = stream_batches(rows, data.stream, stored.get(STREAM))
+    else:
+        batches = make_batches(recipe, rows, data.lengths, base, built.others)
     if batches.plan.bins is None:
         why = "as transformers chooses" if recipe.model.attn_implementation == "auto" else "as model.attn_implementation says"
         used = str(base.model.config._attn_implementation)
@@ -316,7 +324,7 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     passes = f"{plural(plan.processes, 'process', 'processes')} x {plural(plan.accumulation, 'pass', 'passes')} of {at_once}"
     tokens = recipe.training.global_batch_tokens
     batch = f"at most {tokens:,} tokens" if tokens else plural(plan.global_batch_size, noun)
-    epochs = f" ({plan.epochs:.2f} epochs)" if plan.steps < ENDLESS else ""
+    epochs = plan.times if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     described = (
         f"{'strategy':<9} {recipe.strategy.name}: {trainable:,} of {total:,} parameters are trainable "

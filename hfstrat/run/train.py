@@ -133,6 +133,8 @@ def fit(job: Job, before: list[str]) -> float:
     if state.global_step < state.max_steps:
         reason = "max_time" if job.trainer.clock and job.trainer.clock.is_over else "early stopping"
         job.screen.print(f"stopped by {reason} after {state.global_step:,} of at most {state.max_steps:,} steps")
+    for line in job.data.lines_after():
+        job.screen.print(line)
     if job.trainer.best_step() == 0:
         job.screen.print(
             f"{'warning':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; lower "

@@ -46,6 +46,7 @@ class Rows(ABC):
     columns: list[str]  # our names of the columns that an example may have
     noun: str = "sequence"  # for an example in a line about batches
     framed: bool  # whether a text is between special tokens
+    streams: bool = False  # whether they may be read while training (`data.streaming`)
     answered_at_once: int = 0  # examples of an evaluation pass, where the model answers them; 0: it only reads them
 
     @property

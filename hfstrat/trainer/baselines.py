@@ -35,6 +35,7 @@ class Baselines:
     unique_tokens: int  # supervised, duplicates counted once
     epoch_tokens: int  # supervised, of one epoch: weighted sources may repeat examples
     epochs: float | None  # of the complete run; None if a time limit ends it
+    estimated: bool = False  # from the first rows, since rows are read while training: the number of tokens, and the unigram
 
     def lines(self) -> list[str]:
         """The lines that are printed before training."""
@@ -45,6 +46,9 @@ class Baselines:
     def supply(self) -> list[str]:
         """Training tokens per parameter, and warnings if there are too few tokens or too many epochs."""
         counts = f"({self.unique_tokens:,} tokens, {self.parameters:,} parameters)"
+        if self.estimated:
+            share = f"about {self.unique_tokens / self.parameters:.2g} training tokens per parameter"
+            return [f"{'supply':<9} {share} {counts}, estimated from the first rows; more is read while training"]
         text = f"{'supply':<9} {self.unique_tokens / self.parameters:.2g} unique training tokens per parameter {counts}"
         if self.epochs is None:
             return [text]
@@ -72,14 +76,18 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
     train, evaluated = (token_counts(rows, vocabulary) for rows in (data.train, data.eval))
     nats, tokens = unigram(train, evaluated), int(evaluated.sum())
     found = token_bytes(data.renderer.tokenizer)
+    unique, epoch_tokens = int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()), int(train.sum())
+    if data.stream is not None:
+        unique = epoch_tokens = round(epoch_tokens / len(data.train) * plan.steps * plan.global_batch_size)
     return Baselines(
         uniform=math.log(vocabulary),
         unigram=nats,
         unigram_bits_per_byte=None if found is None else bits_per_byte(nats, tokens, row_bytes(data.eval, found).sum()),
         parameters=count_parameters(model)[1],
-        unique_tokens=int(token_counts(data.train.select(distinct(data.train).first), vocabulary).sum()),
-        epoch_tokens=int(train.sum()),
-        epochs=None if plan.steps >= ENDLESS else plan.epochs,
+        unique_tokens=unique,
+        epoch_tokens=epoch_tokens,
+        epochs=None if plan.steps >= ENDLESS else plan.epochs or 1.0,
+        estimated=data.stream is not None,
     )
 
 

@@ -19,6 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import ExportableState
 
 from hfstrat.errors import first_line
+from hfstrat.trainer.streamed import STREAM, StreamedSteps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,3 +226,19 @@ def _has_wandb_login() -> bool:
         return "wandb" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+class StreamPosition(TrainerCallback):
+    """Keeps the position after the last step in the content of a checkpoint's marker."""
+
+    def __init__(self, rows: StreamedSteps, marker: dict[str, Any]) -> None:
+        self.rows, self.marker = rows, marker
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.marker[STREAM] = self.rows.position(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.marker[STREAM] = self.rows.position(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rows.count_until(state.global_step)

@@ -39,7 +39,7 @@ class Plan:
     eval_batch: int
     eval_every: int
     save_every: int
-    rows: int
+    rows: int  # 0: unknown, since they are read while training
     time_limit: float | None = None
     eval_share: float | None = None  # of the time limit between evaluations, if a time limit is set
     checkpointing: bool = False  # activations are recomputed
@@ -70,7 +70,8 @@ class Plan:
         return self.epochs_at(self.steps)
 
     def epochs_at(self, step: int) -> float:
-        return step * (self.rows_per_step or self.global_batch_size) / self.rows
+        """Times that each example is seen by a step; 0 where the number of examples is unknown."""
+        return step * (self.rows_per_step or self.global_batch_size) / self.rows if self.rows else 0.0
 
     def with_rows_at_once(self, count: int, longest: int) -> Plan:
         """The plan with this number of rows per forward pass; `longest`: tokens of the longest example."""
@@ -83,9 +84,14 @@ class Plan:
         return count if self.dense is None else -(-count * self.dense[1] // longest)
 
     @property
+    def times(self) -> str:
+        """The epochs in words, after the number of steps."""
+        return f" ({self.epochs:.2f} epochs)" if self.rows else ""
+
+    @property
     def length(self) -> str:
         """The length of the run in words: '120 steps (3.00 epochs)', 'at most 10m 00s', or both."""
-        parts = [f"{self.steps:,} steps ({self.epochs:.2f} epochs)"] if self.steps < ENDLESS else []
+        parts = [f"{self.steps:,} steps{self.times}"] if self.steps < ENDLESS else []
         parts += [f"at most {format.duration(self.time_limit)}"] if self.time_limit else []
         return ", ".join(parts)
 

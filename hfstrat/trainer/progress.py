@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.dense import DenseOrder
 from hfstrat.recipe.format import clock, rate
+from hfstrat.trainer.streamed import StreamOrder
 
 LINE_EVERY = 10.0  # seconds between progress lines without a terminal
 
@@ -32,7 +33,7 @@ class ProgressReport(TrainerCallback):
     def __init__(
         self,
         console: Console,
-        order: BatchOrder | DenseOrder,
+        order: BatchOrder | DenseOrder | StreamOrder,
         time_limit: float | None,
         describe: Callable[[dict[str, float]], str],
     ) -> None:

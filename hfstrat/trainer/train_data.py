@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from hfstrat.data import packing
 from hfstrat.data.collate import BatchOrder
-from hfstrat.data.dense import DenseOrder, DenseRows
+from hfstrat.data.dense import DenseRows
 from hfstrat.data.render import IGNORED
 from hfstrat.data.splits import distinct
 from hfstrat.errors import UserError
@@ -27,6 +27,7 @@ from hfstrat.trainer.collective import SINGLE, ProcessGroup
 from hfstrat.trainer.distributed import is_sharded
 from hfstrat.trainer.packed_attention import Attention
 from hfstrat.trainer.plan import CPU_MULTIPLE, ENDLESS, Plan, dense_order
+from hfstrat.trainer.streamed import StreamedSteps, StreamOrder
 
 SAMPLED = 200  # examples from which the share of supervised tokens is estimated
 
@@ -45,6 +46,11 @@ class TrainData:
     facts: dict[str, Any] = field(default_factory=dict)  # for the report
     undo: tuple[Callable[[], None], ...] = ()  # removes what was bound to the model; called before the result is saved
     group: ProcessGroup = SINGLE  # the processes that share work which is computed once
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether examples are read while training, so that nothing can be computed of all of them."""
+        return isinstance(self.train, StreamedSteps)
 
     @property
     def epochs(self) -> float:
@@ -119,7 +125,7 @@ GPU_MULTIPLE = 8  # of the widths of batches
 class Batches:
     """The batches of the Trainer. `order` has the examples of each step; `sampler` indexes `rows`, which may be packed."""
 
-    order: BatchOrder | DenseOrder
+    order: Any  # BatchOrder, DenseOrder or StreamOrder
     rows: Any
     sampler: Sampler[int]
     collate: Any
@@ -194,6 +200,16 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
         "tested on this model: packed examples do not attend to each other"
     )
     return packed
+
+
+def stream_batches(data: TrainData, stream: Any, position: dict[str, Any] | None) -> Batches:
+    """The batches of examples that are read while training, from a stored position on; not packed."""
+    plan = data.plan
+    rows = StreamedSteps(stream, plan.global_batch_size, plan.steps)
+    if position is not None:
+        rows.restore(position)
+    order = StreamOrder(rows)
+    return Batches(order, rows, order, data.collate, plan, "examples in the order in which they are read")
 
 
 def _attention(recipe: Recipe, data: TrainData, lengths: np.ndarray, models: list[Any], must_pack: bool) -> Attention:

@@ -1,7 +1,7 @@
 """Several runs in one group of processes: starting a group takes many seconds, a tiny run two.
 
 `python -m torch.distributed.run --nproc_per_node 2 -m helpers.distributed_worker SPEC.json`. SPEC is a list of
-`{name, recipe, overrides, stop_at}`; beside it, NAME.json says how each ended on the first process.
+`{name, recipe, overrides, stop_at, notes_rows}`; beside it, NAME.json says how each ended on the first process.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
     from hfstrat.run import train
     from hfstrat.trainer.trainer import StrategyTrainer
 
-    original = StrategyTrainer.training_step
+    original, rows = StrategyTrainer.training_step, list[list[list[int]]]()
 
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == asked.get("stop_at"):
             raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
+        if "notes_rows" in asked:
+            masks = inputs["attention_mask"].bool()
+            rows.append([ids[mask].tolist() for ids, mask in zip(inputs["input_ids"], masks, strict=True)])
+        return original(self, model, inputs, *args, **kwargs)
 
-    if "stop_at" in asked:  # else a subclass keeps the training step of its own base class
+    if "stop_at" in asked or "notes_rows" in asked:  # else a subclass keeps the training step of its own base class
         StrategyTrainer.training_step = training_step  # type: ignore[method-assign]
     try:
         report = train.run(load_recipe(asked["recipe"], asked["overrides"]))
@@ -58,6 +61,8 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc()
         return {"status": errors.NAMES[named.code], "sentence": str(named)}
     finally:
+        if "notes_rows" in asked:
+            Path(f"{asked['notes_rows']}{os.environ['RANK']}").write_text(json.dumps(rows))
         if "training_step" in vars(StrategyTrainer):
             del StrategyTrainer.training_step  # type: ignore[misc]
 

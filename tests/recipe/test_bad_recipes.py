@@ -16,6 +16,7 @@ from bad_preferences import PREFERENCES
 from bad_recipes import CASES as OTHERS
 from bad_recipes import Bad, build
 from bad_rewards import REWARDS
+from bad_streaming import STREAMING
 from helpers.recipes import SOUND
 
 from hfstrat import errors
@@ -25,7 +26,7 @@ from hfstrat.run import launch, preflight
 
 Usage = namedtuple("Usage", "total used free")
 NAMED_TWICE = re.compile(r"\b([a-z_]{3,})\.\1\b(?! = )|(?:^|\s)([a-z_.]+): \2: ")  # a key or its section
-CASES = [*OTHERS, *PREFERENCES, *REWARDS]
+CASES = [*OTHERS, *PREFERENCES, *REWARDS, *STREAMING]
 Snapshot = dict[str, tuple[int, int]]
 
 

@@ -296,6 +296,12 @@ PROBES: dict[str, Probe] = {
     "data.train_on": Probe(["data.train_on=all"], lambda s: account(s).tokens - account(s).supervised, 60),
     "data.max_length": Probe(["data.max_length=40"], lambda s: account(s).rows_dropped > 0, True),
     "data.overflow": Probe(["data.overflow=truncate"], lambda s: account(s).rows_cut, beside=["data.max_length=LONGEST"]),
+    "data.streaming": Probe(["data.streaming=true"], lambda s: s.job.data.stream is not None, True),
+    "data.shuffle_buffer": Probe(
+        ["data.shuffle_buffer=7"],
+        lambda s: [row["row"] for row in s.job.train_data.train.step(1)],
+        beside=["data.streaming=true"],
+    ),
     "training.learning_rate": Probe(["training.learning_rate=3e-4"], lambda s: s.args.learning_rate, 3e-4),
     "training.head_learning_rate": Probe(["training.head_learning_rate=0.05"], rates, [0.01, 0.05], LABELS),
     "training.num_train_epochs": Probe(
@@ -580,6 +586,7 @@ APART = {  # keys that are probed by a test of their own, below
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
     "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
     "strategy.distill.baseline": "test_when_the_run_without_a_teacher_is_made",
+    "data.bad_rows": "test_bad_rows_end_a_stream_or_are_left_out",
     "data.config": "test_what_a_hub_data_set_is_asked_for",
     "data.revision": "test_what_a_hub_data_set_is_asked_for",
     "data.split": "test_what_a_hub_data_set_is_asked_for",
@@ -777,6 +784,15 @@ def test_another_value_makes_a_difference(set_up: Any, sound: Seen, paths: Calla
     assert before != after
     if probe.wanted is not None:
         assert after == probe.wanted
+
+
+def test_bad_rows_end_a_stream_or_are_left_out(set_up: Any, tmp_path: Path) -> None:
+    file = other_rows(tmp_path)
+    file.write_text(file.read_text() + "{\n")
+    given = [f"data={{train: {file}, streaming: true, eval_size: 12, max_length: 128}}"]
+    with pytest.raises(UserError, match="not valid JSON"):
+        set_up(given)
+    assert account(set_up([*given, "data.bad_rows=skip"])).rows_bad == 1
 
 
 def test_a_student_is_the_strategy_that_it_learns_by(sound: Seen) -> None:

@@ -27,6 +27,7 @@ class PreferenceRows(LanguageRows):
     """Prompts with a chosen and a rejected answer."""
 
     columns = COLUMNS
+    streams = False
 
     def __init__(self, section: ObjectiveSection) -> None:
         self.section = section

@@ -90,6 +90,8 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         try:
             if mode is False:
                 raise Refused("precompute: false")
+            if data.is_streamed:
+                raise Refused("rows are read while training (data.streaming)")
             if getattr(data.collate, "is_paired", False):
                 raise Refused("an example is a pair of sequences")
             if router_loss.coefficient(model):

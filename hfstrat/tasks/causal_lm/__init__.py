@@ -28,6 +28,7 @@ class LanguageRows(Rows):
 
     columns = OUR_COLUMNS
     framed = False
+    streams = True
 
     @property
     def reader(self) -> Callable[..., Any]:
@@ -56,7 +57,10 @@ class LanguageRows(Rows):
         held_out: np.ndarray | None = None,
     ) -> PreparedData:
         from hfstrat.data.prepare import prepare
+        from hfstrat.data.streaming import prepare_streamed
 
+        if data.streaming:
+            return prepare_streamed(data, tokenizer, seed, samples, max_eval_rows)
         return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
 
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
