@@ -33,8 +33,8 @@ def check(recipe: Recipe) -> None:
     if training.must_pack:
         given = str(training.packing).lower()
         raise UserError(
-            f"training.packing: {given}: with data.streaming the lengths of later rows are unknown, and rows are not packed; set "
-            "auto or false"
+            f"training.packing: {given}: with data.streaming the lengths of later rows are unknown, and rows are not packed; "
+            "set auto or false"
         )
     if training.train_sampling_strategy != "auto":
         raise UserError(
