@@ -128,7 +128,23 @@ class RowEncoder(ABC):
 
     def __init__(self, renderer: Any) -> None:
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
-        self.tokenizer_key = cache.tokenizer_digest(self.tokenizer)
+        self.tokenizer_key = self.digest_of_tokenizer()
+
+    def digest_of_tokenizer(self) -> str:
+        """A hash of what the prepared rows depend on of the tokenizer."""
+        return cache.tokenizer_digest(self.tokenizer)
+
+    def open(self, source: Source, data: Data, key: str) -> DataSource:
+        """A source of rows, checked or loaded."""
+        return DataSource.open(source, data, key)
+
+    def shown(self, row: dict[str, Any]) -> str:
+        """The beginning of a prepared row as text; with loss the end of the prompt and the beginning of the answer."""
+        return splits.text_of(row, self.tokenizer)
+
+    def what(self, options: dict[str, Any]) -> str:
+        """What the prepared rows are, for the list of the cache."""
+        return f"at most {options['max_length']} tokens per row"
 
     def reader(self, source: DataSource) -> Callable[..., Any]:
         """The function that chooses how to read the rows of a source, from the first of them."""
@@ -136,7 +152,7 @@ class RowEncoder(ABC):
 
     @abstractmethod
     def options(self, source: DataSource) -> dict[str, Any]:
-        """What the tokenized rows depend on in addition to the source and the tokenizer; it has `max_length`."""
+        """What the prepared rows depend on in addition to the source and the tokenizer."""
 
     @abstractmethod
     def write(self, source: DataSource, target: Path) -> Statistics:
@@ -165,7 +181,7 @@ class RowEncoder(ABC):
         entry = cache.fetch(
             "rows",
             cache.fingerprint(inputs),
-            f"{source.source.path}, at most {options['max_length']} tokens per row",
+            f"{source.source.path}, {self.what(options)}",
             lambda target: asdict(self.write(source, target)),
             source.estimate_bytes(),
         )
@@ -221,7 +237,7 @@ class Parts:
         given = {"train": self.table, "eval": self.evaluated} if self.evaluated is not self.table else {"train": self.table}
         found = _fields(self.encoder, train, self.held, {name: table.statistics for name, table in given.items()})
         found["samples"] = _samples(self.encoder, self.evaluated, self.held, samples)
-        return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.tokenizer)}
+        return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.shown)}
 
 
 def divide(encoder: RowEncoder, data: Data, seed: int, limit: int | None = None, held_out: np.ndarray | None = None) -> Parts:
@@ -339,7 +355,7 @@ def load_table(encoder: RowEncoder, given: list[Source], data: Data, key: str, p
     tables, columns = list[Dataset](), list[dict[str, np.ndarray]]()
     statistics, sources = list[Statistics](), list[DataSource]()
     for one in given:
-        source = DataSource.open(one, data, key)
+        source = encoder.open(one, data, key)
         source.part = part
         file, stats = encoder.tokenize(source)
         rows = Dataset.from_file(str(file))

@@ -47,6 +47,9 @@ def keep_layers_in_config(config: Any, depth: int, keep: list[int]) -> None:
     if len(keep) < depth and isinstance(getattr(config, "max_window_layers", None), int):
         config.max_window_layers = min(config.max_window_layers, len(keep))
     config.num_hidden_layers = len(keep)
+    if len(getattr(config, "stage_names", None) or ()) == depth + 1:  # of a model that can also be a backbone
+        config.stage_names = list(config.stage_names)[: len(keep) + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
 @contextmanager
@@ -98,11 +101,19 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
         return
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
-    trains_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
+    trains_before = any(p.requires_grad for p in _inputs_of(model))
     for module in checkpointable(model):
         if getattr(module, "gradient_checkpointing", False):
             trains_before = trains_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = trains_before
+
+
+def _inputs_of(model: Any) -> list[Any]:
+    """The parameters of the input embeddings; of all before the first block where transformers does not know which these are."""
+    try:
+        return list(model.get_input_embeddings().parameters())
+    except NotImplementedError:
+        return list(model.parameters())
 
 
 def head_modules(model: Any) -> list[str]:

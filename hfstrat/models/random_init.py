@@ -165,7 +165,7 @@ def from_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, f
         options["attn_implementation"] = recipe.model.attn_implementation
     plain = {key: value for key, value in settings.items() if key not in OF_ANOTHER_MODEL}
     try:
-        config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
+        config = transformers.AutoConfig.for_model(family, **plain)
         model = getattr(transformers, task.model.auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error

@@ -224,7 +224,7 @@ def decide_batches(
         built.model.to(device)
         shape, before = (rows.plan.rows_at_once, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, rows.dtype, device, before, rows.plan.processes)
-        if not stored and rows.collate.pads:
+        if not stored and rows.collate.sizes_batches:
             loss = task.metrics.for_data(data).loss
             plan = autobatch.fit_to_memory(recipe.training, rows, built.model, base, data, loss, task.rows.worst_row)
             rows = replace(rows, plan=plan)
@@ -253,7 +253,7 @@ def build_trainer(
     """The Trainer of the run, with what the strategy adds to it."""
     rows, screen, plan, options = prepared.data, progress.console, prepared.data.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
-    metrics = task_of(recipe).metrics.for_data(data)
+    metrics = task_of(recipe).metrics.for_data(data).for_training(recipe, data)
     trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
     state = marker_state(recipe, plan, data, model)

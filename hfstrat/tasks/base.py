@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.pooling import Pooling
-    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.data import Data, Source
     from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
 
@@ -47,6 +47,65 @@ class Rows(ABC):
     noun: str = "sequence"  # for an example in a line about batches
     framed: bool  # whether a text is between special tokens
     answered_at_once: int = 0  # examples of an evaluation pass, where the model answers them; 0: it only reads them
+
+    def load_processor(self, recipe: Recipe, family: str = "") -> Any:
+        """What turns examples into inputs of the model: a tokenizer, or a processor in its place.
+
+        Args:
+            family: of a model with random weights.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from hfstrat.models import load
+
+        return load.load_tokenizer(recipe.model)
+
+    def load_trained(self, folder: str) -> Any:
+        """The tokenizer or processor that is saved with a result."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    def check_processor(self, model: ModelSection, network: bool) -> None:
+        """Refuse a model without the files of its tokenizer or processor, before torch. Raises UserError."""
+        from hfstrat.models import check
+
+        check.check_tokenizer(model, network)
+
+    def has_processor(self, folder: Path) -> bool:
+        """Whether a folder has the files of a tokenizer or processor."""
+        from hfstrat.models import check
+
+        return check.has_tokenizer(folder)
+
+    def same_inputs(self, one: Any, other: Any) -> bool:
+        """Whether two tokenizers or processors give the same inputs for an example."""
+        return bool(one.get_vocab() == other.get_vocab())
+
+    def check_source(self, source: Source, data: Data, key: str) -> bool:
+        """Refuse a source that does not exist or cannot be read, before torch, where this task reads others than all tasks do.
+
+        Returns:
+            Whether it was checked here.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return False
+
+    def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
+        """A prepared example of a task with a head as the model is given it, in words; of a longer text `most` tokens."""
+        more = 0 if most is None else len(row["input_ids"]) - most
+        return f"{tokenizer.decode(row['input_ids'][:most])}" + (f" ... {more} more tokens" if more > 0 else "")
+
+    def size_of(self, row: dict[str, Any]) -> str:
+        """The size of a prepared example, in words."""
+        return f"{row['length']} tokens"
+
+    def draw(self, data: PreparedData, file: Path) -> str:
+        """Draw the first training examples into a picture, where text does not show them; returns a line about it, or ""."""
+        return ""
 
     @property
     @abstractmethod
@@ -138,9 +197,11 @@ class Rows(ABC):
 class Model(ABC):
     """The models of a task: their class in transformers, what their config needs, and their head."""
 
-    peft_type: str  # of PEFT's TaskType
+    peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
+    reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
+    random_family: str = "llama"  # of a model with random weights, unless the recipe names one
     config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
     head_share: float = 1.0  # learning rate of a new head as a multiple of that of the other weights
@@ -176,6 +237,12 @@ class Model(ABC):
     def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values that the task sets in the model's config."""
         return {}
+
+    def random_config(self, family: str, settings: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """The settings of the config of a model with random weights."""
+        from hfstrat.models.random_init import token_ids
+
+        return {**settings, **token_ids(tokenizer)}
 
     def stored_outputs(self, config: Any, pooling: Pooling | None = None) -> dict[str, Any]:
         """The part of `config_options` that a checkpoint's config replaces while its weights are loaded."""
@@ -217,6 +284,15 @@ class Model(ABC):
         """
         return None
 
+    def check_teacher(self, teacher: Any, section: Any, processor: Any) -> None:
+        """Refuse a teacher that takes other inputs than the student, and fit it to their size. Raises UserError.
+
+        Args:
+            section: of the teacher.
+            processor: of the student.
+        """
+        return
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""
         return
@@ -246,6 +322,10 @@ class Metrics(ABC):
     def for_data(self, data: PreparedData) -> Self:
         """These metrics for the labels of this data."""
         return replace(self, labels=data.label_names)
+
+    def for_training(self, recipe: Recipe, data: PreparedData) -> Self:
+        """These metrics with the loss that the recipe sets, where it weights examples. Raises UserError."""
+        return self
 
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import errors
-from hfstrat.models.load import read_json, read_shapes
+from hfstrat.models.load import main_dtype, read_json, read_shapes
 from hfstrat.tasks.artifact import load_artifact
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
@@ -34,9 +34,23 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
     model.eval()
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    dtype = main_dtype(model)
+
+    def fitted(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() and not is_autocast(device) else value.to(device)
+
+    inputs = {name: fitted(value) for name, value in inputs.items()}
     with torch.no_grad():
         return model(**inputs).logits.float().cpu()
+
+
+def is_autocast(device: Any) -> bool:
+    """Whether kernels choose the precision of their inputs."""
+    import torch
+
+    return bool(torch.is_autocast_enabled(device.type))
 
 
 def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:

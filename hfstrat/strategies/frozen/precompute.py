@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import nn
 
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 from hfstrat.models import router_loss
 from hfstrat.models.blocks import evaluating
 from hfstrat.models.quantization import elements
@@ -74,6 +75,8 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         return data
     if distributed.is_sharded():
         return _not_cached(data, mode, "no process has the full model on its device")
+    if getattr(data.collate, "varies", False):
+        return _not_cached(data, mode, "training examples are augmented in each epoch (image.augmentation)")
     if getattr(data.collate, "generates", False):
         return _not_cached(data, mode, "the answers change with the model")
     model.to(data.device)
@@ -117,7 +120,11 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
     if speedup is not None and speedup < PAYS and mode == "auto":
         raise Refused(f"it would not save time (predicted {speedup:.2f}x over {data.epochs:.3g} epochs)")
     states = prefix.boundary.take(batch)
+    if states.dim() != 3:
+        raise Refused("its hidden states are no sequence")
     parts = {name: _Part.of(rows) for name, rows in (("train", data.unpacked.train), ("eval", data.eval))}
+    if not data.collate.pads:  # every example has as many states
+        parts = {name: part._replace(lengths=np.full_like(part.lengths, states.shape[1])) for name, part in parts.items()}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * states.shape[2] * states.dtype.itemsize
     text = f"hidden states of {sum(len(part.first) for part in parts.values()):,} examples"
     if reason := _lack_of_room(data, needed, text):
@@ -230,7 +237,10 @@ def _check(data: TrainData, rows: WithStates, model: nn.Module) -> None:
 
 def _compare(data: TrainData, batch: Batch, model: nn.Module) -> None:
     with torch.no_grad(), evaluating(model):
-        stored = model(**batch)
+        try:
+            stored = model(**batch)
+        except Exception as error:  # blocks may pass anything to each other
+            raise Refused(f"its blocks pass more than hidden states ({type(error).__name__}: {first_line(error)})") from error
         whole = model(**{name: value for name, value in batch.items() if name != COLUMN})
     for name, value in whole.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
@@ -342,11 +352,12 @@ class StatesCollator(CachedColumnCollator):
     def added(self, values: list[list[np.ndarray]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.boundary.is_bound:
             return {}
-        ids, width = batch["input_ids"], int(values[0][0].shape[1])
-        padded: np.ndarray = np.zeros((len(values), ids.numel() // len(values), width), dtype=RAW[self.dtype])
+        length, width = (int(size) for size in values[0][0].shape)
+        shape = batch["input_ids"].shape if "input_ids" in batch else (len(values), length)
+        padded: np.ndarray = np.zeros((len(values), prod(shape) // len(values), width), dtype=RAW[self.dtype])
         for index, rows in enumerate(values):
             start = 0
             for row in rows:
                 padded[index, start : start + len(row)] = row
                 start += len(row)
-        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*ids.shape, width)}  # bins may be flattened into one row
+        return {COLUMN: torch.from_numpy(padded).view(self.dtype).view(*shape, width)}  # bins may be flattened into one row
