@@ -38,7 +38,7 @@ def onnx_file() -> Path:
 
 
 def read_weights(file: Path) -> dict[str, Any]:
-    """The backbone's parameters by transformers' names. Matrices of linear layers have no names in the file, but their nodes."""
+    """The backbone's parameters by transformers' names. In the file only nodes name the matrices of linear layers."""
     import numpy as np
     import onnx
     import torch

@@ -16,6 +16,7 @@ import numpy as np
 from hfstrat.data import readers, sources
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
+from hfstrat.data.image_layout import is_of_images
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
 from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
@@ -172,6 +173,11 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         UserError: files that do not exist, cannot be read, or fit no task.
     """
     first = data.train[0]
+    if is_of_images(first.path) or (task is not None and not TASKS[task].model.reads_tokens):
+        raise UserError(
+            f"--data: {first.path}: advise predicts memory, time and quality of models of text, not of images; "
+            "`hfstrat compare` measures strategies, and docs/images.md has times of this machine's benchmark"
+        )
     files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
     if files is None:
         raise UserError(

@@ -149,14 +149,20 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
 def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task: Task) -> None:
     """The first training examples as the model sees them, with a legend."""
     marked = "tokens in green" if console.is_terminal else "tokens between [[ and ]]"
-    legend = ("with special tokens" if task.model.reads_tokens else "in the picture") if data.label_names else f"{marked} contribute to the loss, the others are context"
+    legend = (
+        ("with special tokens" if task.model.reads_tokens else "in the picture")
+        if data.label_names
+        else f"{marked} contribute to the loss, the others are context"
+    )
     legend = "which it answers itself" if task.rows.answered_at_once else legend
     if count:
         console.print(f"\nfirst training examples as the model sees them ({legend}):")
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            console.print(f"\nexample {index}: {task.rows.size_of(row)}, {escape(task.text.target(row['label'], data.label_names))}")
+            console.print(
+                f"\nexample {index}: {task.rows.size_of(row)}, {escape(task.text.target(row['label'], data.label_names))}"
+            )
             console.print(Text(task.rows.as_text(row, tokenizer, SHOWN_TOKENS), style="dim"))
             continue
         for name, part in task.rows.parts(row):

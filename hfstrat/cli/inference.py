@@ -103,16 +103,31 @@ def _fit_context(model: Any, renderer: Any, messages: list[dict[str, Any]], how:
     return messages
 
 
-def predict(target: str, texts: list[str], file: Path | None, output: Path | None, quantization: str = "recorded") -> None:
-    """Print labels or numbers for texts, or write a .jsonl with `text` and `labels` with `scores`, or `values`.
+def predict(
+    target: str,
+    texts: list[str],
+    file: Path | None,
+    output: Path | None,
+    quantization: str = "recorded",
+    images: list[str] | None = None,
+) -> None:
+    """Print labels or numbers for texts, or labels of images; or write a .jsonl with `text` or `image`, and `labels` with
+    `scores`, or `values`.
 
     Raises:
-        UserError: no texts, a file that cannot be read, an output that exists, or no classifier.
+        UserError: no texts or images, a file that cannot be read, an output that exists, or no classifier.
     """
-    if not texts and file is None:
-        raise UserError("predict: no text; give --text TEXT or --file FILE")
+    if not texts and file is None and not images:
+        raise UserError("predict: no text; give --text TEXT or --file FILE, or --image PATH for images")
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
+    if not task_of(target).model.reads_tokens:
+        if texts or file is not None:
+            raise UserError(f"{target}: this is a classifier of images; give --image PATH, a file or a folder")
+        predict_images(target, images or [], output)
+        return
+    if images:
+        raise UserError(f"--image: {target} is a classifier of texts; give --text TEXT or --file FILE")
     given = resolve(target)[1]
     if any(not text.strip() for text in texts):
         raise UserError("--text: it is empty; expected text")
@@ -136,6 +151,31 @@ def predict(target: str, texts: list[str], file: Path | None, output: Path | Non
                 write(f"{task.line(found)}\t{text}" if len(inputs) > 1 else task.line(found))
     if output:
         print(f"{output}: {len(inputs)} rows")
+
+
+def predict_images(target: str, paths: list[str], output: Path | None) -> None:
+    """Print the labels of image files and of those in folders, or write a .jsonl with `image`, `labels` and `scores`.
+
+    Raises:
+        UserError: an image that does not exist or cannot be read.
+    """
+    from hfstrat.data.image_rows import refs_of
+
+    refs = refs_of(paths)
+    model, processor, _ = load(target, spreads=True)
+    import torch
+
+    task = task_of(target).text
+    assert isinstance(task, HeadText)
+    with _writer(output) as write:
+        for ref in refs:
+            found = task.outputs(model, processor, ref, torch.float32)  # as the weights are, without autocast
+            if output:
+                write(json.dumps({"image": ref.name, **task.record(found)}, ensure_ascii=False))
+            else:
+                write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
+    if output:
+        print(f"{output}: {len(refs)} images")
 
 
 @contextmanager

@@ -135,7 +135,6 @@ class TokenCollator(ABC):
                 batch[name][index, :length] = torch.as_tensor(row[name])
         return batch
 
-
     def encode_labels(self, values: list[Any]) -> torch.Tensor:
         """The `label` of rows as they are in a batch."""
         if self.labels is None:

@@ -41,8 +41,8 @@ class ImageProcessor:
         shapes = {tuple(self.pixels([Image.new("RGB", size)]).shape[-2:]) for size in ((48, 64), (64, 48), (64, 64))}
         if len(shapes) > 1:
             raise UserError(
-                f"model.name_or_path: its image processor ({type(processor).__name__}) gives images of different sizes, which do "
-                "not fit into a batch; set image.image_size"
+                f"model.name_or_path: its image processor ({type(processor).__name__}) gives images of different sizes, which "
+                "do not fit into a batch; set image.image_size"
             )
         self.height, self.width = shapes.pop()
         self.tokens = max(1, (self.height // patch) * (self.width // patch))
@@ -78,7 +78,11 @@ def augment(image: Image, wanted: Augmentation, size: tuple[int, int], source: n
 
     area, ratio, left, top, mirrored, *factors = source.random(8)
     width, height = image.size
-    box = crop_box(width, height, 1 - area * (1 - wanted.crop), RATIO ** (2 * ratio - 1), (left, top)) if wanted.crop < 1 else None
+    box = (
+        crop_box(width, height, 1 - area * (1 - wanted.crop), RATIO ** (2 * ratio - 1), (left, top))
+        if wanted.crop < 1
+        else None
+    )
     image = image.resize(size, pillow.Resampling.BICUBIC, box=box)
     if wanted.flip and mirrored < 0.5:
         image = ImageOps.mirror(image)
@@ -116,14 +120,9 @@ class ImageCollator(TokenCollator):
     multiple, pad_token_id = 1, 0
 
     def __init__(self, processor: ImageProcessor, labels: int | None = None) -> None:
-        self.processor, self.labels = processor, labels
+        self.processor, self.labels, self.varies = processor, labels, processor.augmentation is not None
         self.size = [processor.height, processor.width]  # what cached features depend on, as is the next
         self.settings = sorted(f"{key}={value}" for key, value in processor.processor.to_dict().items())
-
-    @property
-    def varies(self) -> bool:
-        """Whether an example is another one in each epoch."""
-        return self.processor.augmentation is not None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [open_row(row) for row in rows]

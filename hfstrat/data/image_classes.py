@@ -70,7 +70,9 @@ class ImageClasses(Classes):
         lines = [*super().lines(), f"{'images':<9} {self.sizes()}"]
         if few:
             named = ", ".join(few[:SHOWN]) + (f" and {len(few) - SHOWN} more" if len(few) > SHOWN else "")
-            lines.append(f"{'labels':<9} warning: fewer than {FEW} training images of {named}; its scores will be mostly chance")
+            lines.append(
+                f"{'labels':<9} warning: fewer than {FEW} training images of {named}; its scores will be mostly chance"
+            )
         return lines
 
     def sizes(self) -> str:

@@ -1,9 +1,9 @@
 """Images of files, archives and tables: how their bytes are found, and how they become RGB.
 
-The rules are those of `transformers.image_utils.load_image`, so that a pipeline sees the image that the model was trained on: the
-EXIF rotation is applied, then Pillow converts to RGB (grayscale is repeated, palettes are looked up, CMYK is inverted without a
-color profile, an alpha channel is dropped), and of several frames the first one is used. One rule is added: 16-bit grayscale is
-scaled to 8 bits. Pillow is imported when the first image is opened.
+The rules are those of `transformers.image_utils.load_image`, so that a pipeline sees the image that the model was trained
+on: the EXIF rotation is applied, then Pillow converts to RGB (grayscale is repeated, palettes are looked up, CMYK is inverted
+without a color profile, an alpha channel is dropped), and of several frames the first one is used. One rule is added: 16-bit
+grayscale is scaled to 8 bits. Pillow is imported when the first image is opened.
 """
 
 from __future__ import annotations

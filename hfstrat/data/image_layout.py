@@ -111,6 +111,15 @@ def find(source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
     return None
 
 
+def is_of_images(source: str) -> bool:
+    """Whether a local source is a zip archive, or a folder with images in it or below."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.suffix.lower() == ".zip"
+    files = (name for _, _, names in os.walk(path) for name in names) if path.is_dir() else iter(())
+    return any(is_image(name) or name.lower().endswith(".zip") for name in files)
+
+
 def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
     if named := _split_parts(folder):
         chosen = _choose(named, splits, source, key)
@@ -137,7 +146,7 @@ def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> 
 def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout:
     members = [name for name in open_archive(str(file)).namelist() if not name.endswith("/")]
     members = sorted(name for name in members if not any(_is_ignored(part) for part in name.split("/")))
-    tops = {name.split("/")[0] for name in members if name.count("/") > 1 or name.split("/")[-1] in METADATA and "/" in name}
+    tops = {name.split("/")[0] for name in members if name.count("/") > 1 or (name.split("/")[-1] in METADATA and "/" in name)}
     if tops and all(_split(top) for top in tops):
         present: dict[str, Path] = {_split(top): Path(top) for top in sorted(tops)}
         if splits and len(present) > 1:
@@ -154,7 +163,7 @@ def _checked(layout: Layout, source: str, key: str) -> Layout:
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(
-            f"{key}: {source}: {len(loose):,} images, such as {loose[0]}, are not in the folder of a class, so they have no label; "
+            f"{key}: {source}: {len(loose):,} images, such as {loose[0]}, are in no folder of a class, so they have no label; "
             f"expected {EXPECTED}"
         )
     return layout
@@ -181,7 +190,7 @@ def _choose(named: dict[str, Path], splits: tuple[str, ...], source: str, key: s
             return named[split]
     wanted = splits[0] if splits else "train"
     raise UserError(
-        f"{key}: {source}: its folders are named {', '.join(sorted(named))}, and none is named {wanted}; name one of the folders"
+        f"{key}: {source}: its parts are named {', '.join(sorted(named))}, and none is named {wanted}; name one of the folders"
     )
 
 

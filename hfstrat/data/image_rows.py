@@ -34,7 +34,19 @@ if TYPE_CHECKING:
 FORMAT = "image-classification"
 IMAGES = ("image", "img", "file_name")  # names of the column with the image, the first that is present
 OUR_COLUMNS = sorted({*IMAGES, *LABELS})
-OTHER_NAMES = ("img", "picture", "photo", "file_name", "filename", "file", "path", "filepath", "image_path", "image_file", "jpg")
+OTHER_NAMES = (
+    "img",
+    "picture",
+    "photo",
+    "file_name",
+    "filename",
+    "file",
+    "path",
+    "filepath",
+    "image_path",
+    "image_file",
+    "jpg",
+)
 BATCH = 256
 BAD_SHOWN = 5  # unreadable images that are named
 UNREADABLE = "an image that cannot be read"
@@ -68,7 +80,7 @@ class ImageFormat(LabelFormat):
         label = next((name for name in LABELS if name in given), None)
         if image and label:
             return image, "", label
-        wanted = {} if image else {"image": OTHER_NAMES}
+        wanted: dict[str, tuple[str, ...]] = {} if image else {"image": OTHER_NAMES}
         wanted |= {} if label else {"label": ALIASES["label"]}
         raise UserError(
             f"{source}: task {FORMAT} needs an image and a label; the data have {', '.join(given) or 'no columns'}. "
@@ -125,7 +137,9 @@ class ImageSource(DataSource):
         files = local_files(source.path, key, folder_splits)
         if files is not None:
             if texts := [file for file in files if readers.file_kind(file) == "text"]:
-                raise UserError(f"{key}: {texts[0]}: a text file has no labels; expected a table with the columns image and label")
+                raise UserError(
+                    f"{key}: {texts[0]}: a text file has no labels; expected a table with the columns image and label"
+                )
             return cls(source, data, files, None)
         config, revision = data.of(source, "config"), data.of(source, "revision")
         return cls(source, data, None, _undecoded(load_from_hub(source.path, key, config, split, revision)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -64,6 +65,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def keep_statistics(model: nn.Module) -> None:
+    """Keep batch norms without trainable weights in evaluation mode whatever the Trainer sets.
+
+    In training mode they would change their running statistics, which are no parameters: an adapter does not save them.
+    """
+    for module in model.modules():
+        if hasattr(module, "running_mean") and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.train = MethodType(_stay_still, module)  # type: ignore[method-assign]
+            module.training = False
+
+
+def _stay_still(module: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(module, False)
+
+
 def checkpointable(model: nn.Module) -> list[Any]:
     """The modules whose activations transformers can recompute, in order: the blocks of all stacks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -109,7 +125,7 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
 
 
 def _inputs_of(model: Any) -> list[Any]:
-    """The parameters of the input embeddings; of all before the first block where transformers does not know which these are."""
+    """The parameters of the input embeddings; all parameters where transformers does not know which these are."""
     try:
         return list(model.get_input_embeddings().parameters())
     except NotImplementedError:

@@ -23,7 +23,9 @@ def fit_size(model: Any, height: int, width: int) -> str:
     if _size_of(model.config) in (None, (height, width)):
         return ""
     before = _size_of(model.config)
-    found = [module for module in model.modules() if hasattr(module, "interpolate_pos_encoding") and _positions(module) is not None]
+    found = [
+        module for module in model.modules() if hasattr(module, "interpolate_pos_encoding") and _positions(module) is not None
+    ]
     fixed = [module for module in found if _checks_size(module)]
     if not found and any("position" in name and p.dim() == 3 for name, p in model.named_parameters()):
         raise UserError(

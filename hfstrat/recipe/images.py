@@ -13,7 +13,10 @@ class Augmentation(Section):
     """Random changes of training images, drawn anew in each epoch from the seed, the epoch and the row."""
 
     crop: float = Field(
-        0.5, gt=0, le=1, description="Least share of the area in a random crop, which is resized to the model's size; 1: no crop"
+        0.5,
+        gt=0,
+        le=1,
+        description="Least share of the area in a random crop, which is resized to the model's size; 1: no crop",
     )
     flip: bool = Field(True, description="Mirror every second image from left to right; turn it off where sides have a meaning")
     color: float = Field(0.2, ge=0, lt=1, description="Most change of brightness, contrast and saturation, as a share; 0: none")
@@ -32,6 +35,6 @@ class Images(Section):
     )
     augmentation: Annotated[Literal["auto", "off"] | Augmentation, BeforeValidator(_off)] = Field(
         "auto",
-        description="Random crops, mirroring and colors of training images: a mapping with crop, flip and color, or off; auto: on "
+        description="Random crops, mirroring and colors of training images: {crop, flip, color}, or off; auto: on "
         "for full, lora and scratch, off where results are computed once (head, partial, distill)",
     )

@@ -188,6 +188,7 @@ def build_model(
     simple = simple_models.measure(recipe, strategy, base, rows, data)  # before the body changes
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
+    blocks.keep_statistics(built.model)
     return base, built, probe, simple
 
 

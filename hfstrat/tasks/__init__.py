@@ -16,7 +16,16 @@ from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification())}
 
-__all__ = ["TASKS", "CausalLM", "ImageClassification", "Regression", "Task", "TextClassification", "task_of_files", "task_of_rows"]
+__all__ = [
+    "TASKS",
+    "CausalLM",
+    "ImageClassification",
+    "Regression",
+    "Task",
+    "TextClassification",
+    "task_of_files",
+    "task_of_rows",
+]
 
 
 def task_of_files(folder: str | Path) -> Task:

@@ -189,6 +189,13 @@ class Rows(ABC):
         """The sequences of an example with their names, for showing them; one without a name where it is the example."""
         return [("", row)]
 
+    def inputs_of(self, data: PreparedData, row: dict[str, Any], most: int) -> dict[str, Any]:
+        """The inputs of a forward pass for one evaluation example, of at most `most` tokens; empty where it has none."""
+        import torch
+
+        part = self.parts(row)[0][1]
+        return {name: torch.tensor([part[name][:most]]) for name in ("input_ids", "token_type_ids") if part.get(name)}
+
     @abstractmethod
     def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """Inputs of a forward pass on which models are compared by their `logits`."""
@@ -367,6 +374,7 @@ class Text(ABC):
     pipeline: str  # the Hub's name for the task
     unit: str  # what a prediction is made of or for: token, text
     generates: bool = False  # whether predictions are generated text
+    processor: tuple[str, str] = ("tokenizer", "AutoTokenizer")  # of inputs: its name in code, and its class in transformers
 
     @property
     def loss_unit(self) -> str:

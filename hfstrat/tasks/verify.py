@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import errors
-from hfstrat.models.load import main_dtype, read_json, read_shapes
+from hfstrat.models.load import read_json, read_shapes
 from hfstrat.tasks.artifact import load_artifact
 
 PROBE_ROWS, PROBE_TOKENS = 2, 128
@@ -34,7 +34,7 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
     model.eval()
     device = next(model.parameters()).device
-    dtype = main_dtype(model)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())  # pixels have the type of the first layer
 
     def fitted(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

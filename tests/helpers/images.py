@@ -37,13 +37,26 @@ def config_of(family: str, **more: Any) -> Any:
 
     kinds: dict[str, Any] = {
         "vit": lambda: tf.ViTConfig(
-            hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, image_size=SIZE, patch_size=8, **more
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=48,
+            image_size=SIZE,
+            patch_size=8,
+            **more,
         ),
         "dinov2": lambda: tf.Dinov2Config(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=SIZE, patch_size=8, **more
         ),
         "swin": lambda: tf.SwinConfig(
-            embed_dim=12, depths=[1, 1], num_heads=[2, 2], image_size=SIZE, patch_size=4, window_size=4, drop_path_rate=0.0, **more
+            embed_dim=12,
+            depths=[1, 1],
+            num_heads=[2, 2],
+            image_size=SIZE,
+            patch_size=4,
+            window_size=4,
+            drop_path_rate=0.0,
+            **more,
         ),
         "convnext": lambda: tf.ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=SIZE, **more),
         "resnet": lambda: tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **more),
@@ -83,8 +96,12 @@ def image_recipe(folder: Path, model: Path | None, train: Path, **more: Any) -> 
         "strategy": "full",
         "data": {"train": str(train), "eval_size": 9},
         "training": {
-            **{"max_steps": 4, "global_batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
-            **{"eval_steps": 2, "logging_steps": 1},
+            "max_steps": 4,
+            "global_batch_size": 8,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "eval_steps": 2,
+            "logging_steps": 1,
         },
         "evaluation": {"samples": 2},
         "output_dir": str(folder / "run"),

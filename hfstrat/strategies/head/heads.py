@@ -138,7 +138,7 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
 
 
 def _parts(base: Base, data: TrainData) -> tuple[Body, nn.Linear, bool]:
-    """The body, the last linear layer, and whether that is the complete head, so that a solved one fits into the model's class."""
+    """The body, the last linear layer, and whether that is the complete head, so that a solved one fits the model's class."""
     base.model.requires_grad_(False)
     body, final = body_of(base, data), final_linear(base.model)
     if isinstance(body, OwnPooling):

@@ -47,7 +47,11 @@ class Head(Strategy[section.Head]):
 
     def check_task(self, task: Task) -> None:
         _check_task(self.section, task)
-        if task.model.reads_tokens and not task.text.generates and not (self.section.pooling == "last" and self.section.head == "linear"):
+        if (
+            task.model.reads_tokens
+            and not task.text.generates
+            and not (self.section.pooling == "last" and self.section.head == "linear")
+        ):
             from hfstrat.tasks.sentence_transformers import check_installed
 
             check_installed()

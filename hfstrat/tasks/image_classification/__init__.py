@@ -11,7 +11,7 @@ from hfstrat.data.image_rows import OUR_COLUMNS, ImageFormat
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Quality, Rows, Score, Task, Values
 from hfstrat.tasks.heads import names_of
-from hfstrat.tasks.text_classification import ClassMetrics, Classifier, LabelText, chosen_labels
+from hfstrat.tasks.text_classification import Classifier, ClassMetrics, LabelText, chosen_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,6 +112,11 @@ class ImageRows(Rows):
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return dict(data.train[0])  # all images have the size of the model
+
+    def inputs_of(self, data: Any, row: dict[str, Any], most: int) -> dict[str, Any]:
+        from hfstrat.data.image_batches import open_row
+
+        return {"pixel_values": data.renderer.pixels([open_row(row)])}
 
     def probe(self, data: Any, collate: Any) -> dict[str, Any]:
         return {"pixel_values": collate([data.eval[0], data.eval[len(data.eval) - 1]])["pixel_values"]}
@@ -243,6 +248,7 @@ class ImageText(LabelText):
 
     pipeline = NAME
     unit = "image"
+    processor = ("processor", "AutoImageProcessor")
 
     def outputs(self, model: Any, texts: Any, prompt: Any, dtype: torch.dtype) -> list[tuple[str, float]]:
         """The classes of an image.
@@ -261,7 +267,7 @@ class ImageText(LabelText):
         except Unreadable as error:
             raise UserError(f"{ref.name}: {error}") from None
         weights = next(model.parameters())
-        pixels = texts.pixels([image]).to(weights.device)
+        pixels = texts.pixels([image]).to(weights.device, weights.dtype if dtype == torch.float32 else torch.float32)
         model.eval()
         try:
             with torch.no_grad(), torch.autocast(weights.device.type, dtype, enabled=dtype != torch.float32):
@@ -323,7 +329,9 @@ class ImageClassification(Task):
             if getattr(model, key):
                 raise UserError(f"model.{key}: it is for models of text; remove it for task: {self.name}")
         if model.gguf_file:
-            raise UserError("model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id")
+            raise UserError(
+                "model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id"
+            )
         for key in ("metrics", "choices", "lm_eval"):
             if getattr(recipe.evaluation, key):
                 raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {self.name}")
@@ -336,4 +344,3 @@ class ImageClassification(Task):
                 f"image.augmentation: strategy {recipe.strategy.name} computes the features of each image once, so that they "
                 "cannot vary; set off or auto"
             )
-

@@ -60,8 +60,12 @@ def of_family(family: str, config: dict[str, Any]) -> Any:
 
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(family)
     if not names:
-        raise UserError(f"strategy.model_type: {family}: transformers has no image processor for it; set model.tokenizer to one")
-    processor = getattr(transformers, names["torchvision" if is_torchvision_available() and "torchvision" in names else "pil"])()
+        raise UserError(
+            f"strategy.model_type: {family}: transformers has no image processor for it; set model.tokenizer to one"
+        )
+    processor = getattr(
+        transformers, names["torchvision" if is_torchvision_available() and "torchvision" in names else "pil"]
+    )()
     size = config.get("image_size")
     return resize(processor, size) if isinstance(size, int) else processor
 

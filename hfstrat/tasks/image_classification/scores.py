@@ -1,4 +1,4 @@
-"""Metrics of a classifier by its probabilities: balanced accuracy, and of each class AUROC and average precision. numpy only."""
+"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC and average precision by class. numpy only."""
 
 from __future__ import annotations
 
