@@ -117,14 +117,14 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
         return
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
-    trains_before = any(p.requires_grad for p in _inputs_of(model))
+    trains_before = any(p.requires_grad for p in input_parameters(model))
     for module in checkpointable(model):
         if getattr(module, "gradient_checkpointing", False):
             trains_before = trains_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = trains_before
 
 
-def _inputs_of(model: Any) -> list[Any]:
+def input_parameters(model: Any) -> list[Any]:
     """The parameters of the input embeddings; all parameters where transformers does not know which these are."""
     try:
         return list(model.get_input_embeddings().parameters())

@@ -107,6 +107,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     tokenizer, data = strategy.read(recipe, screen)
     data, rows_held_out = held_out.hold_out(recipe, strategy, data)
     check_same_data(data, checkpoint, stored)
+    task.metrics.for_data(data).for_training(recipe, data)  # refuses weights of other classes
     plan = plan_of(recipe, data, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading

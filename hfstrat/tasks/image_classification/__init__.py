@@ -339,7 +339,7 @@ class ImageClassification(Task):
             raise UserError(f"evaluation.control: it is a language model's loss; remove it for {self.name}")
         if recipe.training.packing is True:
             raise UserError(f"training.packing: true: examples of {self.name} are not packed; set auto or false")
-        if recipe.image.augmentation not in ("auto", "off") and not recipe.strategy.takes_augmented:
+        if recipe.image.augmentation == "on" and not recipe.strategy.takes_augmented:
             raise UserError(
                 f"image.augmentation: strategy {recipe.strategy.name} computes the features of each image once, so that they "
                 "cannot vary; set off or auto"

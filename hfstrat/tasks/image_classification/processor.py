@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from hfstrat.data.image_batches import ImageProcessor, resize
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.load import read_json, source_of
-from hfstrat.recipe.images import Augmentation
 
 if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
@@ -28,12 +27,11 @@ def load(recipe: Recipe, family: str = "") -> ImageProcessor:
         processor = of_family(str(config.get("model_type") or family or FAMILY), config)
     else:
         processor = from_source(source, options if key == "model.name_or_path" else {}, key)
-    wanted, given = recipe.image, recipe.image.augmentation
+    wanted = recipe.image
     if wanted.image_size is not None:
         resize(processor, wanted.image_size)
-    on = given == "auto" and recipe.strategy.augments
-    augmentation = given if isinstance(given, Augmentation) else Augmentation() if on else None
-    found = ImageProcessor(processor, patch_of(config), augmentation, recipe.seed)
+    on = wanted.augmentation == "on" or (wanted.augmentation == "auto" and recipe.strategy.augments)
+    found = ImageProcessor(processor, patch_of(config), wanted.changes if on else None, recipe.seed)
     check_patches(found, config)
     return found
 
