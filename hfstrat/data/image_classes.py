@@ -14,7 +14,7 @@ from hfstrat.data.image_files import ImageRef
 from hfstrat.data.image_rows import FORMAT, ImageFormat, ImageSource, write
 from hfstrat.data.prepare import divide, evaluation_fields
 from hfstrat.data.sources import DataSource
-from hfstrat.data.splits import column
+from hfstrat.data.splits import Selection, column
 from hfstrat.data.stats import Statistics
 from hfstrat.recipe.data import Data, Source
 
@@ -45,6 +45,12 @@ class ImageEncoder(LabelEncoder):
 
     def shown(self, row: dict[str, Any]) -> str:
         return ImageRef(row["path"], row["member"]).name
+
+    def some(self, rows: Selection, count: int | None) -> Selection:
+        """Evenly spaced rows: folders of classes come one class after another."""
+        if count is None or count >= len(rows):
+            return rows
+        return rows.select(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
 
     def what(self, options: dict[str, Any]) -> str:
         return "where its images are"

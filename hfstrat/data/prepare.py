@@ -170,6 +170,10 @@ class RowEncoder(ABC):
         """The class of each row, in whose proportions rows are held out; None where rows have none."""
         return None
 
+    def some(self, rows: Selection, count: int | None) -> Selection:
+        """At most `count` evaluation rows; all for None."""
+        return rows.first(count)
+
     def reference(self, example: Any) -> str:
         """The answer to an example, as text."""
         return str(example.answer)
@@ -260,13 +264,13 @@ def divide(encoder: RowEncoder, data: Data, seed: int, limit: int | None = None,
             held_out = splits.choose_held_out(hashes, data.eval_size, limit, data.drawn_by(seed), strata)
         left, out = splits.divide(train, held_out)
         return Parts(encoder, table, train.select(left), table, train.select(out))
-    return Parts(encoder, table, train, evaluated, encoder.with_labels(evaluated, "data.eval").first(limit))
+    return Parts(encoder, table, train, evaluated, encoder.some(encoder.with_labels(evaluated, "data.eval"), limit))
 
 
 def evaluation_fields(encoder: RowEncoder, data: Data, samples: int, limit: int | None) -> dict[str, Any]:
     """The fields of `PreparedData` with all rows of `data.train` as evaluation rows, or the first `limit` of them."""
     table = load_table(encoder, data.train, data, "data.train")
-    held = encoder.with_labels(table, "data.train").first(limit)
+    held = encoder.some(encoder.with_labels(table, "data.train"), limit)
     found = _fields(encoder, held, held, {"eval": table.statistics})
     return found | {"samples": _samples(encoder, table, held, samples)}
 
@@ -288,8 +292,10 @@ def _samples(encoder: RowEncoder, table: Table, held: Selection, count: int) -> 
     """The first evaluation rows as prompt and reference, spread over the classes."""
     if not count:
         return []
-    rows, seen, ranked = held.take(held.row), Counter[str](), list[tuple[int, int]]()
-    for place, label in enumerate(encoder.strata(held.first(100 * count)) or ()):
+    some, seen, ranked = encoder.some(held, 100 * count), Counter[str](), list[tuple[int, int]]()
+    labels = encoder.strata(some)
+    rows = held.take(held.row) if labels is None else some.take(some.row)
+    for place, label in enumerate(labels or ()):
         ranked.append((seen[label], place))
         seen[label] += 1
     numbers = (rows[place] for _, place in sorted(ranked)) if ranked else (row for row, _ in itertools.groupby(rows))

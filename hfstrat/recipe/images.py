@@ -40,7 +40,10 @@ class Images(Section):
         "results are computed once (head, partial, distill)",
     )
     crop: float = Field(
-        DEFAULT.crop, gt=0, le=1, description="Least share of the area in a random crop, resized to the model's input; 1: no crop"
+        DEFAULT.crop,
+        gt=0,
+        le=1,
+        description="Least share of the area in a random crop, resized to the model's input; 1: no crop",
     )
     flip: bool = Field(DEFAULT.flip, description="Mirror every second image; turn it off where left and right have a meaning")
     color: float = Field(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from hfstrat.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -332,11 +334,17 @@ class Metrics(ABC):
 
     def for_training(self, recipe: Recipe, data: PreparedData) -> Self:
         """These metrics with the loss that the recipe sets, where it weights examples. Raises UserError."""
+        if recipe.training.class_weights is not None:
+            raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {recipe.task}")
         return self
 
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of a micro-batch, summed and divided by the items of the complete optimizer step."""
+
+    def row_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """How much each example counts in the training loss, `[n]`, by its label; None: equally."""
+        return None
 
     @abstractmethod
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:

@@ -236,13 +236,17 @@ def frames() -> bytes:
 
 CHANGED = [
     Changed("grayscale", lambda: bytes_of(Image.fromarray(GRADIENT)), "a grayscale image, which becomes RGB"),
-    Changed("black and white", lambda: bytes_of(Image.fromarray(GRADIENT).convert("1")), "a grayscale image, which becomes RGB"),
+    Changed(
+        "black and white", lambda: bytes_of(Image.fromarray(GRADIENT).convert("1")), "a grayscale image, which becomes RGB"
+    ),
     Changed("16 bits", lambda: bytes_of(Image.fromarray(GRADIENT.astype(np.uint16) * 257)), "16-bit pixels, which are scaled"),
     Changed("palette", lambda: bytes_of(picture(0, 0).quantize(8)), "a palette image, which becomes RGB"),
     Changed("alpha", lambda: bytes_of(picture(0, 0).convert("RGBA")), "an alpha channel, which is dropped"),
     Changed("gray and alpha", lambda: bytes_of(picture(0, 0).convert("LA")), "an alpha channel, which is dropped"),
     Changed("CMYK", lambda: bytes_of(picture(0, 0).convert("CMYK"), "JPEG"), "a CMYK image, which becomes RGB"),
-    Changed("EXIF rotation", lambda: bytes_of(picture(0, 0), "JPEG", exif=exif(6)), "an EXIF rotation, which is applied", (20, 24)),
+    Changed(
+        "EXIF rotation", lambda: bytes_of(picture(0, 0), "JPEG", exif=exif(6)), "an EXIF rotation, which is applied", (20, 24)
+    ),
     Changed("animated GIF", frames, "several frames, of which the first is used"),
     Changed("one pixel", lambda: bytes_of(Image.new("RGB", (1, 1), (9, 8, 7))), "", (1, 1)),
     Changed("BMP named .jpg", lambda: bytes_of(picture(0, 0), "BMP"), ""),
@@ -397,7 +401,11 @@ BAD = [
     Bad("Git LFS pointer", plus(b"version https://git-lfs.github.com/spec/v1\n"), ("not an image of a format",)),
     Bad("decompression bomb", plus(huge_header(), "bad.png"), ("it has more than 89,478,485 pixels",)),
     Bad("far too wide", plus(bytes_of(Image.new("RGB", (3000, 2))), "bad.png"), ("one side is more than 200 times the other",)),
-    Bad("32-bit floats", plus(bytes_of(Image.new("F", (9, 9)), "TIFF"), "bad.tif"), ("numbers of 32 bits", "save it with 8 bits")),
+    Bad(
+        "32-bit floats",
+        plus(bytes_of(Image.new("F", (9, 9)), "TIFF"), "bad.tif"),
+        ("numbers of 32 bits", "save it with 8 bits"),
+    ),
     Bad("SVG", plus(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "bad.png"), ("not an image of a format",)),
     Bad("images without classes", flat, ("1 images, such as a.png", "have no label", "a folder for each class")),
     Bad("empty folder", empty, ("contains no images; expected a folder for each class",)),
@@ -409,7 +417,11 @@ BAD = [
     Bad("one image", single, ("is a single image; expected a folder for each class",)),
     Bad("text file", text_file, ("a text file has no labels",)),
     Bad("no such folder", lambda root: root / "nowhere", ("no such file",)),
-    Bad("missing file", table({"image": "red/000.png", "label": "a"}, {"image": "no.png", "label": "b"}), ("no.png: no such file",)),
+    Bad(
+        "missing file",
+        table({"image": "red/000.png", "label": "a"}, {"image": "no.png", "label": "b"}),
+        ("no.png: no such file",),
+    ),
     Bad("path of a folder", table({"image": "red", "label": "a"}, {"image": "red/000.png", "label": "b"}), ("it is a folder",)),
     Bad("no label", table({"image": "red/000.png"}), ("needs an image and a label; the data have image",)),
     Bad("no image", table({"text": "hello", "label": "a"}), ("needs an image and a label; the data have text, label",)),
@@ -420,7 +432,11 @@ BAD = [
     ),
     Bad("label is null", table({"image": "red/000.png", "label": None}), ("row 1: 'label' is null",)),
     Bad("label is a fraction", table({"image": "red/000.png", "label": 0.5}), ("row 1: 'label' is 0.5",)),
-    Bad("image is null", table({"image": "red/000.png", "label": "a"}, {"image": None, "label": "b"}), ("row 2: 'image' is null",)),
+    Bad(
+        "image is null",
+        table({"image": "red/000.png", "label": "a"}, {"image": None, "label": "b"}),
+        ("row 2: 'image' is null",),
+    ),
     Bad("image is a number", table({"image": 7, "label": "a"}), ("row 1: 'image' is int, expected the path or the bytes",)),
     Bad("metadata without file_name", metadata('{"name": "a.png", "label": "x"}\n'), ("row 1: it has no file_name",)),
     Bad("metadata without label", metadata('{"file_name": "a.png"}\n'), ("needs an image and a label",)),

@@ -193,7 +193,7 @@ def test_a_small_student_of_a_trained_teacher(
     augmentation: str, model_of: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     teacher, _ = trained(tmp_path / "teacher", model_of(), images, "training.max_steps=12")
-    section = {"name": "distill", "teacher": {"name_or_path": str(teacher / "final")}, "student": SCRATCH}
+    section = {"name": "distill", "teacher": {"name_or_path": str(teacher / "final")}, "student": SCRATCH, "baseline": False}
     folder, report = trained(tmp_path / "student", None, images, strategy=section, **LONG, image={"augmentation": augmentation})
     assert report["result"]["verified"]["bit_equal"]
     cache = report["result"]["distillation"].get("cache")
@@ -229,7 +229,9 @@ def test_a_size_that_cuts_patches_is_refused(model_of: Callable[..., Path], imag
 
 
 @pytest.fixture(scope="module")
-def adapter(model_of: Callable[..., Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def adapter(
+    model_of: Callable[..., Path], images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     return trained(tmp_path_factory.mktemp("adapter"), model_of("dinov2"), images, strategy={"name": "lora", "r": 2})
 
 
@@ -311,7 +313,9 @@ def test_class_weights_change_the_training_loss_only(
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-def test_commands_for_text_are_refused(adapter: tuple[Path, dict[str, Any]], model_of: Callable[..., Path], images: Path) -> None:
+def test_commands_for_text_are_refused(
+    adapter: tuple[Path, dict[str, Any]], model_of: Callable[..., Path], images: Path
+) -> None:
     from hfstrat.cli import inference
     from hfstrat.cli.advise import Request, advise
 
@@ -334,6 +338,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("head.layer", {"strategy": {"name": "head", "layer": 7}}, "strategy.layer: given 7, but this model has 3 layers"),
     ("class_weights", {"training": {"class_weights": [1.0, 2.0]}}, "2 weights, but the data have 3 classes"),
     ("class name", {"training": {"class_weights": {"blue": 1.0}}}, "'green' has no weight"),
+    ("focal", {"strategy": "head", "training": {"class_weights": "focal"}}, "the focal loss has no exact solution; set"),
     ("image_size", {"image": {"image_size": 4}}, "image.image_size = 4: expected a whole number, at least 8"),
     ("crop", {"image": {"crop": 0.0}}, "image.crop = 0.0: expected"),
     ("changes of none", {"image": {"augmentation": "off", "flip": False}}, "augmentation is off; set augmentation: on"),

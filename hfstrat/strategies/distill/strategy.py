@@ -92,6 +92,8 @@ class Distill(Strategy[section.Distill]):
 
     def _check_settings(self, recipe: Recipe, wrapping: str) -> None:
         wanted = self.section
+        if recipe.training.class_weights is not None:
+            raise UserError("training.class_weights: a student learns the classes as its teacher weighs them; remove it")
         if recipe.model.quantization is not None and wanted.shrink:
             raise UserError(
                 "strategy.shrink: layers are left out of the model after it is loaded, so the trainable layers are unknown at "

@@ -90,7 +90,8 @@ class SolvedTrainer(StrategyTrainer):
             self.evaluate()
         bias = model.head[0].bias is not None
         classes = model.head[0].out_features
-        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
+        each = self.metrics.row_weights(rows.labels)
+        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED, each)
         self.facts["l2"] = float(strength)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1

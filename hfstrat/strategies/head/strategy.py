@@ -62,6 +62,10 @@ class Head(Strategy[section.Head]):
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
+        if recipe.training.class_weights == "focal" and self.section.head == "linear" and self.section.solver != "trainer":
+            raise UserError(
+                "training.class_weights: focal: the focal loss has no exact solution; set strategy.solver: trainer, or balanced"
+            )
         if recipe.model.pooling is not None:
             raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
         if recipe.training.head_learning_rate is not None:

@@ -126,6 +126,11 @@ class ClassMetrics(Metrics):
         weights, gamma = weights_of(recipe.training.class_weights, data)
         return replace(self, weights=weights, gamma=gamma)
 
+    def row_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
+        import torch
+
+        return torch.tensor(self.weights)[labels] if self.weights else None
+
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         from hfstrat.tasks.text_classification.scores import class_loss
 
