@@ -41,8 +41,12 @@ RESULT = RESULTS / "images.json"
 WORK = ROOT / "runs" / "benchmarks" / "images"
 FEW, ALL = 20, 800  # images of a class
 SMALL = {
-    **{"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768},
-    **{"image_size": 32, "patch_size": 4},
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "image_size": 32,
+    "patch_size": 4,
 }
 SCRATCH = {"strategy": {"name": "scratch", "model_type": "vit", "config": SMALL}, "image": {"image_size": 32}, "batch": 64}
 HEAD = {"strategy": {"name": "head"}}
@@ -82,7 +86,10 @@ def few_images() -> Path:
 def recipe_of(name: str, done: dict[str, Any], output: Path) -> dict[str, Any]:
     run, few = RUNS[name], name.endswith(f"-{FEW}")
     training = {
-        **{"global_batch_size": run.get("batch", 16), "eval_steps": 1.0, "load_best_model_at_end": False, "logging_steps": 20},
+        "global_batch_size": run.get("batch", 16),
+        "eval_steps": 1.0,
+        "load_best_model_at_end": False,
+        "logging_steps": 20,
         **run.get("training", {}),
     }
     if "as_long_as" in run:

@@ -258,7 +258,8 @@ def test_every_kind_of_image_becomes_rgb(case: Changed, processor: ImageProcesso
     found = decode(case.data())
     assert found.image.mode == "RGB"
     assert found.image.size == case.size
-    assert (case.words in "; ".join(found.changes)) and bool(found.changes) == bool(case.words)
+    assert case.words in "; ".join(found.changes)
+    assert bool(found.changes) == bool(case.words)
     assert processor.pixels([found.image]).shape == (1, 3, 32, 32)
 
 

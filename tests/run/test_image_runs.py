@@ -172,7 +172,7 @@ def test_a_cache_of_augmented_images_is_refused(model_of: Callable[..., Path], i
     section = {"name": "partial", "last_n_layers": 1, "precompute": True}
     with pytest.raises(UserError, match=r"strategy.precompute: true, but training examples are augmented in each epoch"):
         trained(tmp_path, model_of(), images, strategy=section, image={"augmentation": "on", "crop": 0.4})
-    with pytest.raises(UserError, match="image.augmentation: strategy head computes the features of each image once"):
+    with pytest.raises(UserError, match=r"image.augmentation: strategy head computes the features of each image once"):
         trained(tmp_path, model_of(), images, strategy="head", image={"augmentation": "on", "crop": 0.4})
 
 
@@ -186,6 +186,13 @@ def test_running_statistics_of_a_frozen_body_stay(model_of: Callable[..., Path],
     first, last = "embedder.embedder.normalization.running_mean", "encoder.stages.1.layers.0.layer.0.normalization.running_mean"
     assert torch.allclose(result[f"resnet.{first}"].float(), before[first], atol=1e-2)
     assert not torch.allclose(result[f"resnet.{last}"].float(), before[last], atol=1e-2)
+
+
+def test_a_size_is_met(images: Path, tmp_path: Path) -> None:
+    """The shapes without torch are those of the model that transformers builds."""
+    section = {"name": "scratch", "model_type": "vit", "parameters": "200k", "config": {"patch_size": 8}}
+    _, report = trained(tmp_path, None, images, strategy=section, image={"image_size": 32})
+    assert report["result"]["total_parameters"] == pytest.approx(200_000, rel=0.05)
 
 
 @pytest.mark.parametrize("augmentation", ["off", "on"])
