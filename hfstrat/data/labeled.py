@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "text-classification"
+OF_TASKS = ("text-classification", "regression", "image-classification")  # formats with the name of their task
 LABELS = ("label", "labels")
 PAIRS = (
     ("text", "text_pair"),
@@ -126,7 +127,8 @@ class LabelFormat(Reading):
             UserError: a mapped column is missing, the columns are not a text with its label, or labels are vectors.
         """
         if wanted not in ("auto", cls.format):
-            raise UserError(f"data.format: {wanted} is for another task; expected {cls.format} or auto")
+            theirs = wanted if wanted in OF_TASKS else "causal-lm"
+            raise UserError(f"data.format: {wanted} is for task: {theirs}; expected {cls.format} or auto")
         renamed = rename(columns_of(head), mapping, source)
         columns = cls.choose_columns(list(renamed.values()), source)
         theirs = next(column for column, ours in renamed.items() if ours == columns[2])

@@ -115,8 +115,9 @@ class ClassDistiller:
                 "use a teacher with these labels, or, if only the names differ, change id2label in its config.json"
             )
         # the head of a decoder finds the last token by the id of the padding token
-        if base.task.model.reads_tokens:
-            teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
+        padding = getattr(base.model.config.get_text_config(), "pad_token_id", None)
+        if padding is not None:  # models of images have none
+            teacher.config.get_text_config().pad_token_id = padding
         self.order = torch.tensor(order)
         self.teacher, self.names, self.is_active = teacher, ours, True
 

@@ -123,7 +123,7 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
     if states.dim() != 3:
         raise Refused("its hidden states are no sequence")
     parts = {name: _Part.of(rows) for name, rows in (("train", data.unpacked.train), ("eval", data.eval))}
-    if not data.collate.pads:  # every example has as many states
+    if not getattr(data.collate, "pads", True):  # every example has as many states
         parts = {name: part._replace(lengths=np.full_like(part.lengths, states.shape[1])) for name, part in parts.items()}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * states.shape[2] * states.dtype.itemsize
     text = f"hidden states of {sum(len(part.first) for part in parts.values()):,} examples"
