@@ -552,3 +552,12 @@ def test_pillow_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'hfstrat\[vision\]'"):
         image_files.check_installed()
+
+
+def test_real_photographs_in_archives(shared: Path, processor: ImageProcessor) -> None:
+    """The archives are read in place, each class as often as its README says."""
+    found = read(shared / "data" / "cifar10_10k" / "test.zip", processor, eval_size=100)
+    assert len(found.label_names) == 10
+    assert len(found.train) + len(found.eval) == 2000
+    assert found.counts.tolist() == [190] * 10
+    assert not any("cannot be read" in line for line in found.lines())
