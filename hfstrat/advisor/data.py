@@ -16,6 +16,7 @@ import numpy as np
 from hfstrat.data import readers, sources
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
+from hfstrat.data.image_layout import is_of_images
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
 from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
@@ -159,6 +160,15 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
+def refuse_images(source: str, task: str | None) -> None:
+    """Raises UserError for images, of which no advice can be given."""
+    if is_of_images(source) or (task is not None and task in TASKS and not TASKS[task].model.reads_tokens):
+        raise UserError(
+            f"--data: {source}: advise predicts memory, time and quality of models of text, not of images; "
+            "`hfstrat compare` measures strategies on your data, and docs/images.md has measured times"
+        )
+
+
 def survey(data: Data, task: str | None, context: int, folder: Path | None) -> Survey:
     """Statistics of local files, those of the first source.
 
@@ -172,6 +182,7 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         UserError: files that do not exist, cannot be read, or fit no task.
     """
     first = data.train[0]
+    refuse_images(first.path, task)
     files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
     if files is None:
         raise UserError(

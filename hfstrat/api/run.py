@@ -76,23 +76,28 @@ class Run:
         """Its tokenizer."""
         return self._loaded[1]
 
-    def predict(self, inputs: str | dict[str, str] | list[Any]) -> list[dict[str, Any]]:
-        """Labels with scores, or numbers, of texts.
+    def predict(self, inputs: str | Path | dict[str, str] | list[Any]) -> list[dict[str, Any]]:
+        """Labels with scores, or numbers, of texts; labels of images.
 
         Args:
-            inputs: a text or several; pairs of texts are dicts with `text` and `text_pair`.
+            inputs: a text or several; pairs of texts are dicts with `text` and `text_pair`. Or paths of images, or of folders
+                of them.
 
         Returns:
             For each: `labels` and `scores`, or `values`, as `hfstrat predict` writes them.
 
         Raises:
-            UserError: a model that generates text, or an empty text.
+            UserError: a model that generates text, an empty text, or an image that cannot be read.
         """
         from hfstrat.cli import inference
 
-        rows = [inputs] if isinstance(inputs, str | dict) else list(inputs)
-        if empty := [
-            place for place, row in enumerate(rows) if not (row if isinstance(row, str) else row.get("text", "")).strip()
+        rows = [inputs] if isinstance(inputs, str | dict | Path) else list(inputs)
+        if not artifact.task_of(self.target).model.reads_tokens:
+            from hfstrat.data.image_rows import refs_of
+
+            rows = refs_of(map(str, rows))
+        elif empty := [
+            place for place, row in enumerate(rows) if not str(row["text"] if isinstance(row, dict) else row).strip()
         ]:
             raise UserError(f"predict: text {empty[0]} is empty; expected text")
         task = inference.head_text(self.target)

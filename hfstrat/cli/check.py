@@ -63,6 +63,8 @@ def show(loaded: Loaded, rows: int, every: bool = False) -> None:
     for line in (*base.remarks, *data.lines(), length, *(baselines.lines() if baselines else [])):
         console.print(line)
     show_examples(console, tokenizer, data, rows, task)
+    if rows and (line := task.rows.draw(data, Path(f"{Path(recipe.output_dir).expanduser()}-examples.png"))):
+        console.print(f"\n{line}")
     console.print()
     show_settings(console, loaded, every)
 
@@ -76,7 +78,7 @@ def show_json(loaded: Loaded, rows: int) -> None:
     for index in range(min(rows, len(data.train))):
         row = data.train[index]
         if names:
-            shown.append({"text": tokenizer.decode(row["input_ids"]), "target": task.text.target(row["label"], names)})
+            shown.append({"text": task.rows.as_text(row, tokenizer), "target": task.text.target(row["label"], names)})
             continue
         parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in task.rows.parts(row)}
         shown.append(parts.get("", parts))
@@ -145,14 +147,21 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
 def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task: Task) -> None:
     """The first training examples as the model sees them, with a legend."""
     marked = "tokens in green" if console.is_terminal else "tokens between [[ and ]]"
-    legend = "with special tokens" if data.label_names else f"{marked} contribute to the loss, the others are context"
+    legend = (
+        ("with special tokens" if task.model.reads_tokens else "in the picture")
+        if data.label_names
+        else f"{marked} contribute to the loss, the others are context"
+    )
     legend = "which it answers itself" if task.rows.answered_at_once else legend
     if count:
         console.print(f"\nfirst training examples as the model sees them ({legend}):")
     for index in range(min(count, len(data.train))):
         row = data.train[index]
         if data.label_names:
-            show_labeled(console, tokenizer, row, index, task.text.target(row["label"], data.label_names))
+            console.print(
+                f"\nexample {index}: {task.rows.size_of(row)}, {escape(task.text.target(row['label'], data.label_names))}"
+            )
+            console.print(Text(task.rows.as_text(row, tokenizer, SHOWN_TOKENS), style="dim"))
             continue
         for name, part in task.rows.parts(row):
             title = f"example {index}{f', {name}' if name else ''}"
@@ -176,14 +185,6 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, 
         else:
             text.append(f"[[{tokenizer.decode(ids)}]]")
     console.print(text)
-
-
-def show_labeled(console: Console, tokenizer: Any, row: dict[str, Any], index: int, target: str) -> None:
-    """One example of a task with a head, special tokens included, and its target."""
-    console.print(f"\nexample {index}: {row['length']} tokens, {escape(target)}")
-    more = len(row["input_ids"]) - SHOWN_TOKENS
-    text = tokenizer.decode(row["input_ids"][:SHOWN_TOKENS]) + (f" ... {more} more tokens" if more > 0 else "")
-    console.print(Text(text, style="dim"))
 
 
 def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str]]:

@@ -105,16 +105,31 @@ def _fit_context(model: Any, renderer: Any, messages: list[dict[str, Any]], how:
     return messages
 
 
-def predict(target: str, texts: list[str], file: Path | None, output: Path | None, quantization: str = "recorded") -> None:
-    """Print labels or numbers for texts, or write a .jsonl with `text` and `labels` with `scores`, or `values`.
+def predict(
+    target: str,
+    texts: list[str],
+    file: Path | None,
+    output: Path | None,
+    quantization: str = "recorded",
+    images: list[str] | None = None,
+) -> None:
+    """Print labels or numbers for texts, or labels of images; or write a .jsonl with `text` or `image`, and `labels` with
+    `scores`, or `values`.
 
     Raises:
-        UserError: no texts, a file that cannot be read, an output that exists, or no classifier.
+        UserError: no texts or images, a file that cannot be read, an output that exists, or no classifier.
     """
-    if not texts and file is None:
-        raise UserError("predict: no text; give --text TEXT or --file FILE")
+    if not texts and file is None and not images:
+        raise UserError("predict: no text; give --text TEXT or --file FILE, or --image PATH for images")
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
+    if not task_of(target).model.reads_tokens:
+        if texts or file is not None:
+            raise UserError(f"{target}: this is a classifier of images; give --image PATH, a file or a folder")
+        predict_images(target, images or [], output)
+        return
+    if images:
+        raise UserError(f"--image: {target} is a classifier of texts; give --text TEXT or --file FILE")
     given = resolve(target)[1]
     if any(not text.strip() for text in texts):
         raise UserError("--text: it is empty; expected text")
@@ -141,20 +156,43 @@ def head_text(target: str) -> HeadText:
     return task
 
 
-def predicted(target: str, inputs: list[Any], model: Any, tokenizer: Any, report: Report | None) -> Iterator[tuple[Any, Any]]:
+def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report: Report | None) -> Iterator[tuple[Any, Any]]:
     """Each input with the outputs of the model.
 
     Args:
-        inputs: texts, or dicts with `text` and `text_pair`.
+        inputs: texts, or dicts with `text` and `text_pair`; or images, as `refs_of` finds them.
+        processor: a tokenizer, or an image processor.
     """
     import torch
 
     from hfstrat.data.labeled import Texts
 
     task = head_text(target)
-    tokenized = Texts(tokenizer, report.run.recipe.data.max_length if report else MAX_LENGTH)
+    if task_of(target).model.reads_tokens:
+        processor = Texts(processor, report.run.recipe.data.max_length if report else MAX_LENGTH)
     for row in inputs:
-        yield row, task.outputs(model, tokenized, row, torch.float32)  # as the weights are, without autocast
+        yield row, task.outputs(model, processor, row, torch.float32)  # as the weights are, without autocast
+
+
+def predict_images(target: str, paths: list[str], output: Path | None) -> None:
+    """Print the labels of image files and of those in folders, or write a .jsonl with `image`, `labels` and `scores`.
+
+    Raises:
+        UserError: an image that does not exist or cannot be read.
+    """
+    from hfstrat.data.image_rows import refs_of
+
+    refs = refs_of(paths)
+    model, processor, report = load(target, spreads=True)
+    task = head_text(target)
+    with _writer(output) as write:
+        for ref, found in predicted(target, refs, model, processor, report):
+            if output:
+                write(json.dumps({"image": ref.name, **task.record(found)}, ensure_ascii=False))
+            else:
+                write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
+    if output:
+        print(f"{output}: {len(refs)} images")
 
 
 @contextmanager

@@ -60,13 +60,14 @@ def predict(
     target: Target,
     text: Annotated[list[str] | None, Option("--text", "-t", help="A text; can be given several times")] = None,
     file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="Write texts, labels and scores to this .jsonl file")] = None,
+    image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts with a trained model."""
+    """Classify texts or images with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization)
+    inference.predict(target, text or [], file, output, quantization, image)
 
 
 def evaluate(

@@ -69,7 +69,7 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics, whose: str) -
         raise UserError(f"{found}; {whose} predicts {known}. Remove these rows, or map the labels to its names")
 
 
-def find_conflicts(train: Selection, tokenizer: Any) -> dict[str, Any]:
+def find_conflicts(train: Selection, shown: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Count and examples of training texts that occur with more than one label (or set of labels)."""
     hashes = train.take(train.text_hash)
     order = np.argsort(hashes, kind="stable")
@@ -80,8 +80,8 @@ def find_conflicts(train: Selection, tokenizer: Any) -> dict[str, Any]:
         labels.setdefault(int(hashes[place]), set()).add(str(label))
     conflicting = {key for key, several in labels.items() if len(several) > 1}
     firsts = {int(hashes[place]): place for place in reversed(places) if int(hashes[place]) in conflicting}
-    shown = show(train, list(firsts.values())[:EXAMPLES], tokenizer)
-    return {"conflicting_texts": len(conflicting), "conflicting_text_examples": shown}
+    examples = show(train, list(firsts.values())[:EXAMPLES], shown)
+    return {"conflicting_texts": len(conflicting), "conflicting_text_examples": examples}
 
 
 NAMES_SHOWN = 3
@@ -159,34 +159,35 @@ class TextEncoder(RowEncoder):
 
     def selection(self, table: Table, labeled: Dataset) -> Selection:
         """All rows of a table, which have a column `label` in `labeled`."""
-        return replace(table.rows, table=labeled, row=table.rows.row.astype(np.int64))  # as earlier checkpoints hashed them
+        return labeled_selection(table, labeled)
 
 
-class ClassEncoder(TextEncoder):
-    """Texts with one label, or any number of them (`many`). The labels are those of the training rows unless given.
+def labeled_selection(table: Table, labeled: Dataset) -> Selection:
+    return replace(table.rows, table=labeled, row=table.rows.row.astype(np.int64))  # as earlier checkpoints hashed them
+
+
+class LabelEncoder(RowEncoder):
+    """Rows with one label, or any number of them (`many`), in a column `names`.
+
+    The labels are those of the training rows unless given: `names`, and then `of_model`.
 
     Raises:
         UserError: fewer than two labels, labels that are not classes, or an evaluation label that no training row has.
     """
 
-    task = FORMAT
-
-    def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None, many: bool = False) -> None:
-        super().__init__(tokenizer, data)
-        self.names, self.many, self.of_model = names or [], many, names is not None
-
-    def reader(self, source: DataSource) -> Callable[..., Any]:
-        return LabelFormat.detect
+    names: list[str]
+    many: bool
+    of_model: bool
 
     def with_labels(self, table: Table, key: str) -> Selection:
         if self.names:
             spelled = spelling(table, self.names) if self.of_model else self.names
             check_seen(table.rows.table, spelled, table.statistics, "the model" if self.of_model else "training")
-            return self.selection(table, encode_labels(table.rows.table, spelled, self.many, key))
+            return labeled_selection(table, encode_labels(table.rows.table, spelled, self.many, key))
         self.many, self.names = table.statistics.many_labels, collect_labels(table)
         rows = encode_labels(table.rows.table, self.names, self.many, key)
         check_labels(len(rows), self.names, self.many, f"{key}: {table.statistics.source}")
-        return self.selection(table, rows)
+        return labeled_selection(table, rows)
 
     def strata(self, rows: Selection) -> list[str]:
         return [str(label) for label in rows.dataset()["label"][:]]
@@ -196,6 +197,19 @@ class ClassEncoder(TextEncoder):
         labels = rows["label"][:]
         flat = list(itertools.chain.from_iterable(labels)) if self.many else labels
         return np.bincount(np.asarray(flat, dtype=np.int64), minlength=len(self.names))
+
+
+class ClassEncoder(LabelEncoder, TextEncoder):
+    """Texts with labels."""
+
+    task = FORMAT
+
+    def __init__(self, tokenizer: Any, data: Data, names: list[str] | None = None, many: bool = False) -> None:
+        super().__init__(tokenizer, data)
+        self.names, self.many, self.of_model = names or [], many, names is not None
+
+    def reader(self, source: DataSource) -> Callable[..., Any]:
+        return LabelFormat.detect
 
 
 def prepare(
@@ -214,7 +228,7 @@ def prepare(
     encoder = ClassEncoder(tokenizer, data)
     parts = divide(encoder, data, seed, max_eval_rows, held_out)
     fields, counts = parts.fields(data, seed, samples), encoder.count(parts.train.dataset())
-    fields["duplicates"] |= find_conflicts(parts.train, tokenizer)
+    fields["duplicates"] |= find_conflicts(parts.train, encoder.shown)
     return Classes(**fields, label_names=tuple(encoder.names), many=encoder.many, counts=counts)
 
 

@@ -29,15 +29,23 @@ class BatchOrder(Sampler[int]):
 
     With `group_by_length` the rows of several steps (WINDOW_ROWS of them, never across the end of an epoch) are first sorted
     by length together, and the resulting steps are shuffled: every row is still seen once per epoch.
+
+    With `numbers_epochs` an index is `epoch * rows + row`, for data that are augmented in each epoch (`EpochRows`).
     """
 
     def __init__(
-        self, lengths: Sequence[int] | np.ndarray, global_batch_size: int, steps: int, seed: int, group_by_length: bool = False
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        global_batch_size: int,
+        steps: int,
+        seed: int,
+        group_by_length: bool = False,
+        numbers_epochs: bool = False,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.global_batch_size = global_batch_size
         self.steps = steps
-        self.seed = seed
+        self.seed, self.numbers_epochs = seed, numbers_epochs
         self.first = 0  # step at which this session starts
         self.window = max(1, WINDOW_ROWS // global_batch_size) if group_by_length else 1  # steps
         self._permutation = lru_cache(maxsize=2)(self._permute)
@@ -45,6 +53,8 @@ class BatchOrder(Sampler[int]):
 
     def _permute(self, epoch: int) -> np.ndarray:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        if self.numbers_epochs:
+            return order + epoch * len(order)
         return order.astype(np.int32) if len(order) < 2**31 else order  # those of two epochs are cached
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
@@ -53,7 +63,7 @@ class BatchOrder(Sampler[int]):
         return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
     def _longest_first(self, rows: np.ndarray) -> np.ndarray:
-        return rows[np.lexsort((rows, -self.lengths[rows]))]
+        return rows[np.lexsort((rows, -self.lengths[rows % len(self.lengths)]))]
 
     def _group(self, first: int, stop: int) -> np.ndarray:
         """Rows of the steps `first ... stop`, sorted together and distributed again: `[stop - first, G]`."""
@@ -74,7 +84,7 @@ class BatchOrder(Sampler[int]):
 
     def tokens(self, step: int) -> int:
         """Tokens of one optimizer step without padding, over all processes."""
-        return int(self.lengths[self.batch(step)].sum())
+        return int(self.lengths[self.batch(step) % len(self.lengths)].sum())
 
     def begin(self, step: int) -> None:
         """Start at this step. The stream still has its full length, but the positions before the step are not computed, since
@@ -98,11 +108,14 @@ class TokenCollator(ABC):
     """
 
     pads = True
+    sizes_batches = True  # whether examples run through the complete model, so that memory limits their number
+    varies = False  # whether an example is another one in each epoch, so that nothing of it can be cached
     selects_rows = False
     units: Any = None  # of the model's outputs, where they are numbers and no logits
     is_paired = False  # whether an example is two sequences
     generates = False  # whether the model answers an example, so that no states of it can be cached
     packs = True  # whether several examples may share a sequence
+    labels: int | None = None  # the number of labels, where a row may have several
     unpacked_because = "an answer and the one it is compared with are batches of their own"  # where `packs` is False
     packed: Any = None  # makes the collator of bins of these examples, where it is not `packing.PackingCollator`
     pad_token_id: int
@@ -121,6 +134,15 @@ class TokenCollator(ABC):
             for name in fill:
                 batch[name][index, :length] = torch.as_tensor(row[name])
         return batch
+
+    def encode_labels(self, values: list[Any]) -> torch.Tensor:
+        """The `label` of rows as they are in a batch."""
+        if self.labels is None:
+            return torch.tensor(values, dtype=torch.long)
+        marks = torch.zeros(len(values), self.labels)
+        for index, labels in enumerate(values):
+            marks[index, labels] = 1.0
+        return marks
 
 
 class Collator(TokenCollator):
@@ -201,12 +223,3 @@ class ClassCollator(TokenCollator):
         found = copy.copy(self)
         found.types = [*self.types, TEACHER_TYPES] if has_types else self.types
         return found
-
-    def encode_labels(self, values: list[Any]) -> torch.Tensor:
-        """The `label` of rows as they are in a batch."""
-        if self.labels is None:
-            return torch.tensor(values, dtype=torch.long)
-        marks = torch.zeros(len(values), self.labels)
-        for index, labels in enumerate(values):
-            marks[index, labels] = 1.0
-        return marks

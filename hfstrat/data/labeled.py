@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "text-classification"
+OF_TASKS = ("text-classification", "regression", "image-classification")  # formats with the name of their task
 LABELS = ("label", "labels")
 PAIRS = (
     ("text", "text_pair"),
@@ -106,6 +107,7 @@ class LabelFormat(Reading):
     many: bool = False
     class_names: list[str] | None = None
     values_of: ClassVar[tuple[str, str]] = ("names", "string")  # name and type of the prepared column
+    format: ClassVar[str] = FORMAT
 
     @classmethod
     def detect(
@@ -124,10 +126,11 @@ class LabelFormat(Reading):
         Raises:
             UserError: a mapped column is missing, the columns are not a text with its label, or labels are vectors.
         """
-        if wanted not in ("auto", FORMAT):
-            raise UserError(f"data.format: {wanted} is for task: causal-lm; expected {FORMAT} or auto")
+        if wanted not in ("auto", cls.format):
+            theirs = wanted if wanted in OF_TASKS else "causal-lm"
+            raise UserError(f"data.format: {wanted} is for task: {theirs}; expected {cls.format} or auto")
         renamed = rename(columns_of(head), mapping, source)
-        columns = choose(list(renamed.values()), source)
+        columns = cls.choose_columns(list(renamed.values()), source)
         theirs = next(column for column, ours in renamed.items() if ours == columns[2])
         given = [row[theirs] for row in head if not is_missing(row.get(theirs)) and row[theirs] != ""]
         many = any(isinstance(value, list | tuple) for value in given) or are_lists_as_text(given)
@@ -137,6 +140,11 @@ class LabelFormat(Reading):
             first = next(index for index, row in enumerate(head) if not is_missing(row.get(theirs)) and len(row[theirs]))
             raise UserError(f"{found.where(first)}: {vector_sentence(columns[2], vector)}")
         return found
+
+    @classmethod
+    def choose_columns(cls, given: list[str], source: str) -> tuple[str, str, str]:
+        """Our names of the text, the second text ("" for none) and the label. Raises UserError as `choose` does."""
+        return choose(given, source)
 
     @property
     def kind(self) -> str:

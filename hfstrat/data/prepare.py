@@ -133,7 +133,23 @@ class RowEncoder(ABC):
 
     def __init__(self, renderer: Any) -> None:
         self.renderer, self.tokenizer = renderer, renderer.tokenizer
-        self.tokenizer_key = cache.tokenizer_digest(self.tokenizer)
+        self.tokenizer_key = self.digest_of_tokenizer()
+
+    def digest_of_tokenizer(self) -> str:
+        """A hash of what the prepared rows depend on of the tokenizer."""
+        return cache.tokenizer_digest(self.tokenizer)
+
+    def open(self, source: Source, data: Data, key: str) -> DataSource:
+        """A source of rows, checked or loaded."""
+        return DataSource.open(source, data, key)
+
+    def shown(self, row: dict[str, Any]) -> str:
+        """The beginning of a prepared row as text; with loss the end of the prompt and the beginning of the answer."""
+        return splits.text_of(row, self.tokenizer)
+
+    def what(self, options: dict[str, Any]) -> str:
+        """What the prepared rows are, for the list of the cache."""
+        return f"at most {options['max_length']} tokens per row"
 
     def reader(self, source: DataSource) -> Callable[..., Any]:
         """The function that chooses how to read the rows of a source, from the first of them."""
@@ -141,7 +157,7 @@ class RowEncoder(ABC):
 
     @abstractmethod
     def options(self, source: DataSource) -> dict[str, Any]:
-        """What the tokenized rows depend on in addition to the source and the tokenizer; it has `max_length`."""
+        """What the prepared rows depend on in addition to the source and the tokenizer."""
 
     @abstractmethod
     def write(self, source: DataSource, target: Path) -> Statistics:
@@ -159,6 +175,10 @@ class RowEncoder(ABC):
         """The class of each row, in whose proportions rows are held out; None where rows have none."""
         return None
 
+    def some(self, rows: Selection, count: int | None) -> Selection:
+        """At most `count` evaluation rows; all for None."""
+        return rows.first(count)
+
     def reference(self, example: Any) -> str:
         """The answer to an example, as text."""
         return str(example.answer)
@@ -170,7 +190,7 @@ class RowEncoder(ABC):
         entry = cache.fetch(
             "rows",
             cache.fingerprint(inputs),
-            f"{source.source.path}, at most {options['max_length']} tokens per row",
+            f"{source.source.path}, {self.what(options)}",
             lambda target: asdict(self.write(source, target)),
             source.estimate_bytes(),
         )
@@ -226,7 +246,7 @@ class Parts:
         given = {"train": self.table, "eval": self.evaluated} if self.evaluated is not self.table else {"train": self.table}
         found = _fields(self.encoder, train, self.held, {name: table.statistics for name, table in given.items()})
         found["samples"] = samples_of(self.encoder, self.evaluated, self.held, samples)
-        return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.tokenizer)}
+        return found | {"duplicates": splits.find_duplicates(self.train, self.held, self.encoder.shown)}
 
 
 def divide(encoder: RowEncoder, data: Data, seed: int, limit: int | None = None, held_out: np.ndarray | None = None) -> Parts:
@@ -249,13 +269,13 @@ def divide(encoder: RowEncoder, data: Data, seed: int, limit: int | None = None,
             held_out = splits.choose_held_out(hashes, data.eval_size, limit, data.drawn_by(seed), strata)
         left, out = splits.divide(train, held_out)
         return Parts(encoder, table, train.select(left), table, train.select(out))
-    return Parts(encoder, table, train, evaluated, encoder.with_labels(evaluated, "data.eval").first(limit))
+    return Parts(encoder, table, train, evaluated, encoder.some(encoder.with_labels(evaluated, "data.eval"), limit))
 
 
 def evaluation_fields(encoder: RowEncoder, data: Data, samples: int, limit: int | None) -> dict[str, Any]:
     """The fields of `PreparedData` with all rows of `data.train` as evaluation rows, or the first `limit` of them."""
     table = load_table(encoder, data.train, data, "data.train")
-    held = encoder.with_labels(table, "data.train").first(limit)
+    held = encoder.some(encoder.with_labels(table, "data.train"), limit)
     found = _fields(encoder, held, held, {"eval": table.statistics})
     return found | {"samples": samples_of(encoder, table, held, samples)}
 
@@ -277,8 +297,10 @@ def samples_of(encoder: RowEncoder, table: Table, held: Selection, count: int) -
     """The first evaluation rows as prompt and reference, spread over the classes."""
     if not count:
         return []
-    rows, seen, ranked = held.take(held.row), Counter[str](), list[tuple[int, int]]()
-    for place, label in enumerate(encoder.strata(held.first(100 * count)) or ()):
+    some, seen, ranked = encoder.some(held, 100 * count), Counter[str](), list[tuple[int, int]]()
+    labels = encoder.strata(some)
+    rows = held.take(held.row) if labels is None else some.take(some.row)
+    for place, label in enumerate(labels or ()):
         ranked.append((seen[label], place))
         seen[label] += 1
     numbers = (rows[place] for _, place in sorted(ranked)) if ranked else (row for row, _ in itertools.groupby(rows))
@@ -344,7 +366,7 @@ def load_table(encoder: RowEncoder, given: list[Source], data: Data, key: str, p
     tables, columns = list[Dataset](), list[dict[str, np.ndarray]]()
     statistics, sources = list[Statistics](), list[DataSource]()
     for one in given:
-        source = DataSource.open(one, data, key)
+        source = encoder.open(one, data, key)
         source.part = part
         file, stats = encoder.tokenize(source)
         rows = Dataset.from_file(str(file))

@@ -50,6 +50,11 @@ def local_file(source: str, key: str) -> Path | None:
     raise UserError(f"{key}: {source}: {len(files)} files match; name one of them")
 
 
+def is_local(source: str) -> bool:
+    """Whether a source is files that are there."""
+    return Path(source).expanduser().exists() or glob.has_magic(source)
+
+
 def local_files(source: str, key: str, splits: tuple[str, ...] = ("train",)) -> list[Path] | None:
     """The local files that `source` names, sorted by name, or None for a Hub id.
 

@@ -225,10 +225,13 @@ def apply_weights(origin: np.ndarray, weights: list[float], seed: int) -> np.nda
     return np.sort(np.concatenate(chosen))
 
 
-def find_duplicates(train: Selection, held: Selection, tokenizer: Any) -> dict[str, Any]:
+def find_duplicates(train: Selection, held: Selection, shown: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Counts and examples of the duplicates among training rows, and of the evaluation rows that are also training rows.
 
     Rows are duplicates if their complete texts are equal, ignoring case and white space.
+
+    Args:
+        shown: a prepared row as text.
     """
     ordered = _row_hashes(train)
     ordered.sort()
@@ -240,9 +243,9 @@ def find_duplicates(train: Selection, held: Selection, tokenizer: Any) -> dict[s
     del ordered, second
     return {
         "train_duplicates": int(np.count_nonzero(repeats)),
-        "train_duplicate_examples": show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], tokenizer),
+        "train_duplicate_examples": show(train, [np.argmax(_row_hashes(train) == one) for one in repeated], shown),
         "eval_rows_in_train": int(np.count_nonzero(shared)),
-        "eval_rows_in_train_examples": show(held, np.flatnonzero(shared)[:EXAMPLES], tokenizer),
+        "eval_rows_in_train_examples": show(held, np.flatnonzero(shared)[:EXAMPLES], shown),
     }
 
 
@@ -262,20 +265,23 @@ def _row_hashes(rows: Selection) -> np.ndarray:
     return hashes.copy() if rows.positions is None else hashes
 
 
-def show(rows: Selection, which: Iterable[Any], tokenizer: Any) -> list[str]:
-    """Rows as text: the start, or the end of the prompt and the start of the answer (many may have the same system message).
+def show(rows: Selection, which: Iterable[Any], shown: Callable[[dict[str, Any]], str]) -> list[str]:
+    """Rows as text.
 
     Args:
         which: indices of rows, not of parts.
+        shown: a prepared row as text.
     """
-    starts, shown = np.flatnonzero(_first_parts(rows)), []
-    for number in which:
-        position = starts[number]
-        row = rows.table[int(position if rows.positions is None else rows.positions[position])]
-        first = next((index for index, label in enumerate(row.get("labels", ())) if label != IGNORED), None)
-        window = slice(TOKENS_BEFORE) if first is None else slice(max(0, first - TOKENS_BEFORE), first + TOKENS_AFTER)
-        shown.append(" ".join(tokenizer.decode(row["input_ids"][window], skip_special_tokens=True).split()))
-    return shown
+    starts = np.flatnonzero(_first_parts(rows))
+    places = [starts[number] if rows.positions is None else rows.positions[starts[number]] for number in which]
+    return [shown(rows.table[int(place)]) for place in places]
+
+
+def text_of(row: dict[str, Any], tokenizer: Any) -> str:
+    """The start of a tokenized row, or the end of its prompt and the start of its answer: many have the same system message."""
+    first = next((index for index, label in enumerate(row.get("labels", ())) if label != IGNORED), None)
+    window = slice(TOKENS_BEFORE) if first is None else slice(max(0, first - TOKENS_BEFORE), first + TOKENS_AFTER)
+    return " ".join(tokenizer.decode(row["input_ids"][window], skip_special_tokens=True).split())
 
 
 def describe_duplicates(found: dict[str, Any]) -> list[str]:
@@ -285,6 +291,7 @@ def describe_duplicates(found: dict[str, Any]) -> list[str]:
         ("train_duplicates", "train_duplicate_examples", "duplicates among the training rows"),
         ("eval_rows_in_train", "eval_rows_in_train_examples", "evaluation rows are also in the training data"),
         ("conflicting_texts", "conflicting_text_examples", "training texts occur with different labels"),
+        ("conflicting_images", "conflicting_image_examples", "training images occur with different labels"),
     ):
         if found.get(count):
             lines.append(f"{found[count]:,} {words}, for example " + "; ".join(f'"{text}"' for text in found[examples]))

@@ -121,7 +121,8 @@ class Statistics:
         if self.rows_with_tools:
             as_text = " as text (the chat template does not support tools)" if self.tools_as_text else ""
             text += f", {self.rows_with_tools:,} with tools{as_text}"
-        text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} with loss" if self.train_on else "")
+        if self.tokens:  # images have none
+            text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} with loss" if self.train_on else "")
         if self.rows_blank and not self.train_on:
             text += f"; {self.rows_blank:,} without text"
         if self.rows_cut or self.rows_split or self.rows_dropped:

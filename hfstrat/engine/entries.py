@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import __version__
-from hfstrat.data import cache, readers, sources
+from hfstrat.data import cache, image_layout, readers, sources
+from hfstrat.data.image_layout import is_of_images
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
@@ -29,7 +30,7 @@ from hfstrat.recipe.stored import flat
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Footprint
-from hfstrat.tasks import TASKS, CausalLM, task_of_rows
+from hfstrat.tasks import TASKS, CausalLM, ImageClassification, task_of_rows
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 NO_LIMIT = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
@@ -211,6 +212,8 @@ def task_of(data: str, wanted: str | None, overrides: Iterable[str] = ()) -> tup
         if wanted not in TASKS:
             raise UserError(f"--task: {wanted}: no such task; expected one of {', '.join(TASKS)}")
         return wanted, "set by --task"
+    if is_of_images(data):
+        return ImageClassification.name, "detected from its images; set --task to change it"
     files = sources.local_files(data, "--data")
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
@@ -363,10 +366,14 @@ def fingerprint(loaded: Loaded, budget: Budget) -> str:
 def _data_digests(loaded: Loaded) -> dict[str, Any]:
     """Hashes of the local sources; a dataset of the Hub is covered by the recipe."""
     data = loaded.recipe.data
-    found = {}
+    found: dict[str, Any] = {}
     for key, listed in (("data.train", data.train), ("data.eval", data.eval or [])):
         for source in listed:
-            files = sources.local_files(source.path, key, sources.splits_of(source, data, key)[1])
+            splits = sources.splits_of(source, data, key)[1]
+            if (layout := image_layout.find(source.path, key, splits) if is_of_images(source.path) else None) is not None:
+                found[f"{key} {source.path}"] = layout.identity()
+                continue
+            files = sources.local_files(source.path, key, splits)
             found[f"{key} {source.path}"] = _digest(tuple((file, file.stat().st_mtime_ns) for file in files or []))
     return found
 

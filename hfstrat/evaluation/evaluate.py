@@ -127,7 +127,9 @@ class Request:
         self._check_objective(recipe)
         if self.data is not None or report:
             for source in recipe.data.train:
-                sources.local_files(source.path, "--data" if self.data else "data.train")
+                key = "--data" if self.data else "data.train"
+                if not (sources.is_local(source.path) and task.rows.check_source(source, recipe.data, key)):
+                    sources.local_files(source.path, key)
         elif not task.text.generates:
             raise UserError(
                 f"evaluate: {self.target} is a classifier, not a run with its own data; name labeled examples with --data FILE"
@@ -251,7 +253,7 @@ class Rows:
             data = self.data
         else:
             self._check_same(subject)
-            shares = subject.tokenizer.get_vocab() == self.first.tokenizer.get_vocab()
+            shares = subject.task.rows.same_inputs(subject.tokenizer, self.first.tokenizer)
             data = self.data if shares else self._read(subject)
             subject.tokenizer = self.first.tokenizer if shares else subject.tokenizer
         if data is not None and hasattr(subject.inner, "base_model"):

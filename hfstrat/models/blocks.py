@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -47,6 +48,9 @@ def keep_layers_in_config(config: Any, depth: int, keep: list[int]) -> None:
     if len(keep) < depth and isinstance(getattr(config, "max_window_layers", None), int):
         config.max_window_layers = min(config.max_window_layers, len(keep))
     config.num_hidden_layers = len(keep)
+    if len(getattr(config, "stage_names", None) or ()) == depth + 1:  # of a model that can also be a backbone
+        config.stage_names = list(config.stage_names)[: len(keep) + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
 @contextmanager
@@ -59,6 +63,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in were:
             module.training = training
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Keep batch norms without trainable weights in evaluation mode whatever the Trainer sets.
+
+    In training mode they would change their running statistics, which are no parameters: an adapter does not save them.
+    """
+    for module in model.modules():
+        if hasattr(module, "running_mean") and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.train = MethodType(_stay_still, module)  # type: ignore[method-assign]
+            module.training = False
+
+
+def _stay_still(module: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(module, False)
 
 
 def checkpointable(model: nn.Module) -> list[Any]:
@@ -98,11 +117,19 @@ def checkpoint_activations(model: PreTrainedModel, enable: bool) -> None:
         return
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
-    trains_before = any(p.requires_grad for p in model.get_input_embeddings().parameters())
+    trains_before = any(p.requires_grad for p in input_parameters(model))
     for module in checkpointable(model):
         if getattr(module, "gradient_checkpointing", False):
             trains_before = trains_before or any(p.requires_grad for p in module.parameters())
             module.gradient_checkpointing = trains_before
+
+
+def input_parameters(model: Any) -> list[Any]:
+    """The parameters of the input embeddings; all parameters where transformers does not know which these are."""
+    try:
+        return list(model.get_input_embeddings().parameters())
+    except NotImplementedError:
+        return list(model.parameters())
 
 
 def head_modules(model: Any) -> list[str]:

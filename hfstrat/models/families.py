@@ -115,6 +115,30 @@ def _bert(c: Settings) -> Shapes:
     return found | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
 
 
+def _vit(c: Settings) -> Shapes:
+    """The body of a vision transformer without a pooler, for square images and patches."""
+    width, inner, patch = c["hidden_size"], c["intermediate_size"], c["patch_size"]
+    found: Shapes = {
+        "embeddings.cls_token": (1, 1, width),
+        "embeddings.position_embeddings": (1, (c["image_size"] // patch) ** 2 + 1, width),
+        "embeddings.patch_embeddings.projection.weight": (width, c["num_channels"], patch, patch),
+        "embeddings.patch_embeddings.projection.bias": (width,),
+    }
+    layers = {f"attention.{name}_proj": (width, width) for name in "qkvo"} | {
+        "mlp.fc1": (inner, width),
+        "mlp.fc2": (width, inner),
+    }
+    norms = ["layernorm"]
+    for index in range(c["num_hidden_layers"]):
+        block = f"layers.{index}"
+        for name, shape in layers.items():
+            found[f"{block}.{name}.weight"] = shape
+            if c["qkv_bias"] or name[-6:] not in ("q_proj", "k_proj", "v_proj"):
+                found[f"{block}.{name}.bias"] = shape[:1]
+        norms += [f"{block}.layernorm_before", f"{block}.layernorm_after"]
+    return found | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+
+
 SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "llama": _llama_like(None),
     "mistral": _llama_like(False),
@@ -123,7 +147,8 @@ SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "gpt2": _gpt2,
 }
 BODIES: dict[str, Callable[[Settings], Shapes]] = {"bert": _bert}  # encoders, without any head
-KNOWN = SHAPES | BODIES
+OF_IMAGES: dict[str, Callable[[Settings], Shapes]] = {"vit": _vit}  # models without a vocabulary, without any head
+KNOWN = SHAPES | BODIES | OF_IMAGES
 
 
 def read_stored(source: str) -> dict[str, Any] | None:

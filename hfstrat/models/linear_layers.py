@@ -48,6 +48,8 @@ def all_linear(model: Any) -> Targets:
         parameters = sorted({_weight_of(name) for name in renamed if hasattr(model.get_submodule(name), "weight")})
     else:
         targets, parameters = "all-linear", []
+    if not parameters and targets == "all-linear" and all(model.get_submodule(name) in heads_of(model) for name in names):
+        targets = convolutions(model)
     reasons = [
         f"{', '.join(sorted({_leaf(name) for name in some}))} ({why})"
         for some, why in ((routers, "routers"), (kernels, "PEFT cannot adapt it in this family"))
@@ -56,6 +58,22 @@ def all_linear(model: Any) -> Targets:
     return Targets(
         targets, sorted({_shortest(name, excluded, names) for name in excluded}) or None, "; ".join(reasons) or None, parameters
     )
+
+
+def heads_of(model: Any) -> list[nn.Module]:
+    """The modules beside the body: the head of a classifier."""
+    body = f"{model.base_model_prefix}."
+    return [module for name, module in model.named_modules() if name and not name.startswith(body) and name != body[:-1]]
+
+
+def convolutions(model: Any) -> str | list[str]:
+    """The names of the convolutions of a body without linear layers, which PEFT adapts as it does linear layers.
+
+    Grouped ones are left out: their kernels see single channels, and an adapter of a rank would be larger than they are.
+    """
+    heads = {id(module) for module in heads_of(model)}
+    found = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and id(m) not in heads]
+    return found or "all-linear"
 
 
 def not_adapted(model: Any, base: Any, left_out: list[str]) -> list[str]:

@@ -156,8 +156,10 @@ def context_of(model: PreTrainedModel) -> int | None:
 
 def forward_operations(model: PreTrainedModel) -> float:
     """About how many operations the forward pass of the body takes for a token: two for each weight that is no embedding."""
-    weights = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()  # type: ignore[operator]
-    return 2.0 * max(1, weights)
+    from torch import nn
+
+    tables = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, nn.Embedding))
+    return 2.0 * max(1, sum(p.numel() for p in model.base_model.parameters()) - tables)
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str = "this model", answers: int = 0) -> None:
@@ -213,6 +215,10 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
             parameter.data = parameter.data.to(torch.float32 if trained else compute)
     if not all(parameter.requires_grad for parameter in model.parameters()):
         _cast_buffers(model, compute)
+        for module in model.modules():  # statistics of a batch norm that is trained have the type of its weights
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                for buffer in module.buffers(recurse=False):
+                    buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:

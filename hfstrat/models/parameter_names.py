@@ -11,11 +11,11 @@ from typing import Any
 from hfstrat.errors import UserError
 from hfstrat.recipe.section import Quantization, Shapes
 
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer|stages)\.(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")
 CLASS_HEAD = re.compile(r"(?:^|\.)(?:score|classifier|pre_classifier|pooler|sequence_summary)\.|^head\.")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
-FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
+FINAL_NORM = re.compile(r"(?:^|\.)(?:norm|ln_f|layernorm|final_layer_norm|final_layernorm|final_norm|norm_f)\.(?:weight|bias)$")
 CONFIG_KEYS = {  # a size: its keys in config.json, over the model families
     "width": ("hidden_size", "n_embd", "dim", "d_model", "emb_dim"),
     "inner": ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NARROWEST, WIDEST = 32, 16_384
 ASPECT = (64.0, 128.0)  # width / depth: as in GPT-2 and Pythia; from 1B as in Llama. The loss hardly depends on it (2001.08361)
 GATED = ("intermediate_size", 8 / 3)  # key of the inner width, and inner / outer width of a gated MLP (arXiv 2002.05202)
-INNER = {"gpt2": ("n_inner", 4.0)}  # the same of families with an ordinary MLP
+INNER = {"gpt2": ("n_inner", 4.0), "vit": ("intermediate_size", 4.0)}  # the same of families with an ordinary MLP
 EXACT, NEAR = 0.02, 0.05  # relative errors of the parameters: up to which shapes are equally good, and the maximum
 
 
@@ -46,8 +46,10 @@ def readable(count: float) -> str:
     return f"{count / UNITS[unit]:.3g}{unit.upper() if unit != 'k' else unit}"
 
 
-def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[str, Any]) -> dict[str, Any]:
+def pick(family: str, wanted: int, vocab_size: int | None, positions: int, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config with about `wanted` parameters; those in `given` (by the family's names) are kept.
+
+    Without a vocabulary (`vocab_size` None) there are neither token embeddings nor a number of positions to set.
 
     The embeddings are tied: below about 500M, untied ones would be most of the model. Of all shapes within 2% of the number,
     the one with width / depth nearest to 64 (128 from 1B) is chosen.
@@ -55,7 +57,7 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
     Raises UserError: no shape is within 5%.
     """
     names = families.common_names(family, "vocab_size", "max_position_embeddings", "tie_word_embeddings")
-    fixed = {**dict(zip(names, (vocab_size, positions, True), strict=True)), **given}
+    fixed = {**(dict(zip(names, (vocab_size, positions, True), strict=True)) if vocab_size is not None else {}), **given}
     own = given.keys() - set(names)
     found: tuple[float, dict[str, Any]] | None = None
     nearest: tuple[float, int] = (math.inf, 0)
@@ -67,6 +69,11 @@ def pick(family: str, wanted: int, vocab_size: int, positions: int, given: dict[
         if error <= NEAR and (found is None or score < found[0]):
             found = score, settings
     if found is None:
+        if vocab_size is None:
+            raise UserError(
+                f"strategy.parameters: no {family} with this config has about {readable(wanted)} parameters; the "
+                f"nearest has {readable(nearest[1])}. Use that number, or another strategy.config"
+            )
         tables = vocab_size * NARROWEST
         why = f"its embeddings alone have {readable(tables)} at width {NARROWEST}" if tables > wanted / 2 else ""
         instead = "use a smaller vocabulary" if why or not own else "remove strategy.config"
@@ -130,10 +137,13 @@ def _shape_cost(family: str, settings: dict[str, Any], aspect: float) -> float:
 
 def describe(family: str, settings: dict[str, Any]) -> str:
     """A line about the sizes that were chosen."""
-    names = families.common_names(family, "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    width, depth, heads, tokens = (settings[name] for name in names)
-    inner, tables = settings[INNER.get(family, GATED)[0]], tokens * width
+    names = families.common_names(family, "hidden_size", "num_hidden_layers", "num_attention_heads")
+    width, depth, heads = (settings[name] for name in names)
+    tokens, inner = settings.get(families.common_name(family, "vocab_size")), settings[INNER.get(family, GATED)[0]]
     count = count_parameters(family, settings)
+    if tokens is None:
+        return f"{family} of {count:,} parameters: {depth} layers of width {width}, {heads} heads, inner width {inner}"
+    tables = tokens * width
     return (
         f"{family} of {count:,} parameters: {depth} layers of width {width}, {heads} heads, inner width {inner}, "
         f"{'tied' if families.is_tied(family, settings) else 'untied'} embeddings of {tables:,} ({tables / count:.0%})"
@@ -165,7 +175,7 @@ def from_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, task: Any, f
         options["attn_implementation"] = recipe.model.attn_implementation
     plain = {key: value for key, value in settings.items() if key not in OF_ANOTHER_MODEL}
     try:
-        config = transformers.AutoConfig.for_model(family, **{**plain, **token_ids(tokenizer)})
+        config = transformers.AutoConfig.for_model(family, **plain)
         model = getattr(transformers, task.model.auto_class).from_config(config, **options)
     except Exception as error:
         raise UserError(f"strategy.config: transformers refuses this config of {family}: {first_line(error)}") from error

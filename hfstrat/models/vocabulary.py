@@ -69,7 +69,7 @@ def used_ids(data: Any, least: int) -> set[int]:
 
 def refuse_frozen(base: Base, cure: str) -> None:
     """Refuse new tokens whose embeddings would stay random. Raises UserError with the `cure`."""
-    if base.model.get_input_embeddings().weight.requires_grad:
+    if not (base.new_token_ids or base.rows_use_them) or base.model.get_input_embeddings().weight.requires_grad:
         return
     if base.new_token_ids:
         raise UserError(f"model.add_tokens: the embeddings of the new tokens are frozen and would stay random; {cure}")

@@ -199,9 +199,7 @@ def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any
     """The inputs on which base and merged model are compared, and their description."""
     import torch
 
-    rows = held_out(report, tokenizer)
-    names = ("input_ids", "token_type_ids")
-    found = [{name: torch.tensor([row[name][:TOKENS]]) for name in names if row.get(name)} for row in rows]
+    found = held_out(report, tokenizer)
     if found:
         return found, f"{len(found)} held-out examples"
     answers = report.result.answers if report and isinstance(report.result, Result) else []
@@ -210,16 +208,16 @@ def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any
 
 
 def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:
-    """Evaluation examples of the run, if its data are available; else an empty list."""
+    """The inputs of evaluation examples of the run, if its data are available; else an empty list."""
     if report is None:
         return []
     recipe = report.run.recipe
     try:
         rows = task_of(recipe).rows
         data = rows.prepare(recipe.data, tokenizer, recipe.seed, 0, recipe.evaluation.max_rows, None)
+        return [rows.inputs_of(data, data.eval[index], TOKENS) for index in range(min(ROWS, len(data.eval)))]
     except Exception:  # the data were moved, or are on another machine
         return []
-    return [rows.parts(data.eval[index])[0][1] for index in range(min(ROWS, len(data.eval)))]
 
 
 def outputs_of(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
@@ -228,7 +226,10 @@ def outputs_of(model: Any, inputs: list[dict[str, Any]]) -> list[Any]:
 
     model.eval()
     with torch.no_grad():
-        moved = ({name: tensor.to(model.device) for name, tensor in one.items()} for one in inputs)
+        dtype = next(model.parameters()).dtype  # of pixels
+        moved = (
+            {name: t.to(model.device, dtype if t.is_floating_point() else None) for name, t in one.items()} for one in inputs
+        )
         return [model(**one).logits.float().cpu() for one in moved]
 
 

@@ -105,22 +105,24 @@ def snippet(artifact: Artifact) -> str:
 def _load(a: Artifact) -> list[str]:
     trust = ", trust_remote_code=True" if a.trust else ""
     auto, source = a.task.model.auto_class, repr(a.source).replace("'", '"')
-    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({source})"
+    name, processor = a.task.text.processor
+    tokenizer = f"{name} = {processor}.from_pretrained({source})"
     if a.is_sentence:
         return ["from sentence_transformers import SentenceTransformer", "", f"model = SentenceTransformer({source})"]
     special = (a.folder / "config.json").is_file()  # labels and padding, which the base of an adapter does not have
     if a.is_adapter and (a.own_base or special or a.local_base):
         return _load_on_base(a, auto, source, special, [tokenizer], trust)
-    imports = [f"from transformers import {auto}, AutoTokenizer"]
+    imports = [f"from transformers import {', '.join(sorted((auto, processor)))}"]
     if a.is_adapter:
         auto = auto.replace("AutoModel", "AutoPeftModel")
-        imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
+        imports = [f"from peft import {auto}", f"from transformers import {processor}"]
     return [*imports, "", f'model = {auto}.from_pretrained({source}, dtype="auto"{trust})', tokenizer]
 
 
 def _load_on_base(a: Artifact, auto: str, source: str, special: bool, lines: list[str], trust: str) -> list[str]:
     """Code that loads the base and then the adapter; `lines` load the tokenizer."""
-    names = ["AutoConfig", auto, "AutoTokenizer"] if special else [auto, "AutoTokenizer"]
+    processor = a.task.text.processor[1]
+    names = ["AutoConfig", auto, processor] if special else [auto, processor]
     base, more = f'"{a.base_name}"', ', dtype="auto"'
     if a.base_name.endswith(".gguf"):
         file = Path(a.base_name)

@@ -19,7 +19,7 @@ TOKENIZERS = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "spiece.*", 
 CONFIGS = (  # cleaned: they contain local paths
     *("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "*.safetensors.index.json"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("preprocessor_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
 LOCAL_KEYS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "tokenizer_file", "vocab_file"}
 STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "modules.json")  # of an earlier push, deleted

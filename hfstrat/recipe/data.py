@@ -18,6 +18,7 @@ Format = Literal[
     "conversations",
     "text-classification",
     "regression",
+    "image-classification",
     "preference",
     "unpaired-preference",
 ]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
+from hfstrat.recipe.images import Images
 from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
@@ -74,6 +75,9 @@ Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 
 
 Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json", "length"]
+
+
+PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
@@ -188,6 +192,12 @@ class Training(Section):
         "auto",
         description="Recompute activations in the backward pass: less memory, more time; auto: on a GPU where not even "
         "one example fits without",
+    )
+    class_weights: Literal["balanced", "focal"] | list[PositiveNumber] | dict[str, PositiveNumber] | None = Field(
+        None,
+        description="How much each class counts in the training loss of a classifier with one label per row. balanced: all "
+        "classes equally, however rare; focal: the focal loss, in which confident examples count little (arXiv 1708.02002); or "
+        "a weight for each class, as a list in their order or by name",
     )
     torch_compile: bool = Field(
         False, description="Compile the model's blocks: minutes for each new sequence length, faster steps afterwards"
@@ -354,8 +364,8 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression"] = Field(
-        "causal-lm", description="What the model is trained for: generated text, labels, or numbers"
+    task: Literal["causal-lm", "text-classification", "regression", "image-classification"] = Field(
+        "causal-lm", description="What the model is trained for: generated text, labels of texts, numbers, or classes of images"
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -365,8 +375,15 @@ class Recipe(Section):
         "which maximizes rewards",
     )
     data: Annotated[Data, from_text("train", Data | str)]
+    image: Images = Field(Images(), description="Size and augmentation of images, for task: image-classification")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
     seed: int = Field(42, ge=0, description="Seed of initialization, data order and dropout")
     output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")
+
+    @model_validator(mode="after")
+    def _images_are_of_their_task(self) -> Recipe:
+        if self.task != "image-classification" and self.image != Images():
+            raise ValueError("image: it is for task: image-classification; set the task, or remove it")
+        return self

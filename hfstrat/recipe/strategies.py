@@ -15,7 +15,9 @@ class StrategySection(Section):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression")
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression", "image-classification")
+    augments: ClassVar[bool] = False  # whether training images are augmented by default
+    takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 
@@ -68,6 +70,7 @@ class Full(StrategySection):
     """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
 
     name: Literal["full"]
+    augments: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
     }
@@ -92,6 +95,7 @@ class Lora(StrategySection):
     """Adapters are trained, the base model is frozen (in 16 bits where the hardware supports it)."""
 
     name: Literal["lora"]
+    augments: ClassVar[bool] = True
     r: int = Field(16, ge=1, description="Rank of the adapters")
     lora_alpha: int | None = Field(
         None, ge=1, description="Scale: the update is multiplied by lora_alpha/r; default 2r (arXiv 2405.09673, section 4)"
@@ -208,6 +212,7 @@ class Head(StrategySection):
     """
 
     name: Literal["head"]
+    takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(
         "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"
     )
@@ -327,6 +332,7 @@ class Scratch(StrategySection):
     """
 
     name: Literal["scratch"]
+    augments: ClassVar[bool] = True
     model_type: str | None = Field(
         None,
         min_length=1,

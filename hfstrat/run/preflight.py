@@ -117,6 +117,10 @@ def _check_data(recipe: Recipe, network: bool) -> None:
 def _check_source(source: Source, recipe: Recipe, part: str, key: str, network: bool) -> None:
     """Refuse a source that does not exist, and files whose first rows cannot be read."""
     data = recipe.data
+    if sources.is_local(source.path):
+        with about(key):
+            if task_of(recipe).rows.check_source(source, data, part):
+                return
     files = sources.local_files(source.path, key, sources.splits_of(source, data, part)[1])
     if files is None:
         models_check.check_hub(key, source.path, data.of(source, "revision"), "", "dataset", network)

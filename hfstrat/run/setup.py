@@ -108,6 +108,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     tokenizer, data = strategy.read(recipe, screen)
     data, rows_held_out = held_out.hold_out(recipe, strategy, data)
     check_same_data(data, checkpoint, stored)
+    task.metrics.for_data(data).for_training(recipe, data)  # refuses weights of other classes
     plan = plan_of(recipe, data, world.num_processes, stored)
     dtype = load.compute_dtype(recipe.model.dtype)
     # the arguments come before the model: they start the process group, and ZeRO-3 shards while loading
@@ -193,6 +194,7 @@ def build_model(
     simple = simple_models.measure(recipe, strategy, base, rows, data)  # before the body changes
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
+    blocks.keep_statistics(built.model)
     return base, built, probe, simple
 
 
@@ -229,7 +231,7 @@ def decide_batches(
         built.model.to(device)
         shape, before = (rows.plan.micro_batch, int(data.lengths.max())), stored.get("head_kernel")
         choose_for(base, shape, rows.dtype, device, before, rows.plan.processes)
-        if not stored and rows.collate.pads:
+        if not stored and rows.collate.sizes_batches:
             loss = task.metrics.for_data(data).loss
             plan = autobatch.fit_to_memory(recipe.training, rows, built.model, base, data, loss, task.rows.worst_row)
             rows = replace(rows, plan=plan)
@@ -267,7 +269,7 @@ def build_trainer(
     """The Trainer of the run, with what the strategy adds to it."""
     rows, screen, plan, options = prepared.data, progress.console, prepared.data.plan, recipe.training
     patience = [Patience(options.early_stopping_patience)] if options.early_stopping_patience else []
-    metrics = task_of(recipe).metrics.for_data(data)
+    metrics = task_of(recipe).metrics.for_data(data).for_training(recipe, data)
     trackers = callbacks.tracker_callbacks(options.report_to, lambda line: screen.print(line, markup=False))
     trainer_class = prepared.trainer_class or StrategyTrainer
     state = marker_state(recipe, plan, data, model)

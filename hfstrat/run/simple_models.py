@@ -38,7 +38,7 @@ def measure(recipe: Recipe, strategy: Strategy[Any], base: Base, rows: TrainData
     task = TASKS[recipe.task]
     if task.text.generates or not recipe.evaluation.baselines:
         return []
-    found = [_constant(task, rows, data), _tf_idf(task, rows, data)]
+    found = [_constant(task, rows, data), *([_tf_idf(task, rows, data)] if task.model.reads_tokens else [])]
     if strategy.has_pretrained_body and not is_sharded():
         try:
             found.append(_frozen(task, base, rows, data))

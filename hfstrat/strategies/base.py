@@ -110,10 +110,8 @@ class Strategy(ABC, Generic[S]):
     # the run
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
-        """The tokenizer of the run; by default that of `model:`."""
-        from hfstrat.models import load
-
-        return load.load_tokenizer(recipe.model)
+        """The tokenizer of the run, or the processor in its place; by default that of `model:`."""
+        return task_of(recipe).rows.load_processor(recipe)  # type: ignore[no-any-return]
 
     def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
         """The tokenizer and the tokenized data.

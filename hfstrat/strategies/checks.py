@@ -13,7 +13,6 @@ from hfstrat.models.check import (
     check_adapter,
     check_has_weights,
     check_quantizable,
-    check_tokenizer,
     check_weights,
     is_path,
     is_quantized_already,
@@ -53,7 +52,7 @@ def check_task(recipe: Recipe) -> None:
 def check_pretrained(recipe: Recipe, network: bool) -> None:
     """Refuse a model without usable weights, a tokenizer or an adapter that does not exist. Raises UserError."""
     _check_weights_of(recipe, network)
-    check_tokenizer(recipe.model, network)
+    TASKS[recipe.task].rows.check_processor(recipe.model, network)
     check_adapters(recipe)
 
 
@@ -116,9 +115,10 @@ def check_adapters(recipe: Recipe) -> None:
             raise UserError(f"{key}: {file} is not a JSON object; give the folder of a PEFT adapter")
         check_adapter(adapter, key)
         kind, task = read_json(file).get("task_type"), TASKS[recipe.task]
-        if kind != task.model.peft_type and any(kind == other.model.peft_type for other in TASKS.values()):
+        if kind is not None and kind != task.model.peft_type and any(kind == each.model.peft_type for each in TASKS.values()):
             raise UserError(
-                f"{key}: {adapter} is an adapter for {kind}; task: {task.name} continues from {task.model.peft_type}"
+                f"{key}: {adapter} is an adapter for {kind}; task: {task.name} continues from "
+                f"{task.model.peft_type or 'one of its own kind'}"
             )
 
 

@@ -72,7 +72,7 @@ class Lora(Strategy[section.Lora]):
 
         target_modules, exclude_modules, target_parameters = self._targets(base)
         return LoraConfig(
-            task_type=TaskType[base.task.model.peft_type],
+            task_type=TaskType[base.task.model.peft_type] if base.task.model.peft_type else None,
             r=self.section.r,
             lora_alpha=self.section.lora_alpha or 2 * self.section.r,
             lora_dropout=self.section.lora_dropout,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hfstrat.tasks.base import Task
 
 
+OF_PIXELS = ("image_size", "patch_size", "num_channels", "qkv_bias")  # what the shapes of a model of images depend on too
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -115,13 +116,18 @@ class Scratch(AllWeights[section.Scratch]):
     """A model with random weights; every parameter is trained, in float32."""
 
     def check_task(self, task: Task) -> None:
+        if not task.model.reads_tokens and self.section.tokenizer is not None:
+            raise UserError(f"strategy.tokenizer: models for {task.name} read no tokens; remove it")
         if self.section.model_class is not None and task.name != CausalLM.name:
             raise UserError(f"strategy.model_class is for task: {CausalLM.name}; remove it, or set strategy.model_type")
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         self.check_task(TASKS[recipe.task])
         checks.check_quantization(recipe, self.describe)
-        self._check_tokenizer(recipe, network)
+        if TASKS[recipe.task].model.reads_tokens:
+            self._check_tokenizer(recipe, network)
+        elif recipe.model.tokenizer is not None:
+            TASKS[recipe.task].rows.check_processor(recipe.model, network)
         source = recipe.model.name_or_path
         if recipe.model.pooling is not None:
             raise UserError("model.pooling: a new model pools as its class in transformers; remove it")
@@ -152,7 +158,9 @@ class Scratch(AllWeights[section.Scratch]):
         return TASKS[recipe.task].model.shapes(shapes, config, labels) if shapes else None
 
     def _vocabulary_size(self, recipe: Recipe) -> int | None:
-        """The number of tokens, where it is known before a tokenizer is loaded."""
+        """The number of tokens, where it is known before a tokenizer is loaded; None for models that read none."""
+        if not TASKS[recipe.task].model.reads_tokens:
+            return None
         if self.section.tokenizer is not None:
             return self.section.tokenizer.vocab_size
         return count_tokens(Path(recipe.model.tokenizer or recipe.model.name_or_path).expanduser(), recipe.model.add_tokens)
@@ -205,7 +213,7 @@ class Scratch(AllWeights[section.Scratch]):
             stored = families.read_stored(recipe.model.name_or_path)
             if stored is None:
                 return None
-        family = str((stored or {}).get("model_type", "")) or self.section.model_type or "llama"
+        family = str((stored or {}).get("model_type", "")) or self._family(recipe)
         key = "strategy.model_type" if stored is None else "model.name_or_path"
         check_family(family, key, TASKS[recipe.task].model.auto_class, {**(stored or {}), **self.section.config})
         own = families.canonical(family, self.section.config)
@@ -216,12 +224,18 @@ class Scratch(AllWeights[section.Scratch]):
         settings = {**(stored or {}), **own}
         if vocabulary is not None and name not in own:
             settings[name] = vocabulary if self.section.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
+        if recipe.image.image_size is not None and "image_size" in transformers_source.config_keys(family):
+            settings["image_size"] = recipe.image.image_size
         if stored is None:
-            settings = self._with_size(family, settings, recipe.data.max_length)
+            settings = self._with_size(family, settings, recipe.data.max_length, TASKS[recipe.task].model.reads_tokens)
         check_heads(family, settings)
         return family, settings
 
-    def _with_size(self, family: str, settings: dict[str, Any], longest: int) -> dict[str, Any]:
+    def _family(self, recipe: Recipe) -> str:
+        """The family of a model without a config to take it from."""
+        return self.section.model_type or TASKS[recipe.task].model.random_family
+
+    def _with_size(self, family: str, settings: dict[str, Any], longest: int, reads_tokens: bool) -> dict[str, Any]:
         """The settings with a context for `longest` tokens, and the shape for `parameters`."""
         context = families.common_name(family, "max_position_embeddings")
         if context in transformers_source.config_keys(family):
@@ -233,11 +247,16 @@ class Scratch(AllWeights[section.Scratch]):
                     f"{family} under strategy.config, or a model whose config is used"
                 )
             return settings
-        if family not in families.KNOWN:
+        possible = [name for name in families.KNOWN if (name in families.OF_IMAGES) != reads_tokens]
+        if family not in possible:
             raise UserError(
-                f"strategy.parameters: it is for {', '.join(families.KNOWN)}; for {family} set the keys of its config under "
+                f"strategy.parameters: it is for {', '.join(possible)}; for {family} set the keys of its config under "
                 "strategy.config"
             )
+        if not reads_tokens:
+            known = {**transformers_source.config_keys(family), **settings}
+            given = {**{key: known[key] for key in OF_PIXELS if key in known}, **settings}
+            return random_init.pick(family, parse(self.section.parameters), None, 0, given)
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:
             return settings  # a tokenizer on the Hub: the shape is chosen once it is loaded
@@ -247,7 +266,7 @@ class Scratch(AllWeights[section.Scratch]):
         from hfstrat.strategies import new_tokenizer
 
         if self.section.tokenizer is None:
-            return super().load_tokenizer(recipe)
+            return TASKS[recipe.task].rows.load_processor(recipe, self._family(recipe))  # type: ignore[no-any-return]
         return new_tokenizer.train(recipe, self.section.tokenizer)
 
     def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
@@ -257,7 +276,7 @@ class Scratch(AllWeights[section.Scratch]):
         if self.section.model_class is not None:
             return random_init.from_class(recipe, tokenizer, task, self.section.model_class, self.section.config)
         stored = random_init.stored_config(recipe.model) if recipe.model.name_or_path else None
-        found = self.blueprint(recipe, len(tokenizer), stored)
+        found = self.blueprint(recipe, len(tokenizer) if task.model.reads_tokens else None, stored)
         assert found is not None
         family, settings = found
         base = loading.random_base(recipe, tokenizer, family, settings, task, data)

@@ -10,12 +10,22 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
+from hfstrat.tasks.image_classification import ImageClassification
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression())}
+TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification())}
 
-__all__ = ["TASKS", "CausalLM", "Regression", "Task", "TextClassification", "task_of_files", "task_of_rows"]
+__all__ = [
+    "TASKS",
+    "CausalLM",
+    "ImageClassification",
+    "Regression",
+    "Task",
+    "TextClassification",
+    "task_of_files",
+    "task_of_rows",
+]
 
 
 def task_of_files(folder: str | Path) -> Task:
@@ -27,8 +37,9 @@ def task_of_files(folder: str | Path) -> Task:
     config, is_pooled = read_json(path / "config.json"), (path / "modules.json").is_file()  # of sentence-transformers
     architecture = str((config.get("architectures") or [""])[0])
     for task in TASKS.values():
-        named = kind == task.model.peft_type or (kind is None and architecture.endswith(task.model.architecture))
-        if (not task.text.generates if is_pooled else named) and task.model.fits(config):
+        of_adapter = kind is not None and kind == task.model.peft_type
+        named = of_adapter or (kind is None and architecture.endswith(task.model.architecture))
+        if (not task.text.generates and task.model.reads_tokens if is_pooled else named) and task.model.fits(config):
             return task
     return TASKS[CausalLM.name]
 

@@ -127,7 +127,6 @@ def load(
     check(form, folder, reload.get("quantization"))
     quiet_libraries()
     import torch
-    from transformers import AutoTokenizer
 
     from hfstrat.models.load import compute_dtype, source_of
 
@@ -142,7 +141,7 @@ def load(
     try:
         weights: Any = "auto" if wanted == "checkpoint" else compute_dtype(wanted)
         model = placed(load_artifact(folder, weights, options, form), spreads, widened)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = task.rows.load_trained(folder)
     except UserError:
         raise
     except torch.OutOfMemoryError as error:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from hfstrat.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.pooling import Pooling
-    from hfstrat.recipe.data import Data
+    from hfstrat.recipe.data import Data, Source
     from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
 
@@ -48,6 +50,65 @@ class Rows(ABC):
     framed: bool  # whether a text is between special tokens
     streams: bool = False  # whether they may be read while training (`data.streaming`)
     answered_at_once: int = 0  # examples of an evaluation pass, where the model answers them; 0: it only reads them
+
+    def load_processor(self, recipe: Recipe, family: str = "") -> Any:
+        """What turns examples into inputs of the model: a tokenizer, or a processor in its place.
+
+        Args:
+            family: of a model with random weights.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from hfstrat.models import load
+
+        return load.load_tokenizer(recipe.model)
+
+    def load_trained(self, folder: str) -> Any:
+        """The tokenizer or processor that is saved with a result."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    def check_processor(self, model: ModelSection, network: bool) -> None:
+        """Refuse a model without the files of its tokenizer or processor, before torch. Raises UserError."""
+        from hfstrat.models import check
+
+        check.check_tokenizer(model, network)
+
+    def has_processor(self, folder: Path) -> bool:
+        """Whether a folder has the files of a tokenizer or processor."""
+        from hfstrat.models import check
+
+        return check.has_tokenizer(folder)
+
+    def same_inputs(self, one: Any, other: Any) -> bool:
+        """Whether two tokenizers or processors give the same inputs for an example."""
+        return bool(one.get_vocab() == other.get_vocab())
+
+    def check_source(self, source: Source, data: Data, key: str) -> bool:
+        """Refuse a source that does not exist or cannot be read, before torch, where this task reads others than all tasks do.
+
+        Returns:
+            Whether it was checked here.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return False
+
+    def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
+        """A prepared example of a task with a head as the model is given it, in words; of a longer text `most` tokens."""
+        more = 0 if most is None else len(row["input_ids"]) - most
+        return f"{tokenizer.decode(row['input_ids'][:most])}" + (f" ... {more} more tokens" if more > 0 else "")
+
+    def size_of(self, row: dict[str, Any]) -> str:
+        """The size of a prepared example, in words."""
+        return f"{row['length']} tokens"
+
+    def draw(self, data: PreparedData, file: Path) -> str:
+        """Draw the first training examples into a picture, where text does not show them; returns a line about it, or ""."""
+        return ""
 
     @property
     @abstractmethod
@@ -131,6 +192,13 @@ class Rows(ABC):
         """The sequences of an example with their names, for showing them; one without a name where it is the example."""
         return [("", row)]
 
+    def inputs_of(self, data: PreparedData, row: dict[str, Any], most: int) -> dict[str, Any]:
+        """The inputs of a forward pass for one evaluation example, of at most `most` tokens; empty where it has none."""
+        import torch
+
+        part = self.parts(row)[0][1]
+        return {name: torch.tensor([part[name][:most]]) for name in ("input_ids", "token_type_ids") if part.get(name)}
+
     @abstractmethod
     def probe(self, data: PreparedData, collate: Any) -> dict[str, Any]:
         """Inputs of a forward pass on which models are compared by their `logits`."""
@@ -139,9 +207,11 @@ class Rows(ABC):
 class Model(ABC):
     """The models of a task: their class in transformers, what their config needs, and their head."""
 
-    peft_type: str  # of PEFT's TaskType
+    peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
+    reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
+    random_family: str = "llama"  # of a model with random weights, unless the recipe names one
     config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
     head_share: float = 1.0  # learning rate of a new head as a multiple of that of the other weights
@@ -177,6 +247,12 @@ class Model(ABC):
     def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values that the task sets in the model's config."""
         return {}
+
+    def random_config(self, family: str, settings: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """The settings of the config of a model with random weights."""
+        from hfstrat.models.random_init import token_ids
+
+        return {**settings, **token_ids(tokenizer)}
 
     def stored_outputs(self, config: Any, pooling: Pooling | None = None) -> dict[str, Any]:
         """The part of `config_options` that a checkpoint's config replaces while its weights are loaded."""
@@ -218,6 +294,15 @@ class Model(ABC):
         """
         return None
 
+    def check_teacher(self, teacher: Any, section: Any, processor: Any) -> None:
+        """Refuse a teacher that takes other inputs than the student, and fit it to their size. Raises UserError.
+
+        Args:
+            section: of the teacher.
+            processor: of the student.
+        """
+        return
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""
         return
@@ -248,9 +333,19 @@ class Metrics(ABC):
         """These metrics for the labels of this data."""
         return replace(self, labels=data.label_names)
 
+    def for_training(self, recipe: Recipe, data: PreparedData) -> Self:
+        """These metrics with the loss that the recipe sets, where it weights examples. Raises UserError."""
+        if recipe.training.class_weights is not None:
+            raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {recipe.task}")
+        return self
+
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of a micro-batch, summed and divided by the items of the complete optimizer step."""
+
+    def row_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """How much each example counts in the training loss, `[n]`, by its label; None: equally."""
+        return None
 
     @abstractmethod
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -288,6 +383,7 @@ class Text(ABC):
     pipeline: str  # the Hub's name for the task
     unit: str  # what a prediction is made of or for: token, text
     generates: bool = False  # whether predictions are generated text
+    processor: tuple[str, str] = ("tokenizer", "AutoTokenizer")  # of inputs: its name in code, and its class in transformers
 
     @property
     def loss_unit(self) -> str:

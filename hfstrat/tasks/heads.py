@@ -40,7 +40,7 @@ class HeadRows(Rows):
 class HeadModel(Model):
     """AutoModelForSequenceClassification, whatever its outputs mean."""
 
-    peft_type = "SEQ_CLS"
+    peft_type: str | None = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
     architecture = "ForSequenceClassification"
     config_keys: tuple[str, ...] = ("id2label", "label2id", "problem_type")

@@ -66,18 +66,13 @@ def load_base(
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.model.if_missing}"
         )
     own = main_dtype(loaded) if model.dtype == "auto" else compute
-    new_ids = tokenizer.convert_tokens_to_ids(model.add_tokens) if model.add_tokens else []
-    rows = loaded.get_input_embeddings().weight.shape[0]
-    vocabulary.check_tokenizer(model, tokenizer, rows)
-    if len(tokenizer) > rows:
-        loaded.resize_token_embeddings(len(tokenizer))
-    base = Base(
-        loaded, task, model.name_or_path, model.revision, list(new_ids), compute, own, new_head=new_head, head_modules=head
-    )
+    base = Base(loaded, task, model.name_or_path, model.revision, [], compute, own, new_head=new_head, head_modules=head)
+    rows = _fit_vocabulary(base, model, tokenizer) if task.model.reads_tokens else 0
     base.pooling, base.new_modules = pooling, [one for one in head if any(name.startswith(f"{one}.") for name in new)]
     if pooling is not None:
         base.say(f"pooled by {pooling.mode}; the result is saved in the format of sentence-transformers (model.pooling)")
-    vocabulary.note_tokens_beyond(base, tokenizer, rows, data)
+    if task.model.reads_tokens:
+        vocabulary.note_tokens_beyond(base, tokenizer, rows, data)
     if how is not None:
         base.quantized = quantization.finalize(loaded, how, trains_itself=how.options["dtype"] == "auto")
         base.reload |= how.record
@@ -87,6 +82,17 @@ def load_base(
     task.model.fit_outputs(base, config, data)
     task.model.adapt(base, tokenizer)
     return base
+
+
+def _fit_vocabulary(base: Base, model: Model, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the model an embedding for each token of the tokenizer; returns the number that the checkpoint has."""
+    loaded: Any = base.model
+    base.new_token_ids = list(tokenizer.convert_tokens_to_ids(model.add_tokens)) if model.add_tokens else []
+    rows = int(loaded.get_input_embeddings().weight.shape[0])
+    vocabulary.check_tokenizer(model, tokenizer, rows)
+    if len(tokenizer) > rows:
+        loaded.resize_token_embeddings(len(tokenizer))
+    return rows
 
 
 def random_base(
@@ -106,6 +112,7 @@ def random_base(
 
     check_trainable(family, family)
     settings = {**settings, **task.model.config_options(data, tokenizer)}
+    settings = task.model.random_config(family, settings, tokenizer)
     base = random_init.from_config(recipe, tokenizer, task, family, settings)
     base.head_modules = task.model.split_missing(base.model, [])[0]
     task.model.adapt(base, tokenizer)

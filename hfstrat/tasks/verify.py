@@ -34,9 +34,23 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
     model.eval()
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())  # pixels have the type of the first layer
+
+    def fitted(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() and not is_autocast(device) else value.to(device)
+
+    inputs = {name: fitted(value) for name, value in inputs.items()}
     with torch.no_grad():
         return model(**inputs).logits.float().cpu()
+
+
+def is_autocast(device: Any) -> bool:
+    """Whether kernels choose the precision of their inputs."""
+    import torch
+
+    return bool(torch.is_autocast_enabled(device.type))
 
 
 def untrained_logits(model: Any, inputs: dict[str, Any], compute_dtype: Any) -> Any:

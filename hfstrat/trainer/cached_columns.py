@@ -104,8 +104,10 @@ def digest_of_rows(rows: Any, chosen: np.ndarray, without: tuple[str, ...] = OF_
             if hasattr(chunk, "value_lengths"):
                 digest.update(chunk.value_lengths().to_numpy(zero_copy_only=False).tobytes())
                 chunk = chunk.flatten()
+            if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type) or pa.types.is_string(chunk.type):
+                continue  # the model does not see texts and paths; images have a column `content`
             values = chunk.to_numpy(zero_copy_only=False)
-            if values.dtype != object:  # the model does not see texts
+            if values.dtype != object:
                 digest.update(values.tobytes())
     indices = rows._indices
     numbers = chosen if indices is None else indices.column(0).to_numpy()[chosen]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from hfstrat.data import packing
 from hfstrat.data.collate import BatchOrder
@@ -116,6 +116,23 @@ class TrainData:
             yield from self.group.each(items, advance, for_all)
 
 
+class EpochRows(Dataset[dict[str, Any]]):
+    """Training examples that vary between epochs: index `epoch * rows + row` is that row with its `epoch`."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, row = divmod(int(index), len(self.rows))
+        return {**self.rows[row], "epoch": epoch}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
 MIN_SAVING = 0.05  # share of the positions that packing must save to be chosen
 MIN_UNGROUPED = 16  # examples per step from which random order is preferred to grouping by length
 GPU_MULTIPLE = 8  # of the widths of batches
@@ -163,12 +180,16 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     packing_mode = training.packing if plan.packed is None or plan.dense else plan.packed
     must_pack, wanted = packing_mode in (True, "dense"), f"training.packing: {str(packing_mode).lower()}"
     grouped = groups_by_length(training.train_sampling_strategy, plan.global_batch_size)
-    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, group_by_length=grouped)
+    varies, of_one_size = getattr(collate, "varies", False), not collate.pads and collate.sizes_batches
+    grouped = grouped and not of_one_size  # rows of equal length would be grouped by their place in the data
+    order = BatchOrder(lengths, plan.global_batch_size, plan.steps, recipe.seed, grouped, varies)
     if plan.dense and not (collate.pads and collate.packs):
         reason = collate.unpacked_because if collate.pads else "they are features of one size"
         raise UserError(f"{wanted}: these examples are not packed: {reason}; set auto or false, and global_batch_size")
-    if not collate.pads:  # features: nothing pads
-        return Batches(order, data.train, order, collate, plan, "examples of one size")
+    if not collate.pads:  # features and images: nothing pads
+        rows = EpochRows(data.train) if varies else data.train
+        line = "examples of one size" + (", augmented in each epoch" if varies else "")
+        return Batches(order, rows, order, collate, plan, line)
     padding = packing.padding_share(order, plan.micro_batch, collate.multiple)
     sampled = "examples grouped by length" if grouped else "examples in random order"
     plain = Batches(order, data.train, order, collate, plan, f"{sampled}, {padding:.0%} padding")

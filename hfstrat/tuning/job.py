@@ -258,7 +258,9 @@ def row_seconds(job: Job, concluded: float, trained: float, steps: int) -> float
     evaluation of a few rows mostly takes a time that does not depend on them."""
     found = concluded / max(1, len(job.data.eval))
     seen = steps * job.plan.global_batch_size
-    runs_body = job.train_data.collate.pads and "precomputed" not in job.train_data.facts  # else training sees cached states
+    runs_body = (
+        job.train_data.collate.sizes_batches and "precomputed" not in job.train_data.facts
+    )  # else training sees cached states
     return min(found, FORWARD_SHARE * trained / seen) if seen and runs_body else found
 
 

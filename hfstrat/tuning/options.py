@@ -172,6 +172,11 @@ def check(options: Options) -> Setting:
         options.folder,
     )
     lineup = entries.line_up(request)
+    if not (task := task_of(lineup.entries[0].loaded.recipe)).model.reads_tokens:
+        raise UserError(
+            f"tune: for task: {task.name} it cannot predict times, so it would not keep its deadline; `hfstrat compare` with "
+            "--budget trains recipes side by side"
+        )
     others = options.eval_data or evaluation_data(lineup.entries[0])
     for entry in lineup.entries:
         if getattr(entry.loaded.recipe.strategy, "gradual_unfreezing", None) is not None:

@@ -16,6 +16,7 @@ from datasets import Dataset
 from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
+from helpers.images import folder_of_classes, image_recipe, make_image_model
 from helpers.recipes import OWN
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
@@ -29,6 +30,7 @@ from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.publish import push
 from hfstrat.recipe import suggestions
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.images import Images
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.rewards import Reward
 from hfstrat.recipe.schema import OBJECTIVES, STRATEGIES, Recipe
@@ -605,6 +607,8 @@ APART = {  # keys that are probed by a test of their own, below
     ),
     **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
     **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
+    **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields},
+    "training.class_weights": "test_class_weights_are_those_of_the_training_loss",
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
     "hub.repo_id": "test_what_the_hub_is_asked_for",
@@ -1039,3 +1043,47 @@ def test_every_key_of_an_objective_changes_its_loss() -> None:
         one, other = (loss_of(name="dpo", loss_type=kind, label_smoothing=share) for share in (0.1, 0.2))
         assert one != other
     assert loss_of(name="dpo", loss_type="discopop") != loss_of(name="dpo", loss_type="discopop", discopop_tau=1.0)
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """`of_images("image.flip=false")` is a job of an image classification."""
+    root = tmp_path_factory.mktemp("images")
+    model, images = make_image_model(root / "model"), folder_of_classes(root / "data")
+
+    def get(*overrides: str) -> Job:
+        recipe = image_recipe(tmp_path_factory.mktemp("job"), model, images)
+        job = setup.set_up(load_recipe(str(recipe), list(overrides)), one_process(), overwrite=False)
+        assert job.lock is not None
+        job.lock.close()
+        return job
+
+    return get
+
+
+def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> None:
+    def batch(*overrides: str) -> torch.Tensor:
+        rows = of_images(*overrides).trainer.train_dataset
+        collate = of_images(*overrides).trainer.data_collator
+        pixels: torch.Tensor = collate([rows[place] for place in range(8)])["pixel_values"]
+        return pixels
+
+    plain = batch()
+    other = ["image_size=48", "augmentation=off", "crop=0.2", "flip=false", "color=0.5"]
+    assert {key.partition("=")[0] for key in other} == set(Images.model_fields)
+    for key in other:
+        changed = batch(f"image.{key}")
+        assert changed.shape != plain.shape or not torch.equal(changed, plain), key
+
+
+def test_class_weights_are_those_of_the_training_loss(of_images: Callable[..., Job]) -> None:
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
+    plain, weighted, focal = (
+        float(of_images(*given).trainer.loss({"logits": logits}, labels))
+        for given in ((), ("training.class_weights=[1,2,5]",), ("training.class_weights=focal",))
+    )
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    by_hand = torch.tensor([1.0, 2.0, 5.0]) / (8 / 3)  # as many training rows of each class: the mean weight is one
+    assert weighted == pytest.approx(float((each * by_hand[labels]).mean()), rel=1e-6)
+    assert focal == pytest.approx(float(((1 - (-each).exp()) ** 2 * each).mean()), rel=1e-6)
+    assert len({plain, weighted, focal}) == 3

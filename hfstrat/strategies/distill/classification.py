@@ -115,7 +115,9 @@ class ClassDistiller:
                 "use a teacher with these labels, or, if only the names differ, change id2label in its config.json"
             )
         # the head of a decoder finds the last token by the id of the padding token
-        teacher.config.get_text_config().pad_token_id = base.model.config.get_text_config().pad_token_id
+        padding = getattr(base.model.config.get_text_config(), "pad_token_id", None)
+        if padding is not None:  # models of images have none
+            teacher.config.get_text_config().pad_token_id = padding
         self.order = torch.tensor(order)
         self.teacher, self.names, self.is_active = teacher, ours, True
 
@@ -153,6 +155,12 @@ class ClassDistiller:
         return replace(TASKS[self.task].metrics, labels=self.names)
 
 
+class ImageDistiller(ClassDistiller):
+    """The same for classes of images: a teacher is given the pixels of the student."""
+
+    task = "image-classification"
+
+
 class RegressionDistiller(ClassDistiller):
     """The same for numbers: the squared error from the teacher's predictions in place of the divergence, standardized."""
 
@@ -180,7 +188,9 @@ class RegressionDistiller(ClassDistiller):
 def cache_outputs(data: TrainData, distiller: ClassDistiller, options: Cache) -> TrainData:
     """The data with cached class logits of the teacher, if there is more than one epoch."""
     facts: dict[str, Any] = {"teacher": _evaluate_teacher(data, distiller)}
-    if options.form == "auto" and (data.is_endless or data.epochs > 1):
+    if getattr(data.collate, "varies", False):
+        data.say(f"{'teacher':<9} outputs are computed on the fly: examples are augmented in each epoch")
+    elif options.form == "auto" and (data.is_endless or data.epochs > 1):
         data, facts["cache"] = _cache_logits(data, distiller)
     else:
         data.say(f"{'teacher':<9} outputs are computed on the fly: {'form: off' if options.form == 'off' else 'one epoch'}")

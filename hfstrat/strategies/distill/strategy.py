@@ -53,6 +53,7 @@ def objective_of(task: str) -> Objective:
     distillers = {
         "causal-lm": Objective(objective.Distiller, precompute.cache_outputs),
         "text-classification": Objective(classification.ClassDistiller, classification.cache_outputs),
+        "image-classification": Objective(classification.ImageDistiller, classification.cache_outputs),
         "regression": Objective(classification.RegressionDistiller, classification.cache_outputs),
     }
     return distillers[task]
@@ -91,6 +92,8 @@ class Distill(Strategy[section.Distill]):
 
     def _check_settings(self, recipe: Recipe, wrapping: str) -> None:
         wanted = self.section
+        if recipe.training.class_weights is not None:
+            raise UserError("training.class_weights: a student learns the classes as its teacher weighs them; remove it")
         if recipe.model.quantization is not None and wanted.shrink:
             raise UserError(
                 "strategy.shrink: layers are left out of the model after it is loaded, so the trainable layers are unknown at "

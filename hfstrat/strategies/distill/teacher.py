@@ -115,6 +115,9 @@ def place_teacher(
         return None
     _check_memory(strategy, section, base, describe, several_epochs)
     found = load_teacher(section, base.task, base.compute_dtype)
+    if not base.task.model.reads_tokens:
+        base.task.model.check_teacher(found, section, tokenizer)
+        return found
     check_tokenizers(tokenizer, section, min(vocabulary_size(found), vocabulary_size(base.model)))
     known = found.get_input_embeddings().weight.shape[0]
     if known < len(tokenizer):
@@ -298,6 +301,10 @@ def _check_named_teacher(strategy: Distill, recipe: Recipe, own: dict[str, Any],
     if not (config := read_json(path / "config.json")):
         raise UserError(f"strategy.teacher: {name} contains no model (config.json)")
     models_check.check_has_weights(key, name, path)
+    if not TASKS[recipe.task].model.reads_tokens:
+        TASKS[recipe.task].rows.check_processor(_as_model(strategy.teacher), network)
+        _check_kind(name, config, TASKS[recipe.task])
+        return config
     if not models_check.has_tokenizer(path):
         raise UserError(
             f"strategy.teacher: {name} contains no tokenizer, such as tokenizer.json, which is needed to compare the "

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hfstrat.models.blocks import evaluating, find_blocks
+from hfstrat.models.blocks import evaluating, find_blocks, input_parameters
 from hfstrat.models.quantization import is_quantized, keeps_outliers
 
 COLUMN = "boundary_states"
@@ -227,10 +227,9 @@ def _why_nothing_is_frozen(model: Any) -> str:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if any("lora_" in name for name in trainable):
         return "adapters are trained in the first block, or before it"
-    embeddings = model.get_input_embeddings()
-    if any(parameter.requires_grad for parameter in embeddings.parameters()):
+    if any(parameter.requires_grad for parameter in input_parameters(model)):
         head = model.get_output_embeddings()
-        tied = head is not None and getattr(head, "weight", None) is embeddings.weight
+        tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
         return f"the input embeddings are trained{', since they are tied to the LM head' if tied else ''}"
     return f"parameters are trained in the first block, or before it ({trainable[0] if trainable else 'nothing is frozen'})"
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
-from hfstrat.errors import UserError
+from hfstrat.errors import UserError, first_line
 from hfstrat.models import router_loss
 from hfstrat.models.blocks import evaluating
 from hfstrat.models.quantization import elements
@@ -74,6 +74,8 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
         return data
     if distributed.is_sharded():
         return _not_cached(data, mode, "no process has the full model on its device")
+    if getattr(data.collate, "varies", False):
+        return _not_cached(data, mode, "training examples are augmented in each epoch (image.augmentation)")
     if getattr(data.collate, "generates", False):
         return _not_cached(data, mode, "the answers change with the model")
     model.to(data.device)
@@ -119,7 +121,11 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
     if speedup is not None and speedup < PAYS and mode == "auto":
         raise Refused(f"it would not save time (predicted {speedup:.2f}x over {data.epochs:.3g} epochs)")
     states = prefix.boundary.take(batch)
+    if states.dim() != 3:
+        raise Refused("its hidden states are no sequence")
     parts = {name: _Part.of(rows) for name, rows in (("train", data.unpacked.train), ("eval", data.eval))}
+    if not getattr(data.collate, "pads", True):  # every example has as many states
+        parts = {name: part._replace(lengths=np.full_like(part.lengths, states.shape[1])) for name, part in parts.items()}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * states.shape[2] * states.dtype.itemsize
     text = f"hidden states of {sum(len(part.first) for part in parts.values()):,} examples"
     if reason := _lack_of_room(data, needed, text):
@@ -232,7 +238,10 @@ def _check(data: TrainData, rows: WithStates, model: nn.Module) -> None:
 
 def _compare(data: TrainData, batch: Batch, model: nn.Module) -> None:
     with torch.no_grad(), evaluating(model):
-        stored = model(**batch)
+        try:
+            stored = model(**batch)
+        except Exception as error:  # blocks may pass anything to each other
+            raise Refused(f"its blocks pass more than hidden states ({type(error).__name__}: {first_line(error)})") from error
         whole = model(**{name: value for name, value in batch.items() if name != COLUMN})
     for name, value in whole.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
@@ -344,9 +353,10 @@ class StatesCollator(CachedColumnCollator):
     def added(self, values: list[list[np.ndarray]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.boundary.is_bound:
             return {}
-        ids, width = batch["input_ids"], int(values[0][0].shape[1])
-        padded: np.ndarray = np.zeros((*ids.shape, width), dtype=RAW[self.dtype])
-        if len(ids) < len(values):  # bins that are flattened into one row
+        length, width = (int(size) for size in values[0][0].shape)
+        shape = batch["input_ids"].shape if "input_ids" in batch else (len(values), length)
+        padded: np.ndarray = np.zeros((*shape, width), dtype=RAW[self.dtype])
+        if shape[0] < len(values):  # bins that are flattened into one row
             values = [[row for rows in values for row in rows]]
         for index, rows in enumerate(values):
             start = 0

@@ -40,11 +40,33 @@ class Body:
 
     @property
     def width(self) -> int:
+        """Numbers of a feature vector."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The ways in which its hidden states may be pooled."""
+        return POOLINGS
 
     def end(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output of the body if it ended with these hidden states."""
         return hidden if self.norm is None else self.norm(hidden)
+
+    def features(self, inputs: dict[str, torch.Tensor], layers: Sequence[int], poolings: Sequence[str]) -> torch.Tensor:
+        """The pooled outputs of the body cut at each layer, `[B, len(layers), len(poolings), H]`, float32 on the CPU."""
+        mask = inputs["attention_mask"]
+        found = torch.empty(len(mask), len(layers), len(poolings), self.width)
+
+        def keep(index: int, given: Any) -> None:
+            hidden = self.end(hidden_of(given))
+            found[:, index] = torch.stack([pool(hidden, mask, name) for name in poolings], dim=1).cpu()
+
+        with ExitStack() as hooks:
+            for index, layer in enumerate(layers):
+                hook = self.blocks[layer - 1].register_forward_hook(lambda _, args, given, at=index: keep(at, given))
+                hooks.enter_context(hook)
+            self.model(**inputs)
+        return found
 
 
 def hidden_of(given: Any) -> torch.Tensor:
@@ -81,6 +103,12 @@ def norms(model: nn.Module, blocks: nn.ModuleList) -> list[nn.Module]:
     return [m for m in model.modules() if id(m) not in inside and "norm" in type(m).__name__.lower()]
 
 
+def check_depth(layer: int | str, depth: int) -> None:
+    """Refuse a layer beyond the last. Raises UserError."""
+    if isinstance(layer, int) and layer > depth:
+        raise UserError(f"strategy.layer: given {layer}, but this model has {depth} layers")
+
+
 def near(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape:
         return False
@@ -90,6 +118,8 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 def cut(body: Body, layer: int) -> Body:
     """Remove the blocks after the first `layer`, in place, also from the config."""
     depth, config = body.depth, body.model.config
+    if layer == depth:
+        return body
     del body.blocks[layer:]
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         keep_layers_in_config(part, depth, list(range(layer)))
@@ -99,7 +129,7 @@ def cut(body: Body, layer: int) -> Body:
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # per CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
 GPU_BATCH_TOKENS = 32_768
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of a body; the rest of a batch is for the loss
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")  # of a body; the rest of a batch is for the loss
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
@@ -116,28 +146,16 @@ def extract(
     """Features of examples, `[len(places), len(layers), len(poolings), H]`, float32 on the CPU.
 
     Args:
-        rows: tokenized examples, with `input_ids` and `length`.
+        rows: prepared examples, with `length`.
         places: their indices, in the order of the result.
-        collate: from a list of examples to `input_ids`, `attention_mask` and further inputs of the body.
+        collate: from a list of examples to inputs of the body.
         layers: numbers of the blocks, from 1.
         dtype: of the forward pass.
         group: the processes that share the batches; all of them get all features.
     """
 
     def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        mask = inputs["attention_mask"]
-        found = torch.empty(len(mask), len(layers), len(poolings), body.width)
-
-        def keep(index: int, given: Any) -> None:
-            hidden = body.end(hidden_of(given))
-            found[:, index] = torch.stack([pool(hidden, mask, name) for name in poolings], dim=1).cpu()
-
-        with ExitStack() as hooks:
-            for index, layer in enumerate(layers):
-                hook = body.blocks[layer - 1].register_forward_hook(lambda _, args, given, at=index: keep(at, given))
-                hooks.enter_context(hook)
-            body.model(**inputs)
-        return found
+        return body.features(inputs, layers, poolings)
 
     return _run(body.model, rows, places, collate, dtype, group, run)
 

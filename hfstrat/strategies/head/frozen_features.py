@@ -9,7 +9,8 @@ import torch
 
 from hfstrat.data.splits import column
 from hfstrat.models.load import forward_operations
-from hfstrat.strategies.head.features import POOLINGS, extract, split_body
+from hfstrat.strategies.head.features import extract
+from hfstrat.strategies.head.heads import body_of
 from hfstrat.strategies.head.linear import leave_one_out, solve, targets_of
 from hfstrat.strategies.head.pooled import score
 
@@ -37,16 +38,17 @@ def outputs(base: Base, data: TrainData, classes: int) -> tuple[torch.Tensor, in
 
     All processes of a run have to call it. Raises UserError: a body whose last hidden states cannot be found.
     """
-    body = split_body(base.model.base_model)
+    body = body_of(base, data)
     places, units = sample(base, data), data.collate.units
     if not base.quantized:
         base.model.to(data.device)
     labels = data.collate.encode_labels([data.train[int(place)]["label"] for place in places])
-    found = extract(body, data.train, places, data.collate, [body.depth], POOLINGS, data.dtype, data.group)[:, 0]
+    poolings = body.poolings
+    found = extract(body, data.train, places, data.collate, [body.depth], poolings, data.dtype, data.group)[:, 0]
     targets, numbers = targets_of(labels, classes), units is not None
-    scores = [score(leave_one_out(found[:, i], targets, numbers), targets, numbers) for i in range(len(POOLINGS))]
+    scores = [score(leave_one_out(found[:, i], targets, numbers), targets, numbers) for i in range(len(poolings))]
     best = int(np.argmax(scores))
     layer, _ = solve(found[:, best], labels, classes, None, True, units, SEED)
     every = np.arange(len(data.eval))
-    tested = extract(body, data.eval, every, data.collate, [body.depth], [POOLINGS[best]], data.dtype, data.group)
+    tested = extract(body, data.eval, every, data.collate, [body.depth], [poolings[best]], data.dtype, data.group)
     return layer.logits(tested[:, 0, 0]), len(places)

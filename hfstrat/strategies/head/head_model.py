@@ -13,6 +13,7 @@ from hfstrat.models import output_scale
 from hfstrat.models.pooling import pool
 from hfstrat.strategies.head.features import INPUTS, Body
 from hfstrat.strategies.head.linear import Linear, Scale
+from hfstrat.strategies.head.own_pooling import OwnPooling
 
 
 class Standardize(nn.Module):
@@ -31,7 +32,7 @@ class Standardize(nn.Module):
 
 
 class HeadModel(nn.Module):
-    """Logits `[B, K]` of features `[B, H]`, or of token ids with their mask.
+    """Logits `[B, K]` of features `[B, H]`, or of the inputs of the body.
 
     Only the head is trained, in float32, and saved in checkpoints.
 
@@ -44,17 +45,22 @@ class HeadModel(nn.Module):
         super().__init__()
         self.body, self.head = body.model.requires_grad_(False), head
         self.layer, self.pooling, self.is_solved = layer, pooling, is_solved
-        self.config = config
+        self.config, self.parts = config, body
 
     def forward(
         self, features: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
         if features is None:
-            given = {name: value for name, value in inputs.items() if name in INPUTS and value is not None}
-            mask = given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-            features = pool(self.body(**given).last_hidden_state, mask, self.pooling)
+            features = self.pooled({name: value for name, value in inputs.items() if name in INPUTS and value is not None})
         with torch.autocast(features.device.type, enabled=False):
             return SequenceClassifierOutput(logits=self.head(features.to(next(self.head.parameters()).dtype)))
+
+    def pooled(self, given: dict[str, Any]) -> torch.Tensor:
+        """The features of the inputs of the body, `[B, H]`."""
+        if isinstance(self.parts, OwnPooling):
+            return self.parts.pooled(given)
+        mask = given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+        return pool(self.body(**given).last_hidden_state, mask, self.pooling)
 
     def train(self, mode: bool = True) -> HeadModel:
         super().train(mode)
@@ -121,7 +127,7 @@ class FeatureRows(Dataset[dict[str, torch.Tensor]]):
 class FeatureCollator:
     """The collator of `FeatureRows`, whose batches are tensors already."""
 
-    pads = selects_rows = False
+    pads = selects_rows = sizes_batches = False
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return batch

@@ -17,9 +17,10 @@ from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
 from hfstrat.recipe.strategies import Head
 from hfstrat.strategies.head import contrastive
-from hfstrat.strategies.head.features import POOLINGS, Body, cut, extract_inputs, split_body
+from hfstrat.strategies.head.features import Body, check_depth, cut, extract_inputs, split_body
 from hfstrat.strategies.head.head_model import FeatureCollator, FeatureRows, HeadModel, make_head, set_linear
 from hfstrat.strategies.head.linear import CONSTANT_ROWS, Linear, Scale, solve
+from hfstrat.strategies.head.own_pooling import OWN, OwnPooling, own_pooling
 from hfstrat.strategies.head.pooled import Pooled, pool_rows
 from hfstrat.strategies.pooled_result import labels_of, length_of
 from hfstrat.tasks import sentence_transformers
@@ -54,7 +55,7 @@ class ClassifierHead:
             final = final_linear(self.base.model)
             final.float()
             solved: Any = self.model.head[0]
-            set_linear(final, Linear(solved.weight.detach(), None))
+            set_linear(final, Linear(solved.weight.detach(), None if solved.bias is None else solved.bias.detach()))
         self.model.eval()
         device = next(self.model.parameters()).device
         cached = self.model(features=self.features.to(device)).logits
@@ -90,7 +91,8 @@ class SolvedTrainer(StrategyTrainer):
             self.evaluate()
         bias = model.head[0].bias is not None
         classes = model.head[0].out_features
-        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED)
+        each = self.metrics.row_weights(rows.labels)
+        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED, each)
         self.facts["l2"] = float(strength)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
@@ -106,11 +108,12 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     Raises UserError: a body that cannot be cut.
     """
     config = base.model.config
-    body, _, reads_last = _parts(strategy, base)
+    body, final, reads_last = _parts(base, data)
     vocabulary.refuse_frozen(base, FROZEN_TOKENS)
     units = data.collate.units
     cast_weights(base.model.base_model, base.compute_dtype)  # the precision of frozen weights in every strategy
-    poolings: tuple[str, ...] = POOLINGS if strategy.pooling == "auto" else (strategy.pooling,)
+    check_depth(strategy.layer, body.depth)
+    poolings = body.poolings if strategy.pooling == "auto" else (strategy.pooling,)
     layer, trained = strategy.layer, None
     if strategy.contrastive:  # a probe on rows that the body was trained on would tell nothing
         layer, poolings = body.depth, (contrastive.pooling_of(strategy, base),)
@@ -118,16 +121,17 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
         base.say(contrastive.line(trained))
     pooled = pool_rows(body, data, config.num_labels, layer, poolings, SEED)
     shorten(base, body, pooled)
-    by_transformers = reads_last and pooled.pooling == "last" and strategy.head == "linear"
+    by_transformers = reads_last and pooled.pooling in ("last", OWN) and strategy.head == "linear"
+    bias = not by_transformers or final.bias is not None
     if not by_transformers:
         sentence_transformers.check_installed()
     exact = is_exact(strategy, pooled)
     width = pooled.train.shape[1]
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
-    scale = None if exact else Scale.of(pooled.train, centered=not by_transformers)
-    head = make_head(width, pooled.classes, hidden, scale, not by_transformers)
+    scale = None if exact else Scale.of(pooled.train, centered=bias)
+    head = make_head(width, pooled.classes, hidden, scale, bias)
     if units is not None and scale is not None:
-        constant = constant_direction(scale.apply(pooled.train[:CONSTANT_ROWS])) if by_transformers else None
+        constant = None if bias else constant_direction(scale.apply(pooled.train[:CONSTANT_ROWS]))
         output_scale.scale(head[-1], units, constant, keep=False)  # type: ignore[arg-type]
     model = HeadModel(body, pooled.layer, pooled.pooling, head, config, is_solved=exact)
     batch = data.collate([data.eval[index] for index in range(min(SAMPLE, len(data.eval)))])
@@ -140,12 +144,25 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": found}), built
 
 
-def _parts(strategy: Head, base: Base) -> tuple[Body, nn.Linear, bool]:
-    """The body, the last linear layer, and whether that is the complete head."""
+def _parts(base: Base, data: TrainData) -> tuple[Body, nn.Linear, bool]:
+    """The body, the last linear layer, and whether that is the complete head, so that a solved one fits the model's class."""
     base.model.requires_grad_(False)
-    body, final = split_body(base.model.base_model), final_linear(base.model)
+    body, final = body_of(base, data), final_linear(base.model)
+    if isinstance(body, OwnPooling):
+        return body, final, True
     names = [name for name, module in base.model.named_modules() if module is final]
     return body, final, final.bias is None and base.head_modules == names
+
+
+def body_of(base: Base, data: TrainData) -> Body:
+    """The body of a model that reads tokens, or the complete model where its class pools in a way of its own.
+
+    Raises UserError: a body that cannot be cut.
+    """
+    if base.task.model.reads_tokens:
+        return split_body(base.model.base_model)
+    base.model.to(data.device)
+    return own_pooling(base.model, lambda: data.batch([0, len(data.eval) - 1]))
 
 
 def shorten(base: Base, body: Any, pooled: Pooled) -> None:
@@ -179,12 +196,13 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
 
     Raises UserError: a body that cannot be cut.
     """
-    body, final, reads_last = _parts(strategy, base)
+    body, final, reads_last = _parts(base, data)
+    check_depth(strategy.layer, body.depth)
     units = data.collate.units
     classes = base.model.config.num_labels
     base.model.to(data.device)
     if reads_last:
-        pooled = pool_rows(body, data, classes, strategy.layer, ("last",), SEED)
+        pooled = pool_rows(body, data, classes, strategy.layer, (OWN if isinstance(body, OwnPooling) else "last",), SEED)
         shorten(base, body, pooled)
         features, labels = pooled.train, pooled.train_labels
         found = facts(pooled, True)

@@ -122,14 +122,16 @@ def solve(
     bias: bool,
     units: Units | None,
     seed: int,
+    row_weights: torch.Tensor | None = None,
 ) -> tuple[Linear, float]:
     """The optimal head for raw features: `fit_logistic`, or ridge regression where the outputs have `units`.
 
     Args:
         labels: as in a batch; with `units` standardized targets. The outputs of the head are in their original units.
+        row_weights: how much each example counts in a logistic regression, `[n]`; None: equally.
     """
     if units is None:
-        return fit_logistic(features, labels, classes, strength, bias, seed)
+        return fit_logistic(features, labels, classes, strength, bias, seed, row_weights)
     constant, targets = None, labels.double()
     if not bias:
         constant = constant_direction(features[:CONSTANT_ROWS])
@@ -145,6 +147,7 @@ def fit_logistic(
     strength: float | None = None,
     bias: bool = True,
     seed: int = 0,
+    row_weights: torch.Tensor | None = None,
 ) -> tuple[Linear, float]:
     """Fit a logistic regression: multinomial for labels `[n]`, one per label for `[n, K]` of 0 and 1.
 
@@ -155,6 +158,7 @@ def fit_logistic(
         features: `[n, H]`, float32.
         strength: by default the one of `STRENGTHS` with the lowest loss on a held-out fifth of the examples.
         bias: whether the layer has one.
+        row_weights: how much the loss of each example counts, `[n]`, of mean 1; None: equally.
 
     Returns:
         The layer for raw features, and the strength.
@@ -163,11 +167,11 @@ def fit_logistic(
     x = scale.apply(features)
     start = None
     if strength is None:
-        strength, start = choose_strength(x, labels, classes, bias, seed)
+        strength, start = choose_strength(x, labels, classes, bias, seed, row_weights)
     start = torch.zeros(classes, x.shape[1] + bias) if start is None else start
     # float32 first, float64 for the last steps
-    near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4)
-    exact = minimize(x.double(), labels, near.double(), strength, bias, tolerance=1e-5)
+    near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4, row_weights=row_weights)
+    exact = minimize(x.double(), labels, near.double(), strength, bias, tolerance=1e-5, row_weights=row_weights)
     return scale.fold(*split(exact, bias)), strength
 
 
@@ -187,15 +191,18 @@ def out_of_fold(features: torch.Tensor, labels: torch.Tensor, strength: float | 
     return found
 
 
-def choose_strength(x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int) -> tuple[float, torch.Tensor]:
+def choose_strength(
+    x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int, row_weights: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
     """The strength with the lowest held-out loss, and its weights; each fit starts from the previous one."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     held, kept = order[: max(1, len(x) // 5)], order[max(1, len(x) // 5) :]
+    of_kept, of_held = (None if row_weights is None else row_weights[part] for part in (kept, held))
     weights = torch.zeros(classes, x.shape[1] + bias)
     found: list[tuple[float, float, torch.Tensor]] = []
     for strength in sorted(STRENGTHS, reverse=True):
-        weights = minimize(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3)
-        loss = float(loss_and_gradient(x[held], labels[held], weights, bias)[0]) / len(held)
+        weights = minimize(x[kept], labels[kept], weights, strength, bias, tolerance=1e-3, row_weights=of_kept)
+        loss = float(loss_and_gradient(x[held], labels[held], weights, bias, of_held)[0]) / len(held)
         found.append((loss, strength, weights))
         if loss > min(found)[0] * 1.05:
             break  # the loss is nearly convex along this path
@@ -208,9 +215,13 @@ def split(weights: torch.Tensor, bias: bool) -> tuple[torch.Tensor, torch.Tensor
 
 
 def loss_and_gradient(
-    x: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, bias: bool
+    x: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, bias: bool, row_weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss and its gradient `[K, H + bias]`, a chunk of examples at a time."""
+    """The summed loss and its gradient `[K, H + bias]`, a chunk of examples at a time.
+
+    Args:
+        row_weights: how much each example with one label counts, `[n]`; None: equally.
+    """
     weight, shift = split(weights, bias)
     total, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(weights)
     rows = max(1, CHUNK_NUMBERS // len(weights))
@@ -223,9 +234,12 @@ def loss_and_gradient(
             slope = logits.sigmoid_().sub_(wanted)
         else:
             logprobs = logits.log_softmax(-1)
-            total -= logprobs.gather(1, wanted[:, None]).double().sum()
+            mine = logprobs.gather(1, wanted[:, None])[:, 0].double()
+            each = None if row_weights is None else row_weights[start : start + rows]
+            total -= (mine if each is None else mine * each.double()).sum()
             slope = logprobs.exp_()
             slope[torch.arange(len(wanted)), wanted] -= 1
+            slope = slope if each is None else slope.mul_(each.to(slope.dtype)[:, None])
         gradient[:, : x.shape[1]] += slope.T @ part
         if bias:
             gradient[:, -1] += slope.sum(0)
@@ -233,7 +247,13 @@ def loss_and_gradient(
 
 
 def minimize(
-    x: torch.Tensor, labels: torch.Tensor, start: torch.Tensor, strength: float, bias: bool, tolerance: float
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    start: torch.Tensor,
+    strength: float,
+    bias: bool,
+    tolerance: float,
+    row_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights `[K, H + bias]` at which no entry of the objective's gradient is above `tolerance`, from `start`."""
     weights = start.clone().requires_grad_()
@@ -251,7 +271,7 @@ def minimize(
 
     @torch.no_grad()
     def closure() -> torch.Tensor:
-        total, gradient = loss_and_gradient(x, labels, weights, bias)
+        total, gradient = loss_and_gradient(x, labels, weights, bias, row_weights)
         weights.grad = gradient.div_(len(x)) + penalty * weights
         return total / len(x) + (penalty * weights * weights).sum().double() / 2
 

@@ -48,7 +48,7 @@ class Head(Strategy[section.Head]):
     def check_task(self, task: Task) -> None:
         _check_task(self.section, task)
         by_transformers = self.section.pooling == "last" and self.section.head == "linear" and not self.section.contrastive
-        if not task.text.generates and not by_transformers:
+        if task.model.reads_tokens and not task.text.generates and not by_transformers:
             from hfstrat.tasks.sentence_transformers import check_installed
 
             check_installed()
@@ -59,6 +59,10 @@ class Head(Strategy[section.Head]):
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
+        if recipe.training.class_weights == "focal" and self.section.head == "linear" and self.section.solver != "trainer":
+            raise UserError(
+                "training.class_weights: focal: the focal loss has no exact solution; set strategy.solver: trainer, or balanced"
+            )
         if recipe.model.pooling is not None:
             raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
         if recipe.training.head_learning_rate is not None:
@@ -105,7 +109,6 @@ class Head(Strategy[section.Head]):
             return super().build(base, data)
         from hfstrat.strategies.head.heads import classifier_head
 
-        check_depth(self.section.layer, base.model.config.get_text_config().num_hidden_layers)
         data, self.classifier = classifier_head(self.section, base, data)
         return Built(self.classifier.model, data)
 
@@ -194,7 +197,6 @@ class HeadThen(Strategy[section.Head]):
     def build(self, base: Base, data: TrainData) -> Built:
         from hfstrat.strategies.head.heads import solve_head
 
-        check_depth(self.section.layer, base.model.config.get_text_config().num_hidden_layers)
         data = solve_head(self.section, base, data)
         return Built(self.build_model(base), data)
 
@@ -222,20 +224,23 @@ def _check_task(section: section.Head, task: Task) -> None:
         of_classifiers = ("layer", "pooling", "head", "hidden_size", "solver", "l2", "then", "contrastive")
         if odd := [key for key in of_classifiers if key in section.model_fields_set]:
             raise UserError(f"strategy.{odd[0]}: it is for classifiers; the LM head is always on the last layer, so remove it")
+    elif not task.model.reads_tokens and section.contrastive:
+        raise UserError(f"strategy.contrastive: true: it compares texts, and {task.name} has none; remove contrastive")
+    elif not task.model.reads_tokens and (section.pooling != "auto" or section.head != "linear"):
+        key = "pooling" if section.pooling != "auto" else "head"
+        raise UserError(
+            f"strategy.{key}: {getattr(section, key)}: a model for {task.name} pools as its class in transformers, which has a "
+            "linear head; remove it"
+        )
     elif section.untie:
         raise UserError("strategy.untie: the head of a classifier is not tied to the embeddings; remove it")
-
-
-def check_depth(layer: int | str, depth: int) -> None:
-    """Refuse a layer beyond the last. Raises UserError."""
-    if isinstance(layer, int) and layer > depth:
-        raise UserError(f"strategy.layer: given {layer}, but this model has {depth} layers")
 
 
 def _cut(section: section.Head, shapes: Shapes) -> Shapes:
     """The shapes without the blocks after `layer`; all of them if it is selected later. Raises UserError."""
     layer = section.layer
-    check_depth(layer, count_blocks(shapes))
+    if isinstance(layer, int) and layer > (depth := count_blocks(shapes)):
+        raise UserError(f"strategy.layer: given {layer}, but this model has {depth} layers")
     if layer == "auto":
         return shapes
     return {name: s for name, s in shapes.items() if not (match := BLOCK.search(name)) or int(match.group(1)) < layer}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
 from hfstrat.data.labels import as_number
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from hfstrat.data.classes import Classes
     from hfstrat.data.labeled import Texts
+    from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
@@ -109,6 +110,9 @@ class Classifier(HeadModel):
 class ClassMetrics(Metrics):
     """Loss (nats per text or, with several labels, per label), accuracy and F1."""
 
+    weights: tuple[float, ...] = ()  # of the classes in the training loss; empty: equal
+    gamma: float = 0.0  # of the focal loss in training; 0: cross-entropy
+
     names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
     shares: ClassVar[tuple[str, ...]] = ("accuracy",)
 
@@ -116,10 +120,21 @@ class ClassMetrics(Metrics):
     def quality(self) -> Quality:
         return Quality("accuracy", True, "right", "rows")
 
+    def for_training(self, recipe: Recipe, data: PreparedData) -> Self:
+        from hfstrat.tasks.text_classification.class_weights import weights_of
+
+        weights, gamma = weights_of(recipe.training.class_weights, data)
+        return replace(self, weights=weights, gamma=gamma)
+
+    def row_weights(self, labels: torch.Tensor) -> torch.Tensor | None:
+        import torch
+
+        return torch.tensor(self.weights)[labels] if self.weights else None
+
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         from hfstrat.tasks.text_classification.scores import class_loss
 
-        return class_loss(outputs, labels, num_items_in_batch)
+        return class_loss(outputs, labels, num_items_in_batch, self.weights, self.gamma)
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         from hfstrat.tasks.text_classification.scores import class_sums
@@ -208,7 +223,11 @@ def labels_of(model: Any, texts: Texts, prompt: Any, compute_dtype: torch.dtype)
     Returns:
         The most probable label; of a model for several labels those above their thresholds (one half), which may be none.
     """
-    config, logits = model.config, logits_of(model, texts, prompt, compute_dtype)
+    return chosen_labels(model.config, logits_of(model, texts, prompt, compute_dtype))
+
+
+def chosen_labels(config: Any, logits: torch.Tensor) -> list[tuple[str, float]]:
+    """As `labels_of`, from the logits of one example, `[L]`."""
     if config.problem_type == "multi_label_classification":
         chances, above = logits.sigmoid(), of_config(config, names_of(config))
         order = chances.argsort(descending=True).tolist()

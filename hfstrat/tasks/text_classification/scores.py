@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,16 +135,31 @@ def _short(label: str) -> str:
     return label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."
 
 
-def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+def class_loss(
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    weights: Sequence[float] = (),
+    gamma: float = 0.0,
+) -> torch.Tensor:
     """A classifier's loss summed over this micro-batch and divided by the items of the whole optimizer step.
 
     Labels `[B]` (int64, one class per row): cross-entropy, an item is a row. Labels `[B, L]` (float, 0 or 1, any number of
     labels per row): binary cross-entropy, an item is a row's yes or no to one label. The losses of transformers' classification
     heads ignore `num_items_in_batch`, so that their gradients grow with the number of micro-batches.
+
+    Args:
+        weights: of the classes, for one class per row; the divisor stays the number of rows.
+        gamma: of the focal loss `(1 - p)^gamma * -log p` (Lin et al. 2017, arXiv 1708.02002), for one class per row.
     """
     import torch
 
-    total = class_nll(outputs["logits"], labels).sum()
+    nll = class_nll(outputs["logits"], labels)
+    if gamma:
+        nll = (1 - torch.exp(-nll)).pow(gamma) * nll
+    if weights:
+        nll = nll * torch.tensor(weights, dtype=nll.dtype, device=nll.device)[labels]
+    total = nll.sum()
     count = labels.numel() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 

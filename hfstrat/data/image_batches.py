@@ -1,0 +1,164 @@
+"""How images become tensors: transformers' image processor of a model, random changes in training, and batches of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from hfstrat.data.collate import TokenCollator
+from hfstrat.data.image_files import ImageRef, Unreadable
+from hfstrat.errors import UserError
+from hfstrat.recipe.images import Augmentation
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RATIO = 4 / 3  # of the sides of a random crop, at most
+
+
+class ImageProcessor:
+    """The image processor of a model, in the place of a tokenizer.
+
+    Args:
+        processor: of transformers.
+        patch: pixels of a side of the model's patches, which give the `tokens` of an image.
+        augmentation: of training images; None for none.
+        seed: of the augmentation.
+    """
+
+    pad_token_id = eos_token = None
+    max_length = 0
+    template = ""
+
+    def __init__(self, processor: Any, patch: int, augmentation: Augmentation | None = None, seed: int = 0) -> None:
+        from PIL import Image
+
+        self.processor, self.augmentation, self.seed = processor, augmentation, seed
+        shapes = {tuple(self.pixels([Image.new("RGB", size)]).shape[-2:]) for size in ((48, 64), (64, 48), (64, 64))}
+        if len(shapes) > 1:
+            raise UserError(
+                f"model.name_or_path: its image processor ({type(processor).__name__}) gives images of different sizes, which "
+                "do not fit into a batch; set image.image_size"
+            )
+        self.height, self.width = shapes.pop()
+        self.tokens = max(1, (self.height // patch) * (self.width // patch))
+
+    @property
+    def tokenizer(self) -> Self:
+        """Where the renderer of a text has its tokenizer."""
+        return self
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        self.processor.save_pretrained(folder)
+
+    def pixels(self, images: Sequence[Image]) -> torch.Tensor:
+        """`pixel_values` `[B, C, H, W]` in float32, as in a pipeline of transformers."""
+        found: torch.Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return found
+
+    def augmented(self, image: Image, row: int, epoch: int) -> torch.Tensor:
+        """`pixel_values` `[C, H, W]` of an image with random changes, which depend on the seed, the epoch and the row alone."""
+        assert self.augmentation is not None
+        changed = augment(image, self.augmentation, (self.width, self.height), np.random.default_rng((self.seed, epoch, row)))
+        found = self.processor(images=[changed], return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+        return found[0]  # type: ignore[no-any-return]
+
+
+def augment(image: Image, wanted: Augmentation, size: tuple[int, int], source: np.random.Generator) -> Image:
+    """A random crop of the image, resized to `size` (width, height), perhaps mirrored, in other colors.
+
+    Every number is drawn, whether it is used or not, so that one change does not depend on another.
+    """
+    from PIL import Image as pillow
+    from PIL import ImageEnhance, ImageOps
+
+    area, ratio, left, top, mirrored, *factors = source.random(8)
+    width, height = image.size
+    box = (
+        crop_box(width, height, 1 - area * (1 - wanted.crop), RATIO ** (2 * ratio - 1), (left, top))
+        if wanted.crop < 1
+        else None
+    )
+    image = image.resize(size, pillow.Resampling.BICUBIC, box=box)
+    if wanted.flip and mirrored < 0.5:
+        image = ImageOps.mirror(image)
+    if wanted.color:
+        for enhancer, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True):
+            image = enhancer(image).enhance(1 + wanted.color * (2 * factor - 1))
+    return image
+
+
+def crop_box(
+    width: int, height: int, share: float, ratio: float, place: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a crop with this share of the area and this ratio of its sides, as far as it fits.
+
+    Args:
+        place: of the crop among those that fit, from 0 to 1 in both directions.
+    """
+    wide = min(width, (share * width * height * ratio) ** 0.5)
+    high = min(height, (share * width * height / ratio) ** 0.5)
+    left, top = (width - wide) * place[0], (height - high) * place[1]
+    return left, top, min(width, left + wide), min(height, top + high)
+
+
+class ImageCollator(TokenCollator):
+    """Collates rows of images: `pixel_values` float32 `[B, C, H, W]` and `labels` as `ClassCollator` has them.
+
+    Rows with an `epoch` are those of training, which are augmented.
+
+    Args:
+        labels: the number of labels, where a row may have several; None for one per row.
+    """
+
+    pads = packs = False
+    sizes_batches = True
+    multiple, pad_token_id = 1, 0
+
+    def __init__(self, processor: ImageProcessor, labels: int | None = None) -> None:
+        self.processor, self.labels, self.varies = processor, labels, processor.augmentation is not None
+        self.size = [processor.height, processor.width]  # what cached features depend on, as is the next
+        self.settings = sorted(f"{key}={value}" for key, value in processor.processor.to_dict().items())
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [open_row(row) for row in rows]
+        if self.varies and all("epoch" in row for row in rows):
+            each = zip(images, rows, strict=True)
+            pixels = torch.stack([self.processor.augmented(image, int(row["row"]), int(row["epoch"])) for image, row in each])
+        else:
+            pixels = self.processor.pixels(images)
+        return {"pixel_values": pixels, "labels": self.encode_labels([row["label"] for row in rows])}
+
+    def with_teacher(self, has_types: bool) -> Self:
+        """The same: a teacher is given the pixels of the student."""
+        return self
+
+
+def open_row(row: dict[str, Any]) -> Image:
+    """The image of a prepared row. Raises UserError where it cannot be read any more."""
+    ref = ImageRef(row["path"], row["member"], row["image"])
+    try:
+        return ref.open()
+    except Unreadable as error:
+        raise UserError(f"{ref.name}: {error}; it could be read when the data were prepared") from None
+
+
+def resize(processor: Any, size: int) -> Any:
+    """Set the size of the images that a processor of transformers makes, in place; a crop keeps its share. Raises UserError."""
+    now, crop = dict(processor.size), getattr(processor, "crop_size", None)
+    square = {"height": size, "width": size}
+    if {"height", "width"} <= now.keys():
+        before = now["height"]
+        processor.size = square
+    elif "shortest_edge" in now:
+        before = crop["height"] if crop and getattr(processor, "do_center_crop", False) else now["shortest_edge"]
+        processor.size = {"shortest_edge": round(size * now["shortest_edge"] / before)}
+    else:
+        raise UserError(f"image.image_size: {type(processor).__name__} has the size {now}, which cannot be changed; remove it")
+    if crop:
+        processor.crop_size = square
+    return processor

@@ -1,0 +1,207 @@
+"""Where the images of a local folder or zip archive are, by the conventions of `imagefolder` in `datasets`.
+
+A folder for each class, or a `metadata.jsonl` (.csv, .parquet) with the column `file_name`; either of them in folders or
+archives for each split (train, validation, test).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hfstrat.data import readers
+from hfstrat.data.image_files import SUFFIXES, ImageRef, is_image, open_archive
+from hfstrat.data.sources import SPLITS
+from hfstrat.errors import UserError
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_NAME = "file_name"
+IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
+EXPECTED = f"a folder for each class with images ({', '.join(SUFFIXES[:4])} ...), or metadata.jsonl with file_name and label"
+SHOWN = 3
+
+
+@dataclass
+class Layout:
+    """The images of a folder or an archive: their names in it, sorted, and the file with their labels, if there is one."""
+
+    root: Path
+    names: list[str]
+    metadata: str = ""
+    others: list[str] = field(default_factory=list)  # files that are no images
+    empty: list[str] = field(default_factory=list)  # folders without images
+
+    @property
+    def is_archive(self) -> bool:
+        return self.root.is_file()
+
+    def ref(self, name: str) -> ImageRef:
+        """The image with this name."""
+        return ImageRef(str(self.root), name) if self.is_archive else ImageRef(str(self.root / name))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row for each image: `image` and `label`, or the columns of the metadata. Raises UserError."""
+        if self.metadata:
+            yield from self._rows_of_metadata()
+            return
+        for name in self.names:
+            yield {"image": self.ref(name), "label": PurePosixPath(name).parent.name}
+
+    def _rows_of_metadata(self) -> Iterator[dict[str, Any]]:
+        folder = PurePosixPath(self.metadata).parent
+        for number, row in enumerate(self._read_metadata(), 1):
+            name = row.get(FILE_NAME)
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{self.root}/{self.metadata}: row {number}: it has no {FILE_NAME}, the path of an image in it")
+            rest = {key: value for key, value in row.items() if key != FILE_NAME}
+            yield {"image": self.ref(str(folder / name)), **rest}
+
+    def _read_metadata(self) -> Iterator[dict[str, Any]]:
+        if not self.is_archive:
+            yield from readers.read(self.root / self.metadata)
+            return
+        with tempfile.TemporaryDirectory(prefix="hfstrat-metadata-") as folder:
+            file = Path(folder) / PurePosixPath(self.metadata).name
+            file.write_bytes(open_archive(str(self.root)).read(self.metadata))
+            try:
+                yield from readers.read(file)
+            except UserError as error:
+                raise UserError(str(error).replace(str(file), f"{self.root}/{self.metadata}")) from None
+
+    def identity(self) -> list[Any]:
+        """What changes whenever an image does: names with sizes and times, of an archive its own."""
+        if self.is_archive:
+            stat = self.root.stat()
+            return [str(self.root), stat.st_size, stat.st_mtime_ns]
+        found: list[Any] = [str(self.root)]
+        for name in [*self.names, *([self.metadata] if self.metadata else [])]:
+            stat = (self.root / name).stat()
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def remarks(self) -> list[str]:
+        """What is in the folder and is not read."""
+        lines = []
+        if self.others:
+            shown = ", ".join(self.others[:SHOWN]) + (", ..." if len(self.others) > SHOWN else "")
+            lines.append(f"{len(self.others):,} files that are no images are not read: {shown}")
+        if self.empty and not self.metadata:
+            lines.append(f"warning: folders without images: {', '.join(self.empty[:SHOWN])}")
+        return lines
+
+
+def find(source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
+    """The images that a local folder or archive contains; None where it is neither, or a folder of tables alone.
+
+    Args:
+        splits: words for the split to read, of which the first that is present is.
+
+    Raises:
+        UserError: a folder or an archive without images, or without the split.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _of_folder(path.absolute(), source, key, splits)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _of_archive(path.absolute(), source, key, splits)
+    return None
+
+
+def is_of_images(source: str) -> bool:
+    """Whether a local source is a zip archive, or a folder with images in it or below."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.suffix.lower() == ".zip"
+    files = (name for _, _, names in os.walk(path) for name in names) if path.is_dir() else iter(())
+    return any(is_image(name) or name.lower().endswith(".zip") for name in files)
+
+
+def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
+    if named := _split_parts(folder):
+        chosen = _choose(named, splits, source, key)
+        return _of_archive(chosen, source, key, splits) if chosen.is_file() else _of_folder(chosen, source, key, ())
+    names, others, folders = list[str](), list[str](), list[str]()
+    for parent, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not _is_ignored(name))
+        inner = Path(parent).relative_to(folder).as_posix()
+        if inner != ".":
+            folders.append(inner)
+        for name in sorted(files):
+            if not _is_ignored(name):
+                (names if is_image(name) else others).append(name if inner == "." else f"{inner}/{name}")
+    metadata = next((name for name in METADATA if name in others), "")
+    if not names and not metadata:
+        if any(readers.file_kind(folder / name) for name in others if "/" not in name):
+            return None
+        raise UserError(f"{key}: {source}: this folder contains no images; expected {EXPECTED}")
+    with_images = {part for name in names for part in _parents(name)}
+    empty = [name for name in folders if name not in with_images]
+    return _checked(Layout(folder, names, metadata, [name for name in others if name != metadata], empty), source, key)
+
+
+def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout:
+    members = [name for name in open_archive(str(file)).namelist() if not name.endswith("/")]
+    members = sorted(name for name in members if not any(_is_ignored(part) for part in name.split("/")))
+    tops = {name.split("/")[0] for name in members if name.count("/") > 1 or (name.split("/")[-1] in METADATA and "/" in name)}
+    if tops and all(_split(top) for top in tops):
+        present: dict[str, Path] = {_split(top): Path(top) for top in sorted(tops)}
+        if splits and len(present) > 1:
+            chosen = _choose(present, splits, source, key)
+            members = [name for name in members if name.startswith(f"{chosen.as_posix()}/")]
+    names, others = [name for name in members if is_image(name)], [name for name in members if not is_image(name)]
+    metadata = next((name for name in others if PurePosixPath(name).name in METADATA), "")
+    if not names:
+        raise UserError(f"{key}: {source}: this archive contains no images; expected {EXPECTED}")
+    return _checked(Layout(file, names, metadata, [name for name in others if name != metadata]), source, key)
+
+
+def _checked(layout: Layout, source: str, key: str) -> Layout:
+    loose = [name for name in layout.names if "/" not in name]
+    if loose and not layout.metadata:
+        raise UserError(
+            f"{key}: {source}: {len(loose):,} images, such as {loose[0]}, are in no folder of a class, so they have no label; "
+            f"expected {EXPECTED}"
+        )
+    return layout
+
+
+def _split_parts(folder: Path) -> dict[str, Path]:
+    """The folders and archives that are named by a split. A class may have such a name: its folder has images in it."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = _split(path.stem if path.suffix.lower() == ".zip" else path.name)
+        if not split or (path.is_file() and path.suffix.lower() != ".zip"):
+            continue
+        if path.is_dir() and not any((path / name).is_file() for name in METADATA):
+            with os.scandir(path) as entries:
+                if any(entry.is_file() and is_image(entry.name) for entry in entries):
+                    continue
+        found.setdefault(split, path)
+    return found
+
+
+def _choose(named: dict[str, Path], splits: tuple[str, ...], source: str, key: str) -> Path:
+    for split in splits:
+        if split in named:
+            return named[split]
+    wanted = splits[0] if splits else "train"
+    raise UserError(
+        f"{key}: {source}: its parts are named {', '.join(sorted(named))}, and none is named {wanted}; name one of the folders"
+    )
+
+
+def _split(name: str) -> str:
+    return SPLITS.get(name.lower(), "")
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name in IGNORED
+
+
+def _parents(name: str) -> Iterator[str]:
+    for parent in PurePosixPath(name).parents:
+        yield parent.as_posix()

@@ -1,0 +1,112 @@
+"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC and average precision by class. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MOST = 400_000  # examples times classes, above which resampling the rankings would take minutes: they are left out
+
+
+def ranks_are_kept(rows: int, classes: int) -> bool:
+    """Whether AUROC and average precision are measured."""
+    return 0 < rows * classes <= MOST
+
+
+def score_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
+    """Metrics from how often each row counts, `[rows]`: means over the classes that occur.
+
+    Args:
+        marks: as of `text_classification.scores.class_sums`.
+        chances: the probability of each class, `[rows, classes]`; of no columns where there are too many.
+        count: of the classes.
+    """
+    true = truth_of(marks, count)
+    ranked = Ranking(chances, true) if ranks_are_kept(*chances.shape) else None
+    several, right = marks.dtype == np.int8, None if marks.dtype == np.int8 else marks[:, 0] == marks[:, 1]
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if not several:
+            support, hits = weights @ true, (weights * right) @ true
+            found["balanced_accuracy"] = float((hits[support > 0] / support[support > 0]).mean())
+        if ranked is not None:
+            auroc, precision = ranked.score(weights)
+            found |= {"auroc": mean_of(auroc), "average_precision": mean_of(precision)}
+        return found
+
+    return score
+
+
+def by_class(marks: np.ndarray, chances: np.ndarray, count: int) -> list[dict[str, float]]:
+    """AUROC and average precision of each class; empty where they are not measured."""
+    if not ranks_are_kept(*chances.shape):
+        return []
+    auroc, precision = Ranking(chances, truth_of(marks, count)).score(np.ones(len(marks)))
+    pairs = zip(auroc.tolist(), precision.tolist(), strict=True)
+    return [{"auroc": one, "average_precision": other} for one, other in pairs]
+
+
+def truth_of(marks: np.ndarray, count: int) -> np.ndarray:
+    """Whether each row has each class, `[rows, classes]` in float64."""
+    if marks.dtype == np.int8:
+        return (marks >= 2).astype(np.float64)
+    return (marks[:, :1].astype(np.int64) == np.arange(count)).astype(np.float64)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean of the values that are numbers; NaN without any."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+class Ranking:
+    """The rows in the order of each class's probability, computed once for all resamples.
+
+    Args:
+        chances: `[rows, classes]`.
+        true: whether a row has a class, `[rows, classes]`.
+    """
+
+    def __init__(self, chances: np.ndarray, true: np.ndarray) -> None:
+        self.order = np.argsort(-chances, axis=0, kind="stable")
+        self.true = np.take_along_axis(true, self.order, 0)
+        ordered = np.take_along_axis(chances, self.order, 0)
+        places = np.arange(len(chances))[:, None]
+        starts = np.ones(ordered.shape, bool)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        ends = np.ones(ordered.shape, bool)
+        ends[:-1] = starts[1:]
+        self.first = np.maximum.accumulate(np.where(starts, places, 0), axis=0)  # of rows with an equal probability
+        backwards = np.where(ends, places, len(chances) - 1)[::-1]
+        self.last = np.minimum.accumulate(backwards, axis=0)[::-1]
+
+    def score(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC and average precision of each class, `[classes]`; NaN where rows with or without it are missing.
+
+        Ties count one half in AUROC, and are one threshold in the average precision, as in scikit-learn.
+        """
+        ordered = weights[self.order]
+        positive = ordered * self.true
+        hits, misses = np.cumsum(positive, 0), np.cumsum(ordered - positive, 0)
+        of_class, others = hits[-1], misses[-1]
+        through = np.take_along_axis(misses, self.last, 0)
+        before = np.where(self.first > 0, np.take_along_axis(misses, np.maximum(self.first - 1, 0), 0), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            above = (positive * (others - (before + through) / 2)).sum(0)
+            caught = np.take_along_axis(hits, self.last, 0)
+            precision = np.where(caught + through > 0, caught / (caught + through), 0.0)
+            average = np.where(of_class > 0, (positive * precision).sum(0) / of_class, np.nan)
+            return np.where(others > 0, above / (of_class * others), np.nan), average
+
+
+def lines_of(details: dict[str, Any]) -> list[str]:
+    """The classes with the lowest average precision."""
+    rows = [row for row in details.get("labels", []) if "average_precision" in row and row["support"]]
+    if not rows:
+        return []
+    worst = sorted(rows, key=lambda row: row["average_precision"])[:3]
+    words = ", ".join(f"{row['label']} {row['average_precision']:.1%} (AUROC {row['auroc']:.1%})" for row in worst)
+    return [f"{'lowest AP':<16} {words}"]
