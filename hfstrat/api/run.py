@@ -91,14 +91,13 @@ class Run:
         """
         from hfstrat.cli import inference
 
-        rows = [inputs] if isinstance(inputs, str | dict | Path) else list(inputs)
+        rows: list[Any] = [inputs] if isinstance(inputs, str | dict | Path) else list(inputs)
         if not artifact.task_of(self.target).model.reads_tokens:
             from hfstrat.data.image_rows import refs_of
 
-            rows = refs_of(map(str, rows))
-        elif empty := [
-            place for place, row in enumerate(rows) if not str(row["text"] if isinstance(row, dict) else row).strip()
-        ]:
+            rows = list(refs_of(map(str, rows)))
+        texts = [row["text"] if isinstance(row, dict) else row for row in rows]
+        if empty := [place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()]:
             raise UserError(f"predict: text {empty[0]} is empty; expected text")
         task = inference.head_text(self.target)
         return [task.record(found) for _, found in inference.predicted(self.target, rows, *self._loaded, self._report)]
