@@ -102,6 +102,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl $(TEXT)
 	$(BIN)/python -m benchmarks.tokenize
 	$(BIN)/python -m benchmarks.data_memory
 	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.busy_machine
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.kd_epoch
