@@ -112,6 +112,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.micro_batch
+	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.busy_machine
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.kd_epoch

@@ -205,9 +205,10 @@ def test_tokens_are_counted_in_the_order_of_the_run() -> None:
     import numpy as np
 
     from hfstrat.data.collate import BatchOrder
+    from hfstrat.recipe.schema import Training
 
     lengths = np.random.default_rng(0).integers(3, 60, size=50)
-    training = SimpleNamespace(global_batch_size=8, train_sampling_strategy="group_by_length")
+    training = Training(global_batch_size=8, train_sampling_strategy="group_by_length")
     recipe = SimpleNamespace(training=training, seed=5)
     order = BatchOrder(lengths, 8, 100, 5, group_by_length=True)
     for steps in (1, 2, 7, 30):
