@@ -12,7 +12,7 @@ spaced over the classes; nothing is selected by it (`load_best_model_at_end: fal
 training images and solves the head exactly, with an empty cache. `head-again` is the same command a second time: its features
 are in the cache. `scratch` trains a vision transformer of 2.7 M parameters at 32 pixels (patches of 4), augmented, for as long
 as the complete `head` run took. `lora` trains adapters on all linear layers, augmented, for 10 epochs; `head-then-lora` for ten
-minutes from the solved head, whose features are in the cache. One seed.
+minutes from the solved head, whose features it computes again, since its body stays in float32 until then. One seed.
 
 Predicted before the first run: head .50 / .76, scratch .25 / .50, lora-20 .55, head-then-lora .80.
 """
