@@ -1,6 +1,7 @@
 """Classifiers from 8 or 32 rows per class: hfstrat's `head`, `head` with `contrastive`, `full`, and SetFit on the same rows.
 
     python -m benchmarks.few_rows [REPEATS] [--minutes N]
+    python -m benchmarks.few_rows --table                    # writes the results of the runs that have ended so far
 
 all-MiniLM-L6-v2; trec6 (6 classes) and sst2 (2 classes) of ../shared/data, 8 and 32 rows per class; accuracy on 500 other rows.
 Each repetition draws other rows and has another seed; each run is a process of its own. SetFit 1.2 with its defaults (cosine
@@ -34,6 +35,7 @@ DATA = ROOT.parent / "shared" / "data"
 SETS = ("trec6", "sst2")
 PER_CLASS = (8, 32)
 CONTENDERS = ("head", "contrastive", "full", "setfit")
+STORED = ROOT / "runs" / "benchmarks" / "few_rows.jsonl"  # of `rounds`
 SECTIONS = {"head": "head", "contrastive": "{name: head, contrastive: true}", "full": "full"}
 TEST_ROWS, PAIRS = 500, 20
 
@@ -110,6 +112,9 @@ def main() -> None:
     if not DATA.is_dir():
         sys.exit(f"{DATA} not found: this benchmark runs on real rows that are not in the repository")
     words = sys.argv[1:]
+    if "--table" in words:
+        report({" ".join(entry["case"]): [entry["result"]] for entry in map(json.loads, STORED.read_text().splitlines())})
+        return
     minutes = float(words.pop(words.index("--minutes") + 1)) if "--minutes" in words else math.inf
     repeats = int(words[0]) if words and words[0].isdigit() else 3
     contenders = [name for name in CONTENDERS if name != "setfit" or importlib.util.find_spec("setfit")]
@@ -120,7 +125,10 @@ def main() -> None:
         for count in PER_CLASS
         for contender in contenders
     ]
-    runs = rounds("few_rows", cases, 1, minutes)
+    report(rounds("few_rows", cases, 1, minutes))
+
+
+def report(runs: dict[str, list[dict[str, float]]]) -> None:
     result = {"machine": machine(), "test_rows": TEST_ROWS, "runs": runs}
     write("few_rows", result, lines_of(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time as time_module
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ import yaml
 
 from hfstrat.api import inputs, measure
 from hfstrat.api.run import Run
-from hfstrat.errors import UserError
+from hfstrat.errors import RunError, UserError
 from hfstrat.tasks import report
+from hfstrat.trainer import signals
 
 if TYPE_CHECKING:
     from hfstrat.recipe.load import Loaded
     from hfstrat.run.setup import Job
 
+WAIT, PAUSE = 3600.0, 0.5  # seconds: for the first process to verify the result, and between two looks
 HERE = "recipe"  # the name of a recipe that was given in Python, in messages
 
 
@@ -48,10 +51,13 @@ def train(
         UserError: a mistake, before anything is written.
         RunError: training failed; `code` is the exit code of the command.
     """
+    for callback in callbacks:
+        if not isinstance(callback, callback_class()):
+            raise UserError(f"callbacks: {callback!r}; expected objects of subclasses of transformers.TrainerCallback")
     loaded = loaded_recipe(recipe, model, tokenizer, train_dataset, eval_dataset, overrides)
     folder = Path(loaded.recipe.output_dir).expanduser()
     if not overwrite and is_finished(folder, loaded):
-        print(f"{folder}: this run has finished; overwrite=True trains it again")
+        print(f"{folder}: this recipe has been run (its files are not compared); overwrite=True trains it again")
         return Run(folder)
     from hfstrat.run.train import run
 
@@ -59,8 +65,28 @@ def train(
         for callback in callbacks:
             job.trainer.add_callback(callback)
 
-    run(loaded, overwrite, with_callbacks)
+    with signals.listening():
+        finished = run(loaded, overwrite, with_callbacks)
+    if finished is None:  # another process than the first, which verifies the result and writes the report
+        wait_for_report(folder)
     return Run(folder)
+
+
+def wait_for_report(folder: Path) -> None:
+    """Wait until the first process has ended the run. Raises RunError where it failed, or does not end."""
+    until = time_module.monotonic() + WAIT
+    while (status := report.status(folder)) in (None, "running"):
+        if time_module.monotonic() > until:
+            raise RunError(f"{folder}: the first process has not finished this run after {WAIT:.0f} s")
+        time_module.sleep(PAUSE)
+    if status != "done":
+        raise RunError(f"{folder}: the run did not finish ({status}); the first process has the reason")
+
+
+def callback_class() -> Any:
+    from transformers import TrainerCallback
+
+    return TrainerCallback
 
 
 def is_finished(folder: Path, loaded: Loaded) -> bool:
@@ -141,6 +167,8 @@ def advise(model: str | None = None, data: Any = None, **options: Any) -> dict[s
     from hfstrat.advisor import decide, show
     from hfstrat.cli import advise as cli
 
+    if model is not None and not isinstance(model, str):
+        raise UserError(f"model: a {type(model).__name__}; expected the path or Hub id of a model")
     request = cli.Request(
         **_known(cli.Request, {"measure": "auto", **options}) | {"model": model, "data": inputs.data_source(data, "data")}
     )
@@ -152,14 +180,14 @@ def advise(model: str | None = None, data: Any = None, **options: Any) -> dict[s
 
 
 def compare(
-    recipes: Sequence[str | Path] = (),
+    recipes: str | Path | Sequence[str | Path] = (),
     *,
     budget: str,
     model: str | None = None,
     data: Any = None,
     eval_data: Any = None,
     output: str | Path = "runs/compare",
-    strategies: str | None = None,
+    strategies: str | Sequence[str] | None = None,
     task: str | None = None,
     seeds: int = 3,
     overrides: Mapping[str, Any] | None = None,
@@ -181,36 +209,37 @@ def compare(
     from hfstrat.engine.entries import Request, parse_budget
 
     sources = [inputs.data_source(each, name) for each, name in ((data, "data"), (eval_data, "eval_data"))]
-    folder, files = Path(output), [str(file) for file in recipes]
+    folder, files = Path(output), files_of(recipes)
     request = Request(
         files,
         measure.flat(overrides or {}),
         model,
         sources[0],
-        strategies,
+        None if strategies is None else names(strategies, "strategies"),
         task,
-        parse_budget(budget),
+        parse_budget(text(budget, "budget", "10min")),
         seeds,
         folder,
         sources[1],
         None,
         retry,
     )
-    comparison.compare(request, predict)
+    with signals.restored():
+        comparison.compare(request, predict)
     found: dict[str, Any] = json.loads((folder.expanduser() / "comparison.json").read_text(encoding="utf-8"))
     return found
 
 
 def tune(
-    recipes: Sequence[str | Path] = (),
+    recipes: str | Path | Sequence[str | Path] = (),
     *,
     time: str,
     model: str | None = None,
     data: Any = None,
     eval_data: Any = None,
     output_dir: str | Path = "runs/tune",
-    strategies: str | None = None,
-    search: str | None = None,
+    strategies: str | Sequence[str] | None = None,
+    search: str | Sequence[str] | None = None,
     task: str | None = None,
     seed: int = 42,
     overrides: Mapping[str, Any] | None = None,
@@ -233,24 +262,48 @@ def tune(
     from hfstrat.tuning.options import Options, parse_time
 
     sources = [inputs.data_source(each, name) for each, name in ((data, "data"), (eval_data, "eval_data"))]
-    folder, files = Path(output_dir).expanduser().absolute(), [str(file) for file in recipes]
-    keys = space.parse_keys(search)
+    folder, files = Path(output_dir).expanduser().absolute(), files_of(recipes)
+    keys = space.parse_keys(None if search is None else names(search, "search"))
     options = Options(
         files,
         measure.flat(overrides or {}),
         model,
         sources[0],
-        strategies,
+        None if strategies is None else names(strategies, "strategies"),
         task,
-        parse_time(time),
+        parse_time(text(time, "time", "30min")),
         sources[1],
         keys,
         str(folder),
         seed,
     )
-    with cli.helpers(folder):
+    with signals.restored(), cli.helpers(folder):
         tuning.tune(options, cli.adviser(options), cli.runner)
     return Run(folder)
+
+
+def files_of(recipes: str | Path | Sequence[str | Path]) -> list[str]:
+    """Paths of recipes. Raises UserError for anything else."""
+    listed = [recipes] if isinstance(recipes, str | Path) else list(recipes)
+    for one in listed:
+        if not isinstance(one, str | Path):
+            raise UserError(f"recipes: a {type(one).__name__}; expected paths of recipe files")
+    return [str(one) for one in listed]
+
+
+def names(value: str | Sequence[str], key: str) -> str:
+    """Names as the command takes them, with commas. Raises UserError."""
+    listed = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(one, str) for one in listed):
+        raise UserError(f"{key}: {value!r}; expected names, as a list or with commas")
+    return ",".join(listed)
+
+
+def text(value: Any, key: str, example: str) -> str:
+    """An amount with its unit. Raises UserError for a number alone."""
+    if not isinstance(value, str):
+        raise UserError(f"{key}: {value!r}; expected text with a unit, such as {example!r}")
+    return value
 
 
 def _known(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

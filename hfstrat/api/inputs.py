@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 FOLDER = "objects"  # of models and tokenizers, in the cache folder
 BATCH_ROWS = 1000
+CHANGED_BY_SAVING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # keys of a config
 EVALUATION_SPLITS = ("validation", "valid", "dev", "test")  # of a DatasetDict, in this order
-KINDS = "a path or Hub id, a datasets.Dataset or DatasetDict, a pandas.DataFrame, or a list of dicts"
+KINDS = "a path or Hub id, a datasets.Dataset, a pandas.DataFrame, or a list of dicts"
 
 
 def data_sources(train: Any, evaluation: Any) -> tuple[str | None, str | None]:
@@ -63,16 +64,23 @@ def as_dataset(rows: Any, name: str) -> Dataset:
     from datasets import Dataset
 
     if isinstance(rows, Dataset):
+        if (rows.format or {}).get("type") == "custom":
+            raise UserError(f"{name}: it has a transform (set_transform), which no file can hold; apply it with map(...)")
         return rows
     try:
         if type(rows).__name__ == "DataFrame":
             return Dataset.from_pandas(rows, preserve_index=False)
         if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
-            return Dataset.from_list([dict(row) for row in rows])
+            names = dict.fromkeys(name for row in rows for name in row)  # from_list would take those of the first row
+            return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     except Exception as error:  # of pyarrow: a column with values of different types
         raise UserError(
             f"{name}: these rows make no table: {first_line(error)}; give each column values of one type"
         ) from error
+    if type(rows).__name__ in ("DatasetDict", "IterableDatasetDict"):
+        raise UserError(
+            f"{name}: a DatasetDict; expected one of its splits, such as {name}=splits[{next(iter(rows), 'train')!r}]"
+        )
     given = f"a list of {type(rows[0]).__name__}" if isinstance(rows, list) and rows else f"a {type(rows).__name__}"
     raise UserError(f"{name}: {given}; expected {KINDS}")
 
@@ -104,7 +112,7 @@ def stored_rows(rows: Dataset) -> Path:
                 for table in rows.with_format("arrow").iter(BATCH_ROWS):
                     writer.write_table(table.cast(rows.features.arrow_schema))
         text = f"{len(rows):,} rows given in Python"
-        return cache.fetch("rows", f"given-{hashed.digest.hexdigest()[:32]}", text, lambda target: _move(file, target)).path
+        return cache.fetch("given", hashed.digest.hexdigest()[:32], text, lambda target: _move(file, target)).path
 
 
 def _move(source: Path, target: Path) -> None:
@@ -134,13 +142,14 @@ def tokenizer_of(model: Any, given: Any) -> Any:
     """
     if given is not None and not isinstance(given, str | os.PathLike):
         return checked_tokenizer(given)
-    from transformers import AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     source = str(given) if given is not None else str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     if not source:
         return None
     try:
-        return AutoTokenizer.from_pretrained(source)
+        reads_pixels = getattr(model, "main_input_name", "") == "pixel_values"
+        return (AutoImageProcessor if reads_pixels else AutoTokenizer).from_pretrained(source)
     except Exception as error:
         raise UserError(f"tokenizer: there is none at {source}: {first_line(error)}; give one with tokenizer=...") from error
 
@@ -163,8 +172,11 @@ def stored_model(model: Any, tokenizer: Any) -> Path:
     from hfstrat.trainer.cached_columns import digest_of_weights
 
     if tokenizer is None:
-        raise UserError("tokenizer: missing; this model was not loaded from a folder or Hub id that has one")
-    config = {key: str(value) for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+        raise UserError(
+            "tokenizer: missing; this model was not loaded from a folder or Hub id that has one. Give a tokenizer, or for a "
+            "model of images its image processor"
+        )
+    config = {key: str(value) for key, value in model.config.to_dict().items() if key not in CHANGED_BY_SAVING}
     digests = [digest_of_weights(model, trained=True), cache.tokenizer_digest(tokenizer)]
     text = json.dumps([type(model).__name__, config, *digests], sort_keys=True)
 
@@ -182,9 +194,9 @@ def stored_tokenizer(tokenizer: Any) -> Path:
 
 
 def checked_tokenizer(tokenizer: Any) -> Any:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | ImageProcessingMixin):
         raise UserError(
             f"tokenizer: a {type(tokenizer).__name__}; expected a path, a Hub id or a tokenizer of transformers "
             "(PreTrainedTokenizerFast wraps one of tokenizers)"
@@ -211,7 +223,7 @@ def _stored(kind: str, digest: str, save: Callable[[str], Any]) -> Path:
 
 def merged(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as a dict with changes: nested dicts are merged, other values replaced; `a.b` is the key b of the section a."""
-    found = json.loads(json.dumps(recipe, default=str)) if recipe else {}
+    found = json.loads(json.dumps(recipe, default=plain)) if recipe else {}
     for name, value in changes.items():
         path, target = name.split("."), found
         for key in path[:-1]:
@@ -219,8 +231,13 @@ def merged(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
             target = target[key]
         known, last = target.get(path[-1]), path[-1]
         is_section = isinstance(value, Mapping) and known is not None and isinstance(_section(known, last), dict)
-        target[last] = merged(_section(known, last), value) if is_section else value
+        target[last] = merged(_section(known, last), value) if is_section else json.loads(json.dumps(value, default=plain))
     return found
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers of NumPy as numbers, paths as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _section(value: Any, key: str) -> Any:

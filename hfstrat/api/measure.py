@@ -23,5 +23,8 @@ def flat(changes: Mapping[str, Any], before: str = "") -> list[str]:
     found: list[str] = []
     for key, value in changes.items():
         name = f"{before}{key}"
-        found += flat(value, f"{name}.") if isinstance(value, Mapping) else [f"{name}={json.dumps(value, default=str)}"]
+        if isinstance(value, Mapping):
+            found += flat(value, f"{name}.")
+        else:
+            found.append(f"{name}={json.dumps(value, default=inputs.plain, ensure_ascii=False)}")
     return found

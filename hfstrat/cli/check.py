@@ -170,7 +170,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             console.print(note, style="dim", markup=False)
 
 
-def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, is_prompt: bool) -> None:
+def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, is_prompt: bool = False) -> None:
     """One example as the model sees it; supervised tokens are in color, or between [[ and ]] where there is no terminal."""
     supervised = sum(label != IGNORED for label in row["labels"])
     console.print(f"\n{title}: {len(row['input_ids'])} tokens{'' if is_prompt else f', {supervised} supervised'}")

@@ -60,7 +60,7 @@ def train(
     with located(loaded):
         for line in push.prepare(loaded.recipe):
             print(line, flush=True)
-    if started.processes > 1:
+    if started.processes > 1 and loaded.recipe.training.global_batch_tokens is None:
         from hfstrat.trainer.plan import sequences_per_process
 
         with located(loaded):

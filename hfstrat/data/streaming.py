@@ -273,7 +273,7 @@ def prepare_streamed(data: Data, tokenizer: Any, seed: int, samples: int = 0, ma
     if data.eval or data.eval_split:
         evaluation = _evaluation(data.eval or data.train, data, renderer, samples, max_eval_rows)
     else:
-        evaluation = _hold_out(encoder, rows, samples)
+        evaluation = _hold_out(encoder, rows, samples, max_eval_rows)
     encoder.evaluated = frozenset(map(int, evaluation.hashes))
     if not encoder.evaluated:
         raise UserError("data.eval: all evaluation rows were dropped; raise data.max_length, or set data.overflow: truncate")
@@ -352,13 +352,16 @@ def first_rows(encoder: Encoder, rows: list[Iterator[Item]], counts: list[int | 
     return found._replace(statistics=Statistics.merge(statistics))
 
 
-def _hold_out(encoder: Encoder, rows: list[Iterator[Item]], samples: int) -> Evaluation:
-    """The first rows of the training sources, in the proportion of their weights. They are never trained on."""
+def _hold_out(encoder: Encoder, rows: list[Iterator[Item]], samples: int, limit: int | None) -> Evaluation:
+    """The first rows of the training sources, in the proportion of their weights. They are never trained on, also those that
+    are not evaluated (beyond `limit`)."""
     data = encoder.data
     found = first_rows(encoder, rows, apportion(int(data.eval_size), shares_of(data.train)), trained=False)
     for item in found.items:
         encoder.sources[item.source].held[item.shard] = item.number + 1
-    return _in_memory(found, samples)._replace(rows_held_out=len(found.examples), statistics=None)
+    hashes = [part.text_hash for part in found.parts]
+    evaluated = _in_memory(found._replace(parts=found.parts[:limit]), samples)
+    return evaluated._replace(hashes=hashes, rows_held_out=len(found.examples), statistics=None)
 
 
 def _evaluation(given: list[Source], data: Data, renderer: Renderer, samples: int, limit: int | None) -> Evaluation:
@@ -374,7 +377,7 @@ def _evaluation(given: list[Source], data: Data, renderer: Renderer, samples: in
     by_length = held.select(np.argsort(-held.lengths(), kind="stable"))
     fields = {"eval": by_length.dataset(), "eval_lengths": by_length.lengths()}
     fields["samples"] = samples_of(conversations, table, held, samples)
-    return Evaluation(fields, held.take(held.text_hash), table.statistics)
+    return Evaluation(fields, table.rows.take(table.rows.text_hash), table.statistics)  # of all: `limit` may change later
 
 
 def _in_memory(found: FirstRows, samples: int) -> Evaluation:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstrat import __version__
-from hfstrat.data import cache, image_layout, readers, sources
+from hfstrat.data import cache, readers, sources
 from hfstrat.data.image_layout import is_of_images
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
@@ -370,8 +370,10 @@ def _data_digests(loaded: Loaded) -> dict[str, Any]:
     for key, listed in (("data.train", data.train), ("data.eval", data.eval or [])):
         for source in listed:
             splits = sources.splits_of(source, data, key)[1]
-            if (layout := image_layout.find(source.path, key, splits) if is_of_images(source.path) else None) is not None:
-                found[f"{key} {source.path}"] = layout.identity()
+            if not TASKS[loaded.recipe.task].model.reads_tokens:
+                from hfstrat.data.image_rows import ImageSource
+
+                found[f"{key} {source.path}"] = ImageSource.open(source, data, key).digest()
                 continue
             files = sources.local_files(source.path, key, splits)
             found[f"{key} {source.path}"] = _digest(tuple((file, file.stat().st_mtime_ns) for file in files or []))

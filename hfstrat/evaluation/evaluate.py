@@ -22,6 +22,7 @@ from hfstrat.data.label_names import sources_of
 from hfstrat.errors import UserError, quiet_libraries
 from hfstrat.models.load import read_json
 from hfstrat.objectives import Objective, objective_of, task_of
+from hfstrat.recipe.data import SHUFFLE_BUFFER
 from hfstrat.recipe.load import Answers, apply_override
 from hfstrat.recipe.schema import Evaluation, Recipe
 from hfstrat.tasks import artifact, task_of_files
@@ -63,7 +64,17 @@ def _installed(library: str, key: str) -> None:
 
 SECTIONS = ("data", "evaluation", "seed")  # may be set on the command line
 UNTRAINED = {"strategy": "full", "data": {"train": "-"}, "output_dir": "-"}  # of the recipe for a model that no run trained
-ONE_FILE = {"eval": None, "eval_split": None, "config": None, "revision": None, "split": "train", "documents": "lines"}
+ONE_FILE: dict[str, Any] = {  # of the section data, besides `train`
+    "eval": None,
+    "eval_split": None,
+    "config": None,
+    "revision": None,
+    "split": "train",
+    "documents": "lines",
+    "streaming": False,
+    "shuffle_buffer": SHUFFLE_BUFFER,
+    "bad_rows": "error",
+}
 
 
 @dataclass(frozen=True)

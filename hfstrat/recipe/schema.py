@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
@@ -78,6 +78,18 @@ Metric = Literal["exact_match", "f1", "rouge", "chrf", "regex", "json", "length"
 
 
 PositiveNumber = Annotated[float, Field(gt=0)]
+
+
+def _names_as_text(value: Any) -> Any:
+    """Keys such as 0 and 1, which YAML reads as numbers, are names of classes."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key) if isinstance(key, int) and not isinstance(key, bool) else key: weight for key, weight in value.items()}
+
+
+ClassWeights = Annotated[
+    Literal["balanced", "focal"] | list[PositiveNumber] | dict[str, PositiveNumber] | None, BeforeValidator(_names_as_text)
+]
 
 
 AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
@@ -193,7 +205,7 @@ class Training(Section):
         description="Recompute activations in the backward pass: less memory, more time; auto: on a GPU where not even "
         "one example fits without",
     )
-    class_weights: Literal["balanced", "focal"] | list[PositiveNumber] | dict[str, PositiveNumber] | None = Field(
+    class_weights: ClassWeights = Field(
         None,
         description="How much each class counts in the training loss of a classifier with one label per row. balanced: all "
         "classes equally, however rare; focal: the focal loss, in which confident examples count little (arXiv 1708.02002); or "

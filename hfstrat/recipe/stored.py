@@ -5,7 +5,10 @@ A recipe that an earlier version wrote is read through `upgraded`, so that its r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from hfstrat.recipe.data import SHUFFLE_BUFFER
 from hfstrat.recipe.section import seconds
@@ -93,10 +96,11 @@ SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes th
 def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The allowed and the refused changes between two recipes (as `model_dump` returns them), each as `key was x, is y`."""
     old, new = flat(before), flat(now)
-    allowed, refused = [], []
+    allowed, refused, unchanged = [], [], defaults(now)
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, ABSENT.get(key)), new.get(key)
-        is_new = key not in old and not is_now and not key.startswith(OPTIONS)  # the older version did not have this key
+        is_empty = not is_now and not key.startswith(OPTIONS)
+        is_new = key not in old and (is_empty or key in unchanged)  # the older version did not have this key
         if was == is_now or is_new:
             continue
         if not _is_in(key, MAY_CHANGE):
@@ -104,6 +108,26 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
         elif not _is_in(key, SILENT):
             allowed.append(f"{key} was {was!r}, is {is_now!r}")
     return allowed, refused
+
+
+def defaults(recipe: dict[str, Any]) -> set[str]:
+    """The dotted keys of a recipe whose values are those that the schema gives by itself."""
+    from hfstrat.recipe.schema import Recipe
+
+    try:
+        whole = Recipe.model_validate(recipe)
+    except ValidationError:
+        return set()
+    return set(_defaults(whole, ""))
+
+
+def _defaults(section: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _defaults(value, f"{prefix}{name}.")
+        elif not field.is_required() and value == field.get_default(call_default_factory=True):
+            yield f"{prefix}{name}"
 
 
 def is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -32,6 +32,11 @@ class StrategySection(Section):
         return True
 
     @property
+    def is_solved(self) -> bool:
+        """Whether what is trained last has an exact solution, although training it takes long."""
+        return False
+
+    @property
     def unquantizable(self) -> str:
         """The reason why the base model cannot be quantized; empty if it can be."""
         return ""
@@ -287,6 +292,10 @@ class Head(StrategySection):
     @property
     def unstreamable(self) -> str:
         return "strategy.name: head: features of all examples are computed before training"
+
+    @property
+    def is_solved(self) -> bool:
+        return self.contrastive and self.head == "linear" and self.solver != "trainer"
 
     @property
     def unquantizable(self) -> str:

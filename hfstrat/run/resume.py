@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES, SAMPLE = 256, 1 << 14  # pieces of a file that are hashed, and their bytes
 ENDINGS = ("safetensors", "bin", "gguf")
-PREPARED = ("rows", "tokenizer", "answers")  # kinds of cache entries that the fingerprint of the data covers
+PREPARED = ("rows", "tokenizer", "answers", "given")  # kinds of cache entries that the fingerprint of the data covers
 
 
 def what_to_resume(recipe: Recipe, overwrite: bool, processes: int) -> tuple[Path | None, dict[str, Any], list[str]]:

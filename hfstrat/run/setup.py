@@ -132,6 +132,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     prepared.trainer_class = prepared.trainer_class or objective.trainer_class
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
+    if recipe.training.optim == muon.NAME and not getattr(built.model, "is_solved", False):
+        muon.check(built.model)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     with output_dir.unlocked_on_error(lock):
         world.wait_for_everyone()

@@ -41,9 +41,9 @@ def run(loaded: Loaded, overwrite: bool = False, before_training: Callable[[Job]
     with located(loaded):
         job = set_up(loaded, world, overwrite)
     job.setup_seconds = time.monotonic() - started
-    if before_training is not None:
-        before_training(job)
     with job.lock or contextlib.nullcontext():
+        if before_training is not None:
+            before_training(job)
         finished = complete(job, world.is_main_process, started)
         if finished is not None:
             compare(job, finished)

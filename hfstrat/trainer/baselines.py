@@ -86,7 +86,7 @@ def measure(data: PreparedData, plan: Plan, model: nn.Module) -> Baselines:
         parameters=count_parameters(model)[1],
         unique_tokens=unique,
         epoch_tokens=epoch_tokens,
-        epochs=None if plan.steps >= ENDLESS else plan.epochs or 1.0,
+        epochs=None if plan.steps >= ENDLESS or not plan.rows else plan.epochs,
         estimated=data.stream is not None,
     )
 

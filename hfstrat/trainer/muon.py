@@ -61,6 +61,15 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {id(p) for name, p in trainable if id(p) not in tables and "embed" not in name}
 
 
+def check(model: nn.Module) -> None:
+    """Raises UserError where no matrix of a hidden layer is trained."""
+    if not hidden_matrices(model):
+        raise UserError(
+            "training.optim: muon updates matrices of hidden layers, and this strategy trains none of them; "
+            "set adamw_torch_fused"
+        )
+
+
 def make(model: nn.Module, decayed: set[str], lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> Muon:
     """The optimizer of a model.
 
@@ -70,15 +79,11 @@ def make(model: nn.Module, decayed: set[str], lr: float, weight_decay: float, be
     Raises:
         UserError: no matrix of a hidden layer is trained.
     """
+    check(model)
     matrices, groups = hidden_matrices(model), dict[tuple[bool, bool], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((id(parameter) in matrices, name in decayed), []).append(parameter)
-    if not any(is_muon for is_muon, _ in groups):
-        raise UserError(
-            "training.optim: muon updates matrices of hidden layers, and this strategy trains none of them; "
-            "set adamw_torch_fused"
-        )
     listed = [
         {"params": groups[kind], "muon": kind[0], "weight_decay": weight_decay if kind[1] else 0.0}
         for kind in sorted(groups, reverse=True)

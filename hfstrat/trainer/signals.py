@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -45,6 +46,29 @@ def listen(outcome: str | None) -> None:
         Path(f"{outcome}.pid{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
         if _parent_stopped():  # before we listened
             raise KeyboardInterrupt
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Afterwards the handlers of SIGINT and SIGTERM are those from before; nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM as a command does: in a step, it is finished and saved first."""
+    with restored():
+        if threading.current_thread() is threading.main_thread():
+            listen(os.environ.get(heartbeat.FILE))
+        yield
 
 
 def _receive(number: int, frame: object) -> None:

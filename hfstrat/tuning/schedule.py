@@ -124,6 +124,7 @@ class Candidates:
     others: tuple[str, ...]
     can_vary: bool = True  # whether anything is searched besides the strategy
     fixed: float = 8.0  # seconds of a job that do not train, before one is measured
+    can_be_direct: bool = True  # whether all of the others are trained step by step, so that a clock can end them
 
     @property
     def most(self) -> int:
@@ -180,15 +181,15 @@ def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
 
 
 def _direct(candidates: Candidates, trials: Sequence[Trial]) -> Next | None:
-    """The next action of a search whose first candidate is trained as the final run; None if that failed."""
-    if not trials:
-        return Next("new", 1, label=candidates.others[0])
-    first = trials[0]
-    if first.failed:
-        return None
-    if first.rungs:
+    """The next action of a search whose candidate is trained as the final run, the next one if that failed; None at the end."""
+    if any(trial.rungs for trial in trials):
         return Next("stop")
-    return Next("wait" if first.is_claimed else "train", 1, trial=first.number, is_direct=True)
+    for trial in trials:
+        if not trial.failed:
+            return Next("wait" if trial.is_claimed else "train", 1, trial=trial.number, is_direct=True)
+    if len(trials) < len(candidates.others):
+        return Next("new", 1, label=candidates.others[len(trials)])
+    return None
 
 
 def fixed_seconds(candidates: Candidates, trials: Sequence[Trial], label: str | None = None) -> float:
@@ -288,7 +289,7 @@ def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: S
         if seconds >= least:
             return Bracket(count, seconds)
     room = left - fixed
-    if first and not candidates.at_once and room <= SMALL * fixed:
+    if first and candidates.can_be_direct and not candidates.at_once and room <= SMALL * fixed:
         return Bracket(1, max(LEAST_SECONDS, room), is_direct=True)
     return Bracket(1, room / 2 if room > SMALL * fixed else room) if first and room >= LEAST_SECONDS else None
 

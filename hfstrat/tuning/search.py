@@ -75,7 +75,8 @@ class Search:
         self.quality = choosing.quality_of(setting.entries[0].loaded.recipe, setting.in_bytes)
         at_once = tuple(entry.label for entry in setting.entries if entry.at_once)
         others = tuple(entry.label for entry in setting.entries if not entry.at_once)
-        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.finishing)
+        stepwise = not any(entry.loaded.recipe.strategy.is_solved for entry in setting.entries)
+        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.finishing, stepwise)
         if leads:
             before = max((rung.at for trial in self.store.trials() for rung in trial.rungs), default=0.0)
             self.store.put("session", {"began": began, "before": before})
@@ -242,6 +243,8 @@ class Search:
         after = max((after_training(rung) for rung in trial.rungs), default=0.0)
         left = self.setting.options.time - self.elapsed - self.completing if is_direct else self.left(self.store.trials())
         spec = read_json(file) | {"until": self.clock() + left - after}
+        if is_direct:
+            spec["seconds"] = self.setting.options.time  # of a longer search than the one that wrote the file
         results.write(file, json.dumps(spec, indent=1))
 
     def write_job(self, file: Path, result: Path, label: str, overrides: list[str], **more: Any) -> None:

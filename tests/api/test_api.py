@@ -89,6 +89,18 @@ def test_rows_in_every_form_are_the_same_rows(tmp_path: Path) -> None:
     assert inputs.data_sources(tmp_path / "rows.jsonl", "some/id") == (str(tmp_path / "rows.jsonl"), "some/id")
 
 
+def test_no_column_of_a_list_is_lost_and_a_model_is_stored_once(tiny: Path) -> None:
+    """A column that the first row lacks; a model whose config changes when it is saved."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    stored = inputs.data_source([{"text": "a"}, {"text": "b", "label": "x"}], "train_dataset")
+    assert [row.get("label") for row in readers.read(Path(str(stored)))] == [None, "x"]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer)))
+    assert inputs.model_source(model, tokenizer) == inputs.model_source(model, tokenizer)
+
+
 def test_class_names_of_a_dataset_are_kept_and_a_classifier_predicts(bodies: Callable[[str], Path], tmp_path: Path) -> None:
     names = ["cat", "dog", "fish"]
     rows = read_rows(labeled(tmp_path))
@@ -119,6 +131,9 @@ class Mistake(dict[str, Any]):
         (Mistake(train_dataset=[]), "it has no rows"),
         (Mistake(train_dataset=[{"text": "a"}, {"text": [1]}]), "these rows make no table"),
         (Mistake(train_dataset=DatasetDict({"test": Dataset.from_list([{"text": "a"}])})), "expected one named train"),
+        (Mistake(train_dataset=Dataset.from_list([{"text": "a"}]).with_transform(lambda rows: rows)), "with map"),
+        (Mistake(eval_dataset=DatasetDict({"test": Dataset.from_list([{"text": "a"}])})), r"eval_dataset=splits\['test'\]"),
+        (Mistake(callbacks=[TrainerCallback]), "expected objects of subclasses of transformers.TrainerCallback"),
         (Mistake(model=3), "model: a int; expected a path, a Hub id or a transformers.PreTrainedModel"),
         (Mistake(tokenizer=3), "tokenizer: a int"),
         (Mistake(recipe=3), "recipe: a int; expected a path, the name of a bundled recipe, or a dict"),

@@ -441,8 +441,8 @@ def test_tokens_of_repeated_rows_are_counted_once_and_seen_as_often() -> None:
     table = Dataset.from_list(rows)
     train = table.select([0, 1, 0, 0])
     model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(8, 2), parameters=lambda: [torch.zeros(7)])
-    plan = SimpleNamespace(steps=4, epochs=2.0)
-    data = SimpleNamespace(train=train, eval=table, renderer=SimpleNamespace(tokenizer=make_tokenizer()))
+    plan = SimpleNamespace(steps=4, epochs=2.0, rows=3)
+    data = SimpleNamespace(stream=None, train=train, eval=table, renderer=SimpleNamespace(tokenizer=make_tokenizer()))
     found = baselines.measure(data, plan, model)  # type: ignore[arg-type]
     assert (found.unique_tokens, found.epoch_tokens) == (3, 7)
     assert "0.43 unique training tokens per parameter (3 tokens, 7 parameters), 4.7 epochs" in found.supply()[0]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hfstrat.errors import UserError
-from hfstrat.recipe import stored
+from hfstrat.recipe import library, stored
+from hfstrat.recipe.load import load_recipe
 from hfstrat.trainer import checkpoints
 
 
@@ -159,3 +160,25 @@ def test_more_time_is_longer() -> None:
     ten, twenty = (changed("training", num_train_epochs=None, max_time=time) for time in ("10min", "20min"))
     assert stored.is_longer(ten, twenty)
     assert not stored.is_longer(twenty, ten)
+
+
+@pytest.mark.parametrize("name", library.names("recipes"))
+def test_a_key_that_an_earlier_version_did_not_have_changes_nothing_at_its_default(name: str) -> None:
+    """Whatever key is new: its default is what the version without it did. Sections that are new are absent as a whole."""
+    now = load_recipe(str(library.find("recipes", name))).recipe.model_dump()
+    kept = stored.defaults(now)
+    assert {"data.bad_rows", "model.trust_remote_code"} <= kept
+    before = without(now, kept)
+    assert stored.compare(before, now)[1] == []
+    other = {**now, "model": {**now["model"], "trust_remote_code": True}}
+    assert stored.compare(before, other)[1] == ["model.trust_remote_code was None, is True"]
+
+
+def without(tree: dict[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
+    """A tree without some dotted keys, and without sections that are empty then."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) and f"{prefix}{key}" not in keys else value
+        if f"{prefix}{key}" not in keys and inner != {}:
+            found[key] = inner
+    return found

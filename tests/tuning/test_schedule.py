@@ -263,6 +263,23 @@ def test_a_single_candidate_that_fits_is_trained_as_the_final_run(
     assert "no other candidate was measured" in results.sentences(table)[0]
 
 
+def test_the_next_candidate_is_trained_if_the_only_one_that_fits_fails(encoder: Path, data: Path, tmp_path: Path) -> None:
+    runner = Played(Clock())
+    runner.broken = {"lora"}
+    table = play(options(encoder, data, tmp_path / "run", time=40.0, strategies="lora,full"), runner)
+    assert [job["kind"] for job in runner.jobs] == ["direct", "direct", "final"]
+    assert [each["label"] for each in table["trials"]] == ["full", "lora"]
+    assert table["trials"][1]["status"] == "failed"
+
+
+def test_a_candidate_that_is_solved_is_not_ended_by_a_clock() -> None:
+    """Contrastive training and then a solved head: it takes long, but no steps."""
+    candidates = Candidates((), ("head", "full"), fixed=8.0, can_be_direct=False)
+    bracket = schedule.plan(candidates, [], 25.0, [])
+    assert bracket is not None
+    assert not bracket.is_direct
+
+
 def test_the_winner_is_not_continued_once_it_gets_worse() -> None:
     def trial(number: int, scores: list[float]) -> Trial:
         rungs = [Rung(score, 1 - score, 10 * 2**n, 2, 10.0, 5.0, 0.0) for n, score in enumerate(scores)]

@@ -28,6 +28,7 @@ from hfstrat.strategies.head.features import INPUTS, Body
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_rows, digest_of_weights
 from hfstrat.trainer.train_data import TrainData
 
+KIND = "contrastive"  # of cache entries
 ROWS, MOST_CLASSES = 32, 16  # rows and classes of a batch, at most
 SHARE_OF_RATE = 0.5  # of the learning rate of full fine-tuning at the width of the model
 WIDE_RATE = 2e-5  # that of models as wide as those that learning_rate leaves to the strategies
@@ -75,16 +76,17 @@ def train_body(section: Head, body: Body, mode: str, data: TrainData, seed: int)
         save_file({name: value.contiguous() for name, value in weights(body).items()}, target)
         return facts
 
-    found: dict[str, Any] | None = None
-    state: dict[str, torch.Tensor] | None = None
-    if data.group.rank == 0:
+    name, group = cache.fingerprint(inputs), data.group
+    if group.rank == 0:
         text = f"contrastive training of {type(body.model).__name__} on {len(data.train):,} rows"
         size = sum(p.numel() * p.element_size() for p in body.model.parameters())
-        entry = cache.fetch("contrastive", cache.fingerprint(inputs), text, build, needed=size)
+        cache.fetch(KIND, name, text, build, needed=size)
+    group.wait()
+    entry = cache.find(KIND, name)
+    if all(group.gather(entry is not None)) and entry is not None:
         found, state = entry.value, read(entry.path)
-    found, state = data.group.gather((found, state))[0]  # the other processes have the weights of the first
-    assert found is not None
-    assert state is not None
+    else:  # machines with other cache folders get the weights of the first process
+        found, state = group.gather((entry.value, read(entry.path)) if group.rank == 0 and entry is not None else None)[0]
     body.model.load_state_dict(state, strict=False)
     body.model.requires_grad_(False).eval()
     return found

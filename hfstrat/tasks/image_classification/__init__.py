@@ -337,8 +337,11 @@ class ImageClassification(Task):
                 raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {self.name}")
         if recipe.evaluation.control not in ("auto", "off"):
             raise UserError(f"evaluation.control: it is a language model's loss; remove it for {self.name}")
-        if recipe.training.packing is True:
-            raise UserError(f"training.packing: true: examples of {self.name} are not packed; set auto or false")
+        if recipe.training.must_pack:
+            given = str(recipe.training.packing).lower()
+            raise UserError(f"training.packing: {given}: examples of {self.name} are not packed; set auto or false")
+        if recipe.training.train_sampling_strategy == "group_by_length":
+            raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
         if recipe.image.augmentation == "on" and not recipe.strategy.takes_augmented:
             raise UserError(
                 f"image.augmentation: strategy {recipe.strategy.name} computes the features of each image once, so that they "
