@@ -86,7 +86,8 @@ def train_body(section: Head, body: Body, mode: str, data: TrainData, seed: int)
     if all(group.gather(entry is not None)) and entry is not None:
         found, state = entry.value, read(entry.path)
     else:  # machines with other cache folders get the weights of the first process
-        found, state = group.gather((entry.value, read(entry.path)) if group.rank == 0 and entry is not None else None)[0]
+        mine = (entry.value, read(entry.path)) if group.rank == 0 and entry is not None else ({}, {})
+        found, state = group.gather(mine)[0]
     body.model.load_state_dict(state, strict=False)
     body.model.requires_grad_(False).eval()
     return found
